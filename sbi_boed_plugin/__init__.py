@@ -1,0 +1,31 @@
+"""Bayesian optimal experimental design and hybrid posteriors for sbi.
+
+Importing the package puts its trainers beside sbi's own: `from sbi.inference import
+NLE_INCE` and `infer(..., method="nle_ince")` work afterwards. Set the environment
+variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
+"""
+
+__version__ = "0.1.0.dev0"
+
+from sbi_boed_plugin import tasks as tasks
+from sbi_boed_plugin.design.optimizer import DesignResult as DesignResult
+from sbi_boed_plugin.design.policies import (
+    TruncatedNormalPolicy as TruncatedNormalPolicy,
+)
+from sbi_boed_plugin.design.policy import DesignPolicy as DesignPolicy
+from sbi_boed_plugin.design.policy import ScaleSchedule as ScaleSchedule
+from sbi_boed_plugin.estimators.design_conditioned import (
+    DesignConditionedEstimator as DesignConditionedEstimator,
+)
+from sbi_boed_plugin.estimators.transformed import (
+    transformed_likelihood_nn as transformed_likelihood_nn,
+)
+from sbi_boed_plugin.objectives.eig import EIGEstimate as EIGEstimate
+from sbi_boed_plugin.objectives.eig import estimate_eig as estimate_eig
+from sbi_boed_plugin.registration import autoregister as _autoregister
+from sbi_boed_plugin.registration import is_registered as is_registered
+from sbi_boed_plugin.registration import register as register
+from sbi_boed_plugin.registration import unregister as unregister
+from sbi_boed_plugin.trainers.nle_ince import NLE_INCE as NLE_INCE
+
+_autoregister()

@@ -1,0 +1,60 @@
+"""Random states of torch, numpy and Python, saved and restored together.
+
+Simulators draw from any of the three. The library never leaves a global generator in
+another state than plain use of it would: seeded or resumed work happens inside
+`isolated_rng`, which gives the caller's state back.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["get_rng_state", "isolated_rng"]
+
+
+def get_rng_state() -> dict[str, Any]:
+    """Return the state of every global generator that a simulator may use."""
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
+    """Run a block from a seed or a saved state, then restore the caller's state.
+
+    Args:
+        start: A seed, a state from `get_rng_state`, or `None`, with which the block
+            uses and advances the global generators as they are.
+    """
+    if start is None:
+        yield
+        return
+    outer = get_rng_state()
+    try:
+        if isinstance(start, int):
+            torch.manual_seed(start)
+            np.random.seed(start % 2**32)
+            random.seed(start)
+        else:
+            _set_rng_state(start)
+        yield
+    finally:
+        _set_rng_state(outer)

@@ -1,0 +1,9 @@
+"""Design policies, gradients of their information, and the loop that trains them."""
+
+from sbi_boed_plugin.design.optimizer import DesignOptimizer as DesignOptimizer
+from sbi_boed_plugin.design.optimizer import DesignResult as DesignResult
+from sbi_boed_plugin.design.policies import (
+    TruncatedNormalPolicy as TruncatedNormalPolicy,
+)
+from sbi_boed_plugin.design.policy import DesignPolicy as DesignPolicy
+from sbi_boed_plugin.design.policy import ScaleSchedule as ScaleSchedule

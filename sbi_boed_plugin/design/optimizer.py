@@ -1,0 +1,402 @@
+r"""The loop that trains a design policy and a likelihood estimator together.
+
+Each step draws designs from the policy and parameters from the prior, simulates, and
+evaluates one matrix of log-likelihoods. From it the estimator takes a step on the
+InfoNCE-λ loss and the policy a step on the information at :math:`\lambda = 0`: with a
+weight on maximum likelihood the policy would prefer quiet measurements to informative
+ones.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim.adam import Adam
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.design.simulation import ValidSimulations, simulate_batch
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives.info_nce import (
+    contrastive_bound,
+    in_batch_contrast,
+    info_nce_loss,
+    log_likelihood_matrix,
+)
+
+__all__ = ["DesignOptimizer", "DesignOptimizerConfig", "DesignResult"]
+
+StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+
+
+@dataclass(frozen=True)
+class DesignOptimizerConfig:
+    """Settings of the joint training of policy and estimator.
+
+    The arguments of `NLE_INCE.optimize_design`, which documents them.
+    """
+
+    num_steps: int
+    training_batch_size: int
+    num_simulations_per_design: int
+    num_contrastive: int
+    regularization_strength: float
+    learning_rate: float
+    design_learning_rate: float
+    clip_max_norm: float | None
+    gradient: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "training_batch_size", "num_simulations_per_design"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("learning_rate", "design_learning_rate"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.gradient not in POLICY_GRADIENTS:
+            raise ValueError(
+                f"gradient='{self.gradient}' is unknown. Use one of "
+                f"{sorted(POLICY_GRADIENTS)}."
+            )
+        if self.training_batch_size % self.num_simulations_per_design:
+            raise ValueError(
+                f"training_batch_size={self.training_batch_size} must be a multiple of "
+                f"num_simulations_per_design={self.num_simulations_per_design}."
+            )
+        if self.training_batch_size // self.num_simulations_per_design < 2:
+            raise ValueError(
+                f"training_batch_size={self.training_batch_size} gives fewer than two "
+                "designs a step, but the baseline of the gradient compares designs. "
+                "Increase it or decrease num_simulations_per_design."
+            )
+        if not 1 <= self.num_contrastive < self.training_batch_size:
+            raise ValueError(
+                f"num_contrastive={self.num_contrastive} must be at least 1 and less "
+                f"than training_batch_size={self.training_batch_size}: contrastive "
+                "parameters are other rows of the batch."
+            )
+        if not self.regularization_strength >= 0.0:
+            raise ValueError(
+                f"regularization_strength={self.regularization_strength} must not be "
+                "negative: it weighs maximum likelihood beside the contrastive bound."
+            )
+
+
+@dataclass(frozen=True)
+class DesignResult:
+    """What `NLE_INCE.optimize_design` found.
+
+    Attributes:
+        design: The best design found, the mode of the policy, of shape
+            `(dim_design,)`.
+        eig: Its expected information gain, from simulations that were not trained on.
+        policy: The trained policy.
+        history: One list per recorded quantity with one entry per step: `"loss"`,
+            `"eig_lower_bound"` and `"eig_standard_error"` of the designs of that step
+            (nats), `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so
+            far, and what the policy describes, such as `"mode"` and `"scale"`.
+        num_simulations: Number of simulations run, all included.
+        num_invalid_simulations: How many of them were NaN or infinite, and left out.
+        seconds: Time spent, in seconds.
+        stop_reason: What ended the loop.
+    """
+
+    design: Tensor
+    eig: EIGEstimate
+    policy: DesignPolicy
+    history: dict[str, list[Any]]
+    num_simulations: int
+    num_invalid_simulations: int
+    seconds: float
+    stop_reason: StopReason
+
+
+@dataclass
+class _Progress:
+    """How far the loop has come; all that changes beside weights and optimisers."""
+
+    step: int = 0
+    num_simulations: int = 0
+    num_invalid_simulations: int = 0
+    seconds: float = 0.0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+
+    def record(self, **values: Any) -> None:
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+
+
+class DesignOptimizer:
+    """Trains a design policy and a likelihood estimator from a black-box simulator.
+
+    All state is on the instance, and the instance pickles: a run that was stopped,
+    in this process or another, goes on from its last completed step and reaches what
+    it would have reached without the stop.
+    """
+
+    def __init__(
+        self,
+        policy: DesignPolicy,
+        prior: Distribution,
+        config: DesignOptimizerConfig,
+        *,
+        build_estimator: Callable[[Tensor, Tensor], ConditionalDensityEstimator],
+        estimator: ConditionalDensityEstimator | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Initialize the loop.
+
+        Args:
+            policy: Policy to train, in place.
+            prior: Distribution of the parameters.
+            config: Settings.
+            build_estimator: Function from the conditions `(theta, design)` and the
+                data `x` of the first batch to the estimator to train.
+            estimator: Estimator to train further, if there is one already.
+            device: Device of training.
+        """
+        self.policy = policy.to(device)
+        self.config = config
+        self.progress = _Progress()
+        self.estimator = estimator
+        self._prior = prior
+        self._device = device
+        self._build_estimator: Callable | None = build_estimator
+        self._optimizer: Adam | None = None
+        self._policy_optimizer = Adam(
+            policy.parameters(), lr=config.design_learning_rate
+        )
+        self._rng_state: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.progress.step >= self.config.num_steps
+
+    @contextmanager
+    def random_state(self) -> Iterator[None]:
+        """Continue the random numbers of an earlier run, if there was one.
+
+        The caller's random state is as it was afterwards. The first run simply uses
+        and advances it.
+        """
+        with isolated_rng(self._rng_state):
+            yield
+
+    def run(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        *,
+        stop_after_steps: int | None = None,
+        max_num_simulations: int | None = None,
+        max_seconds: float | None = None,
+        tracker: Any | None = None,
+        show_progress_bar: bool = True,
+    ) -> StopReason:
+        """Take steps until a budget is used up or the information no longer grows.
+
+        Args:
+            simulator: Function from `theta` and `design` to `x`.
+            stop_after_steps: Stop when the mean bound over this many steps is no
+                better than over as many steps before. Never if `None`.
+            max_num_simulations: Stop before the step that would exceed this number.
+            max_seconds: Stop after the step that exceeds this time.
+            tracker: sbi's tracker, to log each step to.
+            show_progress_bar: Whether to show a progress bar.
+
+        Returns:
+            What ended the loop.
+        """
+        bar = tqdm(
+            total=self.config.num_steps,
+            initial=self.progress.step,
+            disable=not show_progress_bar,
+            desc="Optimizing design",
+        )
+        with bar:
+            while not self.finished:
+                planned = self.progress.num_simulations
+                planned += self.config.training_batch_size
+                if max_num_simulations is not None and planned > max_num_simulations:
+                    return "max_num_simulations"
+                if max_seconds is not None and self.progress.seconds >= max_seconds:
+                    return "max_seconds"
+                # Whatever interrupts the step, the next attempt starts from here.
+                self._rng_state = get_rng_state()
+                self._step(simulator)
+                self._rng_state = get_rng_state()
+                self._report(bar, tracker)
+                if stop_after_steps and self._on_plateau(stop_after_steps):
+                    return "plateau"
+        return "num_steps"
+
+    def _step(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> None:
+        started = time.perf_counter()
+        config = self.config
+        self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
+        self._set_learning_rates()
+
+        designs, batch = self._simulate(simulator)
+        self._ensure_estimator(batch)
+        estimator, optimizer = self.estimator, self._optimizer
+        assert estimator is not None and optimizer is not None
+
+        estimator.train()
+        contrast = in_batch_contrast(batch.theta, config.num_contrastive)
+        theta = torch.cat([batch.theta.unsqueeze(0), contrast])
+        design_rows = designs[batch.design_index]
+        conditions = torch.cat(
+            [theta, design_rows.expand(len(theta), *design_rows.shape)], dim=-1
+        )
+        matrix = log_likelihood_matrix(estimator.log_prob, batch.x, conditions)
+        loss = info_nce_loss(matrix, config.regularization_strength).mean()
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"The InfoNCE loss is {loss.item()} at step {self.progress.step}. The "
+                "state before this step is kept. Check the simulator for extreme "
+                "outputs, transform them (for instance to logarithms), or lower "
+                "learning_rate."
+            )
+        information = contrastive_bound(matrix)
+        policy_gradients = self._policy_gradients(designs, batch, information)
+
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if config.clip_max_norm is not None:
+            clip_grad_norm_(estimator.parameters(), max_norm=config.clip_max_norm)
+        optimizer.step()
+        for parameter, gradient in zip(
+            self.policy.parameters(), policy_gradients, strict=True
+        ):
+            parameter.grad = gradient
+        self._policy_optimizer.step()
+        self.policy.project()
+        self._record(loss, information, matrix, batch, time.perf_counter() - started)
+
+    def _simulate(
+        self, simulator: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, ValidSimulations]:
+        """Draw designs and parameters and simulate them."""
+        config = self.config
+        num_repeats = config.num_simulations_per_design
+        shape = torch.Size((config.training_batch_size // num_repeats,))
+        if config.gradient == "score":
+            designs = self.policy.sample(shape)
+        else:
+            designs = self.policy.rsample(shape)
+        theta = self._prior.sample(torch.Size((config.training_batch_size,)))
+        theta = theta.to(self._device)
+        design_index = torch.arange(len(designs), device=designs.device)
+        design_index = design_index.repeat_interleave(num_repeats)
+        batch = simulate_batch(
+            simulator, theta, designs.detach(), design_index, config.num_contrastive
+        )
+        return designs, batch
+
+    def _policy_gradients(
+        self, designs: Tensor, batch: ValidSimulations, information: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the gradient of the policy's loss for each of its parameters."""
+        index = batch.design_index
+        counts = torch.bincount(index, minlength=len(designs)).to(information)
+        kept = counts > 0
+        per_design = torch.zeros_like(counts).index_add(0, index, information)
+        per_design = per_design[kept] / counts[kept]
+        loss = POLICY_GRADIENTS[self.config.gradient](
+            per_design, self.policy.log_prob(designs.detach()[kept])
+        )
+        return torch.autograd.grad(
+            loss, list(self.policy.parameters()), retain_graph=True
+        )
+
+    def _ensure_estimator(self, batch: ValidSimulations) -> None:
+        """Build the estimator from the first batch, and its optimiser."""
+        if self.estimator is None:
+            assert self._build_estimator is not None
+            conditions = torch.cat(
+                [batch.theta, batch.designs[batch.design_index]], dim=-1
+            )
+            estimator = self._build_estimator(conditions, batch.x)
+            self.estimator = estimator.to(self._device)
+        if self._optimizer is None:
+            self._optimizer = Adam(
+                self.estimator.parameters(), lr=self.config.learning_rate
+            )
+            self._set_learning_rates()
+
+    def _set_learning_rates(self) -> None:
+        """Let both learning rates fall along half a cosine to a hundredth."""
+        progress = self.progress.step / self.config.num_steps
+        factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        rates = [
+            (self._optimizer, self.config.learning_rate),
+            (self._policy_optimizer, self.config.design_learning_rate),
+        ]
+        for optimizer, rate in rates:
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * factor
+
+    def _record(
+        self,
+        loss: Tensor,
+        information: Tensor,
+        matrix: Tensor,
+        batch: ValidSimulations,
+        seconds: float,
+    ) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.num_simulations += self.config.training_batch_size
+        progress.num_invalid_simulations += batch.num_invalid
+        progress.seconds += seconds
+        error = information.std() / math.sqrt(len(information))
+        progress.record(
+            loss=loss.item(),
+            eig_lower_bound=information.mean().item(),
+            eig_standard_error=error.item(),
+            log_likelihood=matrix[0].mean().item(),
+            num_simulations=progress.num_simulations,
+            seconds=progress.seconds,
+            **{key: v.tolist() for key, v in self.policy.describe().items()},
+        )
+
+    def _report(self, bar: Any, tracker: Any | None) -> None:
+        history = self.progress.history
+        bound = history["eig_lower_bound"][-1]
+        mode = ", ".join(f"{value:.3g}" for value in history["mode"][-1][:4])
+        if len(history["mode"][-1]) > 4:
+            mode += ", …"
+        bar.set_postfix_str(f"design [{mode}], EIG ≥ {bound:.2f} nats", refresh=False)
+        bar.update()
+        if tracker is not None:
+            tracker.log_metrics(
+                {
+                    "design_loss": history["loss"][-1],
+                    "design_eig_lower_bound": bound,
+                    "design_log_likelihood": history["log_likelihood"][-1],
+                },
+                step=self.progress.step,
+            )
+
+    def _on_plateau(self, window: int) -> bool:
+        bounds = self.progress.history["eig_lower_bound"]
+        if len(bounds) < 2 * window:
+            return False
+        recent = torch.tensor(bounds[-window:])
+        before = torch.tensor(bounds[-2 * window : -window])
+        return bool(recent.mean() <= before.mean())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the builder, which is needed for the first step only."""
+        return {**self.__dict__, "_build_estimator": None}

@@ -1,0 +1,115 @@
+"""What a design policy is: a learnable distribution over designs."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+__all__ = ["DesignPolicy", "ScaleSchedule"]
+
+
+@dataclass(frozen=True)
+class ScaleSchedule:
+    """Geometric schedule from `start` at progress 0 to `end` at progress 1.
+
+    Args:
+        start: Value at the beginning of training, positive.
+        end: Value at the end of training, positive.
+
+    Example:
+        >>> ScaleSchedule(30.0, 10.0)(1.0)
+        10.0
+    """
+
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if not 0.0 < value < float("inf"):
+                raise ValueError(
+                    f"{name}={value} of a scale schedule must be positive and finite."
+                )
+
+    def __call__(self, progress: float) -> float:
+        """Return the value at a progress between 0 and 1."""
+        if progress >= 1.0:
+            return self.end
+        return self.start * (self.end / self.start) ** max(progress, 0.0)
+
+
+class DesignPolicy(nn.Module, ABC):
+    r"""A learnable distribution :math:`\pi_\psi(\xi)` over designs.
+
+    Its parameters :math:`\psi` are those of the module, so that it moves between
+    devices, is saved and is optimised like any network. A subclass gives `rsample`
+    (or `sample`, if designs are discrete), `log_prob`, `support` and `mode`, and, if
+    it needs them, `anneal` and `project`.
+    """
+
+    def __init__(self, dim_design: int) -> None:
+        """Initialize the policy.
+
+        Args:
+            dim_design: Number of values that make up one design.
+        """
+        super().__init__()
+        self._dim_design = dim_design
+
+    @property
+    def dim_design(self) -> int:
+        """Number of values that make up one design."""
+        return self._dim_design
+
+    @property
+    @abstractmethod
+    def support(self) -> Constraint:
+        """Set of designs that the policy can propose, over the last dimension."""
+
+    @property
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """Most likely design, of shape `(dim_design,)`, detached."""
+
+    @abstractmethod
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw designs that carry the gradient of the policy's parameters.
+
+        Args:
+            sample_shape: Shape of the draw.
+
+        Returns:
+            Designs of shape `(*sample_shape, dim_design)`.
+
+        Raises:
+            NotImplementedError: If designs are discrete; override `sample` then.
+        """
+
+    @abstractmethod
+    def log_prob(self, design: Tensor) -> Tensor:
+        """Return the log-density of designs, normalized over the support.
+
+        Args:
+            design: Designs of shape `(*batch_shape, dim_design)`.
+
+        Returns:
+            Log-density of shape `batch_shape`, in nats; `-inf` outside the support.
+        """
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw designs without gradient, of shape `(*sample_shape, dim_design)`."""
+        return self.rsample(sample_shape)
+
+    def anneal(self, progress: float) -> None:  # noqa: B027 (optional hook)
+        """Set what follows a schedule for a training progress between 0 and 1."""
+
+    def project(self) -> None:  # noqa: B027 (optional hook)
+        """Bring the parameters back to where they are allowed, after each update."""
+
+    def describe(self) -> dict[str, Tensor]:
+        """Return the quantities to record while training, detached, by name."""
+        return {"mode": self.mode.clone()}

@@ -1,0 +1,190 @@
+r"""The InfoNCE-λ objective and what it is made of.
+
+For a joint draw :math:`(\theta_0, \xi, x)` and :math:`L` further parameters
+:math:`\theta_1, \dots, \theta_L` from the marginal of :math:`\theta`, the objective of
+SBI-BOED [1]_ is
+
+.. math::
+    J = E\Big[(1 + \lambda) \log q(x \mid \theta_0, \xi)
+        - \log \frac{1}{L + 1} \sum_{l=0}^{L} q(x \mid \theta_l, \xi)\Big].
+
+At :math:`\lambda = 0` it is the prior contrastive estimate, a lower bound of the mutual
+information between :math:`\theta` and :math:`x` that never exceeds
+:math:`\log(L + 1)` nats. It is blind to any factor of :math:`q` that depends on
+:math:`(x, \xi)` alone; :math:`\lambda > 0` adds maximum likelihood, which is not.
+
+Every function works on a matrix of log-likelihoods of shape ``(L + 1, batch_dim)``
+whose first row holds the parameters that generated the data.
+
+.. [1] Zaballa and Hui, *Optimizing Likelihoods via Mutual Information: Bridging
+    Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
+    https://arxiv.org/abs/2502.08004
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
+
+__all__ = [
+    "contrastive_bound",
+    "fresh_contrast",
+    "in_batch_contrast",
+    "info_nce_loss",
+    "log_likelihood_matrix",
+]
+
+# Pairs evaluated at once by default. Larger batches are no faster on a CPU, whose
+# caches they leave, and a spline flow holds about 10 kB per pair for its gradient.
+MAX_PAIRS = 16_384
+
+
+def in_batch_contrast(
+    theta: Tensor, num_contrastive: int, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Return other rows of the batch as contrastive parameters.
+
+    Row :math:`b` is contrasted with the rows :math:`b + s_1, \dots, b + s_L` (modulo
+    the batch size), for :math:`L` distinct random shifts :math:`s_l \neq 0`. The
+    shifted rows are draws from the marginal of :math:`\theta`, whatever it is, as
+    long as :math:`\theta` and the design are independent.
+
+    Args:
+        theta: Parameters of shape `(batch_dim, *event_shape)`.
+        num_contrastive: Number of contrastive samples :math:`L < batch\_dim`.
+        generator: Source of randomness on the device of `theta`. The global one if
+            `None`.
+
+    Returns:
+        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`.
+
+    Raises:
+        ValueError: If there are not more rows than contrastive samples.
+
+    Example:
+        >>> import torch
+        >>> contrast = in_batch_contrast(torch.arange(4.0).unsqueeze(1), 3)
+        >>> contrast.shape
+        torch.Size([3, 4, 1])
+        >>> bool((contrast == torch.arange(4.0).unsqueeze(1)).any())
+        False
+    """
+    batch_dim = theta.shape[0]
+    if not 0 <= num_contrastive < batch_dim:
+        raise ValueError(
+            f"num_contrastive={num_contrastive} must be at least 0 and less than the "
+            f"batch size {batch_dim}, since contrastive parameters are other rows of "
+            "the batch. Use a larger batch or fewer contrastive samples."
+        )
+    device = theta.device
+    shifts = torch.randperm(batch_dim - 1, device=device, generator=generator)
+    shifts = shifts[:num_contrastive] + 1
+    rows = torch.arange(batch_dim, device=device)
+    return theta[(rows + shifts.unsqueeze(1)) % batch_dim]
+
+
+def fresh_contrast(
+    distribution: Distribution, num_contrastive: int, batch_dim: int
+) -> Tensor:
+    r"""Return contrastive parameters drawn anew for every row.
+
+    Args:
+        distribution: Marginal of :math:`\theta`, for instance the prior.
+        num_contrastive: Number of contrastive samples :math:`L`.
+        batch_dim: Number of rows to contrast.
+
+    Returns:
+        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`.
+    """
+    # One flat draw: priors that users wrap for sbi may not take two sample dimensions.
+    theta = distribution.sample(torch.Size((num_contrastive * batch_dim,)))
+    return theta.reshape(num_contrastive, batch_dim, *theta.shape[1:])
+
+
+def log_likelihood_matrix(
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    conditions: Tensor,
+    max_pairs: int = MAX_PAIRS,
+) -> Tensor:
+    r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
+
+    The pairs are flattened into batches of at most `max_pairs` for `log_prob`. When
+    gradients are recorded and one batch does not suffice, each batch is evaluated
+    again in the backward pass rather than kept, so that the memory is that of one
+    batch whatever the number of contrastive samples.
+
+    Args:
+        log_prob: Conditional density with sbi's calling convention: an `input` of
+            shape `(1, pairs, *x_event_shape)` and a `condition` of shape
+            `(pairs, *condition_event_shape)` to a tensor of shape `(1, pairs)`, in
+            nats.
+        x: Data of shape `(batch_dim, *x_event_shape)`.
+        conditions: Conditions of shape
+            `(num_contrastive + 1, batch_dim, *condition_event_shape)`.
+        max_pairs: Largest number of pairs evaluated at once. At least one row of the
+            matrix is.
+
+    Returns:
+        Log-likelihoods of shape `(num_contrastive + 1, batch_dim)`, in nats.
+    """
+    num_rows, batch_dim = conditions.shape[:2]
+    rows_per_chunk = max(1, max_pairs // max(1, batch_dim))
+
+    def evaluate(x: Tensor, chunk: Tensor) -> Tensor:
+        rows = chunk.shape[0]
+        pairs = x.unsqueeze(0).expand(rows, *x.shape).reshape(-1, *x.shape[1:])
+        values = log_prob(pairs.unsqueeze(0), chunk.reshape(-1, *chunk.shape[2:]))
+        return values.reshape(rows, batch_dim)
+
+    if rows_per_chunk >= num_rows:
+        return evaluate(x, conditions)
+    chunks = conditions.split(rows_per_chunk)
+    if not torch.is_grad_enabled():
+        return torch.cat([evaluate(x, chunk) for chunk in chunks])
+    return torch.cat(
+        [checkpoint(evaluate, x, chunk, use_reentrant=False) for chunk in chunks]
+    )
+
+
+def contrastive_bound(log_likelihoods: Tensor) -> Tensor:
+    r"""Return each row's term of the prior contrastive estimate.
+
+    .. math:: g = \log q(x \mid \theta_0) - \log \frac{1}{L + 1}
+        \sum_{l=0}^{L} q(x \mid \theta_l)
+
+    Its mean is a lower bound of the mutual information for any :math:`q`, and no
+    term exceeds :math:`\log(L + 1)`.
+
+    Args:
+        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
+
+    Returns:
+        Terms of shape `(batch_dim,)`, in nats.
+
+    Example:
+        >>> import torch
+        >>> contrastive_bound(torch.tensor([[0.0], [0.0]]))
+        tensor([0.])
+    """
+    num_rows = log_likelihoods.shape[0]
+    marginal = torch.logsumexp(log_likelihoods, dim=0) - math.log(num_rows)
+    return log_likelihoods[0] - marginal
+
+
+def info_nce_loss(log_likelihoods: Tensor, regularization_strength: float) -> Tensor:
+    r"""Return the InfoNCE-λ loss of each row.
+
+    Args:
+        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
+        regularization_strength: :math:`\lambda \geq 0`, the weight of maximum
+            likelihood beside the contrastive bound.
+
+    Returns:
+        Losses of shape `(batch_dim,)`, in nats.
+    """
+    bound = contrastive_bound(log_likelihoods)
+    return -bound - regularization_strength * log_likelihoods[0]

@@ -1,0 +1,179 @@
+"""What an experiment consists of: simulator, prior, designs and known answers."""
+
+from collections.abc import Sequence
+
+import torch
+from sbi.utils import BoxUniform
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform, identity_transform
+
+__all__ = ["Task"]
+
+
+class Task:
+    """A simulator with its prior, its designs and what is known about it.
+
+    A subclass implements `_simulate`, and where the mathematics allows also
+    `log_likelihood` and `exact_eig`. The properties `has_log_likelihood` and
+    `has_exact_eig` say which of the two there are.
+
+    Attributes:
+        name: Name under which `get_task` finds the task.
+        prior: Distribution of the parameters, with event shape `(dim_theta,)`.
+        design_low: Smallest design, of shape `(dim_design,)`.
+        design_high: Largest design, of shape `(dim_design,)`.
+        true_parameters: Parameters behind "observed" data, of shape `(1, dim_theta)`.
+        dim_x: Number of values that one experiment yields.
+        parameter_names: Labels of the parameters, with units.
+        design_names: Labels of the design's values, with units.
+        x_names: Labels of the data, with units.
+        theta_transform: From natural units to coordinates that suit a network.
+        x_transform: The same for data.
+        design_transform: The same for designs.
+    """
+
+    name: str
+    prior: Distribution
+    design_low: Tensor
+    design_high: Tensor
+    true_parameters: Tensor
+    dim_x: int
+    parameter_names: Sequence[str]
+    design_names: Sequence[str]
+    x_names: Sequence[str]
+    theta_transform: Transform = identity_transform
+    x_transform: Transform = identity_transform
+    design_transform: Transform = identity_transform
+
+    @property
+    def dim_theta(self) -> int:
+        """Number of parameters."""
+        return self.true_parameters.shape[-1]
+
+    @property
+    def dim_design(self) -> int:
+        """Number of values that make up a design."""
+        return self.design_low.shape[-1]
+
+    @property
+    def design_space(self) -> BoxUniform:
+        """Uniform distribution over the box of designs."""
+        return BoxUniform(self.design_low, self.design_high)
+
+    @property
+    def has_log_likelihood(self) -> bool:
+        """Whether `log_likelihood` is implemented."""
+        return type(self).log_likelihood is not Task.log_likelihood
+
+    @property
+    def has_exact_eig(self) -> bool:
+        """Whether `exact_eig` is implemented."""
+        return type(self).exact_eig is not Task.exact_eig
+
+    def simulator(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Run one experiment per row; noise comes from torch's global generator.
+
+        Args:
+            theta: Parameters of shape `(batch, dim_theta)`, in natural units.
+            design: Designs of shape `(batch, dim_design)`, in natural units.
+
+        Returns:
+            Data of shape `(batch, dim_x)`, on the device and in the dtype of `theta`.
+
+        Raises:
+            ValueError: If a shape does not fit, or if a value is NaN or infinite.
+        """
+        _check_rows("theta", theta, self.dim_theta)
+        _check_rows("design", design, self.dim_design)
+        if theta.shape[0] != design.shape[0]:
+            raise ValueError(
+                f"`theta` has {theta.shape[0]} rows and `design` {design.shape[0]}: "
+                "give one design per row, for instance with "
+                "`design.expand(theta.shape[0], -1)`."
+            )
+        return self._simulate(theta, design.to(theta))
+
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """Return `log p(x | theta, design)`; leading dimensions broadcast.
+
+        Args:
+            x: Data of shape `(..., dim_x)`.
+            theta: Parameters of shape `(..., dim_theta)`.
+            design: Designs of shape `(..., dim_design)`.
+
+        Returns:
+            Log-densities of the broadcast leading shape `(...)`, in nats.
+
+        Raises:
+            NotImplementedError: If the likelihood is intractable
+                (`has_log_likelihood` is `False`).
+        """
+        raise NotImplementedError(
+            f"The likelihood of task {self.name!r} is intractable: test "
+            "`task.has_log_likelihood` first, or learn one from simulations."
+        )
+
+    def exact_eig(self, design: Tensor) -> tuple[float, float]:
+        """Return the expected information gain of a design and its standard error.
+
+        Args:
+            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
+
+        Returns:
+            Value and standard error, in nats. The error is zero for a closed form.
+
+        Raises:
+            NotImplementedError: If no exact answer is known (`has_exact_eig` is
+                `False`).
+        """
+        raise NotImplementedError(
+            f"No exact information gain is known for task {self.name!r}: test "
+            "`task.has_exact_eig` first, or estimate it from simulations."
+        )
+
+    def _single_design(self, design: Tensor) -> Tensor:
+        """Check one design and return it in shape `(dim_design,)`."""
+        if design.dim() == 1:
+            design = design.unsqueeze(0)
+        _check_rows("design", design, self.dim_design)
+        if design.shape[0] != 1:
+            raise ValueError(
+                f"`design` must be a single design, got {design.shape[0]} rows: "
+                "call once per row."
+            )
+        return design[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(dim_theta={self.dim_theta}, "
+            f"dim_design={self.dim_design}, dim_x={self.dim_x})"
+        )
+
+
+def _check_rows(name: str, value: Tensor, width: int) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"`{name}` must be a torch.Tensor, got {type(value).__name__}: convert it "
+            "with `torch.as_tensor(...)`."
+        )
+    if value.dim() != 2 or value.shape[1] != width:
+        raise ValueError(
+            f"`{name}` must have shape (batch, {width}), got {tuple(value.shape)}: "
+            "add a batch dimension or check which columns you pass."
+        )
+    if not value.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be floating point, got {value.dtype}: call "
+            "`.to(torch.float32)`."
+        )
+    finite = value.isfinite()
+    if not finite.all():
+        row = int((~finite.all(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"`{name}` must be finite, row {row} is {value[row].tolist()}: drop or "
+            "replace such rows."
+        )

@@ -1,0 +1,3 @@
+"""Trainers: drop-in subclasses of sbi's."""
+
+from sbi_boed_plugin.trainers.nle_ince import NLE_INCE as NLE_INCE

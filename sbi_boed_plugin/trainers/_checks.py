@@ -1,0 +1,107 @@
+"""Checks of what users pass to the trainers."""
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin.design.policy import DesignPolicy
+
+__all__ = [
+    "append_designs",
+    "check_design",
+    "check_objective",
+    "resolve_num_contrastive",
+]
+
+# Chosen by experiment, see the README.
+DEFAULT_NUM_CONTRASTIVE = 15
+
+
+def check_objective(
+    num_contrastive: int | None, regularization_strength: float
+) -> None:
+    """Raise if the objective has a value out of range or nothing to train on."""
+    if num_contrastive is not None and num_contrastive < 0:
+        raise ValueError(f"num_contrastive={num_contrastive} must not be negative.")
+    if not 0.0 <= regularization_strength < float("inf"):
+        raise ValueError(
+            f"regularization_strength={regularization_strength} must be finite and not "
+            "negative: it weighs maximum likelihood beside the contrastive bound."
+        )
+    if num_contrastive == 0 and regularization_strength == 0.0:
+        raise ValueError(
+            "num_contrastive=0 with regularization_strength=0 leaves nothing to train "
+            "on. Use num_contrastive of at least 1, or regularization_strength=1 for "
+            "maximum likelihood."
+        )
+
+
+def resolve_num_contrastive(
+    num_contrastive: int | None, regularization_strength: float, batch_size: int
+) -> int:
+    """Return the number of contrastive samples that a batch size allows.
+
+    Args:
+        num_contrastive: Number asked for; `None` for the default.
+        regularization_strength: Weight of maximum likelihood.
+        batch_size: Number of rows of a training batch.
+
+    Returns:
+        The number asked for, or the default where it fits, else the largest possible.
+
+    Raises:
+        ValueError: If the number asked for does not fit.
+    """
+    if num_contrastive is None:
+        resolved = min(DEFAULT_NUM_CONTRASTIVE, batch_size - 1)
+        check_objective(resolved, regularization_strength)
+        return resolved
+    if num_contrastive >= batch_size:
+        raise ValueError(
+            f"num_contrastive={num_contrastive} must be less than the training batch "
+            f"size {batch_size}, since contrastive parameters are other rows of the "
+            "batch. Use fewer, or a larger training_batch_size (which cannot exceed "
+            "the number of training simulations)."
+        )
+    return num_contrastive
+
+
+def check_design(
+    design: Tensor, dim_design: int | None, policy: DesignPolicy | None
+) -> Tensor:
+    """Return designs as a batch, or raise if shape, values or support are wrong."""
+    design = torch.atleast_2d(torch.as_tensor(design, dtype=torch.float32))
+    expected = dim_design or (policy.dim_design if policy is not None else None)
+    if design.dim() != 2 or expected not in (None, design.shape[-1]):
+        shape = f"(num_designs, {expected or 'dim_design'})"
+        raise ValueError(
+            f"design has shape {tuple(design.shape)}, but must have shape {shape}."
+        )
+    if not torch.isfinite(design).all():
+        raise ValueError("design contains NaN or infinite values.")
+    if policy is not None:
+        support = policy.support
+        inside = support.check(design.to(policy.mode))
+        if not inside.all():
+            outside = design[~inside.to(design.device)][0].tolist()
+            raise ValueError(
+                f"design={outside} lies outside the support of the design policy, "
+                f"{support}. Use a policy whose support holds every design, or leave "
+                "such designs out."
+            )
+    return design
+
+
+def append_designs(
+    theta: Tensor,
+    design: Tensor,
+    dim_design: int | None,
+    policy: DesignPolicy | None,
+) -> Tensor:
+    """Return `(theta, design)` in one row each, after checking the designs."""
+    design = check_design(design, dim_design, policy)
+    if theta.dim() != 2 or len(design) != len(theta):
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)} and design {tuple(design.shape)}: "
+            "both must have two dimensions and one row per simulation."
+        )
+    return torch.cat([theta, design.to(theta)], dim=-1)

@@ -1,0 +1,215 @@
+"""Learning the design of an experiment, for trainers that estimate likelihoods."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Literal
+
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.design.optimizer import (
+    DesignOptimizer,
+    DesignOptimizerConfig,
+    DesignResult,
+)
+from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.objectives.eig import estimate_eig
+
+__all__ = ["DesignOptimizationMixin"]
+
+
+class DesignOptimizationMixin:
+    """Adds `optimize_design` to a trainer of a likelihood conditioned on designs.
+
+    Uses the trainer's prior, network builder, device, tracker and progress bars, and
+    leaves the trained network where the trainer keeps its own.
+    """
+
+    _prior: Distribution | None
+    _neural_net: ConditionalDensityEstimator | None
+    _build_neural_net: Callable
+    _device: str
+    _tracker: Any
+    _show_progress_bars: bool
+    _dim_design: int | None
+
+    def _set_design_policy(self, design_policy: DesignPolicy | None) -> None:
+        """Check and store the policy."""
+        if design_policy is not None:
+            if not isinstance(design_policy, DesignPolicy):
+                raise TypeError(
+                    "design_policy must be a DesignPolicy, got "
+                    f"{type(design_policy).__name__}."
+                )
+            design_policy.to(self._device)
+        self._design_policy = design_policy
+        self._design_optimizer: DesignOptimizer | None = None
+
+    @property
+    def design_policy(self) -> DesignPolicy | None:
+        """Distribution over designs."""
+        return self._design_policy
+
+    def optimize_design(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        *,
+        num_steps: int = 1_000,
+        training_batch_size: int = 256,
+        num_simulations_per_design: int = 1,
+        num_contrastive: int = 31,
+        regularization_strength: float = 0.1,
+        learning_rate: float = 2e-3,
+        design_learning_rate: float = 1e-2,
+        clip_max_norm: float | None = 5.0,
+        gradient: Literal["score", "partial"] = "score",
+        stop_after_steps: int | None = None,
+        max_num_simulations: int | None = None,
+        max_seconds: float | None = None,
+        resume_training: bool = False,
+        num_eig_samples: int = 1_000,
+        num_eig_contrastive: int = 1_023,
+    ) -> DesignResult:
+        r"""Learn the most informative design and the likelihood together.
+
+        Every step simulates anew: designs from the policy, parameters from the prior.
+        The policy narrows over `num_steps` steps around its mode, which is the design
+        that is returned, scored with simulations of its own.
+
+        If the run is interrupted (by Ctrl-C, an error in the simulator, a budget, or
+        after pickling the trainer), `resume_training=True` goes on from the last
+        completed step as if it had not been.
+
+        Args:
+            simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
+                `design` of shape `(batch_dim, dim_design)` to `x` of shape
+                `(batch_dim, *x_event_shape)`.
+            num_steps: Number of steps of both optimisers.
+            training_batch_size: Number of simulations of one step.
+            num_simulations_per_design: How many of them share a design.
+            num_contrastive: Number :math:`L` of contrastive parameters of each
+                simulation, other rows of the batch. It caps the information that the
+                policy can tell apart at :math:`\log(L + 1)` nats.
+            regularization_strength: Weight :math:`\lambda` of maximum likelihood in
+                the estimator's loss. The policy sees :math:`\lambda = 0`.
+            learning_rate: Learning rate of Adam for the estimator; falls to a
+                hundredth along half a cosine.
+            design_learning_rate: Learning rate of Adam for the policy; likewise.
+            clip_max_norm: Value at which to clip the gradient norm of the estimator.
+            gradient: Gradient of the policy: `"score"`, unbiased for any simulator, or
+                `"partial"`, which holds the data fixed, for comparison with the
+                paper's code only.
+            stop_after_steps: Stop when the lower bound, averaged over this many steps,
+                is no better than over as many before. Never if `None`.
+            max_num_simulations: Largest number of simulations of the run.
+            max_seconds: Time after which no further step is started.
+            resume_training: Continue the previous call, with its settings.
+            num_eig_samples: Number of simulations that score the design found.
+            num_eig_contrastive: Number of contrastive parameters of each of them.
+
+        Returns:
+            The design with its expected information gain, the policy, and the history.
+
+        Raises:
+            ValueError: If there is no policy or prior, an argument is out of range, or
+                the simulator returns wrong shapes or too few finite values.
+            RuntimeError: If there is nothing to resume.
+        """
+        if resume_training:
+            if self._design_optimizer is None:
+                raise RuntimeError(
+                    "There is no design optimization to resume. Call optimize_design "
+                    "without resume_training first."
+                )
+            optimizer = self._design_optimizer
+        else:
+            config = DesignOptimizerConfig(
+                num_steps=num_steps,
+                training_batch_size=training_batch_size,
+                num_simulations_per_design=num_simulations_per_design,
+                num_contrastive=num_contrastive,
+                regularization_strength=regularization_strength,
+                learning_rate=learning_rate,
+                design_learning_rate=design_learning_rate,
+                clip_max_norm=clip_max_norm,
+                gradient=gradient,
+            )
+            optimizer = self._start_design_optimizer(config)
+
+        try:
+            with optimizer.random_state():
+                stop_reason = optimizer.run(
+                    simulator,
+                    stop_after_steps=stop_after_steps,
+                    max_num_simulations=max_num_simulations,
+                    max_seconds=max_seconds,
+                    tracker=self._tracker,
+                    show_progress_bar=self._show_progress_bars,
+                )
+                if optimizer.estimator is None:
+                    raise ValueError(
+                        f"No step was taken: max_num_simulations={max_num_simulations} "
+                        f"and max_seconds={max_seconds} must allow for at least one "
+                        f"batch of {optimizer.config.training_batch_size} simulations."
+                    )
+                design = optimizer.policy.mode
+                eig = estimate_eig(
+                    optimizer.estimator.eval(),
+                    simulator,
+                    prior=self._prior,
+                    design=design,
+                    num_samples=num_eig_samples,
+                    num_contrastive=num_eig_contrastive,
+                )
+        except BaseException as error:
+            note = (
+                "completed steps are kept: optimize_design(..., resume_training=True)"
+            )
+            add_note = getattr(error, "add_note", None)  # Python 3.11
+            if optimizer.progress.step and add_note is not None:
+                add_note(f"{optimizer.progress.step} {note} goes on from there.")
+            raise
+        finally:
+            if optimizer.estimator is not None:
+                self._neural_net = optimizer.estimator
+                self._dim_design = optimizer.policy.dim_design
+
+        progress = optimizer.progress
+        return DesignResult(
+            design=design,
+            eig=eig,
+            policy=deepcopy(optimizer.policy),
+            history=deepcopy(progress.history),
+            num_simulations=progress.num_simulations + eig.num_simulations,
+            num_invalid_simulations=progress.num_invalid_simulations,
+            seconds=progress.seconds,
+            stop_reason=stop_reason,
+        )
+
+    def _start_design_optimizer(self, config: DesignOptimizerConfig) -> DesignOptimizer:
+        """Return a new design optimizer that continues from the current network."""
+        if self._design_policy is None:
+            raise ValueError(
+                "design_policy=None: pass a design policy to optimize, for instance "
+                "NLE_INCE(prior, design_policy=TruncatedNormalPolicy(low, high))."
+            )
+        if self._prior is None:
+            raise ValueError(
+                "prior=None: optimizing a design simulates from the prior. Pass it as "
+                "NLE_INCE(prior, ...)."
+            )
+        if self._neural_net is not None and not self._dim_design:
+            raise ValueError(
+                "The likelihood of this trainer was trained without designs, so it "
+                "cannot tell designs apart. Use a new NLE_INCE for optimize_design."
+            )
+        self._design_optimizer = DesignOptimizer(
+            self._design_policy,
+            self._prior,
+            config,
+            build_estimator=self._build_neural_net,
+            estimator=self._neural_net,
+            device=self._device,
+        )
+        return self._design_optimizer
