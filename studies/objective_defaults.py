@@ -28,10 +28,10 @@ MODELS = {"two_moons": "nsf", "slcp": "maf"}
 # Name: (num_contrastive, regularization_strength); None is sbi's NLE.
 SETTINGS = {
     "nle": None,
-    "ince L=15 λ=0.1": (15, 0.1),
     "ince L=15 λ=1": (15, 1.0),
     "ince L=15 λ=10": (15, 10.0),
     "ince L=3 λ=1": (3, 1.0),
+    "ince L=3 λ=10": (3, 10.0),
 }
 FIELDS = [
     "task", "model", "num_simulations", "seed", "setting",
@@ -100,7 +100,7 @@ def sample_posterior(inference: NLE, x_o: torch.Tensor) -> torch.Tensor:
         posterior = inference.build_posterior(posterior_parameters=parameters)
         return posterior.sample((1_000,), x=x_o, show_progress_bars=False)
     posterior = inference.build_posterior(sample_with="rejection")
-    theta = prior.sample((300_000,))
+    theta = prior.sample((600_000,))
     with torch.no_grad():
         log_weights = posterior.potential(theta, x=x_o) - prior.log_prob(theta)
     accepted = theta[torch.rand(len(theta)).log() < log_weights - log_weights.max()]
@@ -113,8 +113,8 @@ def main() -> None:
     """Run what is missing and append it to the output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--num-simulations", type=int, default=2_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--num-simulations", type=int, default=1_000)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

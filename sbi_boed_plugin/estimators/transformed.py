@@ -1,6 +1,7 @@
 """Likelihoods that work in other coordinates than their users."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from sbi.neural_nets import likelihood_nn
@@ -98,8 +99,7 @@ class TransformedEstimator(ConditionalDensityEstimator):
         transformed = self.net.sample(
             sample_shape, self.condition_transform(condition), **kwargs
         )
-        inverse = self.input_transform.inv
-        assert inverse is not None
+        inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
         return inverse(transformed)
 
 
@@ -155,7 +155,7 @@ def transformed_likelihood_nn(
         ...     "mdn", dim_theta=2, theta_transform=ExpTransform().inv
         ... )
         >>> theta, x = torch.rand(100, 2) + 0.1, torch.randn(100, 1)
-        >>> build(theta, x).log_prob(x, theta).shape
+        >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
     build = likelihood_nn(model, **kwargs) if isinstance(model, str) else model

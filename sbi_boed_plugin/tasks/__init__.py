@@ -1,4 +1,60 @@
-"""Experiments to try designs on: simulators with priors, designs and exact answers."""
+"""Experiments to try designs on: simulators with priors, designs and exact answers.
 
+Example:
+    >>> task = get_task("gaussian_linear", dim_design=2)
+    >>> theta = task.prior.sample((4,))
+    >>> design = task.design_space.sample((4,))
+    >>> x = task.simulator(theta, design)
+    >>> task.log_likelihood(x, theta, design).shape
+    torch.Size([4])
+"""
+
+import difflib
+from typing import Any
+
+from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear as GaussianLinear
+from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear as NoisyLinear
+from sbi_boed_plugin.tasks.noisy_linear import noise_log_prob as noise_log_prob
 from sbi_boed_plugin.tasks.sir import SIR as SIR
+from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG as BruteForceEIG
+from sbi_boed_plugin.tasks.sir_reference import brute_force_eig as brute_force_eig
 from sbi_boed_plugin.tasks.task import Task as Task
+
+_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (GaussianLinear, NoisyLinear, SIR)
+}
+
+
+def available_tasks() -> list[str]:
+    """Return the names that `get_task` knows, in alphabetical order.
+
+    Example:
+        >>> available_tasks()
+        ['gaussian_linear', 'noisy_linear', 'sir']
+    """
+    return sorted(_TASKS)
+
+
+def get_task(name: str, **kwargs: Any) -> Task:
+    """Return a task by its name.
+
+    Args:
+        name: One of `available_tasks()`.
+        **kwargs: Arguments of the task, for instance `dim_design`.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: If there is no task of that name.
+
+    Example:
+        >>> get_task("sir", dim_design=2)
+        SIR(dim_theta=2, dim_design=2, dim_x=2)
+    """
+    if name not in _TASKS:
+        matches = difflib.get_close_matches(str(name), _TASKS, n=1)
+        hint = f" Did you mean {matches[0]!r}?" if matches else ""
+        names = ", ".join(available_tasks())
+        raise ValueError(f"There is no task {name!r}.{hint} Available: {names}.")
+    return _TASKS[name](**kwargs)

@@ -2,8 +2,8 @@ r"""A stochastic epidemic, observed by counting the infected.
 
 The model and the prior are those of Kleinegesse and Gutmann, *Gradient-Based Bayesian
 Experimental Design for Implicit Models using Mutual Information Lower Bounds*, 2021,
-https://arxiv.org/abs/2105.04379, and of Ivanova et al., *Implicit Deep Adaptive Design*,
-NeurIPS 2021, https://arxiv.org/abs/2111.02329.
+https://arxiv.org/abs/2105.04379, and of Ivanova et al., *Implicit Deep Adaptive
+Design*, NeurIPS 2021, https://arxiv.org/abs/2111.02329.
 """
 
 import math
@@ -78,10 +78,10 @@ def integrate_infected(
         dS &= -h \, dt - \sqrt{h} \, dW_1 \\
         dI &= (h - \gamma I) \, dt + \sqrt{h} \, dW_1 - \sqrt{\gamma I} \, dW_2
 
-    with both held in :math:`[0, N]`. Given the rate :math:`f = \beta S / N` the infected
-    follow a linear equation (Feller's branching diffusion), whose mean and variance
-    over a step are known. A step uses them, with :math:`f` from the middle of the
-    step, and adds Milstein's term
+    with both held in :math:`[0, N]`. Given the rate :math:`f = \beta S / N` the
+    infected follow a linear equation (Feller's branching diffusion), whose mean and
+    variance over a step are known. A step uses them, with :math:`f` from the middle of
+    the step, and adds Milstein's term
 
     .. math:: (D^2 - \operatorname{Var} D) / (4 I)
 
@@ -294,7 +294,9 @@ class SIR(Task):
             infected = infected_at(theta, design, num_steps=self.num_steps)
         if not self.dequantize:
             return infected
-        return infected.round() + torch.rand_like(infected)
+        # A little less than one, so that single precision does not round up to the
+        # next person: its numbers are 2^-15 apart below 512.
+        return infected.round() + torch.rand_like(infected) * (1.0 - 2.0**-14)
 
     def _outbreaks(self, theta: Tensor, times: Tensor) -> Tensor:
         """Return infected people of epidemics that took off within the horizon."""

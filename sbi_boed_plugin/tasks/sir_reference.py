@@ -1,8 +1,9 @@
 r"""Brute-force expected information gain of counting the infected at one time.
 
 The likelihood of the stochastic SIR model is intractable, but counts are discrete:
-many trajectories at the same parameters give a histogram of :math:`p(x \mid \theta, t)`,
-and the trajectories of many parameters one of :math:`p(x \mid t)`. Then
+many trajectories at the same parameters give a histogram of
+:math:`p(x \mid \theta, t)`, and those of many parameters one of
+:math:`p(x \mid t)`. Then
 
 .. math:: EIG(t) = H[x \mid t] - E_\theta H[x \mid \theta, t].
 
@@ -114,8 +115,11 @@ def brute_force_eig(
 
     Example:
         >>> result = brute_force_eig(
-        ...     torch.tensor([10.0]), num_parameters=64, num_trajectories=64,
-        ...     num_replicates=4, num_steps=50,
+        ...     torch.tensor([10.0]),
+        ...     num_parameters=64,
+        ...     num_trajectories=64,
+        ...     num_replicates=4,
+        ...     num_steps=50,
         ... )
         >>> bool(0.8 < result.eig < 1.8)
         True
@@ -142,7 +146,9 @@ def brute_force_eig(
         conditionals.append(conditional)
     marginal, conditional = torch.stack(marginals), torch.stack(conditionals)
 
-    marginal_entropy = _jackknife(_entropy(marginal.sum(0)), _entropy(_others(marginal)))
+    marginal_entropy = _jackknife(
+        _entropy(marginal.sum(0)), _entropy(_others(marginal))
+    )
     eig, standard_error = _jackknife_with_error(
         _entropy(marginal.sum(0)) - conditional.mean(0),
         _entropy(_others(marginal)) - _others(conditional) / (num_replicates - 1),

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution

@@ -1,0 +1,211 @@
+"""What is told about a designed experiment: numbers for files, and text for people."""
+
+import textwrap
+from typing import Any
+
+import sbi
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin.design.optimizer import DesignResult
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.tasks.task import Task
+
+__all__ = [
+    "describe_comparison",
+    "describe_design",
+    "describe_posterior",
+    "design_summary",
+    "posterior_summary",
+    "trace_table",
+]
+
+_TRACE_COLUMNS = (
+    "eig_lower_bound",
+    "eig_standard_error",
+    "loss",
+    "log_likelihood",
+    "num_simulations",
+    "seconds",
+)
+
+# More design values than this are printed without their names.
+_MAX_NAMED = 10
+
+
+def trace_table(
+    history: dict[str, list[Any]], dim_design: int
+) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of the training history, one row per step.
+
+    Args:
+        history: History of a `DesignResult`.
+        dim_design: Number of values of a design.
+
+    Returns:
+        Names of the columns, and the rows.
+    """
+    names = ["step", *_TRACE_COLUMNS]
+    names += [f"design_{j + 1}" for j in range(dim_design)]
+    names += [f"scale_{j + 1}" for j in range(dim_design)]
+    columns = [history[name] for name in _TRACE_COLUMNS]
+    rows = [
+        [step, *values, *mode, *scale]
+        for step, (*values, mode, scale) in enumerate(
+            zip(*columns, history["mode"], history["scale"], strict=True), start=1
+        )
+    ]
+    return names, rows
+
+
+def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any]:
+    """Return what is known once the design is found, as plain values.
+
+    Args:
+        task: The task.
+        seed: Seed of the run.
+        result: What the optimization returned.
+
+    Returns:
+        Summary, in which the posterior is still missing.
+    """
+    exact, exact_error = None, None
+    if task.has_exact_eig:
+        exact, exact_error = task.exact_eig(result.design)
+    return {
+        "task": task.name,
+        "seed": seed,
+        "complete": False,
+        "design": result.design.tolist(),
+        "design_names": list(task.design_names),
+        "eig": result.eig.to_dict(),
+        "exact_eig": exact,
+        "exact_eig_standard_error": exact_error,
+        "stop_reason": result.stop_reason,
+        "num_steps": len(result.history["loss"]),
+        "num_simulations": result.num_simulations,
+        "num_invalid_simulations": result.num_invalid_simulations,
+        "parameter_names": list(task.parameter_names),
+        "true_parameters": task.true_parameters[0].tolist(),
+        "x_o": None,
+        "posterior_mean": None,
+        "posterior_std": None,
+        "seconds": None,
+        "seconds_training": result.seconds,
+        "versions": {"sbi": sbi.__version__, "torch": torch.__version__},
+    }
+
+
+def posterior_summary(samples: Tensor) -> dict[str, list[float]]:
+    """Return mean and standard deviation of samples of shape `(n, dim_theta)`."""
+    return {
+        "posterior_mean": samples.mean(dim=0).tolist(),
+        "posterior_std": samples.std(dim=0).tolist(),
+    }
+
+
+def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
+    """Return the design and its information gain as text.
+
+    Args:
+        result: What the optimization returned.
+        summary: What `design_summary` made of it.
+
+    Returns:
+        Several lines.
+    """
+    lines = [
+        f"\nBest design of {summary['task']} after {summary['num_steps']:,} steps, "
+        f"{result.num_simulations:,} simulations and {result.seconds:.0f} s"
+        + {"max_seconds": " (time limit)"}.get(result.stop_reason, "")
+    ]
+    values, names = summary["design"], summary["design_names"]
+    if len(values) > _MAX_NAMED:
+        text = ", ".join(f"{value:.4g}" for value in sorted(values))
+        text = f"{len(values)} values, in order: {text}"
+        lines += textwrap.wrap(
+            text, width=80, initial_indent="  ", subsequent_indent="  "
+        )
+    else:
+        lines += _aligned([(n, f"{v:.4g}") for n, v in zip(names, values, strict=True)])
+    eig = result.eig
+    cap = "" if eig.cap is None else f", cap {eig.cap:.2f} nats"
+    kind = {"pce": "lower bound", "snmc": "upper bound"}.get(eig.bound, eig.bound)
+    rows = [("EIG", f"{_plus_minus(eig.value, eig.standard_error)} nats ({kind}{cap})")]
+    if summary["exact_eig"] is not None:
+        exact, error = summary["exact_eig"], summary["exact_eig_standard_error"]
+        rows.append(("exact EIG", f"{_plus_minus(exact, error)} nats"))
+    return "\n".join(lines + _aligned(rows))
+
+
+def describe_posterior(task: Task, summary: dict[str, Any]) -> str:
+    """Return the measurement and the posterior as text.
+
+    Args:
+        task: The task.
+        summary: Complete summary.
+
+    Returns:
+        Several lines.
+    """
+    lines = ["\nMeasured there at the true parameters"]
+    if len(summary["x_o"]) > _MAX_NAMED:
+        lines.append(f"  {len(summary['x_o'])} values, see summary.json")
+    else:
+        pairs = zip(task.x_names, summary["x_o"], strict=True)
+        lines += _aligned([(name, f"{value:.4g}") for name, value in pairs])
+    lines.append("\nPosterior, mean ± standard deviation")
+    columns = ("parameter_names", "posterior_mean", "posterior_std", "true_parameters")
+    rows = [
+        (name, f"{mean:.3g} ± {std:.2g}  (truth {truth:.3g})")
+        for name, mean, std, truth in zip(*(summary[c] for c in columns), strict=True)
+    ]
+    return "\n".join(lines + _aligned(rows))
+
+
+def describe_comparison(
+    designs: Tensor,
+    estimates: list[EIGEstimate],
+    found: EIGEstimate,
+    reference: tuple[float, float] | None,
+) -> str:
+    """Return how the design found compares with evenly spaced ones, as text.
+
+    Args:
+        designs: The other designs, of shape `(num_designs, 1)`.
+        estimates: Their information gains.
+        found: Information gain of the design found.
+        reference: The same from another source, with its standard error.
+
+    Returns:
+        Several lines.
+    """
+    best = max(range(len(estimates)), key=lambda index: estimates[index].value)
+    rows = [
+        ("design found", _plus_minus(found.value, found.standard_error)),
+        (
+            f"best, at {designs[best].item():.4g}",
+            _plus_minus(estimates[best].value, estimates[best].standard_error),
+        ),
+    ]
+    values = [estimate.value for estimate in estimates]
+    rows.append(("average", f"{sum(values) / len(values):.2f}"))
+    rows = [(name, f"{value} nats") for name, value in rows]
+    if reference is not None:
+        text = f"{_plus_minus(*reference)} nats, without a learned likelihood"
+        rows.insert(1, ("  reference", text))
+    num_negative = sum(value < 0.0 for value in values)
+    if num_negative:
+        text = f"{num_negative} designs: the likelihood was hardly trained there"
+        rows.append(("negative", text))
+    header = f"\nEIG beside {len(estimates)} evenly spaced designs"
+    return "\n".join([header, *_aligned(rows)])
+
+
+def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{max(width, 24)}}  {text}" for name, text in rows]
+
+
+def _plus_minus(value: float, error: float) -> str:
+    return f"{value:.3f}" if error == 0.0 else f"{value:.3f} ± {error:.3f}"

@@ -1,0 +1,123 @@
+"""Linear regression with Gaussian noise: every quantity has a closed form."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from sbi_boed_plugin.tasks.task import Task
+
+__all__ = ["GaussianLinear", "regression_mean", "regressors"]
+
+PRIOR_SCALE = 3.0
+_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def regression_mean(theta: Tensor, design: Tensor) -> Tensor:
+    """Return intercept plus slope times design.
+
+    Args:
+        theta: Intercepts and slopes, of shape `(..., 2)`.
+        design: Designs of shape `(..., dim_design)`.
+
+    Returns:
+        Means of shape `(..., dim_design)`, leading dimensions broadcast.
+
+    Example:
+        >>> regression_mean(torch.tensor([2.0, 5.0]), torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([-3.,  2.,  7.])
+    """
+    return theta[..., :1] + theta[..., 1:] * design
+
+
+def regressors(design: Tensor) -> Tensor:
+    """Return the matrix whose rows are `(1, design_j)`.
+
+    Args:
+        design: One design, of shape `(dim_design,)`.
+
+    Returns:
+        Matrix of shape `(dim_design, 2)`.
+    """
+    return torch.stack([torch.ones_like(design), design], dim=-1)
+
+
+class GaussianLinear(Task):
+    r"""Where to measure a straight line, with Gaussian noise.
+
+    .. math:: x_j = \theta_0 + \theta_1 \xi_j + \epsilon_j, \quad
+        \epsilon_j \sim N(0, 1), \quad \theta \sim N(0, 9 I), \quad
+        \xi_j \in [-10, 10].
+
+    With :math:`X = [1, \xi]` the expected information gain is
+    :math:`\frac12 \log\det(I + 9 X^\top X)`; it is largest with one half of the
+    measurements at each end.
+
+    Args:
+        dim_design: Number of measurements.
+
+    Raises:
+        ValueError: If `dim_design` is below one.
+
+    Example:
+        >>> task = GaussianLinear()
+        >>> value, standard_error = task.exact_eig(torch.tensor([10.0]))
+        >>> f"{value:.3f} nats"
+        '3.407 nats'
+    """
+
+    name = "gaussian_linear"
+    parameter_names = ("intercept θ₀", "slope θ₁")
+
+    def __init__(self, *, dim_design: int = 1) -> None:
+        if dim_design < 1:
+            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
+        scale = torch.full((2,), PRIOR_SCALE)
+        self.prior = Independent(Normal(torch.zeros(2), scale), 1)
+        self.design_low = torch.full((dim_design,), -10.0)
+        self.design_high = torch.full((dim_design,), 10.0)
+        # Within one standard deviation of the prior and two: neither special nor rare.
+        self.true_parameters = torch.tensor([[2.0, 5.0]])
+        self.dim_x = dim_design
+        if dim_design == 1:
+            self.design_names, self.x_names = ("position ξ",), ("measurement x",)
+        else:
+            labels = range(1, dim_design + 1)
+            self.design_names = tuple(f"position ξ{j}" for j in labels)
+            self.x_names = tuple(f"measurement x{j}" for j in labels)
+
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        mean = regression_mean(theta, design)
+        return mean + torch.randn_like(mean)
+
+    def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """Return `log p(x | theta, design)`; leading dimensions broadcast.
+
+        Args:
+            x: Data of shape `(..., dim_design)`.
+            theta: Parameters of shape `(..., 2)`.
+            design: Designs of shape `(..., dim_design)`.
+
+        Returns:
+            Log-densities of the broadcast leading shape `(...)`, in nats.
+        """
+        residual = x - regression_mean(theta, design)
+        return (-0.5 * residual.square() - _HALF_LOG_2PI).sum(dim=-1)
+
+    def exact_eig(self, design: Tensor) -> tuple[float, float]:
+        """Return the expected information gain of a design, and zero as its error.
+
+        Args:
+            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
+
+        Returns:
+            Value and standard error, in nats.
+
+        Raises:
+            ValueError: If `design` has another shape or is not finite.
+        """
+        matrix = regressors(self._single_design(design).detach().to(torch.float64))
+        identity = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
+        precision = identity + PRIOR_SCALE**2 * matrix.T @ matrix
+        return 0.5 * float(torch.logdet(precision)), 0.0

@@ -1,0 +1,307 @@
+"""The table of trainers that must keep sbi's contract, and what the rows share.
+
+A new trainer joins by adding a row to `CASES`. What differs between trainers is a
+column; the tests themselves name none of them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sbi.inference import NLE
+from sbi.inference.posteriors.posterior_parameters import (
+    ImportanceSamplingPosteriorParameters,
+    MCMCPosteriorParameters,
+    PosteriorParameters,
+    RejectionPosteriorParameters,
+    VIPosteriorParameters,
+)
+from sbi.neural_nets import likelihood_nn
+from sbi.utils import BoxUniform
+from torch import Tensor, nn
+
+from sbi_boed_plugin import NLE_INCE
+from tests.conftest import NoOpTracker
+
+DIM_THETA, DIM_X = 2, 3
+
+# Without progress bars and printed text, and short enough for a whole suite.
+QUIET = {"show_progress_bars": False}
+SHORT = {"max_num_epochs": 2, "training_batch_size": 50, "learning_rate": 5e-3}
+
+# Cheapest settings of each sampler; the samples need not be good ones.
+SAMPLERS: dict[str, tuple[str, PosteriorParameters]] = {
+    "slice_np": (
+        "mcmc",
+        MCMCPosteriorParameters(
+            method="slice_np",
+            num_chains=1,
+            warmup_steps=2,
+            thin=1,
+            init_strategy_parameters={"num_candidate_samples": 50},
+        ),
+    ),
+    "slice_np_vectorized": (
+        "mcmc",
+        MCMCPosteriorParameters(
+            method="slice_np_vectorized",
+            num_chains=2,
+            warmup_steps=2,
+            thin=1,
+            init_strategy_parameters={"num_candidate_samples": 50},
+        ),
+    ),
+    "rejection": (
+        "rejection",
+        RejectionPosteriorParameters(
+            num_samples_to_find_max=100, num_iter_to_find_max=2
+        ),
+    ),
+    "vi": ("vi", VIPosteriorParameters(q="gaussian")),
+    "importance": (
+        "importance",
+        ImportanceSamplingPosteriorParameters(oversampling_factor=4),
+    ),
+}
+
+
+def build_user_network(theta: Tensor, x: Tensor) -> nn.Module:
+    """A builder as users write them, with a network of sbi inside."""
+    return likelihood_nn("mdn", hidden_features=8, num_components=2)(theta, x)
+
+
+def build_embedding_likelihood(dim_parameters: int, dim_x: int) -> Callable:
+    """Builder of a likelihood with an embedding net on what it is conditioned on."""
+    embedding_net = nn.Sequential(nn.Linear(dim_parameters, 7), nn.Tanh())
+    return likelihood_nn("mdn", embedding_net=embedding_net)
+
+
+def sample_likelihood(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
+    """Samples of an estimator of `x`, of shape `(3, *x.shape)`."""
+    return estimator.sample(torch.Size((3,)), condition=theta)
+
+
+def log_likelihood(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
+    """What each observation in `x` adds to the log-potential, of shape `(len(x),)`."""
+    return estimator.log_prob(x.unsqueeze(0), condition=theta)[0]
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """Parameters, data and, where experiments have one, designs."""
+
+    theta: Tensor
+    x: Tensor
+    design: Tensor | None = None
+
+    @property
+    def parameters(self) -> Tensor:
+        """What networks see in the place of `theta`: with the design in one row."""
+        if self.design is None:
+            return self.theta
+        return torch.cat([self.theta, self.design], dim=-1)
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Simulations":
+        design = self.design if self.design is None else self.design[rows]
+        return Simulations(self.theta[rows], self.x[rows], design)
+
+    def replace(self, **values: Tensor | None) -> "Simulations":
+        return Simulations(**{**vars(self), **values})
+
+
+# Compared by identity: rows are keys of the cache of trained trainers.
+@dataclass(frozen=True, eq=False)
+class TrainerCase:
+    """One trainer and what sbi's users may expect of it.
+
+    Attributes:
+        name: Name of the row.
+        trainer: The class under test.
+        peer: The class of sbi whose place it takes.
+        dim_design: Number of values of a design, 0 without designs.
+        estimator_argument: What the trainer calls its network.
+        models: Networks that it takes by name or from a builder of sbi.
+        embedding: From the sizes of `(theta, design)` and of `x` to a builder with an
+            embedding net.
+        sample_estimator: Draws from a trained network at given rows.
+        log_term: From network, rows of `(theta, design)` and rows of `x` to what each
+            observation adds to the log-potential.
+        user_builder: A user's own builder.
+        fast_model: Network for tests that do not care which.
+        samplers: Keys of `SAMPLERS` that its posteriors support.
+        method: Name for sbi's simple interface.
+        renamed_defaults: Arguments whose default differs from the peer's on purpose,
+            such as the trainer's own name.
+        train_kwargs: Arguments of every training.
+        extra_summary: Summary keys beside sbi's, one value per epoch.
+        as_peer: Training arguments with which it equals its peer, if there are any.
+        objective: Other values of its own training arguments, to change on resuming.
+        proposal_argument: Name under which `append_simulations` takes the proposal of
+            a later round, if it needs it.
+    """
+
+    name: str
+    trainer: type
+    peer: type
+    dim_design: int
+    estimator_argument: str
+    models: tuple[str, ...]
+    embedding: Callable[[int, int], Callable]
+    sample_estimator: Callable[[Any, Tensor, Tensor], Tensor]
+    log_term: Callable[[Any, Tensor, Tensor], Tensor]
+    user_builder: Callable
+    fast_model: str
+    samplers: tuple[str, ...]
+    method: str
+    renamed_defaults: Mapping[str, Any]
+    extra_summary: tuple[str, ...]
+    train_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    as_peer: Mapping[str, Any] | None = None
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    proposal_argument: str | None = None
+
+    @property
+    def has_designs(self) -> bool:
+        return self.dim_design > 0
+
+    def prior(self, device: str = "cpu") -> BoxUniform:
+        corner = 2 * torch.ones(DIM_THETA, device=device)
+        return BoxUniform(-corner, corner, device=device)
+
+    def simulator(self, theta: Tensor, design: Tensor | None = None) -> Tensor:
+        """Noisy data of another size than the parameters; a design scales them."""
+        scale = 1.0 if design is None else design.sum(dim=-1, keepdim=True)
+        mean = torch.cat([theta * scale, theta.sum(dim=-1, keepdim=True)], dim=-1)
+        return mean + 0.3 * torch.randn_like(mean)
+
+    def simulate(
+        self, num_simulations: int = 200, theta: Tensor | None = None
+    ) -> Simulations:
+        """Simulations at parameters from the prior, or at given ones."""
+        if theta is None:
+            theta = self.prior().sample((num_simulations,))
+        design = None
+        if self.has_designs:
+            design = 0.5 + 1.5 * torch.rand(len(theta), self.dim_design)
+        return Simulations(theta, self.simulator(theta, design), design)
+
+    def designs(self, num_designs: int = 1) -> Tensor | None:
+        """Designs to build a posterior with: distinct, and known beforehand."""
+        if not self.has_designs:
+            return None
+        rows = torch.linspace(0.7, 1.8, num_designs).unsqueeze(1)
+        return rows.expand(num_designs, self.dim_design)
+
+    def make(self, model: str | Callable | None = None, **kwargs: Any) -> Any:
+        """The trainer, which writes no files unless asked to."""
+        kwargs = {"tracker": NoOpTracker(), **QUIET, **kwargs}
+        kwargs[self.estimator_argument] = model or self.fast_model
+        return self.trainer(kwargs.pop("prior", self.prior()), **kwargs)
+
+    def append(
+        self,
+        trainer: Any,
+        simulations: Simulations,
+        proposal: Any | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if simulations.design is not None:
+            kwargs["design"] = simulations.design
+        if self.proposal_argument is not None:
+            kwargs[self.proposal_argument] = proposal
+        return trainer.append_simulations(simulations.theta, simulations.x, **kwargs)
+
+    def train(self, trainer: Any, **kwargs: Any) -> Any:
+        """Train shortly, and return the estimator."""
+        return trainer.train(**{**SHORT, **self.train_kwargs, **kwargs})
+
+    def build_posterior(
+        self, trainer: Any, sampler: str = "rejection", num_designs: int = 1
+    ) -> Any:
+        """Posterior at as many designs, with the cheapest settings."""
+        sample_with, parameters = SAMPLERS[sampler]
+        kwargs = {"design": self.designs(num_designs)} if self.has_designs else {}
+        return trainer.build_posterior(
+            sample_with=sample_with, posterior_parameters=parameters, **kwargs
+        )
+
+    def observe(self, num_rows: int = 1) -> Tensor:
+        """Data that somebody measured, one row after the other."""
+        rows = torch.linspace(-0.5, 0.9, num_rows * DIM_X)
+        return rows.reshape(num_rows, DIM_X)
+
+
+def _nle_ince(name: str, dim_design: int) -> TrainerCase:
+    return TrainerCase(
+        name=name,
+        trainer=NLE_INCE,
+        peer=NLE,
+        dim_design=dim_design,
+        estimator_argument="density_estimator",
+        models=("mdn", "made", "maf", "nsf", "zuko_maf", "zuko_nsf"),
+        embedding=build_embedding_likelihood,
+        sample_estimator=sample_likelihood,
+        log_term=log_likelihood,
+        user_builder=build_user_network,
+        fast_model="mdn",
+        samplers=tuple(SAMPLERS),
+        method="nle_ince",
+        renamed_defaults={"algorithm": "NLE_INCE"},
+        extra_summary=("validation_log_likelihood", "eig_lower_bound"),
+        as_peer={"num_contrastive": 0, "regularization_strength": 1.0},
+        objective={"regularization_strength": 0.5},
+    )
+
+
+CASES = (_nle_ince("NLE_INCE", 0), _nle_ince("NLE_INCE-design", 1))
+
+
+def case_id(case: TrainerCase) -> str:
+    return case.name
+
+
+for_each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+for_each_sampler = pytest.mark.parametrize(
+    ("case", "sampler"),
+    [
+        pytest.param(case, sampler, id=f"{case.name}-{sampler}")
+        for case in CASES
+        for sampler in case.samplers
+    ],
+)
+
+
+@cache
+def trained(case: TrainerCase) -> Any:
+    """A trained trainer to build posteriors from; tests must not change it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        trainer = case.append(case.make(), case.simulate(300))
+        case.train(trainer, max_num_epochs=10)
+    return trainer
+
+
+def trained_estimator(case: TrainerCase) -> Any:
+    """The network of the trained trainer."""
+    return trained(case)._neural_net
+
+
+def seed_everything(seed: int = 0) -> None:
+    """Seed what sbi's samplers draw from: torch, and numpy for slice sampling."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+
+
+def draw(posterior: Any, num_samples: int = 10, **kwargs: Any) -> Tensor:
+    """Samples, without a progress bar; variational posteriors are fitted first."""
+    if hasattr(posterior, "vi_method"):
+        fit = {"max_num_iters": 10, "min_num_iters": 5, "n_particles": 16}
+        posterior.train(**kwargs, **fit, quality_control=False, show_progress_bar=False)
+    return posterior.sample((num_samples,), show_progress_bars=False, **kwargs)

@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin.design.optimizer import DesignOptimizerConfig
+from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian as Model
+
+
+def trainer(tracker=None, low=-2.0, high=2.0):
+    policy = TruncatedNormalPolicy(
+        torch.tensor([low]), torch.tensor([high]), loc=torch.tensor([0.3])
+    )
+    return NLE_INCE(
+        Model.prior,
+        "mdn",
+        design_policy=policy,
+        tracker=tracker or NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+def test_it_finds_the_most_informative_design():
+    result = trainer().optimize_design(Model.simulate, num_steps=250)
+    best = Model.eig(torch.tensor([2.0])).item()
+    found = Model.eig(result.design).item()
+    print(f"design {result.design.tolist()}, information {found:.3f} of {best:.3f}")
+    assert found > 0.98 * best
+    assert result.eig.value == pytest.approx(found, abs=0.1)
+    assert result.stop_reason == "num_steps"
+    assert result.num_simulations == 250 * 256 + result.eig.num_simulations
+
+
+def test_history_has_one_entry_per_step_and_the_tracker_sees_it():
+    logged = []
+
+    class Tracker(NoOpTracker):
+        def log_metrics(self, metrics, step=None):
+            logged.append((step, metrics))
+
+    result = trainer(Tracker()).optimize_design(Model.simulate, num_steps=5)
+    assert {len(values) for values in result.history.values()} == {5}
+    assert result.history["num_simulations"] == [256 * k for k in range(1, 6)]
+    assert [step for step, _ in logged] == [1, 2, 3, 4, 5]
+    bounds = [metrics["design_eig_lower_bound"] for _, metrics in logged]
+    assert bounds == result.history["eig_lower_bound"]
+
+
+def test_budgets_and_plateau():
+    few = trainer().optimize_design(Model.simulate, max_num_simulations=1_000)
+    assert few.stop_reason == "max_num_simulations"
+    assert len(few.history["loss"]) == 3
+    timed = trainer().optimize_design(Model.simulate, max_seconds=0.2)
+    assert timed.stop_reason == "max_seconds"
+    # Data that tell nothing: the bound cannot grow.
+    flat = trainer().optimize_design(
+        lambda theta, design: torch.randn_like(theta), stop_after_steps=20
+    )
+    assert flat.stop_reason == "plateau"
+    assert len(flat.history["loss"]) < 500
+
+
+def test_designs_are_shared_by_simulations_as_asked():
+    seen = []
+
+    def simulate(theta, design):
+        seen.append(design)
+        return Model.simulate(theta, design)
+
+    trainer().optimize_design(
+        simulate, num_steps=1, training_batch_size=64, num_simulations_per_design=4
+    )
+    first = seen[0].reshape(16, 4)
+    assert (first == first[:, :1]).all()
+    assert len(first[:, 0].unique()) == 16
+
+
+def test_the_estimator_of_an_earlier_search_is_trained_further():
+    inference = trainer()
+    inference.optimize_design(Model.simulate, num_steps=5)
+    network = inference._neural_net
+    inference.optimize_design(Model.simulate, num_steps=5)
+    assert inference._neural_net is network
+
+
+def test_policy_ignores_lambda():
+    """One step of the policy is the same whatever weighs the likelihood."""
+    modes = []
+    for strength in (0.0, 10.0):
+        inference = trainer()
+        torch.manual_seed(3)
+        result = inference.optimize_design(
+            Model.simulate, num_steps=1, regularization_strength=strength
+        )
+        modes.append(result.design)
+    assert torch.equal(*modes)
+    assert modes[0].item() != pytest.approx(0.3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_steps", 0),
+        ("training_batch_size", 0),
+        ("num_simulations_per_design", 3),
+        ("num_simulations_per_design", 256),
+        ("num_contrastive", 256),
+        ("num_contrastive", 0),
+        ("regularization_strength", -0.1),
+        ("regularization_strength", float("nan")),
+        ("learning_rate", 0.0),
+        ("design_learning_rate", float("inf")),
+        ("gradient", "magic"),
+    ],
+)
+def test_settings_out_of_range_are_named(name, value):
+    settings = {
+        "num_steps": 10,
+        "training_batch_size": 256,
+        "num_simulations_per_design": 1,
+        "num_contrastive": 31,
+        "regularization_strength": 0.1,
+        "learning_rate": 1e-3,
+        "design_learning_rate": 1e-2,
+        "clip_max_norm": 5.0,
+        "gradient": "score",
+    }
+    DesignOptimizerConfig(**settings)
+    with pytest.raises(ValueError, match=name):
+        DesignOptimizerConfig(**{**settings, name: value})

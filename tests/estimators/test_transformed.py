@@ -1,0 +1,72 @@
+import pickle
+
+import pytest
+import torch
+from sbi.neural_nets import likelihood_nn
+from torch.distributions.transforms import AffineTransform, ExpTransform
+
+from sbi_boed_plugin import transformed_likelihood_nn
+from sbi_boed_plugin.estimators import TransformedEstimator
+
+LOG = ExpTransform().inv
+
+
+@pytest.mark.parametrize("model", ["nsf", "zuko_nsf", "mdn", "made"])
+def test_density_in_natural_units_integrates_to_one(model):
+    theta, x = torch.rand(500, 2) + 0.5, torch.randn(500, 1).exp()
+    build = transformed_likelihood_nn(
+        model, dim_theta=1, dim_design=1, x_transform=LOG, theta_transform=LOG
+    )
+    estimator = build(theta, x).eval()
+    grid = torch.linspace(-12, 12, 20_001).exp()
+    density = estimator.log_prob(grid.reshape(-1, 1, 1), theta[:1]).exp().detach()
+    total = torch.trapezoid(density.squeeze(1), grid).item()
+    assert total == pytest.approx(1.0, abs=0.01)
+
+
+def test_log_prob_is_the_change_of_variables():
+    theta, x = torch.randn(200, 2), torch.randn(200, 3).exp()
+    inner = likelihood_nn("maf")(theta, x.log())
+    outer = TransformedEstimator(inner, LOG)
+    expected = inner.log_prob(x.log().unsqueeze(0), theta) - x.log().sum(-1)
+    torch.testing.assert_close(outer.log_prob(x.unsqueeze(0), theta), expected)
+    torch.testing.assert_close(outer.loss(x, theta), -expected[0])
+
+
+def test_only_the_transformed_part_of_the_condition_changes():
+    theta, design, x = torch.rand(300, 1) + 1, torch.rand(300, 1), torch.randn(300, 1)
+    condition = torch.cat([theta, design], dim=-1)
+    build = transformed_likelihood_nn(
+        "mdn",
+        dim_theta=1,
+        dim_design=1,
+        theta_transform=LOG,
+        design_transform=AffineTransform(1.0, 2.0),
+    )
+    estimator = build(condition, x)
+    inner_condition = torch.cat([theta.log(), 1 + 2 * design], dim=-1)
+    torch.testing.assert_close(
+        estimator.log_prob(x.unsqueeze(0), condition),
+        estimator.net.log_prob(x.unsqueeze(0), inner_condition),
+    )
+
+
+def test_samples_are_in_natural_units_and_it_pickles():
+    theta, x = torch.randn(300, 1), torch.randn(300, 1).exp()
+    build = pickle.loads(
+        pickle.dumps(
+            transformed_likelihood_nn(likelihood_nn_mdn, dim_theta=1, x_transform=LOG)
+        )
+    )
+    estimator = build(theta, x)
+    samples = estimator.sample(torch.Size((100,)), theta[:2])
+    assert samples.shape == (100, 2, 1) and (samples > 0).all()
+    copy = pickle.loads(pickle.dumps(estimator))
+    assert torch.equal(
+        copy.log_prob(x.unsqueeze(0), theta), estimator.log_prob(x.unsqueeze(0), theta)
+    )
+    assert estimator.embedding_net is estimator.net.embedding_net
+
+
+def likelihood_nn_mdn(theta, x):
+    return likelihood_nn("mdn")(theta, x)

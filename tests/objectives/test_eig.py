@@ -1,0 +1,182 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from sbi_boed_plugin import estimate_eig, tasks
+from tests.oracles import LinearGaussian as Model
+
+
+def estimate(design, **kwargs):
+    return estimate_eig(
+        Model.log_likelihood,
+        Model.simulate,
+        prior=Model.prior,
+        design=torch.tensor([design]),
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("design", [0.0, 0.5, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("num_contrastive", [15, 255])
+def test_bounds_enclose_the_exact_value(design, num_contrastive):
+    task = tasks.get_task("gaussian_linear")
+    design = torch.tensor([design])
+    exact, _ = task.exact_eig(design)
+    results = {
+        bound: estimate_eig(
+            task.log_likelihood,
+            task.simulator,
+            prior=task.prior,
+            design=design,
+            bound=bound,
+            num_samples=2_000,
+            num_contrastive=num_contrastive,
+            seed=0,
+        )
+        for bound in ("pce", "snmc", "exact")
+    }
+    lower, upper, best = results["pce"], results["snmc"], results["exact"]
+    print(f"{lower.value:.3f} <= {exact:.3f} <= {upper.value:.3f}; {best}")
+    assert lower.value <= float(exact) + 3 * lower.standard_error
+    assert upper.value >= float(exact) - 3 * upper.standard_error
+    assert abs(best.value - float(exact)) <= 3 * best.standard_error
+    assert lower.cap == pytest.approx(math.log(num_contrastive + 1))
+    assert lower.value <= lower.cap
+    assert upper.cap is None and best.cap is None
+
+
+@pytest.mark.filterwarnings("ignore:The estimate")
+@pytest.mark.parametrize("num_contrastive", [1, 2, 7])
+def test_pce_never_exceeds_its_cap(num_contrastive):
+    eig = estimate(1e4, num_contrastive=num_contrastive, num_samples=500, seed=1)
+    assert eig.value <= math.log(num_contrastive + 1) + 1e-6
+
+
+def test_standard_error_is_that_of_repeated_estimates():
+    repeats = [
+        estimate(1.0, num_samples=200, num_contrastive=63, seed=seed)
+        for seed in range(60)
+    ]
+    values = torch.tensor([eig.value for eig in repeats])
+    errors = torch.tensor([eig.standard_error for eig in repeats])
+    # The spread of 60 repeats is known to 1/sqrt(120) = 9 %.
+    assert values.std().item() == pytest.approx(errors.mean().item(), rel=0.3)
+
+
+def test_seed_reproduces_and_leaves_the_global_state_alone():
+    before = torch.get_rng_state()
+    first = estimate(1.0, num_samples=100, num_contrastive=31, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert estimate(1.0, num_samples=100, num_contrastive=31, seed=7) == first
+    assert estimate(1.0, num_samples=100, num_contrastive=31, seed=8) != first
+
+
+def test_memory_bound_does_not_change_the_kind_of_estimate():
+    sizes = []
+
+    def log_likelihood(x, theta, design):
+        sizes.append(len(x))
+        return Model.log_likelihood(x, theta, design)
+
+    eig = estimate_eig(
+        log_likelihood,
+        Model.simulate,
+        prior=Model.prior,
+        design=torch.ones(1),
+        num_samples=300,
+        num_contrastive=255,
+        max_pairs=1_000,
+        seed=0,
+    )
+    assert max(sizes) <= 1_000
+    assert eig.value == pytest.approx(
+        0.5 * math.log(2), abs=3 * eig.standard_error + 0.01
+    )
+
+
+def test_estimators_of_sbi_are_accepted():
+    class Estimator:
+        log_prob = staticmethod(Model.log_prob)
+
+    kwargs = {
+        "prior": Model.prior,
+        "design": torch.ones(1),
+        "seed": 0,
+        "num_samples": 50,
+    }
+    by_estimator = estimate_eig(Estimator(), Model.simulate, **kwargs)
+    by_function = estimate_eig(Model.log_likelihood, Model.simulate, **kwargs)
+    assert by_estimator.value == pytest.approx(by_function.value, abs=1e-5)
+    with pytest.raises(ValueError, match="bound='exact' needs the true likelihood"):
+        estimate_eig(Estimator(), Model.simulate, bound="exact", **kwargs)
+
+
+def test_it_warns_near_the_cap_and_below_zero():
+    with pytest.warns(UserWarning, match="within 1 nat of the largest value"):
+        estimate(100.0, num_contrastive=31, seed=0)
+
+    def misfit(x, theta, design):
+        return Normal(-theta * design, 1.0).log_prob(x).sum(-1)
+
+    with pytest.warns(UserWarning, match="is negative"):
+        eig = estimate_eig(
+            misfit, Model.simulate, prior=Model.prior, design=torch.ones(1), seed=0
+        )
+    assert eig.value < 0
+
+
+def test_invalid_simulations_are_left_out_with_a_warning():
+    def simulate(theta, design):
+        x = Model.simulate(theta, design)
+        x[::10] = torch.nan
+        return x
+
+    kwargs = {"prior": Model.prior, "design": torch.ones(1), "seed": 0}
+    with pytest.warns(UserWarning, match="100 of 1000 simulations"):
+        eig = estimate_eig(Model.log_likelihood, simulate, **kwargs)
+    assert eig.value == pytest.approx(0.5 * math.log(2), abs=4 * eig.standard_error)
+    with pytest.raises(ValueError, match="All 1000 simulations"):
+        estimate_eig(Model.log_likelihood, lambda t, d: t * torch.nan, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"bound": "nmc"}, "bound='nmc' is unknown"),
+        ({"num_samples": 1}, "num_samples=1"),
+        ({"num_contrastive": 0}, "num_contrastive=0"),
+        ({"design": torch.zeros(2, 1)}, r"design has shape \(2, 1\)"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, match):
+    kwargs = {"prior": Model.prior, "design": torch.ones(1), **kwargs}
+    with pytest.raises(ValueError, match=match):
+        estimate_eig(Model.log_likelihood, Model.simulate, **kwargs)
+
+
+def test_several_parameters_and_measurements():
+    prior = Independent(Normal(torch.zeros(2), 3.0), 1)
+    design = torch.tensor([-2.0, 0.0, 4.0])
+
+    def simulate(theta, design):
+        return theta[:, :1] + theta[:, 1:] * design + torch.randn(len(theta), 3)
+
+    def log_likelihood(x, theta, design):
+        return Normal(theta[..., :1] + theta[..., 1:] * design, 1.0).log_prob(x).sum(-1)
+
+    rows = torch.stack([torch.ones(3), design], dim=1)
+    exact = 0.5 * torch.logdet(torch.eye(2) + 9.0 * rows.T @ rows).item()
+    eig = estimate_eig(
+        log_likelihood,
+        simulate,
+        prior=prior,
+        design=design,
+        bound="exact",
+        num_samples=2_000,
+        num_contrastive=2_000,
+        seed=0,
+    )
+    assert abs(eig.value - exact) <= 3 * eig.standard_error

@@ -1,0 +1,202 @@
+"""Networks: named ones, users' own, with embedding nets, and on which device they run.
+
+No GPU is needed to find a tensor that was created without its device: with another
+default device, here the meta device, such a tensor does not mix with the data.
+"""
+
+import pytest
+import torch
+from sbi.inference import simulate_for_sbi
+from sbi.neural_nets import likelihood_nn
+from torch import nn
+
+from sbi_boed_plugin import DesignConditionedEstimator, TruncatedNormalPolicy
+from sbi_boed_plugin.objectives import (
+    contrastive_bound,
+    in_batch_contrast,
+    info_nce_loss,
+    log_likelihood_matrix,
+)
+from tests.contract_cases import CASES, case_id, draw, for_each_case, trained_estimator
+
+for_each_model = pytest.mark.parametrize(
+    ("case", "model"),
+    [
+        pytest.param(case, model, id=f"{case.name}-{model}")
+        for case in CASES
+        for model in case.models
+    ],
+)
+on_each_device = pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+
+
+def assert_learns(case, model):
+    """The loss is finite and falls, and the network draws finite samples."""
+    trainer = case.append(case.make(model), case.simulate())
+    estimator = case.train(trainer, max_num_epochs=3)
+    losses = torch.tensor(trainer.summary["training_loss"])
+    assert losses.isfinite().all()
+    assert losses[-1] < losses[0]
+
+    new = case.simulate(4)
+    samples = case.sample_estimator(estimator, new.parameters, new.x)
+    assert samples.shape[:2] == (3, 4)
+    assert samples.isfinite().all()
+    posterior = case.build_posterior(trainer, "importance")
+    assert draw(posterior, 5, x=case.observe()).isfinite().all()
+    return estimator
+
+
+@for_each_model
+def test_models_learn_by_their_names(case, model):
+    assert_learns(case, model)
+
+
+@for_each_case
+def test_a_builder_of_sbi_learns(case):
+    # Two components tell it from the network of that name.
+    estimator = assert_learns(case, likelihood_nn("mdn", num_components=2))
+    assert estimator.net.num_components == 2
+
+
+@for_each_case
+def test_a_builder_of_the_user_learns(case):
+    assert_learns(case, case.user_builder)
+
+
+@for_each_case
+def test_an_embedding_net_learns_with_the_rest(case):
+    new = case.simulate(10)
+    builder = case.embedding(new.parameters.shape[-1], new.x.shape[-1])
+    shared = builder(new.parameters, new.x).embedding_net
+    before = [parameter.clone() for parameter in shared.parameters()]
+    estimator = assert_learns(case, builder)
+    after = list(estimator.embedding_net.parameters())
+    assert len(after) == len(before) > 0
+    assert not any(torch.equal(*pair) for pair in zip(after, before, strict=True))
+
+
+@for_each_case
+def test_the_estimator_takes_parameters_and_designs_in_one_row(case):
+    new = case.simulate(4)
+    terms = case.log_term(trained_estimator(case), new.parameters, new.x)
+    assert terms.shape == (4,)
+    assert terms.isfinite().all()
+
+
+@for_each_case
+def test_simulations_of_sbi_can_be_stored(case):
+    def simulator(theta):
+        design = case.designs()
+        return case.simulator(theta, None if design is None else design[:1])
+
+    theta, x = simulate_for_sbi(
+        simulator, case.prior(), num_simulations=40, show_progress_bar=False
+    )
+    new = case.simulate(theta=theta)
+    trainer = case.append(case.make(), new.replace(x=x))
+    case.train(trainer, training_batch_size=10)
+
+
+# --- Devices --------------------------------------------------------------------------
+
+
+@on_each_device
+@for_each_case
+@pytest.mark.filterwarnings("ignore:Data x has device", "ignore:Parameters theta has")
+def test_everything_follows_the_device(case, device):
+    trainer = case.make(prior=case.prior(device), device=device)
+    estimator = case.train(case.append(trainer, case.simulate(60)))
+    tensors = [*estimator.parameters(), *estimator.buffers()]
+    posterior = case.build_posterior(trainer)
+    tensors.append(draw(posterior, 5, x=case.observe()))
+    assert {tensor.device.type for tensor in tensors} == {device}
+
+
+def diagonal_normal(input, condition):
+    """A likelihood in sbi's calling convention, on any device."""
+    return -0.5 * (input - condition).square().sum(dim=-1)
+
+
+def test_the_objective_runs_on_the_device_of_its_data():
+    theta, x = torch.empty(2, 8, 3, device="meta").unbind()
+    contrast = in_batch_contrast(theta, num_contrastive=5)
+    conditions = torch.cat([theta.unsqueeze(0), contrast])
+    # The second call works through the matrix in chunks.
+    for max_pairs in (1_000, 8):
+        matrix = log_likelihood_matrix(diagonal_normal, x, conditions, max_pairs)
+        assert matrix.shape == (6, 8)
+        results = matrix, contrastive_bound(matrix), info_nce_loss(matrix, 0.1)
+        assert {result.device.type for result in results} == {"meta"}
+
+
+@for_each_case
+def test_losses_do_not_depend_on_the_default_device(case):
+    new = case.simulate(20)
+    trainer = case.append(case.make(case.user_builder), case.simulate(60))
+    case.train(trainer)
+    with torch.device("meta"):
+        losses = trainer._get_losses(batch=(new.parameters, new.x))
+    assert losses.device.type == "cpu"
+    assert losses.isfinite().all()
+
+
+def test_designs_are_on_the_device_of_the_estimator():
+    class OnMeta(nn.Module):
+        """A stand-in for an estimator: what DesignConditionedEstimator needs of it."""
+
+        input_shape, condition_shape = torch.Size((3,)), torch.Size((3,))
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones((), device="meta"))
+
+        def log_prob(self, input, condition):
+            return self.weight * diagonal_normal(input, condition)
+
+    fixed = DesignConditionedEstimator(OnMeta(), torch.tensor([[0.5], [1.0]]))
+    x, theta = torch.empty(2, 1, 3, device="meta"), torch.empty(4, 2, device="meta")
+    assert fixed.design.device.type == "meta"
+    assert fixed.log_prob(x, theta).device.type == "meta"
+
+
+def test_a_policy_does_not_depend_on_the_default_device():
+    policy = TruncatedNormalPolicy(torch.zeros(2), torch.ones(2))
+    with torch.device("meta"):
+        policy.anneal(0.5)
+        design = policy.sample((4,))
+        log_prob = policy.log_prob(design)
+        policy.project()
+    tensors = [design, log_prob, policy.mode, *policy.describe().values()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert log_prob.isfinite().all()
+
+
+@on_each_device
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.has_designs], ids=case_id
+)
+def test_learned_designs_follow_the_device(case, device):
+    policy = TruncatedNormalPolicy(
+        0.5 * torch.ones(case.dim_design), 2.0 * torch.ones(case.dim_design)
+    )
+    trainer = case.make(prior=case.prior(device), device=device, design_policy=policy)
+    seen = set()
+
+    def simulator(theta, design):
+        seen.update({theta.device.type, design.device.type})
+        return case.simulator(theta, design)
+
+    result = trainer.optimize_design(
+        simulator,
+        num_steps=2,
+        training_batch_size=8,
+        num_contrastive=3,
+        num_eig_samples=4,
+        num_eig_contrastive=3,
+    )
+    assert seen == {device}
+    assert result.design.device.type == device
+    assert result.policy.mode.device.type == device

@@ -1,0 +1,235 @@
+"""Posteriors: every way of sampling, several observations and designs, analysis."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from sbi.analysis import pairplot
+from sbi.diagnostics import run_sbc
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+
+from tests.contract_cases import (
+    CASES,
+    DIM_THETA,
+    SAMPLERS,
+    case_id,
+    draw,
+    for_each_case,
+    for_each_sampler,
+    seed_everything,
+    trained,
+    trained_estimator,
+)
+
+with_designs = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.has_designs], ids=case_id
+)
+
+
+def log_potential(case, theta, x_o, design=None):
+    """Log-prior plus one term per observation, at its own design or at the only one."""
+    total = case.prior().log_prob(theta)
+    for index, x in enumerate(x_o):
+        parameters = theta
+        if design is not None:
+            own = design[index if len(design) > 1 else 0]
+            parameters = torch.cat([theta, own.expand(len(theta), -1)], dim=-1)
+        rows = x.expand(len(theta), -1)
+        total = total + case.log_term(trained_estimator(case), parameters, rows)
+    return total
+
+
+# --- Every sampler --------------------------------------------------------------------
+
+
+@for_each_sampler
+def test_samples_have_the_shape_and_support_of_the_parameters(case, sampler):
+    posterior = case.build_posterior(trained(case), sampler)
+    assert isinstance(posterior, NeuralPosterior)
+    samples = draw(posterior, 8, x=case.observe())
+    assert samples.shape == (8, DIM_THETA)
+    assert case.prior().log_prob(samples).isfinite().all()
+
+
+@for_each_sampler
+def test_the_default_x_is_used_where_none_is_given(case, sampler):
+    x_o = case.observe()
+    posterior = case.build_posterior(trained(case), sampler)
+    with pytest.raises(ValueError, match="default"):
+        posterior.sample((2,), show_progress_bars=False)
+    assert posterior.set_default_x(x_o) is posterior
+    seed_everything()
+    by_default = draw(posterior, 4)
+    again = case.build_posterior(trained(case), sampler)
+    seed_everything()
+    assert torch.equal(by_default, draw(again, 4, x=x_o))
+
+
+@for_each_sampler
+@pytest.mark.filterwarnings("ignore:.*unnormalized", "ignore:.*log_prob")
+def test_densities_can_be_evaluated_and_maximised(case, sampler):
+    posterior = case.build_posterior(trained(case), sampler)
+    posterior.set_default_x(case.observe())
+    if sampler == "vi":
+        draw(posterior)
+    theta = case.prior().sample((200,))
+    potential = posterior.potential(theta)
+    assert potential.shape == posterior.log_prob(theta[:5]).repeat(40).shape == (200,)
+    assert torch.allclose(
+        potential, log_potential(case, theta, case.observe(), case.designs()), atol=1e-4
+    )
+    assert posterior.potential(torch.full((1, DIM_THETA), 9.0)).item() == -torch.inf
+    mode = posterior.map(
+        num_iter=10, num_to_optimize=10, num_init_samples=50, show_progress_bars=False
+    )
+    assert mode.shape == (1, DIM_THETA)
+    assert posterior.potential(mode) >= potential.quantile(0.9)
+
+
+@for_each_case
+def test_the_posterior_does_not_follow_later_training(case):
+    x_o = case.observe()
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer)
+    posterior = case.build_posterior(trainer).set_default_x(x_o)
+    theta = case.prior().sample((5,))
+    before = posterior.potential(theta)
+    case.train(trainer)
+    assert torch.equal(posterior.potential(theta), before)
+    after = case.build_posterior(trainer).set_default_x(x_o).potential(theta)
+    assert not torch.equal(after, before)
+
+
+@for_each_case
+def test_an_estimator_and_a_prior_can_be_handed_over(case):
+    sample_with, parameters = SAMPLERS["rejection"]
+    kwargs = {"design": case.designs()} if case.has_designs else {}
+    other = case.make(prior=None)
+    posterior = other.build_posterior(
+        trained_estimator(case),
+        case.prior(),
+        sample_with,
+        posterior_parameters=parameters,
+        **kwargs,
+    )
+    theta, x_o = case.prior().sample((5,)), case.observe()
+    assert torch.allclose(
+        posterior.set_default_x(x_o).potential(theta),
+        log_potential(case, theta, x_o, case.designs()),
+        atol=1e-4,
+    )
+
+
+@for_each_case
+def test_settings_may_come_in_either_of_sbis_forms(case):
+    kwargs = {"design": case.designs()} if case.has_designs else {}
+    with pytest.warns(FutureWarning, match="mcmc_parameters"):
+        posterior = trained(case).build_posterior(
+            mcmc_method="slice_np", mcmc_parameters={"num_chains": 3}, **kwargs
+        )
+    assert (posterior.method, posterior.num_chains) == ("slice_np", 3)
+    posterior = trained(case).build_posterior(
+        posterior_parameters=SAMPLERS["slice_np"][1].with_param(num_chains=2), **kwargs
+    )
+    assert (posterior.method, posterior.num_chains) == ("slice_np", 2)
+
+
+# --- Several observations -------------------------------------------------------------
+
+
+@for_each_case
+def test_repeated_observations_add_up(case):
+    theta, x_o = case.prior().sample((6,)), case.observe(4)
+    posterior = case.build_posterior(trained(case)).set_default_x(x_o)
+    expected = log_potential(case, theta, x_o, case.designs())
+    assert torch.allclose(posterior.potential(theta), expected, atol=1e-4)
+    assert draw(posterior, 3).shape == (3, DIM_THETA)
+
+
+@with_designs
+def test_each_observation_has_its_own_design(case):
+    theta, x_o, designs = case.prior().sample((6,)), case.observe(3), case.designs(3)
+    posterior = case.build_posterior(trained(case), num_designs=3).set_default_x(x_o)
+    expected = log_potential(case, theta, x_o, designs)
+    assert torch.allclose(posterior.potential(theta), expected, atol=1e-4)
+    # Exchanging designs changes the answer: each belongs to one row.
+    other = log_potential(case, theta, x_o, designs.flip(0))
+    assert not torch.allclose(other, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("case", "sampler"),
+    [
+        pytest.param(case, sampler, id=f"{case.name}-{sampler}")
+        for case in CASES
+        for sampler in case.samplers
+        if case.has_designs
+    ],
+)
+def test_every_sampler_takes_one_row_per_design(case, sampler):
+    posterior = case.build_posterior(trained(case), sampler, num_designs=3)
+    assert draw(posterior, 4, x=case.observe(3)).shape == (4, DIM_THETA)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 4])
+@with_designs
+def test_another_number_of_rows_than_designs_is_refused(case, num_rows):
+    posterior = case.build_posterior(trained(case), num_designs=3)
+    with pytest.raises(
+        ValueError, match=f"has {num_rows} rows.*3 designs.*one row per"
+    ):
+        draw(posterior, x=case.observe(num_rows))
+
+
+@with_designs
+def test_the_design_may_come_without_its_batch_dimension(case):
+    theta, x_o = case.prior().sample((6,)), case.observe()
+    potentials = [
+        trained(case).build_posterior(design=design).set_default_x(x_o).potential(theta)
+        for design in (case.designs(), case.designs()[0])
+    ]
+    assert torch.equal(*potentials)
+
+
+@for_each_case
+def test_batched_sampling_serves_many_observations(case):
+    posterior = case.build_posterior(trained(case), "slice_np_vectorized")
+    samples = posterior.sample_batched(
+        (3,), x=case.observe(2), show_progress_bars=False
+    )
+    assert samples.shape == (3, 2, DIM_THETA)
+    assert case.prior().log_prob(samples).isfinite().all()
+
+
+@for_each_case
+def test_a_batched_potential_pairs_parameters_with_observations(case):
+    theta, x_o = case.prior().sample((3,)), case.observe(3)
+    potential = case.build_posterior(trained(case)).potential_fn
+    potential.set_x(x_o, x_is_iid=False)
+    expected = [
+        log_potential(case, theta[i : i + 1], x_o[i : i + 1], case.designs())
+        for i in range(3)
+    ]
+    assert torch.allclose(potential(theta).flatten(), torch.cat(expected), atol=1e-4)
+
+
+# --- Analysis -------------------------------------------------------------------------
+
+
+@for_each_case
+def test_calibration_runs(case):
+    theta = case.prior().sample((4,))
+    x = case.simulator(theta, case.designs())
+    posterior = case.build_posterior(trained(case))
+    ranks, _ = run_sbc(
+        theta, x, posterior, num_posterior_samples=6, show_progress_bar=False
+    )
+    assert ranks.shape == (4, DIM_THETA)
+    assert ((ranks >= 0) & (ranks <= 6)).all()
+
+
+@for_each_case
+def test_samples_can_be_plotted(case):
+    samples = draw(case.build_posterior(trained(case)), 30, x=case.observe())
+    figure, axes = pairplot(samples, limits=[[-2, 2]] * DIM_THETA)
+    plt.close(figure)
+    assert axes.shape == (DIM_THETA, DIM_THETA)

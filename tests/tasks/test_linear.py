@@ -1,0 +1,209 @@
+"""The two regression tasks against quadrature and nested Monte Carlo."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import GaussianLinear, NoisyLinear, noise_log_prob
+
+HALF_AT_EACH_END = torch.tensor([-10.0] * 5 + [10.0] * 5)
+
+
+def convolution(z: torch.Tensor, gaussian_scale: float = 1.0) -> torch.Tensor:
+    """Log-density of the noise by numerical convolution, with no closed form in it."""
+    nu = torch.linspace(0.0, 100.0, 200_001, dtype=torch.float64)
+    log_gamma = torch.distributions.Gamma(2.0, 0.5).log_prob(nu[1:])
+    normal = torch.distributions.Normal(0.0, gaussian_scale)
+    terms = log_gamma + normal.log_prob(z.double()[:, None] - nu[1:])
+    return terms.logsumexp(dim=1) + (nu[1] - nu[0]).log()
+
+
+def nested_lower_bound(
+    task: GaussianLinear, design: torch.Tensor, num_outer: int, num_inner: int
+) -> tuple[float, float]:
+    """Prior contrastive estimate with the true likelihood, and its standard error."""
+    theta = task.prior.sample((num_outer,))
+    x = task.simulator(theta, design.expand(num_outer, -1))
+    others = task.prior.sample((num_inner,))
+    own = task.log_likelihood(x, theta, design)
+    sums = torch.cat(
+        [
+            task.log_likelihood(chunk[:, None], others, design).logsumexp(dim=1)
+            for chunk in x.split(100)
+        ]
+    )
+    terms = own - (torch.logaddexp(sums, own) - math.log(num_inner + 1))
+    return float(terms.mean()), float(terms.std()) / math.sqrt(num_outer)
+
+
+def test_noise_density_is_the_convolution():
+    z = torch.tensor([-20.0, -8.0, -5.0, -4.4, -2.0, 0.0, 0.5, 3.0, 20.0, 60.0])
+    # The rule's own error: the spacing of 5e-4 squared, relative to a curvature that
+    # grows with the square of z in the lower tail.
+    torch.testing.assert_close(
+        noise_log_prob(z.double()), convolution(z), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        noise_log_prob(z.double(), 7.0), convolution(z, 7.0), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_density_integrates_to_one(dtype):
+    z = torch.linspace(-12.0, 100.0, 200_001, dtype=dtype)
+    total = torch.trapezoid(noise_log_prob(z).double().exp(), z.double())
+    assert float(total) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_noise_density_has_finite_gradients_in_both_tails():
+    z = torch.cat([-torch.logspace(3, -3, 200), torch.logspace(-3, 5, 200)])
+    z.requires_grad_()
+    log_prob = noise_log_prob(z)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), z)
+    assert log_prob.isfinite().all()
+    assert gradient.isfinite().all()
+    # Log-concave: the slope falls from -z (the Gaussian) to -1/2 (the Gamma).
+    assert (gradient.diff() < 1e-4).all()
+    assert float(gradient[0]) == pytest.approx(1e3, rel=1e-2)
+    assert float(gradient[-1]) == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_single_precision_agrees_with_double():
+    z = torch.linspace(-30.0, 100.0, 10_001)
+    # Around a = -5 the sum that is left of two numbers is 1/27 of either, so that
+    # some 30 units of 1e-7 are lost there; the values themselves reach 500.
+    torch.testing.assert_close(
+        noise_log_prob(z).double(), noise_log_prob(z.double()), rtol=1e-6, atol=3e-5
+    )
+
+
+def test_noise_density_is_smooth_where_the_formulas_meet():
+    z = torch.linspace(-4.6, -4.4, 2001, dtype=torch.float64)
+    log_prob = noise_log_prob(z)
+    # Neighbours differ by 5e-4 through the slope; a kink or step would stand out
+    # against second differences of 1e-8.
+    assert log_prob.diff().diff().abs().max() < 2e-8
+
+
+def test_simulated_noise_follows_the_density():
+    task = NoisyLinear(dim_design=2)
+    num = 50_000
+    x = task.simulator(torch.zeros(num, 2), torch.zeros(num, 2))
+    z = torch.linspace(-10.0, 90.0, 100_001, dtype=torch.float64)
+    cdf = torch.cumulative_trapezoid(noise_log_prob(z).exp(), z)
+    points = x.flatten().sort().values
+    ours = cdf[torch.searchsorted(z[1:], points.double()).clamp(max=len(cdf) - 1)]
+    empirical = torch.arange(1, 2 * num + 1) / (2 * num)
+    # Kolmogorov-Smirnov distance: 1.95 / sqrt(n) is exceeded once in a thousand times.
+    assert (ours - empirical).abs().max() < 1.95 / math.sqrt(2 * num)
+
+
+def test_simulated_means_are_the_line():
+    num = 20_000
+    design = torch.tensor([-10.0, 0.0, 7.0])
+    theta = torch.tensor([[2.0, 5.0]]).expand(num, -1)
+    line = torch.tensor([-48.0, 2.0, 37.0])
+    for task, shift, variance in (
+        (GaussianLinear(dim_design=3), 0.0, 1.0),
+        (NoisyLinear(dim_design=3), 4.0, 9.0),
+    ):
+        x = task.simulator(theta, design.expand(num, -1))
+        # Four standard errors of a mean.
+        tolerance = 4.0 * math.sqrt(variance / num)
+        assert (x.mean(0) - line - shift).abs().max() < tolerance
+        # Kurtosis 3 + 3 * (8 / 9)^2: five standard errors of a variance are 7 %.
+        assert (x.var(0) / variance - 1.0).abs().max() < 0.07
+
+
+def test_gaussian_log_likelihood_is_torchs():
+    task = GaussianLinear(dim_design=3)
+    theta, design = task.prior.sample((6,)), task.design_space.sample((6,))
+    x = task.simulator(theta, design)
+    mean = theta[:, :1] + theta[:, 1:] * design
+    expected = torch.distributions.Normal(mean, 1.0).log_prob(x).sum(dim=1)
+    torch.testing.assert_close(task.log_likelihood(x, theta, design), expected)
+
+
+@pytest.mark.parametrize("position", [0.0, 3.0])
+def test_gaussian_eig_of_one_measurement(position):
+    value, error = GaussianLinear().exact_eig(torch.tensor([position]))
+    assert value == pytest.approx(0.5 * math.log(1.0 + 9.0 * (1.0 + position**2)))
+    assert error == 0.0
+
+
+@pytest.mark.parametrize("task_type", [GaussianLinear, NoisyLinear])
+@pytest.mark.parametrize("design", [[1.0], [4.0], [-2.0, 2.0], [3.0, 3.0, -1.0]])
+def test_exact_eig_agrees_with_nested_monte_carlo(task_type, design):
+    task = task_type(dim_design=len(design))
+    value, error = task.exact_eig(torch.tensor(design))
+    lower, nested = nested_lower_bound(task, torch.tensor(design), 2_000, 3_000)
+    # Four standard errors, and the bound's bias: less than exp(gain) / 3,000, which is
+    # 0.02 at the most informative of the designs.
+    margin = 4.0 * math.hypot(error, nested)
+    assert lower - margin < value < lower + margin + 0.02
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"), [(10.0, 2.416), (5.0, 1.751), (1.0, 0.648), (0.0, 0.436)]
+)
+def test_noisy_eig_of_one_measurement(position, expected):
+    value, error = NoisyLinear().exact_eig(torch.tensor([position]))
+    assert value == pytest.approx(expected, abs=6e-4)  # three decimals are known
+    assert error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("design", "expected"),
+    [
+        (HALF_AT_EACH_END, 5.118),
+        (torch.linspace(-10.0, 10.0, 10), 4.678),
+        (torch.full((10,), 10.0), 3.726),
+        (torch.zeros(10), 1.462),
+    ],
+)
+def test_noisy_eig_of_ten_measurements(design, expected):
+    value, error = NoisyLinear(dim_design=10).exact_eig(design)
+    assert error <= 0.02
+    # The expected values come from nested Monte Carlo with a standard error of 0.023.
+    assert value == pytest.approx(expected, abs=0.05)
+
+
+def test_noisy_eig_does_not_depend_on_the_quadrature():
+    task = NoisyLinear(dim_design=2)
+    design = torch.tensor([-10.0, 4.0])
+    default, _ = task.exact_eig(design, num_samples=50)
+    finer, _ = task.exact_eig(design, num_samples=50, num_nodes=81)
+    assert default == pytest.approx(finer, abs=1e-3)
+
+
+def test_noisy_eig_states_its_standard_error():
+    task = NoisyLinear(dim_design=2)
+    design = torch.tensor([-3.0, 3.0])
+    runs = [task.exact_eig(design, num_samples=50, seed=seed) for seed in range(30)]
+    values, errors = torch.tensor(runs).T
+    # The spread of 30 values is known to within 13 %, taken three times.
+    assert float(values.std() / errors.mean()) == pytest.approx(1.0, abs=0.4)
+
+
+def test_noisy_eig_is_seeded_and_leaves_the_global_generator_alone():
+    task = NoisyLinear(dim_design=2)
+    design = torch.tensor([-3.0, 3.0])
+    state = torch.get_rng_state()
+    first = task.exact_eig(design, num_samples=10, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert task.exact_eig(design, num_samples=10, seed=1) == first
+    assert task.exact_eig(design, num_samples=10, seed=2) != first
+
+
+def test_noisy_eig_is_the_same_in_chunks(monkeypatch):
+    task = NoisyLinear(dim_design=2)
+    design = torch.tensor([-3.0, 3.0])
+    whole = task.exact_eig(design, num_samples=10)
+    monkeypatch.setattr("sbi_boed_plugin.tasks.noisy_linear._MAX_RESIDUALS", 2_000)
+    assert task.exact_eig(design, num_samples=10) == pytest.approx(whole)
+
+
+def test_noisy_eig_refuses_too_few_samples():
+    with pytest.raises(ValueError, match="at least 2, got 1 and 25"):
+        NoisyLinear(dim_design=2).exact_eig(torch.zeros(2), num_samples=1)

@@ -1,0 +1,225 @@
+"""The epidemic against exact answers and finer integrations."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import SIR
+from sbi_boed_plugin.tasks.sir import infected_at, time_grid
+
+NUM_STEPS = SIR().num_steps
+
+# (beta, gamma, time); `None` takes the parameters from the prior.
+SETTINGS = [
+    ((0.8, 0.1), 5.0),
+    ((0.8, 0.1), 20.0),
+    ((0.8, 0.1), 60.0),
+    ((1.5, 0.1), 20.0),
+    (None, 20.0),
+    (None, 60.0),
+]
+
+
+def parameters(theta: tuple[float, float] | None, num: int) -> torch.Tensor:
+    if theta is None:
+        return SIR().prior.sample((num,))
+    return torch.tensor([theta]).expand(num, 2)
+
+
+def euler_maruyama(theta: torch.Tensor, time: float, num_steps: int) -> torch.Tensor:
+    """The equations as they are written, step by step."""
+    infected = []
+    for beta, gamma in (chunk.T for chunk in theta.split(5_000)):
+        s, i = torch.full_like(beta, 498.0), torch.full_like(beta, 2.0)
+        dt = time / num_steps
+        for _ in range(num_steps):
+            dw = math.sqrt(dt) * torch.randn(2, len(beta))
+            h, g = beta * s * i / 500.0, gamma * i
+            infections = h * dt + h.sqrt() * dw[0]
+            recoveries = g * dt + g.sqrt() * dw[1]
+            s = (s - infections).clamp(0.0, 500.0)
+            i = (i + infections - recoveries).clamp(0.0, 500.0)
+        infected.append(i)
+    return torch.cat(infected)
+
+
+def assert_same_distribution(ours: torch.Tensor, reference: torch.Tensor) -> None:
+    """Compare mean, spread and extinct share of counts, at 4.5 standard errors.
+
+    Each comparison fails by chance about once in 100,000 times.
+    """
+    ours, reference = ours.round().double(), reference.round().double()
+    for statistic in (
+        lambda count: count,
+        lambda count: (count - reference.mean()).square(),
+        lambda count: (count == 0).double(),
+    ):
+        a, b = statistic(ours), statistic(reference)
+        error = math.sqrt(float(a.var() / len(a) + b.var() / len(b)))
+        assert float((a.mean() - b.mean()).abs()) <= 4.5 * error
+
+
+@pytest.mark.parametrize(("theta", "time"), SETTINGS[1:4:2] + SETTINGS[5:])
+def test_steps_are_fine_enough_for_the_equations_as_written(theta, time):
+    theta = parameters(theta, 20_000)
+    ours = infected_at(theta, torch.tensor([[time]]), num_steps=NUM_STEPS)[:, 0]
+    assert_same_distribution(ours, euler_maruyama(theta, time, 10 * NUM_STEPS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("theta", "time"), SETTINGS)
+def test_steps_are_fine_enough_against_eight_times_finer_ones(theta, time):
+    theta, times = parameters(theta, 100_000), torch.tensor([[time]])
+    ours = infected_at(theta, times, num_steps=NUM_STEPS)[:, 0]
+    finer = infected_at(theta, times, num_steps=8 * NUM_STEPS)[:, 0]
+    assert_same_distribution(ours, finer)
+
+
+def test_the_comparison_notices_coarse_steps():
+    theta = parameters((0.8, 0.1), 20_000)
+    coarse = infected_at(theta, torch.tensor([[20.0]]), num_steps=8)[:, 0]
+    fine = infected_at(theta, torch.tensor([[20.0]]), num_steps=NUM_STEPS)[:, 0]
+    with pytest.raises(AssertionError):
+        assert_same_distribution(coarse, fine)
+
+
+@pytest.mark.parametrize("time", [2.0, 15.0])
+def test_without_infection_the_branching_process_is_exact(time):
+    gamma, num = 0.1, 100_000
+    infected = infected_at(
+        parameters((0.0, gamma), num), torch.tensor([[time]]), num_steps=NUM_STEPS
+    )[:, 0]
+    # Feller's diffusion dI = -gamma I dt + sqrt(gamma I) dW from I = 2.
+    decay = math.exp(-gamma * time)
+    mean, variance = 2.0 * decay, 2.0 * decay * (1.0 - decay)
+    extinct = math.exp(-4.0 * decay / (1.0 - decay))
+    # Four standard errors; the fourth moment is below ten times the variance squared.
+    assert abs(float(infected.mean()) - mean) < 4.0 * math.sqrt(variance / num)
+    assert float(infected.var()) == pytest.approx(variance, rel=12.0 / math.sqrt(num))
+    share = float((infected == 0).double().mean())
+    # In one last step an epidemic may be caught between 0 and a hundredth of a person.
+    assert abs(share - extinct) < 4.0 * math.sqrt(extinct / num) + 2e-3
+
+
+def test_almost_nothing_happens_at_first():
+    theta = parameters((0.8, 0.1), 20_000)
+    infected = infected_at(theta, torch.tensor([[0.01]]), num_steps=NUM_STEPS)[:, 0]
+    variance = 0.9 * 2.0 * 0.01  # (beta + gamma) I dt
+    mean = 2.0 + 0.7 * 2.0 * 0.01
+    # Four standard errors, and the S/N = 0.996 left out above.
+    assert float(infected.mean()) == pytest.approx(mean, abs=4e-3)
+    assert float(infected.var()) == pytest.approx(variance, rel=0.05)
+
+
+def test_time_grid_meets_every_time():
+    times = torch.tensor([[30.0, 10.0, 10.0], [5.0, 0.0, 80.0]])
+    steps, index = time_grid(times, 50)
+    assert (steps >= 0).all()
+    torch.testing.assert_close(steps.cumsum(0).gather(0, index).T, times)
+
+
+def test_order_of_times_does_not_matter():
+    task = SIR(dim_design=2, dequantize=False)
+    theta = task.prior.sample((50,))
+    design = task.design_space.sample((50,))
+    torch.manual_seed(3)
+    x = task.simulator(theta, design)
+    torch.manual_seed(3)
+    assert torch.equal(task.simulator(theta, design.flip(1)), x.flip(1))
+
+
+def test_several_times_belong_to_one_epidemic():
+    task = SIR(dim_design=3, dequantize=False)
+    theta = task.prior.sample((2_000,))
+    design = torch.tensor([[20.0, 20.0, 90.0]]).expand(2_000, -1)
+    x = task.simulator(theta, design)
+    assert torch.equal(x[:, 0], x[:, 1])
+    extinct = x[:, 0] == 0
+    assert 50 < int(extinct.sum()) < 1_950
+    assert (x[extinct, 2] == 0).all()
+
+
+def test_a_further_time_does_not_change_the_others():
+    theta = parameters((0.8, 0.1), 20_000)
+    alone = infected_at(theta, torch.tensor([[20.0]]), num_steps=NUM_STEPS)
+    times = torch.tensor([[20.0, 50.0]])
+    together = infected_at(theta, times, num_steps=NUM_STEPS)
+    assert_same_distribution(alone[:, 0], together[:, 0])
+
+
+def test_rows_do_not_depend_on_chunks(monkeypatch):
+    theta = SIR().prior.sample((10_000,))
+    times = torch.full((10_000, 1), 30.0)
+    whole = infected_at(theta, times, num_steps=50)[:, 0]
+    monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
+    assert_same_distribution(infected_at(theta, times, num_steps=50)[:, 0], whole)
+
+
+def test_data_are_counts_plus_uniform_noise():
+    task = SIR()
+    theta = parameters((0.8, 0.1), 10_000)
+    x = task.simulator(theta, torch.full((10_000, 1), 10.0))[:, 0]
+    assert (x >= 0).all() and (x < 501).all()
+    fraction = (x - x.floor()).sort().values
+    # Kolmogorov-Smirnov: 1.95 / sqrt(n) is exceeded once in a thousand times.
+    distance = (fraction - torch.arange(10_000) / 10_000).abs().max()
+    assert distance < 1.95 / math.sqrt(10_000)
+    # The counts themselves are centred on people, not on their lower neighbours.
+    raw = SIR(dequantize=False).simulator(theta, torch.full((10_000, 1), 10.0))[:, 0]
+    assert_same_distribution(x.floor(), raw)
+
+
+def test_uniform_noise_never_reaches_the_next_count(monkeypatch):
+    last = 1.0 - 2.0**-24
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, last))
+    theta, design = parameters((0.8, 0.1), 1_000), torch.full((1_000, 1), 12.0)
+    torch.manual_seed(0)
+    raw = SIR(dequantize=False).simulator(theta, design)
+    torch.manual_seed(0)
+    x = SIR().simulator(theta, design)
+    assert raw.max() > 256
+    assert torch.equal(x.floor(), raw.round())
+
+
+def test_extreme_parameters_stay_within_the_population():
+    theta = torch.tensor([[1e-3, 5.0], [20.0, 1e-3], [20.0, 20.0], [0.0, 0.0]])
+    x = SIR(dequantize=False).simulator(theta, torch.full((4, 1), 100.0))
+    assert x.isfinite().all()
+    assert (x >= 0).all() and (x <= 500).all()
+    assert float(x[3]) == 2.0
+
+
+def test_drop_extinct_keeps_outbreaks_only():
+    theta, design = parameters((0.8, 0.1), 20_000), torch.full((20_000, 1), 20.0)
+    every = SIR(dequantize=False).simulator(theta, design)[:, 0]
+    kept = SIR(dequantize=False, drop_extinct=True).simulator(theta, design)[:, 0]
+    assert float((every < 0.5).double().mean()) > 0.03
+    assert float((kept < 0.5).double().mean()) < 1e-3
+    # What an outbreak looks like does not change: extinct epidemics are near zero at
+    # this time, outbreaks above fifty.
+    assert_same_distribution(kept[kept > 50], every[every > 50])
+
+
+def test_drop_extinct_gives_up_where_there_is_no_outbreak():
+    task = SIR(drop_extinct=True, max_redraws=2)
+    x = task.simulator(parameters((0.01, 1.0), 10), torch.full((10, 1), 50.0))
+    assert (x < 1).all()
+
+
+@pytest.mark.parametrize(
+    ("theta", "design", "message"),
+    [
+        ([[-0.5, 0.1]], [[10.0]], "`theta` holds rates.*got -0.5.*not logarithms"),
+        ([[0.5, 0.1]], [[-1.0]], "`design` holds times.*got -1"),
+    ],
+)
+def test_negative_rates_and_times_are_refused(theta, design, message):
+    with pytest.raises(ValueError, match=message):
+        SIR().simulator(torch.tensor(theta), torch.tensor(design))
+
+
+@pytest.mark.parametrize("argument", ["dim_design", "num_steps"])
+def test_numbers_must_be_positive(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+        SIR(**{argument: 0})

@@ -1,0 +1,163 @@
+"""What every task promises."""
+
+import pickle
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import Task, available_tasks, get_task
+
+NAMES = available_tasks()
+
+
+def draw(task: Task, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return task.prior.sample((num,)), task.design_space.sample((num,))
+
+
+@pytest.mark.parametrize("dim_design", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_agree_with_the_dimensions(name, dim_design):
+    task = get_task(name, dim_design=dim_design)
+    theta, design = draw(task, 7)
+    assert task.name == name
+    assert task.dim_design == dim_design
+    assert theta.shape == (7, task.dim_theta)
+    assert design.shape == (7, task.dim_design)
+    assert task.simulator(theta, design).shape == (7, task.dim_x)
+    assert task.true_parameters.shape == (1, task.dim_theta)
+    assert task.prior.log_prob(task.true_parameters).isfinite().all()
+    assert len(task.parameter_names) == task.dim_theta
+    assert len(task.design_names) == task.dim_design
+    assert len(task.x_names) == task.dim_x
+    assert (task.design_low < task.design_high).all()
+    assert task.simulator(theta[:0], design[:0]).shape == (0, task.dim_x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pickles_and_then_simulates_the_same(name):
+    task = get_task(name, dim_design=2)
+    theta, design = draw(task, 5)
+    simulator = pickle.loads(pickle.dumps(task.simulator))
+    torch.manual_seed(1)
+    x = task.simulator(theta, design)
+    torch.manual_seed(1)
+    assert torch.equal(simulator(theta, design), x)
+    for transform in (task.theta_transform, task.x_transform, task.design_transform):
+        pickle.loads(pickle.dumps(transform))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_comes_from_the_global_generator(name):
+    task = get_task(name)
+    theta, design = draw(task, 5)
+    first, second = task.simulator(theta, design), task.simulator(theta, design)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_simulator_follows_dtype_of_theta(name):
+    task = get_task(name)
+    theta, design = draw(task, 5)
+    assert task.simulator(theta.double(), design).dtype == torch.float64
+    assert task.simulator(theta, design.double()).dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_simulator_follows_device_of_theta(name):
+    task = get_task(name, dim_design=2)
+    theta, design = draw(task, 5)
+    assert task.simulator(theta.cuda(), design).device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_invert(name):
+    task = get_task(name, dim_design=2)
+    theta, design = draw(task, 100)
+    x = task.simulator(theta, design)
+    for transform, value in (
+        (task.theta_transform, theta),
+        (task.x_transform, x),
+        (task.design_transform, design),
+    ):
+        transformed = transform(value)
+        assert transformed.isfinite().all()
+        # Single precision: logarithm and exponential lose a few last digits.
+        torch.testing.assert_close(
+            transform.inv(transformed), value, rtol=1e-5, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flags_say_what_is_known(name):
+    task = get_task(name)
+    design = task.design_space.sample()
+    theta = task.true_parameters
+    x = task.simulator(theta, design[None])
+    if task.has_log_likelihood:
+        assert task.log_likelihood(x, theta, design[None]).shape == (1,)
+    else:
+        with pytest.raises(NotImplementedError, match="has_log_likelihood"):
+            task.log_likelihood(x, theta, design[None])
+    if task.has_exact_eig:
+        assert len(task.exact_eig(design)) == 2
+    else:
+        with pytest.raises(NotImplementedError, match="has_exact_eig"):
+            task.exact_eig(design)
+
+
+@pytest.mark.parametrize("name", ["gaussian_linear", "noisy_linear"])
+def test_log_likelihood_broadcasts_over_leading_dimensions(name):
+    task = get_task(name, dim_design=3)
+    theta, design = draw(task, 4)
+    x = task.simulator(theta, design)
+    pairs = task.log_likelihood(x[None], theta[:, None], design[None])
+    assert pairs.shape == (4, 4)
+    torch.testing.assert_close(pairs.diagonal(), task.log_likelihood(x, theta, design))
+    one = task.log_likelihood(x[2], theta[1], design[2])
+    torch.testing.assert_close(pairs[1, 2], one)
+
+
+@pytest.mark.parametrize(
+    ("theta", "design", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3, 1), r"`theta` must have shape .* got \(3,\)"),
+        (
+            torch.zeros(3, 1),
+            torch.zeros(3, 1),
+            r"`theta` .* \(batch, 2\), got \(3, 1\)",
+        ),
+        (torch.zeros(3, 2), torch.zeros(3, 2), r"`design` .* got \(3, 2\)"),
+        (torch.zeros(3, 2), torch.zeros(1, 1), "`theta` has 3 rows and `design` 1"),
+        (torch.zeros(3, 2), torch.full((3, 1), torch.nan), "`design` must be finite"),
+        (torch.full((3, 2), torch.inf), torch.zeros(3, 1), "`theta` must be finite"),
+        (torch.zeros(3, 2).long(), torch.zeros(3, 1), "`theta` must be floating point"),
+        ([[0.0, 0.0]], torch.zeros(1, 1), "`theta` must be a torch.Tensor, got list"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_simulator_refuses_what_it_cannot_use(name, theta, design, message):
+    with pytest.raises(ValueError, match=message):
+        get_task(name).simulator(theta, design)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dim_design_must_be_positive(name):
+    with pytest.raises(ValueError, match="`dim_design` must be at least 1, got 0"):
+        get_task(name, dim_design=0)
+
+
+@pytest.mark.parametrize("name", ["gaussian_linear", "noisy_linear"])
+def test_exact_eig_takes_one_design(name):
+    task = get_task(name, dim_design=2)
+    design = torch.tensor([-3.0, 4.0])
+    assert task.exact_eig(design) == task.exact_eig(design[None])
+    with pytest.raises(ValueError, match="single design, got 5 rows"):
+        task.exact_eig(torch.zeros(5, 2))
+
+
+def test_unknown_task_is_named_with_the_closest_one():
+    with pytest.raises(ValueError, match="'noisy_liner'.* mean 'noisy_linear'.*sir"):
+        get_task("noisy_liner")
+    with pytest.raises(ValueError, match="'zzz'. Available: gaussian_linear"):
+        get_task("zzz")

@@ -1,0 +1,457 @@
+"""sbi's expectations of a trainer, held against ours: arguments, training, rounds.
+
+`tests/sbi_contract/` continues with networks, posteriors and saved state. The trainers
+are the rows of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everything.
+"""
+
+import inspect
+from collections import defaultdict
+
+import matplotlib.pyplot as plt
+import pytest
+import sbi.inference
+import torch
+from sbi.analysis import plot_summary
+from sbi.inference import infer
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.neural_nets.estimators.base import ConditionalEstimator
+from torch.utils.data import default_collate
+
+import sbi_boed_plugin  # noqa: F401 (importing it registers the trainers)
+from tests.conftest import NoOpTracker
+from tests.contract_cases import (
+    CASES,
+    DIM_X,
+    QUIET,
+    SHORT,
+    case_id,
+    draw,
+    for_each_case,
+)
+
+SBI_SUMMARY = {
+    "epochs_trained",
+    "best_validation_loss",
+    "validation_loss",
+    "training_loss",
+    "epoch_durations_sec",
+}
+PER_ROUND = {"epochs_trained", "best_validation_loss"}
+
+cases_with_peer = [case for case in CASES if case.as_peer is not None]
+
+
+class RecordingTracker(NoOpTracker):
+    """Keeps `(step, value)` pairs by name."""
+
+    def __init__(self):
+        self.metrics = defaultdict(list)
+
+    def log_metric(self, name, value, step=None):
+        self.metrics[name].append((step, value))
+
+
+def same_state(network, other):
+    """Whether two networks have bit-identical parameters and buffers."""
+    states = network.state_dict(), other.state_dict()
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
+
+
+# --- Arguments ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method", ["__init__", "append_simulations", "train", "build_posterior"]
+)
+@for_each_case
+def test_arguments_are_those_of_sbi_and_more_by_keyword_only(case, method):
+    def parameters(trainer):
+        return list(inspect.signature(getattr(trainer, method)).parameters.values())
+
+    ours, theirs = parameters(case.trainer), parameters(case.peer)
+    shared, added = ours[: len(theirs)], ours[len(theirs) :]
+    assert [(p.name, p.kind) for p in shared] == [(p.name, p.kind) for p in theirs]
+    renamed = case.renamed_defaults
+    assert {p.name: p.default for p in shared} == {
+        p.name: renamed.get(p.name, p.default) for p in theirs
+    }
+    assert {p.kind for p in added} <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+@for_each_case
+def test_own_arguments_have_defaults(case):
+    for method in ("__init__", "append_simulations", "train", "build_posterior"):
+        parameters = inspect.signature(getattr(case.trainer, method)).parameters
+        for parameter in parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                assert parameter.default is not inspect.Parameter.empty
+
+
+@for_each_case
+def test_arguments_can_be_given_by_position_as_in_sbi(case):
+    trainer = case.trainer(
+        case.prior(), case.fast_model, "cpu", "WARNING", None, NoOpTracker(), False
+    )
+    simulations = case.simulate(60)
+    kwargs = {"design": simulations.design} if case.has_designs else {}
+    trainer.append_simulations(simulations.theta, simulations.x, False, 0, **kwargs)
+    trainer.train(20, 5e-4, 0.2, 20, 1, 5.0, False, False, False, False, None)
+    assert trainer.summary["epochs_trained"] == [2]
+    assert len(trainer.val_indices) == 12
+
+
+# --- Training and its summary ---------------------------------------------------------
+
+
+@for_each_case
+def test_training_returns_an_estimator_and_fills_the_summary(case):
+    trainer = case.append(case.make(), case.simulate())
+    estimator = case.train(trainer, max_num_epochs=3)
+    assert isinstance(estimator, ConditionalEstimator)
+    assert not any(p.grad is not None for p in estimator.parameters())
+
+    summary = trainer.summary
+    assert set(summary) == SBI_SUMMARY | set(case.extra_summary)
+    (num_epochs,) = summary["epochs_trained"]
+    assert num_epochs == 4  # sbi counts from zero up to and including the maximum.
+    assert summary["best_validation_loss"] == [min(summary["validation_loss"])]
+    for key in set(summary) - PER_ROUND:
+        assert len(summary[key]) == num_epochs, key
+        assert torch.tensor(summary[key]).isfinite().all(), key
+
+
+@for_each_case
+def test_append_simulations_can_be_chained(case):
+    trainer = case.make()
+    assert case.append(trainer, case.simulate(20)) is trainer
+
+
+@for_each_case
+def test_training_without_simulations_is_refused(case):
+    with pytest.raises(RuntimeError, match="append_simulations"):
+        case.train(case.make())
+
+
+@for_each_case
+def test_training_stops_when_validation_no_longer_improves(case):
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer, max_num_epochs=200, stop_after_epochs=2, learning_rate=0.05)
+    (num_epochs,) = trainer.summary["epochs_trained"]
+    losses = trainer.summary["validation_loss"]
+    assert num_epochs < 200
+    assert losses.index(min(losses)) == num_epochs - 3
+
+
+@for_each_case
+def test_the_seed_determines_the_training(case):
+    def train():
+        torch.manual_seed(3)
+        trainer = case.append(case.make(), case.simulate(60))
+        return case.train(trainer)
+
+    assert same_state(train(), train())
+
+
+@for_each_case
+def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
+    # The validation set needs several batches, the last of them incomplete.
+    trainer = case.append(case.make(), case.simulate(120))
+    case.train(
+        trainer,
+        learning_rate=1e-30,  # changes no weight; sbi refuses zero.
+        validation_fraction=0.4,
+        training_batch_size=20,
+        max_num_epochs=4,
+    )
+    for key in ("validation_loss", *case.extra_summary):
+        assert len(set(trainer.summary[key])) == 1, key
+
+
+@for_each_case
+def test_a_show_train_summary_prints_the_epochs(case, capsys):
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer, show_train_summary=True)
+    assert "Epochs trained: 3" in capsys.readouterr().out
+
+
+# --- Data sets ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_simulations", [30, 5])
+@for_each_case
+def test_small_data_sets_train_with_default_arguments(case, num_simulations):
+    trainer = case.append(case.make(), case.simulate(num_simulations))
+    trainer.train(max_num_epochs=2)
+    assert torch.tensor(trainer.summary["training_loss"]).isfinite().all()
+
+
+@for_each_case
+def test_a_batch_may_be_larger_than_the_data(case):
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer, training_batch_size=10_000)
+    assert torch.tensor(trainer.summary["validation_loss"]).isfinite().all()
+
+
+@pytest.mark.parametrize("batch_size, sizes", [(50, [50, 50, 50, 30]), (179, [179, 1])])
+@for_each_case
+def test_dataloader_arguments_reach_both_loaders(case, batch_size, sizes):
+    seen = []
+
+    def collate(rows):
+        seen.append(len(rows))
+        return default_collate(rows)
+
+    trainer = case.append(case.make(), case.simulate(200))
+    case.train(
+        trainer,
+        training_batch_size=batch_size,
+        max_num_epochs=1,
+        dataloader_kwargs={
+            "num_workers": 0,
+            "collate_fn": collate,
+            "drop_last": False,
+        },
+    )
+    assert seen == 2 * [*sizes, 20]  # two epochs.
+    assert torch.tensor(trainer.summary["training_loss"]).isfinite().all()
+
+
+@for_each_case
+def test_batch_size_of_the_loader_overrides_that_of_the_training(case):
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer, training_batch_size=50, dataloader_kwargs={"batch_size": 4})
+    assert torch.tensor(trainer.summary["validation_loss"]).isfinite().all()
+
+
+@for_each_case
+def test_invalid_simulations_are_excluded_with_their_designs(case):
+    simulations = case.simulate(60)
+    x = simulations.x.clone()
+    x[3, 0], x[7, 1] = torch.nan, torch.inf
+    kept = [row for row in range(60) if row not in (3, 7)]
+    trainer = case.make()
+    with pytest.warns(UserWarning, match="systematically wrong"):
+        case.append(trainer, simulations.replace(x=x), exclude_invalid_x=True)
+    stored_parameters, stored_x, _ = trainer.get_simulations()
+    assert torch.equal(stored_parameters, simulations.parameters[kept])
+    assert torch.equal(stored_x, simulations.x[kept])
+    case.train(trainer)
+
+
+@for_each_case
+def test_invalid_simulations_are_refused_otherwise(case):
+    simulations = case.simulate(60)
+    x = simulations.x.clone()
+    x[3, 0] = torch.nan
+    trainer = case.make()
+    name = case.renamed_defaults.get("algorithm", "")
+    with pytest.raises(ValueError, match=f"1 NaN.*{name} does not allow"):
+        case.append(trainer, simulations.replace(x=x))
+    # Nothing of it was kept.
+    case.append(trainer, simulations)
+    assert len(trainer.get_simulations()[0]) == 60
+
+
+@pytest.mark.parametrize(
+    "device, data_device",
+    [("cpu", "cpu"), pytest.param("cuda", "cpu", marks=pytest.mark.gpu)],
+)
+@pytest.mark.filterwarnings("ignore:Data x has device", "ignore:Parameters theta has")
+@for_each_case
+def test_data_are_stored_where_the_user_wants_them(case, device, data_device):
+    prior = case.prior(device)
+    trainer = case.make(prior=prior, device=device)
+    case.append(trainer, case.simulate(60), data_device=data_device)
+    estimator = case.train(trainer)
+    assert {t.device.type for t in trainer.get_simulations()[:2]} == {data_device}
+    assert {p.device.type for p in estimator.parameters()} == {device}
+
+
+# --- Resuming, retraining, rounds -----------------------------------------------------
+
+
+@for_each_case
+def test_a_resumed_training_equals_an_uninterrupted_one(case):
+    def train(*max_num_epochs):
+        torch.manual_seed(2)
+        trainer = case.append(case.make(), case.simulate())
+        for call, epochs in enumerate(max_num_epochs):
+            estimator = case.train(
+                trainer, max_num_epochs=epochs, resume_training=call > 0
+            )
+        return trainer, estimator
+
+    whole, expected = train(5)
+    parts, resumed = train(2, 5)
+    losses = whole.summary["validation_loss"]
+    assert losses == sorted(losses, reverse=True)  # the last network is the best one.
+    assert parts.summary["epochs_trained"] == [3, 6]
+    for key in ("training_loss", "validation_loss", *case.extra_summary):
+        assert parts.summary[key] == whole.summary[key], key
+    assert torch.equal(parts.val_indices, whole.val_indices)
+    assert same_state(resumed, expected)
+
+
+@for_each_case
+def test_resuming_does_not_forget_the_best_network(case):
+    trainer = case.append(case.make(), case.simulate())
+    estimator = case.train(trainer, max_num_epochs=5)
+    best = {key: value.clone() for key, value in estimator.state_dict().items()}
+    split = trainer.val_indices.clone()
+    with torch.no_grad():
+        for parameter in estimator.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    estimator = case.train(trainer, max_num_epochs=6, resume_training=True)
+    assert trainer.summary["validation_loss"][-1] > min(
+        trainer.summary["validation_loss"]
+    )
+    assert len(set(trainer.summary["best_validation_loss"])) == 1
+    assert all(torch.equal(estimator.state_dict()[key], best[key]) for key in best)
+    assert torch.equal(trainer.val_indices, split)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.objective], ids=case_id
+)
+def test_resuming_with_another_objective_is_refused(case):
+    trainer = case.append(case.make(), case.simulate(60))
+    case.train(trainer)
+    with pytest.raises(ValueError, match="resume_training=True.*cannot be compared"):
+        case.train(trainer, resume_training=True, **case.objective)
+    # The refused call left the training as it was.
+    case.train(trainer, resume_training=True, max_num_epochs=3)
+    assert trainer.summary["epochs_trained"] == [3, 4]
+
+
+@for_each_case
+def test_a_network_is_built_anew_only_from_scratch(case):
+    built = []
+
+    def build(theta, x):
+        built.append((theta.shape, x.shape))
+        return case.user_builder(theta, x)
+
+    trainer = case.append(case.make(build), case.simulate(100))
+    first = case.train(trainer)
+    assert case.train(trainer) is first
+    assert len(built) == 1
+    case.append(trainer, case.simulate(100), from_round=1)
+    assert case.train(trainer, retrain_from_scratch=True) is not first
+    dim_parameters = case.simulate(1).parameters.shape[-1]
+    assert built == [
+        ((90, dim_parameters), (90, DIM_X)),
+        ((180, dim_parameters), (180, DIM_X)),
+    ]
+
+
+@for_each_case
+def test_rounds_add_simulations_from_the_posterior(case):
+    x_o = case.observe()
+    tracker = RecordingTracker()
+    trainer = case.append(case.make(tracker=tracker), case.simulate(100))
+    case.train(trainer)
+    proposal = case.build_posterior(trainer).set_default_x(x_o)
+
+    simulations = case.simulate(theta=draw(proposal, 60))
+    case.append(trainer, simulations, proposal=proposal, from_round=1)
+    case.train(trainer)
+    assert len(trainer.train_indices) + len(trainer.val_indices) == 160
+    assert trainer.summary["epochs_trained"] == [3, 3]
+    for key in ("validation_loss", *case.extra_summary):
+        steps = [step for step, _ in tracker.metrics[key]]
+        assert steps == list(range(6)), key
+    assert draw(case.build_posterior(trainer).set_default_x(x_o), 5).isfinite().all()
+
+
+@for_each_case
+def test_prior_samples_can_be_discarded(case):
+    trainer = case.append(case.make(), case.simulate(100))
+    case.train(trainer)
+    later = case.simulate(60)
+    case.append(trainer, later, from_round=1)
+    case.train(trainer, discard_prior_samples=True)
+    stored, _, _ = trainer.get_simulations(starting_round=1)
+    assert torch.equal(stored, later.parameters)
+    assert len(trainer.train_indices) + len(trainer.val_indices) == 60
+
+
+# --- Trackers -------------------------------------------------------------------------
+
+
+@for_each_case
+def test_a_custom_tracker_receives_every_metric(case):
+    tracker = RecordingTracker()
+    trainer = case.append(case.make(tracker=tracker), case.simulate(60))
+    case.train(trainer)
+    assert set(tracker.metrics) == SBI_SUMMARY | set(case.extra_summary)
+    for key in set(tracker.metrics) - PER_ROUND:
+        assert tracker.metrics[key] == list(enumerate(trainer.summary[key])), key
+
+
+@for_each_case
+def test_plot_summary_shows_our_metrics_of_the_default_tracker(case):
+    tags = ["validation_loss", *case.extra_summary]
+    trainer = case.append(case.make(tracker=None), case.simulate(60))
+    case.train(trainer)
+    figure, axes = plot_summary(trainer, tags=tags, verbose=False)
+    plt.close(figure)
+    for tag, axis in zip(tags, axes, strict=True):
+        (line,) = axis.lines
+        assert line.get_ydata() == pytest.approx(trainer.summary[tag], rel=1e-5)
+
+
+# --- As good as sbi's own -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2])
+@pytest.mark.parametrize("model", ["mdn", "maf", "nsf"])
+@pytest.mark.parametrize("case", cases_with_peer, ids=case_id)
+def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
+    rounds = [case.simulate(100) for _ in range(num_rounds)]
+
+    def run(trainer, train_kwargs, in_one_row):
+        torch.manual_seed(4)
+        for round_, simulations in enumerate(rounds):
+            if in_one_row:
+                parameters, x = simulations.parameters, simulations.x
+                trainer.append_simulations(parameters, x, from_round=round_)
+            else:
+                case.append(trainer, simulations, from_round=round_)
+            # The validation set is not a multiple of the batch: sbi drops the rest.
+            estimator = trainer.train(
+                **{**SHORT, "training_batch_size": 15, "validation_fraction": 0.2},
+                **train_kwargs,
+            )
+        return estimator, trainer.summary, torch.get_rng_state()
+
+    peer = case.peer(case.prior(), model, tracker=NoOpTracker(), **QUIET)
+    expected, their_summary, their_state = run(peer, {}, in_one_row=True)
+    ours, our_summary, our_state = run(case.make(model), case.as_peer, in_one_row=False)
+    assert same_state(ours, expected)
+    for key in SBI_SUMMARY - {"epoch_durations_sec"}:
+        assert our_summary[key] == their_summary[key], key
+    assert torch.equal(our_state, their_state)
+
+
+# --- The simple interface -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.has_designs], ids=case_id
+)
+def test_the_simple_interface_finds_the_method(case):
+    assert getattr(sbi.inference, case.method.upper()) is case.trainer
+    with pytest.warns(UserWarning, match="simple interface"):
+        posterior = infer(
+            case.simulator,
+            case.prior(),
+            method=case.method,
+            num_simulations=60,
+            init_kwargs={"tracker": NoOpTracker(), **QUIET},
+            train_kwargs=SHORT,
+            build_posterior_kwargs={"sample_with": "importance"},
+        )
+    assert isinstance(posterior, NeuralPosterior)
+    assert draw(posterior, 5, x=case.observe()).shape == (5, 2)

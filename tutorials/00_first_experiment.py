@@ -1,0 +1,230 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A first experiment
+#
+# You have a simulator and can choose something about the experiment that it stands for:
+# when to measure, where, at which dose. This choice is the *design*. This tutorial
+# finds the design whose measurement tells most about the parameters, measures there and
+# infers them. It assumes that you have used sbi before. It takes about half a minute.
+#
+# It is a Python script that [jupytext](https://jupytext.readthedocs.io) opens as a
+# notebook; `python tutorials/00_first_experiment.py` runs it as it is.
+
+# %%
+import math
+
+import torch
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.utils import BoxUniform
+from torch.distributions import Normal
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
+from sbi_boed_plugin.plotting import (
+    plot_eig_over_design,
+    plot_policy,
+    plot_posterior,
+    plot_trace,
+)
+
+torch.manual_seed(0)
+
+# %% [markdown]
+# ## A simulator with a design
+#
+# A substance is injected and decays. Two parameters are unknown: the concentration at
+# the time of the injection [mg/l] and the decay rate [1/h]. There is one blood sample,
+# and the laboratory reports its concentration with an error of 0.05 mg/l. When should
+# the sample be taken?
+#
+# A simulator takes `theta` of shape `(batch, dim_theta)` and `design` of shape
+# `(batch, dim_design)` and returns `x` of shape `(batch, dim_x)`: one experiment per
+# row, each with a design of its own.
+
+# %%
+NOISE = 0.05
+parameter_names = ["initial concentration [mg/l]", "decay rate [1/h]"]
+
+
+def mean_concentration(theta, design):
+    return theta[..., :1] * torch.exp(-theta[..., 1:] * design)
+
+
+def simulator(theta, design):
+    mean = mean_concentration(theta, design)
+    return mean + NOISE * torch.randn_like(mean)
+
+
+prior = BoxUniform(low=torch.tensor([0.8, 0.05]), high=torch.tensor([1.2, 1.0]))
+
+# %% [markdown]
+# ## Learn the design
+#
+# The *policy* is a distribution over designs. It starts wide, to explore the whole
+# range from 0 to 24 hours, and narrows during training around the best design.
+# `NLE_INCE` is sbi's NLE with another loss, and takes the same arguments. A mixture of
+# Gaussians (`"mdn"`) is enough for the likelihood of this simulator; `"nsf"` is the
+# choice when you do not know.
+
+# %%
+policy = TruncatedNormalPolicy(low=torch.tensor([0.0]), high=torch.tensor([24.0]))
+inference = NLE_INCE(prior, density_estimator="mdn", design_policy=policy)
+result = inference.optimize_design(simulator, num_steps=300)
+
+# %% [markdown]
+# ## Read the result
+#
+# `result.design` is the design, `result.eig` its expected information gain (EIG) in
+# nats: by how much the measurement is expected to reduce the entropy of the belief
+# about the parameters. One nat is a reduction of the plausible volume by a factor of
+# $e \approx 2.7$.
+
+# %%
+eig = result.eig
+print(f"Best time: {result.design.item():.1f} h")
+print(f"EIG: {eig.value:.2f} ± {eig.standard_error:.2f} nats ({eig.bound})")
+print(f"{result.num_simulations:,} simulations, {result.seconds:.0f} s")
+
+# %% [markdown]
+# Three things to know about the number:
+#
+# - **It is a lower bound** (`"pce"`, the prior contrastive estimate). Its expectation
+#   is at most the EIG, however good or bad the learned likelihood is. It is computed
+#   from simulations that were not trained on.
+# - **The standard error** is that of the average over these simulations (1,000 by
+#   default). It says nothing about how far the bound lies below the EIG.
+# - **The cap.** With $L$ contrastive parameters the bound cannot exceed $\log(L + 1)$.
+#   An estimate within 1 nat of the cap says little about the EIG beyond "at least this
+#   much"; there is a warning then, and `num_eig_contrastive` raises the cap.
+
+# %%
+print(f"Estimate {eig.value:.2f}, cap {eig.cap:.2f} nats")
+
+# %% [markdown]
+# `result.history` has one entry per training step. The bound of a step is an average
+# over the designs that the policy proposed in that step, and it has a cap of its own,
+# from the 31 contrastive parameters of training. It grows because the likelihood
+# becomes better and because the policy moves and narrows.
+
+# %%
+plot_trace(result.history, eig=eig, cap=math.log(31 + 1))
+
+# %%
+plot_policy(result.history, policy.low, policy.high, ["time [h]"])
+
+# %% [markdown]
+# ## Is it the best design?
+#
+# For most simulators the question has no exact answer. Here the likelihood is known, so
+# that `estimate_eig` can judge any design without the learned likelihood.
+# `bound="exact"` needs a function `log_likelihood(x, theta, design)`.
+
+
+# %%
+def log_likelihood(x, theta, design):
+    return Normal(mean_concentration(theta, design), NOISE).log_prob(x).sum(dim=-1)
+
+
+times = torch.linspace(0.0, 24.0, 13)
+exact = [
+    estimate_eig(
+        log_likelihood,
+        simulator,
+        prior=prior,
+        design=time,
+        bound="exact",
+        num_samples=500,
+        seed=1,
+    )
+    for time in times.unsqueeze(1)
+]
+plot_eig_over_design(
+    times, exact, design=result.design.item(), eig=eig, name="time [h]"
+)
+
+# %%
+best = max(range(len(times)), key=lambda index: exact[index].value)
+print(f"Best of {len(times)} times: {times[best]:.0f} h, {exact[best].value:.2f} nats")
+print(f"Worst: {min(estimate.value for estimate in exact):.2f} nats")
+
+# %% [markdown]
+# ## Measure and infer
+#
+# In your laboratory this is where the experiment happens. Here the simulator stands for
+# it, at parameters that we pretend not to know. `build_posterior` is that of NLE, with
+# the design of the measurement in addition; all of sbi's samplers work.
+
+# %%
+true_theta = torch.tensor([[1.1, 0.3]])
+x_o = simulator(true_theta, result.design.unsqueeze(0))
+
+chains = MCMCPosteriorParameters(
+    method="slice_np_vectorized", num_chains=20, warmup_steps=50
+)
+posterior = inference.build_posterior(design=result.design, posterior_parameters=chains)
+samples = posterior.sample((1_000,), x=x_o, show_progress_bars=False)
+
+# %%
+plot_posterior(samples, prior.sample((1_000,)), true_theta, parameter_names)
+
+# %% [markdown]
+# One number cannot determine two parameters: the posterior is a curved band along which
+# a higher initial concentration is made up for by a faster decay. But the decay rate is
+# known much better than before.
+#
+# ## Compare with a poor design
+#
+# Suppose the sample had been taken after 20 hours, when hardly anything is left. The
+# likelihood from above was trained where the policy was, which is near the best design.
+# For other designs, train one on simulations at designs from the whole range: they are
+# stored with the simulations.
+
+# %%
+theta = prior.sample((4_000,))
+designs = 24.0 * torch.rand(4_000, 1)
+amortized = NLE_INCE(prior, density_estimator="mdn", show_progress_bars=False)
+amortized.append_simulations(theta, simulator(theta, designs), design=designs)
+amortized.train(stop_after_epochs=5)
+
+poor_design = torch.tensor([20.0])
+poor_x_o = simulator(true_theta, poor_design.unsqueeze(0))
+poor_posterior = amortized.build_posterior(
+    design=poor_design, posterior_parameters=chains
+)
+poor_samples = poor_posterior.sample((1_000,), x=poor_x_o, show_progress_bars=False)
+
+# %%
+rates = {
+    "before the experiment": prior.sample((1_000,))[:, 1],
+    f"measured after {poor_design.item():.1f} h": poor_samples[:, 1],
+    f"measured after {result.design.item():.1f} h": samples[:, 1],
+}
+print("Decay rate [1/h], mean ± standard deviation")
+for when, rate in rates.items():
+    print(f"  {when:<21}  {rate.mean():.2f} ± {rate.std():.2f}")
+
+# %% [markdown]
+# This is one experiment of each kind. The EIG is the average over all experiments that
+# the prior deems possible, and in nats of both parameters together.
+#
+# ## Where to go from here
+#
+# - Several measurements are one design of several values: give `low` and `high` that
+#   many entries. The simulator then returns one value per measurement.
+# - `max_num_simulations` and `max_seconds` bound the search, and `stop_after_steps`
+#   ends it when the bound no longer grows. After an interruption,
+#   `optimize_design(simulator, resume_training=True)` goes on where it stopped.
+# - Positive quantities that span decades are easier to learn as logarithms: see
+#   `transformed_likelihood_nn`.
+# - `sbi-boed design sir` runs all of this for an epidemic, and writes what it found to
+#   a folder.
