@@ -44,7 +44,11 @@ class _Quiet:
 
 
 def seconds_per_step(
-    model: str, num_contrastive: Optional[int], num_epochs: int, theta: Tensor, x: Tensor
+    model: str,
+    num_contrastive: Optional[int],
+    num_epochs: int,
+    theta: Tensor,
+    x: Tensor,
 ) -> float:
     """Return the median time of a training step over epochs, validation included."""
     torch.manual_seed(0)

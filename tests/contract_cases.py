@@ -105,13 +105,6 @@ class Simulations:
             return self.theta
         return torch.cat([self.theta, self.design], dim=-1)
 
-    def __len__(self) -> int:
-        return len(self.theta)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Simulations":
-        design = self.design if self.design is None else self.design[rows]
-        return Simulations(self.theta[rows], self.x[rows], design)
-
     def replace(self, **values: Tensor | None) -> "Simulations":
         return Simulations(**{**vars(self), **values})
 

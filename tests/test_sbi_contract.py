@@ -170,10 +170,27 @@ def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
 
 
 @for_each_case
-def test_a_show_train_summary_prints_the_epochs(case, capsys):
+def test_the_train_summary_is_printed_on_request(case, capsys):
     trainer = case.append(case.make(), case.simulate(60))
     case.train(trainer, show_train_summary=True)
     assert "Epochs trained: 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.has_designs and "eig_lower_bound" in c.extra_summary],
+    ids=case_id,
+)
+def test_what_data_tell_about_the_design_is_not_information(case):
+    # The data name the design almost exactly, and know nothing of the parameters.
+    simulations = case.simulate(300)
+    x = simulations.design.sum(dim=-1, keepdim=True).expand(-1, DIM_X)
+    x = x + 0.02 * torch.randn_like(x)
+    trainer = case.append(case.make(), simulations.replace(x=x))
+    case.train(trainer, max_num_epochs=10)
+    log_likelihoods = trainer.summary["validation_log_likelihood"]
+    assert log_likelihoods[-1] > log_likelihoods[0] + 1.0
+    assert trainer.summary["eig_lower_bound"][-1] < 0.1
 
 
 # --- Data sets ------------------------------------------------------------------------

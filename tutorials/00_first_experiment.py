@@ -190,11 +190,11 @@ plot_posterior(samples, prior.sample((1_000,)), true_theta, parameter_names)
 # stored with the simulations.
 
 # %%
-theta = prior.sample((4_000,))
-designs = 24.0 * torch.rand(4_000, 1)
+theta = prior.sample((2_000,))
+designs = 24.0 * torch.rand(2_000, 1)
 amortized = NLE_INCE(prior, density_estimator="mdn", show_progress_bars=False)
 amortized.append_simulations(theta, simulator(theta, designs), design=designs)
-amortized.train(stop_after_epochs=5)
+amortized.train(learning_rate=2e-3, stop_after_epochs=5)
 
 poor_design = torch.tensor([20.0])
 poor_x_o = simulator(true_theta, poor_design.unsqueeze(0))

@@ -28,6 +28,7 @@ from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.simulation import ValidSimulations, simulate_batch
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.objectives.info_nce import (
+    NEGLIGIBLE,
     contrastive_bound,
     in_batch_contrast,
     info_nce_loss,
@@ -258,7 +259,9 @@ class DesignOptimizer:
         conditions = torch.cat(
             [theta, design_rows.expand(len(theta), *design_rows.shape)], dim=-1
         )
-        matrix = log_likelihood_matrix(estimator.log_prob, batch.x, conditions)
+        matrix = log_likelihood_matrix(
+            estimator.log_prob, batch.x, conditions, negligible=NEGLIGIBLE
+        )
         loss = info_nce_loss(matrix, config.regularization_strength).mean()
         if not torch.isfinite(loss):
             raise ValueError(

@@ -168,7 +168,9 @@ def estimate_eig(
             conditions = torch.cat(
                 [theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1
             )
-            matrix = log_likelihood_matrix(log_prob, x_0, conditions, max_pairs)
+            matrix = log_likelihood_matrix(
+                log_prob, x_0, conditions, max_pairs=max_pairs
+            )
             lower.append(contrastive_bound(matrix))
             marginal = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
             upper.append(matrix[0] - marginal)

@@ -37,6 +37,9 @@ __all__ = [
     "log_likelihood_matrix",
 ]
 
+# Weight of a column's pairs that training leaves out of the gradient.
+NEGLIGIBLE = 1e-2
+
 # Pairs evaluated at once by default. Larger batches are no faster on a CPU, whose
 # caches they leave, and a spline flow holds about 10 kB per pair for its gradient.
 MAX_PAIRS = 16_384
@@ -108,7 +111,9 @@ def log_likelihood_matrix(
     log_prob: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     conditions: Tensor,
+    *,
     max_pairs: int = MAX_PAIRS,
+    negligible: float = 0.0,
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
 
@@ -116,6 +121,13 @@ def log_likelihood_matrix(
     gradients are recorded and one batch does not suffice, each batch is evaluated
     again in the backward pass rather than kept, so that the memory is that of one
     batch whatever the number of contrastive samples.
+
+    In the gradient of the contrastive bound, pair :math:`(l, b)` has the weight
+    :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`. Once the data are
+    informative, most weights vanish. With `negligible` :math:`> 0`, all pairs are
+    evaluated without gradient, and those whose weights together are at most
+    `negligible` in their column stay constants: the values are the same, a backward
+    pass costs only the pairs that matter, and the gradient is exact up to this weight.
 
     Args:
         log_prob: Conditional density with sbi's calling convention: an `input` of
@@ -125,28 +137,49 @@ def log_likelihood_matrix(
         x: Data of shape `(batch_dim, *x_event_shape)`.
         conditions: Conditions of shape
             `(num_contrastive + 1, batch_dim, *condition_event_shape)`.
-        max_pairs: Largest number of pairs evaluated at once. At least one row of the
-            matrix is.
+        max_pairs: Largest number of pairs evaluated at once.
+        negligible: Total weight of the pairs of a column that may go without gradient.
 
     Returns:
         Log-likelihoods of shape `(num_contrastive + 1, batch_dim)`, in nats.
     """
     num_rows, batch_dim = conditions.shape[:2]
-    rows_per_chunk = max(1, max_pairs // max(1, batch_dim))
+    pairs = conditions.flatten(0, 1)
+    columns = torch.arange(batch_dim, device=x.device).repeat(num_rows)
+    sparse = negligible > 0.0 and torch.is_grad_enabled()
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
+        values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
+    if sparse:
+        matrix = values.reshape(num_rows, batch_dim)
+        matters = torch.softmax(matrix, dim=0) > negligible / num_rows
+        matters[0] = True  # The pair that was simulated also has the weight 1 + λ.
+        (matters,) = matters.flatten().nonzero(as_tuple=True)
+        with_gradient = _evaluate_pairs(
+            log_prob, x, columns[matters], pairs[matters], max_pairs
+        )
+        values = values.index_put((matters,), with_gradient)
+    return values.reshape(num_rows, batch_dim)
 
-    def evaluate(x: Tensor, chunk: Tensor) -> Tensor:
-        rows = chunk.shape[0]
-        pairs = x.unsqueeze(0).expand(rows, *x.shape).reshape(-1, *x.shape[1:])
-        values = log_prob(pairs.unsqueeze(0), chunk.reshape(-1, *chunk.shape[2:]))
-        return values.reshape(rows, batch_dim)
 
-    if rows_per_chunk >= num_rows:
-        return evaluate(x, conditions)
-    chunks = conditions.split(rows_per_chunk)
+def _evaluate_pairs(
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    columns: Tensor,
+    conditions: Tensor,
+    max_pairs: int,
+) -> Tensor:
+    """Return `log_prob` of row `columns[i]` of `x` given row `i` of `conditions`."""
+
+    def evaluate(x: Tensor, columns: Tensor, conditions: Tensor) -> Tensor:
+        return log_prob(x[columns].unsqueeze(0), conditions).squeeze(0)
+
+    if len(columns) <= max_pairs:
+        return evaluate(x, columns, conditions)
+    chunks = zip(columns.split(max_pairs), conditions.split(max_pairs), strict=True)
     if not torch.is_grad_enabled():
-        return torch.cat([evaluate(x, chunk) for chunk in chunks])
+        return torch.cat([evaluate(x, *chunk) for chunk in chunks])
     return torch.cat(
-        [checkpoint(evaluate, x, chunk, use_reentrant=False) for chunk in chunks]
+        [checkpoint(evaluate, x, *chunk, use_reentrant=False) for chunk in chunks]
     )
 
 

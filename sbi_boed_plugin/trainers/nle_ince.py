@@ -21,6 +21,7 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.objectives.info_nce import (
+    NEGLIGIBLE,
     contrastive_bound,
     in_batch_contrast,
     info_nce_loss,
@@ -402,7 +403,10 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
                 dim=-1,
             )
         return log_likelihood_matrix(
-            net.log_prob, x, torch.cat([theta.unsqueeze(0), contrast])
+            net.log_prob,
+            x,
+            torch.cat([theta.unsqueeze(0), contrast]),
+            negligible=NEGLIGIBLE,
         )
 
     def _validate_epoch(

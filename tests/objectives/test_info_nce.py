@@ -65,7 +65,7 @@ def test_matrix_agrees_with_a_loop_and_with_chunks(model):
         ]
     )
     whole = log_likelihood_matrix(estimator.log_prob, x, conditions)
-    chunked = log_likelihood_matrix(estimator.log_prob, x, conditions, max_pairs=12)
+    chunked = log_likelihood_matrix(estimator.log_prob, x, conditions, max_pairs=13)
     tiny = log_likelihood_matrix(estimator.log_prob, x, conditions, max_pairs=1)
     for matrix in (whole, chunked, tiny):
         torch.testing.assert_close(matrix, loop, atol=1e-4, rtol=1e-4)
@@ -84,12 +84,38 @@ def test_chunks_have_the_same_gradients_and_bounded_calls():
     gradients = []
     for max_pairs in (10_000, 128):
         sizes.clear()
-        matrix = log_likelihood_matrix(log_prob, x, conditions, max_pairs)
+        matrix = log_likelihood_matrix(log_prob, x, conditions, max_pairs=max_pairs)
         loss = info_nce_loss(matrix, 0.1).mean()
         gradients.append(torch.autograd.grad(loss, list(estimator.parameters())))
         assert max(sizes) <= max_pairs
     for whole, chunked in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=1e-4)
+
+
+def test_negligible_pairs_change_neither_values_nor_gradients_beyond_their_weight():
+    theta = torch.randn(64, 2)
+    slope = (5.0 * torch.eye(2)).requires_grad_()
+    x = theta @ slope.detach() + torch.randn(64, 2)
+    conditions = torch.cat([theta[None], in_batch_contrast(theta, 31)])
+    sizes = []
+
+    def log_prob(input, condition):
+        if torch.is_grad_enabled():
+            sizes.append(condition.shape[0])
+        return Normal(condition @ slope, 1.0).log_prob(input).sum(-1)
+
+    def evaluate(negligible):
+        sizes.clear()
+        matrix = log_likelihood_matrix(log_prob, x, conditions, negligible=negligible)
+        loss = info_nce_loss(matrix, 1.0).mean()
+        return matrix, torch.autograd.grad(loss, slope)[0]
+
+    dense, expected = evaluate(0.0)
+    assert sizes == [32 * 64]
+    sparse, gradients = evaluate(1e-3)
+    assert sum(sizes) < 0.5 * 32 * 64
+    torch.testing.assert_close(sparse, dense, atol=1e-4, rtol=1e-5)
+    assert 0 < (gradients - expected).norm() < 5e-3 * expected.norm()
 
 
 def test_bound_is_capped_and_zero_without_contrast():

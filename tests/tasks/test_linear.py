@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from sbi_boed_plugin.tasks import GaussianLinear, NoisyLinear, noise_log_prob
+from sbi_boed_plugin.tasks import (
+    GaussianLinear,
+    NoisyLinear,
+    noise_log_prob,
+    noisy_linear,
+)
 
 HALF_AT_EACH_END = torch.tensor([-10.0] * 5 + [10.0] * 5)
 
@@ -167,6 +172,24 @@ def test_noisy_eig_of_ten_measurements(design, expected):
     assert error <= 0.02
     # The expected values come from nested Monte Carlo with a standard error of 0.023.
     assert value == pytest.approx(expected, abs=0.05)
+
+
+@pytest.mark.parametrize("ends", [0.0, 10.0])
+def test_posterior_entropy_agrees_with_a_dense_grid(ends):
+    design = torch.linspace(-ends, ends, 10, dtype=torch.float64)
+    x = noisy_linear._seeded_data(design, num_samples=2, seed=0)
+    # Twelve standard deviations of the prior at a tenth of the narrowest posterior's.
+    grid = torch.linspace(-18.0, 18.0, 481, dtype=torch.float64)
+    theta = torch.cartesian_prod(grid, grid)
+    cell = float(grid[1] - grid[0]) ** 2
+    log_prior = torch.distributions.Normal(0.0, 3.0).log_prob(theta).sum(dim=1)
+    task = NoisyLinear(dim_design=10)
+    for row in x:
+        log_joint = log_prior + task.log_likelihood(row, theta, design)
+        log_posterior = log_joint - log_joint.logsumexp(dim=0) - math.log(cell)
+        entropy = -float((log_posterior.exp() * log_posterior).sum() * cell)
+        ours = noisy_linear._posterior_entropy(row[None], design, num_nodes=25)
+        assert float(ours) == pytest.approx(entropy, abs=1e-3)
 
 
 def test_noisy_eig_does_not_depend_on_the_quadrature():

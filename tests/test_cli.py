@@ -1,0 +1,274 @@
+"""The command: what it writes and prints, and what it refuses."""
+
+import csv
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib.image
+import matplotlib.pyplot
+import pytest
+import torch
+
+from sbi_boed_plugin import __version__, _design_command
+from sbi_boed_plugin._results import ResultFolder
+from sbi_boed_plugin.cli import main
+from sbi_boed_plugin.tasks import available_tasks, get_task
+
+# sbi passes torch tensors to numpy functions.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
+
+NUM_STEPS = 60
+ARGUMENTS = ["design", "gaussian_linear", "--density-estimator", "mdn"]
+FIGURES = {"trace.png", "policy.png", "posterior.png", "eig_over_design.png"}
+TABLES = {"trace.csv", "posterior_samples.csv", "eig_over_design.csv"}
+
+
+def run(arguments, capsys):
+    """Return exit code, standard output and standard error."""
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, torch.tensor([[float(value) for value in row] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The output folder of one complete run, alone in its working directory."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        code = main([*ARGUMENTS, "--num-steps", str(NUM_STEPS), "--seed", "3"])
+    assert code == 0
+    return folder / "results" / "gaussian_linear"
+
+
+@pytest.fixture(scope="module")
+def summary(results):
+    return json.loads((results / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_writes_its_results_and_nothing_else(results):
+    names = {path.name for path in results.iterdir()}
+    assert names == {"summary.json"} | TABLES | FIGURES
+    working_directory = results.parents[1]
+    assert [path.name for path in working_directory.iterdir()] == ["results"]
+
+
+def test_the_summary_agrees_with_the_task(summary):
+    task = get_task("gaussian_linear")
+    design = torch.tensor(summary["design"])
+    assert summary["task"] == "gaussian_linear"
+    assert summary["seed"] == 3
+    assert summary["complete"]
+    assert task.design_space.support.check(design)
+    value, error = task.exact_eig(design)
+    assert summary["exact_eig"] == pytest.approx(value)
+    assert summary["exact_eig_standard_error"] == error
+    assert summary["reference_eig"]["value"] == pytest.approx(value, abs=1e-6)
+    assert summary["true_parameters"] == task.true_parameters[0].tolist()
+    assert len(summary["x_o"]) == task.dim_x
+
+
+def test_the_reported_information_is_a_lower_bound_below_its_cap(summary):
+    eig = summary["eig"]
+    assert {"value", "standard_error", "bound", "cap"} <= set(eig)
+    assert eig["bound"] == "pce"
+    assert 0.0 < eig["value"] < eig["cap"]
+    # Five standard errors: the seed is fixed, but not for every version of torch.
+    assert eig["value"] < summary["exact_eig"] + 5.0 * eig["standard_error"]
+
+
+def test_the_trace_has_one_row_per_step_and_ends_at_the_design(results, summary):
+    header, rows = read_table(results / "trace.csv")
+    assert header == [
+        "step",
+        "eig_lower_bound",
+        "eig_standard_error",
+        "loss",
+        "log_likelihood",
+        "num_simulations",
+        "seconds",
+        "design_1",
+        "scale_1",
+    ]
+    assert rows[:, 0].tolist() == list(range(1, NUM_STEPS + 1))
+    assert rows[-1, 7].item() == pytest.approx(summary["design"][0])
+    assert (rows[:, 6].diff() > 0).all()
+    assert rows[-1, 5] + summary["eig"]["num_simulations"] == summary["num_simulations"]
+    assert summary["seconds_training"] < summary["seconds"]
+
+
+def test_the_samples_are_those_that_the_summary_is_about(results, summary):
+    header, samples = read_table(results / "posterior_samples.csv")
+    assert header == summary["parameter_names"]
+    assert len(samples) == 1_000
+    mean, std = samples.mean(dim=0), samples.std(dim=0)
+    assert mean.tolist() == pytest.approx(summary["posterior_mean"], rel=1e-4, abs=1e-4)
+    assert std.tolist() == pytest.approx(summary["posterior_std"], rel=1e-4)
+    prior = get_task("gaussian_linear").prior
+    assert prior.support.check(torch.tensor(summary["posterior_mean"])).all()
+
+
+def test_the_comparison_holds_the_exact_values(results):
+    header, rows = read_table(results / "eig_over_design.csv")
+    task = get_task("gaussian_linear")
+    assert header[:2] == ["design", "eig"]
+    assert rows[0, 0] == task.design_low and rows[-1, 0] == task.design_high
+    for row in rows:
+        exact, _ = task.exact_eig(row[:1])
+        assert row[3].item() == pytest.approx(exact, abs=1e-5)
+        assert row[1] < exact + 5.0 * row[2]
+
+
+def test_figures_are_wide_enough_and_not_left_open(results):
+    for name in FIGURES:
+        image = matplotlib.image.imread(results / name)
+        assert image.shape[1] >= 800
+        assert image[..., :3].std() > 0.01, f"{name} is empty"
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_the_same_seed_gives_the_same_results(results, tmp_path, capsys):
+    before = torch.get_rng_state()
+    arguments = [*ARGUMENTS, "--num-steps", str(NUM_STEPS), "--seed", "3"]
+    code, out, err = run([*arguments, "--output", "again", "--quiet"], capsys)
+    assert code == 0
+    for name in ("posterior_samples.csv", "eig_over_design.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes()
+    assert torch.equal(torch.get_rng_state(), before)
+
+    assert "it/s" not in err, "--quiet still shows a progress bar"
+    for text in ("position ξ", "± ", "nats", "cap 6.93", "exact EIG", "slope θ₁"):
+        assert text in out
+
+
+def test_an_interruption_keeps_the_design(tmp_path, capsys, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_design_command, "infer_parameters", interrupt)
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    (folder / "posterior_samples.csv").write_text("of an earlier run")
+    arguments = [*ARGUMENTS, "--num-steps", "5", "--output", str(folder), "--quiet"]
+    code, _, err = run([*arguments, "--dim-design", "2"], capsys)
+    assert code == 130
+    assert "interrupted" in err and "summary.json" in err
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"summary.json", "trace.csv", "trace.png", "policy.png"}
+    kept = json.loads((folder / "summary.json").read_text())
+    assert len(kept["design"]) == 2
+    assert not kept["complete"]
+    assert kept["posterior_mean"] is None
+
+
+def test_an_interruption_of_the_search_leaves_earlier_results(
+    tmp_path, capsys, monkeypatch
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_design_command, "find_design", interrupt)
+    earlier = tmp_path / "summary.json"
+    earlier.write_text("of an earlier run")
+    code, _, err = run([*ARGUMENTS, "--output", str(tmp_path)], capsys)
+    assert code == 130
+    assert "Nothing was written" in err
+    assert earlier.read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["design", "sri"], "'sir'"),
+        (["design", "noisy_linaer"], "'noisy_linear'"),
+        (["design", "sir", "--dim-design", "0"], "at least 1"),
+        (["design", "sir", "--num-steps", "-5"], "at least 1"),
+        (["design", "sir", "--num-steps", "many"], "'many'"),
+        (["design", "sir", "--max-seconds", "0"], "positive"),
+        (["design", "sir", "--max-seconds", "nan"], "positive"),
+        (["design", "sir", "--seed", "-1"], "at least 0"),
+        (["design", "sir", "--density-estimator", "nfs"], "nsf"),
+        (["design", "sir", "--output", "file"], "is a file"),
+        (["design", "sir", "--output", "file/below"], "cannot write"),
+        (["design"], "TASK"),
+        (["desing", "sir"], "design"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(arguments, message, capsys):
+    Path("file").write_text("")
+    code, out, err = run(arguments, capsys)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert os.listdir() == ["file"]
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, out, err = run(["design", "sir", "--output", str(tmp_path)], capsys)
+    assert code == 2
+    assert "cannot write" in err and "Permission denied" in err
+    assert err.count("\n") == 1 and out == ""
+
+
+def test_help_names_the_tasks_and_units(capsys):
+    code, out, _ = run(["design", "--help"], capsys)
+    assert code == 0
+    assert all(name in out for name in available_tasks())
+    assert "nats" in out
+    code, out, _ = run(["--help"], capsys)
+    assert code == 0 and "design" in out and "tasks" in out
+
+
+def test_tasks_are_listed_one_per_line(capsys):
+    code, out, _ = run(["tasks"], capsys)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == available_tasks()
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "sbi_boed_plugin", "--version"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == __version__
+
+
+def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
+    folder = ResultFolder(tmp_path)
+    folder.save_json("summary.json", {"design": 1})
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        folder.save_json("summary.json", {"design": 2})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"design": 1}
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_what_json_cannot_express_becomes_null(tmp_path):
+    folder = ResultFolder(tmp_path)
+    folder.save_json("summary.json", {"eig": {"value": float("nan")}, "x": [1e999]})
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text) == {"eig": {"value": None}, "x": [None]}
