@@ -8,7 +8,7 @@ variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 __version__ = "0.1.0.dev0"
 
 from sbi_boed_plugin import tasks as tasks
-from sbi_boed_plugin.design.optimizer import DesignResult as DesignResult
+from sbi_boed_plugin.design.config import DesignResult as DesignResult
 from sbi_boed_plugin.design.policies import (
     TruncatedNormalPolicy as TruncatedNormalPolicy,
 )

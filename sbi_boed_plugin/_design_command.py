@@ -12,7 +12,7 @@ from torch import Tensor
 from sbi_boed_plugin import _report, plotting
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.design.optimizer import DesignResult
+from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.experiment import (
     design_grid,
     eig_over_designs,

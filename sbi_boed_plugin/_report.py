@@ -7,7 +7,7 @@ import sbi
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.design.optimizer import DesignResult
+from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.tasks.task import Task
 

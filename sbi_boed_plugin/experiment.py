@@ -13,7 +13,7 @@ import torch
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from torch import Tensor
 
-from sbi_boed_plugin.design.optimizer import DesignResult
+from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.design.policies import TruncatedNormalPolicy
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig

@@ -79,7 +79,10 @@ prior = BoxUniform(low=torch.tensor([0.8, 0.05]), high=torch.tensor([1.2, 1.0]))
 # %%
 policy = TruncatedNormalPolicy(low=torch.tensor([0.0]), high=torch.tensor([24.0]))
 inference = NLE_INCE(prior, density_estimator="mdn", design_policy=policy)
-result = inference.optimize_design(simulator, num_steps=300)
+num_contrastive = 31  # parameters that each simulation is told apart from
+result = inference.optimize_design(
+    simulator, num_steps=300, num_contrastive=num_contrastive
+)
 
 # %% [markdown]
 # ## Read the result
@@ -113,11 +116,12 @@ print(f"Estimate {eig.value:.2f}, cap {eig.cap:.2f} nats")
 # %% [markdown]
 # `result.history` has one entry per training step. The bound of a step is an average
 # over the designs that the policy proposed in that step, and it has a cap of its own,
-# from the 31 contrastive parameters of training. It grows because the likelihood
-# becomes better and because the policy moves and narrows.
+# from the contrastive parameters of training. It grows because the likelihood becomes
+# better and because the policy moves and narrows. In the first steps, while the
+# likelihood is poor, the policy may well move the wrong way.
 
 # %%
-plot_trace(result.history, eig=eig, cap=math.log(31 + 1))
+plot_trace(result.history, eig=eig, cap=math.log(num_contrastive + 1))
 
 # %%
 plot_policy(result.history, policy.low, policy.high, ["time [h]"])

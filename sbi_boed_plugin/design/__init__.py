@@ -1,7 +1,7 @@
 """Design policies, gradients of their information, and the loop that trains them."""
 
+from sbi_boed_plugin.design.config import DesignResult as DesignResult
 from sbi_boed_plugin.design.optimizer import DesignOptimizer as DesignOptimizer
-from sbi_boed_plugin.design.optimizer import DesignResult as DesignResult
 from sbi_boed_plugin.design.policies import (
     TruncatedNormalPolicy as TruncatedNormalPolicy,
 )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -22,11 +22,12 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin.design.config import DesignOptimizerConfig, StopReason
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.simulation import ValidSimulations, simulate_batch
-from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.objectives.info_nce import (
     NEGLIGIBLE,
     contrastive_bound,
@@ -35,91 +36,7 @@ from sbi_boed_plugin.objectives.info_nce import (
     log_likelihood_matrix,
 )
 
-__all__ = ["DesignOptimizer", "DesignOptimizerConfig", "DesignResult"]
-
-StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
-
-
-@dataclass(frozen=True)
-class DesignOptimizerConfig:
-    """Settings of the joint training of policy and estimator.
-
-    The arguments of `NLE_INCE.optimize_design`, which documents them.
-    """
-
-    num_steps: int
-    training_batch_size: int
-    num_simulations_per_design: int
-    num_contrastive: int
-    regularization_strength: float
-    learning_rate: float
-    design_learning_rate: float
-    clip_max_norm: float | None
-    gradient: str
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "training_batch_size", "num_simulations_per_design"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("learning_rate", "design_learning_rate"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        if self.gradient not in POLICY_GRADIENTS:
-            raise ValueError(
-                f"gradient='{self.gradient}' is unknown. Use one of "
-                f"{sorted(POLICY_GRADIENTS)}."
-            )
-        if self.training_batch_size % self.num_simulations_per_design:
-            raise ValueError(
-                f"training_batch_size={self.training_batch_size} must be a multiple of "
-                f"num_simulations_per_design={self.num_simulations_per_design}."
-            )
-        if self.training_batch_size // self.num_simulations_per_design < 2:
-            raise ValueError(
-                f"training_batch_size={self.training_batch_size} gives fewer than two "
-                "designs a step, but the baseline of the gradient compares designs. "
-                "Increase it or decrease num_simulations_per_design."
-            )
-        if not 1 <= self.num_contrastive < self.training_batch_size:
-            raise ValueError(
-                f"num_contrastive={self.num_contrastive} must be at least 1 and less "
-                f"than training_batch_size={self.training_batch_size}: contrastive "
-                "parameters are other rows of the batch."
-            )
-        if not self.regularization_strength >= 0.0:
-            raise ValueError(
-                f"regularization_strength={self.regularization_strength} must not be "
-                "negative: it weighs maximum likelihood beside the contrastive bound."
-            )
-
-
-@dataclass(frozen=True)
-class DesignResult:
-    """What `NLE_INCE.optimize_design` found.
-
-    Attributes:
-        design: The best design found, the mode of the policy, of shape
-            `(dim_design,)`.
-        eig: Its expected information gain, from simulations that were not trained on.
-        policy: The trained policy.
-        history: One list per recorded quantity with one entry per step: `"loss"`,
-            `"eig_lower_bound"` and `"eig_standard_error"` of the designs of that step
-            (nats), `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so
-            far, and what the policy describes, such as `"mode"` and `"scale"`.
-        num_simulations: Number of simulations run, all included.
-        num_invalid_simulations: How many of them were NaN or infinite, and left out.
-        seconds: Time spent, in seconds.
-        stop_reason: What ended the loop.
-    """
-
-    design: Tensor
-    eig: EIGEstimate
-    policy: DesignPolicy
-    history: dict[str, list[Any]]
-    num_simulations: int
-    num_invalid_simulations: int
-    seconds: float
-    stop_reason: StopReason
+__all__ = ["DesignOptimizer"]
 
 
 @dataclass
@@ -234,12 +151,20 @@ class DesignOptimizer:
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
-                self._step(simulator)
-                self._rng_state = get_rng_state()
+                self._take_step(simulator)
                 self._report(bar, tracker)
                 if stop_after_steps and self._on_plateau(stop_after_steps):
                     return "plateau"
         return "num_steps"
+
+    def _take_step(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Take a step; if it fails, forget a network that it has built."""
+        estimator, optimizer = self.estimator, self._optimizer
+        try:
+            self._step(simulator)
+        except BaseException:
+            self.estimator, self._optimizer = estimator, optimizer
+            raise
 
     def _step(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> None:
         started = time.perf_counter()
@@ -277,14 +202,18 @@ class DesignOptimizer:
         loss.backward()
         if config.clip_max_norm is not None:
             clip_grad_norm_(estimator.parameters(), max_norm=config.clip_max_norm)
-        optimizer.step()
         for parameter, gradient in zip(
             self.policy.parameters(), policy_gradients, strict=True
         ):
             parameter.grad = gradient
-        self._policy_optimizer.step()
-        self.policy.project()
-        self._record(loss, information, matrix, batch, time.perf_counter() - started)
+        # Nothing is updated before this point; from here on the step counts.
+        with defer_interrupts():
+            optimizer.step()
+            self._policy_optimizer.step()
+            self.policy.project()
+            seconds = time.perf_counter() - started
+            self._record(loss, information, matrix, batch, seconds)
+            self._rng_state = get_rng_state()
 
     def _simulate(
         self, simulator: Callable[[Tensor, Tensor], Tensor]
@@ -325,7 +254,11 @@ class DesignOptimizer:
     def _ensure_estimator(self, batch: ValidSimulations) -> None:
         """Build the estimator from the first batch, and its optimiser."""
         if self.estimator is None:
-            assert self._build_estimator is not None
+            if self._build_estimator is None:
+                raise RuntimeError(
+                    "The trainer was pickled before the first step, and pickling "
+                    "leaves out density_estimator. Start again with a new trainer."
+                )
             conditions = torch.cat(
                 [batch.theta, batch.designs[batch.design_index]], dim=-1
             )

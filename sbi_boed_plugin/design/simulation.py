@@ -56,13 +56,13 @@ def simulate_batch(
     num_rows = theta.shape[0]
     x = simulator(theta, designs[design_index])
     try:
-        x = torch.as_tensor(x, dtype=theta.dtype, device=theta.device)
+        x = torch.as_tensor(x, dtype=theta.dtype, device=theta.device).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             "simulator(theta, design) must return a tensor or an array of numbers of "
             f"shape (batch_dim, *x_event_shape), got {type(x).__name__}."
         ) from error
-    if x.dim() < 2 or x.shape[0] != num_rows:
+    if x.dim() != 2 or x.shape[0] != num_rows:
         raise ValueError(
             f"simulator returned x of shape {tuple(x.shape)} for theta of shape "
             f"{tuple(theta.shape)}. It must return shape ({num_rows}, *x_event_shape), "

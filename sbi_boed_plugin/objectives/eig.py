@@ -201,6 +201,7 @@ def _as_conditional_log_prob(
 
 def _finite_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Drop simulations that are not finite, and say how many."""
+    x = torch.as_tensor(x, dtype=theta.dtype, device=theta.device)
     if x.shape[:1] != theta.shape[:1]:
         raise ValueError(
             f"simulator returned x of shape {tuple(x.shape)} for {theta.shape[0]} rows "

@@ -124,6 +124,7 @@ def plot_eig_over_design(
         The figure.
 
     Example:
+        >>> import torch
         >>> estimates = [EIGEstimate(v, 0.1, "pce") for v in (0.2, 0.9, 0.3)]
         >>> figure = plot_eig_over_design(torch.tensor([0.0, 1.0, 2.0]), estimates)
         >>> figure.axes[0].get_xlabel()

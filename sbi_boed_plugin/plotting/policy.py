@@ -41,6 +41,7 @@ def plot_policy(
         The figure.
 
     Example:
+        >>> import torch
         >>> history = {"mode": [[0.5], [0.6]], "scale": [[0.3], [0.1]]}
         >>> figure = plot_policy(history, torch.zeros(1), torch.ones(1), ["time [s]"])
         >>> figure.axes[0].get_ylabel()

@@ -39,6 +39,7 @@ def plot_posterior(
         The figure.
 
     Example:
+        >>> import torch
         >>> figure = plot_posterior(0.1 * torch.randn(100, 2), torch.randn(100, 2))
         >>> len(figure.axes)
         4

@@ -17,12 +17,8 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from sbi_boed_plugin.tasks.sir import (
-    POPULATION,
-    PRIOR_MEDIAN,
-    PRIOR_SCALE,
-    infected_at,
-)
+from sbi_boed_plugin.tasks.sir import PRIOR_MEDIAN, PRIOR_SCALE
+from sbi_boed_plugin.tasks.sir_dynamics import POPULATION, infected_at
 
 __all__ = ["BruteForceEIG", "brute_force_eig", "unbiased_entropy"]
 
@@ -101,7 +97,9 @@ def brute_force_eig(
         times: Times of shape `(num_times,)`, between 0 and 100.
         num_parameters: Number of draws from the prior, rounded up to a multiple of
             `num_replicates`.
-        num_trajectories: Number of trajectories for each of them.
+        num_trajectories: Number of trajectories for each of them. A bias remains of
+            the entropies given the parameters: 0.006 nats with 1024, and less than
+            the standard error of the defaults with 2048.
         num_replicates: Number of independent parts, at least two.
         num_steps: Number of time steps to the latest time.
         seed: Seed of parameters and noise.
@@ -157,7 +155,7 @@ def brute_force_eig(
         times=times,
         eig=eig,
         standard_error=standard_error,
-        marginal_entropy=marginal_entropy,
+        marginal_entropy=_jackknife(whole, left_out)[0],
         conditional_entropy=conditional.mean(0),
     )
 
@@ -185,7 +183,7 @@ def _replicate(
     entropy = torch.zeros(num_times, dtype=torch.float64)
     rows_per_chunk = max(1, _CHUNK_TRAJECTORIES // num_trajectories)
     for chunk in theta.split(rows_per_chunk):
-        infected = infected_at(
+        infected, _ = infected_at(
             chunk.repeat_interleave(num_trajectories, dim=0),
             times.to(torch.float32).unsqueeze(0),
             num_steps=num_steps,
@@ -212,12 +210,9 @@ def _others(parts: Tensor) -> Tensor:
     return parts.sum(dim=0) - parts
 
 
-def _jackknife(whole: Tensor, left_out: Tensor) -> Tensor:
+def _jackknife(whole: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the estimate without its bias of first order, and its standard error."""
     num_parts = left_out.shape[0]
-    return num_parts * whole - (num_parts - 1) * left_out.mean(dim=0)
-
-
-def _jackknife_with_error(whole: Tensor, left_out: Tensor) -> tuple[Tensor, Tensor]:
-    num_parts = left_out.shape[0]
+    value = num_parts * whole - (num_parts - 1) * left_out.mean(dim=0)
     variance = (num_parts - 1) * left_out.var(dim=0, correction=0)
-    return _jackknife(whole, left_out), variance.sqrt()
+    return value, variance.sqrt()

@@ -1,5 +1,7 @@
 """Checks of what users pass to the trainers."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ def check_objective(
     num_contrastive: int | None, regularization_strength: float
 ) -> None:
     """Raise if the objective has a value out of range or nothing to train on."""
+    if num_contrastive is not None and not isinstance(num_contrastive, Integral):
+        raise TypeError(
+            f"num_contrastive={num_contrastive} must be an integer or None, got "
+            f"{type(num_contrastive).__name__}."
+        )
     if num_contrastive is not None and num_contrastive < 0:
         raise ValueError(f"num_contrastive={num_contrastive} must not be negative.")
     if not 0.0 <= regularization_strength < float("inf"):
@@ -69,15 +76,26 @@ def check_design(
     design: Tensor, dim_design: int | None, policy: DesignPolicy | None
 ) -> Tensor:
     """Return designs as a batch, or raise if shape, values or support are wrong."""
-    design = torch.atleast_2d(torch.as_tensor(design, dtype=torch.float32))
+    design = torch.as_tensor(design, dtype=torch.float32)
+    given_shape = tuple(design.shape)
+    design = torch.atleast_2d(design)
     expected = dim_design or (policy.dim_design if policy is not None else None)
-    if design.dim() != 2 or expected not in (None, design.shape[-1]):
+    if (
+        design.dim() != 2
+        or len(design) == 0
+        or expected not in (None, design.shape[-1])
+    ):
         shape = f"(num_designs, {expected or 'dim_design'})"
         raise ValueError(
-            f"design has shape {tuple(design.shape)}, but must have shape {shape}."
+            f"design has shape {given_shape}, but must have shape {shape}. One number "
+            "per design is design.unsqueeze(1)."
         )
-    if not torch.isfinite(design).all():
-        raise ValueError("design contains NaN or infinite values.")
+    invalid = ~torch.isfinite(design).all(dim=1)
+    if invalid.any():
+        raise ValueError(
+            f"design={design[invalid][0].tolist()} in row {int(invalid.nonzero()[0])} "
+            "is NaN or infinite. Leave such rows out."
+        )
     if policy is not None:
         support = policy.support
         inside = support.check(design.to(policy.mode))
@@ -98,10 +116,13 @@ def append_designs(
     policy: DesignPolicy | None,
 ) -> Tensor:
     """Return `(theta, design)` in one row each, after checking the designs."""
+    if not isinstance(theta, Tensor):
+        raise TypeError(f"theta must be a torch.Tensor, got {type(theta).__name__}.")
     design = check_design(design, dim_design, policy)
     if theta.dim() != 2 or len(design) != len(theta):
         raise ValueError(
             f"theta has shape {tuple(theta.shape)} and design {tuple(design.shape)}: "
-            "both must have two dimensions and one row per simulation."
+            "both must have two dimensions and one row per simulation. One number per "
+            "design is design.unsqueeze(1)."
         )
     return torch.cat([theta, design.to(theta)], dim=-1)

@@ -8,11 +8,8 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin.design.optimizer import (
-    DesignOptimizer,
-    DesignOptimizerConfig,
-    DesignResult,
-)
+from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
+from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.objectives.eig import estimate_eig
 
@@ -116,6 +113,17 @@ class DesignOptimizationMixin:
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
+        if stop_after_steps is not None and stop_after_steps < 1:
+            raise ValueError(
+                f"stop_after_steps={stop_after_steps} must be at least 1, or None to "
+                "never stop early."
+            )
+        for name, value, least in (
+            ("num_eig_samples", num_eig_samples, 2),
+            ("num_eig_contrastive", num_eig_contrastive, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}.")
         if resume_training:
             if self._design_optimizer is None:
                 raise RuntimeError(
@@ -181,8 +189,10 @@ class DesignOptimizationMixin:
             eig=eig,
             policy=deepcopy(optimizer.policy),
             history=deepcopy(progress.history),
-            num_simulations=progress.num_simulations + eig.num_simulations,
-            num_invalid_simulations=progress.num_invalid_simulations,
+            num_simulations=progress.num_simulations + num_eig_samples,
+            num_invalid_simulations=progress.num_invalid_simulations
+            + num_eig_samples
+            - eig.num_simulations,
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )
@@ -199,10 +209,11 @@ class DesignOptimizationMixin:
                 "prior=None: optimizing a design simulates from the prior. Pass it as "
                 "NLE_INCE(prior, ...)."
             )
-        if self._neural_net is not None and not self._dim_design:
+        if self._dim_design == 0:
             raise ValueError(
-                "The likelihood of this trainer was trained without designs, so it "
-                "cannot tell designs apart. Use a new NLE_INCE for optimize_design."
+                "The simulations of this trainer were stored without designs, so its "
+                "likelihood cannot tell designs apart. Use a new NLE_INCE for "
+                "optimize_design."
             )
         self._design_optimizer = DesignOptimizer(
             self._design_policy,

@@ -2,47 +2,37 @@
 
 from typing import Any, Literal
 
-import torch
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import (
+    ImportanceSamplingPosteriorParameters,
+    MCMCPosteriorParameters,
+    RejectionPosteriorParameters,
+    VIPosteriorParameters,
+)
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from sbi.neural_nets.estimators.shape_handling import reshape_to_batch_event
 from sbi.sbi_types import Tracker
-from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.utils import data
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
     ConditionalEstimatorBuilder,
-    LikelihoodEstimatorTrainer,
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
-from sbi_boed_plugin.objectives.info_nce import (
-    NEGLIGIBLE,
-    contrastive_bound,
-    in_batch_contrast,
-    info_nce_loss,
-    log_likelihood_matrix,
-)
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
     check_objective,
-    resolve_num_contrastive,
 )
 from sbi_boed_plugin.trainers._design_optimization import DesignOptimizationMixin
+from sbi_boed_plugin.trainers._info_nce import EIG_KEY, InfoNCETrainer
 
 __all__ = ["NLE_INCE"]
 
-# Summary keys beside sbi's, one value per epoch.
-LOG_LIKELIHOOD_KEY = "validation_log_likelihood"
-EIG_KEY = "eig_lower_bound"
 
-
-class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
+class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -126,14 +116,6 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
             show_progress_bars=show_progress_bars,
         )
         self._set_design_policy(design_policy)
-        self._dim_design: int | None = None
-        self._num_contrastive = 0
-        self._regularization_strength = 1.0
-        self._objective_asked: tuple[int | None, float] = (None, 1.0)
-        self._epoch_metrics: dict[str, float] = {}
-        self._validation_contrast: Tensor | None = None
-        self._summary[LOG_LIKELIHOOD_KEY] = []
-        self._summary[EIG_KEY] = []
 
     def append_simulations(
         self,
@@ -172,9 +154,16 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
         """
         if self._data_round_index or self._neural_net is not None:
             # Without simulations and network there is nothing to be consistent with.
-            self._check_designs_given(design, "simulations")
+            self._check_designs_given(design, "the simulations")
+        if len(theta) != len(x):
+            raise ValueError(
+                f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
+                "row in both."
+            )
+        dim_design = 0
         if design is not None:
-            theta = append_designs(theta, design, self._dim_design, self._design_policy)
+            rows = append_designs(theta, design, self._dim_design, self._design_policy)
+            theta, dim_design = rows, rows.shape[-1] - theta.shape[-1]
         super().append_simulations(
             theta=theta,
             x=x,
@@ -183,7 +172,7 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
             algorithm=algorithm,
             data_device=data_device,
         )
-        self._dim_design = design.shape[-1] if design is not None else 0
+        self._dim_design = dim_design
         return self
 
     def train(
@@ -275,9 +264,27 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
         density_estimator: ConditionalDensityEstimator | None = None,
         prior: Distribution | None = None,
         sample_with: Literal["mcmc", "rejection", "vi", "importance"] = "mcmc",
-        *args,
+        mcmc_method: Literal[
+            "slice_np",
+            "slice_np_vectorized",
+            "hmc_pyro",
+            "nuts_pyro",
+            "slice_pymc",
+            "hmc_pymc",
+            "nuts_pymc",
+        ] = "slice_np_vectorized",
+        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        mcmc_parameters: dict[str, Any] | None = None,
+        vi_parameters: dict[str, Any] | None = None,
+        rejection_sampling_parameters: dict[str, Any] | None = None,
+        importance_sampling_parameters: dict[str, Any] | None = None,
+        posterior_parameters: MCMCPosteriorParameters
+        | VIPosteriorParameters
+        | RejectionPosteriorParameters
+        | ImportanceSamplingPosteriorParameters
+        | None = None,
+        *,
         design: Tensor | None = None,
-        **kwargs,
     ) -> NeuralPosterior:
         r"""Build posterior from the likelihood estimator.
 
@@ -287,12 +294,20 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
             prior: Prior distribution.
             sample_with: Method to use for sampling from the posterior. Must be one of
                 [`mcmc` | `rejection` | `vi` | `importance`].
-            *args: As for `sbi.inference.NLE.build_posterior`.
+            mcmc_method: As in `sbi.inference.NLE.build_posterior`, like the following.
+            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
+            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
+            vi_parameters: Additional kwargs passed to `VIPosterior`.
+            rejection_sampling_parameters: Additional kwargs passed to
+                `RejectionPosterior`.
+            importance_sampling_parameters: Additional kwargs passed to
+                `ImportanceSamplingPosterior`.
+            posterior_parameters: Configuration passed to the init method for the
+                posterior, in the place of the arguments above.
             design: Designs at which the observation was or will be made: shape
                 `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
                 row of `x_o`. Needed if and only if the likelihood was trained with
                 designs.
-            **kwargs: As for `sbi.inference.NLE.build_posterior`.
 
         Returns:
             Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
@@ -304,7 +319,7 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
             RuntimeError: If a design is given and nothing was trained.
         """
         if not isinstance(density_estimator, DesignConditionedEstimator):
-            self._check_designs_given(design, "the likelihood")
+            self._check_designs_given(design, "the simulations")
         if design is not None:
             estimator = density_estimator or self._neural_net
             if estimator is None:
@@ -316,181 +331,27 @@ class NLE_INCE(DesignOptimizationMixin, LikelihoodEstimatorTrainer):
                 estimator, check_design(design, self._dim_design, self._design_policy)
             )
         return super().build_posterior(
-            density_estimator, prior, sample_with, *args, **kwargs
+            density_estimator=density_estimator,
+            prior=prior,
+            sample_with=sample_with,
+            mcmc_method=mcmc_method,
+            vi_method=vi_method,
+            mcmc_parameters=mcmc_parameters,
+            vi_parameters=vi_parameters,
+            rejection_sampling_parameters=rejection_sampling_parameters,
+            importance_sampling_parameters=importance_sampling_parameters,
+            posterior_parameters=posterior_parameters,
         )
-
-    def get_dataloaders(
-        self,
-        starting_round: int = 0,
-        training_batch_size: int = 200,
-        validation_fraction: float = 0.1,
-        resume_training: bool = False,
-        dataloader_kwargs: dict | None = None,
-    ) -> tuple[data.DataLoader, data.DataLoader]:
-        """Return dataloaders for training and validation.
-
-        As sbi's, but with contrastive samples the validation set is read in a fixed
-        order and completely, so that each row keeps its contrastive parameters.
-
-        Args:
-            starting_round: First round to use data from.
-            training_batch_size: Training batch size.
-            validation_fraction: Fraction of the data to validate on.
-            resume_training: Whether to keep the split of the previous call.
-            dataloader_kwargs: Additional or updated kwargs of the dataloaders.
-
-        Returns:
-            Dataloaders for training and validation.
-        """
-        train_loader, val_loader = super().get_dataloaders(
-            starting_round,
-            training_batch_size,
-            validation_fraction,
-            resume_training,
-            dataloader_kwargs,
-        )
-        batch_size = train_loader.batch_size or 0
-        asked, _ = self._objective_asked
-        self._num_contrastive = resolve_num_contrastive(
-            asked, self._regularization_strength, batch_size
-        )
-        if self._num_contrastive > 0:
-            ordered = {
-                "batch_size": val_loader.batch_size,
-                "sampler": self.val_indices.tolist(),
-                "drop_last": False,
-            }
-            val_loader = data.DataLoader(
-                val_loader.dataset, **{**ordered, **(dataloader_kwargs or {})}
-            )
-            rows = _fixed_contrast_rows(
-                self.train_indices, len(self.val_indices), self._num_contrastive
-            )
-            stored, _, _ = self.get_simulations(starting_round)
-            self._validation_contrast = stored[rows.to(stored.device)]
-        return train_loader, val_loader
-
-    def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
-        r"""Return the InfoNCE-λ loss of each row of a training batch."""
-        if self._num_contrastive == 0:
-            # lambda * NLE, also for estimators whose loss is more than -log_prob.
-            return self._regularization_strength * super()._loss(theta, x)
-        # Only the last batch can be smaller, if the user's loader keeps it.
-        num_contrastive = min(self._num_contrastive, len(theta) - 1)
-        matrix = self._log_likelihoods(
-            theta, x, in_batch_contrast(theta, num_contrastive)
-        )
-        losses = info_nce_loss(matrix, self._regularization_strength)
-        assert_all_finite(losses, "InfoNCE loss")
-        return losses
-
-    def _log_likelihoods(self, theta: Tensor, x: Tensor, contrast: Tensor) -> Tensor:
-        r"""Return the matrix for conditions `(theta, design)` and contrastive ones.
-
-        The contrastive rows bring their parameters; the design is that of the data.
-        """
-        net = self._neural_net
-        assert net is not None
-        theta = reshape_to_batch_event(theta, event_shape=net.condition_shape)
-        x = reshape_to_batch_event(x, event_shape=net.input_shape)
-        if self._dim_design:
-            design = theta[:, -self._dim_design :]
-            contrast = torch.cat(
-                [
-                    contrast[..., : -self._dim_design],
-                    design.expand(len(contrast), *design.shape),
-                ],
-                dim=-1,
-            )
-        return log_likelihood_matrix(
-            net.log_prob,
-            x,
-            torch.cat([theta.unsqueeze(0), contrast]),
-            negligible=NEGLIGIBLE,
-        )
-
-    def _validate_epoch(
-        self, val_loader: data.DataLoader, loss_args: Any | None = None
-    ) -> float:
-        """Return the mean validation loss, and keep what else an epoch reports."""
-        if self._num_contrastive == 0:
-            val_loss = super()._validate_epoch(val_loader, loss_args)
-            log_likelihood = -val_loss / self._regularization_strength
-            self._epoch_metrics = {LOG_LIKELIHOOD_KEY: log_likelihood, EIG_KEY: 0.0}
-            return val_loss
-
-        assert self._validation_contrast is not None
-        totals = torch.zeros(3, dtype=torch.float64)
-        num_rows = 0
-        with torch.no_grad():
-            for batch in val_loader:
-                theta, x = batch[0].to(self._device), batch[1].to(self._device)
-                contrast = self._validation_contrast[
-                    :, num_rows : num_rows + len(theta)
-                ]
-                matrix = self._log_likelihoods(theta, x, contrast.to(self._device))
-                losses = info_nce_loss(matrix, self._regularization_strength)
-                assert_all_finite(losses, "InfoNCE loss")
-                terms = (losses, matrix[0], contrastive_bound(matrix))
-                totals += torch.stack([term.sum() for term in terms]).double().cpu()
-                num_rows += len(theta)
-        val_loss, log_likelihood, eig = (totals / num_rows).tolist()
-        self._epoch_metrics = {LOG_LIKELIHOOD_KEY: log_likelihood, EIG_KEY: eig}
-        return val_loss
-
-    def _summarize_epoch(
-        self,
-        train_loss: float,
-        val_loss: float,
-        epoch_start_time: float,
-        summarization_kwargs: dict[str, Any],
-    ) -> None:
-        super()._summarize_epoch(
-            train_loss, val_loss, epoch_start_time, summarization_kwargs
-        )
-        for key, value in self._epoch_metrics.items():
-            self._summary[key].append(value)
-
-    def _summarize(self, round_: int) -> None:
-        offset = sum(self._summary["epochs_trained"][:-1])
-        for key in (LOG_LIKELIHOOD_KEY, EIG_KEY):
-            for epoch, value in enumerate(self._summary[key][offset:], start=offset):
-                self._tracker.log_metric(name=key, value=value, step=epoch)
-        super()._summarize(round_)
 
     def _check_designs_given(self, design: Tensor | None, of_what: str) -> None:
         """Raise if designs are given where there were none before, or missing."""
         if design is None and self._dim_design:
             raise ValueError(
-                f"design=None, but {of_what} of this trainer has designs of "
+                f"design=None, but {of_what} of this trainer depend on designs of "
                 f"{self._dim_design} values. Pass design=..."
             )
         if design is not None and self._dim_design == 0:
             raise ValueError(
-                f"design was given, but {of_what} of this trainer has no designs. "
+                f"design was given, but {of_what} of this trainer have no designs. "
                 "Leave it out, or store all simulations with their designs."
             )
-
-
-def _fixed_contrast_rows(
-    train_indices: Tensor, num_validation: int, num_contrastive: int
-) -> Tensor:
-    """Return the stored rows that each validation row is contrasted with.
-
-    Always the same for the same sizes, and drawn from a generator of its own: the
-    validation loss is comparable between epochs and after resuming, and the global
-    random state is not touched.
-
-    Args:
-        train_indices: Stored rows that are trained on.
-        num_validation: Number of validation rows.
-        num_contrastive: Number of contrastive samples.
-
-    Returns:
-        Indices of shape `(num_contrastive, num_validation)`.
-    """
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(
-        len(train_indices), (num_contrastive, num_validation), generator=generator
-    )
-    return train_indices[draws]

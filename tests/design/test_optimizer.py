@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from sbi_boed_plugin.design.optimizer import DesignOptimizerConfig
+from sbi_boed_plugin.design.config import DesignOptimizerConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin.tasks import SIR
-from sbi_boed_plugin.tasks.sir import infected_at, time_grid
+from sbi_boed_plugin.tasks.sir_dynamics import infected_at, time_grid
 
 NUM_STEPS = SIR().num_steps
 
@@ -25,6 +25,12 @@ def parameters(theta: tuple[float, float] | None, num: int) -> torch.Tensor:
     if theta is None:
         return SIR().prior.sample((num,))
     return torch.tensor([theta]).expand(num, 2)
+
+
+def simulate(
+    theta: torch.Tensor, times: torch.Tensor, num_steps: int = NUM_STEPS
+) -> torch.Tensor:
+    return infected_at(theta, times, num_steps=num_steps)[0]
 
 
 def euler_maruyama(theta: torch.Tensor, time: float, num_steps: int) -> torch.Tensor:
@@ -63,7 +69,7 @@ def assert_same_distribution(ours: torch.Tensor, reference: torch.Tensor) -> Non
 @pytest.mark.parametrize(("theta", "time"), SETTINGS[1:4:2] + SETTINGS[5:])
 def test_steps_are_fine_enough_for_the_equations_as_written(theta, time):
     theta = parameters(theta, 20_000)
-    ours = infected_at(theta, torch.tensor([[time]]), num_steps=NUM_STEPS)[:, 0]
+    ours = simulate(theta, torch.tensor([[time]]))[:, 0]
     assert_same_distribution(ours, euler_maruyama(theta, time, 10 * NUM_STEPS))
 
 
@@ -71,15 +77,15 @@ def test_steps_are_fine_enough_for_the_equations_as_written(theta, time):
 @pytest.mark.parametrize(("theta", "time"), SETTINGS)
 def test_steps_are_fine_enough_against_eight_times_finer_ones(theta, time):
     theta, times = parameters(theta, 100_000), torch.tensor([[time]])
-    ours = infected_at(theta, times, num_steps=NUM_STEPS)[:, 0]
-    finer = infected_at(theta, times, num_steps=8 * NUM_STEPS)[:, 0]
+    ours = simulate(theta, times)[:, 0]
+    finer = simulate(theta, times, num_steps=8 * NUM_STEPS)[:, 0]
     assert_same_distribution(ours, finer)
 
 
 def test_the_comparison_notices_coarse_steps():
     theta = parameters((0.8, 0.1), 20_000)
-    coarse = infected_at(theta, torch.tensor([[20.0]]), num_steps=8)[:, 0]
-    fine = infected_at(theta, torch.tensor([[20.0]]), num_steps=NUM_STEPS)[:, 0]
+    coarse = simulate(theta, torch.tensor([[20.0]]), num_steps=8)[:, 0]
+    fine = simulate(theta, torch.tensor([[20.0]]))[:, 0]
     with pytest.raises(AssertionError):
         assert_same_distribution(coarse, fine)
 
@@ -87,7 +93,7 @@ def test_the_comparison_notices_coarse_steps():
 @pytest.mark.parametrize("time", [2.0, 15.0])
 def test_without_infection_the_branching_process_is_exact(time):
     gamma, num = 0.1, 100_000
-    infected = infected_at(
+    infected = simulate(
         parameters((0.0, gamma), num), torch.tensor([[time]]), num_steps=NUM_STEPS
     )[:, 0]
     # Feller's diffusion dI = -gamma I dt + sqrt(gamma I) dW from I = 2.
@@ -102,9 +108,16 @@ def test_without_infection_the_branching_process_is_exact(time):
     assert abs(share - extinct) < 4.0 * math.sqrt(extinct / num) + 2e-3
 
 
+def test_without_recovery_everybody_is_infected_in_the_end():
+    infected = simulate(parameters((0.8, 0.0), 2_000), torch.tensor([[60.0]]))
+    # Who leaves the susceptible joins the infected: the noise of both is one. Noise of
+    # their own would leave the infected some 20 people off.
+    assert float(infected.min()) > 495.0
+
+
 def test_almost_nothing_happens_at_first():
     theta = parameters((0.8, 0.1), 20_000)
-    infected = infected_at(theta, torch.tensor([[0.01]]), num_steps=NUM_STEPS)[:, 0]
+    infected = simulate(theta, torch.tensor([[0.01]]))[:, 0]
     variance = 0.9 * 2.0 * 0.01  # (beta + gamma) I dt
     mean = 2.0 + 0.7 * 2.0 * 0.01
     # Four standard errors, and the S/N = 0.996 left out above.
@@ -142,18 +155,18 @@ def test_several_times_belong_to_one_epidemic():
 
 def test_a_further_time_does_not_change_the_others():
     theta = parameters((0.8, 0.1), 20_000)
-    alone = infected_at(theta, torch.tensor([[20.0]]), num_steps=NUM_STEPS)
+    alone = simulate(theta, torch.tensor([[20.0]]))
     times = torch.tensor([[20.0, 50.0]])
-    together = infected_at(theta, times, num_steps=NUM_STEPS)
+    together = simulate(theta, times)
     assert_same_distribution(alone[:, 0], together[:, 0])
 
 
 def test_rows_do_not_depend_on_chunks(monkeypatch):
     theta = SIR().prior.sample((10_000,))
     times = torch.full((10_000, 1), 30.0)
-    whole = infected_at(theta, times, num_steps=50)[:, 0]
-    monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
-    assert_same_distribution(infected_at(theta, times, num_steps=50)[:, 0], whole)
+    whole = simulate(theta, times, num_steps=50)[:, 0]
+    monkeypatch.setattr("sbi_boed_plugin.tasks.sir_dynamics._CHUNK_ROWS", 999)
+    assert_same_distribution(simulate(theta, times, num_steps=50)[:, 0], whole)
 
 
 def test_data_are_counts_plus_uniform_noise():

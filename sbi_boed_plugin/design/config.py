@@ -1,0 +1,97 @@
+"""Settings and result of a design optimization."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+
+__all__ = ["DesignOptimizerConfig", "DesignResult", "StopReason"]
+
+StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+
+
+@dataclass(frozen=True)
+class DesignOptimizerConfig:
+    """Settings of the joint training of policy and estimator.
+
+    The arguments of `NLE_INCE.optimize_design`, which documents them.
+    """
+
+    num_steps: int
+    training_batch_size: int
+    num_simulations_per_design: int
+    num_contrastive: int
+    regularization_strength: float
+    learning_rate: float
+    design_learning_rate: float
+    clip_max_norm: float | None
+    gradient: str
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "training_batch_size", "num_simulations_per_design"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("learning_rate", "design_learning_rate"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        if self.gradient not in POLICY_GRADIENTS:
+            raise ValueError(
+                f"gradient='{self.gradient}' is unknown. Use one of "
+                f"{sorted(POLICY_GRADIENTS)}."
+            )
+        if self.training_batch_size % self.num_simulations_per_design:
+            raise ValueError(
+                f"training_batch_size={self.training_batch_size} must be a multiple of "
+                f"num_simulations_per_design={self.num_simulations_per_design}."
+            )
+        if self.training_batch_size // self.num_simulations_per_design < 2:
+            raise ValueError(
+                f"training_batch_size={self.training_batch_size} gives fewer than two "
+                "designs a step, but the baseline of the gradient compares designs. "
+                "Increase it or decrease num_simulations_per_design."
+            )
+        if not 1 <= self.num_contrastive < self.training_batch_size:
+            raise ValueError(
+                f"num_contrastive={self.num_contrastive} must be at least 1 and less "
+                f"than training_batch_size={self.training_batch_size}: contrastive "
+                "parameters are other rows of the batch."
+            )
+        if not 0.0 <= self.regularization_strength < float("inf"):
+            raise ValueError(
+                f"regularization_strength={self.regularization_strength} must be "
+                "finite and not negative: it weighs maximum likelihood beside the "
+                "contrastive bound."
+            )
+
+
+@dataclass(frozen=True)
+class DesignResult:
+    """What `NLE_INCE.optimize_design` found.
+
+    Attributes:
+        design: The best design found, the mode of the policy, of shape
+            `(dim_design,)`.
+        eig: Its expected information gain, from simulations that were not trained on.
+        policy: The trained policy.
+        history: One list per recorded quantity with one entry per step: `"loss"`,
+            `"eig_lower_bound"` and `"eig_standard_error"` of the designs of that step
+            (nats), `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so
+            far, and what the policy describes, such as `"mode"` and `"scale"`.
+        num_simulations: Number of simulations run, all included.
+        num_invalid_simulations: How many of them were NaN or infinite, and left out.
+        seconds: Time spent, in seconds.
+        stop_reason: What ended the loop.
+    """
+
+    design: Tensor
+    eig: EIGEstimate
+    policy: DesignPolicy
+    history: dict[str, list[Any]]
+    num_simulations: int
+    num_invalid_simulations: int
+    seconds: float
+    stop_reason: StopReason
