@@ -97,9 +97,9 @@ def brute_force_eig(
         times: Times of shape `(num_times,)`, between 0 and 100.
         num_parameters: Number of draws from the prior, rounded up to a multiple of
             `num_replicates`.
-        num_trajectories: Number of trajectories for each of them. A bias remains of
-            the entropies given the parameters: 0.006 nats with 1024, and less than
-            the standard error of the defaults with 2048.
+        num_trajectories: Number of trajectories for each of them, rounded up to an
+            even number. Too few of them leave a bias: about 0.004 nats with 1024 and
+            0.001 with 2048.
         num_replicates: Number of independent parts, at least two.
         num_steps: Number of time steps to the latest time.
         seed: Seed of parameters and noise.
@@ -134,6 +134,7 @@ def brute_force_eig(
         )
     generator = torch.Generator().manual_seed(seed)
     per_replicate = math.ceil(num_parameters / num_replicates)
+    num_trajectories += num_trajectories % 2
     marginals, conditionals = [], []
     for replicate in range(num_replicates):
         theta = _sobol_parameters(per_replicate, seed=seed * num_replicates + replicate)
@@ -144,12 +145,10 @@ def brute_force_eig(
         conditionals.append(conditional)
     marginal, conditional = torch.stack(marginals), torch.stack(conditionals)
 
-    marginal_entropy = _jackknife(
-        _entropy(marginal.sum(0)), _entropy(_others(marginal))
-    )
-    eig, standard_error = _jackknife_with_error(
-        _entropy(marginal.sum(0)) - conditional.mean(0),
-        _entropy(_others(marginal)) - _others(conditional) / (num_replicates - 1),
+    whole, left_out = _entropy(marginal.sum(0)), _entropy(_others(marginal))
+    eig, standard_error = _jackknife(
+        whole - conditional.mean(0),
+        left_out - _others(conditional) / (num_replicates - 1),
     )
     return BruteForceEIG(
         times=times,
@@ -189,14 +188,18 @@ def _replicate(
             num_steps=num_steps,
             generator=generator,
         )
-        counts = infected.round().long().view(len(chunk), num_trajectories, num_times)
-        cells = torch.arange(len(chunk))[:, None, None] * num_times
+        counts = infected.round().long().view(-1, num_trajectories // 2, num_times)
+        num_halves = counts.shape[0]
+        cells = torch.arange(num_halves)[:, None, None] * num_times
         cells = (cells + torch.arange(num_times)) * num_bins + counts
-        histograms = torch.bincount(
-            cells.flatten(), minlength=len(chunk) * num_times * num_bins
-        ).view(len(chunk), num_times, num_bins)
-        pooled += histograms.sum(dim=0)
-        entropy += unbiased_entropy(histograms).sum(dim=0)
+        halves = torch.bincount(
+            cells.flatten(), minlength=num_halves * num_times * num_bins
+        ).view(len(chunk), 2, num_times, num_bins)
+        pooled += halves.sum(dim=(0, 1))
+        # Bins that few trajectories reach leave a bias, which falls about as one over
+        # their number: extrapolate from half of them.
+        whole = unbiased_entropy(halves.sum(dim=1))
+        entropy += (2.0 * whole - unbiased_entropy(halves).mean(dim=1)).sum(dim=0)
     return pooled, entropy / theta.shape[0]
 
 

@@ -155,15 +155,15 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
         if self._data_round_index or self._neural_net is not None:
             # Without simulations and network there is nothing to be consistent with.
             self._check_designs_given(design, "the simulations")
+        dim_design = 0
+        if design is not None:
+            rows = append_designs(theta, design, self._dim_design, self._design_policy)
+            theta, dim_design = rows, rows.shape[-1] - theta.shape[-1]
         if len(theta) != len(x):
             raise ValueError(
                 f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
                 "row in both."
             )
-        dim_design = 0
-        if design is not None:
-            rows = append_designs(theta, design, self._dim_design, self._design_policy)
-            theta, dim_design = rows, rows.shape[-1] - theta.shape[-1]
         super().append_simulations(
             theta=theta,
             x=x,

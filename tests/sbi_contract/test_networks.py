@@ -126,7 +126,9 @@ def test_the_objective_runs_on_the_device_of_its_data():
     conditions = torch.cat([theta.unsqueeze(0), contrast])
     # The second call works through the matrix in chunks.
     for max_pairs in (1_000, 8):
-        matrix = log_likelihood_matrix(diagonal_normal, x, conditions, max_pairs)
+        matrix = log_likelihood_matrix(
+            diagonal_normal, x, conditions, max_pairs=max_pairs
+        )
         assert matrix.shape == (6, 8)
         results = matrix, contrastive_bound(matrix), info_nce_loss(matrix, 0.1)
         assert {result.device.type for result in results} == {"meta"}

@@ -111,8 +111,10 @@ def test_without_infection_the_branching_process_is_exact(time):
 def test_without_recovery_everybody_is_infected_in_the_end():
     infected = simulate(parameters((0.8, 0.0), 2_000), torch.tensor([[60.0]]))
     # Who leaves the susceptible joins the infected: the noise of both is one. Noise of
-    # their own would leave the infected some 20 people off.
-    assert float(infected.min()) > 495.0
+    # their own would leave the infected some 20 people off. (An epidemic may still die
+    # out at the start.)
+    assert float(infected[infected > 0].min()) > 495.0
+    assert float((infected > 0).double().mean()) > 0.95
 
 
 def test_almost_nothing_happens_at_first():

@@ -42,19 +42,27 @@ def test_known_information_gain_is_found(monkeypatch):
     torch.testing.assert_close(result.eig, difference)
 
 
-def test_standard_error_is_the_spread_over_seeds(monkeypatch):
+def test_few_parameters_leave_no_bias_and_an_honest_error(monkeypatch):
     monkeypatch.setattr(sir_reference, "infected_at", gaussian_counts)
     runs = [
         brute_force_eig(
-            torch.tensor([1.0]), num_parameters=64, num_trajectories=256, seed=seed
+            torch.tensor([1.0]),
+            num_parameters=32,
+            num_replicates=8,
+            num_trajectories=2048,
+            seed=seed,
         )
-        for seed in range(30)
+        for seed in range(40)
     ]
-    spread = torch.stack([run.eig for run in runs]).std()
-    stated = torch.stack([run.standard_error for run in runs]).mean()
-    # The spread of 30 values is known to within 13 %; the jackknife errs on the side
+    values = torch.cat([run.eig for run in runs])
+    stated = torch.cat([run.standard_error for run in runs]).mean()
+    # The spread of 40 values is known to within 11 %; the jackknife errs on the side
     # of caution.
-    assert 0.6 < float(spread / stated) < 1.4
+    assert 0.6 < float(values.std() / stated) < 1.4
+    # Four standard errors; without the jackknife the value would be 0.03 too low.
+    expected = 0.5 * math.log(1.0 + (30.0 / 20.0) ** 2)
+    tolerance = 4.0 * float(values.std()) / math.sqrt(40)
+    assert float(values.mean()) == pytest.approx(expected, abs=tolerance)
 
 
 def test_entropy_of_sparse_histograms_is_unbiased():

@@ -1,80 +1,24 @@
-"""What users get wrong, and what goes wrong around them, on the way to a posterior.
+"""What users get wrong on the way to a posterior.
 
-Messages name the argument, its value and what to do. Interrupted design searches go on
-as if nothing had happened.
+Messages name the argument, its value and what to do.
 """
 
-import pickle
-import random
-import re
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from sbi.utils import BoxUniform
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from tests.conftest import NoOpTracker
-from tests.contract_cases import seed_everything
-
-LOW, HIGH = torch.tensor([0.5]), torch.tensor([2.0])
-QUIET = {"show_progress_bars": False}
-SCORING = {"num_eig_samples": 12, "num_eig_contrastive": 15}
-SEARCH = {
-    "num_steps": 6,
-    "training_batch_size": 16,
-    "num_contrastive": 7,
-    **SCORING,
-}
-
-
-def simulator(theta, design):
-    """Noise from every generator that a simulator may use."""
-    mean = torch.cat([theta * design, theta.sum(dim=1, keepdim=True)], dim=1)
-    noise = torch.from_numpy(np.random.randn(*mean.shape)).to(mean)
-    return mean + 0.3 * noise + 0.1 * torch.randn_like(mean) + 0.1 * random.random()
-
-
-class FailsAt:
-    """Raises an error at its n-th call, and simulates at every other."""
-
-    def __init__(self, error, call):
-        self.error, self.call, self.num_calls = error, call, 0
-
-    def __call__(self, theta, design):
-        self.num_calls += 1
-        x = simulator(theta, design)  # random numbers are used up before it fails.
-        if self.num_calls == self.call:
-            raise self.error
-        return x
-
-
-class CountingTracker(NoOpTracker):
-    """Counts the metrics it is given."""
-
-    def __init__(self):
-        self.counts = Counter()
-
-    def log_metrics(self, metrics, step=None):
-        self.counts.update(list(metrics))
-
-
-def make(**kwargs):
-    """A trainer with a design policy; arguments replace the defaults."""
-    defaults = {
-        "prior": BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2)),
-        "density_estimator": "mdn",
-        "tracker": NoOpTracker(),
-        "design_policy": TruncatedNormalPolicy(LOW, HIGH),
-    }
-    return NLE_INCE(**{**defaults, **QUIET, **kwargs})
-
-
-def simulations():
-    """Arguments of `append_simulations` that are right."""
-    theta, design = 4 * torch.rand(60, 2) - 2, 0.5 + 1.5 * torch.rand(60, 1)
-    return {"theta": theta, "x": simulator(theta, design), "design": design}
+from tests.trainers.cases import (
+    QUIET,
+    SCORING,
+    SEARCH,
+    FailsAt,
+    make,
+    message,
+    simulations,
+    simulator,
+)
 
 
 @pytest.fixture
@@ -91,11 +35,6 @@ def trainers():
     with_designs.append_simulations(**stored).train(max_num_epochs=1)
     without.append_simulations(stored["theta"], stored["x"]).train(max_num_epochs=1)
     return {"with designs": with_designs, "without designs": without}
-
-
-def message(*parts):
-    """A pattern of literal parts in this order, with anything between them."""
-    return r"(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
 # --- Simulations that are stored ------------------------------------------------------
@@ -120,8 +59,7 @@ def test_designs_need_one_row_per_simulation(stored, name, rows, shapes):
 
 def test_data_need_one_row_per_simulation(stored):
     stored["x"] = stored["x"][:59]
-    # IndexError where sbi finds it, ValueError where we do.
-    with pytest.raises((IndexError, ValueError), match="59.*60|60.*59"):
+    with pytest.raises(ValueError, match="theta has 60 rows and x 59"):
         make().append_simulations(**stored)
 
 
@@ -177,7 +115,9 @@ def test_the_message_shows_a_design_outside_the_support(stored):
 def test_designs_that_are_nan_are_refused(stored, policy):
     stored["design"][7] = torch.nan
     trainer = make() if policy == "with policy" else make(design_policy=None)
-    with pytest.raises(ValueError, match="design contains NaN"):
+    with pytest.raises(
+        ValueError, match=message("design=[nan] in row 7", "Leave such rows out")
+    ):
         trainer.append_simulations(**stored)
 
 
@@ -255,7 +195,7 @@ def test_a_superfluous_design_is_refused(trainers):
 @pytest.mark.parametrize(
     "design, parts",
     [
-        (torch.ones(2), ("design", "2)", "1)")),
+        (torch.ones(2), ("design", "(2,)", "(num_designs, 1)")),
         (torch.ones(1, 1, 1), ("design", "(1, 1, 1)", "1)")),
         (torch.ones(0, 1), ("design", "(0, 1)")),
         (torch.tensor([torch.nan]), ("design", "NaN")),
@@ -433,156 +373,3 @@ def test_invalid_simulations_are_left_out_and_counted():
     # Those that score the design count as well, in both numbers.
     assert result.num_simulations == steps * batch + SEARCH["num_eig_samples"]
     assert result.num_invalid_simulations == 2 * steps + 2
-
-
-# --- Optimizing a design: interruptions -----------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def uninterrupted():
-    """Result and weights of a search from seed 0 that nothing disturbed."""
-    trainer = make()
-    seed_all()
-    result = trainer.optimize_design(simulator, **SEARCH)
-    return result, trainer._neural_net.state_dict()
-
-
-def seed_all():
-    seed_everything(0)
-    random.seed(0)
-
-
-def global_states():
-    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
-
-
-def resume_after_other_work(trainer):
-    """Resume when the global generators are somewhere else; they must stay there."""
-    torch.rand(3), np.random.rand(3), random.random()
-    before = global_states()
-    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-    assert global_states() == before
-    return result
-
-
-def assert_same_search(result, network, uninterrupted):
-    expected, weights = uninterrupted
-    assert torch.equal(result.design, expected.design)
-    assert result.eig == expected.eig
-    assert result.num_simulations == expected.num_simulations
-    assert result.stop_reason == expected.stop_reason
-    for key in set(expected.history) - {"seconds"}:
-        assert result.history[key] == expected.history[key], key
-    assert len(result.history["seconds"]) == len(expected.history["seconds"])
-    state = network.state_dict()
-    assert state.keys() == weights.keys()
-    assert all(torch.equal(state[key], weights[key]) for key in weights)
-    for key, value in expected.policy.state_dict().items():
-        assert torch.equal(result.policy.state_dict()[key], value), key
-
-
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-@pytest.mark.parametrize("pickled", [False, True], ids=["same trainer", "pickled"])
-@pytest.mark.parametrize("call", [2, 4, 7], ids=["step 2", "step 4", "scoring"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_search_ends_as_if_it_had_not_been(
-    uninterrupted, error, call, pickled
-):
-    tracker = CountingTracker()
-    trainer = make(tracker=tracker)
-    seed_all()
-    with pytest.raises(error, match="lights out") as caught:
-        trainer.optimize_design(FailsAt(error("lights out"), call), **SEARCH)
-    completed = call - 1
-    assert tracker.counts["design_loss"] == completed
-    notes = getattr(caught.value, "__notes__", ["resume_training=True"])
-    assert all("resume_training=True" in note for note in notes)
-    assert trainer.build_posterior(design=torch.ones(1)) is not None
-
-    if pickled:
-        trainer = pickle.loads(pickle.dumps(trainer))
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_search_interrupted_before_its_first_step_starts_again(uninterrupted):
-    trainer = make()
-    seed_all()
-    with pytest.raises(RuntimeError, match="lights out"):
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-class FailsOnce(TruncatedNormalPolicy):
-    """A policy whose first log-density fails: the network is built by then."""
-
-    failed = False
-
-    def log_prob(self, design):
-        if not self.failed:
-            self.failed = True
-            raise KeyboardInterrupt
-        return super().log_prob(design)
-
-
-def test_a_search_interrupted_within_its_first_step_starts_again(uninterrupted):
-    trainer = make(design_policy=FailsOnce(LOW, HIGH))
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(simulator, **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_search_interrupted_again_and_again_ends_the_same(uninterrupted):
-    trainer = make()
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 2), **SEARCH)
-    for _ in range(2):  # each gets one step further.
-        with pytest.raises(KeyboardInterrupt):
-            trainer.optimize_design(
-                FailsAt(KeyboardInterrupt(), 2), resume_training=True
-            )
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_search_stopped_by_its_budget_ends_the_same(uninterrupted):
-    trainer = make()
-    seed_all()
-    budget = {"max_num_simulations": 3 * SEARCH["training_batch_size"] + 1}
-    partial = trainer.optimize_design(simulator, **SEARCH, **budget)
-    assert partial.stop_reason == "max_num_simulations"
-    assert len(partial.history["loss"]) == 3
-    result = resume_after_other_work(trainer)
-    assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_finished_search_can_be_resumed_without_effect(uninterrupted):
-    trainer = make()
-    seed_all()
-    trainer.optimize_design(simulator, **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_without_a_completed_step_there_is_nothing_to_keep():
-    trainer = make()
-    with pytest.raises(RuntimeError, match="lights out") as caught:
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
-    assert not getattr(caught.value, "__notes__", [])
-    with pytest.raises(RuntimeError, match="no likelihood yet"):
-        trainer.build_posterior(design=torch.ones(1))
-
-
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
-    trainer = make()
-    with pytest.raises(RuntimeError, match="lights out"):
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
-    loaded = pickle.loads(pickle.dumps(trainer))
-    with pytest.raises((RuntimeError, ValueError), match="density_estimator|pickle"):
-        loaded.optimize_design(simulator, resume_training=True)
