@@ -42,7 +42,7 @@ def run_design(
     folder: ResultFolder,
     *,
     seed: int,
-    density_estimator: str,
+    density_estimator: str | None,
     num_steps: int | None,
     max_seconds: float | None,
     show_progress: bool,
@@ -53,7 +53,8 @@ def run_design(
         task: The task.
         folder: Where to write.
         seed: Seed of the whole run; the global random state is left as it was.
-        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`.
+        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`; that
+            of `make_trainer` if `None`.
         num_steps: Number of training steps; the library's default if `None`.
         max_seconds: Time in seconds after which no further step is started.
         show_progress: Whether to show progress, on standard error.
@@ -90,7 +91,7 @@ def run_design(
 
         if task.dim_design == 1:
             say("Comparing with other designs ...")
-            summary["reference_eig"] = _compare_designs(folder, task, trainer, result)
+            summary["reference_eig"] = _compare_designs(folder, task, result)
             summary["seconds"] = time.perf_counter() - started
             folder.save_json(SUMMARY, summary)
 
@@ -105,7 +106,7 @@ def _save_design(
     figure = plotting.plot_trace(
         result.history,
         eig=result.eig,
-        cap=math.log(library_default("num_contrastive") + 1),
+        cap=math.log(result.config.num_contrastive + 1),
         exact=summary["exact_eig"],
     )
     folder.save_figure("trace.png", figure)
@@ -129,11 +130,11 @@ def _save_posterior(
 
 
 def _compare_designs(
-    folder: ResultFolder, task: Task, trainer: NLE_INCE, result: DesignResult
+    folder: ResultFolder, task: Task, result: DesignResult
 ) -> dict[str, float] | None:
     """Score evenly spaced designs, write and print it; return a reference if known."""
     designs = design_grid(task)
-    estimates = eig_over_designs(trainer, task, designs)
+    estimates = eig_over_designs(result.likelihood_estimator, task, designs)
     reference = reference_eig(task, torch.cat([designs, result.design.unsqueeze(0)]))
     header = ["design", "eig", "standard_error"]
     rows = [

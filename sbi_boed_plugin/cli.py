@@ -120,10 +120,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     design.add_argument(
         "--density-estimator",
-        default="nsf",
         choices=DENSITY_ESTIMATORS,
         metavar="NAME",
-        help="model of the likelihood: %(choices)s (default: nsf)",
+        help="model of the likelihood: %(choices)s (default: nsf for one "
+        "measurement, maf for several)",
     )
     design.add_argument(
         "--quiet", action="store_true", help="print results only, no progress"

@@ -16,8 +16,8 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
-from sbi_boed_plugin.experiment import QuietTracker, density_estimator_for
+from sbi_boed_plugin import tasks
+from sbi_boed_plugin.experiment import find_design, make_trainer
 
 CASES: List[Tuple[str, int, int]] = [
     (name, dim_design, seed)
@@ -41,15 +41,9 @@ def recover(name: str, dim_design: int, seed: int) -> Dict[str, Any]:
     """Search for the best design of a task and score it exactly."""
     torch.manual_seed(seed)
     task = tasks.get_task(name, dim_design=dim_design)
-    inference = NLE_INCE(
-        task.prior,
-        density_estimator_for(task),
-        design_policy=TruncatedNormalPolicy(task.design_low, task.design_high),
-        tracker=QuietTracker(),
-        show_progress_bars=False,
-    )
+    trainer = make_trainer(task, show_progress_bars=False)
     started = time.perf_counter()
-    result = inference.optimize_design(task.simulator)
+    result = find_design(trainer, task)
     seconds = time.perf_counter() - started
     found, error = task.exact_eig(result.design)
     best, _ = task.exact_eig(optimum(task))

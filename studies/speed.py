@@ -20,27 +20,12 @@ import torch
 from sbi.inference import NLE
 from torch import Tensor
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
-from sbi_boed_plugin.objectives import info_nce
+from sbi_boed_plugin import NLE_INCE, tasks
+from sbi_boed_plugin.design import optimizer
+from sbi_boed_plugin.experiment import NoOpTracker, make_trainer
 
 NUM_SIMULATIONS = 2_000
 BATCH_SIZE = 200
-
-
-class _Quiet:
-    """sbi's tracker protocol; keeps nothing."""
-
-    log_dir = None
-
-    def log_metric(self, name, value, step=None): ...
-
-    def log_metrics(self, metrics, step=None): ...
-
-    def log_params(self, params): ...
-
-    def add_figure(self, name, figure, step=None): ...
-
-    def flush(self): ...
 
 
 def seconds_per_step(
@@ -53,7 +38,9 @@ def seconds_per_step(
     """Return the median time of a training step over epochs, validation included."""
     torch.manual_seed(0)
     cls = NLE if num_contrastive is None else NLE_INCE
-    inference = cls(density_estimator=model, tracker=_Quiet(), show_progress_bars=False)
+    inference = cls(
+        density_estimator=model, tracker=NoOpTracker(), show_progress_bars=False
+    )
     kwargs = {} if num_contrastive is None else {"num_contrastive": num_contrastive}
     inference.append_simulations(theta, x).train(
         training_batch_size=BATCH_SIZE, max_num_epochs=num_epochs, **kwargs
@@ -89,16 +76,9 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
     """Return the share of the design loop outside the flow's passes."""
     torch.manual_seed(0)
     task = tasks.get_task("gaussian_linear", dim_design=2)
-    policy = TruncatedNormalPolicy(task.design_low, task.design_high)
-    inference = NLE_INCE(
-        task.prior,
-        model,
-        design_policy=policy,
-        tracker=_Quiet(),
-        show_progress_bars=False,
-    )
+    inference = make_trainer(task, density_estimator=model, show_progress_bars=False)
     flow_seconds = 0.0
-    evaluate, backward = info_nce.log_likelihood_matrix, Tensor.backward
+    evaluate, backward = optimizer.log_likelihood_matrix, Tensor.backward
 
     def timed(function):
         def wrapper(*args, **kwargs):
@@ -109,8 +89,6 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
             return result
 
         return wrapper
-
-    from sbi_boed_plugin.design import optimizer
 
     try:
         optimizer.log_likelihood_matrix = timed(evaluate)

@@ -79,10 +79,7 @@ prior = BoxUniform(low=torch.tensor([0.8, 0.05]), high=torch.tensor([1.2, 1.0]))
 # %%
 policy = TruncatedNormalPolicy(low=torch.tensor([0.0]), high=torch.tensor([24.0]))
 inference = NLE_INCE(prior, density_estimator="mdn", design_policy=policy)
-num_contrastive = 31  # parameters that each simulation is told apart from
-result = inference.optimize_design(
-    simulator, num_steps=300, num_contrastive=num_contrastive
-)
+result = inference.optimize_design(simulator, num_steps=300)
 
 # %% [markdown]
 # ## Read the result
@@ -104,8 +101,8 @@ print(f"{result.num_simulations:,} simulations, {result.seconds:.0f} s")
 # - **It is a lower bound** (`"pce"`, the prior contrastive estimate). Its expectation
 #   is at most the EIG, however good or bad the learned likelihood is. It is computed
 #   from simulations that were not trained on.
-# - **The standard error** is that of the average over these simulations (1,000 by
-#   default). It says nothing about how far the bound lies below the EIG.
+# - **The standard error** is that of the average over these simulations, whose number
+#   is `num_eig_samples`. It says nothing about how far the bound lies below the EIG.
 # - **The cap.** With $L$ contrastive parameters the bound cannot exceed $\log(L + 1)$.
 #   An estimate within 1 nat of the cap says little about the EIG beyond "at least this
 #   much"; there is a warning then, and `num_eig_contrastive` raises the cap.
@@ -118,10 +115,10 @@ print(f"Estimate {eig.value:.2f}, cap {eig.cap:.2f} nats")
 # over the designs that the policy proposed in that step, and it has a cap of its own,
 # from the contrastive parameters of training. It grows because the likelihood becomes
 # better and because the policy moves and narrows. In the first steps, while the
-# likelihood is poor, the policy may well move the wrong way.
+# likelihood is poor, the policy waits.
 
 # %%
-plot_trace(result.history, eig=eig, cap=math.log(num_contrastive + 1))
+plot_trace(result.history, eig=eig, cap=math.log(result.config.num_contrastive + 1))
 
 # %%
 plot_policy(result.history, policy.low, policy.high, ["time [h]"])

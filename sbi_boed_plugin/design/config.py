@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
@@ -22,6 +23,7 @@ class DesignOptimizerConfig:
     """
 
     num_steps: int
+    num_warmup_steps: int
     training_batch_size: int
     num_simulations_per_design: int
     num_contrastive: int
@@ -35,6 +37,11 @@ class DesignOptimizerConfig:
         for name in ("num_steps", "training_batch_size", "num_simulations_per_design"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.num_warmup_steps < self.num_steps:
+            raise ValueError(
+                f"num_warmup_steps={self.num_warmup_steps} must not be negative and "
+                f"be less than num_steps={self.num_steps}."
+            )
         for name in ("learning_rate", "design_learning_rate"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
@@ -77,6 +84,9 @@ class DesignResult:
             `(dim_design,)`.
         eig: Its expected information gain, from simulations that were not trained on.
         policy: The trained policy.
+        likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
+            in one row.
+        config: Settings of the optimization.
         history: One list per recorded quantity with one entry per step: `"loss"`,
             `"eig_lower_bound"` and `"eig_standard_error"` of the designs of that step
             (nats), `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so
@@ -90,6 +100,8 @@ class DesignResult:
     design: Tensor
     eig: EIGEstimate
     policy: DesignPolicy
+    likelihood_estimator: ConditionalDensityEstimator
+    config: DesignOptimizerConfig
     history: dict[str, list[Any]]
     num_simulations: int
     num_invalid_simulations: int

@@ -9,6 +9,7 @@ ones.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.simulation import ValidSimulations, simulate_batch
 from sbi_boed_plugin.objectives.info_nce import (
-    NEGLIGIBLE,
+    choose_negligible,
     contrastive_bound,
     in_batch_contrast,
     info_nce_loss,
@@ -95,6 +96,7 @@ class DesignOptimizer:
             policy.parameters(), lr=config.design_learning_rate
         )
         self._rng_state: dict[str, Any] | None = None
+        self._negligible = 0.0
 
     @property
     def finished(self) -> bool:
@@ -185,7 +187,7 @@ class DesignOptimizer:
             [theta, design_rows.expand(len(theta), *design_rows.shape)], dim=-1
         )
         matrix = log_likelihood_matrix(
-            estimator.log_prob, batch.x, conditions, negligible=NEGLIGIBLE
+            estimator.log_prob, batch.x, conditions, negligible=self._negligible
         )
         loss = info_nce_loss(matrix, config.regularization_strength).mean()
         if not torch.isfinite(loss):
@@ -209,8 +211,10 @@ class DesignOptimizer:
         # Nothing is updated before this point; from here on the step counts.
         with defer_interrupts():
             optimizer.step()
-            self._policy_optimizer.step()
-            self.policy.project()
+            if self.progress.step >= config.num_warmup_steps:
+                self._policy_optimizer.step()
+                self.policy.project()
+            self._negligible = choose_negligible(matrix)
             seconds = time.perf_counter() - started
             self._record(loss, information, matrix, batch, seconds)
             self._rng_state = get_rng_state()
@@ -332,6 +336,19 @@ class DesignOptimizer:
         recent = torch.tensor(bounds[-window:])
         before = torch.tensor(bounds[-2 * window : -window])
         return bool(recent.mean() <= before.mean())
+
+    def warn_if_capped(self) -> None:
+        """Warn if the bound was too close to its cap to tell good designs apart."""
+        bounds = self.progress.history["eig_lower_bound"]
+        last = bounds[-max(1, len(bounds) // 10) :]
+        mean, cap = sum(last) / len(last), math.log(self.config.num_contrastive + 1)
+        if mean > cap - 0.5:
+            warnings.warn(
+                f"At the end of the search the bound of {mean:.2f} nats was within "
+                f"half a nat of log(num_contrastive + 1) = {cap:.2f}, the most that "
+                "it can tell. Increase num_contrastive to tell good designs apart.",
+                stacklevel=3,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the builder, which is needed for the first step only."""

@@ -30,6 +30,7 @@ from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
+    "choose_negligible",
     "contrastive_bound",
     "fresh_contrast",
     "in_batch_contrast",
@@ -159,6 +160,24 @@ def log_likelihood_matrix(
         )
         values = values.index_put((matters,), with_gradient)
     return values.reshape(num_rows, batch_dim)
+
+
+def choose_negligible(log_likelihoods: Tensor) -> float:
+    r"""Return the `negligible` with which the next, similar matrix costs least.
+
+    To leave pairs out of the gradient takes a forward pass over all of them first. It
+    pays where fewer than about two thirds of the pairs matter, a backward pass taking
+    twice as long as a forward pass.
+
+    Args:
+        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
+
+    Returns:
+        `NEGLIGIBLE`, or 0 where all pairs are better evaluated with gradient at once.
+    """
+    weights = torch.softmax(log_likelihoods.detach(), dim=0)
+    share = (weights > NEGLIGIBLE / len(weights)).float().mean().item()
+    return NEGLIGIBLE if share < 0.5 else 0.0
 
 
 def _evaluate_pairs(

@@ -98,8 +98,8 @@ def brute_force_eig(
         num_parameters: Number of draws from the prior, rounded up to a multiple of
             `num_replicates`.
         num_trajectories: Number of trajectories for each of them, rounded up to an
-            even number. Too few of them leave a bias: about 0.004 nats with 1024 and
-            0.001 with 2048.
+            even number. Too few of them leave a bias: up to 0.01 nats with 1024 and
+            0.003 with 2048.
         num_replicates: Number of independent parts, at least two.
         num_steps: Number of time steps to the latest time.
         seed: Seed of parameters and noise.

@@ -53,11 +53,12 @@ class DesignOptimizationMixin:
         simulator: Callable[[Tensor, Tensor], Tensor],
         *,
         num_steps: int = 1_000,
+        num_warmup_steps: int | None = None,
         training_batch_size: int = 256,
         num_simulations_per_design: int = 1,
         num_contrastive: int = 31,
         regularization_strength: float = 0.1,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 5e-3,
         design_learning_rate: float = 1e-2,
         clip_max_norm: float | None = 5.0,
         gradient: Literal["score", "partial"] = "score",
@@ -65,8 +66,8 @@ class DesignOptimizationMixin:
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
         resume_training: bool = False,
-        num_eig_samples: int = 1_000,
-        num_eig_contrastive: int = 1_023,
+        num_eig_samples: int = 4_000,
+        num_eig_contrastive: int = 511,
     ) -> DesignResult:
         r"""Learn the most informative design and the likelihood together.
 
@@ -82,7 +83,10 @@ class DesignOptimizationMixin:
             simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
                 `design` of shape `(batch_dim, dim_design)` to `x` of shape
                 `(batch_dim, *x_event_shape)`.
-            num_steps: Number of steps of both optimisers.
+            num_steps: Number of steps.
+            num_warmup_steps: Number of steps in which the policy stays as it is: an
+                untrained likelihood would lead it astray. If `None`, a twentieth of
+                `num_steps`.
             training_batch_size: Number of simulations of one step.
             num_simulations_per_design: How many of them share a design.
             num_contrastive: Number :math:`L` of contrastive parameters of each
@@ -134,6 +138,9 @@ class DesignOptimizationMixin:
         else:
             config = DesignOptimizerConfig(
                 num_steps=num_steps,
+                num_warmup_steps=(
+                    num_steps // 20 if num_warmup_steps is None else num_warmup_steps
+                ),
                 training_batch_size=training_batch_size,
                 num_simulations_per_design=num_simulations_per_design,
                 num_contrastive=num_contrastive,
@@ -184,10 +191,13 @@ class DesignOptimizationMixin:
                 self._dim_design = optimizer.policy.dim_design
 
         progress = optimizer.progress
+        optimizer.warn_if_capped()
         return DesignResult(
             design=design,
             eig=eig,
             policy=deepcopy(optimizer.policy),
+            likelihood_estimator=optimizer.estimator,
+            config=optimizer.config,
             history=deepcopy(progress.history),
             num_simulations=progress.num_simulations + num_eig_samples,
             num_invalid_simulations=progress.num_invalid_simulations

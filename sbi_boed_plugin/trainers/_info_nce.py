@@ -10,7 +10,7 @@ from torch.utils import data
 
 from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer
 from sbi_boed_plugin.objectives.info_nce import (
-    NEGLIGIBLE,
+    choose_negligible,
     contrastive_bound,
     in_batch_contrast,
     info_nce_loss,
@@ -43,6 +43,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
         self._objective_asked: tuple[int | None, float] = (None, 1.0)
         self._epoch_metrics: dict[str, float] = {}
         self._validation_contrast: Tensor | None = None
+        self._negligible = 0.0
         self._summary[LOG_LIKELIHOOD_KEY] = []
         self._summary[EIG_KEY] = []
 
@@ -107,6 +108,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
         matrix = self._log_likelihoods(
             theta, x, in_batch_contrast(theta, num_contrastive)
         )
+        self._negligible = choose_negligible(matrix)
         losses = info_nce_loss(matrix, self._regularization_strength)
         assert_all_finite(losses, "InfoNCE loss")
         return losses
@@ -133,7 +135,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
             net.log_prob,
             x,
             torch.cat([theta.unsqueeze(0), contrast]),
-            negligible=NEGLIGIBLE,
+            negligible=self._negligible,
         )
 
     def _validate_epoch(

@@ -9,7 +9,7 @@ from tests.oracles import LinearGaussian as Model
 
 def trainer(tracker=None, low=-2.0, high=2.0):
     policy = TruncatedNormalPolicy(
-        torch.tensor([low]), torch.tensor([high]), loc=torch.tensor([0.3])
+        torch.tensor([low]), torch.tensor([high]), loc=torch.tensor([max(low, 0.3)])
     )
     return NLE_INCE(
         Model.prior,
@@ -83,6 +83,24 @@ def test_the_estimator_of_an_earlier_search_is_trained_further():
     assert inference._neural_net is network
 
 
+def test_the_policy_waits_for_the_likelihood():
+    history = (
+        trainer()
+        .optimize_design(Model.simulate, num_steps=10, num_warmup_steps=4)
+        .history
+    )
+    modes = [mode[0] for mode in history["mode"]]
+    assert modes[3] == pytest.approx(0.3, abs=1e-6)
+    assert modes[4] != pytest.approx(0.3, abs=1e-6)
+
+
+def test_a_bound_at_its_cap_is_told():
+    with pytest.warns(UserWarning, match="within half a nat"):
+        trainer(low=1e3, high=1e4).optimize_design(
+            Model.simulate, num_steps=60, num_contrastive=1, num_eig_contrastive=4_095
+        )
+
+
 def test_policy_ignores_lambda():
     """One step of the policy is the same whatever weighs the likelihood."""
     modes = []
@@ -101,6 +119,8 @@ def test_policy_ignores_lambda():
     ("name", "value"),
     [
         ("num_steps", 0),
+        ("num_warmup_steps", -1),
+        ("num_warmup_steps", 10),
         ("training_batch_size", 0),
         ("num_simulations_per_design", 3),
         ("num_simulations_per_design", 256),
@@ -116,6 +136,7 @@ def test_policy_ignores_lambda():
 def test_settings_out_of_range_are_named(name, value):
     settings = {
         "num_steps": 10,
+        "num_warmup_steps": 0,
         "training_batch_size": 256,
         "num_simulations_per_design": 1,
         "num_contrastive": 31,

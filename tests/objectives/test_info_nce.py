@@ -6,6 +6,8 @@ from sbi.neural_nets import likelihood_nn
 from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin.objectives.info_nce import (
+    NEGLIGIBLE,
+    choose_negligible,
     contrastive_bound,
     fresh_contrast,
     in_batch_contrast,
@@ -116,6 +118,13 @@ def test_negligible_pairs_change_neither_values_nor_gradients_beyond_their_weigh
     assert sum(sizes) < 0.5 * 32 * 64
     torch.testing.assert_close(sparse, dense, atol=1e-4, rtol=1e-5)
     assert 0 < (gradients - expected).norm() < 5e-3 * expected.norm()
+
+
+def test_pairs_are_left_out_only_where_few_matter():
+    assert choose_negligible(torch.zeros(16, 8)) == 0.0
+    informative = torch.full((16, 8), -20.0)
+    informative[0] = 0.0
+    assert choose_negligible(informative) == NEGLIGIBLE
 
 
 def test_bound_is_capped_and_zero_without_contrast():
