@@ -1,0 +1,48 @@
+"""Learned likelihoods of one number are densities: they integrate to one."""
+
+import pytest
+import torch
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
+from tests.conftest import NoOpTracker
+
+
+@pytest.mark.filterwarnings("ignore:In one-dimensional output space")
+@pytest.mark.parametrize("model", ["nsf", "maf", "zuko_nsf"])
+@pytest.mark.parametrize("regularization_strength", [0.0, 0.1])
+def test_learned_likelihood_integrates_to_one(model, regularization_strength):
+    task = tasks.get_task("noisy_linear")
+    inference = NLE_INCE(
+        task.prior,
+        model,
+        design_policy=TruncatedNormalPolicy(task.design_low, task.design_high),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+    likelihood = inference.optimize_design(
+        task.simulator,
+        num_steps=30,
+        training_batch_size=128,
+        num_contrastive=7,
+        num_eig_contrastive=1,
+        regularization_strength=regularization_strength,
+        num_eig_samples=10,
+    ).likelihood_estimator
+
+    theta = task.prior.sample((20,))
+    design = task.design_space.sample((20,))
+    condition = torch.cat([theta, design], dim=-1)
+    # The mean and far more than every standard deviation that 30 steps may leave.
+    grid = torch.linspace(-400.0, 400.0, 8_001)
+    with torch.no_grad():
+        totals = torch.stack(
+            [
+                torch.trapezoid(
+                    likelihood.log_prob(grid.reshape(-1, 1, 1), row).exp().squeeze(1),
+                    grid,
+                )
+                for row in condition.split(1)
+            ]
+        )
+    print(f"{model}: integrals from {totals.min():.4f} to {totals.max():.4f}")
+    torch.testing.assert_close(totals, torch.ones(20), atol=0.01, rtol=0.0)
