@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--density-estimator",
         choices=DENSITY_ESTIMATORS,
         metavar="NAME",
-        help="model of the likelihood: %(choices)s (default: nsf for one "
+        help="model of the likelihood: %(choices)s (default: mdn for one "
         "measurement, maf for several)",
     )
     design.add_argument(

@@ -76,20 +76,16 @@ def make_trainer(
     Args:
         task: Simulator, prior and design space.
         density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`. If
-            `None`, `"nsf"` for one measurement, where autoregressive flows are mere
-            Gaussians, and `"maf"` for several, where it is the fastest.
+            `None`, `"mdn"` for one measurement, where autoregressive flows are mere
+            Gaussians and splines slow to become as narrow as the noise, and `"maf"`
+            for several.
         show_progress_bars: Whether training shows a progress bar.
 
     Returns:
         Trainer with a policy over the design space, and without files of its own.
     """
     if density_estimator is None:
-        density_estimator = "nsf" if task.dim_x == 1 else "maf"
-    # Of one number, a few splines with a deep network of the condition learn more, and
-    # faster, than sbi's default of many splines with a shallow one.
-    settings = {"num_transforms": 2, "hidden_layers_spline_context": 3}
-    if density_estimator != "nsf" or task.dim_x > 1:
-        settings = {}
+        density_estimator = "mdn" if task.dim_x == 1 else "maf"
     builder = transformed_likelihood_nn(
         density_estimator,
         dim_theta=task.dim_theta,
@@ -97,7 +93,6 @@ def make_trainer(
         x_transform=task.x_transform,
         theta_transform=task.theta_transform,
         design_transform=task.design_transform,
-        **settings,
     )
     return NLE_INCE(
         task.prior,

@@ -26,6 +26,9 @@ from sbi_boed_plugin.experiment import NoOpTracker, make_trainer
 
 NUM_SIMULATIONS = 2_000
 BATCH_SIZE = 200
+# Ten times the default, so that few epochs show the pace of most of a training: in the
+# first epochs, when the data tell nothing yet, every contrastive pair matters.
+LEARNING_RATE = 5e-3
 
 
 def seconds_per_step(
@@ -43,7 +46,10 @@ def seconds_per_step(
     )
     kwargs = {} if num_contrastive is None else {"num_contrastive": num_contrastive}
     inference.append_simulations(theta, x).train(
-        training_batch_size=BATCH_SIZE, max_num_epochs=num_epochs, **kwargs
+        training_batch_size=BATCH_SIZE,
+        max_num_epochs=num_epochs,
+        learning_rate=LEARNING_RATE,
+        **kwargs,
     )
     epochs = torch.tensor(inference.summary["epoch_durations_sec"][1:])
     num_steps = int(0.9 * NUM_SIMULATIONS) // BATCH_SIZE
@@ -108,7 +114,7 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--output", type=Path, help="folder for the tables as CSV")
     args = parser.parse_args()
