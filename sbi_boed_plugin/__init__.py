@@ -1,4 +1,4 @@
-"""Bayesian optimal experimental design and hybrid posteriors for sbi.
+"""Bayesian optimal experimental design for sbi.
 
 Importing the package puts its trainers beside sbi's own: `from sbi.inference import
 NLE_INCE` and `infer(..., method="nle_ince")` work afterwards. Set the environment

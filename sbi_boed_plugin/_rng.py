@@ -8,6 +8,7 @@ another state than plain use of it would: seeded or resumed work happens inside
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
         return
     outer = get_rng_state()
     try:
-        if isinstance(start, int):
+        if isinstance(start, Integral):
+            start = int(start)
             torch.manual_seed(start)
             np.random.seed(start % 2**32)
             random.seed(start)

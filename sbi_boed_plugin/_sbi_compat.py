@@ -28,12 +28,6 @@ def check_sbi_version(version: str) -> None:
 check_sbi_version(sbi.__version__)
 
 # Private names of sbi, imported after the check so that its message comes first.
-from sbi.inference.trainers._contracts import (  # noqa: E402
-    StartIndexContext as StartIndexContext,
-)
-from sbi.inference.trainers._contracts import (  # noqa: E402
-    TrainConfig as TrainConfig,
-)
 from sbi.inference.trainers.nle.nle_base import (  # noqa: E402
     LikelihoodEstimatorTrainer as LikelihoodEstimatorTrainer,
 )

@@ -231,7 +231,7 @@ def reference_eig(task: Task, designs: Tensor) -> Sequence[tuple[float, float]] 
     if isinstance(task, SIR) and task.dim_design == 1:
         # Enough for a standard error of about 0.01 nats, in a few seconds.
         brute_force = brute_force_eig(
-            designs[:, 0], num_parameters=512, num_trajectories=512, num_replicates=4
+            designs[:, 0], num_parameters=256, num_trajectories=2_048, num_replicates=4
         )
         values, errors = brute_force.eig, brute_force.standard_error
         return list(zip(values.tolist(), errors.tolist(), strict=True))

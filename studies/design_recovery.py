@@ -2,8 +2,8 @@
 
     python studies/design_recovery.py --output docs/results/design_recovery.csv
 
-The tasks have known answers: `gaussian_linear` in closed form, `noisy_linear` by nested
-Monte Carlo with the true likelihood. The optimum puts half of the measurements at each
+The tasks have known answers: `gaussian_linear` in closed form, `noisy_linear` by
+quadrature with the true likelihood. The optimum puts half of the measurements at each
 end of the box.
 """
 

@@ -113,6 +113,9 @@ def main() -> None:
     """Run what is missing and append it to the output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument(
+        "--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS
+    )
     parser.add_argument("--num-simulations", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
@@ -131,7 +134,7 @@ def main() -> None:
         args.output.write_text(",".join(FIELDS) + "\n")
     for seed in range(args.seeds):
         for task_name in args.tasks:
-            for setting in SETTINGS:
+            for setting in args.settings:
                 key = (task_name, args.num_simulations, seed, setting)
                 if key in done:
                     continue

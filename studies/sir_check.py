@@ -44,7 +44,7 @@ def check(
 
     times = torch.cat([GRID, result.design])
     reference = brute_force_eig(
-        times, num_parameters=1_024, num_trajectories=1_024, seed=1_000 + seed
+        times, num_parameters=1_024, num_trajectories=2_048, seed=1_000 + seed
     )
     eig = reference.eig
     best = int(eig[:-1].argmax())

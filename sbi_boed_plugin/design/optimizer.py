@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, StopReason
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.design.simulation import ValidSimulations, simulate_batch
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,
@@ -53,6 +53,25 @@ class _Progress:
     def record(self, **values: Any) -> None:
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Simulations of one step, those that failed included.
+
+    Attributes:
+        theta: Parameters of shape `(batch_dim, dim_theta)`.
+        x: Data of shape `(batch_dim, dim_x)`.
+        designs: Different designs, of shape `(num_designs, dim_design)`.
+        design: Design of each row, of shape `(batch_dim, dim_design)`.
+        valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
+    """
+
+    theta: Tensor
+    x: Tensor
+    designs: Tensor
+    design: Tensor
+    valid: Tensor
 
 
 class DesignOptimizer:
@@ -127,10 +146,11 @@ class DesignOptimizer:
 
         Args:
             simulator: Function from `theta` and `design` to `x`.
-            stop_after_steps: Stop when the mean bound over this many steps is no
-                better than over as many steps before. Never if `None`.
-            max_num_simulations: Stop before the step that would exceed this number.
-            max_seconds: Stop after the step that exceeds this time.
+            stop_after_steps: Stop when the mean bound over this many steps is a
+                standard error lower than over as many steps before. Never if `None`.
+            max_num_simulations: Stop before the step that would exceed this number,
+                earlier runs included.
+            max_seconds: Stop after the step that exceeds this time, likewise.
             tracker: sbi's tracker, to log each step to.
             show_progress_bar: Whether to show a progress bar.
 
@@ -174,38 +194,39 @@ class DesignOptimizer:
         self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         self._set_learning_rates()
 
-        designs, batch = self._simulate(simulator)
+        batch = self._simulate(simulator)
         self._ensure_estimator(batch)
         estimator, optimizer = self.estimator, self._optimizer
         assert estimator is not None and optimizer is not None
 
         estimator.train()
+        # All parameters are draws from the prior; those whose simulation is valid are
+        # not, so that contrasting with them alone would invent information.
         contrast = in_batch_contrast(batch.theta, config.num_contrastive)
-        theta = torch.cat([batch.theta.unsqueeze(0), contrast])
-        design_rows = designs[batch.design_index]
-        conditions = torch.cat(
-            [theta, design_rows.expand(len(theta), *design_rows.shape)], dim=-1
-        )
+        theta = torch.cat([batch.theta.unsqueeze(0), contrast])[:, batch.valid]
+        design = batch.design[batch.valid]
+        conditions = torch.cat([theta, design.expand(len(theta), *design.shape)], -1)
         matrix = log_likelihood_matrix(
-            estimator.log_prob, batch.x, conditions, negligible=self._negligible
+            estimator.log_prob,
+            batch.x[batch.valid],
+            conditions,
+            negligible=self._negligible,
         )
         loss = info_nce_loss(matrix, config.regularization_strength).mean()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"The InfoNCE loss is {loss.item()} at step {self.progress.step}. The "
-                "state before this step is kept. Check the simulator for extreme "
-                "outputs, transform them (for instance to logarithms), or lower "
-                "learning_rate."
-            )
-        information = contrastive_bound(matrix)
-        policy_gradients = self._policy_gradients(designs, batch, information)
+        # A failed simulation tells at least nothing.
+        information = matrix.new_zeros(len(batch.theta)).masked_scatter(
+            batch.valid, contrastive_bound(matrix)
+        )
+        policy_gradients = self._policy_gradients(batch.designs, information)
 
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_max_norm is not None:
             clip_grad_norm_(estimator.parameters(), max_norm=config.clip_max_norm)
+        gradients = [parameter.grad for parameter in estimator.parameters()]
+        self._check_finite(loss, [*gradients, *policy_gradients])
         for parameter, gradient in zip(
-            self.policy.parameters(), policy_gradients, strict=True
+            self._policy_parameters(), policy_gradients, strict=True
         ):
             parameter.grad = gradient
         # Nothing is updated before this point; from here on the step counts.
@@ -219,9 +240,7 @@ class DesignOptimizer:
             self._record(loss, information, matrix, batch, seconds)
             self._rng_state = get_rng_state()
 
-    def _simulate(
-        self, simulator: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, ValidSimulations]:
+    def _simulate(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> "_Batch":
         """Draw designs and parameters and simulate them."""
         config = self.config
         num_repeats = config.num_simulations_per_design
@@ -231,31 +250,51 @@ class DesignOptimizer:
         else:
             designs = self.policy.rsample(shape)
         theta = self._prior.sample(torch.Size((config.training_batch_size,)))
-        theta = theta.to(self._device)
-        design_index = torch.arange(len(designs), device=designs.device)
-        design_index = design_index.repeat_interleave(num_repeats)
-        batch = simulate_batch(
-            simulator, theta, designs.detach(), design_index, config.num_contrastive
-        )
-        return designs, batch
+        # The networks of sbi are in single precision, whatever prior and policy are.
+        theta = theta.to(self._device, torch.float32)
+        design = designs.repeat_interleave(num_repeats, dim=0).to(theta)
+        x, valid = run_simulator(simulator, theta, design.detach())
+        num_valid = int(valid.sum())
+        if num_valid * 10 < len(theta):
+            raise ValueError(
+                f"Only {num_valid} of {len(theta)} simulations are free of NaN and "
+                f"infinite values, at designs between {designs.min().item():.4g} and "
+                f"{designs.max().item():.4g}. Check the simulator there, or restrict "
+                "the support of the design policy."
+            )
+        return _Batch(theta, x, designs, design, valid)
+
+    def _policy_parameters(self) -> list[Tensor]:
+        return [p for p in self.policy.parameters() if p.requires_grad]
 
     def _policy_gradients(
-        self, designs: Tensor, batch: ValidSimulations, information: Tensor
-    ) -> tuple[Tensor, ...]:
+        self, designs: Tensor, information: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Return the gradient of the policy's loss for each of its parameters."""
-        index = batch.design_index
-        counts = torch.bincount(index, minlength=len(designs)).to(information)
-        kept = counts > 0
-        per_design = torch.zeros_like(counts).index_add(0, index, information)
-        per_design = per_design[kept] / counts[kept]
+        per_design = information.reshape(len(designs), -1).mean(dim=1)
         loss = POLICY_GRADIENTS[self.config.gradient](
-            per_design, self.policy.log_prob(designs.detach()[kept])
+            per_design, self.policy.log_prob(designs.detach())
         )
         return torch.autograd.grad(
-            loss, list(self.policy.parameters()), retain_graph=True
+            loss, self._policy_parameters(), retain_graph=True, allow_unused=True
         )
 
-    def _ensure_estimator(self, batch: ValidSimulations) -> None:
+    def _check_finite(self, loss: Tensor, gradients: list[Tensor | None]) -> None:
+        """Raise before anything is updated with what is not finite."""
+        finite = torch.isfinite(loss) and all(
+            bool(torch.isfinite(gradient).all())
+            for gradient in gradients
+            if gradient is not None
+        )
+        if not finite:
+            raise ValueError(
+                f"The InfoNCE loss is {loss.item()} at step {self.progress.step}, or "
+                "its gradient is not finite. The state before this step is kept. Check "
+                "the simulator for extreme outputs, transform them (for instance to "
+                "logarithms), or lower learning_rate."
+            )
+
+    def _ensure_estimator(self, batch: "_Batch") -> None:
         """Build the estimator from the first batch, and its optimiser."""
         if self.estimator is None:
             if self._build_estimator is None:
@@ -263,10 +302,11 @@ class DesignOptimizer:
                     "The trainer was pickled before the first step, and pickling "
                     "leaves out density_estimator. Start again with a new trainer."
                 )
-            conditions = torch.cat(
-                [batch.theta, batch.designs[batch.design_index]], dim=-1
+            conditions = torch.cat([batch.theta, batch.design], dim=-1)[batch.valid]
+            # sbi hands its builders data on the CPU, wherever it trains.
+            estimator = self._build_estimator(
+                conditions.detach().cpu(), batch.x[batch.valid].cpu()
             )
-            estimator = self._build_estimator(conditions, batch.x)
             self.estimator = estimator.to(self._device)
         if self._optimizer is None:
             self._optimizer = Adam(
@@ -292,13 +332,13 @@ class DesignOptimizer:
         loss: Tensor,
         information: Tensor,
         matrix: Tensor,
-        batch: ValidSimulations,
+        batch: "_Batch",
         seconds: float,
     ) -> None:
         progress = self.progress
         progress.step += 1
         progress.num_simulations += self.config.training_batch_size
-        progress.num_invalid_simulations += batch.num_invalid
+        progress.num_invalid_simulations += int((~batch.valid).sum())
         progress.seconds += seconds
         error = information.std() / math.sqrt(len(information))
         progress.record(
@@ -330,12 +370,16 @@ class DesignOptimizer:
             )
 
     def _on_plateau(self, window: int) -> bool:
+        # Not while the policy waits, and on windows that do not overlap: of many
+        # looks at the same noise one would stop the search too soon.
         bounds = self.progress.history["eig_lower_bound"]
-        if len(bounds) < 2 * window:
+        bounds = bounds[self.config.num_warmup_steps :]
+        if len(bounds) < 2 * window or len(bounds) % window:
             return False
         recent = torch.tensor(bounds[-window:])
         before = torch.tensor(bounds[-2 * window : -window])
-        return bool(recent.mean() <= before.mean())
+        noise = ((recent.var() + before.var()) / window).sqrt()
+        return bool(recent.mean() < before.mean() - noise)
 
     def warn_if_capped(self) -> None:
         """Warn if the bound was too close to its cap to tell good designs apart."""

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.objectives.info_nce import (
     MAX_PAIRS,
     contrastive_bound,
@@ -96,7 +97,8 @@ def estimate_eig(
             shape `(batch_dim,)`.
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
             `design` of shape `(batch_dim, dim_design)` to `x` of shape
-            `(batch_dim, *x_event_shape)`.
+            `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
+            experiments that tell nothing.
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.
@@ -156,8 +158,9 @@ def estimate_eig(
     with torch.no_grad(), isolated_rng(seed):
         theta = prior.sample(torch.Size((num_samples,)))
         design = design.to(theta)
-        x = simulator(theta, design.expand(num_samples, -1))
-        theta, x = _finite_rows(theta, x)
+        x, valid = run_simulator(simulator, theta, design.repeat(num_samples, 1))
+        num_invalid = _check_valid(valid, bound)
+        theta, x = theta[valid], x[valid]
         # Chunks over simulations as well as over contrastive samples: the parameters
         # of all pairs at once may not fit either.
         rows = max(1, max_pairs // (num_contrastive + 1))
@@ -175,6 +178,9 @@ def estimate_eig(
             marginal = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
             upper.append(matrix[0] - marginal)
 
+    # With any critic that gives failed runs the same density, the bound is one of the
+    # information in outcomes and failures together, and a failed run adds nothing.
+    lower.append(theta.new_zeros(num_invalid))
     return _summarize(torch.cat(lower), torch.cat(upper), bound, num_contrastive)
 
 
@@ -183,7 +189,7 @@ def _as_conditional_log_prob(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `likelihood` in the calling convention of sbi's estimators."""
     if hasattr(likelihood, "log_prob"):
-        return likelihood.log_prob
+        return _in_precision_of(likelihood)
     if not callable(likelihood):
         raise TypeError(
             "likelihood must be an estimator with log_prob(input, condition) or a "
@@ -194,34 +200,51 @@ def _as_conditional_log_prob(
 
     def log_prob(input: Tensor, condition: Tensor) -> Tensor:
         theta, design = condition[..., :-dim_design], condition[..., -dim_design:]
-        return log_likelihood(input.squeeze(0), theta, design).unsqueeze(0)
+        values = log_likelihood(input.squeeze(0), theta, design)
+        if values.shape != theta.shape[:1]:
+            raise ValueError(
+                f"log_likelihood(x, theta, design) returned shape "
+                f"{tuple(values.shape)} for {len(theta)} rows, but must return one "
+                f"number per row, of shape ({len(theta)},): sum over the data of a row."
+            )
+        return values.unsqueeze(0)
 
     return log_prob
 
 
-def _finite_rows(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop simulations that are not finite, and say how many."""
-    x = torch.as_tensor(x, dtype=theta.dtype, device=theta.device)
-    if x.shape[:1] != theta.shape[:1]:
+def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the density of an estimator for inputs of any precision."""
+    if not isinstance(estimator, torch.nn.Module):
+        return estimator.log_prob
+    dtype = next(estimator.parameters()).dtype
+
+    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
+        return estimator.log_prob(input.to(dtype), condition.to(dtype))
+
+    return log_prob
+
+
+def _check_valid(valid: Tensor, bound: str) -> int:
+    """Return the number of failed simulations, and say what they mean."""
+    num_invalid = int((~valid).sum())
+    if num_invalid == len(valid):
         raise ValueError(
-            f"simulator returned x of shape {tuple(x.shape)} for {theta.shape[0]} rows "
-            "of theta. It must return one row per row of theta."
+            f"All {len(valid)} simulations contain NaN or infinite values. Check the "
+            "simulator at this design."
         )
-    finite = torch.isfinite(x).flatten(1).all(dim=1)
-    num_invalid = int((~finite).sum())
+    if num_invalid and bound != "pce":
+        raise ValueError(
+            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
+            f"values, but bound='{bound}' needs all of them. Use bound='pce'."
+        )
     if num_invalid:
-        if num_invalid == len(x):
-            raise ValueError(
-                f"All {len(x)} simulations contain NaN or infinite values. Check the "
-                "simulator at this design."
-            )
         warnings.warn(
-            f"{num_invalid} of {len(x)} simulations contain NaN or infinite values "
-            "and are left out. The expected information gain is that of the finite "
-            "outcomes only.",
+            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
+            "values. They count as experiments that tell nothing; the estimate stays "
+            "a lower bound.",
             stacklevel=3,
         )
-    return theta[finite], x[finite]
+    return num_invalid
 
 
 def _summarize(
@@ -231,8 +254,17 @@ def _summarize(
     num_contrastive: int,
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
-    terms = {"pce": lower, "snmc": upper, "exact": 0.5 * (lower + upper)}[bound]
-    terms = terms.double()
+    if bound == "exact":
+        terms = 0.5 * (lower + upper).double()
+    else:
+        terms = (lower if bound == "pce" else upper).double()
+    num_infinite = int((~torch.isfinite(terms)).sum())
+    if num_infinite:
+        raise ValueError(
+            f"{num_infinite} of {terms.numel()} terms of bound='{bound}' are not "
+            "finite: no contrastive parameter explains these data. Increase "
+            "num_contrastive, or use bound='pce'."
+        )
     num_samples = terms.numel()
     value = terms.mean().item()
     error = terms.std().item() / math.sqrt(num_samples)

@@ -76,7 +76,7 @@ def check_design(
     design: Tensor, dim_design: int | None, policy: DesignPolicy | None
 ) -> Tensor:
     """Return designs as a batch, or raise if shape, values or support are wrong."""
-    design = torch.as_tensor(design, dtype=torch.float32)
+    design = torch.as_tensor(design)
     given_shape = tuple(design.shape)
     design = torch.atleast_2d(design)
     expected = dim_design or (policy.dim_design if policy is not None else None)
@@ -98,6 +98,7 @@ def check_design(
         )
     if policy is not None:
         support = policy.support
+        # In the precision of the policy: rounding may leave the box.
         inside = support.check(design.to(policy.mode))
         if not inside.all():
             outside = design[~inside.to(design.device)][0].tolist()
@@ -106,7 +107,7 @@ def check_design(
                 f"{support}. Use a policy whose support holds every design, or leave "
                 "such designs out."
             )
-    return design
+    return design.to(torch.float32)
 
 
 def append_designs(

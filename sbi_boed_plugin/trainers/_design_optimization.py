@@ -1,5 +1,6 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
+import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -75,6 +76,11 @@ class DesignOptimizationMixin:
         The policy narrows over `num_steps` steps around its mode, which is the design
         that is returned, scored with simulations of its own.
 
+        Simulations with NaN or infinite values count as experiments that tell nothing;
+        the likelihood is that of the finite outcomes. A further call without
+        `resume_training` trains the same policy and likelihood on: for an independent
+        search make a new trainer and policy.
+
         If the run is interrupted (by Ctrl-C, an error in the simulator, a budget, or
         after pickling the trainer), `resume_training=True` goes on from the last
         completed step as if it had not been.
@@ -82,7 +88,7 @@ class DesignOptimizationMixin:
         Args:
             simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
                 `design` of shape `(batch_dim, dim_design)` to `x` of shape
-                `(batch_dim, *x_event_shape)`.
+                `(batch_dim, dim_x)`.
             num_steps: Number of steps.
             num_warmup_steps: Number of steps in which the policy stays as it is: an
                 untrained likelihood would lead it astray. If `None`, a twentieth of
@@ -102,9 +108,11 @@ class DesignOptimizationMixin:
                 `"partial"`, which holds the data fixed, for comparison with the
                 paper's code only.
             stop_after_steps: Stop when the lower bound, averaged over this many steps,
-                is no better than over as many before. Never if `None`.
-            max_num_simulations: Largest number of simulations of the run.
-            max_seconds: Time after which no further step is started.
+                is a standard error lower than over as many before. Never if `None`.
+            max_num_simulations: Largest number of simulations, those that score the
+                design and those of a call that is resumed included.
+            max_seconds: Training time in seconds, that of a call that is resumed
+                included, after which no further step is started.
             resume_training: Continue the previous call, with its settings.
             num_eig_samples: Number of simulations that score the design found.
             num_eig_contrastive: Number of contrastive parameters of each of them.
@@ -117,9 +125,9 @@ class DesignOptimizationMixin:
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        if stop_after_steps is not None and stop_after_steps < 1:
+        if stop_after_steps is not None and stop_after_steps < 2:
             raise ValueError(
-                f"stop_after_steps={stop_after_steps} must be at least 1, or None to "
+                f"stop_after_steps={stop_after_steps} must be at least 2, or None to "
                 "never stop early."
             )
         for name, value, least in (
@@ -128,36 +136,35 @@ class DesignOptimizationMixin:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
+        settings = {
+            "num_steps": num_steps,
+            "num_warmup_steps": num_warmup_steps,
+            "training_batch_size": training_batch_size,
+            "num_simulations_per_design": num_simulations_per_design,
+            "num_contrastive": num_contrastive,
+            "regularization_strength": regularization_strength,
+            "learning_rate": learning_rate,
+            "design_learning_rate": design_learning_rate,
+            "clip_max_norm": clip_max_norm,
+            "gradient": gradient,
+        }
         if resume_training:
-            if self._design_optimizer is None:
-                raise RuntimeError(
-                    "There is no design optimization to resume. Call optimize_design "
-                    "without resume_training first."
-                )
-            optimizer = self._design_optimizer
+            optimizer = self._resume_design_optimizer(settings)
         else:
-            config = DesignOptimizerConfig(
-                num_steps=num_steps,
-                num_warmup_steps=(
-                    num_steps // 20 if num_warmup_steps is None else num_warmup_steps
-                ),
-                training_batch_size=training_batch_size,
-                num_simulations_per_design=num_simulations_per_design,
-                num_contrastive=num_contrastive,
-                regularization_strength=regularization_strength,
-                learning_rate=learning_rate,
-                design_learning_rate=design_learning_rate,
-                clip_max_norm=clip_max_norm,
-                gradient=gradient,
-            )
-            optimizer = self._start_design_optimizer(config)
+            if num_warmup_steps is None:
+                settings["num_warmup_steps"] = num_steps // 20
+            optimizer = self._start_design_optimizer(DesignOptimizerConfig(**settings))
 
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
                     simulator,
                     stop_after_steps=stop_after_steps,
-                    max_num_simulations=max_num_simulations,
+                    max_num_simulations=(
+                        None
+                        if max_num_simulations is None
+                        else max_num_simulations - num_eig_samples
+                    ),
                     max_seconds=max_seconds,
                     tracker=self._tracker,
                     show_progress_bar=self._show_progress_bars,
@@ -166,7 +173,8 @@ class DesignOptimizationMixin:
                     raise ValueError(
                         f"No step was taken: max_num_simulations={max_num_simulations} "
                         f"and max_seconds={max_seconds} must allow for at least one "
-                        f"batch of {optimizer.config.training_batch_size} simulations."
+                        f"batch of {optimizer.config.training_batch_size} simulations "
+                        f"and {num_eig_samples} that score the design."
                     )
                 design = optimizer.policy.mode
                 eig = estimate_eig(
@@ -196,7 +204,7 @@ class DesignOptimizationMixin:
             design=design,
             eig=eig,
             policy=deepcopy(optimizer.policy),
-            likelihood_estimator=optimizer.estimator,
+            likelihood_estimator=deepcopy(optimizer.estimator),
             config=optimizer.config,
             history=deepcopy(progress.history),
             num_simulations=progress.num_simulations + num_eig_samples,
@@ -206,6 +214,25 @@ class DesignOptimizationMixin:
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )
+
+    def _resume_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
+        """Return the design optimizer of the previous call, if nothing changed."""
+        optimizer = self._design_optimizer
+        if optimizer is None:
+            raise RuntimeError(
+                "There is no design optimization to resume. Call optimize_design "
+                "without resume_training first."
+            )
+        parameters = inspect.signature(self.optimize_design).parameters
+        for name, value in settings.items():
+            before = getattr(optimizer.config, name)
+            if value not in (before, parameters[name].default):
+                raise ValueError(
+                    f"{name}={value} with resume_training=True, but the search to "
+                    f"resume has {name}={before}, on which its schedules depend. "
+                    "Leave it out, or start a new search."
+                )
+        return optimizer
 
     def _start_design_optimizer(self, config: DesignOptimizerConfig) -> DesignOptimizer:
         """Return a new design optimizer that continues from the current network."""

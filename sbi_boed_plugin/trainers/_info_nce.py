@@ -1,5 +1,6 @@
 """The InfoNCE-λ objective on stored simulations, within sbi's training loop."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -77,11 +78,17 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
             resume_training,
             dataloader_kwargs,
         )
-        batch_size = train_loader.batch_size or 0
-        asked, _ = self._objective_asked
-        self._num_contrastive = resolve_num_contrastive(
-            asked, self._regularization_strength, batch_size
-        )
+        asked, strength = self._objective_asked
+        resolved = resolve_num_contrastive(asked, strength, train_loader.batch_size)
+        if resume_training and resolved != self._num_contrastive:
+            raise ValueError(
+                f"training_batch_size={training_batch_size} allows for "
+                f"num_contrastive={resolved}, but the training to resume used "
+                f"{self._num_contrastive}: their losses cannot be compared. Keep the "
+                "batch size."
+            )
+        self._num_contrastive = resolved
+        self._warn_of_pooled_designs(starting_round)
         if self._num_contrastive > 0:
             ordered = {
                 "batch_size": val_loader.batch_size,
@@ -97,6 +104,19 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
             stored, _, _ = self.get_simulations(starting_round)
             self._validation_contrast = stored[rows.to(stored.device)]
         return train_loader, val_loader
+
+    def _warn_of_pooled_designs(self, starting_round: int) -> None:
+        """Warn where contrastive parameters may come from another distribution."""
+        num_appended = sum(r >= starting_round for r in self._data_round_index)
+        if self._dim_design and self._num_contrastive and num_appended > 1:
+            warnings.warn(
+                "Simulations with designs were appended in several calls. Contrastive "
+                "parameters are drawn from all of them: if theta or design followed "
+                "another distribution in each, the two depend on each other in the "
+                "pool and the likelihood is biased. Then use num_contrastive=0, "
+                "regularization_strength=1.",
+                stacklevel=4,
+            )
 
     def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
         r"""Return the InfoNCE-λ loss of each row of a training batch."""

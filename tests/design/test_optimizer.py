@@ -47,8 +47,11 @@ def test_history_has_one_entry_per_step_and_the_tracker_sees_it():
 
 
 def test_budgets_and_plateau():
-    few = trainer().optimize_design(Model.simulate, max_num_simulations=1_000)
+    few = trainer().optimize_design(
+        Model.simulate, max_num_simulations=1_000, num_eig_samples=200
+    )
     assert few.stop_reason == "max_num_simulations"
+    assert few.num_simulations == 3 * 256 + 200
     assert len(few.history["loss"]) == 3
     timed = trainer().optimize_design(Model.simulate, max_seconds=0.2)
     assert timed.stop_reason == "max_seconds"
@@ -58,6 +61,16 @@ def test_budgets_and_plateau():
     )
     assert flat.stop_reason == "plateau"
     assert len(flat.history["loss"]) < 500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_plateau_comes_after_the_climb(seed):
+    inference = trainer()
+    torch.manual_seed(seed)
+    result = inference.optimize_design(Model.simulate, stop_after_steps=25)
+    assert result.stop_reason == "plateau"
+    best = Model.eig(torch.tensor([2.0]))
+    assert Model.eig(result.design) > 0.95 * best
 
 
 def test_designs_are_shared_by_simulations_as_asked():

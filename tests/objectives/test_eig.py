@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Independent, Normal, Uniform
 
 from sbi_boed_plugin import estimate_eig, tasks
 from tests.oracles import LinearGaussian as Model
@@ -128,7 +128,7 @@ def test_it_warns_near_the_cap_and_below_zero():
     assert eig.value < 0
 
 
-def test_invalid_simulations_are_left_out_with_a_warning():
+def test_invalid_simulations_tell_nothing():
     def simulate(theta, design):
         x = Model.simulate(theta, design)
         x[::10] = torch.nan
@@ -137,7 +137,12 @@ def test_invalid_simulations_are_left_out_with_a_warning():
     kwargs = {"prior": Model.prior, "design": torch.ones(1), "seed": 0}
     with pytest.warns(UserWarning, match="100 of 1000 simulations"):
         eig = estimate_eig(Model.log_likelihood, simulate, **kwargs)
-    assert eig.value == pytest.approx(0.5 * math.log(2), abs=4 * eig.standard_error)
+    # A tenth of the experiments tells nothing.
+    expected = 0.9 * 0.5 * math.log(2)
+    assert eig.value == pytest.approx(expected, abs=4 * eig.standard_error)
+    for bound in ("snmc", "exact"):
+        with pytest.raises(ValueError, match=f"bound='{bound}' needs all of them"):
+            estimate_eig(Model.log_likelihood, simulate, bound=bound, **kwargs)
     with pytest.raises(ValueError, match="All 1000 simulations"):
         estimate_eig(Model.log_likelihood, lambda t, d: t * torch.nan, **kwargs)
 
@@ -155,6 +160,64 @@ def test_bad_arguments_are_named(kwargs, match):
     kwargs = {"prior": Model.prior, "design": torch.ones(1), **kwargs}
     with pytest.raises(ValueError, match=match):
         estimate_eig(Model.log_likelihood, Model.simulate, **kwargs)
+
+
+def test_failures_that_depend_on_the_parameters_are_no_information():
+    """The data are noise; which runs fail depends on theta, but that is not used."""
+    prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
+
+    def simulate(theta, design):
+        return torch.where(theta < design, torch.nan, torch.randn_like(theta))
+
+    def log_likelihood(x, theta, design):
+        # What a flow would learn: no mass where no run succeeds.
+        inside = (theta >= design).squeeze(-1)
+        return torch.where(inside, Normal(0.0, 1.0).log_prob(x).sum(-1), -1e3)
+
+    with pytest.warns(UserWarning, match="tell nothing"):
+        eig = estimate_eig(
+            log_likelihood,
+            simulate,
+            prior=prior,
+            design=torch.tensor([0.8]),
+            num_samples=4_000,
+            seed=0,
+        )
+    # Whether a run fails is all that an experiment tells, at most its entropy.
+    entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
+    assert eig.value <= entropy
+
+
+def test_terms_without_explanation_are_refused():
+    prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
+
+    def log_likelihood(x, theta, design):
+        return Uniform(theta, theta + 1e-3, validate_args=False).log_prob(x).sum(-1)
+
+    with pytest.raises(ValueError, match="terms of bound='snmc' are not finite"):
+        estimate_eig(
+            log_likelihood,
+            lambda theta, design: theta + 1e-3 * torch.rand_like(theta),
+            prior=prior,
+            design=torch.zeros(1),
+            bound="snmc",
+            num_contrastive=63,
+            num_samples=100,
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("log_likelihood", "match"),
+    [
+        (lambda x, theta, design: x, "sum over the data of a row"),
+        ("likelihood", "likelihood must be an estimator"),
+    ],
+)
+def test_likelihoods_that_are_none_are_named(log_likelihood, match):
+    kwargs = {"prior": Model.prior, "design": torch.ones(1), "num_samples": 10}
+    with pytest.raises((TypeError, ValueError), match=match):
+        estimate_eig(log_likelihood, Model.simulate, **kwargs)
 
 
 def test_several_parameters_and_measurements():

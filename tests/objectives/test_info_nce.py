@@ -120,6 +120,23 @@ def test_negligible_pairs_change_neither_values_nor_gradients_beyond_their_weigh
     assert 0 < (gradients - expected).norm() < 5e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("options", [{"use_batch_norm": True}, {}])
+def test_densities_that_depend_on_the_batch_are_taken_from_one_pass(options):
+    theta = torch.randn(256, 2)
+    x = 5 * theta + torch.randn(256, 2)
+    estimator = likelihood_nn("maf", **options)(theta, x).train()
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        estimator.loss(x, theta).mean().backward()
+        optimizer.step()
+    conditions = torch.cat([theta[None], in_batch_contrast(theta, 15)])
+    dense = log_likelihood_matrix(estimator.log_prob, x, conditions)
+    sparse = log_likelihood_matrix(estimator.log_prob, x, conditions, negligible=1e-2)
+    assert choose_negligible(dense) == NEGLIGIBLE
+    torch.testing.assert_close(sparse, dense, atol=5e-3, rtol=5e-3)
+
+
 def test_pairs_are_left_out_only_where_few_matter():
     assert choose_negligible(torch.zeros(16, 8)) == 0.0
     informative = torch.full((16, 8), -20.0)

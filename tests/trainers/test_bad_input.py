@@ -3,13 +3,19 @@
 Messages name the argument, its value and what to do.
 """
 
+import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Independent, Normal
 
+from sbi_boed_plugin import TruncatedNormalPolicy
+from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
+    HIGH,
+    LOW,
     QUIET,
     SCORING,
     SEARCH,
@@ -308,9 +314,9 @@ def test_simulations_without_designs_do_not_go_with_a_search(stored):
 @pytest.mark.parametrize(
     "change, error, parts",
     [
-        (lambda x: x[:, 0], ValueError, ("shape (16,)", "(16, *x_event_shape)")),
+        (lambda x: x[:, 0], ValueError, ("shape (16,)", "(16, dim_x)")),
         (lambda x: x[:-1], ValueError, ("shape (15, 3)", "one row per row")),
-        (lambda x: x.sum(), ValueError, ("shape ()", "(16, *x_event_shape)")),
+        (lambda x: x.sum(), ValueError, ("shape ()", "(16, dim_x)")),
         (lambda x: None, TypeError, ("simulator", "tensor", "NoneType")),
         (lambda x: "x", TypeError, ("simulator", "tensor", "str")),
         (lambda x: (x, x[:-1]), TypeError, ("simulator", "tensor", "tuple")),
@@ -359,13 +365,13 @@ def test_simulators_may_return_any_array(convert):
     assert np.isfinite(result.eig.value)
 
 
-def test_invalid_simulations_are_left_out_and_counted():
+def test_invalid_simulations_are_counted():
     def sometimes_invalid(theta, design):
         x = simulator(theta, design)
         x[0, 0], x[3, 1] = torch.nan, torch.inf
         return x
 
-    with pytest.warns(UserWarning, match="2 of 12 simulations .* left out"):
+    with pytest.warns(UserWarning, match="2 of 12 simulations .* tell nothing"):
         result = make().optimize_design(sometimes_invalid, **SEARCH)
     steps, batch = SEARCH["num_steps"], SEARCH["training_batch_size"]
     assert all(torch.tensor(result.history["loss"]).isfinite())
@@ -373,3 +379,82 @@ def test_invalid_simulations_are_left_out_and_counted():
     # Those that score the design count as well, in both numbers.
     assert result.num_simulations == steps * batch + SEARCH["num_eig_samples"]
     assert result.num_invalid_simulations == 2 * steps + 2
+
+
+def test_a_design_at_which_every_run_fails_counts_as_telling_nothing():
+    def fails_at_high_designs(theta, design):
+        x = simulator(theta, design)
+        x[(design > 1.0).squeeze(1)] = torch.nan
+        return x
+
+    trainer = make()
+    settings = {**SEARCH, "num_simulations_per_design": 8, "num_warmup_steps": 0}
+    seed_everything(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = trainer.optimize_design(fails_at_high_designs, **settings)
+    assert result.num_invalid_simulations >= 8
+    assert all(torch.tensor(result.history["eig_lower_bound"]).isfinite())
+    assert result.policy.mode.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_policies_and_priors_of_any_precision(dtype):
+    prior = Independent(Normal(torch.zeros(2, dtype=dtype), 1.0), 1)
+    low, high = LOW.to(dtype), torch.tensor([0.3 + 0.3], dtype=dtype)
+    policy = TruncatedNormalPolicy(low, high, loc=high)
+    trainer = make(prior=prior, design_policy=policy)
+    result = trainer.optimize_design(simulator, **SEARCH)
+    assert result.design.dtype == dtype
+    trainer.build_posterior(design=policy.high)
+
+
+class PolicyWithSpareParameters(TruncatedNormalPolicy):
+    def __init__(self, low, high):
+        super().__init__(low, high)
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+
+def test_policies_may_have_parameters_that_are_not_used():
+    policy = PolicyWithSpareParameters(LOW, HIGH)
+    before = policy.mode
+    make(design_policy=policy).optimize_design(simulator, **SEARCH)
+    assert policy.unused.item() == policy.frozen.item() == 0.0
+    assert policy.mode != before
+
+
+def test_settings_cannot_change_on_resuming():
+    trainer = make()
+    trainer.optimize_design(simulator, **SEARCH)
+    with pytest.raises(ValueError, match=message("num_steps=50", "num_steps=6")):
+        trainer.optimize_design(simulator, num_steps=50, resume_training=True)
+
+
+def test_a_result_keeps_its_likelihood_when_the_search_goes_on():
+    trainer = make()
+    result = trainer.optimize_design(simulator, **SEARCH)
+    condition, x = torch.ones(1, 3), torch.ones(1, 1, 2)
+    before = result.likelihood_estimator.log_prob(x, condition).detach()
+    trainer.optimize_design(simulator, **SEARCH)
+    after = result.likelihood_estimator.log_prob(x, condition).detach()
+    assert torch.equal(before, after)
+
+
+def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
+    trainer = make(design_policy=None).append_simulations(stored["theta"], stored["x"])
+    trainer.train(max_num_epochs=1)
+    expected = message("training_batch_size=3", "num_contrastive=2")
+    with pytest.raises(ValueError, match=expected):
+        trainer.train(training_batch_size=3, resume_training=True)
+
+
+def test_pooled_designs_are_warned_of(stored):
+    trainer = make().append_simulations(**stored)
+    trainer.append_simulations(**stored, from_round=1)
+    with pytest.warns(UserWarning, match="appended in several calls"):
+        trainer.train(max_num_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "Maximum number of epochs")
+        trainer.train(max_num_epochs=1, num_contrastive=0)

@@ -137,7 +137,8 @@ def test_a_search_interrupted_again_and_again_ends_the_same(uninterrupted):
 def test_a_search_stopped_by_its_budget_ends_the_same(uninterrupted):
     trainer = make()
     seed_all()
-    budget = {"max_num_simulations": 3 * SEARCH["training_batch_size"] + 1}
+    num_simulations = 3 * SEARCH["training_batch_size"] + SEARCH["num_eig_samples"]
+    budget = {"max_num_simulations": num_simulations + 1}
     partial = trainer.optimize_design(simulator, **SEARCH, **budget)
     assert partial.stop_reason == "max_num_simulations"
     assert len(partial.history["loss"]) == 3
