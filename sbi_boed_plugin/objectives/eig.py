@@ -20,7 +20,7 @@ References:
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -52,6 +52,7 @@ class EIGEstimate:
             counted in the standard error.
         cap: Largest value that the estimate can take, in nats, or `None`.
         num_simulations: Number of simulations that the estimate used.
+        num_invalid_simulations: How many of them failed, and count as telling nothing.
     """
 
     value: float
@@ -59,6 +60,7 @@ class EIGEstimate:
     bound: Literal["pce", "snmc", "exact"]
     cap: float | None = None
     num_simulations: int = 0
+    num_invalid_simulations: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dictionary of plain Python values."""
@@ -181,7 +183,8 @@ def estimate_eig(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower.append(theta.new_zeros(num_invalid))
-    return _summarize(torch.cat(lower), torch.cat(upper), bound, num_contrastive)
+    estimate = _summarize(torch.cat(lower), torch.cat(upper), bound, num_contrastive)
+    return replace(estimate, num_invalid_simulations=num_invalid)
 
 
 def _as_conditional_log_prob(

@@ -207,10 +207,10 @@ class DesignOptimizationMixin:
             likelihood_estimator=deepcopy(optimizer.estimator),
             config=optimizer.config,
             history=deepcopy(progress.history),
-            num_simulations=progress.num_simulations + num_eig_samples,
-            num_invalid_simulations=progress.num_invalid_simulations
-            + num_eig_samples
-            - eig.num_simulations,
+            num_simulations=progress.num_simulations + eig.num_simulations,
+            num_invalid_simulations=(
+                progress.num_invalid_simulations + eig.num_invalid_simulations
+            ),
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )

@@ -384,16 +384,16 @@ def test_invalid_simulations_are_counted():
 def test_a_design_at_which_every_run_fails_counts_as_telling_nothing():
     def fails_at_high_designs(theta, design):
         x = simulator(theta, design)
-        x[(design > 1.0).squeeze(1)] = torch.nan
+        x[(design > 1.5).squeeze(1)] = torch.nan
         return x
 
     trainer = make()
-    settings = {**SEARCH, "num_simulations_per_design": 8, "num_warmup_steps": 0}
+    settings = {**SEARCH, "num_simulations_per_design": 4, "num_warmup_steps": 0}
     seed_everything(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = trainer.optimize_design(fails_at_high_designs, **settings)
-    assert result.num_invalid_simulations >= 8
+    assert result.num_invalid_simulations >= 4
     assert all(torch.tensor(result.history["eig_lower_bound"]).isfinite())
     assert result.policy.mode.isfinite().all()
 
@@ -434,7 +434,7 @@ def test_settings_cannot_change_on_resuming():
 def test_a_result_keeps_its_likelihood_when_the_search_goes_on():
     trainer = make()
     result = trainer.optimize_design(simulator, **SEARCH)
-    condition, x = torch.ones(1, 3), torch.ones(1, 1, 2)
+    condition, x = torch.ones(1, 3), torch.ones(1, 1, 3)
     before = result.likelihood_estimator.log_prob(x, condition).detach()
     trainer.optimize_design(simulator, **SEARCH)
     after = result.likelihood_estimator.log_prob(x, condition).detach()
