@@ -15,7 +15,7 @@ __all__ = [
 ]
 
 # Chosen by experiment, see the README.
-DEFAULT_NUM_CONTRASTIVE = 15
+DEFAULT_NUM_CONTRASTIVE = 3
 
 
 def check_objective(

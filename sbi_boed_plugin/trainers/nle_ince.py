@@ -215,7 +215,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             num_contrastive: Number :math:`L` of contrastive parameters of each
                 simulation, other rows of its batch, fewer than the batch has rows.
                 With 0 the objective is :math:`\lambda` times the log-likelihood. If
-                `None`, 15 or as many as the batch allows.
+                `None`, 3 or as many as the batch allows.
             regularization_strength: Weight :math:`\lambda \geq 0` of maximum
                 likelihood. The smaller, the sooner a small set of simulations is
                 overfitted.
