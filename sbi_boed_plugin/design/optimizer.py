@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin.design.batch import Batch, simulate_batch
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, StopReason
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.policy import DesignPolicy
@@ -53,25 +53,6 @@ class _Progress:
     def record(self, **values: Any) -> None:
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Simulations of one step, those that failed included.
-
-    Attributes:
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        x: Data of shape `(batch_dim, dim_x)`.
-        designs: Different designs, of shape `(num_designs, dim_design)`.
-        design: Design of each row, of shape `(batch_dim, dim_design)`.
-        valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
-    """
-
-    theta: Tensor
-    x: Tensor
-    designs: Tensor
-    design: Tensor
-    valid: Tensor
 
 
 class DesignOptimizer:
@@ -194,7 +175,9 @@ class DesignOptimizer:
         self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         self._set_learning_rates()
 
-        batch = self._simulate(simulator)
+        batch = simulate_batch(
+            simulator, self.policy, self._prior, config, device=self._device
+        )
         self._ensure_estimator(batch)
         estimator, optimizer = self.estimator, self._optimizer
         assert estimator is not None and optimizer is not None
@@ -240,30 +223,6 @@ class DesignOptimizer:
             self._record(loss, information, matrix, batch, seconds)
             self._rng_state = get_rng_state()
 
-    def _simulate(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> "_Batch":
-        """Draw designs and parameters and simulate them."""
-        config = self.config
-        num_repeats = config.num_simulations_per_design
-        shape = torch.Size((config.training_batch_size // num_repeats,))
-        if config.gradient == "score":
-            designs = self.policy.sample(shape)
-        else:
-            designs = self.policy.rsample(shape)
-        theta = self._prior.sample(torch.Size((config.training_batch_size,)))
-        # The networks of sbi are in single precision, whatever prior and policy are.
-        theta = theta.to(self._device, torch.float32)
-        design = designs.repeat_interleave(num_repeats, dim=0).to(theta)
-        x, valid = run_simulator(simulator, theta, design.detach())
-        num_valid = int(valid.sum())
-        if num_valid * 10 < len(theta):
-            raise ValueError(
-                f"Only {num_valid} of {len(theta)} simulations are free of NaN and "
-                f"infinite values, at designs between {designs.min().item():.4g} and "
-                f"{designs.max().item():.4g}. Check the simulator there, or restrict "
-                "the support of the design policy."
-            )
-        return _Batch(theta, x, designs, design, valid)
-
     def _policy_parameters(self) -> list[Tensor]:
         return [p for p in self.policy.parameters() if p.requires_grad]
 
@@ -294,7 +253,7 @@ class DesignOptimizer:
                 "logarithms), or lower learning_rate."
             )
 
-    def _ensure_estimator(self, batch: "_Batch") -> None:
+    def _ensure_estimator(self, batch: Batch) -> None:
         """Build the estimator from the first batch, and its optimiser."""
         if self.estimator is None:
             if self._build_estimator is None:
@@ -332,7 +291,7 @@ class DesignOptimizer:
         loss: Tensor,
         information: Tensor,
         matrix: Tensor,
-        batch: "_Batch",
+        batch: Batch,
         seconds: float,
     ) -> None:
         progress = self.progress

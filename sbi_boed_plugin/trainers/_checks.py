@@ -10,6 +10,7 @@ from sbi_boed_plugin.design.policy import DesignPolicy
 __all__ = [
     "append_designs",
     "check_design",
+    "check_designs_given",
     "check_objective",
     "resolve_num_contrastive",
 ]
@@ -127,3 +128,17 @@ def append_designs(
             "design is design.unsqueeze(1)."
         )
     return torch.cat([theta, design.to(theta)], dim=-1)
+
+
+def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
+    """Raise if designs are given where there were none before, or missing."""
+    if design is None and dim_design:
+        raise ValueError(
+            "design=None, but the simulations of this trainer depend on designs of "
+            f"{dim_design} values. Pass design=..."
+        )
+    if design is not None and dim_design == 0:
+        raise ValueError(
+            "design was given, but the simulations of this trainer have no designs. "
+            "Leave it out, or store all simulations with their designs."
+        )

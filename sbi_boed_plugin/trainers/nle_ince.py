@@ -24,6 +24,7 @@ from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstim
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
+    check_designs_given,
     check_objective,
 )
 from sbi_boed_plugin.trainers._design_optimization import DesignOptimizationMixin
@@ -154,7 +155,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
         """
         if self._data_round_index or self._neural_net is not None:
             # Without simulations and network there is nothing to be consistent with.
-            self._check_designs_given(design, "the simulations")
+            check_designs_given(design, self._dim_design)
         dim_design = 0
         if design is not None:
             rows = append_designs(theta, design, self._dim_design, self._design_policy)
@@ -319,7 +320,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             RuntimeError: If a design is given and nothing was trained.
         """
         if not isinstance(density_estimator, DesignConditionedEstimator):
-            self._check_designs_given(design, "the simulations")
+            check_designs_given(design, self._dim_design)
         if design is not None:
             estimator = density_estimator or self._neural_net
             if estimator is None:
@@ -342,16 +343,3 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             importance_sampling_parameters=importance_sampling_parameters,
             posterior_parameters=posterior_parameters,
         )
-
-    def _check_designs_given(self, design: Tensor | None, of_what: str) -> None:
-        """Raise if designs are given where there were none before, or missing."""
-        if design is None and self._dim_design:
-            raise ValueError(
-                f"design=None, but {of_what} of this trainer depend on designs of "
-                f"{self._dim_design} values. Pass design=..."
-            )
-        if design is not None and self._dim_design == 0:
-            raise ValueError(
-                f"design was given, but {of_what} of this trainer have no designs. "
-                "Leave it out, or store all simulations with their designs."
-            )

@@ -7,6 +7,9 @@ from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 
 
+SMALL = {"training_batch_size": 64, "num_contrastive": 15}
+
+
 def trainer(tracker=None, low=-2.0, high=2.0):
     policy = TruncatedNormalPolicy(
         torch.tensor([low]), torch.tensor([high]), loc=torch.tensor([max(low, 0.3)])
@@ -57,7 +60,7 @@ def test_budgets_and_plateau():
     assert timed.stop_reason == "max_seconds"
     # Data that tell nothing: the bound cannot grow.
     flat = trainer().optimize_design(
-        lambda theta, design: torch.randn_like(theta), stop_after_steps=20
+        lambda theta, design: torch.randn_like(theta), stop_after_steps=20, **SMALL
     )
     assert flat.stop_reason == "plateau"
     assert len(flat.history["loss"]) < 500
@@ -67,7 +70,7 @@ def test_budgets_and_plateau():
 def test_the_plateau_comes_after_the_climb(seed):
     inference = trainer()
     torch.manual_seed(seed)
-    result = inference.optimize_design(Model.simulate, stop_after_steps=25)
+    result = inference.optimize_design(Model.simulate, stop_after_steps=25, **SMALL)
     assert result.stop_reason == "plateau"
     best = Model.eig(torch.tensor([2.0]))
     assert Model.eig(result.design) > 0.95 * best
