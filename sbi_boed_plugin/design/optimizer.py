@@ -9,7 +9,6 @@ ones.
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -339,19 +338,6 @@ class DesignOptimizer:
         before = torch.tensor(bounds[-2 * window : -window])
         noise = ((recent.var() + before.var()) / window).sqrt()
         return bool(recent.mean() < before.mean() - noise)
-
-    def warn_if_capped(self) -> None:
-        """Warn if the bound was too close to its cap to tell good designs apart."""
-        bounds = self.progress.history["eig_lower_bound"]
-        last = bounds[-max(1, len(bounds) // 10) :]
-        mean, cap = sum(last) / len(last), math.log(self.config.num_contrastive + 1)
-        if mean > cap - 0.5:
-            warnings.warn(
-                f"At the end of the search the bound of {mean:.2f} nats was within "
-                f"half a nat of log(num_contrastive + 1) = {cap:.2f}, the most that "
-                "it can tell. Increase num_contrastive to tell good designs apart.",
-                stacklevel=3,
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the builder, which is needed for the first step only."""

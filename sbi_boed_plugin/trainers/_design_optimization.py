@@ -1,6 +1,8 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
+import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -199,7 +201,9 @@ class DesignOptimizationMixin:
                 self._dim_design = optimizer.policy.dim_design
 
         progress = optimizer.progress
-        optimizer.warn_if_capped()
+        _warn_if_capped(
+            progress.history["eig_lower_bound"], optimizer.config.num_contrastive
+        )
         return DesignResult(
             design=design,
             eig=eig,
@@ -261,3 +265,16 @@ class DesignOptimizationMixin:
             device=self._device,
         )
         return self._design_optimizer
+
+
+def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
+    """Warn if the bound was too close to its cap to tell good designs apart."""
+    last = bounds[-max(1, len(bounds) // 10) :]
+    mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
+    if mean > cap - 0.5:
+        warnings.warn(
+            f"At the end of the search the bound of {mean:.2f} nats was within half a "
+            f"nat of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
+            "Increase num_contrastive to tell good designs apart.",
+            stacklevel=3,
+        )

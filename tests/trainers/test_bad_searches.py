@@ -1,0 +1,258 @@
+"""What users get wrong when they optimize a design, simulators included."""
+
+import warnings
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from sbi_boed_plugin import TruncatedNormalPolicy
+from tests.contract_cases import seed_everything
+from tests.trainers.cases import (
+    HIGH,
+    LOW,
+    SCORING,
+    SEARCH,
+    FailsAt,
+    make,
+    message,
+    simulations,
+    simulator,
+)
+
+
+@pytest.fixture
+def stored():
+    return simulations()
+
+
+# --- Optimizing a design: arguments ---------------------------------------------------
+
+
+def test_a_policy_is_needed():
+    expected = message("design_policy=None", "TruncatedNormalPolicy(low, high)")
+    with pytest.raises(ValueError, match=expected):
+        make(design_policy=None).optimize_design(simulator, **SEARCH)
+
+
+def test_a_policy_is_a_policy():
+    with pytest.raises(
+        TypeError, match=message("design_policy", "DesignPolicy", "str")
+    ):
+        make(design_policy="uniform")
+
+
+def test_a_prior_is_needed():
+    with pytest.raises(ValueError, match=message("prior=None", "NLE_INCE(prior")):
+        make(prior=None).optimize_design(simulator, **SEARCH)
+
+
+def test_there_must_be_something_to_resume():
+    with pytest.raises(RuntimeError, match=message("no design optimization", "Call")):
+        make().optimize_design(simulator, resume_training=True)
+
+
+@pytest.mark.parametrize(
+    "wrong, parts",
+    [
+        ({"num_contrastive": 16}, ("num_contrastive=16", "training_batch_size=16")),
+        ({"num_contrastive": 0}, ("num_contrastive=0", "at least 1")),
+        ({"num_contrastive": -3}, ("num_contrastive=-3", "at least 1")),
+        ({"regularization_strength": -1.0}, ("regularization_strength=-1.0",)),
+        ({"regularization_strength": np.nan}, ("regularization_strength=nan",)),
+        ({"regularization_strength": np.inf}, ("regularization_strength=inf",)),
+        ({"gradient": "full"}, ("gradient='full'", "Use one of", "score")),
+        ({"num_steps": 0}, ("num_steps=0", "at least 1")),
+        ({"training_batch_size": 0}, ("training_batch_size=0", "at least 1")),
+        ({"num_simulations_per_design": 5}, ("training_batch_size=16", "design=5")),
+        ({"num_simulations_per_design": 16}, ("fewer than two designs", "Increase")),
+        ({"learning_rate": 0.0}, ("learning_rate=0.0", "positive")),
+        ({"design_learning_rate": np.nan}, ("design_learning_rate=nan", "positive")),
+        ({"stop_after_steps": -3}, ("stop_after_steps=-3",)),
+        ({"num_eig_samples": 1}, ("num_", "samples=1", "at least 2")),
+        ({"num_eig_contrastive": 0}, ("num_", "contrastive=0", "at least 1")),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_any_simulation(wrong, parts):
+    simulator_never_called = FailsAt(AssertionError("simulated"), call=1)
+    with pytest.raises(ValueError, match=message(*parts)):
+        make().optimize_design(simulator_never_called, **{**SEARCH, **wrong})
+
+
+@pytest.mark.parametrize("budget", [{"max_num_simulations": 15}, {"max_seconds": 0.0}])
+def test_budgets_too_small_for_one_step_are_refused(budget):
+    ((name, value),) = budget.items()
+    trainer = make()
+    with pytest.raises(ValueError, match=message("No step", f"{name}={value}", "16")):
+        trainer.optimize_design(simulator, **SEARCH, **budget)
+    # With a larger budget the same search begins.
+    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+    assert len(result.history["loss"]) == SEARCH["num_steps"]
+
+
+def test_a_likelihood_without_designs_cannot_tell_them_apart(stored):
+    trainer = make().append_simulations(stored["theta"], stored["x"])
+    trainer.train(max_num_epochs=1)
+    with pytest.raises(ValueError, match=message("without designs", "new NLE_INCE")):
+        trainer.optimize_design(simulator, **SEARCH)
+
+
+def test_simulations_without_designs_do_not_go_with_a_search(stored):
+    trainer = make().append_simulations(stored["theta"], stored["x"])
+    with pytest.raises(ValueError, match=message("without designs", "new NLE_INCE")):
+        trainer.optimize_design(simulator, **SEARCH)
+    trainer.train(max_num_epochs=1)
+
+
+# --- Optimizing a design: simulators --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, error, parts",
+    [
+        (lambda x: x[:, 0], ValueError, ("shape (16,)", "(16, dim_x)")),
+        (lambda x: x[:-1], ValueError, ("shape (15, 3)", "one row per row")),
+        (lambda x: x.sum(), ValueError, ("shape ()", "(16, dim_x)")),
+        (lambda x: None, TypeError, ("simulator", "tensor", "NoneType")),
+        (lambda x: "x", TypeError, ("simulator", "tensor", "str")),
+        (lambda x: (x, x[:-1]), TypeError, ("simulator", "tensor", "tuple")),
+        (lambda x: x * torch.nan, ValueError, ("Only 0 of 16", "at designs between")),
+    ],
+    ids=["1-D", "rows", "number", "None", "text", "tuple", "NaN"],
+)
+def test_simulators_that_return_nonsense_are_refused(change, error, parts):
+    with pytest.raises(error, match=message(*parts)):
+        make().optimize_design(lambda *args: change(simulator(*args)), **SEARCH)
+
+
+def test_data_of_several_dimensions_are_refused():
+    # As NLE does: flows and mixtures are densities of vectors.
+    with pytest.raises((AssertionError, ValueError), match=r"multi-dim|\(16, 3, 4\)"):
+        make().optimize_design(
+            lambda *args: simulator(*args).unsqueeze(-1).expand(-1, 3, 4), **SEARCH
+        )
+
+
+def test_a_simulator_must_not_change_its_mind():
+    calls = Counter()
+
+    def forgetful(theta, design):
+        calls["simulator"] += 1
+        x = simulator(theta, design)
+        return x[:, :2] if calls["simulator"] == 3 else x
+
+    with pytest.raises((ValueError, RuntimeError), match=r"2.*expected.*3"):
+        make().optimize_design(forgetful, **SEARCH)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        torch.Tensor.double,
+        torch.Tensor.requires_grad_,
+        lambda x: x.round().long(),
+    ],
+    ids=["numpy", "list", "double", "with gradient", "integer"],
+)
+def test_simulators_may_return_any_array(convert):
+    result = make().optimize_design(lambda *args: convert(simulator(*args)), **SEARCH)
+    assert np.isfinite(result.eig.value)
+
+
+def test_invalid_simulations_are_counted():
+    def sometimes_invalid(theta, design):
+        x = simulator(theta, design)
+        x[0, 0], x[3, 1] = torch.nan, torch.inf
+        return x
+
+    with pytest.warns(UserWarning, match="2 of 12 simulations .* tell nothing"):
+        result = make().optimize_design(sometimes_invalid, **SEARCH)
+    steps, batch = SEARCH["num_steps"], SEARCH["training_batch_size"]
+    assert all(torch.tensor(result.history["loss"]).isfinite())
+    assert result.history["num_simulations"][-1] == steps * batch
+    # Those that score the design count as well, in both numbers.
+    assert result.num_simulations == steps * batch + SEARCH["num_eig_samples"]
+    assert result.num_invalid_simulations == 2 * steps + 2
+
+
+def test_a_design_at_which_every_run_fails_counts_as_telling_nothing():
+    def fails_at_high_designs(theta, design):
+        x = simulator(theta, design)
+        x[(design > 1.5).squeeze(1)] = torch.nan
+        return x
+
+    trainer = make()
+    settings = {**SEARCH, "num_simulations_per_design": 4, "num_warmup_steps": 0}
+    seed_everything(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = trainer.optimize_design(fails_at_high_designs, **settings)
+    assert result.num_invalid_simulations >= 4
+    assert all(torch.tensor(result.history["eig_lower_bound"]).isfinite())
+    assert result.policy.mode.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_policies_and_priors_of_any_precision(dtype):
+    prior = Independent(Normal(torch.zeros(2, dtype=dtype), 1.0), 1)
+    low, high = LOW.to(dtype), torch.tensor([0.3 + 0.3], dtype=dtype)
+    policy = TruncatedNormalPolicy(low, high, loc=high)
+    trainer = make(prior=prior, design_policy=policy)
+    result = trainer.optimize_design(simulator, **SEARCH)
+    assert result.design.dtype == dtype
+    trainer.build_posterior(design=policy.high)
+
+
+class PolicyWithSpareParameters(TruncatedNormalPolicy):
+    def __init__(self, low, high):
+        super().__init__(low, high)
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+
+def test_policies_may_have_parameters_that_are_not_used():
+    policy = PolicyWithSpareParameters(LOW, HIGH)
+    before = policy.mode
+    make(design_policy=policy).optimize_design(simulator, **SEARCH)
+    assert policy.unused.item() == policy.frozen.item() == 0.0
+    assert policy.mode != before
+
+
+def test_settings_cannot_change_on_resuming():
+    trainer = make()
+    trainer.optimize_design(simulator, **SEARCH)
+    with pytest.raises(ValueError, match=message("num_steps=50", "num_steps=6")):
+        trainer.optimize_design(simulator, num_steps=50, resume_training=True)
+
+
+def test_a_result_keeps_its_likelihood_when_the_search_goes_on():
+    trainer = make()
+    result = trainer.optimize_design(simulator, **SEARCH)
+    condition, x = torch.ones(1, 3), torch.ones(1, 1, 3)
+    before = result.likelihood_estimator.log_prob(x, condition).detach()
+    trainer.optimize_design(simulator, **SEARCH)
+    after = result.likelihood_estimator.log_prob(x, condition).detach()
+    assert torch.equal(before, after)
+
+
+def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
+    trainer = make(design_policy=None).append_simulations(stored["theta"], stored["x"])
+    trainer.train(max_num_epochs=1)
+    expected = message("training_batch_size=3", "num_contrastive=2")
+    with pytest.raises(ValueError, match=expected):
+        trainer.train(training_batch_size=3, resume_training=True)
+
+
+def test_pooled_designs_are_warned_of(stored):
+    trainer = make().append_simulations(**stored)
+    trainer.append_simulations(**stored, from_round=1)
+    with pytest.warns(UserWarning, match="appended in several calls"):
+        trainer.train(max_num_epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "Maximum number of epochs")
+        trainer.train(max_num_epochs=1, num_contrastive=0)
