@@ -186,6 +186,15 @@ class InterruptsItself(TruncatedNormalPolicy):
         super().project()
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own reaction to Ctrl-C, which jobs in the background do not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_within_an_update_waits_for_its_end(uninterrupted):
     trainer = make(design_policy=InterruptsItself(LOW, HIGH))
     seed_all()
