@@ -218,8 +218,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
                 With 0 the objective is :math:`\lambda` times the log-likelihood. If
                 `None`, 3 or as many as the batch allows.
             regularization_strength: Weight :math:`\lambda \geq 0` of maximum
-                likelihood. The smaller, the sooner a small set of simulations is
-                overfitted.
+                likelihood beside the contrastive bound.
 
         Returns:
             Density estimator of :math:`p(x \mid \theta)`, or of
