@@ -106,7 +106,11 @@ def _save_design(
     figure = plotting.plot_trace(
         result.history,
         eig=result.eig,
-        cap=math.log(result.config.num_contrastive + 1),
+        cap=(
+            math.log(result.config.num_contrastive + 1)
+            if result.config.objective == "info_nce"
+            else None
+        ),
         exact=summary["exact_eig"],
     )
     folder.save_figure("trace.png", figure)

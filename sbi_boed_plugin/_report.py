@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin.design.config import DesignResult
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _TRACE_COLUMNS = (
-    "eig_lower_bound",
+    "eig",
     "eig_standard_error",
     "loss",
     "log_likelihood",
@@ -130,7 +130,7 @@ def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
         lines += _aligned([(n, f"{v:.4g}") for n, v in zip(names, values, strict=True)])
     eig = result.eig
     cap = "" if eig.cap is None else f", cap {eig.cap:.2f} nats"
-    kind = {"pce": "lower bound", "snmc": "upper bound"}.get(eig.bound, eig.bound)
+    kind = "lower bound" if eig.bound in LOWER_BOUNDS else eig.bound
     rows = [("EIG", f"{_plus_minus(eig.value, eig.standard_error)} nats ({kind}{cap})")]
     if summary["exact_eig"] is not None:
         exact, error = summary["exact_eig"], summary["exact_eig_standard_error"]

@@ -88,7 +88,6 @@ def make_trainer(
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
     builder = transformed_likelihood_nn(
         density_estimator,
-        dim_theta=task.dim_theta,
         dim_design=task.dim_design,
         x_transform=task.x_transform,
         theta_transform=task.theta_transform,

@@ -28,7 +28,7 @@ def make_history(num_steps, dim_design):
     mode = target * (steps / num_steps).unsqueeze(1)
     scale = torch.linspace(6.0, 2.0, num_steps).unsqueeze(1).expand(-1, dim_design)
     return {
-        "eig_lower_bound": (1.0 - torch.exp(-steps / 50) + noise).tolist(),
+        "eig": (1.0 - torch.exp(-steps / 50) + noise).tolist(),
         "eig_standard_error": [0.1] * num_steps,
         "mode": mode.tolist(),
         "scale": scale.tolist(),
@@ -121,7 +121,7 @@ def test_the_trace_shows_smoothed_bounds_cap_exact_and_final_estimate():
     }
     lines = {line.get_label(): line for line in ax.get_lines()}
     smoothed = lines["mean of 5 steps"].get_ydata()
-    raw = np.array(history["eig_lower_bound"])
+    raw = np.array(history["eig"])
     assert smoothed[100] == pytest.approx(raw[98:103].mean())
     assert smoothed[0] == pytest.approx(raw[:3].mean())
     assert lines["cap of one step"].get_ydata()[0] == pytest.approx(math.log(32))

@@ -2,6 +2,12 @@
 
 from sbi_boed_plugin.design.config import DesignResult as DesignResult
 from sbi_boed_plugin.design.optimizer import DesignOptimizer as DesignOptimizer
+from sbi_boed_plugin.design.policies import CategoricalPolicy as CategoricalPolicy
+from sbi_boed_plugin.design.policies import NormalPolicy as NormalPolicy
+from sbi_boed_plugin.design.policies import PointPolicy as PointPolicy
+from sbi_boed_plugin.design.policies import (
+    TruncatedNormalMixturePolicy as TruncatedNormalMixturePolicy,
+)
 from sbi_boed_plugin.design.policies import (
     TruncatedNormalPolicy as TruncatedNormalPolicy,
 )

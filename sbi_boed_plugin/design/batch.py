@@ -1,14 +1,13 @@
 """Simulations of one step of a design search."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._simulation import run_simulator
-from sbi_boed_plugin.design.config import DesignOptimizerConfig
 from sbi_boed_plugin.design.policy import DesignPolicy
 
 __all__ = ["Batch", "simulate_batch"]
@@ -32,24 +31,56 @@ class Batch:
     design: Tensor
     valid: Tensor
 
+    def finite(self) -> "Batch":
+        """Return the simulations that did not fail."""
+        rows = self.valid
+        return replace(
+            self,
+            theta=self.theta[rows],
+            x=self.x[rows],
+            design=self.design[rows],
+            valid=rows[rows],
+        )
+
+
+class _KeepsGradient:
+    """A simulator at designs that carry a gradient, and what it returned."""
+
+    def __init__(
+        self, simulator: Callable[[Tensor, Tensor], Tensor], design: Tensor
+    ) -> None:
+        self.simulator = simulator
+        self.design = design
+        self.x: Tensor | None = None
+
+    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        self.x = self.simulator(theta, self.design)
+        return self.x
+
 
 def simulate_batch(
     simulator: Callable[[Tensor, Tensor], Tensor],
     policy: DesignPolicy,
     prior: Distribution,
-    config: DesignOptimizerConfig,
     *,
+    num_simulations: int,
+    num_simulations_per_design: int,
+    gradient: str,
     device: str,
+    num_workers: int = 1,
 ) -> Batch:
     """Draw designs and parameters and simulate them.
 
     Args:
         simulator: Function from `theta` and `design` to `x`.
-        policy: Distribution of the designs. They carry its gradient if the gradient
-            estimator of `config` needs it.
+        policy: Distribution of the designs. They carry its gradient unless `gradient`
+            is the score function.
         prior: Distribution of the parameters.
-        config: Numbers of simulations and designs.
+        num_simulations: Number of simulations.
+        num_simulations_per_design: How many of them share a design.
+        gradient: Name of the gradient estimator.
         device: Device of the tensors.
+        num_workers: Number of processes that simulate.
 
     Returns:
         The simulations.
@@ -58,17 +89,22 @@ def simulate_batch(
         TypeError: If `simulator` does not return an array of numbers.
         ValueError: If it returns another shape, or hardly any finite value.
     """
-    num_repeats = config.num_simulations_per_design
-    shape = torch.Size((config.training_batch_size // num_repeats,))
-    if config.gradient == "score":
-        designs = policy.sample(shape)
-    else:
-        designs = policy.rsample(shape)
-    theta = prior.sample(torch.Size((config.training_batch_size,)))
+    shape = torch.Size((num_simulations // num_simulations_per_design,))
+    draw = policy.sample if gradient == "score" else policy.rsample
+    designs = draw(shape)
+    theta = prior.sample(torch.Size((num_simulations,)))
     # The networks of sbi are in single precision, whatever prior and policy are.
     theta = theta.to(device, torch.float32)
-    design = designs.repeat_interleave(num_repeats, dim=0).to(theta)
-    x, valid = run_simulator(simulator, theta, design.detach())
+    design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)
+    if gradient == "pathwise":
+        # In this process and in one call: a gradient does not travel.
+        keeper = _KeepsGradient(simulator, design)
+        x, valid = run_simulator(keeper, theta, design.detach())
+        x = x if keeper.x is None else keeper.x.to(x)
+    else:
+        x, valid = run_simulator(
+            simulator, theta, design.detach(), num_workers=num_workers
+        )
     num_valid = int(valid.sum())
     if num_valid * 10 < len(theta):
         raise ValueError(

@@ -7,6 +7,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 
@@ -22,6 +23,7 @@ class DesignOptimizerConfig:
     The arguments of `NLE_INCE.optimize_design`, which documents them.
     """
 
+    method: str
     num_steps: int
     num_warmup_steps: int
     training_batch_size: int
@@ -31,13 +33,22 @@ class DesignOptimizerConfig:
     learning_rate: float
     design_learning_rate: float
     clip_max_norm: float | None
+    objective: str
     gradient: str
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "training_batch_size", "num_simulations_per_design"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if not 0 <= self.num_warmup_steps < self.num_steps:
+        multi_start = self.method == "multi_start"
+        for name, least in (
+            # With trained estimators a multi-start search needs no further step.
+            ("num_steps", 0 if multi_start else 1),
+            ("training_batch_size", 1),
+            ("num_simulations_per_design", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least {least}."
+                )
+        if not 0 <= self.num_warmup_steps < self.num_steps + multi_start:
             raise ValueError(
                 f"num_warmup_steps={self.num_warmup_steps} must not be negative and "
                 f"be less than num_steps={self.num_steps}."
@@ -45,11 +56,15 @@ class DesignOptimizerConfig:
         for name in ("learning_rate", "design_learning_rate"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        if self.gradient not in POLICY_GRADIENTS:
-            raise ValueError(
-                f"gradient='{self.gradient}' is unknown. Use one of "
-                f"{sorted(POLICY_GRADIENTS)}."
-            )
+        for name, known in (
+            ("objective", POLICY_OBJECTIVES),
+            ("gradient", POLICY_GRADIENTS),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}='{getattr(self, name)}' is unknown. Use one of "
+                    f"{sorted(known)}."
+                )
         if self.training_batch_size % self.num_simulations_per_design:
             raise ValueError(
                 f"training_batch_size={self.training_batch_size} must be a multiple of "
@@ -86,11 +101,18 @@ class DesignResult:
         policy: The trained policy.
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
             in one row.
+        posterior_estimator: The posterior trained beside it, conditioned on
+            `(x, design)` in one row, if the objective needs one.
+        marginal_estimator: The density of the data alone, conditioned on the design,
+            if the objective needs one.
         config: Settings of the optimization.
-        history: One list per recorded quantity with one entry per step: `"loss"`,
-            `"eig_lower_bound"` and `"eig_standard_error"` of the designs of that step
-            (nats), `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so
-            far, and what the policy describes, such as `"mode"` and `"scale"`.
+        candidates: After a multi-start search, the best designs with the estimates
+            that ranked them, best first; the first is `design`.
+        history: One list per recorded quantity with one entry per step: `"loss"` of
+            the likelihood, `"eig"` of the designs of that step as the objective
+            estimates it and its `"eig_standard_error"` (nats), `"log_likelihood"`
+            (nats), `"num_simulations"` and `"seconds"` so far, and what the policy
+            describes, such as `"mode"` and `"scale"`.
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them were NaN or infinite, and left out.
         seconds: Time spent, in seconds.
@@ -107,3 +129,6 @@ class DesignResult:
     num_invalid_simulations: int
     seconds: float
     stop_reason: StopReason
+    posterior_estimator: ConditionalDensityEstimator | None = None
+    marginal_estimator: ConditionalDensityEstimator | None = None
+    candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()

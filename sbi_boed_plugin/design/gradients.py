@@ -1,16 +1,31 @@
 r"""Gradients of the information with respect to the design policy.
 
-Each function returns a scalar loss whose gradient in the policy's parameters
-:math:`\psi` is minus the named estimate of
-:math:`\nabla_\psi E_{\pi_\psi(\xi)}[g]`, where :math:`g` is a row's term of the
-contrastive bound (:func:`~sbi_boed_plugin.objectives.info_nce.contrastive_bound`).
+All estimate :math:`\nabla_\psi E_{\pi_\psi(\xi)} E[g(\theta, x, \xi)]`, where :math:`g`
+is a row's term of a bound. The score function needs the values of :math:`g` alone. The
+others differentiate :math:`g` at reparameterised designs and differ in how the data
+follow the design; each is a *path*, a function that returns the data of a batch
+attached to its designs.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-__all__ = ["POLICY_GRADIENTS", "leave_one_out_baseline", "partial_loss", "score_loss"]
+from sbi_boed_plugin.design.batch import Batch
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.estimators.reparameterize import reparameterize
+
+__all__ = [
+    "DATA_PATHS",
+    "POLICY_GRADIENTS",
+    "implicit_path",
+    "leave_one_out_baseline",
+    "partial_path",
+    "pathwise_path",
+    "score_loss",
+    "surrogate_path",
+]
 
 
 def leave_one_out_baseline(information: Tensor) -> Tensor:
@@ -35,10 +50,10 @@ def leave_one_out_baseline(information: Tensor) -> Tensor:
 
 
 def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
-    r"""Score-function estimate: :math:`E[(g - b) \nabla_\psi \log \pi_\psi(\xi)]`.
+    r"""Return minus :math:`E[(g - b) \log \pi_\psi(\xi)]`, with :math:`g, b` constant.
 
-    Unbiased for the bound of the current likelihood and valid for any simulator. The
-    design is a sampled value here: no derivative of :math:`g` enters.
+    The gradient is unbiased for the bound of the current estimators and valid for any
+    simulator. The design is a sampled value here: no derivative of :math:`g` enters.
 
     Args:
         information: Terms of the bound, averaged over the simulations of each design,
@@ -54,27 +69,52 @@ def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
     return -(advantage * log_prob).mean()
 
 
-def partial_loss(information: Tensor, log_prob: Tensor) -> Tensor:
-    r"""Partial derivative at fixed data: :math:`E[\partial_\xi g \, \nabla_\psi \xi]`.
+def partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    r"""Return the data as they are: the gradient is :math:`\partial_\xi g` at fixed x.
 
-    Differentiates the likelihood through its design argument while the simulated data
-    stay as they are, as the code published with SBI-BOED does. It leaves out how the
-    data depend on the design: with the true likelihood its expectation is exactly
-    zero, by the score identity for the first term and by exchangeability of
+    As the code published with SBI-BOED does. It leaves out how the data depend on the
+    design: with the true likelihood the expectation for the contrastive bound is
+    exactly zero, by the score identity for its first term and by exchangeability of
     :math:`\theta_0, \dots, \theta_L` for the second. Offered to reproduce the paper.
-
-    Args:
-        information: Terms of the bound, of shape `(num_designs,)`, with gradient
-            through reparameterised designs.
-        log_prob: Log-density of the designs under the policy; not used.
-
-    Returns:
-        Scalar loss.
     """
-    return -information.mean()
+    return batch.x.detach()
 
 
-POLICY_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "score": score_loss,
-    "partial": partial_loss,
+def pathwise_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    """Return the data of a differentiable simulator, with its own gradient."""
+    if not batch.x.requires_grad:
+        raise ValueError(
+            "gradient='pathwise' differentiates through the simulator, but the x that "
+            "it returned carries no gradient of the design. Compute x from `design` "
+            "with torch alone, or use gradient='score', which takes any simulator."
+        )
+    return batch.x
+
+
+def implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    r"""Return the simulated data, moving with the design at fixed noise of the flow.
+
+    :math:`dx/d\xi = -(\partial T / \partial x)^{-1} \partial T / \partial \xi`, with
+    :math:`T` the transform of the learned likelihood to noise. Exact where the
+    likelihood is, whatever the simulator.
+    """
+    condition = torch.cat([batch.theta, batch.design], dim=-1)
+    return reparameterize(estimators.likelihood, batch.x, condition)
+
+
+def surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    """Return new data, drawn from the learned likelihood and moving with the design."""
+    condition = torch.cat([batch.theta, batch.design], dim=-1)
+    with torch.no_grad():
+        x = estimators.likelihood.sample(torch.Size((1,)), condition)[0]
+    return reparameterize(estimators.likelihood, x, condition)
+
+
+DATA_PATHS: dict[str, Callable[[Batch, DesignEstimators], Tensor]] = {
+    "implicit": implicit_path,
+    "partial": partial_path,
+    "pathwise": pathwise_path,
+    "surrogate": surrogate_path,
 }
+
+POLICY_GRADIENTS: tuple[str, ...] = ("score", *DATA_PATHS)

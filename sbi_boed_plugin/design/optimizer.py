@@ -1,21 +1,19 @@
-r"""The loop that trains a design policy and a likelihood estimator together.
+r"""The loop that trains a design policy and density estimators together.
 
 Each step draws designs from the policy and parameters from the prior, simulates, and
-evaluates one matrix of log-likelihoods. From it the estimator takes a step on the
-InfoNCE-λ loss and the policy a step on the information at :math:`\lambda = 0`: with a
-weight on maximum likelihood the policy would prefer quiet measurements to informative
-ones.
+evaluates the densities of the batch. From them the likelihood takes a step on the
+InfoNCE-λ loss, what the objective of the policy needs beside it a step on its own
+loss, and the policy a step on the information. No weight :math:`\lambda` of maximum
+likelihood enters there: the policy would prefer quiet measurements to informative ones.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.utils.clip_grad import clip_grad_norm_
@@ -26,36 +24,26 @@ from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.design.batch import Batch, simulate_batch
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, StopReason
-from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
+from sbi_boed_plugin.design.gradients import DATA_PATHS, score_loss
+from sbi_boed_plugin.design.information import (
+    POLICY_OBJECTIVES,
+    Densities,
+    PolicyObjective,
+    training_losses,
+)
 from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.design.progress import Progress
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
-    contrastive_bound,
     in_batch_contrast,
-    info_nce_loss,
-    log_likelihood_matrix,
 )
 
 __all__ = ["DesignOptimizer"]
 
 
-@dataclass
-class _Progress:
-    """How far the loop has come; all that changes beside weights and optimisers."""
-
-    step: int = 0
-    num_simulations: int = 0
-    num_invalid_simulations: int = 0
-    seconds: float = 0.0
-    history: dict[str, list[Any]] = field(default_factory=dict)
-
-    def record(self, **values: Any) -> None:
-        for name, value in values.items():
-            self.history.setdefault(name, []).append(value)
-
-
 class DesignOptimizer:
-    """Trains a design policy and a likelihood estimator from a black-box simulator.
+    """Trains a design policy and density estimators from a black-box simulator.
 
     All state is on the instance, and the instance pickles: a run that was stopped,
     in this process or another, goes on from its last completed step and reaches what
@@ -68,8 +56,8 @@ class DesignOptimizer:
         prior: Distribution,
         config: DesignOptimizerConfig,
         *,
-        build_estimator: Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-        estimator: ConditionalDensityEstimator | None = None,
+        builders: EstimatorBuilders,
+        estimators: DesignEstimators | None = None,
         device: str = "cpu",
     ) -> None:
         """Initialize the loop.
@@ -78,18 +66,17 @@ class DesignOptimizer:
             policy: Policy to train, in place.
             prior: Distribution of the parameters.
             config: Settings.
-            build_estimator: Function from the conditions `(theta, design)` and the
-                data `x` of the first batch to the estimator to train.
-            estimator: Estimator to train further, if there is one already.
+            builders: What builds the networks from the first batch.
+            estimators: Networks to train further, if there are some already.
             device: Device of training.
         """
         self.policy = policy.to(device)
         self.config = config
-        self.progress = _Progress()
-        self.estimator = estimator
+        self.progress = Progress()
+        self.estimators = estimators
         self._prior = prior
         self._device = device
-        self._build_estimator: Callable | None = build_estimator
+        self._builders: EstimatorBuilders | None = builders
         self._optimizer: Adam | None = None
         self._policy_optimizer = Adam(
             policy.parameters(), lr=config.design_learning_rate
@@ -119,6 +106,7 @@ class DesignOptimizer:
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
+        num_workers: int = 1,
         tracker: Any | None = None,
         show_progress_bar: bool = True,
     ) -> StopReason:
@@ -131,6 +119,7 @@ class DesignOptimizer:
             max_num_simulations: Stop before the step that would exceed this number,
                 earlier runs included.
             max_seconds: Stop after the step that exceeds this time, likewise.
+            num_workers: Number of processes that simulate.
             tracker: sbi's tracker, to log each step to.
             show_progress_bar: Whether to show a progress bar.
 
@@ -153,60 +142,77 @@ class DesignOptimizer:
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
-                self._take_step(simulator)
+                self._take_step(simulator, num_workers)
                 self._report(bar, tracker)
-                if stop_after_steps and self._on_plateau(stop_after_steps):
+                if stop_after_steps and self.progress.on_plateau(
+                    stop_after_steps, self.config.num_warmup_steps
+                ):
                     return "plateau"
         return "num_steps"
 
-    def _take_step(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Take a step; if it fails, forget a network that it has built."""
-        estimator, optimizer = self.estimator, self._optimizer
+    def _take_step(
+        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
+    ) -> None:
+        """Take a step; if it fails, forget networks that it has built."""
+        estimators, optimizer = self.estimators, self._optimizer
         try:
-            self._step(simulator)
+            self._step(simulator, num_workers)
         except BaseException:
-            self.estimator, self._optimizer = estimator, optimizer
+            self.estimators, self._optimizer = estimators, optimizer
             raise
 
-    def _step(self, simulator: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def _step(
+        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
+    ) -> None:
         started = time.perf_counter()
         config = self.config
         self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         self._set_learning_rates()
 
         batch = simulate_batch(
-            simulator, self.policy, self._prior, config, device=self._device
+            simulator,
+            self.policy,
+            self._prior,
+            num_simulations=config.training_batch_size,
+            num_simulations_per_design=config.num_simulations_per_design,
+            gradient=config.gradient,
+            device=self._device,
+            num_workers=num_workers,
         )
-        self._ensure_estimator(batch)
-        estimator, optimizer = self.estimator, self._optimizer
-        assert estimator is not None and optimizer is not None
-
-        estimator.train()
+        estimators, optimizer = self._ensure_estimators(batch.finite())
+        for network in estimators.all():
+            network.train()
         # All parameters are draws from the prior; those whose simulation is valid are
         # not, so that contrasting with them alone would invent information.
         contrast = in_batch_contrast(batch.theta, config.num_contrastive)
-        theta = torch.cat([batch.theta.unsqueeze(0), contrast])[:, batch.valid]
-        design = batch.design[batch.valid]
-        conditions = torch.cat([theta, design.expand(len(theta), *design.shape)], -1)
-        matrix = log_likelihood_matrix(
-            estimator.log_prob,
-            batch.x[batch.valid],
-            conditions,
+        contrast = contrast[:, batch.valid]
+        finite = batch.finite()
+        densities = Densities(
+            estimators,
+            self._prior,
+            finite.theta,
+            finite.x.detach(),
+            finite.design.detach(),
+            contrast,
             negligible=self._negligible,
         )
-        loss = info_nce_loss(matrix, config.regularization_strength).mean()
+        losses = training_losses(estimators, densities, config.regularization_strength)
         # A failed simulation tells at least nothing.
-        information = matrix.new_zeros(len(batch.theta)).masked_scatter(
-            batch.valid, contrastive_bound(matrix)
+        terms = self._objective.terms(densities).detach()
+        information = terms.new_zeros(len(batch.theta))
+        information = information.masked_scatter(batch.valid, terms)
+        policy_gradients = self._policy_gradients(
+            batch, estimators, contrast, information
         )
-        policy_gradients = self._policy_gradients(batch.designs, information)
 
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if config.clip_max_norm is not None:
-            clip_grad_norm_(estimator.parameters(), max_norm=config.clip_max_norm)
-        gradients = [parameter.grad for parameter in estimator.parameters()]
-        self._check_finite(loss, [*gradients, *policy_gradients])
+        torch.stack(list(losses.values())).sum().backward()
+        gradients: list[Tensor | None] = []
+        for network in estimators.all():
+            if config.clip_max_norm is not None:
+                clip_grad_norm_(network.parameters(), max_norm=config.clip_max_norm)
+            gradients += [parameter.grad for parameter in network.parameters()]
+        self._check_finite(losses, [*gradients, *policy_gradients])
         for parameter, gradient in zip(
             self._policy_parameters(), policy_gradients, strict=True
         ):
@@ -217,60 +223,80 @@ class DesignOptimizer:
             if self.progress.step >= config.num_warmup_steps:
                 self._policy_optimizer.step()
                 self.policy.project()
-            self._negligible = choose_negligible(matrix)
+            self._negligible = choose_negligible(densities.log_likelihoods)
             seconds = time.perf_counter() - started
-            self._record(loss, information, matrix, batch, seconds)
+            self._record(
+                losses["likelihood"], information, densities, batch.valid, seconds
+            )
             self._rng_state = get_rng_state()
+
+    @property
+    def _objective(self) -> PolicyObjective:
+        return POLICY_OBJECTIVES[self.config.objective]
 
     def _policy_parameters(self) -> list[Tensor]:
         return [p for p in self.policy.parameters() if p.requires_grad]
 
     def _policy_gradients(
-        self, designs: Tensor, information: Tensor
+        self,
+        batch: Batch,
+        estimators: DesignEstimators,
+        contrast: Tensor,
+        information: Tensor,
     ) -> tuple[Tensor | None, ...]:
         """Return the gradient of the policy's loss for each of its parameters."""
-        per_design = information.reshape(len(designs), -1).mean(dim=1)
-        loss = POLICY_GRADIENTS[self.config.gradient](
-            per_design, self.policy.log_prob(designs.detach())
-        )
-        return torch.autograd.grad(
-            loss, self._policy_parameters(), retain_graph=True, allow_unused=True
-        )
-
-    def _check_finite(self, loss: Tensor, gradients: list[Tensor | None]) -> None:
-        """Raise before anything is updated with what is not finite."""
-        finite = torch.isfinite(loss) and all(
-            bool(torch.isfinite(gradient).all())
-            for gradient in gradients
-            if gradient is not None
-        )
-        if not finite:
-            raise ValueError(
-                f"The InfoNCE loss is {loss.item()} at step {self.progress.step}, or "
-                "its gradient is not finite. The state before this step is kept. Check "
-                "the simulator for extreme outputs, transform them (for instance to "
-                "logarithms), or lower learning_rate."
+        if self.config.gradient == "score":
+            per_design = information.reshape(len(batch.designs), -1).mean(dim=1)
+            log_prob = self.policy.log_prob(batch.designs.detach())
+            loss = score_loss(per_design, log_prob)
+        else:
+            finite = batch.finite()
+            densities = Densities(
+                estimators,
+                self._prior,
+                finite.theta,
+                DATA_PATHS[self.config.gradient](finite, estimators),
+                finite.design,
+                contrast,
             )
+            loss = -self._objective.terms(densities).sum() / len(batch.theta)
+        return torch.autograd.grad(loss, self._policy_parameters(), allow_unused=True)
 
-    def _ensure_estimator(self, batch: Batch) -> None:
-        """Build the estimator from the first batch, and its optimiser."""
-        if self.estimator is None:
-            if self._build_estimator is None:
+    def _check_finite(
+        self, losses: dict[str, Tensor], gradients: list[Tensor | None]
+    ) -> None:
+        """Raise before anything is updated with what is not finite."""
+        values = [*losses.values(), *(g for g in gradients if g is not None)]
+        if all(bool(torch.isfinite(value).all()) for value in values):
+            return
+        described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
+        raise ValueError(
+            f"A loss at step {self.progress.step} or its gradient is not finite "
+            f"({described}). The state before this step is kept. Check the simulator "
+            "for extreme outputs, transform them (for instance to logarithms), or "
+            "lower learning_rate."
+        )
+
+    def _ensure_estimators(self, batch: Batch) -> tuple[DesignEstimators, Adam]:
+        """Build what is missing from the first batch, and the optimiser."""
+        if self._optimizer is None or self.estimators is None:
+            if self._builders is None:
                 raise RuntimeError(
                     "The trainer was pickled before the first step, and pickling "
                     "leaves out density_estimator. Start again with a new trainer."
                 )
-            conditions = torch.cat([batch.theta, batch.design], dim=-1)[batch.valid]
-            # sbi hands its builders data on the CPU, wherever it trains.
-            estimator = self._build_estimator(
-                conditions.detach().cpu(), batch.x[batch.valid].cpu()
+            self.estimators = self._builders.complete(
+                self.estimators,
+                self._objective.needs,
+                batch.theta,
+                batch.x,
+                batch.design,
+                self._device,
             )
-            self.estimator = estimator.to(self._device)
-        if self._optimizer is None:
-            self._optimizer = Adam(
-                self.estimator.parameters(), lr=self.config.learning_rate
-            )
+            groups = [{"params": n.parameters()} for n in self.estimators.all()]
+            self._optimizer = Adam(groups, lr=self.config.learning_rate)
             self._set_learning_rates()
+        return self.estimators, self._optimizer
 
     def _set_learning_rates(self) -> None:
         """Let both learning rates fall along half a cosine to a hundredth."""
@@ -289,21 +315,21 @@ class DesignOptimizer:
         self,
         loss: Tensor,
         information: Tensor,
-        matrix: Tensor,
-        batch: Batch,
+        densities: Densities,
+        valid: Tensor,
         seconds: float,
     ) -> None:
         progress = self.progress
         progress.step += 1
         progress.num_simulations += self.config.training_batch_size
-        progress.num_invalid_simulations += int((~batch.valid).sum())
+        progress.num_invalid_simulations += int((~valid).sum())
         progress.seconds += seconds
         error = information.std() / math.sqrt(len(information))
         progress.record(
             loss=loss.item(),
-            eig_lower_bound=information.mean().item(),
+            eig=information.mean().item(),
             eig_standard_error=error.item(),
-            log_likelihood=matrix[0].mean().item(),
+            log_likelihood=densities.log_likelihood.mean().item(),
             num_simulations=progress.num_simulations,
             seconds=progress.seconds,
             **{key: v.tolist() for key, v in self.policy.describe().items()},
@@ -311,34 +337,22 @@ class DesignOptimizer:
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         history = self.progress.history
-        bound = history["eig_lower_bound"][-1]
+        eig = history["eig"][-1]
         mode = ", ".join(f"{value:.3g}" for value in history["mode"][-1][:4])
         if len(history["mode"][-1]) > 4:
             mode += ", …"
-        bar.set_postfix_str(f"design [{mode}], EIG ≥ {bound:.2f} nats", refresh=False)
+        bar.set_postfix_str(f"design [{mode}], EIG {eig:.2f} nats", refresh=False)
         bar.update()
         if tracker is not None:
             tracker.log_metrics(
                 {
                     "design_loss": history["loss"][-1],
-                    "design_eig_lower_bound": bound,
+                    "design_eig": eig,
                     "design_log_likelihood": history["log_likelihood"][-1],
                 },
                 step=self.progress.step,
             )
 
-    def _on_plateau(self, window: int) -> bool:
-        # Not while the policy waits, and on windows that do not overlap: of many
-        # looks at the same noise one would stop the search too soon.
-        bounds = self.progress.history["eig_lower_bound"]
-        bounds = bounds[self.config.num_warmup_steps :]
-        if len(bounds) < 2 * window or len(bounds) % window:
-            return False
-        recent = torch.tensor(bounds[-window:])
-        before = torch.tensor(bounds[-2 * window : -window])
-        noise = ((recent.var() + before.var()) / window).sqrt()
-        return bool(recent.mean() < before.mean() - noise)
-
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the builder, which is needed for the first step only."""
-        return {**self.__dict__, "_build_estimator": None}
+        """Leave out the builders, which are needed for the first step only."""
+        return {**self.__dict__, "_builders": None}

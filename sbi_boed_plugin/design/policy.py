@@ -47,8 +47,60 @@ class DesignPolicy(nn.Module, ABC):
     Its parameters :math:`\psi` are those of the module, so that it moves between
     devices, is saved and is optimised like any network. A subclass gives `rsample`
     (or `sample`, if designs are discrete), `log_prob`, `support` and `mode`, and, if
-    it needs them, `anneal` and `project`.
+    it needs them, `anneal` and `project`. What it cannot give raises
+    `NotImplementedError`, and it says so in `has_rsample` or `has_log_prob`.
+
+    Attributes:
+        has_rsample: Whether `rsample` carries the gradient of the parameters; needed
+            by every policy gradient except the score.
+        has_log_prob: Whether `log_prob` is a density (or probability) with gradient;
+            needed by the score.
+
+    Example:
+        A policy of one's own: Beta distributions on the unit cube with learned modes
+        :math:`m`, of parameters :math:`1 + c m` and :math:`1 + c (1 - m)`, with a
+        concentration :math:`c` that grows during training.
+
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.distributions import Beta, Independent, constraints
+        >>> class BetaPolicy(DesignPolicy):
+        ...     support = constraints.independent(constraints.unit_interval, 1)
+        ...
+        ...     def __init__(self, dim_design):
+        ...         super().__init__(dim_design)
+        ...         self.logit = nn.Parameter(torch.linspace(-0.5, 0.5, dim_design))
+        ...         self.anneal(0.0)
+        ...
+        ...     @property
+        ...     def mode(self):
+        ...         return self.logit.detach().sigmoid()
+        ...
+        ...     def anneal(self, progress):
+        ...         self.concentration = ScaleSchedule(4.0, 100.0)(progress)
+        ...
+        ...     def beta(self):
+        ...         m, c = self.logit.sigmoid(), self.concentration
+        ...         beta = Beta(1 + c * m, 1 + c * (1 - m), validate_args=False)
+        ...         return Independent(beta, 1, validate_args=False)
+        ...
+        ...     def rsample(self, sample_shape=torch.Size()):
+        ...         return self.beta().rsample(sample_shape)
+        ...
+        ...     def log_prob(self, design):
+        ...         inside = self.support.check(design)
+        ...         log_prob = self.beta().log_prob(design.clamp(0.0, 1.0))
+        ...         return torch.where(inside, log_prob, -torch.inf)
+        >>> policy = BetaPolicy(dim_design=3)
+        >>> design = policy.sample((5,))
+        >>> policy.log_prob(design).shape
+        torch.Size([5])
+        >>> policy.mode
+        tensor([0.3775, 0.5000, 0.6225])
     """
+
+    has_rsample: bool = True
+    has_log_prob: bool = True
 
     def __init__(self, dim_design: int) -> None:
         """Initialize the policy.
@@ -85,7 +137,8 @@ class DesignPolicy(nn.Module, ABC):
             Designs of shape `(*sample_shape, dim_design)`.
 
         Raises:
-            NotImplementedError: If designs are discrete; override `sample` then.
+            NotImplementedError: If designs are discrete; set `has_rsample = False` and
+                override `sample` then.
         """
 
     @abstractmethod
@@ -97,6 +150,10 @@ class DesignPolicy(nn.Module, ABC):
 
         Returns:
             Log-density of shape `batch_shape`, in nats; `-inf` outside the support.
+
+        Raises:
+            NotImplementedError: If there is no density; set `has_log_prob = False`
+                then.
         """
 
     @torch.no_grad()

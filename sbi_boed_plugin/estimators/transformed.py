@@ -1,15 +1,22 @@
 """Likelihoods that work in other coordinates than their users."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from sbi.neural_nets import likelihood_nn
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
-__all__ = ["TransformedEstimator", "transformed_likelihood_nn"]
+__all__ = [
+    "Coordinates",
+    "TransformedEstimator",
+    "coordinates_of",
+    "transformed_likelihood_nn",
+    "transformed_posterior_nn",
+]
 
 
 class TransformedEstimator(ConditionalDensityEstimator):
@@ -103,42 +110,78 @@ class TransformedEstimator(ConditionalDensityEstimator):
         return inverse(transformed)
 
 
+@dataclass(frozen=True)
+class Coordinates:
+    """Coordinates that suit networks, as transforms from natural units."""
+
+    theta: Transform
+    x: Transform
+    design: Transform
+
+
 class _TransformedBuilder:
     """Builds a `TransformedEstimator`; a class, so that it pickles."""
 
     def __init__(
         self,
         build: Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-        input_transform: Transform,
-        condition_transform: Transform,
+        coordinates: Coordinates,
+        dim_design: int,
     ) -> None:
         self.build = build
-        self.input_transform = input_transform
-        self.condition_transform = condition_transform
+        self.coordinates = coordinates
+        self.dim_design = dim_design
 
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        estimator = self.build(self.condition_transform(theta), self.input_transform(x))
-        return TransformedEstimator(
-            estimator, self.input_transform, self.condition_transform
+    def _beside_design(self, transform: Transform, rows: Tensor) -> Transform:
+        """Return the transform of rows whose last values are the design."""
+        if not self.dim_design:
+            return transform
+        if rows.shape[-1] == self.dim_design:
+            return self.coordinates.design
+        return CatTransform(
+            [transform, self.coordinates.design],
+            dim=-1,
+            lengths=[rows.shape[-1] - self.dim_design, self.dim_design],
         )
+
+
+class _LikelihoodBuilder(_TransformedBuilder):
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        of_x = self.coordinates.x
+        of_theta = self._beside_design(self.coordinates.theta, theta)
+        estimator = self.build(of_theta(theta), of_x(x))
+        return TransformedEstimator(estimator, of_x, of_theta)
+
+
+class _PosteriorBuilder(_TransformedBuilder):
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        of_theta = self.coordinates.theta
+        of_x = self._beside_design(self.coordinates.x, x)
+        estimator = self.build(of_theta(theta), of_x(x))
+        return TransformedEstimator(estimator, of_theta, of_x)
+
+
+def coordinates_of(build: object) -> Coordinates:
+    """Return the coordinates that a builder of this module uses, else natural units."""
+    if isinstance(build, _TransformedBuilder):
+        return build.coordinates
+    return Coordinates(identity_transform, identity_transform, identity_transform)
 
 
 def transformed_likelihood_nn(
     model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
     *,
-    dim_theta: int,
     dim_design: int = 0,
     x_transform: Transform = identity_transform,
     theta_transform: Transform = identity_transform,
     design_transform: Transform = identity_transform,
     **kwargs,
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
-    """Return a builder of a likelihood that works in transformed coordinates.
+    """Return a builder of likelihoods that work in other coordinates.
 
     Args:
         model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`, or a
             builder function.
-        dim_theta: Number of parameters.
         dim_design: Number of values of a design; 0 without designs.
         x_transform: Transform of the data, for instance to logarithms.
         theta_transform: Transform of the parameters.
@@ -151,17 +194,53 @@ def transformed_likelihood_nn(
     Example:
         >>> import torch
         >>> from torch.distributions.transforms import ExpTransform
-        >>> build = transformed_likelihood_nn(
-        ...     "mdn", dim_theta=2, theta_transform=ExpTransform().inv
-        ... )
+        >>> build = transformed_likelihood_nn("mdn", theta_transform=ExpTransform().inv)
         >>> theta, x = torch.rand(100, 2) + 0.1, torch.randn(100, 1)
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
     build = likelihood_nn(model, **kwargs) if isinstance(model, str) else model
-    condition_transform = theta_transform
-    if dim_design:
-        condition_transform = CatTransform(
-            [theta_transform, design_transform], dim=-1, lengths=[dim_theta, dim_design]
-        )
-    return _TransformedBuilder(build, x_transform, condition_transform)
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
+    return _LikelihoodBuilder(build, coordinates, dim_design)
+
+
+def transformed_posterior_nn(
+    model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
+    *,
+    dim_design: int = 0,
+    theta_transform: Transform = identity_transform,
+    x_transform: Transform = identity_transform,
+    design_transform: Transform = identity_transform,
+    **kwargs,
+) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
+    """Return a builder of posteriors that work in other coordinates.
+
+    With parameters transformed from a bounded support to all real numbers, no mass of
+    the posterior lies outside.
+
+    Args:
+        model: Name of an sbi model, as for `sbi.neural_nets.posterior_nn`, or a
+            builder function.
+        dim_design: Number of values of a design, the last ones of a row of `x`.
+        theta_transform: Transform of the parameters.
+        x_transform: Transform of the data.
+        design_transform: Transform of the designs.
+        **kwargs: Passed to `posterior_nn` if `model` is a name.
+
+    Returns:
+        Builder to pass as `posterior_estimator`.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions.transforms import SigmoidTransform
+        >>> build = transformed_posterior_nn(
+        ...     "mdn", theta_transform=SigmoidTransform().inv
+        ... )
+        >>> theta, x = torch.rand(100, 2), torch.randn(100, 1)
+        >>> samples = build(theta, x).sample(torch.Size((5,)), x)
+        >>> bool(((samples > 0) & (samples < 1)).all())
+        True
+    """
+    build = posterior_nn(model, **kwargs) if isinstance(model, str) else model
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
+    return _PosteriorBuilder(build, coordinates, dim_design)

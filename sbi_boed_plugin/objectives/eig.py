@@ -6,9 +6,9 @@ parameters and data,
 .. math:: EIG(\xi) = E_{p(\theta) p(x \mid \theta, \xi)}
     \big[\log p(x \mid \theta, \xi) - \log p(x \mid \xi)\big],
 
-in nats. The estimators here are nested: an outer average over simulations and, for each
-of them, an inner average over contrastive parameters that stands for the marginal
-:math:`p(x \mid \xi)`.
+in nats. Some estimates are nested: an outer average over simulations and, for each of
+them, an inner average over contrastive parameters that stands for the marginal
+:math:`p(x \mid \xi)`. Others replace one of the densities by a learned one.
 
 References:
     Foster et al., *A Unified Stochastic Gradient Approach to Designing Bayesian-Optimal
@@ -21,7 +21,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,14 +29,15 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import run_simulator
-from sbi_boed_plugin.objectives.info_nce import (
-    MAX_PAIRS,
-    contrastive_bound,
-    fresh_contrast,
-    log_likelihood_matrix,
-)
+from sbi_boed_plugin.objectives._eig_terms import information_terms
+from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
 __all__ = ["EIGEstimate", "estimate_eig"]
+
+Bound = Literal["pce", "snmc", "exact", "nwj", "marginal", "barber_agakov", "gkl"]
+
+# Whatever the estimators are, hence also if failed simulations count as zero.
+LOWER_BOUNDS = ("pce", "nwj", "barber_agakov", "gkl")
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class EIGEstimate:
     Attributes:
         value: Estimate, in nats.
         standard_error: Its standard error, in nats.
-        bound: What the estimate is: `"pce"` a lower bound in expectation, `"snmc"` an
-            upper bound if the likelihood is the true one, `"exact"` consistent for
-            the expected information gain, with what remains of the nested bias
-            counted in the standard error.
+        bound: What the estimate is: `"pce"`, `"nwj"`, `"barber_agakov"` and `"gkl"`
+            lower bounds in expectation, `"snmc"` and `"marginal"` upper bounds if the
+            likelihood is the true one, `"exact"` consistent for the expected
+            information gain, with what remains of the nested bias counted in the
+            standard error.
         cap: Largest value that the estimate can take, in nats, or `None`.
         num_simulations: Number of simulations that the estimate used.
         num_invalid_simulations: How many of them failed, and count as telling nothing.
@@ -57,7 +59,7 @@ class EIGEstimate:
 
     value: float
     standard_error: float
-    bound: Literal["pce", "snmc", "exact"]
+    bound: Bound
     cap: float | None = None
     num_simulations: int = 0
     num_invalid_simulations: int = 0
@@ -68,21 +70,24 @@ class EIGEstimate:
 
 
 def estimate_eig(
-    likelihood: Any,
+    estimator: Any,
     simulator: Callable[[Tensor, Tensor], Tensor],
     *,
     prior: Distribution,
     design: Tensor,
-    bound: Literal["pce", "snmc", "exact"] = "pce",
+    bound: Bound = "pce",
+    marginal_estimator: Any | None = None,
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
     max_pairs: int = MAX_PAIRS,
+    num_workers: int = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
     r"""Estimate the expected information gain of a design from fresh simulations.
 
     With :math:`\theta_0` and :math:`x` from the joint distribution and :math:`L`
-    contrastive :math:`\theta_l` from the prior, per simulation:
+    contrastive :math:`\theta_l` from the prior, a simulation contributes, from a
+    likelihood :math:`q(x|\theta)`:
 
     - `"pce"`: :math:`\log q(x|\theta_0) - \log \frac{1}{L+1} \sum_{l=0}^{L}
       q(x|\theta_l)`. A lower bound for any :math:`q`, at most :math:`\log(L + 1)`.
@@ -91,12 +96,28 @@ def estimate_eig(
     - `"exact"`: the mean of the two, which needs the true likelihood. Half of their
       difference bounds the nested bias and is added to the standard error (in
       squares), so that the error reported is honest where `num_contrastive` is small.
+    - `"nwj"`: :math:`T(\theta_0) - \frac1e \frac{1}{L'} \sum_l e^{T(\theta_l)}` with
+      :math:`T = 1 + \log q(x|\theta) - \log m(x)`. A lower bound for any :math:`q` and
+      :math:`m`, without a cap, of high variance. :math:`m` is `marginal_estimator`,
+      or the mean of :math:`q` over half of the contrastive parameters.
+    - `"marginal"`: :math:`\log q(x|\theta_0) - \log r(x)` with `marginal_estimator` as
+      :math:`r`. No cap, and an upper bound if :math:`q` is the true likelihood; not a
+      bound if both are learned.
+
+    and from a posterior :math:`q(\theta|x)`, conditioned on `(x, design)` in one row:
+
+    - `"barber_agakov"`: :math:`\log q(\theta_0|x) - \log p(\theta_0)`. A lower bound
+      for any normalized :math:`q`, without a cap.
+    - `"gkl"`: the same for a hybrid posterior :math:`b \, e^\rho`, :math:`\log b + \rho
+      - \log p + 1 - Z(x)` with its partition function :math:`Z` from `num_contrastive`
+      draws of the base. A lower bound, without a cap.
 
     Args:
-        likelihood: Either an estimator with sbi's
+        estimator: For a likelihood: an estimator with sbi's
             `log_prob(input, condition)`, conditioned on `(theta, design)` in one row,
             or a function `log_likelihood(x, theta, design)` that returns nats of
-            shape `(batch_dim,)`.
+            shape `(batch_dim,)`. For a posterior: an estimator of sbi's kind, for
+            `"gkl"` a `HybridEstimator`.
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
             `design` of shape `(batch_dim, dim_design)` to `x` of shape
             `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
@@ -104,9 +125,11 @@ def estimate_eig(
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.
+        marginal_estimator: Density of the data alone, conditioned on the design.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
-        max_pairs: Largest number of likelihoods evaluated at once.
+        max_pairs: Largest number of densities evaluated at once.
+        num_workers: Number of processes that simulate, through joblib.
         seed: Seed of everything that is drawn. The global random state is left as it
             was. If `None`, the global random state is used and advanced.
 
@@ -131,6 +154,45 @@ def estimate_eig(
         >>> abs(eig.value - 0.5 * torch.tensor(2.0).log().item()) < 0.1
         True
     """
+    design = _check_arguments(estimator, design, bound, marginal_estimator)
+    for name, value, least in (
+        ("num_samples", num_samples, 2),
+        ("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
+    ):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}.")
+
+    with torch.no_grad(), isolated_rng(seed):
+        theta = prior.sample(torch.Size((num_samples,)))
+        design = design.to(theta)
+        x, valid = run_simulator(
+            simulator, theta, design.repeat(num_samples, 1), num_workers=num_workers
+        )
+        num_invalid = _check_valid(valid, bound)
+        theta, x = theta[valid], x[valid]
+        lower, upper = information_terms(
+            bound,
+            estimator,
+            marginal_estimator,
+            prior,
+            theta,
+            x,
+            design,
+            num_contrastive,
+            max_pairs,
+        )
+
+    # With any critic that gives failed runs the same density, the bound is one of the
+    # information in outcomes and failures together, and a failed run adds nothing.
+    lower = torch.cat([lower, lower.new_zeros(num_invalid)])
+    estimate = _summarize(lower, upper, bound, num_contrastive)
+    return replace(estimate, num_invalid_simulations=num_invalid)
+
+
+def _check_arguments(
+    estimator: Any, design: Tensor, bound: str, marginal_estimator: Any | None
+) -> Tensor:
+    """Return the design in shape `(1, dim_design)`, or raise."""
     design = torch.as_tensor(design)
     if design.dim() == 1:
         design = design.unsqueeze(0)
@@ -139,92 +201,32 @@ def estimate_eig(
             f"design has shape {tuple(design.shape)}, but one design of shape "
             "(dim_design,) is scored at a time. Call estimate_eig once per design."
         )
-    if bound not in ("pce", "snmc", "exact"):
-        raise ValueError(
-            f"bound='{bound}' is unknown. Use one of 'pce', 'snmc', 'exact'."
-        )
-    if bound == "exact" and hasattr(likelihood, "log_prob"):
+    known = get_args(Bound)
+    if bound not in known:
+        raise ValueError(f"bound='{bound}' is unknown. Use one of {known}.")
+    if bound == "exact" and hasattr(estimator, "log_prob"):
         raise ValueError(
             "bound='exact' needs the true likelihood as a function "
-            "log_likelihood(x, theta, design), but likelihood is an estimator "
-            f"({type(likelihood).__name__}). Use bound='pce' for a lower bound."
+            "log_likelihood(x, theta, design), but estimator is a learned one "
+            f"({type(estimator).__name__}). Use bound='pce' for a lower bound."
         )
-    for name, value, least in (
-        ("num_samples", num_samples, 2),
-        ("num_contrastive", num_contrastive, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
-
-    log_prob = _as_conditional_log_prob(likelihood, design.shape[-1])
-    with torch.no_grad(), isolated_rng(seed):
-        theta = prior.sample(torch.Size((num_samples,)))
-        design = design.to(theta)
-        x, valid = run_simulator(simulator, theta, design.repeat(num_samples, 1))
-        num_invalid = _check_valid(valid, bound)
-        theta, x = theta[valid], x[valid]
-        # Chunks over simulations as well as over contrastive samples: the parameters
-        # of all pairs at once may not fit either.
-        rows = max(1, max_pairs // (num_contrastive + 1))
-        lower, upper = [], []
-        for theta_0, x_0 in zip(theta.split(rows), x.split(rows), strict=True):
-            contrast = fresh_contrast(prior, num_contrastive, len(x_0))
-            theta_all = torch.cat([theta_0.unsqueeze(0), contrast])
-            conditions = torch.cat(
-                [theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1
-            )
-            matrix = log_likelihood_matrix(
-                log_prob, x_0, conditions, max_pairs=max_pairs
-            )
-            lower.append(contrastive_bound(matrix))
-            marginal = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
-            upper.append(matrix[0] - marginal)
-
-    # With any critic that gives failed runs the same density, the bound is one of the
-    # information in outcomes and failures together, and a failed run adds nothing.
-    lower.append(theta.new_zeros(num_invalid))
-    estimate = _summarize(torch.cat(lower), torch.cat(upper), bound, num_contrastive)
-    return replace(estimate, num_invalid_simulations=num_invalid)
-
-
-def _as_conditional_log_prob(
-    likelihood: Any, dim_design: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `likelihood` in the calling convention of sbi's estimators."""
-    if hasattr(likelihood, "log_prob"):
-        return _in_precision_of(likelihood)
-    if not callable(likelihood):
+    if bound in ("barber_agakov", "gkl") and not hasattr(estimator, "log_prob"):
         raise TypeError(
-            "likelihood must be an estimator with log_prob(input, condition) or a "
-            f"function of (x, theta, design), got {type(likelihood).__name__}."
+            f"bound='{bound}' needs an estimator of the posterior, conditioned on "
+            f"(x, design) in one row, got {type(estimator).__name__}."
         )
-
-    log_likelihood = cast(Callable[[Tensor, Tensor, Tensor], Tensor], likelihood)
-
-    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
-        theta, design = condition[..., :-dim_design], condition[..., -dim_design:]
-        values = log_likelihood(input.squeeze(0), theta, design)
-        if values.shape != theta.shape[:1]:
-            raise ValueError(
-                f"log_likelihood(x, theta, design) returned shape "
-                f"{tuple(values.shape)} for {len(theta)} rows, but must return one "
-                f"number per row, of shape ({len(theta)},): sum over the data of a row."
-            )
-        return values.unsqueeze(0)
-
-    return log_prob
-
-
-def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the density of an estimator for inputs of any precision."""
-    if not isinstance(estimator, torch.nn.Module):
-        return estimator.log_prob
-    dtype = next(estimator.parameters()).dtype
-
-    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
-        return estimator.log_prob(input.to(dtype), condition.to(dtype))
-
-    return log_prob
+    if bound == "gkl" and not hasattr(estimator, "log_ratio"):
+        raise TypeError(
+            "bound='gkl' needs a HybridEstimator, a base with an energy ratio, got "
+            f"{type(estimator).__name__}. Use bound='barber_agakov' for a normalized "
+            "posterior."
+        )
+    if bound == "marginal" and marginal_estimator is None:
+        raise ValueError(
+            "bound='marginal' needs marginal_estimator, the density of the data "
+            "conditioned on the design."
+        )
+    return design
 
 
 def _check_valid(valid: Tensor, bound: str) -> int:
@@ -235,7 +237,7 @@ def _check_valid(valid: Tensor, bound: str) -> int:
             f"All {len(valid)} simulations contain NaN or infinite values. Check the "
             "simulator at this design."
         )
-    if num_invalid and bound != "pce":
+    if num_invalid and bound not in LOWER_BOUNDS:
         raise ValueError(
             f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
             f"values, but bound='{bound}' needs all of them. Use bound='pce'."
@@ -253,20 +255,20 @@ def _check_valid(valid: Tensor, bound: str) -> int:
 def _summarize(
     lower: Tensor,
     upper: Tensor,
-    bound: Literal["pce", "snmc", "exact"],
+    bound: Bound,
     num_contrastive: int,
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
         terms = 0.5 * (lower + upper).double()
     else:
-        terms = (lower if bound == "pce" else upper).double()
+        terms = (upper if bound == "snmc" else lower).double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
         raise ValueError(
             f"{num_infinite} of {terms.numel()} terms of bound='{bound}' are not "
-            "finite: no contrastive parameter explains these data. Increase "
-            "num_contrastive, or use bound='pce'."
+            "finite: no contrastive parameter explains these data, or the estimator "
+            "gives them no density. Increase num_contrastive, or use bound='pce'."
         )
     num_samples = terms.numel()
     value = terms.mean().item()

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
 from sbi_boed_plugin.plotting._style import (
     BLUE,
     GREEN,
@@ -22,7 +22,11 @@ from sbi_boed_plugin.plotting._style import (
 
 __all__ = ["plot_eig_over_design", "plot_trace"]
 
-_BOUND_NAMES = {"pce": "lower bound", "snmc": "upper bound", "exact": "exact"}
+_BOUND_NAMES = {
+    **dict.fromkeys(LOWER_BOUNDS, "lower bound"),
+    "snmc": "upper bound",
+    "exact": "exact",
+}
 
 
 def plot_trace(
@@ -51,12 +55,12 @@ def plot_trace(
         The figure.
 
     Example:
-        >>> history = {"eig_lower_bound": [0.1, 0.5], "eig_standard_error": [0.1, 0.1]}
+        >>> history = {"eig": [0.1, 0.5], "eig_standard_error": [0.1, 0.1]}
         >>> plot_trace(history, cap=2.8).axes[0].get_ylabel()
         'expected information gain [nats]'
     """
     figure, ax = figure_and_axes(ax)
-    bound = np.asarray(history["eig_lower_bound"])
+    bound = np.asarray(history["eig"])
     steps = np.arange(1, len(bound) + 1)
     window = max(1, len(bound) // 40)
     mean, error = _moving_average(

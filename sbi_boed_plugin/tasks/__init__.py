@@ -10,18 +10,32 @@ Example:
 """
 
 import difflib
+import inspect
 from typing import Any
 
+from sbi_boed_plugin.tasks.bmp import BMP as BMP
+from sbi_boed_plugin.tasks.ces import CES as CES
 from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear as GaussianLinear
+from sbi_boed_plugin.tasks.location_finding import LocationFinding as LocationFinding
 from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear as NoisyLinear
 from sbi_boed_plugin.tasks.noisy_linear import noise_log_prob as noise_log_prob
+from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic as Pharmacokinetic
 from sbi_boed_plugin.tasks.sir import SIR as SIR
 from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG as BruteForceEIG
 from sbi_boed_plugin.tasks.sir_reference import brute_force_eig as brute_force_eig
 from sbi_boed_plugin.tasks.task import Task as Task
 
 _TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (GaussianLinear, NoisyLinear, SIR)
+    task.name: task
+    for task in (
+        BMP,
+        CES,
+        GaussianLinear,
+        LocationFinding,
+        NoisyLinear,
+        Pharmacokinetic,
+        SIR,
+    )
 }
 
 
@@ -30,7 +44,8 @@ def available_tasks() -> list[str]:
 
     Example:
         >>> available_tasks()
-        ['gaussian_linear', 'noisy_linear', 'sir']
+        ['bmp', 'ces', 'gaussian_linear', 'location_finding', 'noisy_linear',
+         'pharmacokinetic', 'sir']
     """
     return sorted(_TASKS)
 
@@ -46,7 +61,8 @@ def get_task(name: str, **kwargs: Any) -> Task:
         The task.
 
     Raises:
-        ValueError: If there is no task of that name.
+        ValueError: If there is no task of that name, or if it does not take an
+            argument.
 
     Example:
         >>> get_task("sir", dim_design=2)
@@ -57,4 +73,12 @@ def get_task(name: str, **kwargs: Any) -> Task:
         hint = f" Did you mean {matches[0]!r}?" if matches else ""
         names = ", ".join(available_tasks())
         raise ValueError(f"There is no task {name!r}.{hint} Available: {names}.")
+    accepted = list(inspect.signature(_TASKS[name]).parameters)
+    for argument, value in kwargs.items():
+        if argument not in accepted:
+            choice = ", ".join(accepted) if accepted else "none"
+            raise ValueError(
+                f"Task {name!r} does not take `{argument}`, got {value!r}. "
+                f"Arguments: {choice}."
+            )
     return _TASKS[name](**kwargs)

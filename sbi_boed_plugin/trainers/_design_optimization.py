@@ -12,11 +12,18 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.objectives.eig import estimate_eig
+from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
 
 __all__ = ["DesignOptimizationMixin"]
+
+# Contrastive samples of the likelihood's loss, by whether they also drive the policy.
+NUM_CONTRASTIVE = {True: 31, False: 3}
 
 
 class DesignOptimizationMixin:
@@ -34,8 +41,13 @@ class DesignOptimizationMixin:
     _show_progress_bars: bool
     _dim_design: int | None
 
-    def _set_design_policy(self, design_policy: DesignPolicy | None) -> None:
-        """Check and store the policy."""
+    def _set_design_search(
+        self,
+        design_policy: DesignPolicy | None,
+        posterior_estimator: str | Callable,
+        marginal_estimator: str | Callable,
+    ) -> None:
+        """Check and store what a search needs beside the trainer's own."""
         if design_policy is not None:
             if not isinstance(design_policy, DesignPolicy):
                 raise TypeError(
@@ -45,38 +57,59 @@ class DesignOptimizationMixin:
             design_policy.to(self._device)
         self._design_policy = design_policy
         self._design_optimizer: DesignOptimizer | None = None
+        self._posterior_model = posterior_estimator
+        self._marginal_model = marginal_estimator
+        self._posterior_net: ConditionalDensityEstimator | None = None
+        self._marginal_net: ConditionalDensityEstimator | None = None
 
     @property
     def design_policy(self) -> DesignPolicy | None:
         """Distribution over designs."""
         return self._design_policy
 
+    @property
+    def _belief_or_prior(self) -> Distribution | None:
+        """What is known about the parameters before the next experiment."""
+        return self._prior
+
     def optimize_design(
         self,
         simulator: Callable[[Tensor, Tensor], Tensor],
         *,
-        num_steps: int = 1_000,
+        method: Literal["joint", "multi_start"] = "joint",
+        objective: Literal["barber_agakov", "gkl", "info_nce", "marginal"]
+        | None = None,
+        gradient: Literal[
+            "score", "surrogate", "implicit", "pathwise", "partial"
+        ] = "score",
+        num_steps: int | None = None,
         num_warmup_steps: int | None = None,
         training_batch_size: int = 256,
         num_simulations_per_design: int = 1,
-        num_contrastive: int = 31,
+        num_contrastive: int | None = None,
         regularization_strength: float = 0.1,
         learning_rate: float = 5e-3,
         design_learning_rate: float = 1e-2,
         clip_max_norm: float | None = 5.0,
-        gradient: Literal["score", "partial"] = "score",
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
+        num_workers: int = 1,
         resume_training: bool = False,
         num_eig_samples: int = 4_000,
         num_eig_contrastive: int = 511,
+        multi_start: MultiStartConfig | None = None,
     ) -> DesignResult:
         r"""Learn the most informative design and the likelihood together.
 
-        Every step simulates anew: designs from the policy, parameters from the prior.
-        The policy narrows over `num_steps` steps around its mode, which is the design
-        that is returned, scored with simulations of its own.
+        Every step simulates anew: designs from the policy, parameters from what is
+        known about them (the prior or, after `observe`, the belief). With
+        `method="joint"` the policy moves at every step and narrows around its mode,
+        which is the design that is returned, scored with simulations of its own. With
+        `method="multi_start"` the estimators are trained over the whole design space;
+        then hundreds of designs climb the information of the learned model at once,
+        and the best are scored with simulations. Once trained, estimators serve every
+        later search of that kind without new training.
 
         Simulations with NaN or infinite values count as experiments that tell nothing;
         the likelihood is that of the finite outcomes. A further call without
@@ -91,33 +124,48 @@ class DesignOptimizationMixin:
             simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
                 `design` of shape `(batch_dim, dim_design)` to `x` of shape
                 `(batch_dim, dim_x)`.
-            num_steps: Number of steps.
-            num_warmup_steps: Number of steps in which the policy stays as it is: an
-                untrained likelihood would lead it astray. If `None`, a twentieth of
+            method: How to search, see above.
+            objective: Bound of the information that the policy climbs:
+                `"barber_agakov"`, from a posterior that is trained beside the
+                likelihood, a lower bound without a cap; `"gkl"`, the same tightened
+                by an energy ratio; `"info_nce"`, the contrastive bound of the
+                likelihood (SBI-BOED), at most :math:`\log(L + 1)`; `"marginal"`, the
+                likelihood against a learned density of the data, which is no bound.
+                If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
+                search after an observation, which the posterior does not know of.
+            gradient: Gradient of the policy: `"score"`, unbiased for any simulator;
+                `"surrogate"` and `"implicit"`, through the learned likelihood, at its
+                own draws or at the simulated data; `"pathwise"`, through a
+                differentiable simulator; `"partial"`, which holds the data fixed, for
+                comparison with the paper's code only.
+            num_steps: Number of training steps. If `None`, 1,000, and none for a
+                multi-start search with trained estimators.
+            num_warmup_steps: Number of steps in which the policy stays as it is:
+                untrained networks would lead it astray. If `None`, a twentieth of
                 `num_steps`.
             training_batch_size: Number of simulations of one step.
             num_simulations_per_design: How many of them share a design.
             num_contrastive: Number :math:`L` of contrastive parameters of each
-                simulation, other rows of the batch. It caps the information that the
-                policy can tell apart at :math:`\log(L + 1)` nats.
+                simulation, other rows of the batch. If `None`, 31 where they drive
+                the policy and 3 where they are for the likelihood's loss alone.
             regularization_strength: Weight :math:`\lambda` of maximum likelihood in
-                the estimator's loss. The policy sees :math:`\lambda = 0`.
-            learning_rate: Learning rate of Adam for the estimator; falls to a
+                the likelihood's loss. The policy sees :math:`\lambda = 0`.
+            learning_rate: Learning rate of Adam for the networks; falls to a
                 hundredth along half a cosine.
             design_learning_rate: Learning rate of Adam for the policy; likewise.
-            clip_max_norm: Value at which to clip the gradient norm of the estimator.
-            gradient: Gradient of the policy: `"score"`, unbiased for any simulator, or
-                `"partial"`, which holds the data fixed, for comparison with the
-                paper's code only.
-            stop_after_steps: Stop when the lower bound, averaged over this many steps,
-                is a standard error lower than over as many before. Never if `None`.
+            clip_max_norm: Value at which to clip the gradient norm of each network.
+            stop_after_steps: Stop when the information, averaged over this many
+                steps, is a standard error lower than over as many before. Never if
+                `None`.
             max_num_simulations: Largest number of simulations, those that score the
                 design and those of a call that is resumed included.
             max_seconds: Training time in seconds, that of a call that is resumed
                 included, after which no further step is started.
+            num_workers: Number of processes that simulate, through joblib.
             resume_training: Continue the previous call, with its settings.
             num_eig_samples: Number of simulations that score the design found.
             num_eig_contrastive: Number of contrastive parameters of each of them.
+            multi_start: Settings of the search with `method="multi_start"`.
 
         Returns:
             The design with its expected information gain, the policy, and the history.
@@ -138,7 +186,14 @@ class DesignOptimizationMixin:
         ):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
+        if method not in ("joint", "multi_start"):
+            raise ValueError(
+                f"method='{method}' is unknown. Use 'joint' or 'multi_start'."
+            )
         settings = {
+            "method": method,
+            "objective": objective,
+            "gradient": gradient,
             "num_steps": num_steps,
             "num_warmup_steps": num_warmup_steps,
             "training_batch_size": training_batch_size,
@@ -148,15 +203,23 @@ class DesignOptimizationMixin:
             "learning_rate": learning_rate,
             "design_learning_rate": design_learning_rate,
             "clip_max_norm": clip_max_norm,
-            "gradient": gradient,
         }
         if resume_training:
             optimizer = self._resume_design_optimizer(settings)
         else:
-            if num_warmup_steps is None:
-                settings["num_warmup_steps"] = num_steps // 20
-            optimizer = self._start_design_optimizer(DesignOptimizerConfig(**settings))
+            optimizer = self._start_design_optimizer(settings)
+        config = optimizer.config
+        scoring = {
+            "num_samples": num_eig_samples,
+            "num_contrastive": num_eig_contrastive,
+            "num_workers": num_workers,
+        }
+        search = multi_start or MultiStartConfig()
+        num_scoring = num_eig_samples
+        if config.method == "multi_start":
+            num_scoring += search.num_candidates * search.num_candidate_samples
 
+        candidates: list[tuple[Tensor, EIGEstimate]] = []
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
@@ -165,27 +228,44 @@ class DesignOptimizationMixin:
                     max_num_simulations=(
                         None
                         if max_num_simulations is None
-                        else max_num_simulations - num_eig_samples
+                        else max_num_simulations - num_scoring
                     ),
                     max_seconds=max_seconds,
+                    num_workers=num_workers,
                     tracker=self._tracker,
                     show_progress_bar=self._show_progress_bars,
                 )
-                if optimizer.estimator is None:
+                estimators = optimizer.estimators
+                if estimators is None:
                     raise ValueError(
                         f"No step was taken: max_num_simulations={max_num_simulations} "
                         f"and max_seconds={max_seconds} must allow for at least one "
-                        f"batch of {optimizer.config.training_batch_size} simulations "
-                        f"and {num_eig_samples} that score the design."
+                        f"batch of {config.training_batch_size} simulations and "
+                        f"{num_scoring} that score the design."
                     )
-                design = optimizer.policy.mode
-                eig = estimate_eig(
-                    optimizer.estimator.eval(),
+                prior = self._belief_or_prior
+                assert prior is not None
+                if config.method == "multi_start":
+                    candidates = multi_start_search(
+                        estimators,
+                        prior,
+                        optimizer.policy,
+                        simulator,
+                        objective=config.objective,
+                        config=search,
+                        num_workers=num_workers,
+                        show_progress_bar=self._show_progress_bars,
+                    )
+                    design = candidates[0][0]
+                else:
+                    design = optimizer.policy.mode
+                eig = score_design(
+                    estimators,
                     simulator,
-                    prior=self._prior,
+                    prior=prior,
                     design=design,
-                    num_samples=num_eig_samples,
-                    num_contrastive=num_eig_contrastive,
+                    objective=config.objective,
+                    **scoring,
                 )
         except BaseException as error:
             note = (
@@ -196,22 +276,32 @@ class DesignOptimizationMixin:
                 add_note(f"{optimizer.progress.step} {note} goes on from there.")
             raise
         finally:
-            if optimizer.estimator is not None:
-                self._neural_net = optimizer.estimator
+            if optimizer.estimators is not None:
+                self._neural_net = optimizer.estimators.likelihood
+                self._posterior_net = optimizer.estimators.posterior
+                self._marginal_net = optimizer.estimators.marginal
                 self._dim_design = optimizer.policy.dim_design
 
         progress = optimizer.progress
-        _warn_if_capped(
-            progress.history["eig_lower_bound"], optimizer.config.num_contrastive
-        )
+        if config.objective == "info_nce" and config.method == "joint":
+            _warn_if_capped(progress.history["eig"], config.num_contrastive)
+        kept = deepcopy(estimators)
+        num_candidate_simulations = sum(e.num_simulations for _, e in candidates)
         return DesignResult(
             design=design,
             eig=eig,
             policy=deepcopy(optimizer.policy),
-            likelihood_estimator=deepcopy(optimizer.estimator),
-            config=optimizer.config,
+            likelihood_estimator=kept.likelihood,
+            posterior_estimator=kept.posterior,
+            marginal_estimator=kept.marginal,
+            config=config,
             history=deepcopy(progress.history),
-            num_simulations=progress.num_simulations + eig.num_simulations,
+            candidates=tuple(candidates),
+            num_simulations=(
+                progress.num_simulations
+                + eig.num_simulations
+                + num_candidate_simulations
+            ),
             num_invalid_simulations=(
                 progress.num_invalid_simulations + eig.num_invalid_simulations
             ),
@@ -238,14 +328,15 @@ class DesignOptimizationMixin:
                 )
         return optimizer
 
-    def _start_design_optimizer(self, config: DesignOptimizerConfig) -> DesignOptimizer:
-        """Return a new design optimizer that continues from the current network."""
+    def _start_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
+        """Return a new design optimizer that continues from the current networks."""
         if self._design_policy is None:
             raise ValueError(
                 "design_policy=None: pass a design policy to optimize, for instance "
                 "NLE_INCE(prior, design_policy=TruncatedNormalPolicy(low, high))."
             )
-        if self._prior is None:
+        prior = self._belief_or_prior
+        if prior is None or self._prior is None:
             raise ValueError(
                 "prior=None: optimizing a design simulates from the prior. Pass it as "
                 "NLE_INCE(prior, ...)."
@@ -258,13 +349,86 @@ class DesignOptimizationMixin:
             )
         self._design_optimizer = DesignOptimizer(
             self._design_policy,
-            self._prior,
-            config,
-            build_estimator=self._build_neural_net,
-            estimator=self._neural_net,
+            prior,
+            self._design_optimizer_config(settings),
+            builders=estimator_builders(
+                self._build_neural_net,
+                self._posterior_model,
+                self._marginal_model,
+                self._prior,
+                self._design_policy.dim_design,
+            ),
+            estimators=self._trained_estimators(),
             device=self._device,
         )
         return self._design_optimizer
+
+    def _trained_estimators(self) -> DesignEstimators | None:
+        """Return the networks that there are."""
+        if self._neural_net is None:
+            return None
+        return DesignEstimators(
+            self._neural_net, self._posterior_net, self._marginal_net
+        )
+
+    def _design_optimizer_config(
+        self, settings: dict[str, Any]
+    ) -> DesignOptimizerConfig:
+        """Return the settings with what depends on the state of the trainer."""
+        settings = dict(settings)
+        multi_start = settings["method"] == "multi_start"
+        if settings["objective"] is None:
+            has_belief = self._belief_or_prior is not self._prior
+            settings["objective"] = (
+                "info_nce" if multi_start and has_belief else "barber_agakov"
+            )
+        if settings["num_contrastive"] is None:
+            settings["num_contrastive"] = min(
+                NUM_CONTRASTIVE[settings["objective"] == "info_nce"],
+                settings["training_batch_size"] - 1,
+            )
+        if settings["num_steps"] is None:
+            trained, objective = self._trained_estimators(), settings["objective"]
+            settings["num_steps"] = 1_000
+            if multi_start and trained is not None and objective in POLICY_OBJECTIVES:
+                # What is trained for the whole design space serves again.
+                ready = trained.serve(POLICY_OBJECTIVES[objective].needs)
+                settings["num_steps"] = 0 if ready else 1_000
+        if settings["num_warmup_steps"] is None:
+            settings["num_warmup_steps"] = settings["num_steps"] // 20
+        return DesignOptimizerConfig(**settings)
+
+
+def score_design(
+    estimators: DesignEstimators,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    prior: Distribution,
+    design: Tensor,
+    objective: str,
+    **kwargs: Any,
+) -> EIGEstimate:
+    """Estimate the information of a design by the bound that goes with an objective.
+
+    Args:
+        estimators: The networks.
+        simulator: Function from `theta` and `design` to `x`.
+        prior: Distribution of the parameters.
+        design: Design of shape `(dim_design,)`.
+        objective: Name of the objective.
+        **kwargs: Passed to `estimate_eig`.
+
+    Returns:
+        The estimate.
+    """
+    bound = POLICY_OBJECTIVES[objective].bound
+    for network in estimators.all():
+        network.eval()
+    is_likelihood = bound == "pce"
+    estimator = estimators.likelihood if is_likelihood else estimators.posterior
+    return estimate_eig(
+        estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
+    )
 
 
 def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:

@@ -87,6 +87,10 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
         show_progress_bars: bool = True,
         *,
         design_policy: DesignPolicy | None = None,
+        posterior_estimator: str
+        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
+        marginal_estimator: str
+        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
     ):
         r"""Initialize the trainer.
 
@@ -106,6 +110,12 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             show_progress_bars: Whether to show a progressbar during simulation and
                 sampling.
             design_policy: Distribution over designs to learn by `.optimize_design()`.
+            posterior_estimator: Network of the posterior that `.optimize_design()`
+                trains beside the likelihood where its objective needs one: a model of
+                `posterior_nn`, or a function that builds it from `theta` and
+                `(x, design)` in one row.
+            marginal_estimator: Network of the data alone, likewise: a model of
+                `likelihood_nn`, or a function that builds it from `design` and `x`.
         """
         super().__init__(
             prior=prior,
@@ -116,7 +126,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
-        self._set_design_policy(design_policy)
+        self._set_design_search(design_policy, posterior_estimator, marginal_estimator)
 
     def append_simulations(
         self,

@@ -6,7 +6,11 @@ from sbi_boed_plugin.design.config import DesignOptimizerConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 
-SMALL = {"training_batch_size": 64, "num_contrastive": 15}
+SMALL = {
+    "training_batch_size": 64,
+    "objective": "info_nce",
+    "num_contrastive": 15,
+}
 
 
 def trainer(tracker=None, low=-2.0, high=2.0):
@@ -44,8 +48,8 @@ def test_history_has_one_entry_per_step_and_the_tracker_sees_it():
     assert {len(values) for values in result.history.values()} == {5}
     assert result.history["num_simulations"] == [256 * k for k in range(1, 6)]
     assert [step for step, _ in logged] == [1, 2, 3, 4, 5]
-    bounds = [metrics["design_eig_lower_bound"] for _, metrics in logged]
-    assert bounds == result.history["eig_lower_bound"]
+    bounds = [metrics["design_eig"] for _, metrics in logged]
+    assert bounds == result.history["eig"]
 
 
 def test_budgets_and_plateau():
@@ -114,6 +118,7 @@ def test_a_bound_at_its_cap_is_told():
         trainer(low=1e3, high=1e4).optimize_design(
             Model.simulate,
             num_steps=60,
+            objective="info_nce",
             num_contrastive=1,
             num_eig_samples=50,
             num_eig_contrastive=63,
@@ -150,10 +155,12 @@ def test_policy_ignores_lambda():
         ("learning_rate", 0.0),
         ("design_learning_rate", float("inf")),
         ("gradient", "magic"),
+        ("objective", "magic"),
     ],
 )
 def test_settings_out_of_range_are_named(name, value):
     settings = {
+        "method": "joint",
         "num_steps": 10,
         "num_warmup_steps": 0,
         "training_batch_size": 256,
@@ -163,6 +170,7 @@ def test_settings_out_of_range_are_named(name, value):
         "learning_rate": 1e-3,
         "design_learning_rate": 1e-2,
         "clip_max_norm": 5.0,
+        "objective": "barber_agakov",
         "gradient": "score",
     }
     DesignOptimizerConfig(**settings)

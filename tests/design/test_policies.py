@@ -87,6 +87,19 @@ def test_reparameterised_gradient_is_that_of_the_mean():
     assert gradient.item() == pytest.approx(finite, rel=0.02)
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2.0**-24])
+@pytest.mark.parametrize("loc", [0.0, 50.0, 87.0, 100.0])
+def test_gradient_is_finite_at_the_ends_of_the_random_numbers(
+    uniform, loc, monkeypatch
+):
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, uniform))
+    this = policy(loc=loc, scale=0.1)
+    design = this.rsample(torch.Size((3,)))
+    assert this.support.check(design).all()
+    (gradient,) = torch.autograd.grad(design.sum(), list(this.parameters()))
+    assert gradient.isfinite().all()
+
+
 def test_outside_the_box_the_density_is_zero():
     assert (policy().log_prob(torch.tensor([[-1.0], [100.1]])) == -torch.inf).all()
     with pytest.raises(ValueError, match="dim_design=1"):

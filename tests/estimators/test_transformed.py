@@ -15,7 +15,7 @@ LOG = ExpTransform().inv
 def test_density_in_natural_units_integrates_to_one(model):
     theta, x = torch.rand(500, 2) + 0.5, torch.randn(500, 1).exp()
     build = transformed_likelihood_nn(
-        model, dim_theta=1, dim_design=1, x_transform=LOG, theta_transform=LOG
+        model, dim_design=1, x_transform=LOG, theta_transform=LOG
     )
     estimator = build(theta, x).eval()
     grid = torch.linspace(-12, 12, 20_001).exp()
@@ -38,7 +38,6 @@ def test_only_the_transformed_part_of_the_condition_changes():
     condition = torch.cat([theta, design], dim=-1)
     build = transformed_likelihood_nn(
         "mdn",
-        dim_theta=1,
         dim_design=1,
         theta_transform=LOG,
         design_transform=AffineTransform(1.0, 2.0),
@@ -54,9 +53,7 @@ def test_only_the_transformed_part_of_the_condition_changes():
 def test_samples_are_in_natural_units_and_it_pickles():
     theta, x = torch.randn(300, 1), torch.randn(300, 1).exp()
     build = pickle.loads(
-        pickle.dumps(
-            transformed_likelihood_nn(likelihood_nn_mdn, dim_theta=1, x_transform=LOG)
-        )
+        pickle.dumps(transformed_likelihood_nn(likelihood_nn_mdn, x_transform=LOG))
     )
     estimator = build(theta, x)
     samples = estimator.sample(torch.Size((100,)), theta[:2])

@@ -211,7 +211,7 @@ def test_terms_without_explanation_are_refused():
     ("log_likelihood", "match"),
     [
         (lambda x, theta, design: x, "sum over the data of a row"),
-        ("likelihood", "likelihood must be an estimator"),
+        ("likelihood", "estimator must be an estimator"),
     ],
 )
 def test_likelihoods_that_are_none_are_named(log_likelihood, match):

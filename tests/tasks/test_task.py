@@ -8,6 +8,14 @@ import torch
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 
 NAMES = available_tasks()
+# Tasks that measure once per value of the design, and the size of the other designs.
+REPEATED = ["bmp", "gaussian_linear", "noisy_linear", "pharmacokinetic", "sir"]
+FIXED = {"ces": 6, "location_finding": 2}
+TRACTABLE = sorted(set(NAMES) - {"sir"})
+
+
+def make(name: str, dim_design: int = 1) -> Task:
+    return get_task(name, **({} if name in FIXED else {"dim_design": dim_design}))
 
 
 def draw(task: Task, num: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,10 +25,11 @@ def draw(task: Task, num: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dim_design", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_agree_with_the_dimensions(name, dim_design):
-    task = get_task(name, dim_design=dim_design)
+    task = make(name, dim_design)
     theta, design = draw(task, 7)
     assert task.name == name
-    assert task.dim_design == dim_design
+    assert task.dim_design == FIXED.get(name, dim_design)
+    assert task.dim_x == (1 if name in FIXED else dim_design)
     assert theta.shape == (7, task.dim_theta)
     assert design.shape == (7, task.dim_design)
     assert task.simulator(theta, design).shape == (7, task.dim_x)
@@ -35,7 +44,7 @@ def test_shapes_agree_with_the_dimensions(name, dim_design):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pickles_and_then_simulates_the_same(name):
-    task = get_task(name, dim_design=2)
+    task = make(name, dim_design=2)
     theta, design = draw(task, 5)
     simulator = pickle.loads(pickle.dumps(task.simulator))
     torch.manual_seed(1)
@@ -44,6 +53,8 @@ def test_pickles_and_then_simulates_the_same(name):
     assert torch.equal(simulator(theta, design), x)
     for transform in (task.theta_transform, task.x_transform, task.design_transform):
         pickle.loads(pickle.dumps(transform))
+    prior = pickle.loads(pickle.dumps(task.prior))
+    torch.testing.assert_close(prior.log_prob(theta), task.prior.log_prob(theta))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,14 +76,14 @@ def test_simulator_follows_dtype_of_theta(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
 def test_simulator_follows_device_of_theta(name):
-    task = get_task(name, dim_design=2)
+    task = make(name, dim_design=2)
     theta, design = draw(task, 5)
     assert task.simulator(theta.cuda(), design).device.type == "cuda"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_transforms_invert(name):
-    task = get_task(name, dim_design=2)
+    task = make(name, dim_design=2)
     theta, design = draw(task, 100)
     x = task.simulator(theta, design)
     for transform, value in (
@@ -106,9 +117,9 @@ def test_flags_say_what_is_known(name):
             task.exact_eig(design)
 
 
-@pytest.mark.parametrize("name", ["gaussian_linear", "noisy_linear"])
+@pytest.mark.parametrize("name", TRACTABLE)
 def test_log_likelihood_broadcasts_over_leading_dimensions(name):
-    task = get_task(name, dim_design=3)
+    task = make(name, dim_design=3)
     theta, design = draw(task, 4)
     x = task.simulator(theta, design)
     pairs = task.log_likelihood(x[None], theta[:, None], design[None])
@@ -119,45 +130,55 @@ def test_log_likelihood_broadcasts_over_leading_dimensions(name):
 
 
 @pytest.mark.parametrize(
-    ("theta", "design", "message"),
+    ("change", "message"),
     [
-        (torch.zeros(3), torch.zeros(3, 1), r"`theta` must have shape .* got \(3,\)"),
-        (
-            torch.zeros(3, 1),
-            torch.zeros(3, 1),
-            r"`theta` .* \(batch, 2\), got \(3, 1\)",
-        ),
-        (torch.zeros(3, 2), torch.zeros(3, 2), r"`design` .* got \(3, 2\)"),
-        (torch.zeros(3, 2), torch.zeros(1, 1), "`theta` has 3 rows and `design` 1"),
-        (torch.zeros(3, 2), torch.full((3, 1), torch.nan), "`design` must be finite"),
-        (torch.full((3, 2), torch.inf), torch.zeros(3, 1), "`theta` must be finite"),
-        (torch.zeros(3, 2).long(), torch.zeros(3, 1), "`theta` must be floating point"),
-        ([[0.0, 0.0]], torch.zeros(1, 1), "`theta` must be a torch.Tensor, got list"),
+        (lambda t, d: (t[0], d), r"`theta` must have shape .* got \({0},\)"),
+        (lambda t, d: (t[:, 1:], d), r"`theta` .* \(batch, {0}\), got \(3, {1}\)"),
+        (lambda t, d: (t, d.repeat(1, 2)), r"`design` .* got \(3, {2}\)"),
+        (lambda t, d: (t, d[:1]), "`theta` has 3 rows and `design` 1"),
+        (lambda t, d: (t, torch.nan * d), "`design` must be finite"),
+        (lambda t, d: (t.new_full(t.shape, torch.inf), d), "`theta` must be finite"),
+        (lambda t, d: (t.long(), d), "`theta` must be floating point"),
+        (lambda t, d: (t.tolist(), d), "`theta` must be a torch.Tensor, got list"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_simulator_refuses_what_it_cannot_use(name, theta, design, message):
-    with pytest.raises(ValueError, match=message):
-        get_task(name).simulator(theta, design)
+def test_simulator_refuses_what_it_cannot_use(name, change, message):
+    task = get_task(name)
+    sizes = task.dim_theta, task.dim_theta - 1, 2 * task.dim_design
+    theta = task.true_parameters.expand(3, -1)
+    with pytest.raises(ValueError, match=message.format(*sizes)):
+        task.simulator(*change(theta, task.design_high.expand(3, -1)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPEATED)
 def test_dim_design_must_be_positive(name):
     with pytest.raises(ValueError, match="`dim_design` must be at least 1, got 0"):
         get_task(name, dim_design=0)
 
 
-@pytest.mark.parametrize("name", ["gaussian_linear", "noisy_linear"])
+@pytest.mark.parametrize("name", TRACTABLE)
 def test_exact_eig_takes_one_design(name):
-    task = get_task(name, dim_design=2)
-    design = torch.tensor([-3.0, 4.0])
+    task = get_task(name)
+    design = 0.5 * task.design_high
     assert task.exact_eig(design) == task.exact_eig(design[None])
     with pytest.raises(ValueError, match="single design, got 5 rows"):
-        task.exact_eig(torch.zeros(5, 2))
+        task.exact_eig(design.expand(5, -1))
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_arguments_that_a_task_does_not_have_are_named(name):
+    message = f"Task '{name}' does not take `dim_design`, got 3. Arguments: n"
+    with pytest.raises(ValueError, match=message):
+        get_task(name, dim_design=3)
+
+
+def test_every_task_is_listed_here():
+    assert sorted([*REPEATED, *FIXED]) == NAMES
 
 
 def test_unknown_task_is_named_with_the_closest_one():
     with pytest.raises(ValueError, match="'noisy_liner'.* mean 'noisy_linear'.*sir"):
         get_task("noisy_liner")
-    with pytest.raises(ValueError, match="'zzz'. Available: gaussian_linear"):
+    with pytest.raises(ValueError, match="'zzz'. Available: bmp, ces, gaussian_linear"):
         get_task("zzz")

@@ -1,0 +1,266 @@
+"""Chunks of rows, simulated by joblib's workers or one after another in this process.
+
+Each chunk has a seed of its own, so that what it draws depends neither on the worker
+that happens to get it nor on how many there are.
+"""
+
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._rng import isolated_rng
+
+__all__ = [
+    "Chunk",
+    "add_note",
+    "check_num_workers",
+    "default_chunk_size",
+    "describe_error",
+    "map_chunks",
+]
+
+# Independent of the number of workers, for results that are, too. More chunks balance
+# the load of more workers; fewer cost less: a chunk takes about a millisecond to send.
+NUM_CHUNKS = 16
+
+# The global generators belong to the process: threads of one that seed them take turns.
+_GENERATORS = threading.RLock()
+
+
+class Chunk(NamedTuple):
+    """What comes out of some rows.
+
+    Attributes:
+        x: Data of shape `(chunk_dim, dim_x)`, or `None` if every row raised.
+        num_raised: How many rows raised.
+        error: The first error.
+        is_fatal: Whether it ends the whole simulation.
+    """
+
+    x: Tensor | None
+    num_raised: int = 0
+    error: BaseException | None = None
+    is_fatal: bool = False
+
+
+Function = Callable[[Tensor, Tensor], Chunk]
+
+
+def check_num_workers(num_workers: int | None, chunk_size: int | None) -> None:
+    """Refuse numbers of workers and of rows that mean nothing.
+
+    Args:
+        num_workers: Number of workers, or `None`.
+        chunk_size: Number of rows per call of the simulator, or `None`.
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    if num_workers == 0 or not isinstance(num_workers, int | None):
+        raise ValueError(
+            f"num_workers={num_workers!r} must be a positive number, -1 for all cores, "
+            "or None for the n_jobs of joblib.parallel_config."
+        )
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(
+            f"simulation_batch_size={chunk_size!r} must be at least 1, or None to have "
+            "it chosen."
+        )
+
+
+def default_chunk_size(num_rows: int) -> int:
+    """Return how many rows go into a chunk, whatever the number of workers.
+
+    Args:
+        num_rows: Number of rows of all chunks together.
+
+    Returns:
+        Number of rows of a chunk.
+
+    Example:
+        >>> default_chunk_size(256)
+        16
+    """
+    return max(1, -(-num_rows // NUM_CHUNKS))
+
+
+def describe_error(error: BaseException) -> str:
+    """Return the last line that Python would print of an error.
+
+    Args:
+        error: The error.
+
+    Returns:
+        Its type and message.
+
+    Example:
+        >>> describe_error(ZeroDivisionError("division by zero"))
+        'ZeroDivisionError: division by zero'
+    """
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error where Python has notes, from 3.11 on.
+
+    Args:
+        error: The error.
+        note: What to print below it.
+    """
+    if hasattr(error, "add_note"):
+        getattr(error, "add_note")(note)  # noqa: B009 (unknown to Python 3.10)
+
+
+def map_chunks(
+    function: Function,
+    theta: Tensor,
+    design: Tensor,
+    *,
+    num_workers: int | None,
+    chunk_size: int,
+    show_progress_bar: bool = False,
+) -> list[Chunk]:
+    """Call a function on chunks of rows, each from a seed of its own.
+
+    The seeds come from torch's global generator, which is all that this draws from
+    the caller's random state. The backend is the one that the user has set with
+    `joblib.parallel_config`, or else joblib's processes (loky), which stay alive from
+    one call to the next.
+
+    Args:
+        function: Function of the rows of a chunk. It draws what it likes from the
+            global generators.
+        theta: Parameters of shape `(batch_dim, dim_theta)`.
+        design: Designs of shape `(batch_dim, dim_design)`.
+        num_workers: Number of workers. With 1, `function` runs in this process and on
+            the device of `theta`; elsewhere it gets and returns tensors on the CPU.
+        chunk_size: Number of rows of a chunk.
+        show_progress_bar: Whether to show how many rows are done.
+
+    Returns:
+        What `function` returns, one per chunk, in the order of the rows.
+
+    Raises:
+        TypeError: If `function` cannot be sent to the workers.
+        BaseException: Whatever `function` raises, the first chunk's first.
+    """
+    on_worker = num_workers != 1
+    if on_worker:
+        theta, design = theta.detach().cpu(), design.detach().cpu()
+    rows = list(
+        zip(theta.split(chunk_size), design.split(chunk_size), strict=True),
+    )
+    seeds = _draw_seeds(len(rows))
+    if on_worker:
+        _check_picklable(function)
+        chunks = _parallel(num_workers)(
+            # As arrays: pickling a slice of a tensor sends the whole tensor.
+            delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
+            for (theta, design), seed in zip(rows, seeds, strict=True)
+        )
+    else:
+        chunks = (
+            _run(function, *chunk, seed)
+            for chunk, seed in zip(rows, seeds, strict=True)
+        )
+    return _collect(chunks, [len(theta) for theta, _ in rows], show_progress_bar)
+
+
+def _draw_seeds(num_seeds: int) -> list[int]:
+    """Draw different seeds.
+
+    Torch's generator on the CPU and NumPy's have no more than 32 bits of seed, so that
+    seeds drawn one by one would coincide once there are some ten thousand of them.
+    Multiples of an odd number are different modulo 2**32.
+    """
+    start = int(torch.randint(2**32, ()))
+    return [(start + 0x9E3779B9 * index) % 2**32 for index in range(num_seeds)]
+
+
+def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
+    with _GENERATORS, isolated_rng(seed):
+        return function(theta, design)
+
+
+def _run_on_worker(
+    function: Function, theta: np.ndarray, design: np.ndarray, seed: int
+) -> Chunk:
+    """Return the result of a chunk, errors included.
+
+    Errors travel as results: backends differ in what they do with an interrupt, and
+    one that cannot be unpickled would break the pool.
+    """
+    try:
+        # Copies, because what joblib maps into memory and dask shares is read-only.
+        chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
+    except BaseException as error:
+        chunk = Chunk(None, error=error, is_fatal=True)
+    if chunk.x is not None:
+        # Pickling a slice of a tensor sends the whole: of trajectories, for example.
+        chunk = chunk._replace(x=chunk.x.clone())
+    if chunk.error is not None:
+        chunk = chunk._replace(error=_make_portable(chunk.error))
+    return chunk
+
+
+def _make_portable(error: BaseException) -> BaseException:
+    """Return the error, or one that says the same if it does not survive pickling."""
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        error = RuntimeError(describe_error(error))
+    add_note(error, f"On the worker:\n{trace}")
+    return error
+
+
+def _check_picklable(function: Function) -> None:
+    """Refuse what cannot be sent, before a backend fails in its own way over it."""
+    try:
+        cloudpickle.dumps(function)
+    except Exception as error:
+        raise TypeError(
+            f"simulator cannot be sent to worker processes: {error}. Create files, "
+            "locks, connections and the like inside of it, or use num_workers=1."
+        ) from error
+
+
+def _parallel(num_workers: int | None) -> Parallel:
+    # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
+    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "8 * n_jobs"}
+    try:
+        return Parallel(return_as="generator", **settings)
+    except ValueError:  # multiprocessing and ray return all chunks at once.
+        return Parallel(**settings)
+
+
+def _collect(
+    chunks: Iterable[Chunk], num_rows: list[int], show_progress_bar: bool
+) -> list[Chunk]:
+    results = []
+    try:
+        with tqdm(total=sum(num_rows), disable=not show_progress_bar) as progress:
+            for chunk, rows in zip(chunks, num_rows, strict=True):
+                if chunk.is_fatal and chunk.error is not None:
+                    raise chunk.error
+                results.append(chunk)
+                progress.update(rows)
+    finally:
+        # The traceback of an error keeps the generator, and with it the chunks that
+        # nobody waits for any more. joblib warns of those, which is beside the error.
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*tasks .* not used")
+                warnings.filterwarnings("ignore", ".*tasks .* by the workers")
+                close()
+    return results

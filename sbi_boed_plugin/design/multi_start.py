@@ -1,0 +1,318 @@
+r"""Search over designs with estimators that are trained for all of them.
+
+Hundreds of designs climb the information of the learned model in parallel. No
+simulation is needed for that: data are drawn from the learned likelihood and follow the
+design (the surrogate gradient). Because a climb also finds the errors of the
+estimators, the best designs are then scored with simulations of their own.
+
+References:
+    Klein et al., *Supercharging Simulation-Based Inference for Bayesian Optimal
+    Experimental Design*, 2026, https://arxiv.org/abs/2602.06900.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from sbi.utils import BoxUniform
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.constraints import independent, interval
+from torch.optim.adam import Adam
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
+from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+
+# Densities evaluated at once.
+MAX_PAIRS = 262_144
+
+__all__ = [
+    "MultiStartConfig",
+    "model_information",
+    "multi_start_search",
+    "uniform_designs",
+]
+
+
+@dataclass(frozen=True)
+class MultiStartConfig:
+    """Settings of a multi-start search.
+
+    Attributes:
+        num_starts: Number of designs to start from.
+        num_samples: Number of parameters, with data from the learned likelihood, by
+            which each design is judged while many climb. Four times as many judge the
+            last ones. For the contrastive bound each is contrasted with all others.
+        num_climb_steps: Number of gradient steps.
+        learning_rate: Step size of Adam in units of the design space.
+        num_candidates: Number of designs that are scored with simulations.
+        num_candidate_samples: Number of simulations of each of them.
+    """
+
+    num_starts: int = 256
+    num_samples: int = 64
+    num_climb_steps: int = 60
+    learning_rate: float = 0.02
+    num_candidates: int = 5
+    num_candidate_samples: int = 1_000
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("num_starts", 1),
+            ("num_samples", 2),
+            ("num_climb_steps", 0),
+            ("num_candidates", 1),
+            ("num_candidate_samples", 2),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at least {least}."
+                )
+        if not 0.0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+
+
+def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
+    """Return the uniform distribution over the policy's support, if it is a box."""
+    support = policy.support
+    if isinstance(support, independent):
+        support = support.base_constraint
+    if not isinstance(support, type(interval(0.0, 1.0))):
+        return None
+    low, high = (
+        torch.as_tensor(bound).to(policy.mode).expand_as(policy.mode)
+        for bound in (support.lower_bound, support.upper_bound)
+    )
+    return BoxUniform(low, high, device=str(low.device))
+
+
+def model_information(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    designs: Tensor,
+    *,
+    objective: str,
+    num_samples: int,
+) -> Tensor:
+    """Return the information of designs under the learned model, differentiably.
+
+    The same parameters serve all designs: differences are more accurate than values.
+
+    Args:
+        estimators: The networks.
+        prior: Distribution of the parameters.
+        designs: Designs of shape `(num_designs, dim_design)`.
+        objective: Name of the objective.
+        num_samples: Number of parameters.
+
+    Returns:
+        Estimates of shape `(num_designs,)`, in nats.
+    """
+    theta = prior.sample(torch.Size((num_samples,))).to(designs)
+    return torch.cat(
+        [
+            _information(estimators, prior, theta, chunk, objective)
+            for chunk in designs.split(_rows_at_once(num_samples, objective))
+        ]
+    )
+
+
+def _rows_at_once(num_samples: int, objective: str) -> int:
+    """Return for how many designs all pairs fit into one evaluation."""
+    pairs_per_design = num_samples ** (2 if objective == "info_nce" else 1)
+    return max(1, MAX_PAIRS // pairs_per_design)
+
+
+def _information(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    theta: Tensor,
+    designs: Tensor,
+    objective: str,
+) -> Tensor:
+    num_samples, num_designs = len(theta), len(designs)
+    # Rows: all designs for the first parameters, then for the second, and so on.
+    theta_rows = theta.repeat_interleave(num_designs, dim=0)
+    design_rows = designs.repeat(num_samples, 1)
+    condition = torch.cat([theta_rows, design_rows], dim=-1)
+    with torch.no_grad():
+        x = estimators.likelihood.sample(torch.Size((1,)), condition)[0]
+    if designs.requires_grad:
+        x = reparameterize(estimators.likelihood, x, condition)
+    if objective == "info_nce":
+        # Every datum under all parameters at its own design: networks that compute
+        # their condition apart from their input do so once per pair of parameters
+        # and design, whatever the number of contrastive samples.
+        x_by_design = x.reshape(num_samples, 1, num_designs, *x.shape[1:])
+        x_all = x_by_design.expand(-1, num_samples, *x_by_design.shape[2:])
+        matrix = estimators.likelihood.log_prob(x_all.flatten(1, 2), condition)
+        matrix = matrix.reshape(num_samples, num_samples, num_designs)
+        own = matrix.diagonal(dim1=0, dim2=1).unsqueeze(0)  # (1, designs, samples)
+        mean = torch.logsumexp(matrix, dim=1).T.unsqueeze(0) - math.log(num_samples)
+        return (own - mean).squeeze(0).mean(dim=1)
+    densities = Densities(
+        estimators, prior, theta_rows, x, design_rows, theta_rows[:0].unsqueeze(0)
+    )
+    terms = POLICY_OBJECTIVES[objective].terms(densities)
+    return terms.reshape(num_samples, num_designs).mean(dim=0)
+
+
+def multi_start_search(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    policy: DesignPolicy,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    objective: str,
+    config: MultiStartConfig,
+    num_workers: int = 1,
+    show_progress_bar: bool = True,
+) -> list[tuple[Tensor, EIGEstimate]]:
+    """Climb from many designs and score the best with simulations.
+
+    Args:
+        estimators: Networks trained over the designs.
+        prior: Distribution of the parameters.
+        policy: Its support is searched: all of a box from a uniform start, otherwise
+            from draws of the policy. Candidates of a categorical policy do not climb.
+        simulator: Function from `theta` and `design` to `x`.
+        objective: Name of the objective to climb.
+        config: Settings.
+        num_workers: Number of processes that simulate.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        Designs of shape `(dim_design,)` with their estimates, best first.
+    """
+    for network in estimators.all():
+        network.eval()
+    designs = _climb(estimators, prior, policy, objective, config, show_progress_bar)
+    bound = POLICY_OBJECTIVES[objective].bound
+    estimator = estimators.likelihood if bound == "pce" else estimators.posterior
+    # The same random numbers for all: differences are more accurate than values.
+    seed = int(torch.randint(2**31, (1,)))
+    candidates = []
+    for design in designs:
+        estimate = estimate_eig(
+            estimator,
+            simulator,
+            prior=prior,
+            design=design,
+            bound=bound,
+            num_samples=config.num_candidate_samples,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        candidates.append((design, estimate))
+    return sorted(candidates, key=lambda candidate: -candidate[1].value)
+
+
+def _climb(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    policy: DesignPolicy,
+    objective: str,
+    config: MultiStartConfig,
+    show_progress_bar: bool,
+) -> list[Tensor]:
+    """Return the best different designs after a climb that fewer and fewer finish."""
+    box = uniform_designs(policy)
+    if box is not None:
+        low, high = box.base_dist.low, box.base_dist.high
+        unit = torch.quasirandom.SobolEngine(
+            policy.dim_design, scramble=True, seed=int(torch.randint(2**31, (1,)))
+        ).draw(config.num_starts)
+        designs = low + unit.to(low) * (high - low)
+        width = high - low
+    else:
+        designs = policy.sample(torch.Size((config.num_starts,)))
+        designs = torch.unique(designs, dim=0)
+        width = designs.std(dim=0).clamp_min(1e-6) * math.sqrt(12.0)
+    origin = designs.new_zeros(policy.dim_design)
+    num_steps = config.num_climb_steps if policy.has_rsample else 0
+
+    def judge(designs: Tensor, num_samples: int) -> Tensor:
+        with torch.no_grad():
+            return model_information(
+                estimators,
+                prior,
+                designs,
+                objective=objective,
+                num_samples=num_samples,
+            )
+
+    bar = tqdm(total=num_steps, disable=not show_progress_bar, desc="Climbing designs")
+    num_samples = config.num_samples
+    with bar:
+        # A third of the steps each: all designs, the better quarter, its better half.
+        for share in (4, 2, 1):
+            designs = _ascend(
+                estimators,
+                prior,
+                designs,
+                origin,
+                width,
+                box,
+                objective,
+                num_samples,
+                num_steps // 3,
+                config.learning_rate,
+                bar,
+            )
+            num_samples = 2 * num_samples if share > 1 else num_samples
+            values = judge(designs, num_samples)
+            order = values.argsort(descending=True)
+            keep = max(config.num_candidates, len(designs) // share)
+            designs = designs[order[:keep]]
+    return _different(designs, width, config.num_candidates)
+
+
+def _ascend(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    designs: Tensor,
+    origin: Tensor,
+    width: Tensor,
+    box: BoxUniform | None,
+    objective: str,
+    num_samples: int,
+    num_steps: int,
+    learning_rate: float,
+    bar: tqdm,
+) -> Tensor:
+    """Return designs after gradient steps, in units of the width of the space."""
+    unit = ((designs - origin) / width).detach().requires_grad_()
+    optimizer = Adam([unit], lr=learning_rate)
+    for _ in range(num_steps):
+        theta = prior.sample(torch.Size((num_samples,))).to(designs)
+        gradients = []
+        # Each chunk's graph is gone before the next: memory is that of one chunk.
+        for rows in unit.detach().split(_rows_at_once(num_samples, objective)):
+            rows.requires_grad_()
+            information = _information(
+                estimators, prior, theta, origin + rows * width, objective
+            )
+            gradients += torch.autograd.grad(-information.sum(), [rows])
+        unit.grad = torch.cat(gradients)
+        optimizer.step()
+        with torch.no_grad():
+            if box is not None:
+                low, high = box.base_dist.low, box.base_dist.high
+                unit.clamp_((low - origin) / width, (high - origin) / width)
+        bar.update()
+    return (origin + unit * width).detach()
+
+
+def _different(designs: Tensor, width: Tensor, num_designs: int) -> list[Tensor]:
+    """Return the first designs that are not within a fiftieth of one before."""
+    chosen: list[Tensor] = []
+    for design in designs:
+        distances = [((design - other) / width).abs().max() for other in chosen]
+        if all(distance > 0.02 for distance in distances):
+            chosen.append(design)
+    return chosen[:num_designs]

@@ -1,0 +1,53 @@
+"""How far a design search has come."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = ["Progress"]
+
+
+@dataclass
+class Progress:
+    """All that changes during a search beside weights and optimisers.
+
+    Attributes:
+        step: Number of completed steps.
+        num_simulations: Number of simulations run, failed ones included.
+        num_invalid_simulations: Number of those that failed.
+        seconds: Time spent on completed steps.
+        history: One list per recorded quantity, with one entry per step.
+    """
+
+    step: int = 0
+    num_simulations: int = 0
+    num_invalid_simulations: int = 0
+    seconds: float = 0.0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+
+    def record(self, **values: Any) -> None:
+        """Append one entry for each quantity."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+
+    def on_plateau(self, window: int, num_warmup_steps: int) -> bool:
+        """Whether the information no longer grows.
+
+        Args:
+            window: Number of steps to average over.
+            num_warmup_steps: Number of first steps to leave out.
+
+        Returns:
+            Whether the mean over the last `window` steps is a standard error lower
+            than over as many before.
+        """
+        # On windows that do not overlap: of many looks at the same noise one would
+        # stop the search too soon.
+        values = self.history["eig"][num_warmup_steps:]
+        if len(values) < 2 * window or len(values) % window:
+            return False
+        recent = torch.tensor(values[-window:])
+        before = torch.tensor(values[-2 * window : -window])
+        noise = ((recent.var() + before.var()) / window).sqrt()
+        return bool(recent.mean() < before.mean() - noise)

@@ -1,0 +1,180 @@
+"""Terms of the estimates of the expected information gain."""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.objectives.bounds import (
+    barber_agakov_bound,
+    generalized_kl_bound,
+    marginal_difference,
+    nwj_bound,
+    ratio_critic,
+)
+from sbi_boed_plugin.objectives.generalized_kl import partition_function
+from sbi_boed_plugin.objectives.info_nce import (
+    contrastive_bound,
+    fresh_contrast,
+    log_likelihood_matrix,
+)
+
+__all__ = ["information_terms"]
+
+
+def information_terms(
+    bound: str,
+    estimator: Any,
+    marginal_estimator: Any | None,
+    prior: Distribution,
+    theta: Tensor,
+    x: Tensor,
+    design: Tensor,
+    num_contrastive: int,
+    max_pairs: int,
+) -> tuple[Tensor, Tensor]:
+    """Return each simulation's term, as a lower and an upper one.
+
+    The two differ for the nested estimates alone.
+
+    Args:
+        bound: Name of the bound.
+        estimator: Likelihood or posterior.
+        marginal_estimator: Density of the data, if the bound needs one.
+        prior: Distribution of the parameters.
+        theta: Parameters of shape `(num_samples, dim_theta)`.
+        x: Data of shape `(num_samples, dim_x)`.
+        design: Design of shape `(1, dim_design)`.
+        num_contrastive: Number of contrastive parameters, or draws of the base.
+        max_pairs: Largest number of densities evaluated at once.
+
+    Returns:
+        Terms of shape `(num_samples,)` each, in nats.
+    """
+    # Chunks over simulations as well as over contrastive samples: the parameters of
+    # all pairs at once may not fit either.
+    rows = max(1, max_pairs // (num_contrastive + 1))
+    chunks = zip(theta.split(rows), x.split(rows), strict=True)
+    if bound in ("barber_agakov", "gkl"):
+        terms = torch.cat(
+            [
+                _posterior_terms(estimator, prior, *chunk, design, num_contrastive)
+                if bound == "gkl"
+                else _posterior_terms(estimator, prior, *chunk, design, 0)
+                for chunk in chunks
+            ]
+        )
+        return terms, terms
+    log_prob = _as_conditional_log_prob(estimator, design.shape[-1])
+    lower, upper = [], []
+    for theta_0, x_0 in chunks:
+        log_marginal = None
+        if marginal_estimator is not None:
+            marginal = _in_precision_of(marginal_estimator)
+            log_marginal = marginal(x_0.unsqueeze(0), design.expand(len(x_0), -1))[0]
+        if bound == "marginal":
+            condition = torch.cat([theta_0, design.expand(len(theta_0), -1)], dim=-1)
+            log_likelihood = log_prob(x_0.unsqueeze(0), condition)[0]
+            terms = marginal_difference(log_likelihood, cast(Tensor, log_marginal))
+            lower.append(terms)
+            upper.append(terms)
+            continue
+        contrast = fresh_contrast(prior, num_contrastive, len(x_0))
+        theta_all = torch.cat([theta_0.unsqueeze(0), contrast])
+        conditions = torch.cat(
+            [theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1
+        )
+        matrix = log_likelihood_matrix(log_prob, x_0, conditions, max_pairs=max_pairs)
+        if bound == "nwj":
+            terms = _nwj_terms(matrix, log_marginal)
+            lower.append(terms)
+            upper.append(terms)
+            continue
+        lower.append(contrastive_bound(matrix))
+        mean = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
+        upper.append(matrix[0] - mean)
+    return torch.cat(lower), torch.cat(upper)
+
+
+def _nwj_terms(matrix: Tensor, log_marginal: Tensor | None) -> Tensor:
+    """Return the terms, with a marginal from parameters that the critic is not for."""
+    marginal_rows = matrix[1:]
+    if log_marginal is None:
+        half = len(marginal_rows) // 2
+        log_marginal = torch.logsumexp(marginal_rows[:half], dim=0) - math.log(half)
+        marginal_rows = marginal_rows[half:]
+    return nwj_bound(
+        ratio_critic(matrix[0], log_marginal),
+        ratio_critic(marginal_rows, log_marginal),
+    )
+
+
+def _posterior_terms(
+    estimator: Any,
+    prior: Distribution,
+    theta: Tensor,
+    x: Tensor,
+    design: Tensor,
+    num_partition_samples: int,
+) -> Tensor:
+    """Return the terms of a posterior, unnormalized if there are draws to take."""
+    log_prior = prior.log_prob(theta)
+    data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
+    if not num_partition_samples:
+        normalized = getattr(estimator, "base", estimator)
+        log_prob = _in_precision_of(normalized)
+        return barber_agakov_bound(
+            log_prob(theta.unsqueeze(0), data)[0], log_prior.to(theta)
+        )
+    dtype = next(estimator.parameters()).dtype
+    theta, data = theta.to(dtype), data.to(dtype)
+    draws = estimator.base.sample(torch.Size((num_partition_samples,)), data)
+    return generalized_kl_bound(
+        estimator.base.log_prob(theta.unsqueeze(0), data)[0],
+        estimator.log_ratio(theta.unsqueeze(0), data)[0],
+        log_prior.to(theta),
+        partition_function(estimator.log_ratio(draws, data)),
+    )
+
+
+def _as_conditional_log_prob(
+    likelihood: Any, dim_design: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return `likelihood` in the calling convention of sbi's estimators."""
+    if hasattr(likelihood, "log_prob"):
+        return _in_precision_of(likelihood)
+    if not callable(likelihood):
+        raise TypeError(
+            "estimator must be an estimator with log_prob(input, condition) or a "
+            f"function of (x, theta, design), got {type(likelihood).__name__}."
+        )
+
+    log_likelihood = cast(Callable[[Tensor, Tensor, Tensor], Tensor], likelihood)
+
+    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
+        theta, design = condition[..., :-dim_design], condition[..., -dim_design:]
+        values = log_likelihood(input.squeeze(0), theta, design)
+        if values.shape != theta.shape[:1]:
+            raise ValueError(
+                f"log_likelihood(x, theta, design) returned shape "
+                f"{tuple(values.shape)} for {len(theta)} rows, but must return one "
+                f"number per row, of shape ({len(theta)},): sum over the data of a row."
+            )
+        return values.unsqueeze(0)
+
+    return log_prob
+
+
+def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the density of an estimator for inputs of any precision."""
+    if not isinstance(estimator, torch.nn.Module):
+        return estimator.log_prob
+    dtype = next(estimator.parameters()).dtype
+
+    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
+        return estimator.log_prob(input.to(dtype), condition.to(dtype))
+
+    return log_prob

@@ -1,0 +1,118 @@
+r"""Bounds of the mutual information beside the contrastive one.
+
+Each function returns one term per simulation :math:`(\theta, \xi, x)`, in nats, whose
+mean estimates the mutual information of :math:`\theta` and :math:`x` at the designs.
+The contrastive bound is in :mod:`~sbi_boed_plugin.objectives.info_nce`.
+
+References:
+    Barber and Agakov, *The IM Algorithm*, NeurIPS 2003. Nguyen, Wainwright and Jordan,
+    *Estimating Divergence Functionals and the Likelihood Ratio by Convex Risk
+    Minimization*, 2010. Foster et al., *Variational Bayesian Optimal Experimental
+    Design*, NeurIPS 2019, https://arxiv.org/abs/1903.05480. Miller et al.,
+    *Simulation-based Inference with the Generalized Kullback-Leibler Divergence*,
+    2023, https://arxiv.org/abs/2310.01808.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "barber_agakov_bound",
+    "generalized_kl_bound",
+    "marginal_difference",
+    "nwj_bound",
+    "ratio_critic",
+]
+
+
+def barber_agakov_bound(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
+    r"""Return :math:`\log q(\theta \mid x, \xi) - \log p(\theta)`.
+
+    A lower bound in expectation for any normalized :math:`q`, loose by the divergence
+    of :math:`q` from the posterior, and without a cap.
+
+    Args:
+        log_posterior: Learned log-posterior of shape `(batch_dim,)`.
+        log_prior: Log-density of the prior of shape `(batch_dim,)`.
+
+    Returns:
+        Terms of shape `(batch_dim,)`, in nats.
+    """
+    return log_posterior - log_prior
+
+
+def marginal_difference(log_likelihood: Tensor, log_marginal: Tensor) -> Tensor:
+    r"""Return :math:`\log q(x \mid \theta, \xi) - \log r(x \mid \xi)`.
+
+    An upper bound in expectation if :math:`q` is the true likelihood, a lower bound if
+    :math:`r` is the true marginal, and of no fixed sign if both are learned.
+
+    Args:
+        log_likelihood: Log-likelihood of shape `(batch_dim,)`.
+        log_marginal: Log-density of the data alone, of shape `(batch_dim,)`.
+
+    Returns:
+        Terms of shape `(batch_dim,)`, in nats.
+    """
+    return log_likelihood - log_marginal
+
+
+def nwj_bound(critic: Tensor, marginal_critic: Tensor) -> Tensor:
+    r"""Return :math:`T(\theta_0, x) - \frac1L \sum_l e^{T(\theta_l, x) - 1}`.
+
+    A lower bound in expectation for any critic :math:`T` that does not depend on the
+    :math:`\theta_l`. It has no cap, and a variance that grows with the exponential of
+    the information.
+
+    Args:
+        critic: Critic at the parameters of the simulation, of shape `(batch_dim,)`.
+        marginal_critic: Critic at independent parameters, of shape
+            `(num_contrastive, batch_dim)`.
+
+    Returns:
+        Terms of shape `(batch_dim,)`, in nats.
+
+    Example:
+        >>> import torch
+        >>> nwj_bound(torch.ones(1), torch.ones(4, 1))  # T = 1: nothing is learned
+        tensor([0.])
+    """
+    return critic - torch.exp(marginal_critic - 1.0).mean(dim=0)
+
+
+def ratio_critic(log_likelihoods: Tensor, log_marginal: Tensor) -> Tensor:
+    r"""Return the critic :math:`T = 1 + \log q(x \mid \theta) - \log r(x)`.
+
+    The best of all critics for :func:`nwj_bound` if both densities are the true ones.
+
+    Args:
+        log_likelihoods: Log-likelihoods of shape `(..., batch_dim)`.
+        log_marginal: Any estimate of the log-density of the data, of shape
+            `(batch_dim,)`, that does not depend on the parameters the critic sees.
+
+    Returns:
+        Critic of the shape of `log_likelihoods`.
+    """
+    return 1.0 + log_likelihoods - log_marginal
+
+
+def generalized_kl_bound(
+    log_base: Tensor, log_ratio: Tensor, log_prior: Tensor, partition: Tensor
+) -> Tensor:
+    r"""Return :math:`\log b(\theta|x) + \rho(\theta, x) - \log p(\theta) + 1 - Z(x)`.
+
+    A lower bound in expectation from the unnormalized posterior :math:`b \, e^\rho`
+    with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho(\theta, x)}]`, because
+    :math:`\log Z \leq Z - 1`. With :math:`\rho = 0` it is the bound of Barber and
+    Agakov, with the prior as :math:`b` the one of Nguyen, Wainwright and Jordan.
+
+    Args:
+        log_base: Log-density of the normalized base, of shape `(batch_dim,)`.
+        log_ratio: Energy ratio :math:`\rho` of shape `(batch_dim,)`.
+        log_prior: Log-density of the prior of shape `(batch_dim,)`.
+        partition: Unbiased estimate of :math:`Z(x)`, of shape `(batch_dim,)`.
+
+    Returns:
+        Terms of shape `(batch_dim,)`, in nats.
+    """
+    return log_base + log_ratio - log_prior + 1.0 - partition

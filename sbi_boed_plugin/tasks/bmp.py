@@ -1,0 +1,181 @@
+r"""A cell's response to a growth factor: the onestep model of BMP signalling.
+
+The model is that of Su et al., *Ligand-Receptor Promiscuity Enables Cellular
+Addressing*, Cell Systems 2022, in its simplest form: one ligand, one receptor of each
+type, and one step of binding.
+"""
+
+import math
+
+import torch
+from sbi.utils import BoxUniform
+from torch import Tensor
+from torch.distributions.transforms import ExpTransform
+
+from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
+
+__all__ = ["BMP", "bound_fraction"]
+
+
+def bound_fraction(k: Tensor) -> Tensor:
+    r"""Return the fraction of receptors in a complex with the ligand.
+
+    With one unit of each of two receptors and :math:`k` the affinity times the
+    concentration of the ligand,
+
+    .. math:: T = \frac{2k + 1 - \sqrt{4k + 1}}{2k} = \frac{4k}{(\sqrt{4k+1} + 1)^2}.
+
+    The second form loses no digits for small :math:`k`, where :math:`T \to k`.
+
+    Args:
+        k: Affinity times concentration, not negative, of any shape.
+
+    Returns:
+        Fractions in [0, 1], of the shape of `k`.
+
+    Example:
+        >>> bound_fraction(torch.tensor([0.0, 1e-6, 2.0]))
+        tensor([0.0000e+00, 1.0000e-06, 5.0000e-01])
+    """
+    root = torch.sqrt(4.0 * k + 1.0)
+    return 4.0 * k / (root + 1.0).square()
+
+
+class BMP(GaussianTask):
+    r"""How much growth factor to give a cell whose response is measured.
+
+    .. math:: x_j = \varepsilon\, T(K \xi_j) + \sigma \epsilon_j, \quad
+        \epsilon_j \sim N(0, 1), \quad (K, \varepsilon) \sim U(0, 1)^2, \quad
+        \xi_j \in [10^{-6}, 1000],
+
+    where :math:`T` is `bound_fraction`: the ligand, at concentration :math:`\xi`, is
+    not depleted by binding. Concentrations span decades and are logarithms for a
+    network. The more of it, the more a single measurement tells, up to the largest.
+
+    The model as published has no noise (`noise=0.0`). The response is then a function
+    of the parameters: there is no likelihood, and the information gain is infinite at
+    every design, so that it cannot tell which is better.
+
+    Args:
+        dim_design: Number of measurements, independent given the parameters.
+        noise: Standard deviation of the noise; the largest response is one. Zero
+            for the model without noise.
+
+    Raises:
+        ValueError: If `dim_design` is below one, or `noise` negative or not finite.
+
+    Example:
+        >>> task = BMP()
+        >>> value, standard_error = task.exact_eig(torch.tensor([10.0]))
+        >>> f"{value:.2f} nats"
+        '2.15 nats'
+    """
+
+    name = "bmp"
+    parameter_names = ("affinity K", "efficiency ε")
+    design_transform = ExpTransform().inv
+
+    def __init__(self, *, dim_design: int = 1, noise: float = 0.02) -> None:
+        if dim_design < 1:
+            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
+        if not 0.0 <= noise < math.inf:
+            raise ValueError(
+                f"`noise` must be a standard deviation of at least 0, got {noise}: "
+                "0 is the model without noise, 0.02 the default."
+            )
+        self.noise = float(noise)
+        self.prior = BoxUniform(torch.zeros(2), torch.ones(2))
+        self.design_low = torch.full((dim_design,), 1e-6)
+        self.design_high = torch.full((dim_design,), 1_000.0)
+        self.true_parameters = torch.tensor([[0.85, 0.85]])
+        self.dim_x = dim_design
+        if dim_design == 1:
+            self.design_names, self.x_names = ("concentration ξ",), ("response x",)
+        else:
+            labels = range(1, dim_design + 1)
+            self.design_names = tuple(f"concentration ξ{j}" for j in labels)
+            self.x_names = tuple(f"response x{j}" for j in labels)
+
+    @property
+    def has_log_likelihood(self) -> bool:
+        """Whether there is noise, and with it a likelihood."""
+        return self.noise > 0.0
+
+    @property
+    def has_exact_eig(self) -> bool:
+        """Whether there is noise, and with it a finite information gain."""
+        return self.noise > 0.0
+
+    def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """Return `log p(x | theta, design)`; leading dimensions broadcast.
+
+        Args:
+            x: Data of shape `(..., dim_design)`.
+            theta: Parameters of shape `(..., 2)`.
+            design: Designs of shape `(..., dim_design)`.
+
+        Returns:
+            Log-densities of the broadcast leading shape `(...)`, in nats.
+
+        Raises:
+            NotImplementedError: If `noise` is zero (`has_log_likelihood` is `False`).
+        """
+        if not self.has_log_likelihood:
+            raise NotImplementedError(
+                "Task 'bmp' with `noise=0.0` has no likelihood, as the response is a "
+                "function of the parameters: test `task.has_log_likelihood` first, or "
+                "create the task with `noise` above zero."
+            )
+        return super().log_likelihood(x, theta, design)
+
+    def exact_eig_grid(
+        self, designs: Tensor, *, num_samples: int = 8_192, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the expected information gain of many designs.
+
+        Args:
+            designs: Designs of shape `(num_designs, dim_design)`.
+            num_samples: Number of parameters in each of eight replicates, a power of
+                two at best.
+            seed: Seed of the parameters; global random state is neither used nor
+                changed.
+
+        Returns:
+            Values and standard errors of shape `(num_designs,)`, in nats and double
+            precision, on the CPU.
+
+        Raises:
+            NotImplementedError: If `noise` is zero: the gain is infinite
+                (`has_exact_eig` is `False`).
+            ValueError: If `designs` has another shape, is negative or not finite, or
+                if there are fewer than two samples.
+        """
+        if not self.has_exact_eig:
+            raise NotImplementedError(
+                "Task 'bmp' with `noise=0.0` has an infinite information gain at every "
+                "design: test `task.has_exact_eig` first, or create the task with "
+                "`noise` above zero."
+            )
+        return super().exact_eig_grid(designs, num_samples=num_samples, seed=seed)
+
+    def _check_theta(self, theta: Tensor) -> None:
+        check_not_negative(
+            "theta", theta, "affinities and efficiencies", "choose them from [0, 1]"
+        )
+
+    def _check_design(self, name: str, design: Tensor) -> None:
+        check_not_negative(
+            name, design, "concentrations", "choose them between 1e-6 and 1000"
+        )
+
+    def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
+        return theta[..., 1:] * bound_fraction(theta[..., :1] * design)
+
+    def _scale(self, mean: Tensor) -> Tensor:
+        return torch.full_like(mean, self.noise)
+
+    def _mean_range(self, theta: Tensor) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def _prior_quantiles(self, points: Tensor) -> Tensor:
+        return points

@@ -1,0 +1,137 @@
+r"""A drug in the blood: one compartment, with absorption and elimination.
+
+The model is that of Ryan et al., *Towards Bayesian Experimental Design for Nonlinear
+Models That Require a Large Number of Sampling Times*, CSDA 2014, as in Kleinegesse and
+Gutmann, *Bayesian Experimental Design for Implicit Models by Mutual Information Neural
+Estimation*, ICML 2020, https://arxiv.org/abs/2002.08129.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, LogNormal
+from torch.distributions.transforms import ExpTransform
+
+from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
+
+__all__ = ["Pharmacokinetic", "concentration"]
+
+DOSE = 400.0
+HORIZON = 24.0
+PRIOR_MEDIAN = (1.0, 0.1, 20.0)
+PRIOR_SCALE = math.sqrt(0.05)
+MULTIPLICATIVE_VARIANCE = 0.01
+ADDITIVE_VARIANCE = 0.1
+
+
+def concentration(theta: Tensor, times: Tensor) -> Tensor:
+    r"""Return the concentration of a drug in the blood, without noise.
+
+    .. math:: m(t) = \frac{400}{V} \frac{k_a}{k_a - k_e}
+        \big(e^{-k_e t} - e^{-k_a t}\big),
+
+    and its limit :math:`\frac{400}{V} k_a t\, e^{-k_a t}` where the rates are equal.
+
+    Args:
+        theta: Rates of absorption and elimination and volumes, of shape `(..., 3)`.
+        times: Times of shape `(..., dim_design)`.
+
+    Returns:
+        Concentrations of shape `(..., dim_design)`, leading dimensions broadcast.
+
+    Example:
+        >>> concentration(torch.tensor([1.0, 0.1, 20.0]), torch.tensor([0.0, 2.0]))
+        tensor([ 0.0000, 15.1866])
+        >>> concentration(torch.tensor([0.5, 0.5, 20.0]), torch.tensor([2.0]))
+        tensor([7.3576])
+    """
+    absorption, elimination, volume = theta.unbind(dim=-1)
+    slower = torch.minimum(absorption, elimination).unsqueeze(-1)
+    difference = (absorption - elimination).abs().unsqueeze(-1)
+    # (exp(-a t) - exp(-b t)) / (b - a) with the slower rate taken out: no difference of
+    # nearly equal numbers, and no overflow. The ratio is one where both are tiny.
+    y = (difference * times).clamp(min=1e-30)
+    remaining = times * torch.exp(-slower * times) * (-torch.expm1(-y) / y)
+    return (DOSE * absorption / volume).unsqueeze(-1) * remaining
+
+
+class Pharmacokinetic(GaussianTask):
+    r"""When to take blood after a patient swallowed a drug.
+
+    .. math:: x_j \sim N\big(m(t_j),\; 0.01\, m(t_j)^2 + 0.1\big), \quad
+        \log (k_a, k_e, V) \sim N\big(\log (1, 0.1, 20),\; 0.05\, I\big), \quad
+        t_j \in [0, 24],
+
+    with the concentration :math:`m` of `concentration`, times in hours, rates per hour
+    and the volume in litres. The prior is log-normal: parameters are positive, and
+    logarithms for a network.
+
+    Args:
+        dim_design: Number of blood samples, in any order.
+
+    Raises:
+        ValueError: If `dim_design` is below one.
+
+    Example:
+        >>> task = Pharmacokinetic()
+        >>> value, standard_error = task.exact_eig(torch.tensor([12.0]))
+        >>> f"{value:.2f} nats"
+        '1.14 nats'
+    """
+
+    name = "pharmacokinetic"
+    parameter_names = (
+        "absorption rate kₐ [1/h]",
+        "elimination rate kₑ [1/h]",
+        "volume V [l]",
+    )
+    theta_transform = ExpTransform().inv
+
+    def __init__(self, *, dim_design: int = 1) -> None:
+        if dim_design < 1:
+            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
+        self.prior = Independent(
+            LogNormal(
+                torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),
+                torch.full((3,), PRIOR_SCALE),
+            ),
+            1,
+        )
+        self.design_low = torch.zeros(dim_design)
+        self.design_high = torch.full((dim_design,), HORIZON)
+        # Within two standard deviations of the prior: neither special nor rare.
+        self.true_parameters = torch.tensor([[1.5, 0.15, 15.0]])
+        self.dim_x = dim_design
+        if dim_design == 1:
+            self.design_names, self.x_names = ("time [h]",), ("concentration [mg/l]",)
+        else:
+            labels = range(1, dim_design + 1)
+            self.design_names = tuple(f"time {j} [h]" for j in labels)
+            self.x_names = tuple(f"concentration at time {j} [mg/l]" for j in labels)
+
+    def _check_theta(self, theta: Tensor) -> None:
+        if (theta <= 0).any():
+            raise ValueError(
+                "`theta` holds rates and volumes, which are positive, got "
+                f"{float(theta.min()):g}: pass natural units, not logarithms."
+            )
+
+    def _check_design(self, name: str, design: Tensor) -> None:
+        check_not_negative(
+            name, design, "times", f"choose them between 0 and {HORIZON:g} hours"
+        )
+
+    def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
+        return concentration(theta, design)
+
+    def _scale(self, mean: Tensor) -> Tensor:
+        return torch.sqrt(MULTIPLICATIVE_VARIANCE * mean.square() + ADDITIVE_VARIANCE)
+
+    def _mean_range(self, theta: Tensor) -> tuple[float, float]:
+        # The blood never holds more than the whole dose.
+        return 0.0, DOSE / float(theta[:, 2].min())
+
+    def _prior_quantiles(self, points: Tensor) -> Tensor:
+        median = torch.tensor(PRIOR_MEDIAN, dtype=points.dtype)
+        return median * torch.exp(PRIOR_SCALE * torch.special.ndtri(points))

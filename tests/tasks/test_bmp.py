@@ -1,0 +1,171 @@
+"""The response to a growth factor against series, limits and nested Monte Carlo."""
+
+import math
+import pickle
+from fractions import Fraction
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import BMP
+from sbi_boed_plugin.tasks.bmp import bound_fraction
+from tests.tasks.exact_cases import (
+    assert_exact_eig_agrees_with_nested_monte_carlo,
+    assert_on_the_device_of_the_data,
+    kolmogorov_smirnov,
+)
+
+
+def catalan_series(k: float, num_terms: int = 30) -> float:
+    """T = 1 - C(-k), with C the generating function of the Catalan numbers."""
+    exact, total = Fraction(k), Fraction(0)
+    for n in range(1, num_terms):
+        catalan = math.comb(2 * n, n) // (n + 1)
+        total -= catalan * (-exact) ** n
+    return float(total)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bound_fraction_is_its_series_for_small_arguments(dtype):
+    k = torch.logspace(-12, -1.5, 50, dtype=dtype)
+    expected = torch.tensor([catalan_series(value) for value in k.tolist()]).double()
+    # A few units in the last place.
+    rtol = 5.0 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(bound_fraction(k).double(), expected, rtol=rtol, atol=0)
+
+
+def test_bound_fraction_is_the_formula_as_written():
+    k = torch.logspace(-2, 3, 100, dtype=torch.float64)
+    written = ((2 * k + 1) - (4 * k + 1).sqrt()) / (2 * k)
+    torch.testing.assert_close(bound_fraction(k), written, rtol=1e-11, atol=0)
+    single = bound_fraction(k.float()).double()
+    torch.testing.assert_close(single, written, rtol=1e-6, atol=0)
+
+
+def test_bound_fraction_solves_the_binding_equilibrium():
+    # T complexes of two receptors, of which one unit each: T = k (1 - T)^2.
+    k = torch.logspace(-9, 3, 100, dtype=torch.float64)
+    t = bound_fraction(k)
+    torch.testing.assert_close(t, k * (1.0 - t).square(), rtol=1e-10, atol=0)
+
+
+def test_bound_fraction_has_its_limits():
+    assert float(bound_fraction(torch.tensor(0.0))) == 0.0
+    k = torch.tensor(1e10, dtype=torch.float64)
+    # 1 - T = 1 / sqrt(k) to first order.
+    assert float((1.0 - bound_fraction(k)) * k.sqrt()) == pytest.approx(1.0, rel=1e-4)
+    values = bound_fraction(torch.logspace(-8, 8, 1_000))
+    assert (values.diff() >= 0).all() and values.max() <= 1.0
+
+
+def test_simulated_data_follow_the_likelihood():
+    task = BMP(dim_design=2, noise=0.1)
+    num = 20_000
+    theta = torch.tensor([[0.85, 0.4]]).expand(num, -1)
+    design = torch.tensor([[0.3, 500.0]]).expand(num, -1)
+    x = task.simulator(theta, design)
+    k = 0.85 * torch.tensor([0.3, 500.0])
+    mean = 0.4 * ((2 * k + 1) - (4 * k + 1).sqrt()) / (2 * k)
+    expected = torch.distributions.Normal(mean, 0.1)
+    for column in expected.cdf(x).T:
+        assert kolmogorov_smirnov(column) < 1.0
+    torch.testing.assert_close(
+        task.log_likelihood(x, theta, design),
+        expected.log_prob(x).sum(dim=1),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_likelihood_integrates_to_one():
+    task = BMP()
+    x = torch.linspace(-1.0, 2.0, 30_001, dtype=torch.float64)
+    for theta, design in (((0.85, 0.85), 1e-6), ((0.1, 0.9), 3.0), ((1.0, 1.0), 1e3)):
+        log_prob = task.log_likelihood(
+            x[:, None], torch.tensor([theta]), torch.tensor([design])
+        )
+        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.2])
+@pytest.mark.parametrize("design", [[0.1], [1_000.0], [1.0, 100.0]])
+def test_exact_eig_agrees_with_nested_monte_carlo(noise, design):
+    task = BMP(dim_design=len(design), noise=noise)
+    assert_exact_eig_agrees_with_nested_monte_carlo(task, design, num_samples=1_024)
+
+
+def test_nothing_is_learned_without_ligand():
+    value, error = BMP().exact_eig(torch.tensor([0.0]))
+    assert abs(value) < 1e-9 and error < 1e-9
+
+
+def test_at_saturation_only_the_efficiency_is_measured():
+    # T = 1: a uniform number plus noise, whose entropy for small noise exceeds that
+    # of the uniform number by two edges of 0.597 standard deviations.
+    noise = 0.02
+    value, _ = BMP(noise=noise).exact_eig(torch.tensor([1e12]))
+    edge = _edge_entropy()
+    expected = 2.0 * noise * edge - math.log(noise * math.sqrt(2.0 * math.pi * math.e))
+    assert value == pytest.approx(expected, abs=2e-4)
+
+
+def _edge_entropy() -> float:
+    """Entropy of the blurred edge of a uniform density, per standard deviation."""
+    z = torch.linspace(-9.0, 9.0, 10_001, dtype=torch.float64)
+    density = torch.special.ndtr(z)
+    return -float(torch.trapezoid(torch.special.xlogy(density, density), z))
+
+
+def test_a_single_measurement_tells_most_at_the_largest_concentration():
+    task = BMP()
+    grid = torch.logspace(-6, 3, 46).unsqueeze(1)
+    values, _ = task.exact_eig_grid(grid, num_samples=1_024)
+    assert (values.diff() > -1e-9).all()
+    assert float(values[-1]) == pytest.approx(2.485, abs=2e-3)
+
+
+def test_less_noise_is_more_information():
+    design = torch.tensor([10.0])
+    values = [
+        BMP(noise=noise).exact_eig(design, num_samples=1_024)[0]
+        for noise in (0.2, 0.1, 0.05, 0.02)
+    ]
+    assert values == sorted(values)
+
+
+def test_without_noise_the_response_is_a_function():
+    task = BMP(noise=0.0)
+    theta = torch.tensor([[0.5, 0.8]]).expand(3, -1)
+    x = task.simulator(theta, torch.tensor([[4.0]]).expand(3, -1))
+    torch.testing.assert_close(x, torch.full((3, 1), 0.4))
+    assert not task.has_log_likelihood and not task.has_exact_eig
+    with pytest.raises(NotImplementedError, match="`noise=0.0` has no likelihood"):
+        task.log_likelihood(x, theta, torch.ones(3, 1))
+    for function in (task.exact_eig, task.exact_eig_grid):
+        with pytest.raises(NotImplementedError, match="infinite information gain"):
+            function(torch.ones(1, 1))
+
+
+def test_keeps_its_noise_when_pickled():
+    task = pickle.loads(pickle.dumps(BMP(noise=0.3)))
+    assert task.noise == 0.3
+
+
+def test_likelihood_is_on_the_device_of_the_data():
+    assert_on_the_device_of_the_data(BMP(dim_design=2))
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
+def test_noise_must_be_a_standard_deviation(noise):
+    with pytest.raises(ValueError, match=f"`noise` must be .*, got {noise}"):
+        BMP(noise=noise)
+
+
+def test_negative_numbers_are_refused():
+    task = BMP()
+    with pytest.raises(ValueError, match="`theta` holds affinities .*, got -0.5"):
+        task.simulator(torch.tensor([[-0.5, 0.5]]), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="`design` holds concentrations.*, got -1"):
+        task.simulator(torch.full((1, 2), 0.5), -torch.ones(1, 1))
+    with pytest.raises(ValueError, match="`design` holds concentrations.*, got -1"):
+        task.exact_eig(-torch.ones(1))

@@ -1,0 +1,199 @@
+"""Quadrature and nested estimates of the information against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import _entropy, get_task
+from sbi_boed_plugin.tasks._entropy import (
+    gaussian_information,
+    nested_information,
+    nodes_for,
+    share_among_nodes,
+    sobol_replicates,
+)
+from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, GridTask
+
+# One design of each task, and of those that measure several times.
+ONE_VALUE = {
+    "bmp": ({}, [10.0]),
+    "location_finding": ({}, [1.0, -0.5]),
+    "pharmacokinetic": ({}, [12.0]),
+    "ces": ({}, [10.0, 40.0, 30.0, 30.0, 20.0, 40.0]),
+}
+SEVERAL_VALUES = {
+    "bmp": ({"dim_design": 3}, [0.5, 5.0, 1_000.0]),
+    "pharmacokinetic": ({"dim_design": 3}, [0.5, 3.0, 15.0]),
+}
+
+
+def make(name: str) -> GridTask:
+    task = get_task(name)
+    assert isinstance(task, GridTask)
+    return task
+
+
+def affine_scale(mean: torch.Tensor) -> torch.Tensor:
+    return 0.1 + 0.05 * mean.abs()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 5.0])
+def test_information_about_a_gaussian_mean_is_the_closed_form(scale):
+    nodes = nodes_for(-8.0, 8.0, lambda mean: torch.full_like(mean, scale))
+    # Exact probabilities, not samples: what is left is the error of the quadratures.
+    shares = torch.exp(-0.5 * nodes.square())
+    shares = (shares / shares.sum()).unsqueeze(0)
+    value = gaussian_information(shares, nodes, torch.full_like(nodes, scale))
+    expected = 0.5 * math.log1p(1.0 / scale**2)
+    assert float(value) == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_node_is_no_information():
+    nodes = nodes_for(0.0, 20.0, affine_scale)
+    shares = torch.zeros(3, len(nodes), dtype=torch.float64)
+    shares[0, 0] = shares[1, len(nodes) // 2] = shares[2, -1] = 1.0
+    values = gaussian_information(shares, nodes, affine_scale(nodes))
+    # The rule's spacing has a kink where the nodes end and the tails begin.
+    assert values.abs().max() < 1e-4
+
+
+def test_two_distant_nodes_are_one_bit():
+    nodes = nodes_for(0.0, 20.0, affine_scale)
+    shares = torch.zeros(1, len(nodes), dtype=torch.float64)
+    shares[0, 0], shares[0, -1] = 0.5, 0.5
+    value = gaussian_information(shares, nodes, affine_scale(nodes))
+    assert float(value) == pytest.approx(math.log(2.0), abs=1e-4)
+
+
+def test_nodes_are_a_fraction_of_the_noise_apart():
+    nodes = nodes_for(0.0, 20.0, affine_scale)
+    steps = nodes.diff() / affine_scale(nodes[1:])
+    assert float(nodes[0]) == 0.0 and float(nodes[-1]) == pytest.approx(20.0)
+    assert (steps > 0).all() and float(steps.max()) < 1.01 / 32
+
+
+def test_shares_keep_mass_and_mean():
+    generator = torch.Generator().manual_seed(0)
+    values = 20.0 * torch.rand(5, 1_000, dtype=torch.float64, generator=generator)
+    values[:, :2] = torch.tensor([0.0, 20.0])
+    nodes = nodes_for(0.0, 20.0, affine_scale)
+    shares = share_among_nodes(values, nodes)
+    assert (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(shares @ nodes, values.mean(dim=1))
+
+
+def test_sobol_points_stay_inside_the_cube_and_differ():
+    replicates = torch.stack(sobol_replicates(3, 512, seed=0))
+    assert replicates.min() > 0.0 and replicates.max() < 1.0
+    assert len(replicates.flatten(1).unique(dim=0)) == len(replicates)
+    assert (replicates.mean(dim=1) - 0.5).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("dim_x", [2, 5])
+def test_nested_information_is_the_closed_form(dim_x):
+    # Repeated measurements of one standard normal number, with noise of 0.3.
+    def moments(theta):
+        mean = theta.expand(-1, dim_x)
+        return mean, torch.full_like(mean, 0.3)
+
+    value, error = nested_information(
+        moments,
+        torch.special.ndtri,
+        dim_theta=1,
+        dim_x=dim_x,
+        num_samples=16_384,
+        seed=0,
+    )
+    expected = 0.5 * math.log1p(dim_x / 0.3**2)
+    assert error < 5e-3
+    assert value == pytest.approx(expected, abs=4.0 * error)
+
+
+def test_nested_and_quadrature_agree_for_one_measurement():
+    for name in ("bmp", "location_finding", "pharmacokinetic"):
+        task, design = make(name), torch.tensor(ONE_VALUE[name][1]).double()
+        assert isinstance(task, GaussianTask)
+        nested, error = task._nested(design, num_samples=1_024, seed=0)
+        value, _ = task.exact_eig(design)
+        assert nested == pytest.approx(value, abs=4.0 * error), name
+
+
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_default_accuracy_is_a_thousandth(name):
+    arguments, design = ONE_VALUE[name]
+    _, error = get_task(name, **arguments).exact_eig(torch.tensor(design))
+    assert error <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVERAL_VALUES)
+def test_default_accuracy_of_several_measurements(name):
+    arguments, design = SEVERAL_VALUES[name]
+    _, error = get_task(name, **arguments).exact_eig(torch.tensor(design))
+    assert error <= 5e-3
+
+
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_the_standard_error_is_honest(name):
+    arguments, design = ONE_VALUE[name]
+    task = get_task(name, **arguments)
+    reference, _ = task.exact_eig(torch.tensor(design), num_samples=16_384)
+    runs = [
+        task.exact_eig(torch.tensor(design), num_samples=256, seed=seed)
+        for seed in range(1, 21)
+    ]
+    values, errors = torch.tensor(runs, dtype=torch.float64).T
+    # Scores of Student's t with seven degrees of freedom have a spread of 1.2.
+    scores = (values - reference) / errors
+    assert float(scores.square().mean().sqrt()) < 2.0
+
+
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_grid_is_the_same_as_design_by_design_and_in_chunks(name, monkeypatch):
+    task = make(name)
+    designs = torch.stack([task.design_low, 0.5 * task.design_high, task.design_high])
+    values, errors = task.exact_eig_grid(designs, num_samples=128)
+    assert values.shape == errors.shape == (3,)
+    assert values.dtype == torch.float64
+    single = [task.exact_eig(design, num_samples=128) for design in designs]
+    assert single == [
+        pytest.approx(pair)
+        for pair in zip(values.tolist(), errors.tolist(), strict=True)
+    ]
+    monkeypatch.setattr("sbi_boed_plugin.tasks._gaussian_task._MAX_MEANS", 128)
+    chunked, _ = task.exact_eig_grid(designs, num_samples=128)
+    torch.testing.assert_close(chunked, values)
+    assert task.exact_eig_grid(designs[:0])[0].shape == (0,)
+
+
+@pytest.mark.parametrize("cases", [ONE_VALUE, SEVERAL_VALUES])
+def test_seeded_and_without_touching_the_global_generator(cases):
+    for name, (arguments, design) in cases.items():
+        task, point = get_task(name, **arguments), torch.tensor(design)
+        state = torch.get_rng_state()
+        first = task.exact_eig(point, num_samples=128, seed=1)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert task.exact_eig(point, num_samples=128, seed=1) == first
+        assert task.exact_eig(point, num_samples=128, seed=2) != first
+
+
+def test_nested_information_is_the_same_in_chunks(monkeypatch):
+    task = get_task("pharmacokinetic", dim_design=2)
+    design = torch.tensor([1.0, 10.0])
+    whole = task.exact_eig(design, num_samples=128)
+    monkeypatch.setattr(_entropy, "_MAX_BLOCK", 1_000)
+    assert task.exact_eig(design, num_samples=128) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("name", ONE_VALUE)
+def test_exact_eig_refuses_what_it_cannot_use(name):
+    task = make(name)
+    design = task.design_high
+    with pytest.raises(ValueError, match="`num_samples` must be at least 2, got 1"):
+        task.exact_eig(design, num_samples=1)
+    with pytest.raises(ValueError, match=r"`designs` must have shape \(batch"):
+        task.exact_eig_grid(design)
+    with pytest.raises(ValueError, match="`design` must be finite"):
+        task.exact_eig(design * torch.nan)

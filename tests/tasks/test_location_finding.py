@@ -1,0 +1,113 @@
+"""Hidden sources against the model as written, symmetries and nested Monte Carlo."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_boed_plugin.tasks import LocationFinding
+from tests.tasks.exact_cases import (
+    assert_exact_eig_agrees_with_nested_monte_carlo,
+    assert_on_the_device_of_the_data,
+    kolmogorov_smirnov,
+)
+
+
+def log_signal(sources: list[list[float]], point: list[float]) -> float:
+    """The mean of the data, source by source."""
+    total = 0.1
+    for source in sources:
+        squared = sum((a - b) ** 2 for a, b in zip(source, point, strict=True))
+        total += 1.0 / (1e-4 + squared)
+    return math.log(total)
+
+
+@pytest.mark.parametrize(("num_sources", "dim_space"), [(1, 1), (2, 2), (3, 2), (2, 3)])
+def test_simulated_data_follow_the_likelihood(num_sources, dim_space):
+    task = LocationFinding(num_sources=num_sources, dim_space=dim_space)
+    num = 10_000
+    theta, design = task.prior.sample((1,)), task.design_space.sample((1,))
+    assert theta.shape == (1, num_sources * dim_space)
+    x = task.simulator(theta.expand(num, -1), design.expand(num, -1))
+    sources = theta.view(num_sources, dim_space).tolist()
+    expected = torch.distributions.Normal(log_signal(sources, design[0].tolist()), 0.5)
+    assert kolmogorov_smirnov(expected.cdf(x[:, 0])) < 1.0
+    torch.testing.assert_close(
+        task.log_likelihood(x, theta, design),
+        expected.log_prob(x[:, 0]),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_likelihood_integrates_to_one():
+    task = LocationFinding()
+    x = torch.linspace(-10.0, 20.0, 3_001, dtype=torch.float64)
+    for design in ([0.0, 0.0], [-1.0, -1.0 / 3.0], [4.0, -4.0]):
+        log_prob = task.log_likelihood(
+            x[:, None], task.true_parameters, torch.tensor(design)
+        )
+        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
+
+
+def test_likelihood_does_not_know_the_order_of_the_sources():
+    task = LocationFinding()
+    theta, design = task.prior.sample((50,)), task.design_space.sample((50,))
+    x = task.simulator(theta, design)
+    swapped = theta[:, [2, 3, 0, 1]]
+    torch.testing.assert_close(
+        task.log_likelihood(x, theta, design), task.log_likelihood(x, swapped, design)
+    )
+
+
+def test_signal_is_bounded_at_a_source_and_far_away():
+    task = LocationFinding(num_sources=1)
+    theta = torch.zeros(1, 2)
+    at_source = task._mean(theta, torch.zeros(1, 2))
+    assert float(at_source) == pytest.approx(math.log(0.1 + 1e4), rel=1e-6)
+    far_away = task._mean(theta, torch.full((1, 2), 1e6))
+    assert float(far_away) == pytest.approx(math.log(0.1), rel=1e-6)
+    low, high = LocationFinding(num_sources=3)._mean_range(theta)
+    assert low == pytest.approx(math.log(0.1))
+    assert high == pytest.approx(math.log(0.1 + 3e4))
+
+
+@pytest.mark.parametrize("design", [[0.0, 0.0], [1.5, -1.0], [-4.0, 4.0]])
+def test_exact_eig_agrees_with_nested_monte_carlo(design):
+    assert_exact_eig_agrees_with_nested_monte_carlo(LocationFinding(), design)
+
+
+@pytest.mark.parametrize(("num_sources", "dim_space"), [(1, 1), (3, 2), (2, 3)])
+def test_exact_eig_of_other_sizes(num_sources, dim_space):
+    task = LocationFinding(num_sources=num_sources, dim_space=dim_space)
+    assert_exact_eig_agrees_with_nested_monte_carlo(task, [0.7] * dim_space)
+
+
+def test_exact_eig_depends_on_the_distance_alone():
+    task = LocationFinding()
+    angles = torch.arange(0.0, 6.0, 0.7)
+    circle = 1.5 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    values, errors = task.exact_eig_grid(circle)
+    assert errors.max() < 1e-3
+    assert float(values.max() - values.min()) < 6.0 * float(errors.max())
+
+
+def test_exact_eig_is_largest_at_the_origin():
+    radius = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 4.0])
+    values, errors = LocationFinding().exact_eig_grid(
+        torch.stack([radius, torch.zeros(6)], dim=1)
+    )
+    expected = torch.tensor([0.827, 0.820, 0.786, 0.562, 0.280, 0.112])
+    # Three decimals are known.
+    torch.testing.assert_close(values.float(), expected, rtol=0, atol=1.5e-3)
+    assert (values.diff() < -3.0 * errors[1:]).all()
+
+
+def test_likelihood_is_on_the_device_of_the_data():
+    assert_on_the_device_of_the_data(LocationFinding())
+
+
+@pytest.mark.parametrize("argument", ["num_sources", "dim_space"])
+def test_sizes_must_be_positive(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+        LocationFinding(**{argument: 0})

@@ -1,0 +1,399 @@
+"""Simulations on workers: the same numbers everywhere, and failures that cost a row."""
+
+import os
+import random
+import threading
+import time
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch.distributions import Uniform
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin._parallel import _draw_seeds
+from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin.simulation import simulate_for_boed
+from tests.trainers.cases import message
+
+PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
+POLICY = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([2.0]))
+WORKERS = {"num_workers": 2, "simulation_batch_size": 8}
+BAD = [3, 17, 18, 40]
+
+
+def noisy(theta, design):
+    """Noise from every generator that a simulator may use."""
+    noise = torch.randn(len(theta), 1) + torch.from_numpy(
+        np.random.randn(len(theta), 1)
+    )
+    return torch.cat([theta * design, noise + random.random()], dim=1)
+
+
+def echo(theta, design):
+    """Data that tell which parameters and which design they are of."""
+    return torch.cat([theta, design], dim=1)
+
+
+def raises_for_negative(theta, design):
+    if (theta[:, 0] < 0).any():
+        raise ZeroDivisionError("negative rate")
+    return echo(theta, design)
+
+
+class NeedsTwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
+def raises_what_cannot_be_unpickled(theta, design):
+    raise NeedsTwoArguments("this", "that")
+
+
+def simulate(simulator=noisy, num_workers=1, **kwargs):
+    settings = {"num_simulations": 50, "seed": 0, "show_progress_bar": False, **kwargs}
+    return simulate_for_boed(
+        simulator, PRIOR, POLICY, num_workers=num_workers, **settings
+    )
+
+
+def rows(bad=()):
+    """Parameters that are positive apart from the rows `bad`, and designs."""
+    theta, design = torch.rand(50, 2) + 0.1, torch.rand(50, 1)
+    theta[list(bad)] *= -1
+    return theta, design
+
+
+def global_states():
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+
+
+def assert_only_bad_rows_are_missing(x, valid, theta, design):
+    expected = echo(theta, design)
+    expected[BAD] = torch.nan
+    assert torch.equal(valid, ~torch.isnan(expected[:, 0]))
+    assert torch.equal(x.nan_to_num(99.0), expected.nan_to_num(99.0))
+
+
+@pytest.fixture
+def threads():
+    """Threads instead of processes, which start anew after each error."""
+    with joblib.parallel_config(backend="threading"):
+        yield
+
+
+# --- The same numbers -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return simulate()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, None])
+def test_a_seed_gives_the_same_with_any_number_of_workers(reference, num_workers):
+    before = global_states()
+    for result, expected in zip(simulate(noisy, num_workers), reference, strict=True):
+        assert torch.equal(result, expected)
+    assert global_states() == before
+
+
+@pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
+def test_a_seed_gives_the_same_with_any_backend(reference, backend):
+    with joblib.parallel_config(backend=backend):
+        results = simulate(noisy, num_workers=2)
+    assert torch.equal(results[2], reference[2])
+
+
+def test_the_order_of_the_workers_does_not_matter():
+    def slow_at_first(theta, design):
+        time.sleep(0.2 * bool(theta[0, 0] < 0.2))
+        return noisy(theta, design)
+
+    theta, design = rows()
+    theta[0, 0], theta[1:, 0] = 0.1, 0.5
+    results = []
+    for simulator in (noisy, slow_at_first):
+        torch.manual_seed(0)
+        results.append(run_simulator(simulator, theta, design, **WORKERS)[0])
+    assert torch.equal(*results)
+
+
+def test_calls_continue_the_random_state_unless_they_have_a_seed():
+    states = [simulate(num_workers=2, seed=None)[2] for _ in range(2)]
+    assert not torch.equal(*states)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_no_noise_is_used_twice(num_workers):
+    x = simulate(num_workers=num_workers, simulation_batch_size=1)[2]
+    assert len(x[:, 2].unique()) == len(x)
+    seeds = _draw_seeds(100_000)
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_one_worker_is_one_plain_call():
+    theta, design = rows()
+    torch.manual_seed(1)
+    x, _ = run_simulator(lambda t, d: t + torch.randn_like(t), theta, design)
+    torch.manual_seed(1)
+    assert torch.equal(x, theta + torch.randn_like(theta))
+
+
+# --- What the caller gets -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [POLICY, BoxUniform(torch.zeros(3), torch.ones(3))])
+def test_rows_belong_together_and_can_be_trained_on(policy, tracker):
+    theta, design, x = simulate_for_boed(
+        echo, PRIOR, policy, 50, seed=0, show_progress_bar=False
+    )
+    assert torch.equal(x, torch.cat([theta, design], dim=1))
+    assert not design.requires_grad and design.dtype == torch.float32
+    assert POLICY.support.check(design).all() or policy is not POLICY
+
+
+def test_failed_rows_can_be_left_out(tracker):
+    with pytest.warns(UserWarning, match="simulations raised an error"):
+        theta, design, x = simulate(raises_for_negative, num_workers=2)
+    assert torch.equal(x.isnan().any(dim=1), theta[:, 0] < 0)
+    inference = NLE_INCE(PRIOR, "mdn", tracker=tracker, show_progress_bars=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inference.append_simulations(theta, x, design=design, exclude_invalid_x=True)
+        inference.train(max_num_epochs=1)
+
+
+@pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
+def test_data_are_like_theta(kwargs):
+    theta, design = rows()
+    x, _ = run_simulator(
+        lambda t, d: (t * d).float().numpy(), theta.double(), design.double(), **kwargs
+    )
+    assert x.dtype == torch.float64 and x.shape == (50, 2)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"simulation_batch_size": 8}])
+def test_in_this_process_simulators_get_the_device_of_theta(kwargs):
+    theta, design = (tensor.to("meta") for tensor in rows())
+    x, valid = run_simulator(lambda t, d: t * d, theta, design, **kwargs)
+    assert x.device.type == valid.device.type == "meta"
+
+
+def test_simulators_may_write_to_what_they_get():
+    theta = torch.zeros(200_000, 3)  # large enough for joblib to map it into memory.
+    x, _ = run_simulator(
+        lambda t, d: t.add_(1.0),
+        theta,
+        theta,
+        num_workers=2,
+        simulation_batch_size=10**5,
+    )
+    assert x.eq(1.0).all() and theta.eq(0.0).all()
+
+
+def test_workers_do_not_compete_for_cores():
+    theta, design = rows()
+    num_threads = torch.get_num_threads()
+    x, _ = run_simulator(
+        lambda t, d: torch.full((len(t), 1), torch.get_num_threads()),
+        theta,
+        design,
+        num_workers=joblib.cpu_count(),
+    )
+    assert x.eq(1.0).all()
+    assert torch.get_num_threads() == num_threads
+
+
+# --- Failures -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"simulation_batch_size": 8}, WORKERS],
+    ids=["one call", "chunks", "workers"],
+)
+def test_rows_that_raise_are_the_only_ones_missing(kwargs):
+    theta, design = rows(BAD)
+    expected = message("4 of 50 simulations", "ZeroDivisionError: negative rate")
+    with pytest.warns(UserWarning, match=expected) as caught:
+        x, valid = run_simulator(
+            raises_for_negative, theta, design, isolate_errors=True, **kwargs
+        )
+    assert len(caught) == 1
+    assert caught[0].filename != run_simulator.__code__.co_filename
+    assert_only_bad_rows_are_missing(x, valid, theta, design)
+
+
+def nan_for_negative(theta, design):
+    return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
+
+
+def test_nan_rows_are_invalid_without_a_warning():
+    theta, design = rows(BAD)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x, valid = run_simulator(
+            nan_for_negative, theta, design, isolate_errors=True, **WORKERS
+        )
+    assert_only_bad_rows_are_missing(x, valid, theta, design)
+
+
+@pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
+@pytest.mark.usefixtures("threads")
+def test_errors_are_raised_unless_they_are_isolated(kwargs):
+    with pytest.raises(ZeroDivisionError, match="negative rate"):
+        run_simulator(raises_for_negative, *rows(BAD), **kwargs)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_simulator_that_always_raises_is_a_mistake(num_workers):
+    calls = []
+
+    def broken(theta, design):
+        calls.append(len(theta))
+        return theta @ "a matrix"
+
+    with pytest.raises(TypeError, match="must be Tensor|unsupported") as caught:
+        simulate(broken, num_workers, num_simulations=4_000)
+    notes = "".join(getattr(caught.value, "__notes__", ["each of 4000"]))
+    assert "each of 4000 simulations" in notes
+    assert len(calls) < 1_500  # it gives up on chunks rather than try every row.
+
+
+def test_errors_that_cannot_be_pickled_arrive_as_text():
+    with pytest.raises(RuntimeError, match="NeedsTwoArguments: this and that"):
+        simulate(raises_what_cannot_be_unpickled, num_workers=2)
+
+
+def interrupted(theta, design):
+    raise KeyboardInterrupt("stop")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.usefixtures("threads")
+def test_interrupts_are_not_failures(error, num_workers):
+    def stopped(theta, design):
+        raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        simulate(stopped, num_workers)
+    assert simulate(num_workers=num_workers)[2].isfinite().all()
+
+
+@pytest.mark.slow
+# joblib ends the processes, over which a thread of loky stumbles at times.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_processes_are_there_again_after_an_interrupt():
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        simulate(interrupted, num_workers=2)
+    assert simulate(num_workers=2)[2].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "wrong, error, parts",
+    [
+        (lambda t, d: t[:, 0], ValueError, ("x of shape", "dim_x)", "one row per row")),
+        (lambda t, d: None, TypeError, ("must return", "NoneType")),
+        (lambda t, d: t[:, : 1 + int(t[0, 0] > 0)], ValueError, ("dim_x=1", "dim_x=2")),
+    ],
+    ids=["shape", "type", "width"],
+)
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.usefixtures("threads")
+def test_nonsense_is_refused_rather_than_counted(wrong, error, parts, num_workers):
+    with pytest.raises(error, match=message(*parts)):
+        simulate(wrong, num_workers, simulation_batch_size=1 if len(parts) == 2 else 8)
+
+
+def test_simulators_that_cannot_be_sent_are_refused():
+    lock = threading.Lock()
+
+    def locked(theta, design):
+        with lock:
+            return theta
+
+    with pytest.raises(TypeError, match=message("simulator", "num_workers=1")):
+        simulate(locked, num_workers=2)
+    simulate(locked)
+
+
+@pytest.mark.parametrize(
+    "wrong, error, parts",
+    [
+        ({"num_workers": 0}, ValueError, ("num_workers=0", "-1", "None")),
+        ({"num_workers": 1.5}, ValueError, ("num_workers=1.5",)),
+        ({"simulation_batch_size": 0}, ValueError, ("simulation_batch_size=0",)),
+        ({"num_simulations": 0}, ValueError, ("num_simulations=0", "at least 1")),
+        ({"design_policy": "box"}, TypeError, ("design_policy", "got str", "Policy(")),
+        ({"design_policy": Uniform(0.0, 1.0)}, ValueError, ("(9,)", "Independent")),
+        ({"prior": Uniform(0.0, 1.0)}, ValueError, ("prior", "(9,)", "Independent")),
+    ],
+)
+def test_arguments_that_make_no_sense(wrong, error, parts):
+    arguments = {"prior": PRIOR, "design_policy": POLICY, "num_simulations": 9, **wrong}
+    with pytest.raises(error, match=message(*parts)):
+        simulate_for_boed(echo, **arguments, show_progress_bar=False)
+
+
+def test_progress_counts_rows(capsys):
+    simulate(num_workers=2, show_progress_bar=True)
+    assert "50/50" in capsys.readouterr().err
+
+
+# --- A cluster ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            local_directory=tmp_path_factory.mktemp("dask"),
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        yield cluster
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dask_cluster_gives_the_same(reference):
+    for result, expected in zip(simulate(noisy, 2), reference, strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_a_dask_cluster_rows_that_raise_are_the_only_ones_missing():
+    theta, design = rows(BAD)
+    with pytest.warns(UserWarning, match="4 of 50 .* ZeroDivisionError: negative"):
+        x, valid = run_simulator(
+            raises_for_negative, theta, design, isolate_errors=True, **WORKERS
+        )
+    assert_only_bad_rows_are_missing(x, valid, theta, design)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_on_a_dask_cluster_interrupts_are_not_failures():
+    with pytest.raises(KeyboardInterrupt, match="stop"):
+        simulate(interrupted, num_workers=2)
+    simulate(num_workers=2)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_dask_cluster_is_used_unless_there_is_one_worker():
+    def process(theta, design):
+        return torch.full((len(theta), 1), os.getpid())
+
+    assert simulate(process, num_workers=1)[2].eq(os.getpid()).all()
+    for num_workers in (None, 2):
+        assert not simulate(process, num_workers)[2].eq(os.getpid()).any()
