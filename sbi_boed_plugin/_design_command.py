@@ -1,9 +1,10 @@
 """What `sbi-boed design` does, once its input is checked."""
 
-import inspect
 import math
+import re
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,34 +18,91 @@ from sbi_boed_plugin.experiment import (
     design_grid,
     eig_over_designs,
     find_design,
+    has_log_designs,
     infer_parameters,
     make_trainer,
     measure,
     reference_eig,
+    simulate_predictions,
 )
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
-__all__ = ["library_default", "run_design"]
+__all__ = ["NUM_STEPS", "SearchSettings", "check_settings", "run_design"]
 
 SUMMARY, TRACE, SAMPLES = "summary.json", "trace.csv", "posterior_samples.csv"
 CURVE = "eig_over_design.csv"
-FIGURES = ("trace.png", "policy.png", "posterior.png", "eig_over_design.png")
+FIGURES = (
+    "trace.png",
+    "policy.png",
+    "posterior.png",
+    "predictive.png",
+    "eig_over_design.png",
+)
+
+# What `optimize_design` takes for `num_steps=None` with untrained networks.
+NUM_STEPS = 1_000
 
 
-def library_default(argument: str) -> Any:
-    """Return the default of an argument of `NLE_INCE.optimize_design`."""
-    return inspect.signature(NLE_INCE.optimize_design).parameters[argument].default
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search; the defaults are those of `make_trainer` and `optimize_design`.
+
+    Attributes:
+        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`; that of
+            `make_trainer` if `None`.
+        policy: Family of the policy, one of `sbi_boed_plugin.experiment.POLICIES`.
+        method: How to search.
+        objective: What the policy climbs.
+        gradient: Gradient of the policy.
+        num_steps: Number of training steps.
+        max_seconds: Time in seconds after which no further step is started.
+        num_workers: Number of processes that simulate.
+    """
+
+    density_estimator: str | None = None
+    policy: str = "truncated_normal"
+    method: str = "joint"
+    objective: str | None = None
+    gradient: str = "score"
+    num_steps: int | None = None
+    max_seconds: float | None = None
+    num_workers: int = 1
+
+
+def check_settings(task: Task, settings: SearchSettings) -> None:
+    """Refuse settings that do not go together, before any time is spent.
+
+    Args:
+        task: The task.
+        settings: How to search.
+
+    Raises:
+        ValueError: If the gradient needs what the policy or the task does not have.
+    """
+    if settings.gradient == "score" and settings.policy == "point":
+        raise ValueError(
+            "a point policy has no density, and hence no --gradient score: add "
+            "--gradient surrogate, or choose another --policy"
+        )
+    if settings.gradient == "pathwise":
+        with isolated_rng(0):
+            theta = task.prior.sample(torch.Size((1,)))
+            design = task.design_space.sample(torch.Size((1,))).requires_grad_()
+            differentiable = task.simulator(theta, design).requires_grad
+        if not differentiable:
+            raise ValueError(
+                f"the simulator of {task.name} is not differentiable, as --gradient "
+                "pathwise needs: choose score, surrogate or implicit"
+            )
 
 
 def run_design(
     task: Task,
     folder: ResultFolder,
+    settings: SearchSettings,
     *,
     seed: int,
-    density_estimator: str | None,
-    num_steps: int | None,
-    max_seconds: float | None,
     show_progress: bool,
 ) -> None:
     """Run all stages, print what they find and write it as soon as it is known.
@@ -52,11 +110,8 @@ def run_design(
     Args:
         task: The task.
         folder: Where to write.
+        settings: How to search, checked by :func:`check_settings`.
         seed: Seed of the whole run; the global random state is left as it was.
-        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`; that
-            of `make_trainer` if `None`.
-        num_steps: Number of training steps; the library's default if `None`.
-        max_seconds: Time in seconds after which no further step is started.
         show_progress: Whether to show progress, on standard error.
     """
     started = time.perf_counter()
@@ -68,13 +123,24 @@ def run_design(
     with isolated_rng(seed):
         say(f"Searching the best design of {task.name} ...")
         trainer = make_trainer(
-            task, density_estimator=density_estimator, show_progress_bars=show_progress
+            task,
+            density_estimator=settings.density_estimator,
+            policy=settings.policy,
+            show_progress_bars=show_progress,
         )
         result = find_design(
-            trainer, task, num_steps=num_steps, max_seconds=max_seconds
+            trainer,
+            task,
+            num_steps=settings.num_steps,
+            max_seconds=settings.max_seconds,
+            method=settings.method,
+            objective=settings.objective,
+            gradient=settings.gradient,
+            num_workers=settings.num_workers,
         )
         # Saved at once: whatever interrupts the rest, the search is not lost.
         summary = _report.design_summary(task, seed, result)
+        summary["policy"] = settings.policy
         summary["seconds"] = time.perf_counter() - started
         _save_design(folder, task, result, summary)
         print(_report.describe_design(result, summary), flush=True)
@@ -86,12 +152,15 @@ def run_design(
         )
         summary |= {"x_o": x_o[0].tolist(), **_report.posterior_summary(samples)}
         summary |= {"seconds": time.perf_counter() - started, "complete": True}
-        _save_posterior(folder, task, samples, summary)
+        _save_posterior(folder, task, result.design, x_o, samples, summary)
         print(_report.describe_posterior(task, summary), flush=True)
 
-        if task.dim_design == 1:
+        # A map of two measurements would only be one half and its mirror image.
+        if task.dim_design == 1 or (task.dim_design == 2 and task.dim_x == 1):
             say("Comparing with other designs ...")
-            summary["reference_eig"] = _compare_designs(folder, task, result)
+            summary["reference_eig"] = _compare_designs(
+                folder, task, result, settings.num_workers
+            )
             summary["seconds"] = time.perf_counter() - started
             folder.save_json(SUMMARY, summary)
 
@@ -101,11 +170,12 @@ def _save_design(
 ) -> None:
     """Write what the search found, in the place of an earlier run's results."""
     folder.remove([SUMMARY, SAMPLES, CURVE, *FIGURES])
-    folder.save_table(TRACE, *_report.trace_table(result.history, task.dim_design))
+    folder.save_table(TRACE, *_report.trace_table(result.history))
     folder.save_json(SUMMARY, summary)
     figure = plotting.plot_trace(
         result.history,
         eig=result.eig,
+        objective=result.config.objective,
         cap=(
             math.log(result.config.num_contrastive + 1)
             if result.config.objective == "info_nce"
@@ -114,16 +184,23 @@ def _save_design(
         exact=summary["exact_eig"],
     )
     folder.save_figure("trace.png", figure)
-    figure = plotting.plot_policy(
-        result.history, task.design_low, task.design_high, task.design_names
-    )
-    folder.save_figure("policy.png", figure)
+    if result.config.method == "joint":
+        # A multi-start search does not move its policy.
+        figure = plotting.plot_policy(
+            result.history, task.design_low, task.design_high, task.design_names
+        )
+        folder.save_figure("policy.png", figure)
 
 
 def _save_posterior(
-    folder: ResultFolder, task: Task, samples: Tensor, summary: dict[str, Any]
+    folder: ResultFolder,
+    task: Task,
+    design: Tensor,
+    x_o: Tensor,
+    samples: Tensor,
+    summary: dict[str, Any],
 ) -> None:
-    """Write posterior samples, the summary that is now complete, and a figure."""
+    """Write posterior samples, the summary that is now complete, and figures."""
     folder.save_table(SAMPLES, task.parameter_names, samples.tolist())
     folder.save_json(SUMMARY, summary)
     prior_samples = task.prior.sample(torch.Size((len(samples),)))
@@ -131,36 +208,89 @@ def _save_posterior(
         samples, prior_samples, task.true_parameters, task.parameter_names
     )
     folder.save_figure("posterior.png", figure)
+    figure = plotting.plot_predictive(
+        x_o,
+        [simulate_predictions(task, samples, design)],
+        [simulate_predictions(task, prior_samples, design)],
+        names=task.x_names,
+    )
+    folder.save_figure("predictive.png", figure)
 
 
 def _compare_designs(
-    folder: ResultFolder, task: Task, result: DesignResult
+    folder: ResultFolder, task: Task, result: DesignResult, num_workers: int
 ) -> dict[str, float] | None:
-    """Score evenly spaced designs, write and print it; return a reference if known."""
+    """Score designs of a grid, write and print it; return a reference if known."""
     designs = design_grid(task)
-    estimates = eig_over_designs(result.likelihood_estimator, task, designs)
+    # The same estimate as that of the design found, to compare like with like.
+    of_posterior = result.eig.bound in ("barber_agakov", "gkl")
+    estimates = eig_over_designs(
+        result.posterior_estimator if of_posterior else result.likelihood_estimator,
+        task,
+        designs,
+        bound=result.eig.bound,
+        num_workers=num_workers,
+    )
     reference = reference_eig(task, torch.cat([designs, result.design.unsqueeze(0)]))
-    header = ["design", "eig", "standard_error"]
+    several = [f"design_{j + 1}" for j in range(task.dim_design)]
+    header = ["design"] if task.dim_design == 1 else several
+    header += ["eig", "standard_error"]
     rows = [
-        [design.item(), estimate.value, estimate.standard_error]
+        [*design.tolist(), estimate.value, estimate.standard_error]
         for design, estimate in zip(designs, estimates, strict=True)
     ]
     if reference is not None:
         header += ["reference_eig", "reference_standard_error"]
         rows = [[*row, *known] for row, known in zip(rows, reference, strict=False)]
     folder.save_table(CURVE, header, rows)
-    figure = plotting.plot_eig_over_design(
-        designs,
-        estimates,
-        design=result.design.item(),
-        eig=result.eig,
-        reference=None if reference is None else reference[:-1],
-        name=task.design_names[0],
+    _save_comparison(
+        folder, task, result, designs, estimates, reference and reference[:-1]
     )
-    folder.save_figure("eig_over_design.png", figure)
     at_design = None if reference is None else reference[-1]
     text = _report.describe_comparison(designs, estimates, result.eig, at_design)
     print(text, flush=True)
     if at_design is None:
         return None
     return {"value": at_design[0], "standard_error": at_design[1]}
+
+
+def _save_comparison(
+    folder: ResultFolder,
+    task: Task,
+    result: DesignResult,
+    designs: Tensor,
+    estimates: list[EIGEstimate],
+    reference: Any,
+) -> None:
+    """Draw the information over the designs, as a curve or as a map."""
+    shared: dict[str, Any] = {
+        "eig": result.eig,
+        "candidates": result.candidates,
+        "reference": reference,
+        "log": has_log_designs(task),
+    }
+    if task.dim_design == 1:
+        figure = plotting.plot_eig_over_design(
+            designs,
+            estimates,
+            design=result.design.item(),
+            name=task.design_names[0],
+            **shared,
+        )
+    else:
+        figure = plotting.plot_eig_map(
+            designs,
+            estimates,
+            design=result.design,
+            names=task.design_names,
+            same_units=_same_units(task),
+            **shared,
+        )
+    folder.save_figure("eig_over_design.png", figure)
+
+
+def _same_units(task: Task) -> bool:
+    """Return whether all design values have the same range and unit."""
+    units = {tuple(re.findall(r"\[.*?\]", name)) for name in task.design_names}
+    widths = task.design_high - task.design_low
+    return len(units) == 1 and bool((widths == widths[0]).all())

@@ -33,29 +33,43 @@ _TRACE_COLUMNS = (
 _MAX_NAMED = 10
 
 
-def trace_table(
-    history: dict[str, list[Any]], dim_design: int
-) -> tuple[list[str], list[list[Any]]]:
+def trace_table(history: dict[str, list[Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows of the training history, one row per step.
 
     Args:
-        history: History of a `DesignResult`.
-        dim_design: Number of values of a design.
+        history: History of a `DesignResult`, with whatever its policy describes.
 
     Returns:
-        Names of the columns, and the rows.
+        Names of the columns, and the rows. A vector has a column for each value, the
+        mode of the policy as `design_1` and so on; locations of a mixture are
+        `loc_1_1` for the first component and design value.
+
+    Example:
+        >>> history = {name: [0.0] for name in _TRACE_COLUMNS}
+        >>> names, rows = trace_table({**history, "mode": [[1.0, 2.0]]})
+        >>> names[-2:], rows[0][-2:]
+        (['design_1', 'design_2'], [1.0, 2.0])
     """
+    described = [name for name in history if name not in _TRACE_COLUMNS]
     names = ["step", *_TRACE_COLUMNS]
-    names += [f"design_{j + 1}" for j in range(dim_design)]
-    names += [f"scale_{j + 1}" for j in range(dim_design)]
-    columns = [history[name] for name in _TRACE_COLUMNS]
-    rows = [
-        [step, *values, *mode, *scale]
-        for step, (*values, mode, scale) in enumerate(
-            zip(*columns, history["mode"], history["scale"], strict=True), start=1
-        )
-    ]
+    for name in described:
+        prefix = "design" if name == "mode" else name
+        names += [column for column, _ in _flatten(prefix, history[name][0])]
+    rows = []
+    for index in range(len(history["loss"])):
+        row = [index + 1, *(history[name][index] for name in _TRACE_COLUMNS)]
+        for name in described:
+            row += [value for _, value in _flatten(name, history[name][index])]
+        rows.append(row)
     return names, rows
+
+
+def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Return numbers with the names of their columns."""
+    if not isinstance(value, list):
+        return [(name, value)]
+    parts = enumerate(value, start=1)
+    return [pair for j, part in parts for pair in _flatten(f"{name}_{j}", part)]
 
 
 def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any]:
@@ -76,9 +90,16 @@ def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any
         "task": task.name,
         "seed": seed,
         "complete": False,
+        "method": result.config.method,
+        "objective": result.config.objective,
+        "gradient": result.config.gradient,
         "design": result.design.tolist(),
         "design_names": list(task.design_names),
         "eig": result.eig.to_dict(),
+        "candidates": [
+            {"design": design.tolist(), "eig": eig.to_dict()}
+            for design, eig in result.candidates
+        ],
         "exact_eig": exact,
         "exact_eig_standard_error": exact_error,
         "stop_reason": result.stop_reason,
@@ -135,6 +156,10 @@ def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
     if summary["exact_eig"] is not None:
         exact, error = summary["exact_eig"], summary["exact_eig_standard_error"]
         rows.append(("exact EIG", f"{_plus_minus(exact, error)} nats"))
+    for rank, (design, estimate) in enumerate(result.candidates, start=1):
+        place = ", ".join(f"{value:.4g}" for value in design[:_MAX_NAMED].tolist())
+        text = _plus_minus(estimate.value, estimate.standard_error)
+        rows.append((f"candidate {rank}", f"{text} nats, at {place}"))
     return "\n".join(lines + _aligned(rows))
 
 
@@ -169,10 +194,10 @@ def describe_comparison(
     found: EIGEstimate,
     reference: tuple[float, float] | None,
 ) -> str:
-    """Return how the design found compares with evenly spaced ones, as text.
+    """Return how the design found compares with those of a grid, as text.
 
     Args:
-        designs: The other designs, of shape `(num_designs, 1)`.
+        designs: The other designs, of shape `(num_designs, dim_design)`.
         estimates: Their information gains.
         found: Information gain of the design found.
         reference: The same from another source, with its standard error.
@@ -181,10 +206,11 @@ def describe_comparison(
         Several lines.
     """
     best = max(range(len(estimates)), key=lambda index: estimates[index].value)
+    place = ", ".join(f"{value:.4g}" for value in designs[best].tolist())
     rows = [
         ("design found", _plus_minus(found.value, found.standard_error)),
         (
-            f"best, at {designs[best].item():.4g}",
+            f"best, at {place}",
             _plus_minus(estimates[best].value, estimates[best].standard_error),
         ),
     ]
@@ -192,13 +218,13 @@ def describe_comparison(
     rows.append(("average", f"{sum(values) / len(values):.2f}"))
     rows = [(name, f"{value} nats") for name, value in rows]
     if reference is not None:
-        text = f"{_plus_minus(*reference)} nats, without a learned likelihood"
+        text = f"{_plus_minus(*reference)} nats, without learned networks"
         rows.insert(1, ("  reference", text))
     num_negative = sum(value < 0.0 for value in values)
     if num_negative:
-        text = f"{num_negative} designs: the likelihood was hardly trained there"
+        text = f"{num_negative} designs: the networks were hardly trained there"
         rows.append(("negative", text))
-    header = f"\nEIG beside {len(estimates)} evenly spaced designs"
+    header = f"\nEIG beside {len(estimates)} designs of a grid"
     return "\n".join([header, *_aligned(rows)])
 
 

@@ -14,7 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["get_rng_state", "isolated_rng"]
+__all__ = [
+    "get_rng_state",
+    "isolated_rng",
+    "rng_state_from_plain",
+    "rng_state_to_plain",
+]
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -27,6 +32,25 @@ def get_rng_state() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
+
+
+def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as tensors and numbers, to be saved without pickled objects."""
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    numpy_state = [
+        kind,
+        torch.from_numpy(keys.astype(np.int64)),
+        int(position),
+        int(has_gauss),
+        float(cached),
+    ]
+    return {**state, "numpy": numpy_state}
+
+
+def rng_state_from_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what `rng_state_to_plain` was given."""
+    kind, keys, *rest = state["numpy"]
+    return {**state, "numpy": (kind, keys.numpy().astype(np.uint32), *rest)}
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:

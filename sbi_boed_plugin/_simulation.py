@@ -31,6 +31,7 @@ def run_simulator(
     num_workers: int | None = 1,
     simulation_batch_size: int | None = None,
     isolate_errors: bool = False,
+    warn: bool = True,
     show_progress_bar: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Simulate one experiment per row.
@@ -59,6 +60,7 @@ def run_simulator(
             ever smaller parts, at most twice as many calls as rows; what fails by
             chance thus gets another chance. A chunk of which the first 32 rows that
             were tried alone all raise is given up. If `False`, errors are raised.
+        warn: Whether to warn of rows that raised.
         show_progress_bar: Whether to show how many rows are done.
 
     Returns:
@@ -93,7 +95,7 @@ def run_simulator(
             show_progress_bar=show_progress_bar,
         )
         sizes = [len(rows) for rows in theta.split(chunk_size)]
-    _report_errors(chunks, len(theta))
+    _report_errors(chunks, len(theta), warn)
     rows = torch.arange(len(theta)).split(sizes)
     parts = [(r, c.x) for r, c in zip(rows, chunks, strict=True) if c.x is not None]
     x = _assemble(theta, parts)
@@ -168,7 +170,7 @@ def _assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     return x
 
 
-def _report_errors(chunks: list[Chunk], num_rows: int) -> None:
+def _report_errors(chunks: list[Chunk], num_rows: int, warn: bool) -> None:
     """Warn of rows that raised; if there are no others, raise what they did."""
     num_raised = sum(chunk.num_raised for chunk in chunks)
     error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
@@ -177,6 +179,8 @@ def _report_errors(chunks: list[Chunk], num_rows: int) -> None:
     if num_raised == num_rows:
         add_note(error, f"The simulator raised for each of {num_rows} simulations.")
         raise error
+    if not warn:
+        return
     warnings.warn(
         f"{num_raised} of {num_rows} simulations raised an error and are NaN. The "
         f"first error: {describe_error(error)}",

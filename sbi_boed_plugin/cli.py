@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin._design_command import library_default, run_design
+from sbi_boed_plugin._design_command import (
+    NUM_STEPS,
+    SearchSettings,
+    check_settings,
+    run_design,
+)
 from sbi_boed_plugin._results import ResultFolder
+from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.experiment import POLICIES
 from sbi_boed_plugin.tasks import available_tasks, get_task
 from sbi_boed_plugin.tasks.task import Task
 
@@ -104,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-steps",
         type=_integer_from(1),
         metavar="N",
-        help=f"training steps (default: {library_default('num_steps')})",
+        help=f"training steps (default: {NUM_STEPS})",
     )
     design.add_argument(
         "--max-seconds",
@@ -125,10 +133,57 @@ def _parser() -> argparse.ArgumentParser:
         help="model of the likelihood: %(choices)s (default: mdn for one "
         "measurement, maf for several)",
     )
+    _add_search_options(design)
     design.add_argument(
         "--quiet", action="store_true", help="print results only, no progress"
     )
     return parser
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add how to search; what is not given stays the default of the library."""
+    defaults = SearchSettings()
+    search = parser.add_argument_group("how to search")
+    search.add_argument(
+        "--objective",
+        choices=sorted(POLICY_OBJECTIVES),
+        metavar="NAME",
+        help="bound of the information that the policy climbs: %(choices)s "
+        "(default: barber_agakov)",
+    )
+    search.add_argument(
+        "--gradient",
+        choices=POLICY_GRADIENTS,
+        default=defaults.gradient,
+        metavar="NAME",
+        help="gradient of the policy: %(choices)s (default: %(default)s, which takes "
+        "any simulator)",
+    )
+    search.add_argument(
+        "--method",
+        choices=("joint", "multi_start"),
+        default=defaults.method,
+        metavar="NAME",
+        help="joint: policy and networks learn together; multi_start: networks learn "
+        "for the whole design space, then many designs climb at once (default: "
+        "%(default)s)",
+    )
+    search.add_argument(
+        "--policy",
+        choices=tuple(POLICIES),
+        default=defaults.policy,
+        metavar="NAME",
+        help="distribution over designs that learns: %(choices)s (default: "
+        "%(default)s; point has no density and needs another --gradient than score)",
+    )
+    search.add_argument(
+        "--num-workers",
+        type=_integer_from(1),
+        default=defaults.num_workers,
+        metavar="N",
+        help="processes that simulate (default: %(default)s; more pay off for slow "
+        "simulators)",
+    )
 
 
 def _integer_from(least: int) -> Callable[[str], int]:
@@ -171,15 +226,27 @@ def _list_tasks(options: argparse.Namespace) -> int:
 
 def _design(options: argparse.Namespace) -> int:
     task = _get_task(options.task, options.dim_design)
+    settings = SearchSettings(
+        density_estimator=options.density_estimator,
+        policy=options.policy,
+        method=options.method,
+        objective=options.objective,
+        gradient=options.gradient,
+        num_steps=options.num_steps,
+        max_seconds=options.max_seconds,
+        num_workers=options.num_workers,
+    )
+    try:
+        check_settings(task, settings)
+    except ValueError as error:
+        raise _InputError(error) from error
     folder = _open_folder(options.output or Path("results", task.name))
     try:
         run_design(
             task,
             folder,
+            settings,
             seed=options.seed,
-            density_estimator=options.density_estimator,
-            num_steps=options.num_steps,
-            max_seconds=options.max_seconds,
             show_progress=not options.quiet,
         )
     except KeyboardInterrupt:

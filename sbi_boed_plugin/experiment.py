@@ -5,34 +5,47 @@ They are what `sbi-boed design` runs one after another. Each stage is a function
 a script can stop between them, save, or replace one.
 """
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_boed_plugin._comparison import design_grid as design_grid
+from sbi_boed_plugin._comparison import eig_over_designs as eig_over_designs
+from sbi_boed_plugin._comparison import has_log_designs as has_log_designs
+from sbi_boed_plugin._comparison import reference_eig as reference_eig
 from sbi_boed_plugin.design.config import DesignResult
-from sbi_boed_plugin.design.policies import TruncatedNormalPolicy
+from sbi_boed_plugin.design.policies import (
+    PointPolicy,
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+)
+from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
-from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
-from sbi_boed_plugin.tasks.sir import SIR
-from sbi_boed_plugin.tasks.sir_reference import brute_force_eig
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [
+    "POLICIES",
     "NoOpTracker",
     "design_grid",
     "eig_over_designs",
     "find_design",
+    "has_log_designs",
     "infer_parameters",
     "make_trainer",
     "measure",
     "reference_eig",
+    "simulate_predictions",
 ]
+
+POLICIES: dict[str, Callable[[Tensor, Tensor], DesignPolicy]] = {
+    "truncated_normal": TruncatedNormalPolicy,
+    "mixture": TruncatedNormalMixturePolicy,
+    "point": PointPolicy,
+}
 
 # 20 chains advance in one batch; 50 steps let them forget where they started.
 _MCMC = MCMCPosteriorParameters(
@@ -69,6 +82,7 @@ def make_trainer(
     task: Task,
     *,
     density_estimator: str | None = None,
+    policy: str | DesignPolicy = "truncated_normal",
     show_progress_bars: bool = True,
 ) -> NLE_INCE:
     """Return a trainer for a task, in the coordinates that suit it.
@@ -79,11 +93,22 @@ def make_trainer(
             `None`, `"mdn"` for one measurement, where autoregressive flows are mere
             Gaussians and splines slow to become as narrow as the noise, and `"maf"`
             for several.
+        policy: Family of the policy, one of `POLICIES`, which then covers the design
+            space of the task; or a policy.
         show_progress_bars: Whether training shows a progress bar.
 
     Returns:
         Trainer with a policy over the design space, and without files of its own.
+
+    Raises:
+        ValueError: If there is no family of that name.
     """
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise ValueError(
+                f"policy='{policy}' is unknown. Use one of {sorted(POLICIES)}."
+            )
+        policy = POLICIES[policy](task.design_low, task.design_high)
     if density_estimator is None:
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
     builder = transformed_likelihood_nn(
@@ -98,7 +123,7 @@ def make_trainer(
         builder,
         tracker=NoOpTracker(),
         show_progress_bars=show_progress_bars,
-        design_policy=TruncatedNormalPolicy(task.design_low, task.design_high),
+        design_policy=policy,
     )
 
 
@@ -108,6 +133,7 @@ def find_design(
     *,
     num_steps: int | None = None,
     max_seconds: float | None = None,
+    **settings: Any,
 ) -> DesignResult:
     """Optimize the design with the defaults of `NLE_INCE.optimize_design`.
 
@@ -116,12 +142,15 @@ def find_design(
         task: Simulator to learn from.
         num_steps: Number of steps; the default of the trainer if `None`.
         max_seconds: Time in seconds after which no further step is started.
+        **settings: Other arguments of `NLE_INCE.optimize_design`, such as `method`,
+            `objective`, `gradient` and `num_workers`.
 
     Returns:
         The design with its expected information gain, the policy, and the history.
     """
-    steps = {} if num_steps is None else {"num_steps": num_steps}
-    return trainer.optimize_design(task.simulator, max_seconds=max_seconds, **steps)
+    return trainer.optimize_design(
+        task.simulator, num_steps=num_steps, max_seconds=max_seconds, **settings
+    )
 
 
 def measure(task: Task, design: Tensor) -> Tensor:
@@ -163,89 +192,26 @@ def infer_parameters(
     )
 
 
-def eig_over_designs(
-    likelihood_estimator: ConditionalDensityEstimator,
-    task: Task,
-    designs: Tensor,
-    *,
-    num_samples: int = 300,
-    num_contrastive: int = 255,
-    seed: int = 0,
-) -> list[EIGEstimate]:
-    """Estimate the expected information gain of several designs.
+def simulate_predictions(task: Task, theta: Tensor, design: Tensor) -> Tensor:
+    """Simulate one experiment for each of many parameters.
 
-    All designs share the random numbers of `seed`: their differences are more
-    accurate than the values. The global random state is left as it was.
+    With parameters from the posterior these are its predictions, to compare with what
+    was observed.
 
     Args:
-        likelihood_estimator: Likelihood conditioned on `(theta, design)`.
-        task: Simulator and prior.
-        designs: Designs of shape `(num_designs, dim_design)`.
-        num_samples: Number of simulations of each design.
-        num_contrastive: Number of contrastive parameters of each simulation.
-        seed: Seed of the simulations.
+        task: Simulator.
+        theta: Parameters of shape `(num_samples, dim_theta)`.
+        design: Design of shape `(dim_design,)`.
 
     Returns:
-        One lower bound per design. It can be negative where the policy hardly ever
-        was, because the likelihood was not trained there.
-    """
-    with warnings.catch_warnings():
-        # The same remarks for many designs tell less than the values themselves.
-        warnings.filterwarnings("ignore", "The estimate", UserWarning)
-        return [
-            estimate_eig(
-                likelihood_estimator,
-                task.simulator,
-                prior=task.prior,
-                design=design,
-                num_samples=num_samples,
-                num_contrastive=num_contrastive,
-                seed=seed,
-            )
-            for design in designs
-        ]
-
-
-def reference_eig(task: Task, designs: Tensor) -> Sequence[tuple[float, float]] | None:
-    """Return what the information gain really is, where that can be computed.
-
-    No learned likelihood is involved: the value is exact where the task has an exact
-    answer, and for one count of the SIR model comes from brute-force simulation.
-
-    Args:
-        task: Task with or without known answers.
-        designs: Designs of shape `(num_designs, dim_design)`.
-
-    Returns:
-        Value and standard error for each design, in nats, or `None`.
+        Data of shape `(num_samples, dim_x)`, without simulations that failed.
 
     Example:
-        >>> from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear
-        >>> ((value, error),) = reference_eig(GaussianLinear(), torch.zeros(1, 1))
-        >>> round(value, 3), error
-        (1.151, 0.0)
+        >>> from sbi_boed_plugin.tasks import get_task
+        >>> task = get_task("sir")
+        >>> theta = task.prior.sample((5,))
+        >>> simulate_predictions(task, theta, torch.tensor([40.0])).shape
+        torch.Size([5, 1])
     """
-    if task.has_exact_eig:
-        return [task.exact_eig(design) for design in designs]
-    if isinstance(task, SIR) and task.dim_design == 1:
-        # Enough for a standard error of about 0.01 nats, in a few seconds.
-        brute_force = brute_force_eig(
-            designs[:, 0], num_parameters=256, num_trajectories=2_048, num_replicates=4
-        )
-        values, errors = brute_force.eig, brute_force.standard_error
-        return list(zip(values.tolist(), errors.tolist(), strict=True))
-    return None
-
-
-def design_grid(task: Task, num_designs: int = 21) -> Tensor:
-    """Return evenly spaced designs over the range of a one-dimensional design.
-
-    Args:
-        task: Task with `dim_design` of 1.
-        num_designs: Number of designs.
-
-    Returns:
-        Designs of shape `(num_designs, 1)`.
-    """
-    low, high = task.design_low.item(), task.design_high.item()
-    return torch.linspace(low, high, num_designs).unsqueeze(1)
+    x = task.simulator(theta, design.expand(len(theta), -1))
+    return x[x.isfinite().all(dim=-1)]

@@ -34,3 +34,15 @@ class LinearGaussian:
     @staticmethod
     def eig_gradient(design: Tensor) -> Tensor:
         return design / (1.0 + design.square())
+
+
+class EnergyBetween(torch.nn.Module):
+    """The energy ratio that makes one posterior out of another: ρ = log p - log b."""
+
+    def __init__(self, posterior, base) -> None:
+        super().__init__()
+        self.posterior, self.base = posterior, base
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        log_posterior = self.posterior.log_prob(input, condition)
+        return log_posterior - self.base.log_prob(input, condition)

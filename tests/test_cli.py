@@ -24,9 +24,16 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )
 
-NUM_STEPS = 60
+# A fifth of the default: the posterior that scores designs is still a little loose.
+NUM_STEPS = 200
 ARGUMENTS = ["design", "gaussian_linear", "--density-estimator", "mdn"]
-FIGURES = {"trace.png", "policy.png", "posterior.png", "eig_over_design.png"}
+FIGURES = {
+    "trace.png",
+    "policy.png",
+    "posterior.png",
+    "predictive.png",
+    "eig_over_design.png",
+}
 TABLES = {"trace.csv", "posterior_samples.csv", "eig_over_design.csv"}
 
 
@@ -74,6 +81,9 @@ def test_the_summary_agrees_with_the_task(summary):
     design = torch.tensor(summary["design"])
     assert summary["task"] == "gaussian_linear"
     assert summary["seed"] == 3
+    assert summary["objective"] == summary["eig"]["bound"] == "barber_agakov"
+    assert (summary["method"], summary["gradient"]) == ("joint", "score")
+    assert (summary["policy"], summary["candidates"]) == ("truncated_normal", [])
     assert summary["complete"]
     assert task.design_space.support.check(design)
     value, error = task.exact_eig(design)
@@ -88,7 +98,9 @@ def test_the_reported_information_is_a_lower_bound(summary):
     eig = summary["eig"]
     assert {"value", "standard_error", "bound", "cap"} <= set(eig)
     assert (eig["bound"], eig["cap"]) == ("barber_agakov", None)
-    assert eig["value"] > 0.9 * summary["exact_eig"]
+    # How far below depends on the posterior network, which learns from a fifth of the
+    # default number of steps: over seeds it is 0.2 to 0.4 nats looser than the truth.
+    assert eig["value"] > summary["exact_eig"] - 0.8
     # Five standard errors: the seed is fixed, but not for every version of torch.
     assert eig["value"] < summary["exact_eig"] + 5.0 * eig["standard_error"]
 
@@ -204,6 +216,14 @@ def test_an_interruption_of_the_search_leaves_earlier_results(
         (["design", "sir", "--max-seconds", "nan"], "positive"),
         (["design", "sir", "--seed", "-1"], "at least 0"),
         (["design", "sir", "--density-estimator", "nfs"], "nsf"),
+        (["design", "sir", "--objective", "nce"], "info_nce"),
+        (["design", "sir", "--gradient", "path"], "pathwise"),
+        (["design", "sir", "--method", "both"], "multi_start"),
+        (["design", "sir", "--policy", "normal"], "truncated_normal"),
+        (["design", "sir", "--num-workers", "0"], "at least 1"),
+        (["design", "sir", "--policy", "point"], "--gradient surrogate"),
+        (["design", "sir", "--gradient", "pathwise"], "not differentiable"),
+        (["design", "location_finding", "--dim-design", "2"], "dim_space"),
         (["design", "sir", "--output", "file"], "is a file"),
         (["design", "sir", "--output", "file/below"], "cannot write"),
         (["design"], "TASK"),

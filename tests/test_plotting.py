@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sbi_boed_plugin import EIGEstimate, plotting
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 
 # sbi passes torch tensors to numpy functions.
 pytestmark = pytest.mark.filterwarnings(
@@ -68,6 +69,52 @@ def eig_over_design():
     )
 
 
+def eig_map():
+    values = torch.linspace(-4.0, 4.0, 5)
+    designs = torch.cartesian_prod(values, values)
+    estimates = [EIGEstimate(v, 0.1, "pce") for v in (-designs.norm(dim=1)).tolist()]
+    return plotting.plot_eig_map(
+        designs,
+        estimates,
+        design=designs[12],
+        eig=EIG,
+        candidates=[(designs[12], EIG), (designs[13], EIG)],
+        reference=[(1.0, 0.1)] * 25,
+        names=["first coordinate [m]", "second coordinate [m]"],
+        same_units=True,
+    )
+
+
+def policy_of_a_mixture():
+    history = make_history(200, 2)
+    locations = torch.tensor(history["mode"]).unsqueeze(1).expand(-1, 3, -1)
+    history |= {"loc": locations.tolist(), "weights": [[0.2, 0.3, 0.5]] * 200}
+    return plotting.plot_policy(history, *box(2), ["time [h]", "dose [mg/kg]"])
+
+
+def policy_of_a_point():
+    history = {"mode": make_history(200, 1)["mode"], "scale": [[0.0]] * 200}
+    return plotting.plot_policy(history, *box(1), ["time [h]"])
+
+
+def policy_of_candidates():
+    history = {"probabilities": torch.full((50, 8), 1 / 8).tolist()}
+    candidates = torch.logspace(-2.0, 4.0, 8).unsqueeze(1)
+    return plotting.plot_policy_candidates(history, candidates, ["concentration [M]"])
+
+
+def posterior_sequence():
+    prior = torch.randn(300, 3)
+    sets = [prior * scale + 1.0 for scale in (0.5, 0.2)]
+    return plotting.plot_posterior_sequence(sets, prior, torch.ones(3))
+
+
+def predictive(dim_x, num_experiments):
+    data = torch.randn(num_experiments, 400, dim_x)
+    names = [f"concentration at time {j} [mg/l]" for j in range(dim_x)]
+    return plotting.plot_predictive(data[:, 0], data, 5.0 * data, names=names)
+
+
 def posterior(dim_theta):
     prior = torch.randn(500, dim_theta)
     names = [f"parameter number {j} [unit]" for j in range(dim_theta)]
@@ -84,6 +131,14 @@ FIGURES = {
     "policy 100": lambda: policy(100),
     "policy with units": policy_with_units,
     "eig over design": eig_over_design,
+    "eig map": eig_map,
+    "policy of a mixture": policy_of_a_mixture,
+    "policy of a point": policy_of_a_point,
+    "policy of candidates": policy_of_candidates,
+    "posterior sequence": posterior_sequence,
+    "predictive 1": lambda: predictive(1, 1),
+    "predictive 3": lambda: predictive(3, 3),
+    "predictive 20": lambda: predictive(20, 2),
     "posterior 1": lambda: posterior(1),
     "posterior 2": lambda: posterior(2),
     "posterior 4": lambda: posterior(4),
@@ -136,6 +191,30 @@ def test_the_band_narrows_with_the_root_of_the_number_of_averaged_steps():
     assert np.ptp(at_step) == pytest.approx(2 * 0.1 / math.sqrt(5))
 
 
+@pytest.mark.parametrize(
+    ("objective", "name"),
+    [
+        ("barber_agakov", "Barber-Agakov bound"),
+        ("gkl", "generalized-KL bound"),
+        ("info_nce", "InfoNCE bound"),
+        ("marginal", "marginal estimate (no bound)"),
+    ],
+)
+def test_the_trace_is_named_after_its_objective(objective, name):
+    assert objective in POLICY_OBJECTIVES
+    (ax,) = plotting.plot_trace(make_history(200, 1), objective=objective).axes
+    assert legend_texts(ax) == ["one step", f"{name}, mean of 5 steps"]
+
+
+def test_a_bad_start_does_not_squeeze_the_trace():
+    history = make_history(200, 1)
+    history["eig"][:5] = [-500.0, -90.0, -50.0, -20.0, -10.0]
+    (ax,) = plotting.plot_trace(history).axes
+    bottom, top = ax.get_ylim()
+    assert -1.0 < bottom < 0.0
+    assert max(history["eig"]) < top < 2.0
+
+
 def test_figures_can_be_drawn_into_given_axes():
     figure = Figure()
     left, right = figure.subplots(1, 2)
@@ -145,28 +224,6 @@ def test_figures_can_be_drawn_into_given_axes():
     designs = torch.tensor([1.0])
     assert plotting.plot_eig_over_design(designs, estimates, ax=right) is figure
     assert legend_texts(right) == ["exact ± standard error"]
-
-
-def test_the_policy_band_stays_in_the_box():
-    (ax,) = policy(3).axes
-    for band in ax.collections:
-        values = band.get_paths()[0].vertices[:, 1]
-        assert values.min() >= -10.0 and values.max() <= 10.0
-    assert legend_texts(ax) == ["design 1", "design 2", "design 3"]
-
-
-def test_designs_with_different_ranges_have_panels_in_their_units():
-    time, dose = policy_with_units().axes
-    assert time.get_title(loc="left") == "time [s]"
-    assert dose.get_title(loc="left") == "dose [mg]"
-    assert dose.get_ylim()[1] > 20.0 > time.get_ylim()[1]
-
-
-def test_many_design_values_are_rows_ordered_by_their_end():
-    image = policy(100).axes[0].images[0]
-    final = np.asarray(image.get_array())[:, -1]
-    assert final.shape == (100,)
-    assert (np.diff(final) >= 0).all()
 
 
 def test_the_posterior_figure_has_each_parameter_on_its_own_axis():
@@ -190,3 +247,46 @@ def test_long_tails_of_the_prior_do_not_squeeze_the_posterior():
     low, high = figure.axes[0].get_xlim()
     assert high < prior[:, 0].max()
     assert low > -0.5
+
+
+def test_a_sequence_shows_each_experiment_with_the_last_on_top():
+    prior = torch.randn(400, 2)
+    sets = [0.5 * prior + 1.0, 0.1 * prior + 1.5, 0.01 * prior + 2.0]
+    truth = torch.tensor([2.0, 1.9])
+    figure = plotting.plot_posterior_sequence(sets, prior, truth, ["a", "b"])
+    legend = figure.axes[2].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "prior",
+        *(f"after experiment {k}" for k in (1, 2, 3)),
+        "truth",
+    ]
+    pair = figure.axes[1]
+    assert len(pair.collections) == 4
+    centres = [points.get_offsets().mean(axis=0) for points in pair.collections]
+    expected = [0.0, 1.0, 1.5, 2.0]
+    assert np.abs(np.array(centres) - np.array(expected)[:, None]).max() < 0.2
+    colors = [tuple(points.get_facecolor()[0, :3]) for points in pair.collections]
+    assert len(set(colors)) == 4
+    luminance = [np.dot(color, [0.3, 0.6, 0.1]) for color in colors[1:]]
+    assert luminance == sorted(luminance, reverse=True)
+    # The second parameter is along x, as for the samples.
+    (marker,) = pair.get_lines()
+    assert marker.get_xydata()[0].tolist() == pytest.approx([1.9, 2.0])
+
+
+def test_a_sequence_of_one_parameter_has_a_histogram_per_experiment():
+    prior = torch.randn(400, 1)
+    figure = plotting.plot_posterior_sequence(
+        [0.5 * prior, 0.1 * prior], prior, labels=["first", "second"]
+    )
+    assert legend_texts(figure.axes[0]) == ["prior", "first", "second"]
+
+
+def test_wrong_sequences_are_refused():
+    prior = torch.randn(10, 1)
+    with pytest.raises(ValueError, match="samples is empty"):
+        plotting.plot_posterior_sequence([], prior)
+    with pytest.raises(ValueError, match="one label for each of the 1"):
+        plotting.plot_posterior_sequence([prior], prior, labels=["a", "b"])
+    with pytest.raises(ValueError, match="must hold 1 names"):
+        plotting.plot_posterior(prior, prior, names=["a", "b"])

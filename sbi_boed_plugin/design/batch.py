@@ -60,7 +60,7 @@ class _KeepsGradient:
 
 def simulate_batch(
     simulator: Callable[[Tensor, Tensor], Tensor],
-    policy: DesignPolicy,
+    policy: DesignPolicy | Distribution,
     prior: Distribution,
     *,
     num_simulations: int,
@@ -68,6 +68,7 @@ def simulate_batch(
     gradient: str,
     device: str,
     num_workers: int = 1,
+    warn: bool = True,
 ) -> Batch:
     """Draw designs and parameters and simulate them.
 
@@ -81,6 +82,7 @@ def simulate_batch(
         gradient: Name of the gradient estimator.
         device: Device of the tensors.
         num_workers: Number of processes that simulate.
+        warn: Whether to warn of simulations that raised an error.
 
     Returns:
         The simulations.
@@ -103,7 +105,12 @@ def simulate_batch(
         x = x if keeper.x is None else keeper.x.to(x)
     else:
         x, valid = run_simulator(
-            simulator, theta, design.detach(), num_workers=num_workers
+            simulator,
+            theta,
+            design.detach(),
+            num_workers=num_workers,
+            isolate_errors=True,
+            warn=warn,
         )
     num_valid = int(valid.sum())
     if num_valid * 10 < len(theta):

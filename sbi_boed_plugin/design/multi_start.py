@@ -46,8 +46,10 @@ class MultiStartConfig:
     Attributes:
         num_starts: Number of designs to start from.
         num_samples: Number of parameters, with data from the learned likelihood, by
-            which each design is judged while many climb. Four times as many judge the
-            last ones. For the contrastive bound each is contrasted with all others.
+            which each design is judged while all climb. Twice as many for the best
+            quarter, which goes on after a third of the steps, four times for its best
+            quarter, and sixteen times to rank what that arrives at. For the
+            contrastive bound each is contrasted with all others.
         num_climb_steps: Number of gradient steps.
         learning_rate: Step size of Adam in units of the design space.
         num_candidates: Number of designs that are scored with simulations.
@@ -55,7 +57,7 @@ class MultiStartConfig:
     """
 
     num_starts: int = 256
-    num_samples: int = 64
+    num_samples: int = 16
     num_climb_steps: int = 60
     learning_rate: float = 0.02
     num_candidates: int = 5
@@ -232,7 +234,9 @@ def _climb(
     else:
         designs = policy.sample(torch.Size((config.num_starts,)))
         designs = torch.unique(designs, dim=0)
-        width = designs.std(dim=0).clamp_min(1e-6) * math.sqrt(12.0)
+        width = designs.std(dim=0, correction=0) * math.sqrt(12.0)
+        # Equal values have no width to go by: they are searched at their own scale.
+        width = torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
     origin = designs.new_zeros(policy.dim_design)
     num_steps = config.num_climb_steps if policy.has_rsample else 0
 
@@ -247,10 +251,10 @@ def _climb(
             )
 
     bar = tqdm(total=num_steps, disable=not show_progress_bar, desc="Climbing designs")
-    num_samples = config.num_samples
     with bar:
-        # A third of the steps each: all designs, the better quarter, its better half.
-        for share in (4, 2, 1):
+        # As designs become fewer, each gets more: a step costs the same throughout.
+        for stage in range(3):
+            num_samples = config.num_samples * 2**stage
             designs = _ascend(
                 estimators,
                 prior,
@@ -264,11 +268,11 @@ def _climb(
                 config.learning_rate,
                 bar,
             )
-            num_samples = 2 * num_samples if share > 1 else num_samples
-            values = judge(designs, num_samples)
+            last = stage == 2
+            values = judge(designs, num_samples * (4 if last else 2))
             order = values.argsort(descending=True)
-            keep = max(config.num_candidates, len(designs) // share)
-            designs = designs[order[:keep]]
+            keep = len(designs) // (1 if last else 4)
+            designs = designs[order[: max(2 * config.num_candidates, keep)]]
     return _different(designs, width, config.num_candidates)
 
 
@@ -286,6 +290,8 @@ def _ascend(
     bar: tqdm,
 ) -> Tensor:
     """Return designs after gradient steps, in units of the width of the space."""
+    if not num_steps:
+        return designs  # to the last bit: they may be all that there are.
     unit = ((designs - origin) / width).detach().requires_grad_()
     optimizer = Adam([unit], lr=learning_rate)
     for _ in range(num_steps):

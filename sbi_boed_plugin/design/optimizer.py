@@ -32,6 +32,7 @@ from sbi_boed_plugin.design.information import (
     PolicyObjective,
     training_losses,
 )
+from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.progress import Progress
 from sbi_boed_plugin.objectives.info_nce import (
@@ -166,18 +167,21 @@ class DesignOptimizer:
     ) -> None:
         started = time.perf_counter()
         config = self.config
-        self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
+        if self._moves_policy:
+            self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         self._set_learning_rates()
 
         batch = simulate_batch(
             simulator,
-            self.policy,
+            self._designs,
             self._prior,
             num_simulations=config.training_batch_size,
             num_simulations_per_design=config.num_simulations_per_design,
-            gradient=config.gradient,
+            gradient=config.gradient if self._moves_policy else "score",
             device=self._device,
             num_workers=num_workers,
+            # Once is enough: the result counts them all.
+            warn=self.progress.num_invalid_simulations == 0,
         )
         estimators, optimizer = self._ensure_estimators(batch.finite())
         for network in estimators.all():
@@ -201,9 +205,11 @@ class DesignOptimizer:
         terms = self._objective.terms(densities).detach()
         information = terms.new_zeros(len(batch.theta))
         information = information.masked_scatter(batch.valid, terms)
-        policy_gradients = self._policy_gradients(
-            batch, estimators, contrast, information
-        )
+        policy_gradients: tuple[Tensor | None, ...] = ()
+        if self._moves_policy:
+            policy_gradients = self._policy_gradients(
+                batch, estimators, contrast, information
+            )
 
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
@@ -213,14 +219,15 @@ class DesignOptimizer:
                 clip_grad_norm_(network.parameters(), max_norm=config.clip_max_norm)
             gradients += [parameter.grad for parameter in network.parameters()]
         self._check_finite(losses, [*gradients, *policy_gradients])
-        for parameter, gradient in zip(
-            self._policy_parameters(), policy_gradients, strict=True
-        ):
-            parameter.grad = gradient
+        if self._moves_policy:
+            for parameter, gradient in zip(
+                self._policy_parameters(), policy_gradients, strict=True
+            ):
+                parameter.grad = gradient
         # Nothing is updated before this point; from here on the step counts.
         with defer_interrupts():
             optimizer.step()
-            if self.progress.step >= config.num_warmup_steps:
+            if self._moves_policy and self.progress.step >= config.num_warmup_steps:
                 self._policy_optimizer.step()
                 self.policy.project()
             self._negligible = choose_negligible(densities.log_likelihoods)
@@ -233,6 +240,17 @@ class DesignOptimizer:
     @property
     def _objective(self) -> PolicyObjective:
         return POLICY_OBJECTIVES[self.config.objective]
+
+    @property
+    def _moves_policy(self) -> bool:
+        """Whether the policy is trained, not only the estimators over all designs."""
+        return self.config.method == "joint"
+
+    @property
+    def _designs(self) -> DesignPolicy | Distribution:
+        """What designs are drawn from: the policy, or all of its box alike."""
+        box = None if self._moves_policy else uniform_designs(self.policy)
+        return self.policy if box is None else box
 
     def _policy_parameters(self) -> list[Tensor]:
         return [p for p in self.policy.parameters() if p.requires_grad]

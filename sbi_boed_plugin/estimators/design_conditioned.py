@@ -1,8 +1,10 @@
 """The likelihood at fixed designs, as sbi's potentials and posteriors see it."""
 
+from collections.abc import Sequence
+
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["DesignConditionedEstimator"]
 
@@ -10,38 +12,54 @@ __all__ = ["DesignConditionedEstimator"]
 class DesignConditionedEstimator(ConditionalDensityEstimator):
     r"""A likelihood :math:`q(x \mid \theta, \xi)` with its designs filled in.
 
-    sbi evaluates a likelihood for a batch of parameters and one or several
-    observations. Here each observation has a design: row :math:`i` of `x_o` was
-    measured at row :math:`i` of `design`, and the rows are independent given
-    :math:`\theta`. One design serves any number of observations (repeated
-    measurements).
+        sbi evaluates a likelihood for a batch of parameters and one or several
+        observations. Here each observation has a design: row :math:`i` of `x_o` was
+        measured at row :math:`i` of `design`, and the rows are independent given
+        :math:`\theta`. One design serves any number of observations (repeated
+        measurements).
 
-    The module shares the estimator's parameters, and the designs are a buffer: it
-    moves between devices and pickles as a whole.
+        The module shares the estimator's parameters, and the designs are a buffer: it
+        moves between devices and pickles as a whole.
 
     Example:
-        >>> import torch
-        >>> from sbi.neural_nets import likelihood_nn
-        >>> condition, x = torch.randn(100, 3), torch.randn(100, 2)
-        >>> estimator = likelihood_nn("mdn")(condition, x)  # theta: 2, design: 1
-        >>> fixed = DesignConditionedEstimator(estimator, torch.tensor([[0.5], [1.0]]))
-        >>> fixed.log_prob(x[:2].unsqueeze(1), torch.randn(1, 2)).shape
-        torch.Size([2, 1])
+            >>> from collections.abc import Sequence
+
+    import torch
+            >>> from sbi.neural_nets import likelihood_nn
+            >>> condition, x = torch.randn(100, 3), torch.randn(100, 2)
+            >>> estimator = likelihood_nn("mdn")(condition, x)  # theta: 2, design: 1
+            >>> fixed = DesignConditionedEstimator(
+            ...     estimator, torch.tensor([[0.5], [1.0]])
+            ... )
+            >>> fixed.log_prob(x[:2].unsqueeze(1), torch.randn(1, 2)).shape
+            torch.Size([2, 1])
     """
 
     design: Tensor
 
-    def __init__(self, estimator: ConditionalDensityEstimator, design: Tensor) -> None:
+    def __init__(
+        self,
+        estimator: ConditionalDensityEstimator | Sequence[ConditionalDensityEstimator],
+        design: Tensor,
+    ) -> None:
         """Initialize the likelihood at fixed designs.
 
         Args:
-            estimator: Likelihood conditioned on `(theta, design)` in one row.
+            estimator: Likelihood conditioned on `(theta, design)` in one row, or one
+                for each design.
             design: Designs of shape `(num_designs, dim_design)` or `(dim_design,)`.
 
         Raises:
             ValueError: If `design` has a wrong shape or is not finite.
         """
         design = torch.atleast_2d(torch.as_tensor(design))
+        estimators = [estimator] if isinstance(estimator, nn.Module) else [*estimator]
+        if len(estimators) not in (1, len(design)):
+            raise ValueError(
+                f"There are {len(estimators)} estimators for {len(design)} designs: "
+                "pass one estimator, or one for each design."
+            )
+        estimator = estimators[0]
         dim_design = design.shape[-1]
         (dim_condition,) = estimator.condition_shape
         if design.dim() != 2 or not 0 < dim_design < dim_condition:
@@ -59,6 +77,13 @@ class DesignConditionedEstimator(ConditionalDensityEstimator):
             condition_shape=torch.Size((dim_condition - dim_design,)),
         )
         self.net: ConditionalDensityEstimator
+        # Each different estimator once, and the rows of designs that it is for.
+        different = list(dict.fromkeys(estimators))
+        self.estimators = nn.ModuleList(different)
+        self._rows = [
+            [row for row, other in enumerate(estimators) if other is one]
+            for one in different
+        ]
         reference = next(estimator.parameters())
         self.register_buffer("design", design.detach().to(reference))
 
@@ -88,6 +113,12 @@ class DesignConditionedEstimator(ConditionalDensityEstimator):
         input, condition, batch_dim = self._broadcast_and_align(input, condition)
         sample_dim = input.shape[0]
         designs = self._design_per_observation(sample_dim)
+        if len(self.estimators) > 1:
+            values = input.new_empty(sample_dim, batch_dim)
+            for estimator, rows in zip(self.estimators, self._rows, strict=True):
+                part = DesignConditionedEstimator(estimator, designs[rows])
+                values[rows] = part.log_prob(input[rows], condition[rows], **kwargs)
+            return values
         rows = torch.cat(
             [condition, designs.unsqueeze(1).expand(-1, batch_dim, -1)], dim=-1
         )
@@ -128,6 +159,11 @@ class DesignConditionedEstimator(ConditionalDensityEstimator):
         sample_shape = torch.Size(sample_shape)
         batch_dim = condition.shape[0]
         num_designs = self.num_designs
+        if len(self.estimators) > 1:
+            raise NotImplementedError(
+                "Designs with an estimator each are for inference. To draw data, use "
+                "the estimator of each design by itself."
+            )
         if num_designs == 1:
             rows = torch.cat([condition, self.design.expand(batch_dim, -1)], dim=-1)
             return self.net.sample(sample_shape, rows, **kwargs)

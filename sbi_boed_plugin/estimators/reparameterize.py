@@ -34,7 +34,9 @@ def to_noise(
 
     Args:
         estimator: A normalizing flow of nflows or zuko, or a mixture of Gaussians; for
-            the mixture, uniform noise from its conditional distribution functions.
+            the mixture, logistic noise from its conditional distribution functions. An
+            estimator of your own brings a method `to_noise(input, condition)` that
+            returns this noise, and needs nothing else.
         input: Samples of shape `(batch_dim, dim)`.
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
 
@@ -50,6 +52,9 @@ def to_noise(
             estimator.input_transform(input),
             estimator.condition_transform(condition),
         )
+    own = getattr(estimator, "to_noise", None)
+    if callable(own):
+        return cast(Tensor, own(input, condition))
     if isinstance(estimator, NFlowsFlow):
         # Its own inverse_transform leaves out the embedding of the condition, and
         # with it the standardization.
@@ -62,22 +67,22 @@ def to_noise(
         return _mixture_to_noise(estimator, input, condition)
     raise NotImplementedError(
         f"{type(estimator).__name__} is neither a normalizing flow of nflows or zuko "
-        "from Gaussian noise nor a mixture of Gaussians, so its samples cannot be "
-        "reparameterised. Use "
-        "gradient='score', or one of 'maf', 'nsf', 'mdn' as density_estimator."
+        "from Gaussian noise nor a mixture of Gaussians, and has no method to_noise, "
+        "so its samples cannot be reparameterised. Use gradient='score', or one of "
+        "'maf', 'nsf', 'mdn' as density_estimator."
     )
 
 
 def _mixture_to_noise(
     estimator: MixtureDensityEstimator, input: Tensor, condition: Tensor
 ) -> Tensor:
-    """Return the conditional distribution functions, from the last value to the first.
+    """Return the log-odds of the conditional distribution functions, from last to first.
 
+    Unlike the functions themselves, they keep a gradient however far out a sample is.
     The factor of a component's precision is upper triangular: standardized with it,
     each value depends on itself and on later ones.
     """
     mixture = estimator.get_uncorrected_mog(condition)
-    # In single precision the tails would be rounded to 0 and 1, without a gradient.
     factors = cast(Tensor, mixture.precision_factors).double()
     centred = estimator._transform_input(input).unsqueeze(1) - mixture.means
     standard = (factors @ centred.double().unsqueeze(-1)).squeeze(-1)
@@ -85,8 +90,10 @@ def _mixture_to_noise(
     log_density = log_scale - 0.5 * standard.square()
     # Weight of the components once all later values are known.
     later = log_density.flip(-1).cumsum(-1).flip(-1) - log_density
-    weights = torch.softmax(mixture.logits.double().unsqueeze(-1) + later, dim=1)
-    return (weights * torch.special.ndtr(standard)).sum(dim=1)
+    weights = torch.log_softmax(mixture.logits.double().unsqueeze(-1) + later, dim=1)
+    below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=1)
+    above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=1)
+    return below - above
 
 
 def reparameterize(

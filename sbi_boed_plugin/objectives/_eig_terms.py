@@ -129,7 +129,7 @@ def _posterior_terms(
         return barber_agakov_bound(
             log_prob(theta.unsqueeze(0), data)[0], log_prior.to(theta)
         )
-    dtype = next(estimator.parameters()).dtype
+    dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), data.to(dtype)
     draws = estimator.base.sample(torch.Size((num_partition_samples,)), data)
     return generalized_kl_bound(
@@ -172,9 +172,14 @@ def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the density of an estimator for inputs of any precision."""
     if not isinstance(estimator, torch.nn.Module):
         return estimator.log_prob
-    dtype = next(estimator.parameters()).dtype
 
     def log_prob(input: Tensor, condition: Tensor) -> Tensor:
+        dtype = _precision_of(estimator, input.dtype)
         return estimator.log_prob(input.to(dtype), condition.to(dtype))
 
     return log_prob
+
+
+def _precision_of(estimator: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the precision of an estimator's weights, if it has any."""
+    return next((weight.dtype for weight in estimator.parameters()), default)

@@ -166,7 +166,11 @@ def estimate_eig(
         theta = prior.sample(torch.Size((num_samples,)))
         design = design.to(theta)
         x, valid = run_simulator(
-            simulator, theta, design.repeat(num_samples, 1), num_workers=num_workers
+            simulator,
+            theta,
+            design.repeat(num_samples, 1),
+            num_workers=num_workers,
+            isolate_errors=True,
         )
         num_invalid = _check_valid(valid, bound)
         theta, x = theta[valid], x[valid]

@@ -1,6 +1,12 @@
 """What all figures share."""
 
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 __all__ = [
@@ -12,6 +18,9 @@ __all__ = [
     "despine",
     "figure_and_axes",
     "legend_above",
+    "numbered_names",
+    "ordered_colors",
+    "with_inverse_unit",
 ]
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -43,3 +52,45 @@ def legend_above(ax: Axes, num_columns: int = 3) -> None:
         frameon=False,
         borderaxespad=0.2,
     )
+
+
+def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str]:
+    """Return given names, or `what` with a number for each.
+
+    Example:
+        >>> numbered_names(None, "design", 2), numbered_names(None, "design", 1)
+        (['design 1', 'design 2'], ['design'])
+    """
+    if names is None:
+        return [what] if num == 1 else [f"{what} {j + 1}" for j in range(num)]
+    if len(names) != num:
+        raise ValueError(f"names={list(names)} must hold {num} names of each {what}.")
+    return list(names)
+
+
+def ordered_colors(num: int) -> list[str]:
+    """Return colours of what has an order, from light to dark.
+
+    Example:
+        >>> ordered_colors(1) == [BLUE], len(set(ordered_colors(4)))
+        (True, 4)
+    """
+    if num == 1:
+        return [BLUE]
+    # Neither the yellow that white paper swallows, nor black.
+    parts = np.linspace(0.85, 0.1, num)
+    return [to_hex(color) for color in matplotlib.colormaps["viridis"](parts)]
+
+
+def with_inverse_unit(what: str, name: str) -> str:
+    """Return what is a density with the inverse of the unit that a name ends with.
+
+    Example:
+        >>> with_inverse_unit("density", "time [h]"), with_inverse_unit("density", "ξ")
+        ('density [1/h]', 'density')
+    """
+    match = re.search(r"\[([^\]]*)\]$", name)
+    if match is None:
+        return what
+    unit = match[1] if match[1].isalpha() else f"({match[1]})"
+    return f"{what} [1/{unit}]"

@@ -1,15 +1,13 @@
-"""Figures of the expected information gain: over training, and over designs."""
+"""Figures of the expected information gain over training."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
-from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.plotting._style import (
     BLUE,
     GREEN,
@@ -20,12 +18,13 @@ from sbi_boed_plugin.plotting._style import (
     legend_above,
 )
 
-__all__ = ["plot_eig_over_design", "plot_trace"]
+__all__ = ["plot_trace"]
 
-_BOUND_NAMES = {
-    **dict.fromkeys(LOWER_BOUNDS, "lower bound"),
-    "snmc": "upper bound",
-    "exact": "exact",
+_OBJECTIVE_NAMES = {
+    "barber_agakov": "Barber-Agakov bound",
+    "gkl": "generalized-KL bound",
+    "info_nce": "InfoNCE bound",
+    "marginal": "marginal estimate (no bound)",
 }
 
 
@@ -33,21 +32,25 @@ def plot_trace(
     history: dict[str, list[Any]],
     *,
     eig: EIGEstimate | None = None,
+    objective: str | None = None,
     cap: float | None = None,
     exact: float | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Plot the lower bound of the information gain over the steps of training.
+    """Plot what drove the policy, in nats, over the steps of training.
 
-    The bound of a step is the mean over the designs that the policy proposed then, so
+    The value of a step is the mean over the designs that the policy proposed then, so
     that it also grows because the policy narrows. The final estimate is that of the
-    design that was found.
+    design that was found. Values of the first tenth of the steps, when the networks
+    know nothing yet, may lie below the figure.
 
     Args:
         history: History of a `DesignResult`.
         eig: Final estimate, of the design that was found.
-        cap: Largest value that the bound of a step can take, `log(L + 1)` with `L`
-            the number of contrastive samples, in nats.
+        objective: Objective of the search, to name the curve.
+        cap: Largest value that a step can take, in nats: `log(L + 1)` with `L` the
+            number of contrastive samples for the objective `"info_nce"`, which alone
+            has one.
         exact: Exact information gain of the design that was found, in nats.
         ax: Axes to draw into; those of a new figure if `None`.
 
@@ -56,21 +59,23 @@ def plot_trace(
 
     Example:
         >>> history = {"eig": [0.1, 0.5], "eig_standard_error": [0.1, 0.1]}
-        >>> plot_trace(history, cap=2.8).axes[0].get_ylabel()
+        >>> figure = plot_trace(history, objective="info_nce", cap=2.8)
+        >>> figure.axes[0].get_ylabel()
         'expected information gain [nats]'
     """
     figure, ax = figure_and_axes(ax)
-    bound = np.asarray(history["eig"])
-    steps = np.arange(1, len(bound) + 1)
-    window = max(1, len(bound) // 40)
-    mean, error = _moving_average(
-        bound, np.asarray(history["eig_standard_error"]), window
-    )
+    values = np.asarray(history["eig"])
+    errors = np.asarray(history["eig_standard_error"])
+    steps = np.arange(1, len(values) + 1)
+    window = max(1, len(values) // 40)
+    mean, error = _moving_average(values, errors, window)
     if window > 1:
         ax.plot(
-            steps, bound, ".", color=GREY, markersize=2, alpha=0.5, label="one step"
+            steps, values, ".", color=GREY, markersize=2, alpha=0.5, label="one step"
         )
     label = f"mean of {window} steps" if window > 1 else "one step"
+    if objective is not None:
+        label = f"{_OBJECTIVE_NAMES.get(objective, objective)}, {label}"
     ax.plot(steps, mean, color=BLUE, label=label)
     ax.fill_between(
         steps, mean - error, mean + error, color=BLUE, alpha=0.3, linewidth=0
@@ -93,87 +98,25 @@ def plot_trace(
             zorder=3,
             label="design found",
         )
+    others = [cap, exact, None if eig is None else eig.value]
+    _hide_early_values(ax, values, [other for other in others if other is not None])
     ax.set_xlim(0, last * 1.03 + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax)
+    legend_above(ax, num_columns=2)
     despine(ax)
     return figure
 
 
-def plot_eig_over_design(
-    designs: Tensor,
-    estimates: Sequence[EIGEstimate],
-    *,
-    design: float | None = None,
-    eig: EIGEstimate | None = None,
-    reference: Sequence[tuple[float, float]] | None = None,
-    name: str = "design",
-    ax: Axes | None = None,
-) -> Figure:
-    """Plot the information gain over the range of a one-dimensional design.
-
-    Args:
-        designs: Designs of shape `(num_designs,)` or `(num_designs, 1)`, sorted.
-        estimates: Estimate of each design.
-        design: The design that was found.
-        eig: Its estimate.
-        reference: Value and standard error of each design from another source, such
-            as the exact answer, in nats.
-        name: Name of the design with its unit.
-        ax: Axes to draw into; those of a new figure if `None`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> import torch
-        >>> estimates = [EIGEstimate(v, 0.1, "pce") for v in (0.2, 0.9, 0.3)]
-        >>> figure = plot_eig_over_design(torch.tensor([0.0, 1.0, 2.0]), estimates)
-        >>> figure.axes[0].get_xlabel()
-        'design'
-    """
-    figure, ax = figure_and_axes(ax)
-    positions = designs.reshape(-1).cpu().numpy()
-    kind = _BOUND_NAMES.get(estimates[0].bound, "estimate")
-    if reference is not None:
-        values, errors = np.asarray(reference).T
-        ax.plot(positions, values, color=GREEN, label="reference")
-        ax.fill_between(
-            positions, values - errors, values + errors, color=GREEN, alpha=0.3
-        )
-    ax.errorbar(
-        positions,
-        [estimate.value for estimate in estimates],
-        yerr=[estimate.standard_error for estimate in estimates],
-        color=BLUE,
-        marker="o",
-        markersize=4,
-        capsize=2,
-        linestyle="none",
-        label=f"{kind} ± standard error",
-    )
-    if design is not None:
-        ax.axvline(design, color=VERMILLION, linestyle="--", linewidth=1)
-    if design is not None and eig is not None:
-        ax.errorbar(
-            design,
-            eig.value,
-            yerr=eig.standard_error,
-            color=VERMILLION,
-            marker="D",
-            markersize=5,
-            capsize=4,
-            linestyle="none",
-            zorder=3,
-            label="design found",
-        )
-    ax.set_xlabel(name)
-    ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax)
-    despine(ax)
-    return figure
+def _hide_early_values(ax: Axes, values: np.ndarray, others: list[float]) -> None:
+    """Let low values of the first steps not squeeze the others."""
+    settled = values[len(values) // 10 :]
+    lowest = min(0.0, float(np.quantile(settled, 0.01)), *others)
+    highest = max(0.0, float(values.max()), *others)
+    margin = 0.08 * (highest - lowest)
+    if values.min() < lowest - margin:
+        ax.set_ylim(lowest - margin, highest + margin)
 
 
 def _moving_average(

@@ -10,14 +10,15 @@ from sbi.analysis.plotting_classes import FigOptions
 from torch import Tensor
 
 from sbi_boed_plugin.plotting._style import (
-    BLUE,
     GREY,
     VERMILLION,
     despine,
     figure_and_axes,
+    numbered_names,
+    ordered_colors,
 )
 
-__all__ = ["plot_posterior"]
+__all__ = ["plot_posterior", "plot_posterior_sequence"]
 
 
 def plot_posterior(
@@ -44,41 +45,96 @@ def plot_posterior(
         >>> len(figure.axes)
         4
     """
-    dim_theta = samples.shape[-1]
-    if names is None:
-        names = [f"parameter {j + 1}" for j in range(dim_theta)]
+    return plot_posterior_sequence(
+        [samples], prior_samples, true_parameters, names, labels=["posterior"]
+    )
+
+
+def plot_posterior_sequence(
+    samples: Sequence[Tensor],
+    prior_samples: Tensor,
+    true_parameters: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """Plot how experiments, one after another, narrow down the parameters.
+
+    Args:
+        samples: Posterior samples after each experiment, each of shape
+            `(num_samples, dim_theta)`.
+        prior_samples: Samples from before the first experiment, of shape
+            `(num_prior_samples, dim_theta)`.
+        true_parameters: Parameters behind the observations, of shape `(dim_theta,)`
+            or `(1, dim_theta)`.
+        names: Names of the parameters with units.
+        labels: What each set of samples is; "after experiment 1" and so on if `None`.
+
+    Returns:
+        The figure. Later experiments are darker and lie on top.
+
+    Raises:
+        ValueError: If there are no samples, or not as many labels as sets of samples.
+
+    Example:
+        >>> import torch
+        >>> prior = torch.randn(100, 2)
+        >>> figure = plot_posterior_sequence([0.5 * prior, 0.1 * prior], prior)
+        >>> [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+        ['prior', 'after experiment 1', 'after experiment 2']
+    """
+    if len(samples) == 0:
+        raise ValueError("samples is empty: give the samples of an experiment.")
+    if labels is None:
+        labels = [f"after experiment {k + 1}" for k in range(len(samples))]
+    if len(labels) != len(samples):
+        raise ValueError(
+            f"labels={list(labels)} must hold one label for each of the "
+            f"{len(samples)} sets of samples."
+        )
+    dim_theta = prior_samples.shape[-1]
+    names = numbered_names(names, "parameter", dim_theta)
     points = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
-    groups = [prior_samples.cpu(), samples.cpu()]
+    groups = [prior_samples.cpu(), *(group.cpu() for group in samples)]
+    labels = ["prior", *labels]
+    colors = [GREY, *ordered_colors(len(samples))]
     limits = _posterior_limits(groups, points)
     if dim_theta == 1:
-        return _posterior_histogram(groups, limits[0], points, names[0])
+        return _posterior_histogram(groups, limits[0], points, names[0], labels, colors)
 
-    size = 2.8 * dim_theta
+    size = max(2.8 * dim_theta, 1.4 * dim_theta + 3.5)
     figure = Figure(figsize=(size, size))
     axes = figure.subplots(dim_theta, dim_theta)
     diagonal = [
-        {"mpl_kwargs": {"color": c, "density": True, "linewidth": 1.5}}
-        for c in (GREY, BLUE)
+        {"mpl_kwargs": {"color": c, "density": True, "linewidth": 1.5}} for c in colors
     ]
     pairs = [
         {"mpl_kwargs": {"color": color, "s": 4, "alpha": 0.35, "edgecolor": "none"}}
-        for color in (GREY, BLUE)
+        for color in colors
     ]
+    # Only the upper half: in the lower one pairplot draws points with the two axes
+    # exchanged.
     pairplot(
         groups,
         points=None if points is None else [points],
         limits=limits,
         upper="scatter",
         diag="hist",
-        labels=list(names),
+        labels=names,
         diag_kwargs=diagonal,
         upper_kwargs=pairs,
         fig_kwargs=FigOptions(
             legend=True,
-            samples_labels=["prior", "posterior"],
+            samples_labels=labels,
             points_labels=["truth"],
             points_colors=[VERMILLION],
-            points_offdiag={"marker": "D", "markersize": 8, "linestyle": "none"},
+            points_diag={"linewidth": 1.5},
+            points_offdiag={
+                "marker": "D",
+                "markersize": 8,
+                "linestyle": "none",
+                "markeredgecolor": "white",
+            },
         ),
         fig=figure,
         axes=axes,
@@ -112,9 +168,10 @@ def _set_margins(figure: Figure, size: float) -> None:
 
 def _posterior_limits(groups: list[Tensor], points: Tensor | None) -> Tensor:
     """Return ranges of shape `(dim_theta, 2)`: most of the prior, all that matters."""
-    prior, posterior = groups
+    prior, *posteriors = groups
     parts = [prior.quantile(torch.tensor([0.005, 0.98]), dim=0)]
-    parts.append(posterior.quantile(torch.tensor([0.002, 0.998]), dim=0))
+    for posterior in posteriors:
+        parts.append(posterior.quantile(torch.tensor([0.002, 0.998]), dim=0))
     if points is not None:
         parts.append(points)
     values = torch.cat(parts)
@@ -126,12 +183,15 @@ def _posterior_limits(groups: list[Tensor], points: Tensor | None) -> Tensor:
 
 
 def _posterior_histogram(
-    groups: list[Tensor], limits: Tensor, points: Tensor | None, name: str
+    groups: list[Tensor],
+    limits: Tensor,
+    points: Tensor | None,
+    name: str,
+    labels: Sequence[str],
+    colors: Sequence[str],
 ) -> Figure:
     figure, ax = figure_and_axes(None)
-    for group, color, label in zip(
-        groups, (GREY, BLUE), ("prior", "posterior"), strict=True
-    ):
+    for group, color, label in zip(groups, colors, labels, strict=True):
         ax.hist(
             group[:, 0].numpy(),
             bins="fd",

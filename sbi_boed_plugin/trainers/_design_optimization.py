@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
-from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
@@ -347,21 +347,28 @@ class DesignOptimizationMixin:
                 "likelihood cannot tell designs apart. Use a new NLE_INCE for "
                 "optimize_design."
             )
+        if settings["method"] == "joint":
+            _check_gradient(settings["gradient"], self._design_policy)
         self._design_optimizer = DesignOptimizer(
             self._design_policy,
             prior,
             self._design_optimizer_config(settings),
-            builders=estimator_builders(
-                self._build_neural_net,
-                self._posterior_model,
-                self._marginal_model,
-                self._prior,
-                self._design_policy.dim_design,
-            ),
+            builders=self._estimator_builders(),
             estimators=self._trained_estimators(),
             device=self._device,
         )
         return self._design_optimizer
+
+    def _estimator_builders(self) -> EstimatorBuilders:
+        """Return what builds the networks of a search."""
+        assert self._prior is not None and self._design_policy is not None
+        return estimator_builders(
+            self._build_neural_net,
+            self._posterior_model,
+            self._marginal_model,
+            self._prior,
+            self._design_policy.dim_design,
+        )
 
     def _trained_estimators(self) -> DesignEstimators | None:
         """Return the networks that there are."""
@@ -429,6 +436,22 @@ def score_design(
     return estimate_eig(
         estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
     )
+
+
+def _check_gradient(gradient: str, policy: DesignPolicy) -> None:
+    """Raise if the policy does not have what its gradient needs."""
+    name = type(policy).__name__
+    if gradient == "score" and not policy.has_log_prob:
+        raise ValueError(
+            f"gradient='score' needs the density of the policy, and a {name} has none. "
+            "Use gradient='surrogate', or 'pathwise' with a differentiable simulator, "
+            "or a policy with a density, such as TruncatedNormalPolicy."
+        )
+    if gradient in DATA_PATHS and not policy.has_rsample:
+        raise ValueError(
+            f"gradient='{gradient}' differentiates in the design, and designs of a "
+            f"{name} carry no gradient. Use gradient='score'."
+        )
 
 
 def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:

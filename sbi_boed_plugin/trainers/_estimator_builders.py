@@ -15,7 +15,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_posterior_nn,
 )
 
-__all__ = ["estimator_builders"]
+__all__ = ["estimator_builders", "to_real_numbers"]
 
 
 def estimator_builders(
@@ -42,7 +42,7 @@ def estimator_builders(
     """
     coordinates = coordinates_of(likelihood)
     if coordinates.theta is identity_transform:
-        coordinates = replace(coordinates, theta=_to_real_numbers(prior))
+        coordinates = replace(coordinates, theta=to_real_numbers(prior))
     transforms = {
         "dim_design": dim_design,
         "theta_transform": coordinates.theta,
@@ -56,7 +56,7 @@ def estimator_builders(
     return EstimatorBuilders(likelihood, posterior, marginal)
 
 
-def _to_real_numbers(prior: Distribution) -> Transform:
+def to_real_numbers(prior: Distribution) -> Transform:
     """Return the transform from the prior's support to all real numbers."""
     try:
         transform = biject_to(prior.support).inv

@@ -27,13 +27,13 @@ from sbi_boed_plugin.trainers._checks import (
     check_designs_given,
     check_objective,
 )
-from sbi_boed_plugin.trainers._design_optimization import DesignOptimizationMixin
 from sbi_boed_plugin.trainers._info_nce import EIG_KEY, InfoNCETrainer
+from sbi_boed_plugin.trainers._sequential import SequentialMixin
 
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
+class NLE_INCE(SequentialMixin, InfoNCETrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -273,7 +273,9 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
         self,
         density_estimator: ConditionalDensityEstimator | None = None,
         prior: Distribution | None = None,
-        sample_with: Literal["mcmc", "rejection", "vi", "importance"] = "mcmc",
+        sample_with: Literal[
+            "mcmc", "rejection", "vi", "importance", "direct"
+        ] = "mcmc",
         mcmc_method: Literal[
             "slice_np",
             "slice_np_vectorized",
@@ -303,7 +305,9 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
                 If `None`, use the latest neural density estimator that was trained.
             prior: Prior distribution.
             sample_with: Method to use for sampling from the posterior. Must be one of
-                [`mcmc` | `rejection` | `vi` | `importance`].
+                [`mcmc` | `rejection` | `vi` | `importance` | `direct`]. `direct` takes
+                the amortised posterior that `.optimize_design()` trained beside the
+                likelihood, from what was known at that time.
             mcmc_method: As in `sbi.inference.NLE.build_posterior`, like the following.
             vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
             mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
@@ -317,7 +321,8 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             design: Designs at which the observation was or will be made: shape
                 `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
                 row of `x_o`. Needed if and only if the likelihood was trained with
-                designs.
+                designs. If `None` after `.observe()`, the posterior is the one given
+                all observations, which are its default `x`; for `direct` the last.
 
         Returns:
             Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
@@ -328,6 +333,11 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
+        if sample_with == "direct":
+            return self._build_direct_posterior(density_estimator, prior, design)
+        x_o = None
+        if design is None and density_estimator is None and self._observations:
+            density_estimator, x_o = self._observed_likelihood()
         if not isinstance(density_estimator, DesignConditionedEstimator):
             check_designs_given(design, self._dim_design)
         if design is not None:
@@ -340,7 +350,7 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             density_estimator = DesignConditionedEstimator(
                 estimator, check_design(design, self._dim_design, self._design_policy)
             )
-        return super().build_posterior(
+        posterior = super().build_posterior(
             density_estimator=density_estimator,
             prior=prior,
             sample_with=sample_with,
@@ -352,3 +362,4 @@ class NLE_INCE(DesignOptimizationMixin, InfoNCETrainer):
             importance_sampling_parameters=importance_sampling_parameters,
             posterior_parameters=posterior_parameters,
         )
+        return posterior if x_o is None else posterior.set_default_x(x_o)

@@ -30,7 +30,7 @@ def simulator(theta, design):
 
 
 class FailsAt:
-    """Raises an error at its n-th call, and simulates at every other."""
+    """Simulates until its n-th call, and raises an error from then on."""
 
     def __init__(self, error, call):
         self.error, self.call, self.num_calls = error, call, 0
@@ -38,7 +38,7 @@ class FailsAt:
     def __call__(self, theta, design):
         self.num_calls += 1
         x = simulator(theta, design)  # random numbers are used up before it fails.
-        if self.num_calls == self.call:
+        if self.num_calls >= self.call:
             raise self.error
         return x
 

@@ -81,7 +81,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
     completed = call - 1
     assert tracker.counts["design_loss"] == completed
     notes = getattr(caught.value, "__notes__", ["resume_training=True"])
-    assert all("resume_training=True" in note for note in notes)
+    assert any("resume_training=True" in note for note in notes)
     assert trainer.build_posterior(design=torch.ones(1)) is not None
 
     if pickled:

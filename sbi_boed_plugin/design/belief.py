@@ -1,0 +1,312 @@
+r"""What is known about the parameters between experiments, as weighted particles.
+
+The belief after observations :math:`(\xi_t, x_t)` is proportional to :math:`p(\theta)
+\prod_t q_t(x_t \mid \theta, \xi_t)`, with each observation's own likelihood. It is
+carried from experiment to experiment by sequential Monte Carlo: the new likelihood
+enters in steps small enough for the particles to follow; after each they are resampled
+and moved by Markov chains that leave the belief as it is.
+
+References:
+    Del Moral, Doucet and Jasra, *Sequential Monte Carlo Samplers*, JRSS B 2006. Chopin,
+    *A Sequential Particle Filter Method for Static Models*, Biometrika 2002. ter Braak,
+    *A Markov Chain Monte Carlo version of the genetic algorithm Differential
+    Evolution*, Statistics and Computing 2006 (the moves).
+"""
+
+import math
+from collections.abc import Callable
+from copy import copy
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
+
+__all__ = ["ParticleBelief"]
+
+LogLikelihood = Callable[[Tensor], Tensor]
+
+# Effective share of the particles that a step of the likelihood leaves.
+_EFFECTIVE_SHARE = 0.5
+# Moves go on until particles have moved this often on average, within limits.
+_MOVES_WANTED = 5.0
+_MAX_MOVES = 60
+
+
+class ParticleBelief(Distribution):
+    r"""Particles of the belief about parameters, with prior and observations.
+
+    It serves where a prior does: `sample` draws particles and `log_prob` returns the
+    log-density of the belief, normalized by the estimated evidence.
+
+    Attributes:
+        particles: Draws from the belief, of shape `(num_particles, dim_theta)`.
+        log_evidence: Estimate of the log-density of all observations under the prior,
+            in nats.
+        acceptance_rate: Share of accepted moves in the last update, 1 before.
+    """
+
+    def __init__(
+        self,
+        prior: Distribution,
+        transform: Transform,
+        *,
+        num_particles: int = 4_096,
+        device: str = "cpu",
+    ) -> None:
+        """Initialize with draws from the prior.
+
+        Args:
+            prior: Distribution of the parameters before any experiment.
+            transform: From the parameters to coordinates without bounds, in which
+                particles move.
+            num_particles: Number of particles.
+            device: Device of the particles.
+        """
+        if num_particles < 16:
+            raise ValueError(f"num_particles={num_particles} must be at least 16.")
+        super().__init__(event_shape=prior.event_shape, validate_args=False)
+        self._prior = prior
+        self._transform = transform
+        self._log_likelihoods: list[LogLikelihood] = []
+        theta = prior.sample(torch.Size((num_particles,)))
+        self.particles: Tensor = theta.to(device, torch.float32)
+        self.log_evidence = 0.0
+        self.acceptance_rate = 1.0
+
+    @classmethod
+    def restore(
+        cls,
+        prior: Distribution,
+        transform: Transform,
+        log_likelihoods: list[LogLikelihood],
+        *,
+        particles: Tensor,
+        log_evidence: float,
+        acceptance_rate: float,
+    ) -> "ParticleBelief":
+        """Return a belief as it was after some observations.
+
+        Args:
+            prior: As for the constructor.
+            transform: As for the constructor.
+            log_likelihoods: Those of the observations, oldest first.
+            particles: Particles of shape `(num_particles, dim_theta)`.
+            log_evidence: Log-density of the observations, in nats.
+            acceptance_rate: Share of accepted moves in the last update.
+
+        Returns:
+            The belief.
+        """
+        belief = cls(prior, transform, num_particles=len(particles))
+        belief._log_likelihoods = list(log_likelihoods)
+        belief.particles = particles
+        belief.log_evidence = log_evidence
+        belief.acceptance_rate = acceptance_rate
+        return belief
+
+    def copy(self) -> "ParticleBelief":
+        """Return a belief to update without changing this one."""
+        other = copy(self)
+        other._log_likelihoods = list(self._log_likelihoods)
+        return other
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw particles with replacement.
+
+        Args:
+            sample_shape: Shape of the draw.
+
+        Returns:
+            Parameters of shape `(*sample_shape, dim_theta)`.
+        """
+        rows = torch.randint(
+            len(self.particles), tuple(sample_shape), device=self.particles.device
+        )
+        return self.particles[rows]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of the belief.
+
+        Args:
+            value: Parameters of shape `(batch_dim, dim_theta)`.
+
+        Returns:
+            Log-densities of shape `(batch_dim,)`, in nats, `-inf` outside the prior.
+        """
+        total = self._log_prior(value)
+        for log_likelihood in self._log_likelihoods:
+            total = total + log_likelihood(value)
+        return total - self.log_evidence
+
+    def update(self, log_likelihood: LogLikelihood) -> None:
+        """Take an observation into account.
+
+        Args:
+            log_likelihood: Function from parameters of shape `(batch_dim, dim_theta)`
+                to the log-likelihood of the observation, of shape `(batch_dim,)`.
+
+        Raises:
+            ValueError: If no particle gives the observation a density.
+        """
+        theta = self.particles
+        current = log_likelihood(theta)
+        if not torch.isfinite(current).any():
+            raise ValueError(
+                "x_o has no finite log-likelihood for any of the "
+                f"{len(theta)} particles of the belief: it lies far outside of all "
+                "simulations, or does not belong to this design. Check both, or train "
+                "the likelihood further."
+            )
+        current = torch.nan_to_num(current, nan=-torch.inf)
+        history = sum((f(theta) for f in self._log_likelihoods), torch.zeros(()))
+        log_evidence, power = self.log_evidence, 0.0
+        num_accepted = num_proposed = 0.0
+        while power < 1.0:
+            step = _largest_step(current, 1.0 - power)
+            increments = step * current
+            log_evidence += float(
+                torch.logsumexp(increments, 0) - math.log(len(increments))
+            )
+            power = min(1.0, power + step)
+            rows = _systematic_resample(torch.softmax(increments, dim=0))
+            theta, current = theta[rows], current[rows]
+            history = history[rows] if history.dim() else history
+            state = _State(theta, current, history, self._log_prior(theta))
+            accepted, proposed = self._move(state, log_likelihood, power)
+            num_accepted, num_proposed = (
+                num_accepted + accepted,
+                num_proposed + proposed,
+            )
+            theta, current, history = state.theta, state.current, state.history
+        self.particles = theta
+        self.log_evidence = log_evidence
+        self.acceptance_rate = num_accepted / max(1.0, num_proposed)
+        self._log_likelihoods.append(log_likelihood)
+
+    def _log_prior(self, theta: Tensor) -> Tensor:
+        return self._prior.log_prob(theta).to(theta)
+
+    def _move(
+        self, state: "_State", log_likelihood: LogLikelihood, power: float
+    ) -> tuple[float, float]:
+        """Move the particles in place; return numbers of accepted and tried moves."""
+        accepted = proposed = 0.0
+        unbounded = self._to_unbounded(state.theta)
+        num_particles, dim = unbounded.shape
+        half = num_particles // 2
+        halves = (slice(0, half), slice(half, None))
+        for move in range(_MAX_MOVES):
+            if accepted >= _MOVES_WANTED * num_particles:
+                break
+            for rows, others in (halves, halves[::-1]):
+                old, pool = unbounded[rows], unbounded[others]
+                new = _propose(old, pool, dim, jump=move % 5 == 4)
+                theta = self._inverse(new)
+                trial = _State(
+                    theta,
+                    torch.nan_to_num(log_likelihood(theta), nan=-torch.inf),
+                    sum((f(theta) for f in self._log_likelihoods), torch.zeros(())),
+                    self._log_prior(theta),
+                )
+                difference = trial.log_target(power) - state.log_target(power, rows)
+                # Densities are of natural units, moves symmetric in unbounded ones.
+                difference = difference + self._log_det(theta, new).neg()
+                difference = difference + self._log_det(state.theta[rows], old)
+                uniform = torch.rand_like(difference).log()
+                is_accepted = uniform < torch.nan_to_num(difference, nan=-torch.inf)
+                state.replace(rows, trial, is_accepted)
+                unbounded[rows] = torch.where(is_accepted.unsqueeze(1), new, old)
+                accepted += float(is_accepted.sum())
+                proposed += float(len(is_accepted))
+        return accepted, proposed
+
+    def _to_unbounded(self, theta: Tensor) -> Tensor:
+        return cast(Tensor, self._transform(theta))
+
+    def _inverse(self, unbounded: Tensor) -> Tensor:
+        inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
+        return inverse(unbounded)
+
+    def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
+        """Return the log-determinant of the map to unbounded coordinates."""
+        log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
+        return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
+
+
+class _State:
+    """Particles with the parts of their log-density, moved together."""
+
+    def __init__(
+        self, theta: Tensor, current: Tensor, history: Tensor, log_prior: Tensor
+    ) -> None:
+        self.theta = theta
+        self.current = current
+        self.history = history.expand(len(theta)).clone()
+        self.log_prior = log_prior
+
+    def log_target(self, power: float, rows: slice = slice(None)) -> Tensor:
+        """Return the log-density with the new likelihood raised to `power`."""
+        target = self.log_prior[rows] + self.history[rows]
+        return target + power * self.current[rows]
+
+    def replace(self, rows: slice, other: "_State", where: Tensor) -> None:
+        """Take over the rows of another state."""
+        self.theta[rows] = torch.where(
+            where.unsqueeze(1), other.theta, self.theta[rows]
+        )
+        for name in ("current", "history", "log_prior"):
+            values = getattr(self, name)
+            values[rows] = torch.where(where, getattr(other, name), values[rows])
+
+
+def _propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
+    """Return differential-evolution moves along differences of the other half.
+
+    Symmetric, and scaled to the belief whatever its shape; full differences jump
+    between separate modes.
+    """
+    first, second = (
+        pool[torch.randint(len(pool), (len(old),), device=old.device)] for _ in range(2)
+    )
+    if jump:
+        scale = old.new_ones(len(old), 1)
+    else:
+        # From small to the best for a Normal: some of them fit a belief of any shape.
+        best = 2.38 / math.sqrt(2.0 * dim)
+        scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
+    spread = pool.std(dim=0)
+    noise = 1e-3 * spread * torch.randn_like(old)
+    return old + scale * (first - second) + noise
+
+
+def _largest_step(log_likelihood: Tensor, most: float) -> float:
+    """Return the step of the likelihood's power that keeps enough particles alive."""
+
+    def effective_share(step: float) -> float:
+        log_weights = torch.log_softmax(step * log_likelihood.double(), dim=0)
+        return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(
+            log_weights
+        )
+
+    if effective_share(most) >= _EFFECTIVE_SHARE:
+        return most
+    low, high = 0.0, most
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if effective_share(middle) >= _EFFECTIVE_SHARE:
+            low = middle
+        else:
+            high = middle
+    # Where particles without any density alone are more than allowed.
+    return max(low, 1e-6 * most) if low == 0.0 else low
+
+
+def _systematic_resample(weights: Tensor) -> Tensor:
+    """Return rows, each as often as its weight says, up to rounding."""
+    num_rows = len(weights)
+    steps = torch.arange(num_rows, device=weights.device, dtype=torch.float64)
+    positions = (steps + torch.rand((), dtype=torch.float64).item()) / num_rows
+    rows = torch.searchsorted(weights.double().cumsum(0), positions)
+    return rows.clamp_max(num_rows - 1)

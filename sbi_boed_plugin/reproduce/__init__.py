@@ -1,0 +1,1 @@
+"""Tables and figures of papers, each made by `sbi-boed reproduce NAME`."""

@@ -1,0 +1,230 @@
+"""A sequence of experiments: design, measure, learn, and again."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._checkpoint import load_checkpoint, save_checkpoint
+from sbi_boed_plugin._rng import (
+    get_rng_state,
+    isolated_rng,
+    rng_state_from_plain,
+    rng_state_to_plain,
+)
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.trainers._state import get_state, set_state
+from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
+
+__all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """One experiment of a sequence.
+
+    Attributes:
+        design: Design of shape `(dim_design,)`.
+        x: Observed data of shape `(dim_x,)`.
+        eig: Expected information gain of the design before the experiment, beyond what
+            was known then.
+        posterior_samples: Particles of the belief after the experiment, of shape
+            `(num_particles, dim_theta)`.
+        log_evidence: Log-density of all data so far under the prior, in nats.
+        num_simulations: Number of simulations that the search for the design took.
+        seconds: Time of search, experiment and inference.
+    """
+
+    design: Tensor
+    x: Tensor
+    eig: EIGEstimate
+    posterior_samples: Tensor
+    log_evidence: float
+    num_simulations: int
+    seconds: float
+
+    def _to_plain(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "eig": asdict(self.eig)}
+
+    @classmethod
+    def _from_plain(cls, values: dict[str, Any]) -> "ExperimentRecord":
+        return cls(**{**values, "eig": EIGEstimate(**values["eig"])})
+
+
+@dataclass(frozen=True)
+class ExperimentsResult:
+    """A sequence of experiments.
+
+    Attributes:
+        records: The experiments, oldest first.
+    """
+
+    records: tuple[ExperimentRecord, ...]
+
+    @property
+    def designs(self) -> Tensor:
+        """Designs of shape `(num_rounds, dim_design)`."""
+        return torch.stack([record.design for record in self.records])
+
+    @property
+    def x(self) -> Tensor:
+        """Observed data of shape `(num_rounds, dim_x)`."""
+        return torch.stack([record.x for record in self.records])
+
+    @property
+    def num_simulations(self) -> int:
+        """Number of simulations of all rounds."""
+        return sum(record.num_simulations for record in self.records)
+
+    @property
+    def posterior_samples(self) -> Tensor:
+        """Particles of the belief after all experiments."""
+        return self.records[-1].posterior_samples
+
+
+def run_experiments(
+    inference: NLE_INCE,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    observe: Callable[[Tensor], Tensor],
+    num_rounds: int,
+    *,
+    checkpoint: str | Path | None = None,
+    seed: int | None = None,
+    num_particles: int = 4_096,
+    show_progress_bar: bool = True,
+    **search: Any,
+) -> ExperimentsResult:
+    r"""Choose a design, run the experiment there, learn from it, and repeat.
+
+    With a `checkpoint`, the state is saved after every round. A call with the same
+    arguments, in this process or another, goes on after the last completed round and
+    gives what an undisturbed run would have given, to the last bit.
+
+    Args:
+        inference: Trainer with prior and design policy.
+        simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
+            `design` of shape `(batch_dim, dim_design)` to `x` of shape
+            `(batch_dim, dim_x)`.
+        observe: The real experiment: function from a design of shape
+            `(dim_design,)` to observed data of shape `(dim_x,)` or `(1, dim_x)`.
+        num_rounds: Number of experiments. A larger number with the same checkpoint
+            continues the sequence.
+        checkpoint: File to save the state to, and to continue from if it exists.
+        seed: Seed of everything that is drawn; the global random state is left as it
+            was. If `None`, the global random state is used and advanced.
+        num_particles: Number of particles of the belief.
+        show_progress_bar: Whether to show the progress of the rounds.
+        **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
+            `method="multi_start"`, which trains once and serves every later round
+            with hardly any simulation.
+
+    Returns:
+        A record of each experiment: design, data, information, posterior and cost.
+
+    Raises:
+        ValueError: If there is no policy, an argument is out of range, or the
+            checkpoint is damaged or belongs to other experiments. It is then left as
+            it is.
+
+    Example:
+    --------
+    ::
+
+        result = run_experiments(
+            inference, simulator, measure, num_rounds=3, checkpoint="campaign.pt"
+        )
+        result.designs, result.x, result.records[-1].eig
+    """
+    if num_rounds < 1:
+        raise ValueError(f"num_rounds={num_rounds} must be at least 1.")
+    if "resume_training" in search:
+        raise ValueError(
+            "resume_training is not for run_experiments: pass checkpoint=... to "
+            "continue a sequence."
+        )
+    prior, policy = inference._prior, inference.design_policy
+    if prior is None or policy is None:
+        raise ValueError(
+            "inference needs a prior and a design policy: NLE_INCE(prior, "
+            "design_policy=TruncatedNormalPolicy(low, high))."
+        )
+    path = None if checkpoint is None else Path(checkpoint)
+    campaign = {
+        "prior": repr(prior),
+        "policy": repr(policy.support),
+        "search": repr(sorted(search.items())),
+        "num_particles": num_particles,
+        "seed": seed,
+    }
+    records: list[ExperimentRecord] = []
+    start: int | dict[str, Any] | None = seed
+    if path is not None and path.exists():
+        saved = load_checkpoint(path, campaign)
+        records = [ExperimentRecord._from_plain(r) for r in saved["records"]]
+        with isolated_rng(0):  # The weights that are drawn here are replaced.
+            set_state(
+                inference,
+                saved["trainer"],
+                dim_theta=prior.event_shape[-1],
+                dim_x=records[-1].x.shape[-1] if records else 1,
+            )
+        start = rng_state_from_plain(saved["rng"])
+
+    def save() -> None:
+        if path is not None:
+            state = {
+                "campaign": campaign,
+                "records": [record._to_plain() for record in records],
+                "trainer": get_state(inference),
+                "rng": rng_state_to_plain(get_rng_state()),
+            }
+            save_checkpoint(path, state)
+
+    bar = tqdm(
+        total=num_rounds,
+        initial=min(len(records), num_rounds),
+        disable=not show_progress_bar,
+        desc="Running experiments",
+    )
+    with isolated_rng(start), bar:
+        if not records:
+            save()  # So that the first round, too, can be repeated as it was.
+        while len(records) < num_rounds:
+            records.append(
+                _run_round(inference, simulator, observe, num_particles, search)
+            )
+            save()
+            bar.set_postfix_str(f"EIG {records[-1].eig.value:.2f} nats", refresh=False)
+            bar.update()
+    return ExperimentsResult(tuple(records[:num_rounds]))
+
+
+def _run_round(
+    inference: NLE_INCE,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    observe: Callable[[Tensor], Tensor],
+    num_particles: int,
+    search: dict[str, Any],
+) -> ExperimentRecord:
+    """Search for a design, run the experiment, and take its data into account."""
+    started = time.perf_counter()
+    result = inference.optimize_design(simulator, **search)
+    x = torch.as_tensor(observe(result.design)).reshape(-1)
+    inference.observe(result.design, x, num_particles=num_particles)
+    belief = inference.belief
+    assert belief is not None
+    return ExperimentRecord(
+        design=result.design.cpu(),
+        x=inference.observations[-1].x[0].cpu(),
+        eig=result.eig,
+        posterior_samples=belief.particles.cpu(),
+        log_evidence=belief.log_evidence,
+        num_simulations=result.num_simulations,
+        seconds=time.perf_counter() - started,
+    )

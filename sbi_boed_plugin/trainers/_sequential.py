@@ -1,0 +1,269 @@
+"""Experiments one after another, for trainers that learn designs."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from torch.distributions import Distribution
+from typing_extensions import Self
+
+from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.design_conditioned_posterior import (
+    DesignConditionedPosterior,
+)
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.trainers._checks import check_design
+from sbi_boed_plugin.trainers._design_optimization import (
+    DesignOptimizationMixin,
+    score_design,
+)
+from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+
+__all__ = ["Observation", "SequentialMixin"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was measured in an experiment, with the likelihood of that time.
+
+    Attributes:
+        design: Design of shape `(dim_design,)`.
+        x: Data of shape `(1, dim_x)`.
+        likelihood_estimator: Likelihood, conditioned on `(theta, design)` in one row,
+            as it was when the data were observed.
+    """
+
+    design: Tensor
+    x: Tensor
+    likelihood_estimator: ConditionalDensityEstimator
+
+    @torch.no_grad()
+    def log_likelihood(self, theta: Tensor) -> Tensor:
+        """Return the log-likelihood of the data.
+
+        Args:
+            theta: Parameters of shape `(batch_dim, dim_theta)`.
+
+        Returns:
+            Log-likelihoods of shape `(batch_dim,)`, in nats.
+        """
+        condition = torch.cat([theta, self.design.expand(len(theta), -1)], dim=-1)
+        x = self.x.expand(len(theta), *self.x.shape[1:])
+        return self.likelihood_estimator.log_prob(x.unsqueeze(0), condition)[0]
+
+
+class SequentialMixin(DesignOptimizationMixin):
+    """Adds `observe` to a trainer that learns designs.
+
+    The parameters and contrastive parameters of later searches come from the belief
+    after all observations. Only the new measurement's likelihood enters their bounds:
+    no datum is counted twice.
+    """
+
+    def _set_design_search(self, *args: Any) -> None:
+        super()._set_design_search(*args)
+        self._observations: list[Observation] = []
+        self._belief: ParticleBelief | None = None
+        self._policy_start = (
+            None
+            if self._design_policy is None
+            else deepcopy(self._design_policy.state_dict())
+        )
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was observed so far, oldest first."""
+        return tuple(self._observations)
+
+    @property
+    def belief(self) -> ParticleBelief | None:
+        """Belief about the parameters after all observations, `None` before."""
+        return self._belief
+
+    @property
+    def _belief_or_prior(self) -> Distribution | None:
+        return self._prior if self._belief is None else self._belief
+
+    def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
+        r"""Take the data of an experiment into account.
+
+        The next `optimize_design` starts from what is known then, with the policy as
+        it was at first, and `build_posterior()` without a design returns the posterior
+        given all observations, each with the likelihood as it is now.
+
+        Args:
+            design: Design of the experiment, of shape `(dim_design,)`, or one row for
+                each of several experiments, `(num_experiments, dim_design)`.
+            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`.
+            num_particles: Number of particles of the belief; fixed by the first call.
+
+        Returns:
+            The trainer (returned so that this function is chainable).
+
+        Raises:
+            RuntimeError: If there is no likelihood yet, or it has no designs.
+            ValueError: If shapes do not match, a value is not finite, the design lies
+                outside the support of the policy, or the likelihood gives the data no
+                density.
+        """
+        likelihood = self._neural_net
+        if likelihood is None or not self._dim_design:
+            raise RuntimeError(
+                "There is no likelihood with designs yet: call optimize_design() "
+                "before observe()."
+            )
+        if self._prior is None:
+            raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
+        design = check_design(design, self._dim_design, self._design_policy)
+        x = _check_observed(x, len(design), likelihood.input_shape)
+        kept = self._kept_likelihood(likelihood)
+        reference = next(kept.parameters())
+        belief = self._belief
+        if belief is None:
+            belief = ParticleBelief(
+                self._prior,
+                to_real_numbers(self._prior),
+                num_particles=num_particles,
+                device=self._device,
+            )
+        else:
+            belief = belief.copy()
+        observations = [
+            Observation(one.to(reference), data.unsqueeze(0).to(reference), kept)
+            for one, data in zip(design, x, strict=True)
+        ]
+        for observation in observations:
+            belief.update(observation.log_likelihood)
+        # Nothing has changed before this point, if anything was wrong.
+        self._belief = belief
+        self._observations += observations
+        self._design_optimizer = None
+        if self._design_policy is not None and self._policy_start is not None:
+            self._design_policy.load_state_dict(self._policy_start)
+        return self
+
+    def estimate_eig(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        design: Tensor,
+        *,
+        objective: str = "info_nce",
+        **kwargs: Any,
+    ) -> EIGEstimate:
+        """Estimate the information of a design with the estimators as they are.
+
+        Args:
+            simulator: Function from `theta` and `design` to `x`.
+            design: Design of shape `(dim_design,)`.
+            objective: Which objective's bound, as for `optimize_design`.
+            **kwargs: Passed to :func:`~sbi_boed_plugin.estimate_eig`.
+
+        Returns:
+            Information beyond what is known after all observations, in nats.
+
+        Raises:
+            RuntimeError: If there are no estimators for this objective yet.
+        """
+        estimators = self._trained_estimators()
+        if objective not in POLICY_OBJECTIVES:
+            raise ValueError(
+                f"objective='{objective}' is unknown. Use one of "
+                f"{sorted(POLICY_OBJECTIVES)}."
+            )
+        if estimators is None or not estimators.serve(
+            POLICY_OBJECTIVES[objective].needs
+        ):
+            raise RuntimeError(
+                "There are no estimators for this yet: call optimize_design("
+                f"simulator, objective='{objective}') first."
+            )
+        prior = self._belief_or_prior
+        if prior is None:
+            raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
+        return score_design(
+            estimators,
+            simulator,
+            prior=prior,
+            design=check_design(design, self._dim_design, self._design_policy)[0],
+            objective=objective,
+            **kwargs,
+        )
+
+    def _kept_likelihood(
+        self, likelihood: ConditionalDensityEstimator
+    ) -> ConditionalDensityEstimator:
+        """Return a copy of the likelihood, the last one if it is the same."""
+        state = likelihood.state_dict()
+        if self._observations:
+            last = self._observations[-1].likelihood_estimator
+            same = all(torch.equal(v, state[k]) for k, v in last.state_dict().items())
+            if same:
+                return last
+        return deepcopy(likelihood).eval().requires_grad_(False)
+
+    def _build_direct_posterior(
+        self,
+        density_estimator: ConditionalDensityEstimator | None,
+        prior: Distribution | None,
+        design: Tensor | None,
+    ) -> NeuralPosterior:
+        """Return the amortised posterior at a design, by default the last observed."""
+        estimator = density_estimator or self._posterior_net
+        if estimator is None:
+            raise RuntimeError(
+                "sample_with='direct' needs the posterior that optimize_design("
+                "objective='barber_agakov' or 'gkl') trains beside the likelihood, "
+                "and there is none yet. Call it first, or use sample_with='mcmc'."
+            )
+        prior = prior or self._prior
+        if prior is None:
+            raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
+        x_o = None
+        if design is None:
+            if not self._observations:
+                raise ValueError(
+                    "design=None, but the posterior depends on designs of "
+                    f"{self._dim_design} values. Pass design=..."
+                )
+            design, x_o = self._observations[-1].design, self._observations[-1].x
+        design = check_design(design, self._dim_design, self._design_policy)
+        posterior = DirectPosterior(
+            DesignConditionedPosterior(estimator.eval(), design),
+            prior,
+            device=self._device,
+        )
+        return posterior if x_o is None else posterior.set_default_x(x_o)
+
+    def _observed_likelihood(self) -> tuple[DesignConditionedEstimator, Tensor]:
+        """Return the likelihood of all observations together, and their data."""
+        estimators = [o.likelihood_estimator for o in self._observations]
+        designs = torch.stack([o.design for o in self._observations])
+        x = torch.cat([o.x for o in self._observations])
+        return DesignConditionedEstimator(estimators, designs), x
+
+
+def _check_observed(x: Tensor, num_experiments: int, event_shape: torch.Size) -> Tensor:
+    """Return the data with one row per experiment, or raise."""
+    x = torch.as_tensor(x)
+    given = tuple(x.shape)
+    if x.shape == event_shape and num_experiments == 1:
+        x = x.unsqueeze(0)
+    if x.shape != (num_experiments, *event_shape):
+        raise ValueError(
+            f"x has shape {given}, but {num_experiments} experiment(s) of the "
+            f"simulator yield {(num_experiments, *event_shape)}: one row per row of "
+            "design."
+        )
+    if not torch.isfinite(x).all():
+        raise ValueError(
+            f"x={x.tolist()} must be finite. Leave out experiments that failed."
+        )
+    return x

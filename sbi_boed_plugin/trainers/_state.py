@@ -1,0 +1,144 @@
+"""The state of a trainer between experiments as plain tensors, and back."""
+
+from typing import Any, Protocol
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+
+from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.estimators.transformed import coordinates_of
+from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+from sbi_boed_plugin.trainers._sequential import Observation
+
+__all__ = ["get_state", "set_state"]
+
+_NETWORKS = {
+    "likelihood": "_neural_net",
+    "posterior": "_posterior_net",
+    "marginal": "_marginal_net",
+}
+
+
+class _Trainer(Protocol):
+    _prior: Any
+    _device: str
+    _dim_design: int | None
+    _design_policy: Any
+    _design_optimizer: Any
+    _observations: list[Observation]
+    _belief: ParticleBelief | None
+    _build_neural_net: Any
+
+    def _estimator_builders(self) -> Any: ...
+
+
+def get_state(trainer: _Trainer) -> dict[str, Any]:
+    """Return networks, policy, observations and belief of a trainer.
+
+    Args:
+        trainer: A trainer that learns designs, between two searches.
+
+    Returns:
+        Tensors, numbers, lists and dictionaries.
+    """
+    networks = {
+        name: None if network is None else dict(network.state_dict())
+        for name, attribute in _NETWORKS.items()
+        for network in [getattr(trainer, attribute)]
+    }
+    observations = trainer._observations
+    kept = list(dict.fromkeys(o.likelihood_estimator for o in observations))
+    belief = trainer._belief
+    return {
+        "networks": networks,
+        "policy": dict(trainer._design_policy.state_dict()),
+        "kept_likelihoods": [dict(network.state_dict()) for network in kept],
+        "observations": [
+            {
+                "design": o.design,
+                "x": o.x,
+                "likelihood": kept.index(o.likelihood_estimator),
+            }
+            for o in observations
+        ],
+        "belief": None
+        if belief is None
+        else {
+            "particles": belief.particles,
+            "log_evidence": belief.log_evidence,
+            "acceptance_rate": belief.acceptance_rate,
+        },
+    }
+
+
+def set_state(
+    trainer: _Trainer, state: dict[str, Any], dim_theta: int, dim_x: int
+) -> None:
+    """Bring a trainer to a state, whatever it did before.
+
+    Args:
+        trainer: A trainer with the same prior, policy and kinds of networks.
+        state: What `get_state` returned.
+        dim_theta: Number of parameters.
+        dim_x: Number of values of one experiment.
+    """
+    networks = state["networks"]
+    for name, attribute in _NETWORKS.items():
+        network = None
+        if networks[name] is not None:
+            network = _build(trainer, networks, name, dim_theta, dim_x)
+        setattr(trainer, attribute, network)
+    trainer._design_policy.load_state_dict(state["policy"])
+    trainer._design_optimizer = None
+    trainer._dim_design = trainer._design_policy.dim_design
+    if networks["likelihood"] is None:
+        trainer._dim_design = None
+    kept = []
+    for weights in state["kept_likelihoods"]:
+        likelihood = _build(
+            trainer, {"likelihood": weights}, "likelihood", dim_theta, dim_x
+        )
+        kept.append(likelihood.eval().requires_grad_(False))
+    device = trainer._device
+    trainer._observations = [
+        Observation(o["design"].to(device), o["x"].to(device), kept[o["likelihood"]])
+        for o in state["observations"]
+    ]
+    trainer._belief = None
+    if state["belief"] is not None:
+        trainer._belief = ParticleBelief.restore(
+            trainer._prior,
+            to_real_numbers(trainer._prior),
+            [o.log_likelihood for o in trainer._observations],
+            **{
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in state["belief"].items()
+            },
+        )
+
+
+def _build(
+    trainer: _Trainer,
+    networks: dict[str, Any],
+    name: str,
+    dim_theta: int,
+    dim_x: int,
+) -> ConditionalDensityEstimator:
+    """Build a network from data of the right shape, and give it its weights."""
+    rows = 16
+    theta = trainer._prior.sample(torch.Size((rows,))).cpu().float()
+    design = trainer._design_policy.sample(torch.Size((rows,))).cpu().float()
+    # Any data for which the coordinates of the network exist.
+    to_natural_units = coordinates_of(trainer._build_neural_net).x.inv
+    x = to_natural_units(torch.randn(rows, dim_x))
+    weights = networks[name]
+    needs = {"likelihood": None, "marginal": "marginal", "posterior": "posterior"}[name]
+    if name == "posterior" and any(key.startswith("energy.") for key in weights):
+        needs = "hybrid"
+    built: DesignEstimators = trainer._estimator_builders().complete(
+        None, needs, theta, x, design, trainer._device
+    )
+    network = getattr(built, name)
+    network.load_state_dict(weights)
+    return network

@@ -1,0 +1,165 @@
+"""Hybrid posteriors: a base times an energy ratio, on Gaussians with exact answers."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from sbi.neural_nets import posterior_nn
+from torch import nn
+
+from sbi_boed_plugin.estimators.hybrid import EnergyRatio, HybridEstimator
+from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
+from studies.exact_estimators import exact_estimators, slope
+from tests.oracles import EnergyBetween
+
+SLOPE = {"dim_theta": 1, "dim_design": 1}
+TILT = 0.8
+
+
+class Tilt(nn.Module):
+    """ρ = a θ: of a Normal base it shifts the mean by a σ²."""
+
+    def forward(self, input, condition):
+        return TILT * input.sum(dim=-1)
+
+
+class Wave(nn.Module):
+    """Not even unimodal."""
+
+    def forward(self, input, condition):
+        return torch.sin(3.0 * input[..., 0]) + torch.cos(condition[..., 0] * input[..., 0])
+
+
+def exact_posterior(**wrong):
+    return exact_estimators(slope, **SLOPE, **wrong).posterior
+
+
+def moments(base, data):
+    """Mean and variance of a one-dimensional Gaussian base."""
+    mean, factor = base.moments(data)
+    return mean[:, 0], factor[:, 0, 0] ** 2
+
+
+def data_rows(num=5):
+    return torch.cat([torch.linspace(-2, 2, num), torch.ones(num)]).reshape(2, num).T
+
+
+@pytest.mark.parametrize("energy", [Tilt(), Wave()])
+def test_the_density_integrates_to_one(energy):
+    estimator = HybridEstimator(exact_posterior(), energy)
+    grid = torch.linspace(-6, 6, 2_001)
+    for data in data_rows():
+        density = estimator.log_prob(
+            grid.reshape(-1, 1, 1), data.unsqueeze(0), num_partition_samples=40_000
+        ).exp()
+        total = torch.trapezoid(density.squeeze(1), grid).item()
+        # The partition function of 40,000 draws, whose weights vary by up to 1.5.
+        assert total == pytest.approx(1.0, abs=4 * 1.5 / 200)
+
+
+def test_the_partition_function_is_unbiased():
+    base = exact_posterior()
+    estimator = HybridEstimator(base, Tilt())
+    data = data_rows()
+    mean, variance = moments(base, data)
+    exact = torch.exp(TILT * mean + 0.5 * TILT**2 * variance)
+    repeats = torch.stack([estimator.partition(data) for _ in range(4_000)])
+    assert repeats.shape == (4_000, 5)
+    error = repeats.std(dim=0) / 4_000**0.5
+    assert ((repeats.mean(dim=0) - exact).abs() < 4 * error).all()
+    many = estimator.partition(data, 40_000)
+    torch.testing.assert_close(many, exact, rtol=0.03, atol=0)
+
+
+def test_its_gradient_follows_the_draws_if_asked():
+    """d/dx of exp(a μ(x) + a² σ²/2); without the draws nothing depends on x here."""
+    base = exact_posterior()
+    estimator = HybridEstimator(base, Tilt())
+    data = data_rows().requires_grad_()
+    mean, variance = moments(base, data)
+    exact = torch.exp(TILT * mean + 0.5 * TILT**2 * variance)
+    (expected,) = torch.autograd.grad(exact.sum(), data)
+    moving = estimator.partition(data, 20_000, draws_follow_condition=True)
+    (gradient,) = torch.autograd.grad(moving.sum(), data)
+    # Weights of relative deviation 0.6 over 20,000 draws: 1 % is 2.5 standard errors.
+    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.02)
+    assert not estimator.partition(data).requires_grad
+
+
+def test_the_exact_correction_of_a_wrong_base_gives_the_posterior():
+    wrong, exact = exact_posterior(noise_scale=2.0), exact_posterior()
+    estimator = HybridEstimator(wrong, EnergyBetween(exact, wrong))
+    theta, data = torch.randn(50, 1, 1), data_rows(1)
+    torch.testing.assert_close(
+        estimator.log_prob(theta, data, num_partition_samples=20_000),
+        exact.log_prob(theta, data),
+        atol=0.03,
+        rtol=0,
+    )
+
+
+def test_samples_are_those_of_the_corrected_base():
+    base = exact_posterior()
+    data = data_rows(3)
+    mean, variance = moments(base, data)
+    samples = HybridEstimator(base, Tilt()).sample(torch.Size((4_000,)), data)
+    assert samples.shape == (4_000, 3, 1)
+    error = 3 * variance.sqrt() / 4_000**0.5  # some draws of the base come repeatedly.
+    shifted = mean + TILT * variance
+    assert ((samples.mean(dim=0)[:, 0] - shifted).abs() < 2 * error).all()
+    torch.testing.assert_close(
+        samples.var(dim=0)[:, 0], variance, rtol=0.15, atol=0.0
+    )  # four standard errors.
+    several = HybridEstimator(base, Tilt()).sample(torch.Size((2, 3)), data)
+    assert several.shape == (2, 3, 3, 1)
+
+
+def test_training_starts_as_maximum_likelihood():
+    """With ρ = 0, which a new energy is, the loss is that of the base plus one."""
+    theta, data = torch.randn(100, 2), torch.randn(100, 3)
+    base = posterior_nn("mdn")(theta, data)
+    estimator = HybridEstimator(base, EnergyRatio(theta, data))
+    assert (estimator.log_ratio(theta.unsqueeze(0), data) == 0).all()
+    torch.testing.assert_close(estimator.loss(theta, data), base.loss(theta, data) + 1)
+    torch.testing.assert_close(
+        estimator.log_prob(theta.unsqueeze(0), data),
+        base.log_prob(theta.unsqueeze(0), data),
+    )
+    estimator.loss(theta, data).mean().backward()
+    grads = [p.grad for p in estimator.energy.parameters() if p.grad is not None]
+    assert any((grad != 0).any() for grad in grads)
+    copy = pickle.loads(pickle.dumps(estimator))
+    assert torch.equal(copy.loss(theta, data), estimator.loss(theta, data))
+
+
+def test_the_loss_is_least_at_the_exact_correction():
+    """Scaling the exact energy up or down by a fifth costs, with the same draws."""
+    wrong, exact = exact_posterior(noise_scale=2.0), exact_posterior()
+    theta = torch.randn(40_000, 1)
+    data = torch.cat([theta + torch.randn_like(theta), torch.ones_like(theta)], dim=1)
+    energy = EnergyBetween(exact, wrong)
+    draws = wrong.sample(torch.Size((8,)), data)
+    log_base = wrong.log_prob(theta.unsqueeze(0), data)[0]
+    at_theta, at_draws = energy(theta, data), energy(draws, data)
+    losses = [
+        hybrid_loss(log_base, c * at_theta, partition_function(c * at_draws))
+        for c in (0.8, 1.0, 1.2)
+    ]
+    for other in (losses[0], losses[2]):
+        difference = other - losses[1]
+        error = difference.std().item() / math.sqrt(len(difference))
+        assert difference.mean().item() > 3 * error
+
+
+def test_draws_outside_the_prior_count_nothing():
+    log_ratio = torch.tensor([[0.0, 1.0], [math.log(3.0), 2.0]])
+    inside = torch.tensor([[True, False], [True, False]])
+    torch.testing.assert_close(
+        partition_function(log_ratio)[0], torch.tensor((1.0 + 3.0) / 2)
+    )
+    torch.testing.assert_close(
+        partition_function(log_ratio, inside), torch.tensor([2.0, 0.0])
+    )
+    loss = hybrid_loss(torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([2.0]))
+    torch.testing.assert_close(loss, torch.tensor([2.5]))

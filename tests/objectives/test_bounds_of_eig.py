@@ -1,0 +1,267 @@
+"""Every bound with exact densities is exact, and with wrong ones still a bound."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sbi_boed_plugin import estimate_eig
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from studies.exact_estimators import (
+    exact_estimators,
+    information,
+    normal_prior,
+    slope,
+    straight_line,
+)
+from tests.oracles import EnergyBetween
+
+LINE = {"dim_theta": 2, "dim_design": 3}
+SLOPE = {"dim_theta": 1, "dim_design": 1}
+MODELS = {
+    "slope": (slope, SLOPE, torch.tensor([2.0])),
+    "line": (straight_line, LINE, torch.tensor([-1.0, 0.3, 1.5])),
+}
+BOUNDS = ["pce", "snmc", "exact", "nwj", "marginal", "barber_agakov", "gkl"]
+
+
+class Noise(nn.Module):
+    """An energy ratio that means nothing."""
+
+    def forward(self, input, condition):
+        return 0.5 * torch.sin(3.0 * input.sum(dim=-1) + condition.sum(dim=-1))
+
+
+def simulator_of(features):
+    def simulate(theta, design):
+        mean = (features(design) @ theta.unsqueeze(-1)).squeeze(-1)
+        return mean + torch.randn_like(mean)
+
+    return simulate
+
+
+def hybrid(model, energy=None, **wrong):
+    """A hybrid posterior from a wrong base, by default with the exact correction."""
+    features, dims, _ = MODELS[model]
+    base = exact_estimators(features, **dims, **wrong).posterior
+    exact = exact_estimators(features, **dims).posterior
+    return HybridEstimator(base, energy or EnergyBetween(exact, base))
+
+
+def estimate(model, bound, estimator=None, simulator=None, **kwargs):
+    """An estimate with exact densities, except for those given."""
+    features, dims, design = MODELS[model]
+    exact = exact_estimators(features, **dims)
+    if bound == "gkl":
+        default = hybrid(model, noise_scale=1.5)
+    elif bound == "barber_agakov":
+        default = exact.posterior
+    elif bound == "exact":
+
+        def default(x, theta, design):
+            condition = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
+            return exact.likelihood.log_prob(x.unsqueeze(0), condition)[0]
+    else:
+        default = exact.likelihood
+    if bound == "marginal":
+        kwargs = {"marginal_estimator": exact.marginal, **kwargs}
+    settings = {"num_samples": 2_000, "num_contrastive": 500, "seed": 0}
+    return estimate_eig(
+        estimator or default,
+        simulator or simulator_of(features),
+        prior=normal_prior(dims["dim_theta"]),
+        design=design,
+        bound=bound,
+        **{**settings, **kwargs},
+    )
+
+
+def exact_value(model):
+    features, _, design = MODELS[model]
+    return information(features, design).item()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_with_exact_densities_each_is_the_information(model, bound):
+    eig, exact = estimate(model, bound), exact_value(model)
+    print(f"{bound}: {eig.value:.3f} ± {eig.standard_error:.3f}, exact {exact:.3f}")
+    # Nested estimates with 500 contrastive samples are off by less than 0.01.
+    assert abs(eig.value - exact) < 3.5 * eig.standard_error + 0.01
+    assert eig.standard_error < 0.05
+    assert eig.bound == bound and eig.num_simulations == 2_000
+    cap = pytest.approx(math.log(501)) if bound == "pce" else None
+    assert eig.cap == cap
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nwj_with_a_marginal_of_its_own(model):
+    features, dims, _ = MODELS[model]
+    marginal = exact_estimators(features, **dims).marginal
+    eig = estimate(model, "nwj", marginal_estimator=marginal)
+    assert abs(eig.value - exact_value(model)) < 3.5 * eig.standard_error
+
+
+WRONG = [{"noise_scale": 0.6}, {"noise_scale": 2.0}, {"error": 0.7}]
+
+
+@pytest.mark.filterwarnings("ignore:The estimated information gain")
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_lower_bounds_are_below_with_wrong_densities(model, wrong):
+    features, dims, _ = MODELS[model]
+    bad = exact_estimators(features, **dims, **wrong)
+    good = exact_estimators(features, **dims)
+    energy = Noise()
+    small = {"num_samples": 1_000, "num_contrastive": 100}
+    of_marginal = {"marginal_estimator": bad.marginal, **small}
+    estimates = [
+        estimate(model, "pce", bad.likelihood, **small),
+        estimate(model, "nwj", bad.likelihood, **small),
+        estimate(model, "nwj", bad.likelihood, **of_marginal),
+        estimate(model, "nwj", good.likelihood, **of_marginal),
+        estimate(model, "barber_agakov", bad.posterior, **small),
+        estimate(model, "gkl", hybrid(model, energy, **wrong), **small),
+        estimate(model, "gkl", hybrid(model, energy), **small),
+        # With the true marginal the difference is a lower bound, too.
+        estimate(model, "marginal", bad.likelihood, **small),
+    ]
+    exact = exact_value(model)
+    for eig in estimates:
+        assert eig.value < exact + 3 * eig.standard_error, (eig, exact)
+    assert sum(e.value < exact - 3 * e.standard_error for e in estimates) >= 5
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_upper_bounds_are_above_with_the_true_likelihood(model, wrong):
+    features, dims, _ = MODELS[model]
+    bad = exact_estimators(features, **dims, **wrong).marginal
+    exact = exact_value(model)
+    loose = estimate(model, "marginal", marginal_estimator=bad)
+    assert loose.value > exact - 3 * loose.standard_error
+    few = estimate(model, "snmc", num_contrastive=8, num_samples=4_000)
+    assert few.value > exact + 3 * few.standard_error
+
+
+@pytest.mark.parametrize("error", [0.2, 0.5])
+def test_the_gap_of_barber_agakov_is_the_divergence(error):
+    """A posterior whose mean is off by δ loses δ²/2 of its precision, in nats."""
+    bad = exact_estimators(slope, **SLOPE, error=error).posterior
+    eig = estimate("slope", "barber_agakov", bad)
+    precision = 1.0 + 2.0**2
+    expected = exact_value("slope") - 0.5 * error**2 * precision
+    assert abs(eig.value - expected) < 3.5 * eig.standard_error
+
+
+@pytest.mark.filterwarnings("ignore:The estimated information gain")
+@pytest.mark.parametrize("wrong", [{}, *WRONG], ids=str)
+def test_gkl_without_energy_is_barber_agakov(wrong):
+    class Zero(nn.Module):
+        def forward(self, input, condition):
+            return torch.zeros_like(input[..., 0])
+
+    estimator = hybrid("line", Zero(), **wrong)
+    by_base = estimate("line", "barber_agakov", estimator.base)
+    assert estimate("line", "barber_agakov", estimator).value == by_base.value
+    assert estimate("line", "gkl", estimator).value == pytest.approx(by_base.value)
+
+
+def test_an_energy_improves_on_its_base():
+    """The exact correction of a wrong base gives back what the base loses."""
+    base = estimate("line", "barber_agakov", hybrid("line", noise_scale=2.0))
+    corrected = estimate("line", "gkl", hybrid("line", noise_scale=2.0))
+    assert corrected.value > base.value + 3 * base.standard_error
+    exact = exact_value("line")
+    assert abs(corrected.value - exact) < 3.5 * corrected.standard_error
+
+
+def test_gkl_on_the_prior_is_nwj():
+    """The same critic, log q(x|θ) - log r(x), as energy on the prior."""
+    densities = exact_estimators(slope, **SLOPE)
+
+    class Critic(nn.Module):
+        def forward(self, input, condition):
+            x, design = condition[..., :1], condition[..., 1:]
+            pairs = torch.cat([input, design.expand_as(input)], dim=-1)
+            log_likelihood = densities.likelihood.log_prob(x, pairs)
+            return log_likelihood - densities.marginal.log_prob(x, design)
+
+    # A posterior that learns nothing is the prior.
+    prior = exact_estimators(lambda design: 0 * slope(design), **SLOPE).posterior
+    by_energy = estimate("slope", "gkl", HybridEstimator(prior, Critic()))
+    by_critic = estimate("slope", "nwj", marginal_estimator=densities.marginal)
+    error = math.hypot(by_energy.standard_error, by_critic.standard_error)
+    assert abs(by_energy.value - by_critic.value) < 3.5 * error
+    assert by_critic.standard_error == pytest.approx(by_energy.standard_error, rel=0.3)
+
+
+def fails(share):
+    simulate = simulator_of(slope)
+
+    def simulator(theta, design):
+        x = simulate(theta, design)
+        x[:: round(1 / share)] = torch.nan
+        return x
+
+    return simulator
+
+
+@pytest.mark.parametrize("bound", ["pce", "nwj", "barber_agakov", "gkl"])
+def test_failed_simulations_count_as_zero_for_lower_bounds(bound):
+    with pytest.warns(UserWarning, match="(?s)500 of 2000 simulations.*tell nothing"):
+        eig = estimate("slope", bound, simulator=fails(0.25))
+    expected = 0.75 * exact_value("slope")
+    assert abs(eig.value - expected) < 3.5 * eig.standard_error + 0.01
+    assert eig.num_simulations == 2_000 and eig.num_invalid_simulations == 500
+
+
+@pytest.mark.parametrize("bound", ["snmc", "exact", "marginal"])
+def test_failed_simulations_are_refused_by_the_others(bound):
+    with pytest.raises(ValueError, match=f"(?s)500 of.*bound='{bound}'.*bound='pce'"):
+        estimate("slope", bound, simulator=fails(0.25))
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_the_seed_reproduces_and_chunks_do_not_matter(bound):
+    small = {"num_samples": 200, "num_contrastive": 30}
+    first = estimate("line", bound, **small, seed=3)
+    assert estimate("line", bound, **small, seed=3) == first
+    chunked = estimate("line", bound, **small, seed=3, max_pairs=500)
+    error = math.hypot(first.standard_error, chunked.standard_error)
+    assert abs(first.value - chunked.value) < 3.5 * error
+
+
+def test_estimators_and_data_may_differ_in_precision():
+    estimator = nn.Linear(1, 1)  # whose weights are in single precision.
+    likelihood = exact_estimators(slope, **SLOPE).likelihood
+    likelihood.add_module("weights", estimator)
+    eig = estimate("slope", "pce", likelihood, simulator=lambda t, d: (t * d).double())
+    assert math.isfinite(eig.value)
+
+
+@pytest.mark.parametrize(
+    ("bound", "kwargs", "error", "match"),
+    [
+        ("marginal", {"marginal_estimator": None}, ValueError, "needs marginal_estim"),
+        ("nwj", {"num_contrastive": 1}, ValueError, "num_contrastive=1 .* at least 2"),
+        ("gkl", {"num_contrastive": 0}, ValueError, "num_contrastive=0"),
+        ("barber_agakov", {"num_samples": 1}, ValueError, "num_samples=1"),
+        (
+            "barber_agakov",
+            {"estimator": lambda x, theta, design: x.sum(-1)},
+            TypeError,
+            r"bound='barber_agakov' needs an estimator of the posterior.*\(x, design\)",
+        ),
+        (
+            "gkl",
+            {"estimator": exact_estimators(slope, **SLOPE).posterior},
+            TypeError,
+            "bound='gkl' needs a HybridEstimator.*Use bound='barber_agakov'",
+        ),
+    ],
+)
+def test_bad_arguments_are_named_with_their_remedy(bound, kwargs, error, match):
+    with pytest.raises(error, match="(?s)" + match):
+        estimate("slope", bound, **kwargs)

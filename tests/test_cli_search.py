@@ -1,0 +1,159 @@
+"""The options of the command that say how to search, and what it then draws."""
+
+import inspect
+import json
+
+import pytest
+import torch
+
+from sbi_boed_plugin import NLE_INCE, _design_command, experiment
+from sbi_boed_plugin.cli import main
+from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.tasks import available_tasks, get_task
+from tests.test_cli import FIGURES, TABLES, read_table, run
+
+# sbi passes torch tensors to numpy functions.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out Markov chains, and climb from a few designs only."""
+    small = MultiStartConfig(num_starts=16, num_climb_steps=6, num_candidate_samples=64)
+
+    def find_design(trainer, task, **settings):
+        return experiment.find_design(trainer, task, multi_start=small, **settings)
+
+    def infer_parameters(trainer, design, x_o, **settings):
+        return trainer._prior.sample((50,))
+
+    monkeypatch.setattr(_design_command, "find_design", find_design)
+    monkeypatch.setattr(_design_command, "infer_parameters", infer_parameters)
+
+
+def test_a_map_is_drawn_of_two_coordinates(tmp_path, capsys, quick):
+    folder = tmp_path / "map"
+    arguments = ["design", "location_finding", "--num-steps", "20", "--quiet"]
+    code, out, _ = run([*arguments, "--output", str(folder)], capsys)
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "summary.json"
+    } | TABLES | FIGURES
+    header, rows = read_table(folder / "eig_over_design.csv")
+    assert header == [
+        "design_1",
+        "design_2",
+        "eig",
+        "standard_error",
+        "reference_eig",
+        "reference_standard_error",
+    ]
+    assert len(rows) == 15**2
+    assert rows[:, :2].aminmax(dim=0).min.tolist() == [-4.0, -4.0]
+    # The information depends on the distance from the origin alone.
+    best = rows[rows[:, 4].argmax(), :2]
+    assert best.abs().max() < 0.01
+    assert "225 designs of a grid" in out
+
+
+def test_a_multi_start_search_reports_what_it_compared(tmp_path, capsys, quick):
+    arguments = ["design", "pharmacokinetic", "--method", "multi_start", "--quiet"]
+    arguments += ["--num-steps", "20", "--output", str(tmp_path)]
+    code, out, _ = run(arguments, capsys)
+    assert code == 0
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert kept["method"] == "multi_start"
+    assert kept["candidates"][0]["design"] == kept["design"]
+    values = [candidate["eig"]["value"] for candidate in kept["candidates"]]
+    assert values == sorted(values, reverse=True)
+    assert "candidate 1 " in out
+
+
+@pytest.mark.parametrize("policy", ["mixture", "point"])
+def test_the_options_of_the_search_reach_it(policy, tmp_path, capsys, quick):
+    arguments = ["design", "gaussian_linear", "--dim-design", "2", "--quiet"]
+    arguments += ["--policy", policy, "--objective", "info_nce", "--num-steps", "3"]
+    arguments += ["--gradient", "implicit", "--num-workers", "2"]
+    code, out, _ = run([*arguments, "--output", str(tmp_path)], capsys)
+    assert code == 0
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert kept["policy"] == policy
+    assert (kept["objective"], kept["gradient"]) == ("info_nce", "implicit")
+    assert kept["eig"]["bound"] == "pce"
+    header, _ = read_table(tmp_path / "trace.csv")
+    assert header[7:11] == ["design_1", "design_2", "scale_1", "scale_2"]
+    if policy == "mixture":
+        assert header[11:14] == ["loc_1_1", "loc_1_2", "loc_2_1"]
+        assert header[-4:] == [f"weights_{k}" for k in (1, 2, 3, 4)]
+    assert not (tmp_path / "eig_over_design.png").exists()
+
+
+def test_all_settings_reach_the_search(monkeypatch):
+    asked = {}
+
+    class Stop(Exception):
+        pass
+
+    def find_design(trainer, task, **settings):
+        asked.update(settings, policy=type(trainer.design_policy).__name__)
+        raise Stop
+
+    monkeypatch.setattr(_design_command, "find_design", find_design)
+    options = (
+        "--objective gkl --gradient surrogate --method multi_start --num-workers 3"
+    )
+    with pytest.raises(Stop):
+        main(["design", "sir", "--policy", "mixture", *options.split()])
+    assert asked == {
+        "policy": "TruncatedNormalMixturePolicy",
+        "objective": "gkl",
+        "gradient": "surrogate",
+        "method": "multi_start",
+        "num_workers": 3,
+        "num_steps": None,
+        "max_seconds": None,
+    }
+    with pytest.raises(Stop):
+        main(["design", "sir"])
+    signature = inspect.signature(NLE_INCE.optimize_design).parameters
+    assert asked.pop("policy") == "TruncatedNormalPolicy"
+    assert asked == {name: signature[name].default for name in asked}
+
+
+def test_the_help_names_the_default_number_of_steps(capsys):
+    _, out, _ = run(["design", "--help"], capsys)
+    assert f"(default: {_design_command.NUM_STEPS})" in " ".join(out.split())
+    documented = " ".join((NLE_INCE.optimize_design.__doc__ or "").split())
+    steps = f"{_design_command.NUM_STEPS:,}"
+    assert f"Number of training steps. If `None`, {steps}" in documented
+
+
+@pytest.mark.parametrize("name", available_tasks())
+def test_a_grid_covers_the_design_space_in_the_coordinates_of_the_task(name):
+    task = get_task(name)
+    if task.dim_design > 2:
+        with pytest.raises(ValueError, match="6 design values"):
+            experiment.design_grid(task)
+        return
+    designs = experiment.design_grid(task, 5)
+    assert designs.shape == (5**task.dim_design, task.dim_design)
+    assert torch.equal(designs.amin(dim=0), task.design_low)
+    torch.testing.assert_close(designs.amax(dim=0), task.design_high)
+    assert task.design_space.support.check(designs).all()
+    along = task.design_transform(designs[:, -1].unique())
+    steps = along.diff()
+    torch.testing.assert_close(steps, steps.mean().expand(4), rtol=1e-3, atol=1e-4)
+
+
+def test_the_reference_is_what_the_task_knows():
+    task = get_task("location_finding")
+    designs = torch.tensor([[0.0, 0.0], [1.0, -2.0]])
+    known = experiment.reference_eig(task, designs)
+    assert known == [task.exact_eig(design) for design in designs]
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="policy='normal' is unknown"):
+        experiment.make_trainer(get_task("sir"), policy="normal")
