@@ -4,7 +4,6 @@ import math
 import re
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from sbi_boed_plugin import _report, plotting
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._search_settings import SearchSettings
 from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.experiment import (
     design_grid,
@@ -28,7 +28,7 @@ from sbi_boed_plugin.experiment import (
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.tasks.task import Task
 
-__all__ = ["NUM_STEPS", "SearchSettings", "check_settings", "run_design"]
+__all__ = ["run_design"]
 
 SUMMARY, TRACE, SAMPLES = "summary.json", "trace.csv", "posterior_samples.csv"
 CURVE = "eig_over_design.csv"
@@ -39,62 +39,6 @@ FIGURES = (
     "predictive.png",
     "eig_over_design.png",
 )
-
-# What `optimize_design` takes for `num_steps=None` with untrained networks.
-NUM_STEPS = 1_000
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search; the defaults are those of `make_trainer` and `optimize_design`.
-
-    Attributes:
-        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`; that of
-            `make_trainer` if `None`.
-        policy: Family of the policy, one of `sbi_boed_plugin.experiment.POLICIES`.
-        method: How to search.
-        objective: What the policy climbs.
-        gradient: Gradient of the policy.
-        num_steps: Number of training steps.
-        max_seconds: Time in seconds after which no further step is started.
-        num_workers: Number of processes that simulate.
-    """
-
-    density_estimator: str | None = None
-    policy: str = "truncated_normal"
-    method: str = "joint"
-    objective: str | None = None
-    gradient: str = "score"
-    num_steps: int | None = None
-    max_seconds: float | None = None
-    num_workers: int = 1
-
-
-def check_settings(task: Task, settings: SearchSettings) -> None:
-    """Refuse settings that do not go together, before any time is spent.
-
-    Args:
-        task: The task.
-        settings: How to search.
-
-    Raises:
-        ValueError: If the gradient needs what the policy or the task does not have.
-    """
-    if settings.gradient == "score" and settings.policy == "point":
-        raise ValueError(
-            "a point policy has no density, and hence no --gradient score: add "
-            "--gradient surrogate, or choose another --policy"
-        )
-    if settings.gradient == "pathwise":
-        with isolated_rng(0):
-            theta = task.prior.sample(torch.Size((1,)))
-            design = task.design_space.sample(torch.Size((1,))).requires_grad_()
-            differentiable = task.simulator(theta, design).requires_grad
-        if not differentiable:
-            raise ValueError(
-                f"the simulator of {task.name} is not differentiable, as --gradient "
-                "pathwise needs: choose score, surrogate or implicit"
-            )
 
 
 def run_design(
@@ -110,7 +54,7 @@ def run_design(
     Args:
         task: The task.
         folder: Where to write.
-        settings: How to search, checked by :func:`check_settings`.
+        settings: How to search, checked by `check_settings`.
         seed: Seed of the whole run; the global random state is left as it was.
         show_progress: Whether to show progress, on standard error.
     """
@@ -205,7 +149,11 @@ def _save_posterior(
     folder.save_json(SUMMARY, summary)
     prior_samples = task.prior.sample(torch.Size((len(samples),)))
     figure = plotting.plot_posterior(
-        samples, prior_samples, task.true_parameters, task.parameter_names
+        samples,
+        prior_samples,
+        task.true_parameters,
+        task.parameter_names,
+        log=_spans_decades(prior_samples),
     )
     folder.save_figure("posterior.png", figure)
     figure = plotting.plot_predictive(
@@ -215,6 +163,12 @@ def _save_posterior(
         names=task.x_names,
     )
     folder.save_figure("predictive.png", figure)
+
+
+def _spans_decades(samples: Tensor) -> list[bool]:
+    """Return which parameters are positive with a ratio of 1,000 in their bulk."""
+    low, high = samples.quantile(torch.tensor([0.05, 0.95]), dim=0)
+    return ((samples > 0).all(dim=0) & (high > 1_000.0 * low)).tolist()
 
 
 def _compare_designs(

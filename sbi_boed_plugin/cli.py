@@ -1,7 +1,8 @@
 """The command `sbi-boed`: design an experiment, measure, infer, and keep the results.
 
 Progress goes to standard error, results to standard output and to files. The exit code
-is 0 on success, 2 for wrong input and 130 after an interruption.
+is 0 on success, 1 if jobs of a study failed, 2 for wrong input and 130 after an
+interruption.
 """
 
 import argparse
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin._design_command import (
+from sbi_boed_plugin._design_command import run_design
+from sbi_boed_plugin._reproduce_command import add_reproduce_command
+from sbi_boed_plugin._results import ResultFolder
+from sbi_boed_plugin._search_settings import (
     NUM_STEPS,
     SearchSettings,
     check_settings,
-    run_design,
 )
-from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.experiment import POLICIES
@@ -137,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     design.add_argument(
         "--quiet", action="store_true", help="print results only, no progress"
     )
+    add_reproduce_command(commands, _integer_from(1))
     return parser
 
 

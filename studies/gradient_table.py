@@ -74,9 +74,7 @@ def batch_gradients(
         path = DATA_PATHS.get(method)
         x = batch.x.detach() if path is None else path(batch, estimators)
         contrast = in_batch_contrast(batch.theta, num_contrastive)
-        densities = Densities(
-            estimators, PRIOR, batch.theta, x, batch.design, contrast
-        )
+        densities = Densities(estimators, PRIOR, batch.theta, x, batch.design, contrast)
         terms = terms_of(densities)
         if path is None:
             loss = score_loss(terms, policy.log_prob(batch.designs))
@@ -128,9 +126,7 @@ def main() -> None:
     for objective in ("info_nce", "barber_agakov"):
         for loc in (1.0, 3.0):
             for method in POLICY_GRADIENTS:
-                row = gradient_row(
-                    method, objective, loc, num_batches=args.num_batches
-                )
+                row = gradient_row(method, objective, loc, num_batches=args.num_batches)
                 rows.append(row)
                 print(row, flush=True)
     with args.output.open("w", newline="") as file:

@@ -98,9 +98,9 @@ def test_the_reported_information_is_a_lower_bound(summary):
     eig = summary["eig"]
     assert {"value", "standard_error", "bound", "cap"} <= set(eig)
     assert (eig["bound"], eig["cap"]) == ("barber_agakov", None)
-    # How far below depends on the posterior network, which learns from a fifth of the
-    # default number of steps: over seeds it is 0.2 to 0.4 nats looser than the truth.
-    assert eig["value"] > summary["exact_eig"] - 0.8
+    # How far below depends on the posterior network, which has learned for a fifth of
+    # the default number of steps: 0.20 to 0.34 nats over six other seeds.
+    assert eig["value"] > summary["exact_eig"] - 0.6
     # Five standard errors: the seed is fixed, but not for every version of torch.
     assert eig["value"] < summary["exact_eig"] + 5.0 * eig["standard_error"]
 

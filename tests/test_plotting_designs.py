@@ -169,6 +169,7 @@ def test_constant_predictions_can_be_drawn():
     (ax,) = plotting.plot_predictive([torch.ones(1)], [torch.ones(50, 1)]).axes
     low, high = ax.get_xlim()
     assert low < 1.0 < high
+    assert ax.get_title() == "50% of draws below"
 
 
 def test_predictions_for_another_number_of_experiments_are_refused():

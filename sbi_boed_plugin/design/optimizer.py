@@ -308,13 +308,28 @@ class DesignOptimizer:
                 self._objective.needs,
                 batch.theta,
                 batch.x,
-                batch.design,
+                self._spread(batch.design),
                 self._device,
             )
             groups = [{"params": n.parameters()} for n in self.estimators.all()]
             self._optimizer = Adam(groups, lr=self.config.learning_rate)
             self._set_learning_rates()
         return self.estimators, self._optimizer
+
+    def _spread(self, design: Tensor) -> Tensor:
+        """Return designs that differ, for networks to take a standardization from.
+
+        With those of a point, any other design would be infinitely far away.
+        """
+        same = (design == design[0]).all(dim=0)
+        if not same.any():
+            return design
+        box = uniform_designs(self.policy)
+        if box is None:
+            spread = design + design.abs().clamp_min(1.0) * torch.randn_like(design)
+        else:
+            spread = box.sample(torch.Size((len(design),))).to(design)
+        return torch.where(same, spread, design)
 
     def _set_learning_rates(self) -> None:
         """Let both learning rates fall along half a cosine to a hundredth."""

@@ -76,7 +76,7 @@ def to_noise(
 def _mixture_to_noise(
     estimator: MixtureDensityEstimator, input: Tensor, condition: Tensor
 ) -> Tensor:
-    """Return the log-odds of the conditional distribution functions, from last to first.
+    """Return log-odds of the conditional distribution functions, from last to first.
 
     Unlike the functions themselves, they keep a gradient however far out a sample is.
     The factor of a component's precision is upper triangular: standardized with it,

@@ -26,6 +26,8 @@ def plot_posterior(
     prior_samples: Tensor,
     true_parameters: Tensor | None = None,
     names: Sequence[str] | None = None,
+    *,
+    log: Sequence[bool] | None = None,
 ) -> Figure:
     """Plot prior and posterior samples of all parameters and pairs, with the truth.
 
@@ -35,6 +37,7 @@ def plot_posterior(
         true_parameters: Parameters behind the observation, of shape `(dim_theta,)` or
             `(1, dim_theta)`.
         names: Names of the parameters with units.
+        log: For each parameter, whether it spans decades and is drawn as a logarithm.
 
     Returns:
         The figure.
@@ -46,7 +49,7 @@ def plot_posterior(
         4
     """
     return plot_posterior_sequence(
-        [samples], prior_samples, true_parameters, names, labels=["posterior"]
+        [samples], prior_samples, true_parameters, names, labels=["posterior"], log=log
     )
 
 
@@ -57,6 +60,7 @@ def plot_posterior_sequence(
     names: Sequence[str] | None = None,
     *,
     labels: Sequence[str] | None = None,
+    log: Sequence[bool] | None = None,
 ) -> Figure:
     """Plot how experiments, one after another, narrow down the parameters.
 
@@ -69,6 +73,7 @@ def plot_posterior_sequence(
             or `(1, dim_theta)`.
         names: Names of the parameters with units.
         labels: What each set of samples is; "after experiment 1" and so on if `None`.
+        log: For each parameter, whether it spans decades and is drawn as a logarithm.
 
     Returns:
         The figure. Later experiments are darker and lie on top.
@@ -96,6 +101,13 @@ def plot_posterior_sequence(
     names = numbered_names(names, "parameter", dim_theta)
     points = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
     groups = [prior_samples.cpu(), *(group.cpu() for group in samples)]
+    if log is not None and any(log):
+        groups = [_with_logarithms(group, log) for group in groups]
+        points = None if points is None else _with_logarithms(points, log)
+        names = [
+            f"log₁₀ of {name}" if is_log else name
+            for name, is_log in zip(names, log, strict=True)
+        ]
     labels = ["prior", *labels]
     colors = [GREY, *ordered_colors(len(samples))]
     limits = _posterior_limits(groups, points)
@@ -142,6 +154,10 @@ def plot_posterior_sequence(
     _label_rows(axes, names)
     _set_margins(figure, size)
     return figure
+
+
+def _with_logarithms(values: Tensor, log: Sequence[bool]) -> Tensor:
+    return torch.where(torch.tensor(list(log)), values.log10(), values)
 
 
 def _label_rows(axes: np.ndarray, names: Sequence[str]) -> None:

@@ -104,7 +104,8 @@ def _histogram_panels(
             predicted[k][:, j],
             None if before is None else before[:, j],
         )
-        below = (predicted[k][:, j] < observed[k][j]).mean()
+        # Data with point masses tie; half of the ties count.
+        below = 0.5 + 0.5 * np.sign(observed[k][j] - predicted[k][:, j]).mean()
         lines = [titles[k]] if titles[k] else []
         ax.set_title(
             "\n".join([*lines, f"{below:.0%} of draws below"]), fontsize="medium"
@@ -139,8 +140,10 @@ def _draw_histograms(
         )
     # Narrow predictions need narrower bins than those of the prior.
     first, last = np.quantile(predicted, [0.005, 0.995])
-    num_bins = 25 if last > first else 1
-    width = max(last - first, 1e-3 * (high - low)) / num_bins
+    # But not so narrow that a point mass dwarfs everything else.
+    width = max((last - first) / 25, (high - low) / 80)
+    num_bins = max(1, round((last - first) / width))
+    first = 0.5 * (first + last - num_bins * width)
     ax.hist(
         predicted,
         bins=first + width * np.arange(num_bins + 1),
@@ -150,7 +153,7 @@ def _draw_histograms(
         linewidth=1.5,
         label="posterior predictive",
     )
-    ax.axvline(observed, color=VERMILLION, linewidth=2, label="observed")
+    ax.axvline(observed, color=VERMILLION, linewidth=1.5, label="observed")
     ax.set_xlim(low, high)
     ax.set_yticks([])
     despine(ax)

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
+from sbi_boed_plugin.design.gradients import DATA_PATHS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
@@ -106,8 +107,9 @@ class DesignOptimizationMixin:
         known about them (the prior or, after `observe`, the belief). With
         `method="joint"` the policy moves at every step and narrows around its mode,
         which is the design that is returned, scored with simulations of its own. With
-        `method="multi_start"` the estimators are trained over the whole design space;
-        then hundreds of designs climb the information of the learned model at once,
+        `method="multi_start"` the policy stays as it is and the estimators are trained
+        over all designs of its support alike (if that is a box; else over draws of the
+        policy); then hundreds of designs climb the information of the learned model at once,
         and the best are scored with simulations. Once trained, estimators serve every
         later search of that kind without new training.
 

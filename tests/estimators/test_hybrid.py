@@ -28,7 +28,9 @@ class Wave(nn.Module):
     """Not even unimodal."""
 
     def forward(self, input, condition):
-        return torch.sin(3.0 * input[..., 0]) + torch.cos(condition[..., 0] * input[..., 0])
+        return torch.sin(3.0 * input[..., 0]) + torch.cos(
+            condition[..., 0] * input[..., 0]
+        )
 
 
 def exact_posterior(**wrong):

@@ -21,7 +21,9 @@ class PointPolicy(DesignPolicy):
 
     Every simulation is spent on one design, which is precise where the information
     has a single mode and a gradient in the design is to be had; nothing explores. A
-    point mass has no density, so that only gradients through `rsample` work.
+    point mass has no density, so that only gradients through `rsample` work; and since
+    data of one design do not tell how they depend on it, the surrogate and implicit
+    ones need estimators that have seen others, as `method="multi_start"` trains them.
 
     In a box the location is stored in units of the box, so that one learning rate
     serves designs of any magnitude; without one, it is stored in units of the design.

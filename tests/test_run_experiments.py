@@ -1,0 +1,226 @@
+"""Sequences of experiments, killed and continued."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.run_experiments import run_experiments
+from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian as Model
+
+SEARCH = {
+    "num_steps": 8,
+    "training_batch_size": 32,
+    "num_eig_samples": 40,
+    "num_eig_contrastive": 15,
+}
+
+
+def make(prior=None):
+    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+    return NLE_INCE(
+        prior or Model.prior,
+        "mdn",
+        design_policy=policy,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+def measure(design):
+    return Model.simulate(torch.ones(1, 1), design.unsqueeze(0))
+
+
+def run(checkpoint=None, num_rounds=3, inference=None, observe=measure, **kwargs):
+    settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
+    return run_experiments(
+        inference or make(),
+        Model.simulate,
+        observe,
+        num_rounds,
+        checkpoint=checkpoint,
+        **{**settings, **SEARCH, **kwargs},
+    )
+
+
+def assert_same(result, expected):
+    assert torch.equal(result.designs, expected.designs)
+    assert torch.equal(result.x, expected.x)
+    for one, other in zip(result.records, expected.records, strict=True):
+        assert one.eig == other.eig
+        assert one.log_evidence == other.log_evidence
+        assert torch.equal(one.posterior_samples, other.posterior_samples)
+
+
+class FailsInRound:
+    """An experiment that breaks once."""
+
+    def __init__(self, call, error):
+        self.call, self.error, self.num_calls = call, error, 0
+
+    def __call__(self, design):
+        self.num_calls += 1
+        if self.num_calls == self.call:
+            torch.rand(7)  # random numbers are used up before it breaks.
+            raise self.error
+        return measure(design)
+
+
+def test_a_record_of_every_experiment():
+    inference = make()
+    before = torch.get_rng_state()
+    result = run(inference=inference)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert result.designs.shape == (3, 1)
+    assert result.x.shape == (3, 1)
+    assert result.posterior_samples.shape == (128, 1)
+    assert result.num_simulations == 3 * (8 * 32 + 40)
+    assert len(inference.observations) == 3
+    assert torch.equal(result.posterior_samples, inference.belief.particles)
+    assert_same(run(), result)
+
+
+@pytest.mark.parametrize("objective", ["barber_agakov", "gkl", "info_nce", "marginal"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(
+    tmp_path, objective, call
+):
+    expected = run(objective=objective)
+    path = tmp_path / "campaign.pt"
+    inference = make()
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            path,
+            inference=inference,
+            objective=objective,
+            observe=FailsInRound(call, KeyboardInterrupt()),
+        )
+    # With the very trainer that was left in the middle, and with a new one.
+    for trainer in (inference, make()):
+        copied = tmp_path / f"{id(trainer)}.pt"
+        copied.write_bytes(path.read_bytes())
+        assert_same(run(copied, inference=trainer, objective=objective), expected)
+
+
+def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
+    few = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+    kwargs = {
+        "method": "multi_start",
+        "objective": "info_nce",
+        "num_steps": None,
+        "multi_start": few,
+    }
+    path = tmp_path / "campaign.pt"
+    inference = make()
+    # The first search trains; with a thousand steps it would take too long here.
+    inference.optimize_design(Model.simulate, objective="info_nce", **SEARCH)
+    result = run(path, inference=inference, num_rounds=2, **kwargs)
+    num_scoring = 5 * 50 + 40
+    assert all(r.num_simulations <= num_scoring for r in result.records)
+    longer = run(path, num_rounds=3, **kwargs)
+    assert torch.equal(longer.designs[:2], result.designs)
+    assert len(longer.records) == 3
+
+
+def test_rounds_can_be_added_and_finished_ones_are_not_repeated(tmp_path):
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=2)
+    longer = run(path, num_rounds=3)
+    assert_same(longer, run(num_rounds=3))
+    calls = FailsInRound(1, AssertionError("experiment repeated"))
+    assert_same(run(path, num_rounds=3, observe=calls), longer)
+
+
+SCRIPT = """
+import sys
+from tests.test_run_experiments import make, measure, run
+class Slow:
+    calls = 0
+    def __call__(self, design):
+        Slow.calls += 1
+        if Slow.calls == 2:
+            print("in the middle", flush=True)
+            import time
+            time.sleep(60)
+        return measure(design)
+run(sys.argv[1], observe=Slow())
+"""
+
+
+def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
+    path = tmp_path / "campaign.pt"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "in the middle"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(0.1)
+    assert_same(run(path), run())
+    assert [p.name for p in tmp_path.iterdir()] == ["campaign.pt"]
+
+
+def damaged(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def foreign(path):
+    torch.save({"weights": torch.ones(3)}, path)
+
+
+def evil(path):
+    torch.save({"format": "sbi_boed_plugin.run_experiments", "prior": Model}, path)
+
+
+def text(path):
+    path.write_text("my notes")
+
+
+@pytest.mark.parametrize("spoil", [damaged, foreign, evil, text])
+def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tmp_path, spoil):
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1)
+    spoil(path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="checkpoint=.*left as it is"):
+        run(path)
+    assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1)
+    before = path.read_bytes()
+    for kwargs, name in (({"seed": 4}, "seed"), ({"num_steps": 9}, "search")):
+        with pytest.raises(ValueError, match=f"other experiments: {name}"):
+            run(path, **kwargs)
+    policy = TruncatedNormalPolicy(torch.tensor([0.0]), torch.tensor([9.0]))
+    other = NLE_INCE(
+        Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker()
+    )
+    with pytest.raises(ValueError, match="other experiments: policy"):
+        run(path, inference=other)
+    assert path.read_bytes() == before
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="num_rounds=0"):
+        run(num_rounds=0)
+    with pytest.raises(ValueError, match="resume_training"):
+        run(resume_training=True)
+    with pytest.raises(ValueError, match="design policy"):
+        run(inference=NLE_INCE(Model.prior, tracker=NoOpTracker()))

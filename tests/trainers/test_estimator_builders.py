@@ -1,0 +1,162 @@
+"""In which coordinates the networks of a search work."""
+
+import pytest
+import torch
+from sbi.neural_nets import likelihood_nn
+from sbi.utils import BoxUniform
+from torch.distributions import (
+    Dirichlet,
+    Independent,
+    LogNormal,
+    MultivariateNormal,
+)
+from torch.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    identity_transform,
+)
+
+from sbi_boed_plugin import transformed_likelihood_nn
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.transformed import (
+    TransformedEstimator,
+    transformed_posterior_nn,
+)
+from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
+
+LOG = ExpTransform().inv
+LOW, HIGH = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 5.0])
+BOX = BoxUniform(LOW, HIGH)
+POSITIVE = Independent(LogNormal(torch.zeros(2), 1.0), 1)
+NORMAL = MultivariateNormal(torch.zeros(2), torch.eye(2))
+
+
+def built(prior, needs, likelihood=None, **models):
+    """Networks of a search, and what they were built from."""
+    theta, x = prior.sample((300,)), torch.randn(300, 1).exp()
+    design = torch.rand(300, 1) + 0.5
+    models = {"posterior": "mdn", "marginal": "mdn", **models}
+    likelihood = likelihood or likelihood_nn("mdn")
+    builders = estimator_builders(likelihood, **models, prior=prior, dim_design=1)
+    rows = theta, x, design
+    return builders, builders.complete(None, needs, *rows, "cpu"), rows
+
+
+@pytest.mark.parametrize("model", ["mdn", "maf", "nsf"])
+@pytest.mark.parametrize("prior", [BOX, POSITIVE], ids=["box", "positive"])
+def test_posteriors_have_no_mass_outside_the_support(prior, model):
+    _, networks, (theta, x, design) = built(prior, "posterior", posterior=model)
+    data = torch.cat([x, design], dim=1)[:20]
+    samples = networks.posterior.sample(torch.Size((500,)), data)
+    assert samples.shape == (500, 20, 2)
+    closed = prior.support.check(samples.flatten(0, 1))
+    # Only rounding to the end of a box is outside an open interval.
+    assert closed.float().mean() > 0.999
+    assert torch.isfinite(
+        networks.posterior.log_prob(theta[:20].unsqueeze(0), data)
+    ).all()
+
+
+# An untrained maf is so wide that most of its mass is at the rounded ends.
+@pytest.mark.parametrize("model", ["mdn", "zuko_nsf"])
+def test_densities_over_a_box_integrate_to_one(model):
+    _, networks, (_, x, design) = built(BOX, "posterior", posterior=model)
+    data = torch.cat([x, design], dim=1)[:1]
+    # The midpoints of 400 cells in each direction.
+    unit = (torch.arange(400) + 0.5) / 400
+    cells = torch.cartesian_prod(unit, unit) * (HIGH - LOW) + LOW
+    with torch.no_grad():
+        log_prob = networks.posterior.log_prob(cells.unsqueeze(1), data)
+    total = log_prob.exp().mean().item() * (HIGH - LOW).prod().item()
+    assert total == pytest.approx(1.0, abs=0.02)
+
+
+def test_one_dimensional_posteriors_integrate_to_one():
+    theta, x = torch.rand(300, 1), torch.randn(300, 2)
+    prior = BoxUniform(torch.zeros(1), torch.ones(1))
+    to_real = torch.distributions.biject_to(prior.support).inv
+    posterior = transformed_posterior_nn("nsf", theta_transform=to_real)(theta, x)
+    grid = (torch.arange(20_000) + 0.5) / 20_000
+    with torch.no_grad():
+        log_prob = posterior.log_prob(grid.reshape(-1, 1, 1), x[:1])
+    assert log_prob.exp().mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_all_networks_share_the_coordinates_of_the_likelihood():
+    likelihood = transformed_likelihood_nn(
+        "mdn",
+        dim_design=1,
+        x_transform=LOG,
+        theta_transform=LOG,
+        design_transform=AffineTransform(1.0, 2.0),
+    )
+    _, networks, (theta, x, design) = built(POSITIVE, "posterior", likelihood)
+    posterior = networks.posterior
+    inner = torch.cat([x.log(), 1.0 + 2.0 * design], dim=1)
+    expected = posterior.net.log_prob(theta.log().unsqueeze(0), inner)
+    expected = expected - theta.log().sum(dim=1)
+    data = torch.cat([x, design], dim=1)
+    torch.testing.assert_close(posterior.log_prob(theta.unsqueeze(0), data), expected)
+
+    _, networks, (theta, x, design) = built(POSITIVE, "marginal", likelihood)
+    marginal = networks.marginal
+    expected = marginal.net.log_prob(x.log().unsqueeze(0), 1.0 + 2.0 * design)
+    torch.testing.assert_close(
+        marginal.log_prob(x.unsqueeze(0), design), expected - x.log().sum(dim=1)
+    )
+
+
+def test_parameters_without_bounds_stay_as_they_are():
+    _, networks, _ = built(NORMAL, "posterior")
+    theta = NORMAL.sample((5,))
+    assert torch.equal(networks.posterior.input_transform(theta), theta)
+
+
+def test_supports_that_no_transform_fits_stay_as_they_are():
+    """A simplex has fewer free values than parameters."""
+    builders, networks, _ = built(Dirichlet(torch.ones(3)), "posterior")
+    assert networks.posterior.input_transform is identity_transform
+
+    class Nameless:
+        sample = staticmethod(lambda shape: torch.randn(*shape, 2))
+
+    _, networks, _ = built(Nameless(), "posterior")
+    assert networks.posterior.input_transform is identity_transform
+
+
+def test_builders_of_the_user_are_used_as_they_are():
+    calls = []
+
+    def posterior(theta, data):
+        calls.append(("posterior", theta.shape, data.shape))
+        return likelihood_nn("mdn")(data, theta)
+
+    def marginal(design, x):
+        calls.append(("marginal", design.shape, x.shape))
+        return likelihood_nn("mdn")(design, x)
+
+    models = {"posterior": posterior, "marginal": marginal}
+    for needs in ("posterior", "marginal"):
+        _, networks, _ = built(BOX, needs, **models)
+        assert not isinstance(getattr(networks, needs), TransformedEstimator)
+    assert calls == [
+        ("posterior", (300, 2), (300, 2)),
+        ("marginal", (300, 1), (300, 1)),
+    ]
+
+
+def test_only_what_is_missing_is_built():
+    builders, networks, rows = built(BOX, None)
+    assert networks.posterior is None and networks.marginal is None
+    more = builders.complete(networks, "posterior", *rows, "cpu")
+    assert networks.posterior is None  # a failed step keeps what there was.
+    assert more.likelihood is networks.likelihood
+    hybrid = builders.complete(more, "hybrid", *rows, "cpu")
+    assert isinstance(hybrid.posterior, HybridEstimator)
+    assert hybrid.posterior.base is more.posterior
+    again = builders.complete(hybrid, "posterior", *rows, "cpu")
+    assert again.posterior is hybrid.posterior
+    both = builders.complete(again, "marginal", *rows, "cpu")
+    assert both.posterior is hybrid.posterior and both.marginal is not None
+    assert isinstance(both, DesignEstimators) and len(both.all()) == 3

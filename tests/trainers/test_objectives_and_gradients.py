@@ -1,0 +1,239 @@
+"""Searches with every objective, every gradient and policies of every kind."""
+
+import math
+import pickle
+import random
+
+import pytest
+import torch
+
+from sbi_boed_plugin import NLE_INCE
+from sbi_boed_plugin.design.gradients import DATA_PATHS, POLICY_GRADIENTS
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.design.policies import (
+    CategoricalPolicy,
+    PointPolicy,
+    TruncatedNormalPolicy,
+)
+from tests.conftest import NoOpTracker
+from tests.contract_cases import seed_everything
+from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import SCORING, SEARCH, FailsAt, make, message, simulator
+
+SHORT = {**SEARCH, "num_steps": 3}
+QUICK = MultiStartConfig(num_starts=8, num_climb_steps=6, num_candidate_samples=50)
+BOX = torch.tensor([-2.0]), torch.tensor([2.0])
+NEVER_CALLED = FailsAt(AssertionError("simulated"), call=1)
+
+
+def seed_all():
+    seed_everything(5)
+    random.seed(5)
+
+
+def networks(result):
+    return {
+        "likelihood": result.likelihood_estimator,
+        "posterior": result.posterior_estimator,
+        "marginal": result.marginal_estimator,
+    }
+
+
+def exact_trainer(policy):
+    return NLE_INCE(
+        Model.prior,
+        "mdn",
+        design_policy=policy,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The estimate", "ignore:At the end of the search")
+@pytest.mark.parametrize("gradient", POLICY_GRADIENTS)
+@pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
+def test_every_objective_goes_with_every_gradient(objective, gradient):
+    trainer = make()
+    before = trainer.design_policy.mode
+    result = trainer.optimize_design(
+        simulator, objective=objective, gradient=gradient, **SHORT
+    )
+    assert not torch.equal(result.design, before)
+    assert torch.equal(result.design, result.policy.mode)
+    assert result.eig.bound == POLICY_OBJECTIVES[objective].bound
+    assert math.isfinite(result.eig.value)
+    assert all(map(math.isfinite, result.history["eig"]))
+    assert (result.config.objective, result.config.gradient) == (objective, gradient)
+    trained = {name for name, network in networks(result).items() if network}
+    needed = {"gkl": {"posterior"}, "barber_agakov": {"posterior"}}
+    needed["marginal"] = {"marginal"}
+    assert trained == {"likelihood"} | needed.get(objective, set())
+
+
+@pytest.mark.filterwarnings("ignore:The estimate", "ignore:At the end of the search")
+@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
+@pytest.mark.parametrize(
+    ("objective", "gradient"),
+    [*((objective, "score") for objective in POLICY_OBJECTIVES), ("gkl", "surrogate")],
+)
+def test_each_resumes_in_another_process_as_if_nothing_had_happened(
+    objective, gradient
+):
+    settings = {**SEARCH, "objective": objective, "gradient": gradient}
+    trainer = make()
+    seed_all()
+    expected = trainer.optimize_design(simulator, **settings)
+
+    trainer = make()
+    seed_all()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 3), **settings)
+    trainer = pickle.loads(pickle.dumps(trainer))
+    torch.rand(3)
+    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+
+    assert torch.equal(result.design, expected.design)
+    assert result.eig == expected.eig
+    for key in set(expected.history) - {"seconds"}:
+        assert result.history[key] == expected.history[key], key
+    for name, network in networks(expected).items():
+        other = networks(result)[name]
+        assert (network is None) == (other is None)
+        if network is not None:
+            state = other.state_dict()
+            for key, value in network.state_dict().items():
+                assert torch.equal(state[key], value), (name, key)
+
+
+@pytest.mark.parametrize(
+    "gradient", ["surrogate", pytest.param("implicit", marks=pytest.mark.slow)]
+)
+def test_a_point_follows_a_likelihood_that_knows_other_designs(gradient):
+    """At a point alone nothing tells how data depend on the design."""
+    trainer = exact_trainer(PointPolicy(*BOX, loc=torch.tensor([0.6])))
+    trainer.optimize_design(
+        Model.simulate,
+        method="multi_start",
+        num_steps=150,
+        multi_start=QUICK,
+        num_eig_samples=100,
+        objective="barber_agakov",
+    )
+    assert_ends_at_the_end(trainer, gradient)
+
+
+def test_a_point_follows_a_differentiable_simulator_from_the_start():
+    trainer = exact_trainer(PointPolicy(*BOX, loc=torch.tensor([0.6])))
+    assert_ends_at_the_end(trainer, "pathwise")
+
+
+def assert_ends_at_the_end(trainer, gradient):
+    result = trainer.optimize_design(
+        Model.simulate,
+        gradient=gradient,
+        num_steps=150,
+        num_warmup_steps=20,
+        num_eig_samples=500,
+    )
+    # The information is 0.80 nats at the end of the box, 0.15 at the start.
+    best = Model.eig(BOX[1]).item()
+    assert result.design.item() > 0
+    assert Model.eig(result.design).item() > 0.9 * best
+    assert result.eig.value < best + 3 * result.eig.standard_error
+
+
+def test_a_choice_among_candidates_ends_at_the_best():
+    candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
+    trainer = exact_trainer(CategoricalPolicy(candidates))
+    result = trainer.optimize_design(
+        Model.simulate, num_steps=120, design_learning_rate=0.1, num_eig_samples=500
+    )
+    assert torch.equal(result.design, candidates[2])
+    assert result.policy.probabilities[2] > 0.6
+
+
+def test_a_policy_without_density_has_no_score():
+    trainer = exact_trainer(PointPolicy(*BOX))
+    expected = message("gradient='score'", "PointPolicy", "'surrogate'")
+    for kwargs in ({}, {"gradient": "score"}):
+        with pytest.raises(ValueError, match=expected):
+            trainer.optimize_design(NEVER_CALLED, **SHORT, **kwargs)
+    with pytest.raises(RuntimeError, match="no design optimization to resume"):
+        trainer.optimize_design(NEVER_CALLED, resume_training=True)
+
+
+@pytest.mark.parametrize("gradient", sorted(DATA_PATHS))
+def test_discrete_designs_have_no_gradient(gradient):
+    trainer = exact_trainer(CategoricalPolicy(torch.tensor([[0.0], [1.0]])))
+    expected = message(f"gradient='{gradient}'", "Categorical", "gradient='score'")
+    with pytest.raises(ValueError, match=expected):
+        trainer.optimize_design(NEVER_CALLED, gradient=gradient, **SHORT)
+
+
+def test_pathwise_through_a_simulator_without_gradient_is_refused():
+    def detached(theta, design):
+        return simulator(theta, design.detach())
+
+    with pytest.raises(ValueError, match="(?s)gradient='pathwise'.*gradient='score'"):
+        make().optimize_design(detached, gradient="pathwise", **SHORT)
+
+
+def test_made_has_no_samples_that_move():
+    with pytest.raises(NotImplementedError, match="gradient='score'"):
+        make(density_estimator="made").optimize_design(
+            simulator, gradient="surrogate", **SHORT
+        )
+
+
+@pytest.mark.filterwarnings("ignore:The estimate")
+def test_multi_start_trains_over_the_box_and_once_only():
+    # A policy that would see hardly anything of it.
+    policy = TruncatedNormalPolicy(*BOX, loc=torch.tensor([-1.0]), scale=0.01)
+    trainer = exact_trainer(policy)
+    seen = []
+
+    def simulate(theta, design):
+        seen.append(design)
+        return Model.simulate(theta, design)
+
+    settings = {"method": "multi_start", "multi_start": QUICK, "num_eig_samples": 60}
+    first = trainer.optimize_design(simulate, num_steps=20, **settings)
+    training = torch.cat(seen[:20])
+    # Uniform designs: four standard errors of mean and spread of 5,120 numbers.
+    assert abs(training.mean()) < 4 * training.std() / len(training) ** 0.5
+    assert training.std().item() == pytest.approx(4 / 12**0.5, rel=0.05)
+    assert first.policy.mode.item() == pytest.approx(-1.0)
+    assert len(first.history["loss"]) == 20
+    num_candidates = len(first.candidates)
+    assert 1 <= num_candidates <= QUICK.num_candidates
+    assert torch.equal(first.candidates[0][0], first.design)
+    values = [estimate.value for _, estimate in first.candidates]
+    assert values == sorted(values, reverse=True)
+    assert first.num_simulations == 20 * 256 + 60 + 50 * num_candidates
+
+    weights = {k: v.clone() for k, v in trainer._neural_net.state_dict().items()}
+    second = trainer.optimize_design(simulate, **settings)
+    assert second.config.num_steps == 0 and not second.history.get("loss")
+    assert second.num_simulations == 60 + 50 * len(second.candidates)
+    for key, value in trainer._neural_net.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+def test_multi_start_finds_the_ends_with_what_it_learned():
+    result = exact_trainer(TruncatedNormalPolicy(*BOX)).optimize_design(
+        Model.simulate, method="multi_start", num_steps=250, num_eig_samples=500
+    )
+    best = Model.eig(BOX[1]).item()
+    assert Model.eig(result.design).item() > 0.95 * best
+    assert Model.eig(result.candidates[0][0]).item() > 0.95 * best
+
+
+@pytest.mark.filterwarnings("ignore:The estimate")
+def test_multi_start_among_candidates():
+    candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
+    result = exact_trainer(CategoricalPolicy(candidates)).optimize_design(
+        Model.simulate, method="multi_start", num_steps=150, num_eig_samples=100
+    )
+    assert torch.equal(result.design, candidates[2])
+    assert {d.item() for d, _ in result.candidates} <= {d.item() for d in candidates}

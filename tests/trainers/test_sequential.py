@@ -1,0 +1,179 @@
+"""Experiments one after another: beliefs, bad input and posteriors."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import message
+
+DESIGN, X = torch.tensor([2.0]), torch.tensor([[2.4]])
+FEW = {"num_steps": 5, "num_eig_samples": 50, "num_eig_contrastive": 31}
+
+
+def make():
+    policy = TruncatedNormalPolicy(
+        torch.tensor([0.5]), torch.tensor([3.0]), scale=(1.0, 0.5)
+    )
+    return NLE_INCE(
+        Model.prior,
+        "mdn",
+        design_policy=policy,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    inference = make()
+    inference.optimize_design(Model.simulate, num_steps=300)
+    return inference
+
+
+def fresh(trained):
+    return copy.deepcopy(trained)
+
+
+def posterior_after(observations):
+    """Mean and standard deviation in closed form."""
+    precision = 1.0 + sum(d**2 for d, _ in observations)
+    return sum(d * x for d, x in observations) / precision, precision**-0.5
+
+
+def test_the_belief_is_the_posterior_and_counts_no_datum_twice(trained):
+    inference = fresh(trained)
+    torch.manual_seed(0)
+    inference.observe(DESIGN, X)
+    mean, std = posterior_after([(2.0, 2.4)])
+    particles = inference.belief.particles
+    # The learned likelihood is off by a few hundredths.
+    assert particles.mean().item() == pytest.approx(mean, abs=0.1)
+    assert particles.std().item() == pytest.approx(std, rel=0.15)
+    # What a second measurement would tell, given the first: by the closed form.
+    eig = inference.estimate_eig(Model.simulate, DESIGN, seed=0)
+    expected = 0.5 * torch.log(torch.tensor(9.0 / 5.0)).item()
+    assert eig.value == pytest.approx(expected, abs=0.08)
+
+    inference.observe(torch.tensor([1.0]), torch.tensor([1.5]))
+    mean, std = posterior_after([(2.0, 2.4), (1.0, 1.5)])
+    assert inference.belief.particles.mean().item() == pytest.approx(mean, abs=0.1)
+    assert inference.belief.particles.std().item() == pytest.approx(std, rel=0.15)
+
+
+def test_the_posterior_without_a_design_is_that_of_all_observations(trained):
+    inference = fresh(trained)
+    torch.manual_seed(0)
+    both = torch.tensor([[2.0], [1.0]]), torch.tensor([[2.4], [1.5]])
+    inference.observe(*both)
+    posterior = inference.build_posterior()
+    mean, std = posterior_after([(2.0, 2.4), (1.0, 1.5)])
+    samples = posterior.sample((1_000,), show_progress_bars=False)
+    assert samples.mean().item() == pytest.approx(mean, abs=0.1)
+    assert samples.std().item() == pytest.approx(std, rel=0.15)
+    particles = inference.belief.particles
+    assert particles.mean().item() == pytest.approx(samples.mean().item(), abs=0.06)
+
+
+def test_each_observation_keeps_its_likelihood(trained):
+    inference = fresh(trained)
+    inference.observe(DESIGN, X)
+    inference.observe(DESIGN, X)
+    first, second = inference.observations
+    assert first.likelihood_estimator is second.likelihood_estimator
+    before = first.log_likelihood(torch.zeros(1, 1))
+    inference.optimize_design(Model.simulate, **FEW)
+    inference.observe(DESIGN, X)
+    third = inference.observations[-1]
+    assert third.likelihood_estimator is not first.likelihood_estimator
+    assert torch.equal(first.log_likelihood(torch.zeros(1, 1)), before)
+    # One likelihood per observation, in one posterior.
+    posterior = inference.build_posterior()
+    theta = torch.linspace(-1.0, 2.0, 5).unsqueeze(1)
+    expected = Model.prior.log_prob(theta) + sum(
+        o.log_likelihood(theta) for o in inference.observations
+    )
+    torch.testing.assert_close(posterior.potential(theta), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_policy_starts_again_after_an_observation(trained):
+    inference = fresh(trained)
+    moved = inference.design_policy.mode.clone()
+    inference.observe(DESIGN, X)
+    torch.testing.assert_close(inference.design_policy.mode, torch.tensor([1.75]))
+    assert not torch.equal(moved, inference.design_policy.mode)
+    with pytest.raises(RuntimeError, match="no design optimization to resume"):
+        inference.optimize_design(Model.simulate, resume_training=True)
+
+
+def test_the_amortised_posterior_is_there_at_once(trained):
+    inference = fresh(trained)
+    posterior = inference.build_posterior(design=DESIGN, sample_with="direct")
+    torch.manual_seed(0)
+    samples = posterior.sample((4_000,), x=X, show_progress_bars=False)
+    mean, std = posterior_after([(2.0, 2.4)])
+    # Trained for a few seconds over all designs.
+    assert samples.mean().item() == pytest.approx(mean, abs=0.15)
+    assert samples.std().item() == pytest.approx(std, rel=0.25)
+    log_prob = posterior.log_prob(torch.tensor([[mean]]), x=X)
+    assert log_prob.item() == pytest.approx(
+        Normal(mean, std).log_prob(torch.tensor(mean)).item(), abs=0.3
+    )
+    batch = posterior.sample_batched((7,), x=X.repeat(3, 1), show_progress_bars=False)
+    assert batch.shape == (7, 3, 1)
+    inference.observe(DESIGN, X)
+    last = inference.build_posterior(sample_with="direct")
+    assert torch.equal(last.default_x, X)
+    assert pickle.loads(pickle.dumps(last)).sample(
+        (2,), show_progress_bars=False
+    ).shape == (2, 1)
+
+
+def test_direct_needs_a_posterior():
+    inference = make()
+    inference.optimize_design(Model.simulate, objective="info_nce", **FEW)
+    with pytest.raises(RuntimeError, match="objective='barber_agakov'"):
+        inference.build_posterior(design=DESIGN, sample_with="direct")
+
+
+@pytest.mark.parametrize(
+    ("design", "x", "parts"),
+    [
+        (torch.ones(2), X, ("design", "(2,)")),
+        (torch.tensor([9.0]), X, ("design=[9.0]", "support")),
+        (torch.tensor([torch.nan]), X, ("design", "NaN")),
+        (DESIGN, torch.ones(1, 2), ("x has shape (1, 2)", "(1, 1)")),
+        (DESIGN, torch.ones(3, 1), ("x has shape (3, 1)", "one row per row")),
+        (DESIGN, torch.tensor([torch.inf]), ("x=", "finite")),
+    ],
+)
+def test_observations_that_do_not_fit_are_named_and_change_nothing(
+    trained, design, x, parts
+):
+    inference = fresh(trained)
+    with pytest.raises(ValueError, match=message(*parts)):
+        inference.observe(design, x)
+    assert inference.observations == ()
+    assert inference.belief is None
+
+
+def test_observing_before_training_says_what_to_do():
+    with pytest.raises(RuntimeError, match="optimize_design"):
+        make().observe(DESIGN, X)
+
+
+def test_a_trainer_with_observations_pickles(trained):
+    inference = fresh(trained)
+    inference.observe(DESIGN, X)
+    with pytest.warns(UserWarning, match="pickled"):
+        data = pickle.dumps(inference)
+    loaded = pickle.loads(data)
+    assert torch.equal(loaded.belief.particles, inference.belief.particles)
+    theta = torch.zeros(1, 1)
+    assert torch.equal(loaded.belief.log_prob(theta), inference.belief.log_prob(theta))
