@@ -8,7 +8,17 @@ variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 __version__ = "0.1.0.dev0"
 
 from sbi_boed_plugin import tasks as tasks
+from sbi_boed_plugin.campaign import ExperimentRecord as ExperimentRecord
+from sbi_boed_plugin.campaign import ExperimentsResult as ExperimentsResult
+from sbi_boed_plugin.campaign import run_experiments as run_experiments
 from sbi_boed_plugin.design.config import DesignResult as DesignResult
+from sbi_boed_plugin.design.multi_start import MultiStartConfig as MultiStartConfig
+from sbi_boed_plugin.design.policies import CategoricalPolicy as CategoricalPolicy
+from sbi_boed_plugin.design.policies import NormalPolicy as NormalPolicy
+from sbi_boed_plugin.design.policies import PointPolicy as PointPolicy
+from sbi_boed_plugin.design.policies import (
+    TruncatedNormalMixturePolicy as TruncatedNormalMixturePolicy,
+)
 from sbi_boed_plugin.design.policies import (
     TruncatedNormalPolicy as TruncatedNormalPolicy,
 )
@@ -20,12 +30,16 @@ from sbi_boed_plugin.estimators.design_conditioned import (
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn as transformed_likelihood_nn,
 )
+from sbi_boed_plugin.estimators.transformed import (
+    transformed_posterior_nn as transformed_posterior_nn,
+)
 from sbi_boed_plugin.objectives.eig import EIGEstimate as EIGEstimate
 from sbi_boed_plugin.objectives.eig import estimate_eig as estimate_eig
 from sbi_boed_plugin.registration import autoregister as _autoregister
 from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register
 from sbi_boed_plugin.registration import unregister as unregister
+from sbi_boed_plugin.simulation import simulate_for_boed as simulate_for_boed
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE as NLE_INCE
 
 _autoregister()

@@ -62,7 +62,7 @@ def test_gradients_are_those_of_the_exact_information_also_at_the_edge(method, l
     row = gradient_row(method, "barber_agakov", loc, num_batches=2_000)
     print(row)
     assert row["standard_error"] < 0.005
-    error = 3.5 * row["standard_error"]
+    error = 3.5 * row["standard_error"] + 2e-4  # rows are rounded to 1e-4.
     assert abs(row["value"] - row["finite_difference"]) < error
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
-from sbi_boed_plugin.run_experiments import run_experiments
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 
@@ -141,7 +141,7 @@ def test_rounds_can_be_added_and_finished_ones_are_not_repeated(tmp_path):
 
 SCRIPT = """
 import sys
-from tests.test_run_experiments import make, measure, run
+from tests.test_campaign import make, measure, run
 class Slow:
     calls = 0
     def __call__(self, design):
@@ -209,9 +209,7 @@ def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
         with pytest.raises(ValueError, match=f"other experiments: {name}"):
             run(path, **kwargs)
     policy = TruncatedNormalPolicy(torch.tensor([0.0]), torch.tensor([9.0]))
-    other = NLE_INCE(
-        Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker()
-    )
+    other = NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
     with pytest.raises(ValueError, match="other experiments: policy"):
         run(path, inference=other)
     assert path.read_bytes() == before
