@@ -25,8 +25,9 @@ from tqdm.auto import tqdm
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
-from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 
 # Densities evaluated at once.
 MAX_PAIRS = 262_144
@@ -194,18 +195,16 @@ def multi_start_search(
     for network in estimators.all():
         network.eval()
     designs = _climb(estimators, prior, policy, objective, config, show_progress_bar)
-    bound = POLICY_OBJECTIVES[objective].bound
-    estimator = estimators.likelihood if bound == "pce" else estimators.posterior
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
     candidates = []
     for design in designs:
-        estimate = estimate_eig(
-            estimator,
+        estimate = score_design(
+            estimators,
             simulator,
             prior=prior,
             design=design,
-            bound=bound,
+            objective=objective,
             num_samples=config.num_candidate_samples,
             num_workers=num_workers,
             seed=seed,

@@ -1,18 +1,23 @@
 """Checks of what users pass to the trainers."""
 
+import math
+import warnings
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin.design.gradients import DATA_PATHS
 from sbi_boed_plugin.design.policy import DesignPolicy
 
 __all__ = [
     "append_designs",
     "check_design",
     "check_designs_given",
+    "check_gradient",
     "check_objective",
     "resolve_num_contrastive",
+    "warn_if_capped",
 ]
 
 # Chosen by experiment, see the README.
@@ -141,4 +146,33 @@ def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
         raise ValueError(
             "design was given, but the simulations of this trainer have no designs. "
             "Leave it out, or store all simulations with their designs."
+        )
+
+
+def check_gradient(gradient: str, policy: DesignPolicy) -> None:
+    """Raise if the policy does not have what its gradient needs."""
+    name = type(policy).__name__
+    if gradient == "score" and not policy.has_log_prob:
+        raise ValueError(
+            f"gradient='score' needs the density of the policy, and a {name} has none. "
+            "Use gradient='surrogate', or 'pathwise' with a differentiable simulator, "
+            "or a policy with a density, such as TruncatedNormalPolicy."
+        )
+    if gradient in DATA_PATHS and not policy.has_rsample:
+        raise ValueError(
+            f"gradient='{gradient}' differentiates in the design, and designs of a "
+            f"{name} carry no gradient. Use gradient='score'."
+        )
+
+
+def warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
+    """Warn if the bound was too close to its cap to tell good designs apart."""
+    last = bounds[-max(1, len(bounds) // 10) :]
+    mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
+    if mean > cap - 0.5:
+        warnings.warn(
+            f"At the end of the search the bound of {mean:.2f} nats was within half a "
+            f"nat of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
+            "Increase num_contrastive to tell good designs apart.",
+            stacklevel=4,
         )

@@ -1,8 +1,6 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
-import math
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -13,12 +11,13 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
-from sbi_boed_plugin.design.gradients import DATA_PATHS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+from sbi_boed_plugin.design.scoring import score_design
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
 
 __all__ = ["DesignOptimizationMixin"]
@@ -109,9 +108,9 @@ class DesignOptimizationMixin:
         which is the design that is returned, scored with simulations of its own. With
         `method="multi_start"` the policy stays as it is and the estimators are trained
         over all designs of its support alike (if that is a box; else over draws of the
-        policy); then hundreds of designs climb the information of the learned model at once,
-        and the best are scored with simulations. Once trained, estimators serve every
-        later search of that kind without new training.
+        policy); then hundreds of designs climb the information of the learned model at
+        once, and the best are scored with simulations. Once trained, estimators serve
+        every later search of that kind without new training.
 
         Simulations with NaN or infinite values count as experiments that tell nothing;
         the likelihood is that of the finite outcomes. A further call without
@@ -286,7 +285,7 @@ class DesignOptimizationMixin:
 
         progress = optimizer.progress
         if config.objective == "info_nce" and config.method == "joint":
-            _warn_if_capped(progress.history["eig"], config.num_contrastive)
+            warn_if_capped(progress.history["eig"], config.num_contrastive)
         kept = deepcopy(estimators)
         num_candidate_simulations = sum(e.num_simulations for _, e in candidates)
         return DesignResult(
@@ -350,7 +349,7 @@ class DesignOptimizationMixin:
                 "optimize_design."
             )
         if settings["method"] == "joint":
-            _check_gradient(settings["gradient"], self._design_policy)
+            check_gradient(settings["gradient"], self._design_policy)
         self._design_optimizer = DesignOptimizer(
             self._design_policy,
             prior,
@@ -406,64 +405,3 @@ class DesignOptimizationMixin:
         if settings["num_warmup_steps"] is None:
             settings["num_warmup_steps"] = settings["num_steps"] // 20
         return DesignOptimizerConfig(**settings)
-
-
-def score_design(
-    estimators: DesignEstimators,
-    simulator: Callable[[Tensor, Tensor], Tensor],
-    *,
-    prior: Distribution,
-    design: Tensor,
-    objective: str,
-    **kwargs: Any,
-) -> EIGEstimate:
-    """Estimate the information of a design by the bound that goes with an objective.
-
-    Args:
-        estimators: The networks.
-        simulator: Function from `theta` and `design` to `x`.
-        prior: Distribution of the parameters.
-        design: Design of shape `(dim_design,)`.
-        objective: Name of the objective.
-        **kwargs: Passed to `estimate_eig`.
-
-    Returns:
-        The estimate.
-    """
-    bound = POLICY_OBJECTIVES[objective].bound
-    for network in estimators.all():
-        network.eval()
-    is_likelihood = bound == "pce"
-    estimator = estimators.likelihood if is_likelihood else estimators.posterior
-    return estimate_eig(
-        estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
-    )
-
-
-def _check_gradient(gradient: str, policy: DesignPolicy) -> None:
-    """Raise if the policy does not have what its gradient needs."""
-    name = type(policy).__name__
-    if gradient == "score" and not policy.has_log_prob:
-        raise ValueError(
-            f"gradient='score' needs the density of the policy, and a {name} has none. "
-            "Use gradient='surrogate', or 'pathwise' with a differentiable simulator, "
-            "or a policy with a density, such as TruncatedNormalPolicy."
-        )
-    if gradient in DATA_PATHS and not policy.has_rsample:
-        raise ValueError(
-            f"gradient='{gradient}' differentiates in the design, and designs of a "
-            f"{name} carry no gradient. Use gradient='score'."
-        )
-
-
-def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
-    """Warn if the bound was too close to its cap to tell good designs apart."""
-    last = bounds[-max(1, len(bounds) // 10) :]
-    mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
-    if mean > cap - 0.5:
-        warnings.warn(
-            f"At the end of the search the bound of {mean:.2f} nats was within half a "
-            f"nat of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
-            "Increase num_contrastive to tell good designs apart.",
-            stacklevel=3,
-        )

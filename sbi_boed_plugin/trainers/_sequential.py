@@ -15,16 +15,14 @@ from typing_extensions import Self
 
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._checks import check_design
-from sbi_boed_plugin.trainers._design_optimization import (
-    DesignOptimizationMixin,
-    score_design,
-)
+from sbi_boed_plugin.trainers._design_optimization import DesignOptimizationMixin
 from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 
 __all__ = ["Observation", "SequentialMixin"]

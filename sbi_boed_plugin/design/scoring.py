@@ -1,0 +1,45 @@
+"""The information of one design, by the bound that goes with an objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+
+__all__ = ["score_design"]
+
+
+def score_design(
+    estimators: DesignEstimators,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    prior: Distribution,
+    design: Tensor,
+    objective: str,
+    **kwargs: Any,
+) -> EIGEstimate:
+    """Estimate the information of a design from simulations.
+
+    Args:
+        estimators: The networks.
+        simulator: Function from `theta` and `design` to `x`.
+        prior: Distribution of the parameters.
+        design: Design of shape `(dim_design,)`.
+        objective: Name of the objective.
+        **kwargs: Passed to :func:`~sbi_boed_plugin.estimate_eig`.
+
+    Returns:
+        The estimate.
+    """
+    bound = POLICY_OBJECTIVES[objective].bound
+    for network in estimators.all():
+        network.eval()
+    by_likelihood = bound == "pce"
+    estimator = estimators.likelihood if by_likelihood else estimators.posterior
+    return estimate_eig(
+        estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
+    )
