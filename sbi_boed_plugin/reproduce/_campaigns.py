@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 __all__ = [
     "dot_plot",
     "evaluate",
+    "in_order",
     "likelihood_matrix",
     "mean_and_error",
     "resampled_posterior",
     "summarize",
+    "with_error",
 ]
 
 
@@ -37,6 +39,42 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan
     return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def in_order(
+    rows: Sequence[Row], methods: Iterable[str], by: Sequence[str] = ()
+) -> list[Row]:
+    """Return rows in the order of their methods, whichever was finished first.
+
+    Args:
+        rows: Rows of a study.
+        methods: Names of the column `"method"`, in the order wanted.
+        by: Columns that come before the method.
+
+    Returns:
+        Rows in the order of `by`, method and seed.
+
+    Example:
+        >>> in_order([{"method": "b", "seed": 0}, {"method": "a", "seed": 0}], "ab")
+        [{'method': 'a', 'seed': 0}, {'method': 'b', 'seed': 0}]
+    """
+    place = {name: number for number, name in enumerate(methods)}
+    key = lambda r: (*(r[name] for name in by), place[r["method"]], r["seed"])
+    return sorted(rows, key=key)
+
+
+def with_error(values: Sequence[float], decimals: int) -> str:
+    """Return mean ± standard error, without what cannot be told.
+
+    Example:
+        >>> with_error([1.0, 3.0], 1), with_error([2.0], 1), with_error([], 1)
+        ('2.0 ± 1.0', '2.0', '')
+    """
+    mean, error = mean_and_error(values)
+    if not values:
+        return ""
+    text = f"{mean:.{decimals}f}"
+    return text if math.isnan(error) else f"{text} ± {error:.{decimals}f}"
 
 
 def summarize(
@@ -66,10 +104,9 @@ def summarize(
         for name, decimals in columns.items():
             values = [float(row[name]) for row in group if row.get(name, "") != ""]
             finite = [value for value in values if math.isfinite(value)]
-            mean, error = mean_and_error(finite)
-            text = f"{mean:.{decimals}f} ± {error:.{decimals}f}"
-            left_out = len(values) - len(finite)
-            line[name] = text + (f" ({left_out} not finite)" if left_out else "")
+            line[name] = with_error(finite, decimals)
+            if len(finite) < len(values):
+                line[name] += f" ({len(values) - len(finite)} not finite)"
         table.append(line)
     return table
 
@@ -248,4 +285,6 @@ def dot_plot(
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlabel(label)
+    if published:
+        ax.set_title("◇ published", loc="right", fontsize="small", color=LINES[1])
     despine(ax)

@@ -44,6 +44,7 @@ class Settings:
         batch_size: Number of simulations of a step.
         num_eig_samples: Number of simulations that score a design.
         num_eig_contrastive: Number of contrastive parameters of each of them.
+        clip_max_norm: Value at which to clip gradients.
     """
 
     num_rounds: int
@@ -51,6 +52,7 @@ class Settings:
     batch_size: int = 256
     num_eig_samples: int = 4_000
     num_eig_contrastive: int = 511
+    clip_max_norm: float | None = 5.0
 
 
 class observer:
@@ -100,6 +102,7 @@ def run_method(
             num_steps=settings.num_steps,
             training_batch_size=settings.batch_size,
             objective=method.objective,
+            clip_max_norm=settings.clip_max_norm,
             regularization_strength=method.regularization_strength,
             num_eig_samples=settings.num_eig_samples,
             num_eig_contrastive=settings.num_eig_contrastive,
@@ -128,6 +131,7 @@ def _run_given(
             training_batch_size=settings.batch_size,
             learning_rate=learning_rate,
             max_num_epochs=1,
+            clip_max_norm=settings.clip_max_norm,
             num_contrastive=method.num_contrastive,
             regularization_strength=method.regularization_strength,
         )

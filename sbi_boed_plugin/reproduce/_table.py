@@ -138,7 +138,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def summarize(
     rows: Sequence[Row], by: Sequence[str], values: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Average rows over seeds.
 
     Args:
@@ -158,9 +158,10 @@ def summarize(
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: tuple(row[name] for name in by)):
         groups.setdefault(tuple(row[name] for name in by), []).append(row)
-    table = []
+    table: list[Row] = []
     for setting, group in groups.items():
-        summary = dict(zip(by, setting, strict=True)) | {"seeds": len(group)}
+        summary: dict[str, Any] = dict(zip(by, setting, strict=True))
+        summary["seeds"] = len(group)
         for name in values:
             mean, error = mean_and_error([row[name] for row in group])
             summary |= {name: mean, f"{name}_se": error}

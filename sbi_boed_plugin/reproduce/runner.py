@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +160,7 @@ def _check_jobs(study: Study, jobs: Sequence[Job]) -> list[str]:
 
 def _outcomes(
     run: Callable[[Job, bool], Row], jobs: Sequence[Job], quick: bool, num_workers: int
-) -> Iterator[_Outcome]:
+) -> Generator[_Outcome, None, None]:
     """Yield what became of the jobs, whichever finishes first."""
     num_workers = min(num_workers, len(jobs))
     if num_workers <= 1:
@@ -173,7 +173,7 @@ def _outcomes(
         parallel = Parallel(return_as="generator_unordered", **settings)
     except ValueError:  # joblib 1.3 knows the ordered one only.
         parallel = Parallel(return_as="generator", **settings)
-    results = parallel(delayed(_run_job)(run, job, quick) for job in jobs)
+    results: Any = parallel(delayed(_run_job)(run, job, quick) for job in jobs)
     try:
         yield from results
     finally:

@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 
 from sbi_boed_plugin.evaluation import median_predictive_distance
 from sbi_boed_plugin.experiment import make_trainer
-from sbi_boed_plugin.reproduce._campaigns import dot_plot, evaluate, summarize
+from sbi_boed_plugin.reproduce._campaigns import dot_plot, evaluate, in_order, summarize
 from sbi_boed_plugin.reproduce._methods import Method, Settings, observer, run_method
 from sbi_boed_plugin.reproduce.study import Job, Row, Study
 from sbi_boed_plugin.tasks.sir import SIR
@@ -131,11 +131,11 @@ def run(job: Job, quick: bool) -> Row:
         "effective_prior_draws": round(measures["effective_prior_draws"], 1),
         "information": round(sum(eigs), 3),
         "num_simulations": num_simulations,
-        "seconds": round(seconds, 1),
+        "cpu_seconds": round(seconds, 1),
     }
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
+def summary(rows: Sequence[Row]) -> Sequence[Row]:
     """Return means and standard errors of each method, beside published values.
 
     Args:
@@ -151,9 +151,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
         "lc2st": 4,
         "information": 2,
         "num_simulations": 0,
-        "seconds": 0,
+        "cpu_seconds": 0,
     }
-    table = summarize(rows, ["method"], columns)
+    table = summarize(in_order(rows, METHODS), ["method"], columns)
     for line in table:
         distance, lc2st = PUBLISHED.get(line["method"], ("", ""))
         line["published_distance"], line["published_lc2st"] = distance, lc2st
@@ -170,6 +170,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         The figure; diamonds are published values.
     """
     figure = Figure(figsize=(12.0, 4.2), layout="constrained")
+    rows = in_order(rows, METHODS)
     axes = figure.subplots(1, 4, sharey=True)
     distances = {name: values[0] for name, values in PUBLISHED.items()}
     statistics = {name: values[1] for name, values in PUBLISHED.items()}

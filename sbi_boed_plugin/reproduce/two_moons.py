@@ -5,10 +5,13 @@ information that it reports grows with the number L of contrastive samples and i
 held-out log-likelihood with :math:`\lambda`. Here, with stored simulations:
 
 - (a) the reported bound against L, beside its cap :math:`\log(L + 1)`, and for the
-  same networks the bound from many contrastive samples. The true information, 4.9
-  nats, is above the cap of all but the largest L: most of the growth is the cap's.
+  same networks the bound from many contrastive samples. The true information, 5.1
+  nats, is above every cap: most of the growth is the cap's.
 - (b) the held-out log-likelihood of new simulations against :math:`\lambda`, beside
   that of the true likelihood, which two moons has in closed form.
+
+The network is a mixture of 20 Normals: with 127 contrastive samples an epoch of a
+spline flow takes ten times as long.
 
 The simulator is that of sbibm (Lueckmann et al., *Benchmarking Simulation-Based
 Inference*, AISTATS 2021, https://arxiv.org/abs/2101.04653).
@@ -20,6 +23,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
@@ -126,23 +130,27 @@ def run(job: Job, quick: bool) -> Row:
     test_theta = distribution.sample(torch.Size((num_test,)))
     test_x = simulate(test_theta)
     inference = NLE_INCE(
-        distribution, "nsf", tracker=NoOpTracker(), show_progress_bars=False
+        distribution,
+        likelihood_nn("mdn", num_components=20, hidden_features=64),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
     )
     inference.append_simulations(theta, x)
     estimator = inference.train(
         num_contrastive=job["num_contrastive"],
         regularization_strength=job["regularization_strength"],
         training_batch_size=256,
-        learning_rate=1e-3,
-        max_num_epochs=5 if quick else 60,
+        learning_rate=2e-3,
+        max_num_epochs=3 if quick else 40,
     )
     summary = inference.summary
     losses = summary["validation_loss"]
     best = min(range(len(losses)), key=losses.__getitem__)
+    many_rows = 100 if quick else 500
     return {
         "reported_eig": summary["eig_lower_bound"][best],
         "eig": _bound(estimator, test_theta, test_x, job["num_contrastive"]),
-        "eig_many": _bound(estimator, test_theta, test_x, MANY_CONTRASTIVE, 500),
+        "eig_many": _bound(estimator, test_theta, test_x, MANY_CONTRASTIVE, many_rows),
         "log_likelihood": float(-estimator.loss(test_x, test_theta).detach().mean()),
         "true_log_likelihood": float(log_likelihood(test_x, test_theta).mean()),
         "epochs": len(losses),
