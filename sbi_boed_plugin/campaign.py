@@ -32,11 +32,13 @@ class ExperimentRecord:
         design: Design of shape `(dim_design,)`.
         x: Observed data of shape `(dim_x,)`.
         eig: Expected information gain of the design before the experiment, beyond what
-            was known then.
+            was known then. What was known is the learned belief: a lower bound of the
+            information about parameters that are distributed as it says.
         posterior_samples: Particles of the belief after the experiment, of shape
             `(num_particles, dim_theta)`.
         log_evidence: Log-density of all data so far under the prior, in nats.
         num_simulations: Number of simulations that the search for the design took.
+        num_invalid_simulations: How many of them failed.
         seconds: Time of search, experiment and inference.
     """
 
@@ -46,6 +48,7 @@ class ExperimentRecord:
     posterior_samples: Tensor
     log_evidence: float
     num_simulations: int
+    num_invalid_simulations: int
     seconds: float
 
     def _to_plain(self) -> dict[str, Any]:
@@ -121,8 +124,8 @@ def run_experiments(
         num_particles: Number of particles of the belief.
         show_progress_bar: Whether to show the progress of the rounds.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
-            `method="multi_start"`, which trains once and serves every later round
-            with hardly any simulation.
+            `method="multi_start"`, which trains in the first round only (`num_steps`
+            are its steps) and serves every later one with hardly any simulation.
 
     Returns:
         A record of each experiment: design, data, information, posterior and cost.
@@ -214,6 +217,9 @@ def _run_round(
 ) -> ExperimentRecord:
     """Search for a design, run the experiment, and take its data into account."""
     started = time.perf_counter()
+    if search.get("method") == "multi_start" and inference.observations:
+        # What is trained for all designs serves every later round.
+        search = {**search, "num_steps": None}
     result = inference.optimize_design(simulator, **search)
     x = torch.as_tensor(observe(result.design)).reshape(-1)
     inference.observe(result.design, x, num_particles=num_particles)
@@ -226,5 +232,6 @@ def _run_round(
         posterior_samples=belief.particles.cpu(),
         log_evidence=belief.log_evidence,
         num_simulations=result.num_simulations,
+        num_invalid_simulations=result.num_invalid_simulations,
         seconds=time.perf_counter() - started,
     )

@@ -95,8 +95,8 @@ class DesignResult:
     """What `NLE_INCE.optimize_design` found.
 
     Attributes:
-        design: The best design found, the mode of the policy, of shape
-            `(dim_design,)`.
+        design: The best design found, of shape `(dim_design,)`: the mode of the policy
+            or, after a multi-start search, the best of the candidates.
         eig: Its expected information gain, from simulations that were not trained on.
         policy: The trained policy.
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
@@ -114,7 +114,8 @@ class DesignResult:
             (nats), `"num_simulations"` and `"seconds"` so far, and what the policy
             describes, such as `"mode"` and `"scale"`.
         num_simulations: Number of simulations run, all included.
-        num_invalid_simulations: How many of them were NaN or infinite, and left out.
+        num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
+            They count as experiments that tell nothing.
         seconds: Time spent, in seconds.
         stop_reason: What ended the loop.
     """

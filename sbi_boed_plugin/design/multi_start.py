@@ -269,10 +269,12 @@ def _climb(
             )
             last = stage == 2
             values = judge(designs, num_samples * (4 if last else 2))
-            order = values.argsort(descending=True)
-            keep = len(designs) // (1 if last else 4)
-            designs = designs[order[: max(2 * config.num_candidates, keep)]]
-    return _different(designs, width, config.num_candidates)
+            ordered = designs[values.argsort(descending=True)]
+            keep = config.num_candidates if last else len(designs) // 4
+            keep = max(config.num_candidates, keep)
+            # Different ones, or all would climb the same hill.
+            designs = torch.stack(_different(ordered, width, keep))
+    return list(designs)
 
 
 def _ascend(

@@ -13,7 +13,7 @@ from sbi_boed_plugin.simulation import simulate_for_boed
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
-__all__ = ["Method", "Settings", "observer", "run_method"]
+__all__ = ["Method", "Settings", "Observer", "run_method"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Settings:
     clip_max_norm: float | None = 5.0
 
 
-class observer:
+class Observer:
     """The experiment: the simulator at the true parameters.
 
     The noise of each experiment follows from the seed and the number of the experiment
@@ -95,7 +95,7 @@ def run_method(
         result = run_experiments(
             inference,
             task.simulator,
-            observer(task, seed),
+            Observer(task, seed),
             settings.num_rounds,
             seed=seed,
             show_progress_bar=False,
@@ -135,7 +135,7 @@ def _run_given(
             num_contrastive=method.num_contrastive,
             regularization_strength=method.regularization_strength,
         )
-    observe, eigs = observer(task, seed), []
+    observe, eigs = Observer(task, seed), []
     for design in _given_designs(task, method.designs, settings.num_rounds, seed):
         estimate = inference.estimate_eig(
             task.simulator,

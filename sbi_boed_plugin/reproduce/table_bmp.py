@@ -23,9 +23,10 @@ three observations, in the natural scale, where the largest response is one.
 natural units, in which three responses are never further apart than
 :math:`\sqrt 3`; the published scale is not known, percent are a guess. `floor_distance`
 is the distance with the true parameters in the place of posterior draws. *L-C2ST*: 0
-is calibrated, 0.25 the worst. Without noise posteriors are so narrow that few of the
-prior draws it resamples fall into one (`effective_prior_draws`): its values are then
-too small to be trusted below about one.
+is calibrated, 0.25 the worst; it is to be trusted while posteriors hold many of the
+prior draws that it resamples (`effective_prior_draws`). *Information*: the bounds that
+were reported before each experiment, each given the data until then, summed; unlike
+`exact_all`, which averages over data, it may lie above it.
 """
 
 import time

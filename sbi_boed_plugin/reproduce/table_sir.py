@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from sbi_boed_plugin.evaluation import median_predictive_distance
 from sbi_boed_plugin.experiment import make_trainer
 from sbi_boed_plugin.reproduce._campaigns import dot_plot, evaluate, in_order, summarize
-from sbi_boed_plugin.reproduce._methods import Method, Settings, observer, run_method
+from sbi_boed_plugin.reproduce._methods import Method, Observer, Settings, run_method
 from sbi_boed_plugin.reproduce.study import Job, Row, Study
 from sbi_boed_plugin.tasks.sir import SIR
 
@@ -114,7 +114,7 @@ def run(job: Job, quick: bool) -> Row:
     floor = median_predictive_distance(task.simulator, truth, designs, x)
     assert inference.belief is not None
     times = torch.arange(10.0, 101.0, 10.0).unsqueeze(1)
-    measure = observer(task, seed=1_000 + seed)
+    measure = Observer(task, seed=1_000 + seed)
     common = median_predictive_distance(
         task.simulator,
         inference.belief.sample(torch.Size((1_000,))),

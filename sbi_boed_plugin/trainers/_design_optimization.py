@@ -89,7 +89,7 @@ class DesignOptimizationMixin:
         num_contrastive: int | None = None,
         regularization_strength: float = 0.1,
         learning_rate: float = 5e-3,
-        design_learning_rate: float = 1e-2,
+        design_learning_rate: float = 3e-2,
         clip_max_norm: float | None = 5.0,
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
@@ -304,7 +304,9 @@ class DesignOptimizationMixin:
                 + num_candidate_simulations
             ),
             num_invalid_simulations=(
-                progress.num_invalid_simulations + eig.num_invalid_simulations
+                progress.num_invalid_simulations
+                + eig.num_invalid_simulations
+                + sum(e.num_invalid_simulations for _, e in candidates)
             ),
             seconds=progress.seconds,
             stop_reason=stop_reason,
