@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
 from sbi_boed_plugin.evaluation import total_information
-from sbi_boed_plugin.reproduce._methods import observer
+from sbi_boed_plugin.reproduce._methods import Observer
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
@@ -90,7 +90,7 @@ def run_group(
     bounds = []
     for truth in _truths(task, settings, seed):
         one = _fresh(inference, make_inference)
-        measure = observer(task, int(torch.randint(2**31, (1,))), truth)
+        measure = Observer(task, int(torch.randint(2**31, (1,))), truth)
         for _ in range(settings.num_rounds):
             result = one.optimize_design(
                 task.simulator,
@@ -146,7 +146,7 @@ def run_random(
     bounds = []
     for truth in _truths(task, settings, seed):
         designs = draw_designs(settings.num_rounds)
-        measure = observer(task, int(torch.randint(2**31, (1,))), truth)
+        measure = Observer(task, int(torch.randint(2**31, (1,))), truth)
         x = torch.cat([measure(design) for design in designs])
         bounds.append(_bounds(task, truth, designs, x, settings, seed))
     return {

@@ -7,7 +7,7 @@ import torch
 
 from sbi_boed_plugin.reproduce import location, pharmacokinetic, table_bmp, table_sir
 from sbi_boed_plugin.reproduce._campaigns import resampled_posterior, summarize
-from sbi_boed_plugin.reproduce._methods import _given_designs, observer
+from sbi_boed_plugin.reproduce._methods import Observer, _given_designs
 from sbi_boed_plugin.tasks import get_task
 
 MODULES = (location, pharmacokinetic, table_bmp, table_sir)
@@ -68,7 +68,7 @@ def test_data_that_nothing_explains_take_any_draw():
 def test_experiments_have_noise_of_their_own_that_follows_from_the_seed():
     task = get_task("noisy_linear")
     design = 0.5 * (task.design_low + task.design_high)
-    one, same, other = observer(task, 1), observer(task, 1), observer(task, 2)
+    one, same, other = Observer(task, 1), Observer(task, 1), Observer(task, 2)
     first, second = one(design), one(design)
     torch.rand(1)  # Whatever else is drawn in between.
     assert torch.equal(first, same(design))

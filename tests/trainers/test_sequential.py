@@ -99,7 +99,9 @@ def test_each_observation_keeps_its_likelihood(trained):
     expected = Model.prior.log_prob(theta) + sum(
         o.log_likelihood(theta) for o in inference.observations
     )
-    torch.testing.assert_close(posterior.potential(theta), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        posterior.potential(theta), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_policy_starts_again_after_an_observation(trained):
