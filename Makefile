@@ -53,6 +53,8 @@ check: $(STAMP) ## Lint, check the format and the types
 
 bench: $(STAMP) ## Measure the speed of training and design
 	$(BIN)/python studies/speed.py $(ARGS)
+	$(BIN)/python studies/search_speed.py $(ARGS)
+	$(BIN)/python studies/parallel_speed.py $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
 	rm -rf .venv build dist .pytest_cache .ruff_cache sbi-logs

@@ -38,7 +38,7 @@ def optimum(task: tasks.Task) -> torch.Tensor:
         num = {1: 481, 2: 33}[task.dim_design]
         axes = [
             torch.linspace(low, high, num)
-            for low, high in zip(task.design_low, task.design_high)
+            for low, high in zip(task.design_low, task.design_high, strict=True)
         ]
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
         return grid[task.exact_eig_grid(grid)[0].argmax()]
