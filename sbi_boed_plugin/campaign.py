@@ -1,7 +1,9 @@
 """A sequence of experiments: design, measure, learn, and again."""
 
+import hashlib
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sbi_boed_plugin._rng import (
     rng_state_from_plain,
     rng_state_to_plain,
 )
+from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -105,9 +108,10 @@ def run_experiments(
 ) -> ExperimentsResult:
     r"""Choose a design, run the experiment there, learn from it, and repeat.
 
-    With a `checkpoint`, the state is saved after every round. A call with the same
-    arguments, in this process or another, goes on after the last completed round and
-    gives what an undisturbed run would have given, to the last bit.
+    With a `checkpoint`, the state is saved after every round, and within a round once
+    its design is found and once it is measured: no experiment is run twice. A call with
+    the same arguments, in this process or another, goes on from there and gives what an
+    undisturbed run would have given, to the last bit.
 
     Args:
         inference: Trainer with prior and design policy.
@@ -158,25 +162,24 @@ def run_experiments(
             "design_policy=TruncatedNormalPolicy(low, high))."
         )
     path = None if checkpoint is None else Path(checkpoint)
+    # Another number of workers gives the same results.
+    named = {name: value for name, value in search.items() if name != "num_workers"}
     campaign = {
-        "prior": repr(prior),
-        "policy": repr(policy.support),
-        "search": repr(sorted(search.items())),
+        "prior": _fingerprint(prior),
+        "policy": _fingerprint(policy),
+        "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
     }
     records: list[ExperimentRecord] = []
+    pending: dict[str, Any] = {}
     start: int | dict[str, Any] | None = seed
     if path is not None and path.exists():
         saved = load_checkpoint(path, campaign)
         records = [ExperimentRecord._from_plain(r) for r in saved["records"]]
+        pending = saved["pending"]
         with isolated_rng(0):  # The weights that are drawn here are replaced.
-            set_state(
-                inference,
-                saved["trainer"],
-                dim_theta=prior.event_shape[-1],
-                dim_x=records[-1].x.shape[-1] if records else 1,
-            )
+            set_state(inference, saved["trainer"])
         start = rng_state_from_plain(saved["rng"])
 
     def save() -> None:
@@ -184,6 +187,7 @@ def run_experiments(
             state = {
                 "campaign": campaign,
                 "records": [record._to_plain() for record in records],
+                "pending": pending,
                 "trainer": get_state(inference),
                 "rng": rng_state_to_plain(get_rng_state()),
             }
@@ -196,42 +200,97 @@ def run_experiments(
         desc="Running experiments",
     )
     with isolated_rng(start), bar:
-        if not records:
+        if not records and not pending:
             save()  # So that the first round, too, can be repeated as it was.
         while len(records) < num_rounds:
-            records.append(
-                _run_round(inference, simulator, observe, num_particles, search)
-            )
+            started = time.perf_counter()
+            if "design" not in pending:
+                pending = _search(inference, simulator, search)
+                save()
+            if "x" not in pending:
+                x = torch.as_tensor(observe(pending["design"])).reshape(-1)
+                _check_measured(x, inference)
+                pending = {**pending, "x": x.cpu()}
+                save()
+            pending["seconds"] += time.perf_counter() - started
+            records.append(_learn(inference, num_particles, pending))
+            pending = {}
             save()
             bar.set_postfix_str(f"EIG {records[-1].eig.value:.2f} nats", refresh=False)
             bar.update()
     return ExperimentsResult(tuple(records[:num_rounds]))
 
 
-def _run_round(
+def _search(
     inference: NLE_INCE,
     simulator: Callable[[Tensor, Tensor], Tensor],
-    observe: Callable[[Tensor], Tensor],
-    num_particles: int,
     search: dict[str, Any],
-) -> ExperimentRecord:
-    """Search for a design, run the experiment, and take its data into account."""
+) -> dict[str, Any]:
+    """Search for the design of a round, and return what its record needs."""
     started = time.perf_counter()
     if search.get("method") == "multi_start" and inference.observations:
         # What is trained for all designs serves every later round.
         search = {**search, "num_steps": None}
     result = inference.optimize_design(simulator, **search)
-    x = torch.as_tensor(observe(result.design)).reshape(-1)
-    inference.observe(result.design, x, num_particles=num_particles)
+    return {
+        "design": result.design.cpu(),
+        "eig": asdict(result.eig),
+        "num_simulations": result.num_simulations,
+        "num_invalid_simulations": result.num_invalid_simulations,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _check_measured(x: Tensor, inference: NLE_INCE) -> None:
+    """Refuse data that cannot be learned from, before they are kept."""
+    likelihood = inference._neural_net
+    assert likelihood is not None
+    if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
+        raise ValueError(
+            f"observe(design) returned {x.tolist()}, but must return "
+            f"{likelihood.input_shape.numel()} finite value(s). The design found is "
+            "kept: run_experiments with the same checkpoint measures again."
+        )
+
+
+def _learn(
+    inference: NLE_INCE, num_particles: int, pending: dict[str, Any]
+) -> ExperimentRecord:
+    """Take the data of a round into account."""
+    started = time.perf_counter()
+    inference.observe(pending["design"], pending["x"], num_particles=num_particles)
     belief = inference.belief
     assert belief is not None
     return ExperimentRecord(
-        design=result.design.cpu(),
+        design=pending["design"],
         x=inference.observations[-1].x[0].cpu(),
-        eig=result.eig,
+        eig=EIGEstimate(**pending["eig"]),
         posterior_samples=belief.particles.cpu(),
         log_evidence=belief.log_evidence,
-        num_simulations=result.num_simulations,
-        num_invalid_simulations=result.num_invalid_simulations,
-        seconds=time.perf_counter() - started,
+        num_simulations=pending["num_simulations"],
+        num_invalid_simulations=pending["num_invalid_simulations"],
+        seconds=pending["seconds"] + time.perf_counter() - started,
     )
+
+
+def _fingerprint(distribution: Any) -> str:
+    """Return what tells distributions apart: their kind, and draws from a fixed seed.
+
+    Args:
+        distribution: Prior or policy; a policy as it is before it is trained.
+
+    Returns:
+        Name and digest.
+    """
+    with isolated_rng(0):
+        if isinstance(distribution, DesignPolicy):
+            # A copy at its start: a trainer that was used already moved its policy.
+            distribution = deepcopy(distribution)
+            distribution.anneal(1.0)
+            distribution.anneal(0.0)
+            values = repr(getattr(distribution, "_schedule", None)).encode()
+            low_high = [v for v in distribution.buffers() if v.dim() < 3]
+            values += b"".join(v.detach().cpu().numpy().tobytes() for v in low_high)
+        else:
+            values = distribution.sample(torch.Size((8,))).cpu().numpy().tobytes()
+    return f"{type(distribution).__name__}-{hashlib.sha256(values).hexdigest()[:16]}"

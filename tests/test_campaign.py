@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
 from sbi_boed_plugin.campaign import run_experiments
@@ -121,7 +122,9 @@ def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
     path = tmp_path / "campaign.pt"
     inference = make()
     # The first search trains; with a thousand steps it would take too long here.
-    inference.optimize_design(Model.simulate, objective="info_nce", **SEARCH)
+    inference.optimize_design(
+        Model.simulate, **{**SEARCH, **kwargs, "num_steps": 8, "num_warmup_steps": 0}
+    )
     result = run(path, inference=inference, num_rounds=2, **kwargs)
     num_scoring = 5 * 50 + 40
     assert all(r.num_simulations <= num_scoring for r in result.records)
@@ -213,6 +216,76 @@ def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
     with pytest.raises(ValueError, match="other experiments: policy"):
         run(path, inference=other)
     assert path.read_bytes() == before
+
+
+def test_data_that_are_not_finite_do_not_lose_the_search(tmp_path):
+    path = tmp_path / "campaign.pt"
+    with pytest.raises(ValueError, match="finite.*design found is kept"):
+        run(path, observe=lambda design: torch.tensor([torch.nan]))
+    calls = []
+
+    def simulate(theta, design):
+        calls.append(len(theta))
+        return Model.simulate(theta, design)
+
+    result = run_experiments(
+        make(),
+        simulate,
+        measure,
+        1,
+        checkpoint=path,
+        seed=3,
+        num_particles=128,
+        show_progress_bar=False,
+        **SEARCH,
+    )
+    assert calls == [], "the search was repeated"
+    assert torch.equal(result.designs, run(num_rounds=1).designs)
+
+
+def test_networks_trained_beforehand_are_kept_whatever_they_measure(tmp_path):
+    """Two values per experiment, and an interruption in the first round."""
+
+    def simulate(theta, design):
+        return Model.simulate(theta, design).repeat(1, 2) + torch.randn(len(theta), 2)
+
+    def trained():
+        torch.manual_seed(0)
+        inference = make()
+        inference.optimize_design(simulate, **SEARCH)
+        return inference
+
+    def go(path, observe):
+        settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
+        return run_experiments(
+            trained(), simulate, observe, 2, checkpoint=path, **settings, **SEARCH
+        )
+
+    def observe(design):
+        return simulate(torch.ones(1, 1), design.unsqueeze(0))
+
+    def interrupted(design):
+        raise KeyboardInterrupt
+
+    path = tmp_path / "campaign.pt"
+    with pytest.raises(KeyboardInterrupt):
+        go(path, interrupted)
+    assert_same(go(path, observe), go(None, observe))
+
+
+def test_another_prior_or_schedule_is_another_sequence(tmp_path):
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1)
+    prior = Independent(Normal(torch.zeros(1), 2.0 * torch.ones(1)), 1)
+    with pytest.raises(ValueError, match="other experiments: prior"):
+        run(path, inference=make(prior))
+    policy = TruncatedNormalPolicy(
+        torch.tensor([0.5]), torch.tensor([3.0]), scale=(0.3, 0.01)
+    )
+    other = NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
+    with pytest.raises(ValueError, match="other experiments: policy"):
+        run(path, inference=other)
+    assert len(run(path, num_rounds=2, num_workers=1).records) == 2
 
 
 def test_arguments_are_checked():

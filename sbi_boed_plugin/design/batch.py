@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.design.policy import DesignPolicy
 
@@ -94,9 +95,8 @@ def simulate_batch(
     shape = torch.Size((num_simulations // num_simulations_per_design,))
     draw = policy.sample if gradient == "score" else policy.rsample
     designs = draw(shape)
-    theta = prior.sample(torch.Size((num_simulations,)))
     # The networks of sbi are in single precision, whatever prior and policy are.
-    theta = theta.to(device, torch.float32)
+    theta = draw_parameters(prior, num_simulations, torch.float32).to(device)
     design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)
     if gradient == "pathwise":
         # In this process and in one call: a gradient does not travel.

@@ -14,6 +14,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from copy import copy
 from typing import cast
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
+
+from sbi_boed_plugin._prior import draw_parameters
 
 __all__ = ["ParticleBelief"]
 
@@ -47,6 +50,8 @@ class ParticleBelief(Distribution):
         acceptance_rate: Share of accepted moves in the last update, 1 before.
     """
 
+    has_finite_draws = True
+
     def __init__(
         self,
         prior: Distribution,
@@ -70,8 +75,8 @@ class ParticleBelief(Distribution):
         self._prior = prior
         self._transform = transform
         self._log_likelihoods: list[LogLikelihood] = []
-        theta = prior.sample(torch.Size((num_particles,)))
-        self.particles: Tensor = theta.to(device, torch.float32)
+        theta = draw_parameters(prior, num_particles, torch.float32)
+        self.particles: Tensor = theta.to(device)
         self.log_evidence = 0.0
         self.acceptance_rate = 1.0
 
@@ -105,6 +110,11 @@ class ParticleBelief(Distribution):
         belief.log_evidence = log_evidence
         belief.acceptance_rate = acceptance_rate
         return belief
+
+    @property
+    def num_particles(self) -> int:
+        """Number of particles."""
+        return len(self.particles)
 
     def copy(self) -> "ParticleBelief":
         """Return a belief to update without changing this one."""
@@ -159,8 +169,17 @@ class ParticleBelief(Distribution):
                 "simulations, or does not belong to this design. Check both, or train "
                 "the likelihood further."
             )
-        current = torch.nan_to_num(current, nan=-torch.inf)
-        history = sum((f(theta) for f in self._log_likelihoods), torch.zeros(()))
+        current = torch.where(current.isnan(), -torch.inf, current)
+        num_explaining = int((current > current.max() - 20.0).sum())
+        if num_explaining < 16:
+            warnings.warn(
+                f"Only {num_explaining} of {len(theta)} particles of the belief come "
+                "near to explaining x_o: the belief may have collapsed onto few "
+                "parameters. Use more num_particles, or check that x_o belongs to this "
+                "design.",
+                stacklevel=3,
+            )
+        history = self._log_history(theta)
         log_evidence, power = self.log_evidence, 0.0
         num_accepted = num_proposed = 0.0
         while power < 1.0:
@@ -172,7 +191,7 @@ class ParticleBelief(Distribution):
             power = min(1.0, power + step)
             rows = _systematic_resample(torch.softmax(increments, dim=0))
             theta, current = theta[rows], current[rows]
-            history = history[rows] if history.dim() else history
+            history = history[rows]
             state = _State(theta, current, history, self._log_prior(theta))
             accepted, proposed = self._move(state, log_likelihood, power)
             num_accepted, num_proposed = (
@@ -184,6 +203,12 @@ class ParticleBelief(Distribution):
         self.log_evidence = log_evidence
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
         self._log_likelihoods.append(log_likelihood)
+
+    def _log_history(self, theta: Tensor) -> Tensor:
+        """Return the log-likelihood of all observations so far."""
+        return sum(
+            (f(theta) for f in self._log_likelihoods), theta.new_zeros(len(theta))
+        )
 
     def _log_prior(self, theta: Tensor) -> Tensor:
         return self._prior.log_prob(theta).to(theta)
@@ -206,8 +231,8 @@ class ParticleBelief(Distribution):
                 theta = self._inverse(new)
                 trial = _State(
                     theta,
-                    torch.nan_to_num(log_likelihood(theta), nan=-torch.inf),
-                    sum((f(theta) for f in self._log_likelihoods), torch.zeros(())),
+                    _nan_to_zero_density(log_likelihood(theta)),
+                    self._log_history(theta),
                     self._log_prior(theta),
                 )
                 difference = trial.log_target(power) - state.log_target(power, rows)
@@ -215,7 +240,7 @@ class ParticleBelief(Distribution):
                 difference = difference + self._log_det(theta, new).neg()
                 difference = difference + self._log_det(state.theta[rows], old)
                 uniform = torch.rand_like(difference).log()
-                is_accepted = uniform < torch.nan_to_num(difference, nan=-torch.inf)
+                is_accepted = uniform < _nan_to_zero_density(difference)
                 state.replace(rows, trial, is_accepted)
                 unbounded[rows] = torch.where(is_accepted.unsqueeze(1), new, old)
                 accepted += float(is_accepted.sum())
@@ -223,16 +248,21 @@ class ParticleBelief(Distribution):
         return accepted, proposed
 
     def _to_unbounded(self, theta: Tensor) -> Tensor:
-        return cast(Tensor, self._transform(theta))
+        return cast(Tensor, self._transform(theta)).to(theta)
 
     def _inverse(self, unbounded: Tensor) -> Tensor:
         inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
-        return inverse(unbounded)
+        return inverse(unbounded).to(unbounded)
 
     def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
         """Return the log-determinant of the map to unbounded coordinates."""
         log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
         return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
+
+
+def _nan_to_zero_density(values: Tensor) -> Tensor:
+    """Return log-densities in which what is undefined is impossible."""
+    return torch.where(values.isnan(), -torch.inf, values)
 
 
 class _State:
@@ -243,7 +273,7 @@ class _State:
     ) -> None:
         self.theta = theta
         self.current = current
-        self.history = history.expand(len(theta)).clone()
+        self.history = history
         self.log_prior = log_prior
 
     def log_target(self, power: float, rows: slice = slice(None)) -> Tensor:

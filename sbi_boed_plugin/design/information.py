@@ -127,7 +127,11 @@ class Densities:
 
 
 def training_losses(
-    estimators: DesignEstimators, densities: Densities, regularization_strength: float
+    estimators: DesignEstimators,
+    densities: Densities,
+    regularization_strength: float,
+    *,
+    contrastive: bool = True,
 ) -> dict[str, Tensor]:
     """Return the mean training loss of each network, by its name.
 
@@ -136,13 +140,18 @@ def training_losses(
         densities: Their densities for a batch of simulations.
         regularization_strength: Weight of maximum likelihood in the InfoNCE-λ loss of
             the likelihood.
+        contrastive: Whether the contrastive term enters. Not where simulations have
+            failed: successes contrasted with the parameters of failures would teach
+            the likelihood the chance of success.
 
     Returns:
         Scalar losses, in nats.
     """
-    losses = {
-        "likelihood": info_nce_loss(densities.log_likelihoods, regularization_strength)
-    }
+    matrix = densities.log_likelihoods
+    if contrastive:
+        losses = {"likelihood": info_nce_loss(matrix, regularization_strength)}
+    else:
+        losses = {"likelihood": -(1.0 + regularization_strength) * matrix[0]}
     if isinstance(estimators.posterior, HybridEstimator):
         losses["posterior"] = hybrid_loss(
             densities.log_posterior, densities.log_ratio, densities.partition

@@ -18,10 +18,11 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.constraints import independent, interval
+from torch.distributions.constraints import independent, interval, real
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
@@ -94,6 +95,13 @@ def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
     return BoxUniform(low, high, device=str(low.device))
 
 
+def _is_real(policy: DesignPolicy) -> bool:
+    """Whether the policy's support is all real numbers."""
+    support = policy.support
+    base = support.base_constraint if isinstance(support, independent) else support
+    return isinstance(base, type(real))
+
+
 def model_information(
     estimators: DesignEstimators,
     prior: Distribution,
@@ -116,7 +124,7 @@ def model_information(
     Returns:
         Estimates of shape `(num_designs,)`, in nats.
     """
-    theta = prior.sample(torch.Size((num_samples,))).to(designs)
+    theta = draw_parameters(prior, num_samples).to(designs)
     return torch.cat(
         [
             _information(estimators, prior, theta, chunk, objective)
@@ -237,7 +245,9 @@ def _climb(
         # Equal values have no width to go by: they are searched at their own scale.
         width = torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
     origin = designs.new_zeros(policy.dim_design)
-    num_steps = config.num_climb_steps if policy.has_rsample else 0
+    # Without a box only where every step stays inside.
+    climbs = box is not None or policy.support.event_dim == 1 and _is_real(policy)
+    num_steps = config.num_climb_steps if policy.has_rsample and climbs else 0
 
     def judge(designs: Tensor, num_samples: int) -> Tensor:
         with torch.no_grad():
@@ -273,7 +283,10 @@ def _climb(
             keep = config.num_candidates if last else len(designs) // 4
             keep = max(config.num_candidates, keep)
             # Different ones, or all would climb the same hill.
-            designs = torch.stack(_different(ordered, width, keep))
+            if num_steps:
+                designs = torch.stack(_different(ordered, width, keep))
+            else:
+                designs = ordered[:keep]
     return list(designs)
 
 
@@ -296,7 +309,7 @@ def _ascend(
     unit = ((designs - origin) / width).detach().requires_grad_()
     optimizer = Adam([unit], lr=learning_rate)
     for _ in range(num_steps):
-        theta = prior.sample(torch.Size((num_samples,))).to(designs)
+        theta = draw_parameters(prior, num_samples).to(designs)
         gradients = []
         # Each chunk's graph is gone before the next: memory is that of one chunk.
         for rows in unit.detach().split(_rows_at_once(num_samples, objective)):
@@ -312,7 +325,10 @@ def _ascend(
                 low, high = box.base_dist.low, box.base_dist.high
                 unit.clamp_((low - origin) / width, (high - origin) / width)
         bar.update()
-    return (origin + unit * width).detach()
+    designs = (origin + unit * width).detach()
+    if box is not None:  # Rounding may leave it again.
+        designs = designs.clamp(box.base_dist.low, box.base_dist.high)
+    return designs
 
 
 def _different(designs: Tensor, width: Tensor, num_designs: int) -> list[Tensor]:

@@ -200,7 +200,12 @@ class DesignOptimizer:
             contrast,
             negligible=self._negligible,
         )
-        losses = training_losses(estimators, densities, config.regularization_strength)
+        losses = training_losses(
+            estimators,
+            densities,
+            config.regularization_strength,
+            contrastive=bool(batch.valid.all()),
+        )
         # A failed simulation tells at least nothing.
         terms = self._objective.terms(densities).detach()
         information = terms.new_zeros(len(batch.theta))

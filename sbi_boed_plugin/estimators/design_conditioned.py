@@ -22,17 +22,13 @@ class DesignConditionedEstimator(ConditionalDensityEstimator):
         moves between devices and pickles as a whole.
 
     Example:
-            >>> from collections.abc import Sequence
-
-    import torch
-            >>> from sbi.neural_nets import likelihood_nn
-            >>> condition, x = torch.randn(100, 3), torch.randn(100, 2)
-            >>> estimator = likelihood_nn("mdn")(condition, x)  # theta: 2, design: 1
-            >>> fixed = DesignConditionedEstimator(
-            ...     estimator, torch.tensor([[0.5], [1.0]])
-            ... )
-            >>> fixed.log_prob(x[:2].unsqueeze(1), torch.randn(1, 2)).shape
-            torch.Size([2, 1])
+        >>> import torch
+        >>> from sbi.neural_nets import likelihood_nn
+        >>> condition, x = torch.randn(100, 3), torch.randn(100, 2)
+        >>> estimator = likelihood_nn("mdn")(condition, x)  # theta: 2, design: 1
+        >>> fixed = DesignConditionedEstimator(estimator, torch.tensor([[0.5], [1.0]]))
+        >>> fixed.log_prob(x[:2].unsqueeze(1), torch.randn(1, 2)).shape
+        torch.Size([2, 1])
     """
 
     design: Tensor

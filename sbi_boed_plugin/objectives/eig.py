@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
@@ -163,7 +164,7 @@ def estimate_eig(
             raise ValueError(f"{name}={value} must be at least {least}.")
 
     with torch.no_grad(), isolated_rng(seed):
-        theta = prior.sample(torch.Size((num_samples,)))
+        theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
         x, valid = run_simulator(
             simulator,
@@ -189,7 +190,8 @@ def estimate_eig(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    estimate = _summarize(lower, upper, bound, num_contrastive)
+    num_atoms = getattr(prior, "num_particles", None)
+    estimate = _summarize(lower, upper, bound, num_contrastive, num_atoms)
     return replace(estimate, num_invalid_simulations=num_invalid)
 
 
@@ -261,6 +263,7 @@ def _summarize(
     upper: Tensor,
     bound: Bound,
     num_contrastive: int,
+    num_atoms: int | None,
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
@@ -280,6 +283,9 @@ def _summarize(
     cap = None
     if bound == "pce":
         cap = math.log(num_contrastive + 1)
+        if num_atoms is not None:
+            # Draws of a belief repeat its particles.
+            cap = min(cap, math.log(num_atoms))
         if value > cap - 1.0:
             warnings.warn(
                 f"The estimate {value:.2f} is within 1 nat of the largest value "
@@ -294,7 +300,7 @@ def _summarize(
     if value < -max(3.0 * error, 0.01):
         warnings.warn(
             f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
-            "The likelihood fits these simulations worse than no knowledge of theta: "
+            "The estimator fits these simulations worse than no knowledge of theta: "
             "train it longer or over a wider range of designs.",
             stacklevel=3,
         )

@@ -11,7 +11,11 @@ import math
 import torch
 from torch import Tensor
 from torch.distributions import Independent, LogNormal
-from torch.distributions.transforms import ExpTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+)
 
 from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
 
@@ -87,6 +91,10 @@ class Pharmacokinetic(GaussianTask):
         "volume V [l]",
     )
     theta_transform = ExpTransform().inv
+    # Absorption takes minutes, elimination hours: early times need the resolution.
+    design_transform = ComposeTransform(
+        [AffineTransform(0.25, 1.0), ExpTransform().inv]
+    )
 
     def __init__(self, *, dim_design: int = 1) -> None:
         if dim_design < 1:

@@ -16,6 +16,7 @@ from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_sea
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
+from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
@@ -61,6 +62,14 @@ class DesignOptimizationMixin:
         self._marginal_model = marginal_estimator
         self._posterior_net: ConditionalDensityEstimator | None = None
         self._marginal_net: ConditionalDensityEstimator | None = None
+        self._search_coordinates = coordinates_of(self._build_neural_net)
+        # What the last search trained on: the method, and the number of observations
+        # behind the belief that its parameters came from.
+        self._trained_by: tuple[str, int] | None = None
+
+    @property
+    def _num_observations(self) -> int:
+        return 0
 
     @property
     def design_policy(self) -> DesignPolicy | None:
@@ -237,7 +246,10 @@ class DesignOptimizationMixin:
                     show_progress_bar=self._show_progress_bars,
                 )
                 estimators = optimizer.estimators
-                if estimators is None:
+                allowed = max_num_simulations
+                too_few = allowed is not None and allowed < num_scoring
+                idle = config.num_steps > 0 and not optimizer.progress.step
+                if estimators is None or idle or too_few:
                     raise ValueError(
                         f"No step was taken: max_num_simulations={max_num_simulations} "
                         f"and max_seconds={max_seconds} must allow for at least one "
@@ -277,6 +289,8 @@ class DesignOptimizationMixin:
                 add_note(f"{optimizer.progress.step} {note} goes on from there.")
             raise
         finally:
+            if optimizer.progress.step:
+                self._trained_by = (config.method, self._num_observations)
             if optimizer.estimators is not None:
                 self._neural_net = optimizer.estimators.likelihood
                 self._posterior_net = optimizer.estimators.posterior
@@ -371,7 +385,16 @@ class DesignOptimizationMixin:
             self._marginal_model,
             self._prior,
             self._design_policy.dim_design,
+            self._search_coordinates,
         )
+
+    def _is_trained_for_all_designs(self, needs: str | None) -> bool:
+        """Whether a multi-start search can use the networks as they are."""
+        if self._trained_by is None:
+            return needs is None  # A likelihood of simulations that the user stored.
+        method, num_observations = self._trained_by
+        current = needs is None or num_observations == self._num_observations
+        return method == "multi_start" and current
 
     def _trained_estimators(self) -> DesignEstimators | None:
         """Return the networks that there are."""
@@ -402,7 +425,8 @@ class DesignOptimizationMixin:
             settings["num_steps"] = 1_000
             if multi_start and trained is not None and objective in POLICY_OBJECTIVES:
                 # What is trained for the whole design space serves again.
-                ready = trained.serve(POLICY_OBJECTIVES[objective].needs)
+                needs = POLICY_OBJECTIVES[objective].needs
+                ready = trained.serve(needs) and self._is_trained_for_all_designs(needs)
                 settings["num_steps"] = 0 if ready else 1_000
         if settings["num_warmup_steps"] is None:
             settings["num_warmup_steps"] = settings["num_steps"] // 20

@@ -10,6 +10,7 @@ from torch.distributions.transforms import Transform, identity_transform
 
 from sbi_boed_plugin.design.estimators import EstimatorBuilders
 from sbi_boed_plugin.estimators.transformed import (
+    Coordinates,
     coordinates_of,
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -24,6 +25,7 @@ def estimator_builders(
     marginal: str | Callable[[Tensor, Tensor], Any],
     prior: Distribution,
     dim_design: int,
+    coordinates: Coordinates | None = None,
 ) -> EstimatorBuilders:
     """Return builders in which names stand for networks in suitable coordinates.
 
@@ -36,11 +38,13 @@ def estimator_builders(
         marginal: Name of a model of `likelihood_nn`, or a builder.
         prior: Distribution of the parameters.
         dim_design: Number of values of a design.
+        coordinates: Those of the likelihood, where its builder is no longer there to
+            be asked (a trainer that was pickled).
 
     Returns:
         Builders of the three networks.
     """
-    coordinates = coordinates_of(likelihood)
+    coordinates = coordinates or coordinates_of(likelihood)
     if coordinates.theta is identity_transform:
         coordinates = replace(coordinates, theta=to_real_numbers(prior))
     transforms = {

@@ -87,6 +87,10 @@ class SequentialMixin(DesignOptimizationMixin):
         return self._belief
 
     @property
+    def _num_observations(self) -> int:
+        return len(self._observations)
+
+    @property
     def _belief_or_prior(self) -> Distribution | None:
         return self._prior if self._belief is None else self._belief
 
@@ -176,12 +180,18 @@ class SequentialMixin(DesignOptimizationMixin):
                 f"objective='{objective}' is unknown. Use one of "
                 f"{sorted(POLICY_OBJECTIVES)}."
             )
-        if estimators is None or not estimators.serve(
-            POLICY_OBJECTIVES[objective].needs
-        ):
+        needs = POLICY_OBJECTIVES[objective].needs
+        if estimators is None or not estimators.serve(needs):
             raise RuntimeError(
                 "There are no estimators for this yet: call optimize_design("
                 f"simulator, objective='{objective}') first."
+            )
+        trained_after = self._trained_by[1] if self._trained_by else 0
+        if needs is not None and trained_after != self._num_observations:
+            raise RuntimeError(
+                f"The estimators of objective='{objective}' were trained before the "
+                "last observation and do not know of it. Use objective='info_nce', or "
+                "call optimize_design() again."
             )
         prior = self._belief_or_prior
         if prior is None:
@@ -225,16 +235,26 @@ class SequentialMixin(DesignOptimizationMixin):
         if prior is None:
             raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
         x_o = None
-        if design is None:
+        if design is not None:
+            design = check_design(design, self._dim_design, self._design_policy)
+        else:
             if not self._observations:
                 raise ValueError(
                     "design=None, but the posterior depends on designs of "
                     f"{self._dim_design} values. Pass design=..."
                 )
+            trained_after = self._trained_by[1] if self._trained_by else 0
+            if trained_after != self._num_observations - 1:
+                raise ValueError(
+                    f"There are {self._num_observations} observations, but "
+                    f"sample_with='direct' has a posterior that was trained after "
+                    f"{trained_after} and can take one more into account. Use another "
+                    "sample_with, or pass design=... for that one alone."
+                )
             design, x_o = self._observations[-1].design, self._observations[-1].x
-        design = check_design(design, self._dim_design, self._design_policy)
         posterior = DirectPosterior(
-            DesignConditionedPosterior(estimator.eval(), design),
+            # A copy: later searches train the network on.
+            DesignConditionedPosterior(deepcopy(estimator).eval(), design),
             prior,
             device=self._device,
         )

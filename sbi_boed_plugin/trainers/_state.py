@@ -1,5 +1,6 @@
 """The state of a trainer between experiments as plain tensors, and back."""
 
+from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
@@ -7,7 +8,6 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.estimators import DesignEstimators
-from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers._sequential import Observation
 
@@ -28,7 +28,9 @@ class _Trainer(Protocol):
     _design_optimizer: Any
     _observations: list[Observation]
     _belief: ParticleBelief | None
-    _build_neural_net: Any
+    _neural_net: Any
+    _search_coordinates: Any
+    _trained_by: tuple[str, int] | None
 
     def _estimator_builders(self) -> Any: ...
 
@@ -50,8 +52,11 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
     observations = trainer._observations
     kept = list(dict.fromkeys(o.likelihood_estimator for o in observations))
     belief = trainer._belief
+    net = trainer._neural_net
     return {
         "networks": networks,
+        "dim_x": None if net is None else net.input_shape[-1],
+        "trained_by": trainer._trained_by,
         "policy": dict(trainer._design_policy.state_dict()),
         "kept_likelihoods": [dict(network.state_dict()) for network in kept],
         "observations": [
@@ -72,22 +77,19 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
     }
 
 
-def set_state(
-    trainer: _Trainer, state: dict[str, Any], dim_theta: int, dim_x: int
-) -> None:
+def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
     """Bring a trainer to a state, whatever it did before.
 
     Args:
         trainer: A trainer with the same prior, policy and kinds of networks.
         state: What `get_state` returned.
-        dim_theta: Number of parameters.
-        dim_x: Number of values of one experiment.
     """
-    networks = state["networks"]
+    networks, dim_x = state["networks"], state["dim_x"]
+    trainer._trained_by = state["trained_by"]
     for name, attribute in _NETWORKS.items():
         network = None
         if networks[name] is not None:
-            network = _build(trainer, networks, name, dim_theta, dim_x)
+            network = _build(trainer, networks, name, dim_x)
         setattr(trainer, attribute, network)
     trainer._design_policy.load_state_dict(state["policy"])
     trainer._design_optimizer = None
@@ -96,9 +98,7 @@ def set_state(
         trainer._dim_design = None
     kept = []
     for weights in state["kept_likelihoods"]:
-        likelihood = _build(
-            trainer, {"likelihood": weights}, "likelihood", dim_theta, dim_x
-        )
+        likelihood = _build(trainer, {"likelihood": weights}, "likelihood", dim_x)
         kept.append(likelihood.eval().requires_grad_(False))
     device = trainer._device
     trainer._observations = [
@@ -122,7 +122,6 @@ def _build(
     trainer: _Trainer,
     networks: dict[str, Any],
     name: str,
-    dim_theta: int,
     dim_x: int,
 ) -> ConditionalDensityEstimator:
     """Build a network from data of the right shape, and give it its weights."""
@@ -130,7 +129,7 @@ def _build(
     theta = trainer._prior.sample(torch.Size((rows,))).cpu().float()
     design = trainer._design_policy.sample(torch.Size((rows,))).cpu().float()
     # Any data for which the coordinates of the network exist.
-    to_natural_units = coordinates_of(trainer._build_neural_net).x.inv
+    to_natural_units = trainer._search_coordinates.x.inv
     x = to_natural_units(torch.randn(rows, dim_x))
     weights = networks[name]
     needs = {"likelihood": None, "marginal": "marginal", "posterior": "posterior"}[name]
@@ -139,6 +138,7 @@ def _build(
     built: DesignEstimators = trainer._estimator_builders().complete(
         None, needs, theta, x, design, trainer._device
     )
-    network = getattr(built, name)
+    # A copy: builders may put the same embedding into every network.
+    network = deepcopy(getattr(built, name))
     network.load_state_dict(weights)
     return network

@@ -1,0 +1,123 @@
+"""Networks that do not know of the last observation are not used as if they did."""
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+
+from sbi_boed_plugin import NLE_INCE, MultiStartConfig, TruncatedNormalPolicy
+from sbi_boed_plugin._prior import draw_parameters
+from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian as Model
+
+DESIGN, X = torch.tensor([2.0]), torch.tensor([[2.4]])
+FEW = {"num_steps": 5, "num_eig_samples": 50, "num_eig_contrastive": 31}
+SEARCH = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+
+
+def make(prior=Model.prior, low=0.5, high=3.0):
+    policy = TruncatedNormalPolicy(torch.tensor([low]), torch.tensor([high]))
+    return NLE_INCE(
+        prior,
+        "mdn",
+        design_policy=policy,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+def test_a_multi_start_search_trains_again_where_networks_are_stale():
+    inference = make()
+    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
+    inference.optimize_design(Model.simulate, **settings)
+    again = inference.optimize_design(Model.simulate, **{**settings, "num_steps": None})
+    assert again.config.num_steps == 0
+    inference.observe(DESIGN, X)
+    # The likelihood serves after an observation, the posterior does not.
+    config = inference._design_optimizer_config
+    kwargs = {**again.config.__dict__, "num_steps": None, "num_warmup_steps": None}
+    assert config({**kwargs, "objective": None}).objective == "info_nce"
+    assert config({**kwargs, "objective": None}).num_steps == 0
+    assert config({**kwargs, "objective": "barber_agakov"}).num_steps > 0
+    with pytest.raises(RuntimeError, match="trained before the last observation"):
+        inference.estimate_eig(Model.simulate, DESIGN, objective="barber_agakov")
+
+
+def test_networks_of_a_narrow_policy_do_not_serve_all_designs():
+    inference = make()
+    result = inference.optimize_design(Model.simulate, **FEW)
+    kwargs = {**result.config.__dict__, "method": "multi_start", "num_steps": None}
+    kwargs["num_warmup_steps"] = None
+    assert inference._design_optimizer_config(kwargs).num_steps > 0
+
+
+def test_direct_takes_one_observation_into_account_and_says_so():
+    inference = make()
+    inference.optimize_design(Model.simulate, **FEW)
+    inference.observe(DESIGN, X)
+    before = inference.build_posterior(sample_with="direct")
+    theta = torch.zeros(1, 1)
+    value = before.log_prob(theta)
+    inference.optimize_design(Model.simulate, **FEW)
+    assert torch.equal(before.log_prob(theta), value), "a later search changed it"
+    inference.observe(DESIGN, X)
+    assert inference.build_posterior(sample_with="direct") is not None
+    inference.observe(DESIGN, X)
+    with pytest.raises(ValueError, match="3 observations.*trained after 1"):
+        inference.build_posterior(sample_with="direct")
+
+
+def test_a_budget_too_small_for_a_step_is_an_error_every_time():
+    inference = make()
+    inference.optimize_design(Model.simulate, **FEW)
+    for objective in ("barber_agakov", "info_nce"):
+        with pytest.raises(ValueError, match="No step was taken"):
+            inference.optimize_design(
+                Model.simulate, **FEW, objective=objective, max_num_simulations=100
+            )
+
+
+def test_draws_on_the_edge_of_a_prior_are_drawn_again():
+    """In single precision some uniform draws are rounded to where the density is 0."""
+    prior = BoxUniform(torch.tensor([1_000.0]), torch.tensor([1_001.0]))
+    torch.manual_seed(0)
+    plain = prior.sample((400_000,))
+    assert not torch.isfinite(prior.log_prob(plain)).all(), "the trap is gone"
+    torch.manual_seed(0)
+    theta = draw_parameters(prior, 400_000)
+    assert torch.isfinite(prior.log_prob(theta)).all()
+    same = torch.isfinite(prior.log_prob(plain))
+    assert torch.equal(theta[same], plain[same])
+
+
+def test_failures_do_not_bend_the_likelihood():
+    """x says nothing of theta, but half of the thetas mostly fail."""
+
+    def simulate(theta, design):
+        x = torch.randn_like(theta)
+        fails = (theta < 0.0) & (torch.rand_like(theta) < 0.9)
+        return torch.where(fails, torch.nan, x)
+
+    torch.manual_seed(0)
+    inference = make()
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        inference.optimize_design(simulate, num_steps=300, num_eig_samples=500)
+    likelihood = inference._neural_net.eval()
+    condition = torch.tensor([[-1.0, 2.0], [1.0, 2.0]])
+    density = likelihood.log_prob(torch.zeros(1, 2, 1), condition).exp()
+    # Under the parameters that fail there are few data, hence the width.
+    assert density[0].tolist() == pytest.approx([0.399, 0.399], abs=0.08)
+    spread = likelihood.sample(torch.Size((2_000,)), condition).std(dim=0)
+    assert spread.flatten().tolist() == pytest.approx([1.0, 1.0], abs=0.3)
+
+
+def test_a_multi_start_search_stays_inside_the_box():
+    torch.manual_seed(0)
+    inference = make(low=0.1, high=0.7)
+    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
+    inference.optimize_design(Model.simulate, **settings)
+    for _ in range(5):
+        result = inference.optimize_design(
+            Model.simulate, **{**settings, "num_steps": None}
+        )
+        support = inference.design_policy.support
+        assert all(support.check(design) for design, _ in result.candidates)
