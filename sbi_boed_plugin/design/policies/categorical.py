@@ -37,6 +37,10 @@ class OneOf(Constraint):
         self.candidates = candidates
         super().__init__()
 
+    def __repr__(self) -> str:
+        """Return the candidates; torch would cut off the first letter of the name."""
+        return f"OneOf({self.candidates.tolist()})"
+
     def check(self, value: Any) -> Tensor:
         """Return whether each vector is one of the candidates."""
         return _matches(value, self.candidates, _RELATIVE_TOLERANCE).any(dim=-1)
