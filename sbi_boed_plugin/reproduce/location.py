@@ -47,8 +47,8 @@ __all__ = ["METHODS", "STUDY"]
 
 METHODS = ("found", "found, plain network", "random, uniform", "random, Normal")
 
-# What policies that are trained for all ten measurements together reach in the
-# literature, about (Deep Adaptive Design, Foster et al., ICML 2021, and successors).
+# About what policies that are trained for all ten measurements together reach in the
+# literature.
 PUBLISHED_ADAPTIVE = 7.8
 
 SETTINGS = {

@@ -45,8 +45,8 @@ __all__ = ["METHODS", "STUDY"]
 METHODS = ("found", "evenly spaced", "random, uniform")
 NUM_ROUNDS = 5
 
-# What policies that are trained for all five samples together reach in the literature,
-# about (implicit Deep Adaptive Design, Ivanova et al., NeurIPS 2021).
+# About what policies that are trained for all five samples together reach in the
+# literature.
 PUBLISHED_ADAPTIVE = 3.2
 
 SETTINGS = {
@@ -130,6 +130,7 @@ def make_inference(task: Pharmacokinetic) -> NLE_INCE:
         hidden_features=64,
         num_components=3,
         theta_transform=task.theta_transform,
+        design_transform=task.design_transform,
     )
     return NLE_INCE(
         task.prior,
