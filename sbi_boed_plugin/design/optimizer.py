@@ -79,8 +79,9 @@ class DesignOptimizer:
         self._device = device
         self._builders: EstimatorBuilders | None = builders
         self._optimizer: Adam | None = None
-        self._policy_optimizer = Adam(
-            policy.parameters(), lr=config.design_learning_rate
+        parameters = list(policy.parameters())
+        self._policy_optimizer = (
+            Adam(parameters, lr=config.design_learning_rate) if parameters else None
         )
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
@@ -233,6 +234,7 @@ class DesignOptimizer:
         with defer_interrupts():
             optimizer.step()
             if self._moves_policy and self.progress.step >= config.num_warmup_steps:
+                assert self._policy_optimizer is not None
                 self._policy_optimizer.step()
                 self.policy.project()
             self._negligible = choose_negligible(densities.log_likelihoods)

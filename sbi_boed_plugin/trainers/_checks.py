@@ -152,6 +152,12 @@ def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
 def check_gradient(gradient: str, policy: DesignPolicy) -> None:
     """Raise if the policy does not have what its gradient needs."""
     name = type(policy).__name__
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError(
+            f"design_policy: a {name} without parameters to learn stays as it is. Use "
+            "method='multi_start', which searches its support, or a policy with "
+            "parameters, such as TruncatedNormalPolicy."
+        )
     if gradient == "score" and not policy.has_log_prob:
         raise ValueError(
             f"gradient='score' needs the density of the policy, and a {name} has none. "

@@ -121,3 +121,28 @@ def test_a_multi_start_search_stays_inside_the_box():
         )
         support = inference.design_policy.support
         assert all(support.check(design) for design, _ in result.candidates)
+
+
+class Uniform(TruncatedNormalPolicy):
+    """A policy with nothing to learn."""
+
+    def __init__(self, low, high):
+        super().__init__(low, high, scale=100.0)
+        loc = self._unit_loc.detach().clone()
+        del self._unit_loc
+        self.register_buffer("_unit_loc", loc)
+
+
+def test_a_policy_without_parameters_is_for_multi_start_alone():
+    inference = NLE_INCE(
+        Model.prior,
+        "mdn",
+        design_policy=Uniform(torch.tensor([0.5]), torch.tensor([3.0])),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+    with pytest.raises(ValueError, match="without parameters.*multi_start"):
+        inference.optimize_design(Model.simulate, **FEW)
+    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
+    result = inference.optimize_design(Model.simulate, **settings)
+    assert inference.design_policy.support.check(result.design)
