@@ -184,14 +184,14 @@ class DesignOptimizer:
             # Once is enough: the result counts them all.
             warn=self.progress.num_invalid_simulations == 0,
         )
-        estimators, optimizer = self._ensure_estimators(batch.finite())
+        finite = batch.finite()
+        estimators, optimizer = self._ensure_estimators(finite)
         for network in estimators.all():
             network.train()
         # All parameters are draws from the prior; those whose simulation is valid are
         # not, so that contrasting with them alone would invent information.
         contrast = in_batch_contrast(batch.theta, config.num_contrastive)
         contrast = contrast[:, batch.valid]
-        finite = batch.finite()
         densities = Densities(
             estimators,
             self._prior,

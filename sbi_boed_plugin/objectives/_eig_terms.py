@@ -56,14 +56,13 @@ def information_terms(
     """
     # Chunks over simulations as well as over contrastive samples: the parameters of
     # all pairs at once may not fit either.
-    rows = max(1, max_pairs // (num_contrastive + 1))
+    num_inner = 0 if bound in ("barber_agakov", "marginal") else num_contrastive
+    rows = max(1, max_pairs // (num_inner + 1))
     chunks = zip(theta.split(rows), x.split(rows), strict=True)
     if bound in ("barber_agakov", "gkl"):
         terms = torch.cat(
             [
-                _posterior_terms(estimator, prior, *chunk, design, num_contrastive)
-                if bound == "gkl"
-                else _posterior_terms(estimator, prior, *chunk, design, 0)
+                _posterior_terms(estimator, prior, *chunk, design, num_inner)
                 for chunk in chunks
             ]
         )
