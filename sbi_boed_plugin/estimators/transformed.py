@@ -19,6 +19,10 @@ __all__ = [
 ]
 
 
+# A network that has diverged puts all of its mass there: it must not draw forever.
+_MAX_ATTEMPTS = 20
+
+
 class TransformedEstimator(ConditionalDensityEstimator):
     r"""A density estimator seen through transforms of its input and condition.
 
@@ -95,6 +99,9 @@ class TransformedEstimator(ConditionalDensityEstimator):
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples in natural units.
 
+        Those that rounding puts onto the edge of their space, or beyond all numbers,
+        have no coordinates any more and are drawn again.
+
         Args:
             sample_shape: Shape of the draw.
             condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
@@ -103,11 +110,21 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
-        transformed = self.net.sample(
-            sample_shape, self.condition_transform(condition), **kwargs
-        )
+        condition = self.condition_transform(condition)
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
-        return inverse(transformed)
+        samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
+        if self.input_transform is identity_transform:
+            return samples
+        num_event = len(self.input_shape)
+        for _ in range(_MAX_ATTEMPTS):
+            lost = ~torch.isfinite(self.input_transform(samples))
+            lost = lost.flatten(-num_event).any(dim=-1) if num_event else lost
+            if not lost.any():
+                break
+            again = inverse(self.net.sample(sample_shape, condition, **kwargs))
+            lost = lost.reshape(*lost.shape, *[1] * num_event)
+            samples = torch.where(lost, again, samples)
+        return samples
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,9 @@ def run(job: Job, quick: bool) -> Row:
         **({"num_eig_samples": 200, "num_eig_contrastive": 63} if quick else {}),
     )
     seconds = time.perf_counter() - started
-    times, eig, error = _brute_force(float(task.design_high), quick)
+    times, eig, error = _brute_force(
+        float(task.design_low), float(task.design_high), quick
+    )
     design = float(result.design)
     found = float(np.interp(design, times, eig))
     return {
@@ -103,10 +105,12 @@ def run(job: Job, quick: bool) -> Row:
 
 @lru_cache(maxsize=2)
 def _brute_force(
-    latest: float, quick: bool
+    earliest: float, latest: float, quick: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return times, information and its standard error; once for each process."""
     times = torch.arange(_GRID_SPACING, latest + 0.5, _GRID_SPACING)
+    # Bad searches end at the very beginning, which is not like the next time.
+    times = torch.cat([torch.tensor([earliest]), times])
     result = brute_force_eig(
         times,
         num_parameters=64 if quick else 1_024,

@@ -3,7 +3,11 @@ import pickle
 import pytest
 import torch
 from sbi.neural_nets import likelihood_nn
-from torch.distributions.transforms import AffineTransform, ExpTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+)
 
 from sbi_boed_plugin import transformed_likelihood_nn
 from sbi_boed_plugin.estimators import TransformedEstimator
@@ -63,6 +67,21 @@ def test_samples_are_in_natural_units_and_it_pickles():
         copy.log_prob(x.unsqueeze(0), theta), estimator.log_prob(x.unsqueeze(0), theta)
     )
     assert estimator.embedding_net is estimator.net.embedding_net
+
+
+def test_no_sample_is_rounded_onto_the_edge_of_its_space():
+    # In single precision exp(y) - 1 is -1 below y = -17, where its logarithm is not.
+    from_above_minus_one = ComposeTransform([AffineTransform(1.0, 1.0), LOG])
+    torch.manual_seed(0)
+    theta, y = torch.randn(300, 1), -10.0 + 4.0 * torch.randn(300, 2)
+    estimator = transformed_likelihood_nn("mdn", x_transform=from_above_minus_one)(
+        theta, y.double().exp().float() - 1.0 + 1e-6
+    )
+    inner = estimator.net.sample(torch.Size((500,)), theta)
+    assert (from_above_minus_one.inv(inner) == -1.0).any()
+    samples = estimator.sample(torch.Size((500,)), theta)
+    assert samples.shape == (500, 300, 2)
+    assert estimator.log_prob(samples, theta).isfinite().all()
 
 
 def likelihood_nn_mdn(theta, x):
