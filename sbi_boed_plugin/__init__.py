@@ -27,6 +27,9 @@ from sbi_boed_plugin.design.policy import ScaleSchedule as ScaleSchedule
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
+from sbi_boed_plugin.estimators.measurement_set import (
+    MeasurementSetEmbedding as MeasurementSetEmbedding,
+)
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn as transformed_likelihood_nn,
 )

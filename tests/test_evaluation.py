@@ -152,3 +152,17 @@ def test_lc2st_tells_a_posterior_that_is_too_narrow():
 
     exact, narrow = statistic(math.sqrt(0.5)), statistic(0.1)
     assert exact < 0.005 < 0.03 < narrow
+
+
+def test_a_seed_that_drew_the_truth_does_not_draw_it_again():
+    torch.manual_seed(0)
+    draws: list[torch.Tensor] = []
+
+    def remember(x, theta, design):
+        draws.append(theta)
+        return torch.zeros(len(theta))
+
+    theta_0 = prior().sample(torch.Size((100,)))[0]
+    total_information(remember, prior(), theta_0, DESIGNS, DESIGNS, num_contrastive=100)
+    contrastive = torch.cat(draws[1:])
+    assert not (contrastive == theta_0).all(dim=1).any()

@@ -3,6 +3,9 @@
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
+from sbi_boed_plugin.estimators.measurement_set import (
+    MeasurementSetEmbedding as MeasurementSetEmbedding,
+)
 from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator as TransformedEstimator,
 )

@@ -114,7 +114,8 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
     names = ["SBI-BOED, λ = 0.1", "random, NLE"] if quick else list(METHODS)
     return [
         {"noise": noise, "method": name, "seed": seed}
-        for seed in range(num_seeds)
+        # The settings were chosen with seed 0.
+        for seed in range(1, num_seeds + 1)
         for noise in ((0.02,) if quick else (0.0, 0.02))
         for name in names
     ]
@@ -271,5 +272,5 @@ STUDY = Study(
     run=run,
     figure=figure,
     summary=summary,
-    num_seeds=5,
+    num_seeds=3,
 )

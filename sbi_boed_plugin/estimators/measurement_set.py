@@ -1,0 +1,120 @@
+r"""Features of several measurements that do not depend on their order."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MeasurementSetEmbedding"]
+
+
+class MeasurementSetEmbedding(nn.Module):
+    r"""Embedding of many measurements, each with a design of its own.
+
+    For experiments whose design is a batch: measurement :math:`x_j` was taken at
+    :math:`\xi_j`, and their order says nothing. The features are the mean over
+    measurements of what one network makes of every pair,
+
+    .. math:: \frac1n \sum_{j=1}^n f(x_j, \xi_j),
+
+    so that the number of weights does not grow with the number of measurements, and
+    what is learned of one serves all. A plain network has to find out which value
+    belongs to which place; with tens of measurements that takes most of its training.
+
+    Rows are `(x, design)`, as a posterior of a design search sees them: pass it as the
+    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`.
+
+    Attributes:
+        num_measurements: Number of measurements of an experiment.
+        dim_x: Number of values of one measurement.
+        dim_design: Number of values of one measurement's design.
+
+    References:
+        Zaheer et al., *Deep Sets*, NeurIPS 2017, https://arxiv.org/abs/1703.06114.
+
+    Example:
+        >>> import torch
+        >>> from sbi_boed_plugin import (
+        ...     MeasurementSetEmbedding,
+        ...     transformed_posterior_nn,
+        ... )
+        >>> embedding = MeasurementSetEmbedding(num_measurements=20)
+        >>> build = transformed_posterior_nn(
+        ...     "mdn", dim_design=20, embedding_net=embedding
+        ... )
+        >>> theta, x, design = (
+        ...     torch.randn(50, 2),
+        ...     torch.randn(50, 20),
+        ...     torch.rand(50, 20),
+        ... )
+        >>> posterior = build(theta, torch.cat([x, design], dim=1))
+        >>> posterior.log_prob(theta[None], torch.cat([x, design], dim=1)).shape
+        torch.Size([1, 50])
+    """
+
+    def __init__(
+        self,
+        num_measurements: int,
+        *,
+        dim_x: int = 1,
+        dim_design: int = 1,
+        hidden_features: int = 64,
+        num_layers: int = 2,
+        output_dim: int = 32,
+    ) -> None:
+        """Initialize the network.
+
+        Args:
+            num_measurements: Number of measurements of an experiment.
+            dim_x: Number of values of one measurement; a row holds those of the first
+                measurement, then those of the second, and so on.
+            dim_design: Number of values of one measurement's design, likewise.
+            hidden_features: Width of the network of one measurement.
+            num_layers: Number of its hidden layers.
+            output_dim: Number of features.
+
+        Raises:
+            ValueError: If a number is less than one.
+        """
+        super().__init__()
+        for name, value in (
+            ("num_measurements", num_measurements),
+            ("dim_x", dim_x),
+            ("dim_design", dim_design),
+            ("hidden_features", hidden_features),
+            ("num_layers", num_layers),
+            ("output_dim", output_dim),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        self.num_measurements = num_measurements
+        self.dim_x = dim_x
+        self.dim_design = dim_design
+        widths = [dim_x + dim_design, *[hidden_features] * num_layers]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        self.of_one = nn.Sequential(*layers, nn.Linear(hidden_features, output_dim))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Return features of rows `(x, design)`.
+
+        Args:
+            rows: Of shape `(..., num_measurements * (dim_x + dim_design))`.
+
+        Returns:
+            Features of shape `(..., output_dim)`.
+
+        Raises:
+            ValueError: If rows have another length.
+        """
+        num_x = self.num_measurements * self.dim_x
+        expected = num_x + self.num_measurements * self.dim_design
+        if rows.shape[-1] != expected:
+            raise ValueError(
+                f"rows have {rows.shape[-1]} values, but {self.num_measurements} "
+                f"measurements of {self.dim_x} values at designs of {self.dim_design} "
+                f"values have {expected}. Adjust num_measurements, dim_x or dim_design."
+            )
+        shape = (self.num_measurements, -1)
+        x = rows[..., :num_x].unflatten(-1, shape)
+        design = rows[..., num_x:].unflatten(-1, shape)
+        return self.of_one(torch.cat([x, design], dim=-1)).mean(dim=-2)
