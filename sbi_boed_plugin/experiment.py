@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from torch import Tensor
+from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._comparison import design_grid as design_grid
 from sbi_boed_plugin._comparison import eig_over_designs as eig_over_designs
@@ -23,8 +24,12 @@ from sbi_boed_plugin.design.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
+from sbi_boed_plugin.estimators.transformed import (
+    transformed_likelihood_nn,
+    transformed_posterior_nn,
+)
 from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [
@@ -83,6 +88,7 @@ def make_trainer(
     *,
     density_estimator: str | None = None,
     policy: str | DesignPolicy = "truncated_normal",
+    posterior_embedding: torch.nn.Module | None = None,
     show_progress_bars: bool = True,
 ) -> NLE_INCE:
     """Return a trainer for a task, in the coordinates that suit it.
@@ -95,6 +101,9 @@ def make_trainer(
             for several.
         policy: Family of the policy, one of `POLICIES`, which then covers the design
             space of the task; or a policy.
+        posterior_embedding: Network of rows `(x, design)` that the posterior sees them
+            through, such as
+            :class:`~sbi_boed_plugin.MeasurementSetEmbedding`.
         show_progress_bars: Whether training shows a progress bar.
 
     Returns:
@@ -111,19 +120,28 @@ def make_trainer(
         policy = POLICIES[policy](task.design_low, task.design_high)
     if density_estimator is None:
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
-    builder = transformed_likelihood_nn(
-        density_estimator,
-        dim_design=task.dim_design,
-        x_transform=task.x_transform,
-        theta_transform=task.theta_transform,
-        design_transform=task.design_transform,
-    )
+    coordinates = {
+        "dim_design": task.dim_design,
+        "x_transform": task.x_transform,
+        "theta_transform": task.theta_transform,
+        "design_transform": task.design_transform,
+    }
+    builder = transformed_likelihood_nn(density_estimator, **coordinates)
+    options: dict[str, Any] = {}
+    if posterior_embedding is not None:
+        if task.theta_transform is identity_transform:
+            # No mass of the posterior outside of the prior's support.
+            coordinates["theta_transform"] = to_real_numbers(task.prior)
+        options["posterior_estimator"] = transformed_posterior_nn(
+            "mdn", embedding_net=posterior_embedding, **coordinates
+        )
     return NLE_INCE(
         task.prior,
         builder,
         tracker=NoOpTracker(),
         show_progress_bars=show_progress_bars,
         design_policy=policy,
+        **options,
     )
 
 

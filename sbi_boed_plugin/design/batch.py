@@ -11,7 +11,7 @@ from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.design.policy import DesignPolicy
 
-__all__ = ["Batch", "simulate_batch"]
+__all__ = ["Batch", "Designs", "DesignsAtMode", "simulate_batch"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,25 @@ class Batch:
         )
 
 
+class DesignsAtMode:
+    """Designs of which every other one is the policy's mode, the rest its draws.
+
+    For networks that are to know one design well and not to forget its surroundings.
+    """
+
+    def __init__(self, policy: DesignPolicy) -> None:
+        self.policy = policy
+
+    def sample(self, sample_shape: torch.Size) -> Tensor:
+        """Return designs of shape `(*sample_shape, dim_design)`."""
+        designs = self.policy.sample(sample_shape)
+        designs[::2] = self.policy.mode.to(designs)
+        return designs
+
+
+Designs = DesignPolicy | Distribution | DesignsAtMode
+
+
 class _KeepsGradient:
     """A simulator at designs that carry a gradient, and what it returned."""
 
@@ -61,7 +80,7 @@ class _KeepsGradient:
 
 def simulate_batch(
     simulator: Callable[[Tensor, Tensor], Tensor],
-    policy: DesignPolicy | Distribution,
+    policy: Designs,
     prior: Distribution,
     *,
     num_simulations: int,
@@ -93,7 +112,8 @@ def simulate_batch(
         ValueError: If it returns another shape, or hardly any finite value.
     """
     shape = torch.Size((num_simulations // num_simulations_per_design,))
-    draw = policy.sample if gradient == "score" else policy.rsample
+    scored = gradient == "score" or isinstance(policy, DesignsAtMode)
+    draw = policy.sample if scored else policy.rsample
     designs = draw(shape)
     # The networks of sbi are in single precision, whatever prior and policy are.
     theta = draw_parameters(prior, num_simulations, torch.float32).to(device)

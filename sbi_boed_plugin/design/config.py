@@ -35,6 +35,7 @@ class DesignOptimizerConfig:
     clip_max_norm: float | None
     objective: str
     gradient: str
+    num_refinement_steps: int = 0
 
     def __post_init__(self) -> None:
         multi_start = self.method == "multi_start"
@@ -52,6 +53,17 @@ class DesignOptimizerConfig:
             raise ValueError(
                 f"num_warmup_steps={self.num_warmup_steps} must not be negative and "
                 f"be less than num_steps={self.num_steps}."
+            )
+        if self.num_refinement_steps < 0:
+            raise ValueError(
+                f"num_refinement_steps={self.num_refinement_steps} must not be "
+                "negative."
+            )
+        if multi_start and self.num_refinement_steps:
+            raise ValueError(
+                f"num_refinement_steps={self.num_refinement_steps} with "
+                "method='multi_start': its networks serve all designs and are not "
+                "refined at one. Use method='joint' or leave it out."
             )
         for name in ("learning_rate", "design_learning_rate"):
             if not 0.0 < getattr(self, name) < float("inf"):

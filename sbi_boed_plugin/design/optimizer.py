@@ -22,7 +22,12 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin.design.batch import Batch, simulate_batch
+from sbi_boed_plugin.design.batch import (
+    Batch,
+    Designs,
+    DesignsAtMode,
+    simulate_batch,
+)
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, StopReason
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.gradients import DATA_PATHS, score_loss
@@ -41,6 +46,9 @@ from sbi_boed_plugin.objectives.info_nce import (
 )
 
 __all__ = ["DesignOptimizer"]
+
+# Learning rate of the networks, relative to that of the search, when refinement starts.
+_REFINEMENT_RATE = 0.2
 
 
 class DesignOptimizer:
@@ -89,7 +97,10 @@ class DesignOptimizer:
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
-        return self.progress.step >= self.config.num_steps
+        ended = self.progress.search_ended
+        return ended is not None and (
+            self.progress.step >= ended + self.config.num_refinement_steps
+        )
 
     @contextmanager
     def random_state(self) -> Iterator[None]:
@@ -129,13 +140,18 @@ class DesignOptimizer:
             What ended the loop.
         """
         bar = tqdm(
-            total=self.config.num_steps,
+            total=self.config.num_steps + self.config.num_refinement_steps,
             initial=self.progress.step,
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
         with bar:
-            while not self.finished:
+            while True:
+                # Here rather than after a step: a step that was interrupted at its
+                # very end has counted.
+                self._end_search_if_due(stop_after_steps)
+                if self.finished:
+                    break
                 planned = self.progress.num_simulations
                 planned += self.config.training_batch_size
                 if max_num_simulations is not None and planned > max_num_simulations:
@@ -146,11 +162,21 @@ class DesignOptimizer:
                 self._rng_state = get_rng_state()
                 self._take_step(simulator, num_workers)
                 self._report(bar, tracker)
-                if stop_after_steps and self.progress.on_plateau(
-                    stop_after_steps, self.config.num_warmup_steps
-                ):
-                    return "plateau"
-        return "num_steps"
+        ended = self.progress.search_ended
+        early = ended is not None and ended < self.config.num_steps
+        return "plateau" if early else "num_steps"
+
+    def _end_search_if_due(self, stop_after_steps: int | None) -> None:
+        """Let the policy stop where it is, after its last step or on a plateau."""
+        progress, config = self.progress, self.config
+        if progress.search_ended is not None:
+            return
+        if progress.step >= config.num_steps or (
+            stop_after_steps
+            and progress.step
+            and progress.on_plateau(stop_after_steps, config.num_warmup_steps)
+        ):
+            progress.search_ended = progress.step
 
     def _take_step(
         self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
@@ -250,13 +276,17 @@ class DesignOptimizer:
 
     @property
     def _moves_policy(self) -> bool:
-        """Whether the policy is trained, not only the estimators over all designs."""
-        return self.config.method == "joint"
+        """Whether the policy is trained, not only the estimators."""
+        return self.config.method == "joint" and self.progress.search_ended is None
 
     @property
-    def _designs(self) -> DesignPolicy | Distribution:
-        """What designs are drawn from: the policy, or all of its box alike."""
-        box = None if self._moves_policy else uniform_designs(self.policy)
+    def _designs(self) -> Designs:
+        """What designs are drawn from."""
+        if self._moves_policy:
+            return self.policy
+        if self.config.method == "joint":
+            return DesignsAtMode(self.policy)
+        box = uniform_designs(self.policy)
         return self.policy if box is None else box
 
     def _policy_parameters(self) -> list[Tensor]:
@@ -340,8 +370,12 @@ class DesignOptimizer:
 
     def _set_learning_rates(self) -> None:
         """Let both learning rates fall along half a cosine to a hundredth."""
-        progress = self.progress.step / self.config.num_steps
-        factor = 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress))
+        step, start, num_steps = self.progress.step, 1.0, self.config.num_steps
+        if self.progress.search_ended is not None:
+            step -= self.progress.search_ended
+            start, num_steps = _REFINEMENT_RATE, self.config.num_refinement_steps
+        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+        factor = 0.01 + (start - 0.01) * cosine
         rates = [
             (self._optimizer, self.config.learning_rate),
             (self._policy_optimizer, self.config.design_learning_rate),

@@ -17,6 +17,7 @@ class Progress:
         num_simulations: Number of simulations run, failed ones included.
         num_invalid_simulations: Number of those that failed.
         seconds: Time spent on completed steps.
+        search_ended: Number of steps of the search, once the policy has stopped.
         history: One list per recorded quantity, with one entry per step.
     """
 
@@ -24,6 +25,7 @@ class Progress:
     num_simulations: int = 0
     num_invalid_simulations: int = 0
     seconds: float = 0.0
+    search_ended: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
 
     def record(self, **values: Any) -> None:
