@@ -112,9 +112,10 @@ def simulate_batch(
         ValueError: If it returns another shape, or hardly any finite value.
     """
     shape = torch.Size((num_simulations // num_simulations_per_design,))
-    scored = gradient == "score" or isinstance(policy, DesignsAtMode)
-    draw = policy.sample if scored else policy.rsample
-    designs = draw(shape)
+    if gradient == "score" or isinstance(policy, DesignsAtMode):
+        designs = policy.sample(shape)
+    else:
+        designs = policy.rsample(shape)
     # The networks of sbi are in single precision, whatever prior and policy are.
     theta = draw_parameters(prior, num_simulations, torch.float32).to(device)
     design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)

@@ -20,7 +20,9 @@ class MeasurementSetEmbedding(nn.Module):
     belongs to which place; with tens of measurements that takes most of its training.
 
     Rows are `(x, design)`, as a posterior of a design search sees them: pass it as the
-    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`.
+    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`, with
+    `z_score_x="none"`: the first batch that it trains on standardizes all measurements
+    alike, where sbi would standardize each place by itself.
 
     Attributes:
         num_measurements: Number of measurements of an experiment.
@@ -38,7 +40,7 @@ class MeasurementSetEmbedding(nn.Module):
         ... )
         >>> embedding = MeasurementSetEmbedding(num_measurements=20)
         >>> build = transformed_posterior_nn(
-        ...     "mdn", dim_design=20, embedding_net=embedding
+        ...     "mdn", dim_design=20, embedding_net=embedding, z_score_x="none"
         ... )
         >>> theta, x, design = (
         ...     torch.randn(50, 2),
@@ -49,6 +51,10 @@ class MeasurementSetEmbedding(nn.Module):
         >>> posterior.log_prob(theta[None], torch.cat([x, design], dim=1)).shape
         torch.Size([1, 50])
     """
+
+    mean: Tensor
+    scale: Tensor
+    is_standardized: Tensor
 
     def __init__(
         self,
@@ -92,6 +98,9 @@ class MeasurementSetEmbedding(nn.Module):
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             layers += [nn.Linear(before, after), nn.SiLU()]
+        self.register_buffer("mean", torch.zeros(dim_x + dim_design))
+        self.register_buffer("scale", torch.ones(dim_x + dim_design))
+        self.register_buffer("is_standardized", torch.tensor(False))
         self.of_one = nn.Sequential(*layers, nn.Linear(hidden_features, output_dim))
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -117,4 +126,16 @@ class MeasurementSetEmbedding(nn.Module):
         shape = (self.num_measurements, -1)
         x = rows[..., :num_x].unflatten(-1, shape)
         design = rows[..., num_x:].unflatten(-1, shape)
-        return self.of_one(torch.cat([x, design], dim=-1)).mean(dim=-2)
+        pairs = torch.cat([x, design], dim=-1)
+        # A single row is one that sbi counts the features of.
+        if self.training and pairs.dim() > 2 and len(pairs) > 1:
+            self._standardize_once(pairs.detach())
+        return self.of_one((pairs - self.mean) / self.scale).mean(dim=-2)
+
+    def _standardize_once(self, pairs: Tensor) -> None:
+        if bool(self.is_standardized):
+            return
+        values = pairs.reshape(-1, pairs.shape[-1])
+        self.mean.copy_(values.mean(dim=0))
+        self.scale.copy_(values.std(dim=0).clamp_min(1e-6))
+        self.is_standardized.fill_(True)

@@ -110,18 +110,19 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
-        condition = self.condition_transform(condition)
+        of_net = cast(Tensor, self.condition_transform(condition))
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
-        samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
+        samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
         if self.input_transform is identity_transform:
             return samples
         num_event = len(self.input_shape)
         for _ in range(_MAX_ATTEMPTS):
-            lost = ~torch.isfinite(self.input_transform(samples))
+            coordinates = cast(Tensor, self.input_transform(samples))
+            lost = ~torch.isfinite(coordinates)
             lost = lost.flatten(-num_event).any(dim=-1) if num_event else lost
             if not lost.any():
                 break
-            again = inverse(self.net.sample(sample_shape, condition, **kwargs))
+            again = inverse(self.net.sample(sample_shape, of_net, **kwargs))
             lost = lost.reshape(*lost.shape, *[1] * num_event)
             samples = torch.where(lost, again, samples)
         return samples

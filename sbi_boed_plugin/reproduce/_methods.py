@@ -41,6 +41,7 @@ class Settings:
     Attributes:
         num_rounds: Number of experiments.
         num_steps: Number of training steps of each search.
+        num_refinement_steps: Number of further steps at the design found.
         batch_size: Number of simulations of a step.
         num_eig_samples: Number of simulations that score a design.
         num_eig_contrastive: Number of contrastive parameters of each of them.
@@ -53,6 +54,7 @@ class Settings:
     num_eig_samples: int = 4_000
     num_eig_contrastive: int = 511
     clip_max_norm: float | None = 5.0
+    num_refinement_steps: int = 0
 
 
 class Observer:
@@ -100,6 +102,7 @@ def run_method(
             seed=seed,
             show_progress_bar=False,
             num_steps=settings.num_steps,
+            num_refinement_steps=settings.num_refinement_steps,
             training_batch_size=settings.batch_size,
             objective=method.objective,
             clip_max_norm=settings.clip_max_norm,
@@ -116,7 +119,8 @@ def _run_given(
     inference: NLE_INCE, task: Task, method: Method, settings: Settings, seed: int
 ) -> tuple[list[float], int]:
     """Train once for all designs, and experiment at given ones."""
-    num_stored = settings.num_rounds * settings.num_steps * settings.batch_size
+    num_steps = settings.num_steps + settings.num_refinement_steps
+    num_stored = settings.num_rounds * num_steps * settings.batch_size
     theta, design, x = simulate_for_boed(
         task.simulator,
         task.prior,

@@ -173,5 +173,5 @@ STUDY = Study(
     run=run,
     figure=figure,
     summary=summary,
-    num_seeds=5,
+    num_seeds=10,
 )

@@ -56,7 +56,8 @@ NUM_ROUNDS = 3
 SETTINGS = {
     False: Settings(
         NUM_ROUNDS,
-        num_steps=1_000,
+        num_steps=800,
+        num_refinement_steps=400,
         num_eig_samples=500,
         num_eig_contrastive=16_383,
         # Gradients grow with precision: clipped, a likelihood never gets there.

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from sbi_boed_plugin import MeasurementSetEmbedding
+from sbi_boed_plugin import MeasurementSetEmbedding, tasks
+from sbi_boed_plugin.experiment import find_design, make_trainer
 
 
 def test_the_order_of_measurements_does_not_matter_but_their_places_do():
@@ -16,14 +17,28 @@ def test_the_order_of_measurements_does_not_matter_but_their_places_do():
 
 
 def test_features_are_the_mean_over_single_measurements():
-    many = MeasurementSetEmbedding(4, output_dim=6)
-    one = MeasurementSetEmbedding(1, output_dim=6)
+    many = MeasurementSetEmbedding(4, output_dim=6).eval()
+    one = MeasurementSetEmbedding(1, output_dim=6).eval()
     one.load_state_dict(many.state_dict())
     x, design = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     single = [one(torch.stack([x[..., j], design[..., j]], dim=-1)) for j in range(4)]
     features = many(torch.cat([x, design], dim=-1))
     assert features.shape == (2, 3, 6)
     torch.testing.assert_close(features, torch.stack(single).mean(dim=0))
+
+
+def test_the_first_batch_of_training_standardizes_all_places_alike():
+    embedding = MeasurementSetEmbedding(3)
+    embedding(torch.randn(1, 6))  # One row says nothing.
+    embedding.eval()(torch.randn(50, 6))  # Nor does what is not trained on.
+    assert not embedding.is_standardized
+    x, design = 5.0 + 2.0 * torch.randn(400, 3), 100.0 * torch.rand(400, 3)
+    embedding.train()(torch.cat([x, design], dim=1))
+    pairs = torch.stack([x.flatten(), design.flatten()], dim=1)
+    torch.testing.assert_close(embedding.mean, pairs.mean(dim=0))
+    torch.testing.assert_close(embedding.scale, pairs.std(dim=0))
+    embedding(torch.randn(50, 6))
+    torch.testing.assert_close(embedding.mean, pairs.mean(dim=0))
 
 
 def test_wrong_sizes_are_refused():
@@ -34,5 +49,23 @@ def test_wrong_sizes_are_refused():
 
 
 def test_it_runs_on_the_device_of_its_rows():
-    embedding = MeasurementSetEmbedding(3).to("meta")
+    embedding = MeasurementSetEmbedding(3).to("meta").eval()
     assert embedding(torch.zeros(2, 6, device="meta")).device.type == "meta"
+
+
+def test_a_search_can_see_its_data_through_it():
+    task = tasks.get_task("bmp", dim_design=3)
+    embedding = MeasurementSetEmbedding(3, hidden_features=8, output_dim=4)
+    trainer = make_trainer(
+        task, posterior_embedding=embedding, show_progress_bars=False
+    )
+    result = find_design(trainer, task, num_steps=3, num_eig_samples=20)
+    data = torch.cat([torch.rand(5, 3), result.design.expand(5, -1)], dim=1)
+    samples = result.posterior_estimator.sample(torch.Size((200,)), data)
+    # Within the prior's support, the unit square, as with the default network.
+    assert task.prior.log_prob(samples.reshape(-1, 2)).isfinite().all()
+    reordered = torch.cat([data[:, :3].flip(1), data[:, 3:].flip(1)], dim=1)
+    log_probs = [
+        result.posterior_estimator.log_prob(samples, rows) for rows in (data, reordered)
+    ]
+    torch.testing.assert_close(*log_probs, rtol=1e-4, atol=1e-4)
