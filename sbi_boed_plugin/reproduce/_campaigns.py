@@ -12,6 +12,7 @@ from torch.distributions.transforms import Transform, identity_transform
 
 from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine
+from sbi_boed_plugin.reproduce._table import mean_and_error
 from sbi_boed_plugin.reproduce.study import Row
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers._sequential import Observation
@@ -22,23 +23,10 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
-    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",
 ]
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard error, NaN for the error of a single value.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0])
-        (2.0, 1.0)
-    """
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def in_order(

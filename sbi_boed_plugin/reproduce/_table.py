@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,17 +124,15 @@ def _number(text: str) -> Any:
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error, which is NaN for a single value.
+    """Return mean and standard error, NaN for the error of a single value.
 
     Example:
         >>> mean_and_error([1.0, 3.0])
         (2.0, 1.0)
     """
-    mean = sum(values) / len(values)
     if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
+        return (values[0] if values else math.nan), math.nan
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def summarize(

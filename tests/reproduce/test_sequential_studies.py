@@ -19,7 +19,7 @@ IDS = [study.name for study in STUDIES]
 @pytest.mark.parametrize("quick", [False, True])
 def test_jobs_are_flat_and_different(study, quick):
     jobs = study.jobs(3, quick)
-    assert {job["seed"] for job in jobs} == {0, 1, 2}
+    assert len({job["seed"] for job in jobs}) == 3
     assert all(isinstance(v, (int, float, str)) for job in jobs for v in job.values())
     assert len({tuple(job.items()) for job in jobs}) == len(jobs)
 
