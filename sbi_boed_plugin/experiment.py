@@ -101,8 +101,8 @@ def make_trainer(
             for several.
         policy: Family of the policy, one of `POLICIES`, which then covers the design
             space of the task; or a policy.
-        posterior_embedding: Network of rows `(x, design)`, not standardized, that the
-            posterior sees them through, such as
+        posterior_embedding: Network of rows `(x, design)` that the posterior sees them
+            through, such as
             :class:`~sbi_boed_plugin.MeasurementSetEmbedding`.
         show_progress_bars: Whether training shows a progress bar.
 
@@ -133,7 +133,7 @@ def make_trainer(
             # No mass of the posterior outside of the prior's support.
             coordinates["theta_transform"] = to_real_numbers(task.prior)
         options["posterior_estimator"] = transformed_posterior_nn(
-            "mdn", embedding_net=posterior_embedding, z_score_x="none", **coordinates
+            "mdn", embedding_net=posterior_embedding, **coordinates
         )
     return NLE_INCE(
         task.prior,

@@ -55,7 +55,8 @@ class DesignsAtMode:
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
         """Return designs of shape `(*sample_shape, dim_design)`."""
-        designs = self.policy.sample(sample_shape)
+        # A policy may return a view of what it keeps.
+        designs = self.policy.sample(sample_shape).clone()
         designs[::2] = self.policy.mode.to(designs)
         return designs
 

@@ -129,7 +129,7 @@ class DesignResult:
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
             They count as experiments that tell nothing.
         seconds: Time spent, in seconds.
-        stop_reason: What ended the loop.
+        stop_reason: The budget that was used up, or else what ended the search.
     """
 
     design: Tensor

@@ -123,7 +123,7 @@ class DesignOptimizer:
         tracker: Any | None = None,
         show_progress_bar: bool = True,
     ) -> StopReason:
-        """Take steps until a budget is used up or the information no longer grows.
+        """Take steps until all are done or a budget is used up.
 
         Args:
             simulator: Function from `theta` and `design` to `x`.
@@ -137,7 +137,7 @@ class DesignOptimizer:
             show_progress_bar: Whether to show a progress bar.
 
         Returns:
-            What ended the loop.
+            The budget that is used up, or else what ended the search.
         """
         bar = tqdm(
             total=self.config.num_steps + self.config.num_refinement_steps,
@@ -146,10 +146,13 @@ class DesignOptimizer:
             desc="Optimizing design",
         )
         with bar:
+            reopened = self._reopen_search()
             while True:
                 # Here rather than after a step: a step that was interrupted at its
                 # very end has counted.
-                self._end_search_if_due(stop_after_steps)
+                if not reopened:
+                    self._end_search_if_due(stop_after_steps)
+                reopened = False
                 if self.finished:
                     break
                 planned = self.progress.num_simulations
@@ -165,6 +168,15 @@ class DesignOptimizer:
         ended = self.progress.search_ended
         early = ended is not None and ended < self.config.num_steps
         return "plateau" if early else "num_steps"
+
+    def _reopen_search(self) -> bool:
+        """Let a search that stopped on a plateau go on when it is resumed."""
+        progress, config = self.progress, self.config
+        ended = progress.search_ended
+        if ended is None or ended >= config.num_steps or config.num_refinement_steps:
+            return False
+        progress.search_ended = None
+        return True
 
     def _end_search_if_due(self, stop_after_steps: int | None) -> None:
         """Let the policy stop where it is, after its last step or on a plateau."""
@@ -369,7 +381,10 @@ class DesignOptimizer:
         return torch.where(same, spread, design)
 
     def _set_learning_rates(self) -> None:
-        """Let both learning rates fall along half a cosine to a hundredth."""
+        """Let learning rates fall along half a cosine to a hundredth.
+
+        That of the networks starts anew, lower, with refinement.
+        """
         step, start, num_steps = self.progress.step, 1.0, self.config.num_steps
         if self.progress.search_ended is not None:
             step -= self.progress.search_ended

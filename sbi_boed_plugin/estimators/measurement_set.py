@@ -20,8 +20,8 @@ class MeasurementSetEmbedding(nn.Module):
     belongs to which place; with tens of measurements that takes most of its training.
 
     Rows are `(x, design)`, as a posterior of a design search sees them: pass it as the
-    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`, with
-    `z_score_x="none"`: the first batch that it trains on standardizes all measurements
+    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`, which calls
+    :meth:`standardize` with the first simulations. All measurements are standardized
     alike, where sbi would standardize each place by itself.
 
     Attributes:
@@ -40,7 +40,7 @@ class MeasurementSetEmbedding(nn.Module):
         ... )
         >>> embedding = MeasurementSetEmbedding(num_measurements=20)
         >>> build = transformed_posterior_nn(
-        ...     "mdn", dim_design=20, embedding_net=embedding, z_score_x="none"
+        ...     "mdn", dim_design=20, embedding_net=embedding
         ... )
         >>> theta, x, design = (
         ...     torch.randn(50, 2),
@@ -54,7 +54,6 @@ class MeasurementSetEmbedding(nn.Module):
 
     mean: Tensor
     scale: Tensor
-    is_standardized: Tensor
 
     def __init__(
         self,
@@ -100,8 +99,25 @@ class MeasurementSetEmbedding(nn.Module):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.register_buffer("mean", torch.zeros(dim_x + dim_design))
         self.register_buffer("scale", torch.ones(dim_x + dim_design))
-        self.register_buffer("is_standardized", torch.tensor(False))
         self.of_one = nn.Sequential(*layers, nn.Linear(hidden_features, output_dim))
+
+    @torch.no_grad()
+    def standardize(self, rows: Tensor) -> None:
+        """Take mean and scale from rows, over all of their measurements.
+
+        Args:
+            rows: Of shape `(batch_dim, num_measurements * (dim_x + dim_design))`.
+
+        Raises:
+            ValueError: If rows have another length.
+        """
+        pairs = self._pairs(rows).flatten(0, -2)
+        # Double precision, so that tiny units keep their scale; what does not vary is
+        # left in its own unit.
+        scale = pairs.double().std(dim=0)
+        scale = torch.where(scale > 1e-7 * pairs.double().abs().amax(0), scale, 1.0)
+        self.mean.copy_(pairs.mean(dim=0))
+        self.scale.copy_(scale)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return features of rows `(x, design)`.
@@ -115,6 +131,10 @@ class MeasurementSetEmbedding(nn.Module):
         Raises:
             ValueError: If rows have another length.
         """
+        return self.of_one((self._pairs(rows) - self.mean) / self.scale).mean(dim=-2)
+
+    def _pairs(self, rows: Tensor) -> Tensor:
+        """Return measurements with their designs, a pair in a row."""
         num_x = self.num_measurements * self.dim_x
         expected = num_x + self.num_measurements * self.dim_design
         if rows.shape[-1] != expected:
@@ -126,16 +146,4 @@ class MeasurementSetEmbedding(nn.Module):
         shape = (self.num_measurements, -1)
         x = rows[..., :num_x].unflatten(-1, shape)
         design = rows[..., num_x:].unflatten(-1, shape)
-        pairs = torch.cat([x, design], dim=-1)
-        # A single row is one that sbi counts the features of.
-        if self.training and pairs.dim() > 2 and len(pairs) > 1:
-            self._standardize_once(pairs.detach())
-        return self.of_one((pairs - self.mean) / self.scale).mean(dim=-2)
-
-    def _standardize_once(self, pairs: Tensor) -> None:
-        if bool(self.is_standardized):
-            return
-        values = pairs.reshape(-1, pairs.shape[-1])
-        self.mean.copy_(values.mean(dim=0))
-        self.scale.copy_(values.std(dim=0).clamp_min(1e-6))
-        self.is_standardized.fill_(True)
+        return torch.cat([x, design], dim=-1)

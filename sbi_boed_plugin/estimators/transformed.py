@@ -1,8 +1,9 @@
 """Likelihoods that work in other coordinates than their users."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
@@ -100,7 +101,7 @@ class TransformedEstimator(ConditionalDensityEstimator):
         """Draw samples in natural units.
 
         Those that rounding puts onto the edge of their space, or beyond all numbers,
-        have no coordinates any more and are drawn again.
+        have no coordinates any more and are drawn again, up to twenty times.
 
         Args:
             sample_shape: Shape of the draw.
@@ -115,16 +116,18 @@ class TransformedEstimator(ConditionalDensityEstimator):
         samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
         if self.input_transform is identity_transform:
             return samples
-        num_event = len(self.input_shape)
+        before = (slice(None),) * len(sample_shape)
+        event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
             coordinates = cast(Tensor, self.input_transform(samples))
             lost = ~torch.isfinite(coordinates)
-            lost = lost.flatten(-num_event).any(dim=-1) if num_event else lost
-            if not lost.any():
+            lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
+            rows = lost.movedim(len(sample_shape), 0).flatten(1).any(dim=1)
+            if not rows.any():
                 break
-            again = inverse(self.net.sample(sample_shape, of_net, **kwargs))
-            lost = lost.reshape(*lost.shape, *[1] * num_event)
-            samples = torch.where(lost, again, samples)
+            again = inverse(self.net.sample(sample_shape, of_net[rows], **kwargs))
+            place = (*before, rows)
+            samples[place] = torch.where(lost[place], again, samples[place])
         return samples
 
 
@@ -135,6 +138,34 @@ class Coordinates:
     theta: Transform
     x: Transform
     design: Transform
+
+
+class _NamedModel:
+    """Builds an sbi model of a name; a class, so that it pickles.
+
+    Each network gets an embedding of its own: sbi would train the one that it is given,
+    and share it between networks.
+    """
+
+    def __init__(
+        self, factory: Callable[..., Any], model: str, rows: str, kwargs: dict[str, Any]
+    ) -> None:
+        self.factory = factory
+        self.model = model
+        self.rows = rows
+        self.kwargs = kwargs
+        factory(model, **kwargs)  # Refuses what it does not know now, not in training.
+
+    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+        kwargs = dict(self.kwargs)
+        embedding = kwargs.get("embedding_net")
+        if embedding is not None:
+            kwargs["embedding_net"] = embedding = deepcopy(embedding)
+        if embedding is not None and hasattr(embedding, "standardize"):
+            conditions = theta if self.rows == "theta" else x
+            embedding.to(conditions.device).standardize(conditions)
+            kwargs.setdefault(f"z_score_{self.rows}", "none")
+        return self.factory(self.model, **kwargs)(theta, x)
 
 
 class _TransformedBuilder:
@@ -204,7 +235,9 @@ def transformed_likelihood_nn(
         x_transform: Transform of the data, for instance to logarithms.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
-        **kwargs: Passed to `likelihood_nn` if `model` is a name.
+        **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is
+            copied; if it has a method `standardize`, this gets the rows of the first
+            simulations, and sbi does not standardize them.
 
     Returns:
         Builder to pass as `density_estimator`.
@@ -217,7 +250,10 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
-    build = likelihood_nn(model, **kwargs) if isinstance(model, str) else model
+    if isinstance(model, str):
+        build: Any = _NamedModel(likelihood_nn, model, "theta", kwargs)
+    else:
+        build = model
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _LikelihoodBuilder(build, coordinates, dim_design)
 
@@ -243,7 +279,9 @@ def transformed_posterior_nn(
         theta_transform: Transform of the parameters.
         x_transform: Transform of the data.
         design_transform: Transform of the designs.
-        **kwargs: Passed to `posterior_nn` if `model` is a name.
+        **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
+            copied; if it has a method `standardize`, this gets the rows of the first
+            simulations, and sbi does not standardize them.
 
     Returns:
         Builder to pass as `posterior_estimator`.
@@ -259,6 +297,9 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
-    build = posterior_nn(model, **kwargs) if isinstance(model, str) else model
+    if isinstance(model, str):
+        build: Any = _NamedModel(posterior_nn, model, "x", kwargs)
+    else:
+        build = model
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _PosteriorBuilder(build, coordinates, dim_design)

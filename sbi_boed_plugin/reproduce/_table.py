@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import os
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,10 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    # In plain arithmetic, which takes what is not finite as it is.
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 def summarize(

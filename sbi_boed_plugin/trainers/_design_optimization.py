@@ -157,7 +157,7 @@ class DesignOptimizationMixin:
             num_refinement_steps: Number of further steps of a joint search, after the
                 policy has stopped, in which half of the simulations are at the design
                 found. They make the information that is reported there a tighter
-                bound, and the likelihood more accurate.
+                bound. The learning rate starts anew from a fifth.
             training_batch_size: Number of simulations of one step.
             num_simulations_per_design: How many of them share a design.
             num_contrastive: Number :math:`L` of contrastive parameters of each
@@ -169,9 +169,9 @@ class DesignOptimizationMixin:
                 hundredth along half a cosine.
             design_learning_rate: Learning rate of Adam for the policy; likewise.
             clip_max_norm: Value at which to clip the gradient norm of each network.
-            stop_after_steps: Stop when the information, averaged over this many
-                steps, is a standard error lower than over as many before. Never if
-                `None`.
+            stop_after_steps: End the search when the information, averaged over this
+                many steps, is a standard error lower than over as many before. Never
+                if `None`.
             max_num_simulations: Largest number of simulations, those that score the
                 design and those of a call that is resumed included.
             max_seconds: Training time in seconds, that of a call that is resumed

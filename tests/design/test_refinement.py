@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sbi_boed_plugin import NLE_INCE, DesignPolicy, TruncatedNormalPolicy, tasks
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
 from sbi_boed_plugin.design.batch import DesignsAtMode
 from sbi_boed_plugin.experiment import find_design, make_trainer
 from tests.conftest import NoOpTracker
@@ -38,7 +38,6 @@ def test_every_other_design_is_the_mode():
     assert designs.shape == (9, 2)
     assert (designs[::2] == policy.mode).all()
     assert len(designs[1::2].unique(dim=0)) == 4
-    assert isinstance(policy, DesignPolicy)
 
 
 def test_the_policy_rests_while_networks_learn_at_its_mode():
@@ -69,6 +68,7 @@ def test_the_search_is_the_same_with_and_without():
 
 
 def test_a_plateau_ends_the_search_and_not_the_refinement():
+    torch.manual_seed(0)
     result = trainer().optimize_design(
         lambda theta, design: torch.randn_like(theta),
         training_batch_size=64,
@@ -81,6 +81,31 @@ def test_a_plateau_ends_the_search_and_not_the_refinement():
     searched = len(result.history["loss"]) - 7
     assert searched < 500 and searched % 20 == 10  # after 50 steps of waiting.
     assert len({mode[0] for mode in result.history["mode"][searched - 1 :]}) == 1
+
+
+def test_a_search_that_stopped_on_a_plateau_goes_on_when_it_is_resumed():
+    torch.manual_seed(0)
+    inference = trainer()
+    tells_nothing = lambda theta, design: torch.randn_like(theta)
+    first = inference.optimize_design(
+        tells_nothing, num_steps=60, num_warmup_steps=0, stop_after_steps=5
+    )
+    assert first.stop_reason == "plateau" and len(first.history["loss"]) < 60
+    result = inference.optimize_design(tells_nothing, resume_training=True)
+    assert result.stop_reason == "num_steps" and len(result.history["loss"]) == 60
+
+
+class Expanding(TruncatedNormalPolicy):
+    """A policy whose designs are views of one."""
+
+    def sample(self, sample_shape=torch.Size()):
+        return self.mode.expand(*sample_shape, -1)
+
+
+def test_designs_that_are_views_are_not_written_to():
+    policy = Expanding(torch.zeros(2), torch.ones(2))
+    designs = DesignsAtMode(policy).sample(torch.Size((4,)))
+    assert (designs == policy.mode).all()
 
 
 def test_networks_for_all_designs_are_not_refined_at_one():

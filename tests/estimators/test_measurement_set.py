@@ -1,7 +1,9 @@
+import pickle
+
 import pytest
 import torch
 
-from sbi_boed_plugin import MeasurementSetEmbedding, tasks
+from sbi_boed_plugin import MeasurementSetEmbedding, tasks, transformed_posterior_nn
 from sbi_boed_plugin.experiment import find_design, make_trainer
 
 
@@ -27,18 +29,46 @@ def test_features_are_the_mean_over_single_measurements():
     torch.testing.assert_close(features, torch.stack(single).mean(dim=0))
 
 
-def test_the_first_batch_of_training_standardizes_all_places_alike():
-    embedding = MeasurementSetEmbedding(3)
-    embedding(torch.randn(1, 6))  # One row says nothing.
-    embedding.eval()(torch.randn(50, 6))  # Nor does what is not trained on.
-    assert not embedding.is_standardized
-    x, design = 5.0 + 2.0 * torch.randn(400, 3), 100.0 * torch.rand(400, 3)
-    embedding.train()(torch.cat([x, design], dim=1))
+def rows_and_pairs(unit=1.0):
+    x, design = unit * (5.0 + 2.0 * torch.randn(400, 3)), 100.0 * torch.rand(400, 3)
     pairs = torch.stack([x.flatten(), design.flatten()], dim=1)
+    return torch.cat([x, design], dim=1), pairs
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-12])
+def test_all_places_are_standardized_alike(unit):
+    embedding = MeasurementSetEmbedding(3)
+    rows, pairs = rows_and_pairs(unit)
+    embedding.standardize(rows)
     torch.testing.assert_close(embedding.mean, pairs.mean(dim=0))
     torch.testing.assert_close(embedding.scale, pairs.std(dim=0))
-    embedding(torch.randn(50, 6))
-    torch.testing.assert_close(embedding.mean, pairs.mean(dim=0))
+
+
+def test_what_does_not_vary_keeps_its_unit():
+    embedding = MeasurementSetEmbedding(3)
+    rows, _ = rows_and_pairs()
+    rows[:, 3:] = 7.0
+    embedding.standardize(rows)
+    assert embedding.mean[1] == 7.0 and embedding.scale[1] == 1.0
+
+
+def test_each_network_standardizes_and_trains_a_copy():
+    embedding = MeasurementSetEmbedding(3)
+    build = transformed_posterior_nn("mdn", dim_design=3, embedding_net=embedding)
+    rows, pairs = rows_and_pairs()
+    theta = torch.randn(400, 2)
+    networks = [build(theta, rows), build(theta, 10.0 * rows)]
+    used = [
+        next(m for m in n.modules() if isinstance(m, MeasurementSetEmbedding))
+        for n in networks
+    ]
+    assert used[0] is not used[1] and (embedding.scale == 1.0).all()
+    torch.testing.assert_close(used[0].scale, pairs.std(dim=0))
+    torch.testing.assert_close(used[1].scale, 10.0 * pairs.std(dim=0))
+    # sbi standardizes nothing in front of it.
+    assert not any("Standardize" in type(m).__name__ for m in networks[0].modules())
+    copy = pickle.loads(pickle.dumps(build))(theta, rows)
+    assert copy.condition_shape == networks[0].condition_shape
 
 
 def test_wrong_sizes_are_refused():
@@ -49,7 +79,7 @@ def test_wrong_sizes_are_refused():
 
 
 def test_it_runs_on_the_device_of_its_rows():
-    embedding = MeasurementSetEmbedding(3).to("meta").eval()
+    embedding = MeasurementSetEmbedding(3).to("meta")
     assert embedding(torch.zeros(2, 6, device="meta")).device.type == "meta"
 
 
