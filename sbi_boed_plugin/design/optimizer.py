@@ -185,7 +185,6 @@ class DesignOptimizer:
             return
         if progress.step >= config.num_steps or (
             stop_after_steps
-            and progress.step
             and progress.on_plateau(stop_after_steps, config.num_warmup_steps)
         ):
             progress.search_ended = progress.step

@@ -46,7 +46,7 @@ class Progress:
         """
         # On windows that do not overlap: of many looks at the same noise one would
         # stop the search too soon.
-        values = self.history["eig"][num_warmup_steps:]
+        values = self.history.get("eig", [])[num_warmup_steps:]
         if len(values) < 2 * window or len(values) % window:
             return False
         recent = torch.tensor(values[-window:])

@@ -17,7 +17,7 @@ class MeasurementSetEmbedding(nn.Module):
 
     so that the number of weights does not grow with the number of measurements, and
     what is learned of one serves all. A plain network has to find out which value
-    belongs to which place; with tens of measurements that takes most of its training.
+    belongs to which place.
 
     Rows are `(x, design)`, as a posterior of a design search sees them: pass it as the
     `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`, which calls

@@ -1,24 +1,11 @@
 import pytest
 import torch
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
+from sbi_boed_plugin import TruncatedNormalPolicy, tasks
 from sbi_boed_plugin.design.batch import DesignsAtMode
 from sbi_boed_plugin.experiment import find_design, make_trainer
-from tests.conftest import NoOpTracker
+from tests.design.test_optimizer import trainer
 from tests.oracles import LinearGaussian as Model
-
-
-def trainer():
-    policy = TruncatedNormalPolicy(
-        torch.tensor([-2.0]), torch.tensor([2.0]), loc=torch.tensor([0.3])
-    )
-    return NLE_INCE(
-        Model.prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
 
 
 class Recorder:

@@ -19,8 +19,8 @@ def test_the_order_of_measurements_does_not_matter_but_their_places_do():
 
 
 def test_features_are_the_mean_over_single_measurements():
-    many = MeasurementSetEmbedding(4, output_dim=6).eval()
-    one = MeasurementSetEmbedding(1, output_dim=6).eval()
+    many = MeasurementSetEmbedding(4, output_dim=6)
+    one = MeasurementSetEmbedding(1, output_dim=6)
     one.load_state_dict(many.state_dict())
     x, design = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     single = [one(torch.stack([x[..., j], design[..., j]], dim=-1)) for j in range(4)]
