@@ -27,6 +27,8 @@ from sbi_boed_plugin.design.policy import ScaleSchedule as ScaleSchedule
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
+from sbi_boed_plugin.estimators.energy_builder import energy_nn as energy_nn
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator as HybridEstimator
 from sbi_boed_plugin.estimators.measurement_set import (
     MeasurementSetEmbedding as MeasurementSetEmbedding,
 )
@@ -38,11 +40,17 @@ from sbi_boed_plugin.estimators.transformed import (
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate as EIGEstimate
 from sbi_boed_plugin.objectives.eig import estimate_eig as estimate_eig
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosterior as HybridPosterior,
+)
 from sbi_boed_plugin.registration import autoregister as _autoregister
 from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register
 from sbi_boed_plugin.registration import unregister as unregister
 from sbi_boed_plugin.simulation import simulate_for_boed as simulate_for_boed
+from sbi_boed_plugin.trainers._energy_training import EnergyConfig as EnergyConfig
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE as NLE_INCE
+from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL as NPE_GKL
+from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL as NRE_GKL
 
 _autoregister()

@@ -14,12 +14,18 @@ from types import ModuleType
 import sbi.inference
 
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
+from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
+from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
 
 __all__ = ["autoregister", "is_registered", "register", "unregister"]
 
 _AUTOREGISTER_VARIABLE = "SBI_BOED_PLUGIN_AUTOREGISTER"
 
-_TRAINERS: dict[str, object] = {"NLE_INCE": NLE_INCE}
+_TRAINERS: dict[str, object] = {
+    "NLE_INCE": NLE_INCE,
+    "NPE_GKL": NPE_GKL,
+    "NRE_GKL": NRE_GKL,
+}
 
 
 def _registries() -> list[tuple[ModuleType, dict[str, object]]]:

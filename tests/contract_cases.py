@@ -12,19 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sbi.inference import NLE
+from sbi.inference import NLE, NPE, NRE
 from sbi.inference.posteriors.posterior_parameters import (
+    DirectPosteriorParameters,
     ImportanceSamplingPosteriorParameters,
     MCMCPosteriorParameters,
     PosteriorParameters,
     RejectionPosteriorParameters,
     VIPosteriorParameters,
 )
-from sbi.neural_nets import likelihood_nn
+from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
-from sbi_boed_plugin import NLE_INCE
+from sbi_boed_plugin import NLE_INCE, NPE_GKL, NRE_GKL, EnergyConfig
 from tests.conftest import NoOpTracker
 
 DIM_THETA, DIM_X = 2, 3
@@ -35,6 +36,7 @@ SHORT = {"max_num_epochs": 2, "training_batch_size": 50, "learning_rate": 5e-3}
 
 # Cheapest settings of each sampler; the samples need not be good ones.
 SAMPLERS: dict[str, tuple[str, PosteriorParameters]] = {
+    "direct": ("direct", DirectPosteriorParameters()),
     "slice_np": (
         "mcmc",
         MCMCPosteriorParameters(
@@ -69,15 +71,28 @@ SAMPLERS: dict[str, tuple[str, PosteriorParameters]] = {
 }
 
 
-def build_user_network(theta: Tensor, x: Tensor) -> nn.Module:
+def build_user_likelihood(theta: Tensor, x: Tensor) -> nn.Module:
     """A builder as users write them, with a network of sbi inside."""
     return likelihood_nn("mdn", hidden_features=8, num_components=2)(theta, x)
+
+
+def build_user_posterior(theta: Tensor, x: Tensor) -> nn.Module:
+    return posterior_nn("mdn", hidden_features=8, num_components=2)(theta, x)
+
+
+def build_user_ratio(theta: Tensor, x: Tensor) -> nn.Module:
+    return classifier_nn("mlp", hidden_features=8)(theta, x)
 
 
 def build_embedding_likelihood(dim_parameters: int, dim_x: int) -> Callable:
     """Builder of a likelihood with an embedding net on what it is conditioned on."""
     embedding_net = nn.Sequential(nn.Linear(dim_parameters, 7), nn.Tanh())
     return likelihood_nn("mdn", embedding_net=embedding_net)
+
+
+def build_embedding_posterior(dim_parameters: int, dim_x: int) -> Callable:
+    embedding_net = nn.Sequential(nn.Linear(dim_x, 7), nn.Tanh())
+    return posterior_nn("mdn", embedding_net=embedding_net)
 
 
 def sample_likelihood(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
@@ -88,6 +103,28 @@ def sample_likelihood(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
 def log_likelihood(estimator: Any, theta: Tensor, x: Tensor) -> Tensor:
     """What each observation in `x` adds to the log-potential, of shape `(len(x),)`."""
     return estimator.log_prob(x.unsqueeze(0), condition=theta)[0]
+
+
+def split_design(parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Move designs from the rows of parameters to those of data."""
+    theta, design = parameters[:, :DIM_THETA], parameters[:, DIM_THETA:]
+    return theta, torch.cat([x, design], dim=-1)
+
+
+def sample_posterior(estimator: Any, parameters: Tensor, x: Tensor) -> Tensor:
+    _, data = split_design(parameters, x)
+    return estimator.sample(torch.Size((3,)), condition=data)
+
+
+def log_posterior_to_prior(estimator: Any, parameters: Tensor, x: Tensor) -> Tensor:
+    """Unnormalized, as potentials are, and without the prior."""
+    theta, data = split_design(parameters, x)
+    log_prob = estimator.log_unnormalized(theta.unsqueeze(0), data)[0]
+    return log_prob - estimator.prior.log_prob(theta)
+
+
+def log_ratio(estimator: Any, parameters: Tensor, x: Tensor) -> Tensor:
+    return estimator(*split_design(parameters, x))
 
 
 @dataclass(frozen=True)
@@ -121,9 +158,9 @@ class TrainerCase:
         dim_design: Number of values of a design, 0 without designs.
         estimator_argument: What the trainer calls its network.
         models: Networks that it takes by name or from a builder of sbi.
-        embedding: From the sizes of `(theta, design)` and of `x` to a builder with an
-            embedding net.
-        sample_estimator: Draws from a trained network at given rows.
+        embedding: From the sizes of `(theta, design)` and of what data are stored as
+            to a builder with an embedding net, if networks can have one.
+        sample_estimator: Draws from a trained network at given rows, if it can draw.
         log_term: From network, rows of `(theta, design)` and rows of `x` to what each
             observation adds to the log-potential.
         user_builder: A user's own builder.
@@ -136,8 +173,19 @@ class TrainerCase:
         extra_summary: Summary keys beside sbi's, one value per epoch.
         as_peer: Training arguments with which it equals its peer, if there are any.
         objective: Other values of its own training arguments, to change on resuming.
-        proposal_argument: Name under which `append_simulations` takes the proposal of
-            a later round, if it needs it.
+        later_rounds_by_proposal: Whether `append_simulations` tells a later round by
+            its proposal, rather than by `from_round`.
+        train_again: Arguments of another training with the same simulations.
+        own_summary: Summary keys of a second stage, and of its every epoch.
+        trained_by_sbi: From the estimator that training returns to the network that
+            sbi's own loop trains.
+        refuses_invalid: Whether invalid simulations are an error by default.
+        repeats: Whether several rows of data are observations of the same parameters.
+        positional: Arguments after the first two of `append_simulations`, and before
+            `training_batch_size` of `train`, by position.
+        in_potential: What potentials call the network.
+        fixed_validation: Whether sbi's loop validates with the same draws each time.
+        losses: From a trainer and simulations to training losses.
     """
 
     name: str
@@ -146,8 +194,8 @@ class TrainerCase:
     dim_design: int
     estimator_argument: str
     models: tuple[str, ...]
-    embedding: Callable[[int, int], Callable]
-    sample_estimator: Callable[[Any, Tensor, Tensor], Tensor]
+    embedding: Callable[[int, int], Callable] | None
+    sample_estimator: Callable[[Any, Tensor, Tensor], Tensor] | None
     log_term: Callable[[Any, Tensor, Tensor], Tensor]
     user_builder: Callable
     fast_model: str
@@ -158,7 +206,35 @@ class TrainerCase:
     train_kwargs: Mapping[str, Any] = field(default_factory=dict)
     as_peer: Mapping[str, Any] | None = None
     objective: Mapping[str, Any] = field(default_factory=dict)
-    proposal_argument: str | None = None
+    later_rounds_by_proposal: bool = False
+    train_again: Mapping[str, Any] = field(default_factory=dict)
+    own_summary: tuple[str, ...] = ()
+    own_summary_per_epoch: tuple[str, ...] = ()
+    trained_by_sbi: Callable[[Any], Any] = lambda estimator: estimator
+    refuses_invalid: bool = True
+    repeats: bool = True
+    positional: tuple[tuple, tuple, tuple] = (
+        (False, 0),
+        (),
+        (False, False, False, False, None),
+    )
+    in_potential: str = "likelihood_estimator"
+    fixed_validation: bool = True
+    losses: Callable[[Any, Simulations], Tensor] = lambda trainer, new: (
+        trainer._get_losses(batch=(new.parameters, new.x))
+    )
+
+    def proposal(self) -> Any:
+        """Where parameters of a later round come from; the loss does not ask."""
+        posterior = self.build_posterior(trained(self), "rejection")
+        return posterior.set_default_x(self.observe())
+
+    def stored(self, simulations: Simulations) -> tuple[Tensor, Tensor]:
+        """Parameters and data as networks see them, with designs in one of them."""
+        parameters, x = simulations.parameters, simulations.x
+        if self.trainer is NLE_INCE:
+            return parameters, x
+        return split_design(parameters, x)
 
     @property
     def has_designs(self) -> bool:
@@ -207,12 +283,16 @@ class TrainerCase:
     ) -> Any:
         if simulations.design is not None:
             kwargs["design"] = simulations.design
-        if self.proposal_argument is not None:
-            kwargs[self.proposal_argument] = proposal
+        if self.later_rounds_by_proposal:
+            if kwargs.pop("from_round", 0) and proposal is None:
+                proposal = self.proposal()
+            kwargs["proposal"] = proposal
         return trainer.append_simulations(simulations.theta, simulations.x, **kwargs)
 
     def train(self, trainer: Any, **kwargs: Any) -> Any:
         """Train shortly, and return the estimator."""
+        if trainer._neural_net is not None and not kwargs.get("resume_training"):
+            kwargs = {**self.train_again, **kwargs}
         return trainer.train(**{**SHORT, **self.train_kwargs, **kwargs})
 
     def build_posterior(
@@ -220,6 +300,7 @@ class TrainerCase:
     ) -> Any:
         """Posterior at as many designs, with the cheapest settings."""
         sample_with, parameters = SAMPLERS[sampler]
+        num_designs = num_designs if self.repeats else 1
         kwargs = {"design": self.designs(num_designs)} if self.has_designs else {}
         return trainer.build_posterior(
             sample_with=sample_with, posterior_parameters=parameters, **kwargs
@@ -242,9 +323,9 @@ def _nle_ince(name: str, dim_design: int) -> TrainerCase:
         embedding=build_embedding_likelihood,
         sample_estimator=sample_likelihood,
         log_term=log_likelihood,
-        user_builder=build_user_network,
+        user_builder=build_user_likelihood,
         fast_model="mdn",
-        samplers=tuple(SAMPLERS),
+        samplers=tuple(name for name in SAMPLERS if name != "direct"),
         method="nle_ince",
         renamed_defaults={"algorithm": "NLE_INCE"},
         extra_summary=("validation_log_likelihood", "eig_lower_bound"),
@@ -253,7 +334,93 @@ def _nle_ince(name: str, dim_design: int) -> TrainerCase:
     )
 
 
-CASES = (_nle_ince("NLE_INCE", 0), _nle_ince("NLE_INCE-design", 1))
+def _base(estimator: Any) -> Any:
+    """The network of NPE_GKL that sbi's loop trains."""
+    return estimator.base
+
+
+def _hybrid_losses(trainer: Any, new: Simulations) -> Tensor:
+    return trainer._neural_net.loss(*split_design(new.parameters, new.x))
+
+
+def _ratio_losses(trainer: Any, new: Simulations) -> Tensor:
+    return trainer._loss(*split_design(new.parameters, new.x), num_atoms=5)
+
+
+def _npe_gkl(name: str, dim_design: int) -> TrainerCase:
+    return TrainerCase(
+        name=name,
+        trainer=NPE_GKL,
+        peer=NPE,
+        dim_design=dim_design,
+        estimator_argument="density_estimator",
+        models=("mdn", "made", "maf", "nsf", "zuko_maf", "zuko_nsf"),
+        embedding=build_embedding_posterior,
+        sample_estimator=sample_posterior,
+        log_term=log_posterior_to_prior,
+        user_builder=build_user_posterior,
+        fast_model="mdn",
+        samplers=tuple(SAMPLERS),
+        method="npe_gkl",
+        renamed_defaults={},
+        extra_summary=(),
+        train_kwargs={"energy": EnergyConfig(max_num_epochs=3)},
+        as_peer={},
+        objective={"training": "joint"},
+        later_rounds_by_proposal=True,
+        train_again={"force_first_round_loss": True},
+        own_summary=(
+            "energy_epochs_trained",
+            "energy_gain",
+            "energy_gain_standard_error",
+        ),
+        own_summary_per_epoch=("energy_training_loss", "energy_validation_loss"),
+        trained_by_sbi=_base,
+        refuses_invalid=False,
+        repeats=False,
+        positional=(
+            (None, None),
+            (10,),
+            (None, False, False, False, False, False, False, None),
+        ),
+        in_potential="posterior_estimator",
+        # As that of its peer, which draws validation rows anew.
+        fixed_validation=False,
+        losses=_hybrid_losses,
+    )
+
+
+def _nre_gkl(name: str, dim_design: int) -> TrainerCase:
+    return TrainerCase(
+        name=name,
+        trainer=NRE_GKL,
+        peer=NRE,
+        dim_design=dim_design,
+        estimator_argument="classifier",
+        models=("linear", "mlp", "resnet"),
+        embedding=None,
+        sample_estimator=None,
+        log_term=log_ratio,
+        user_builder=build_user_ratio,
+        fast_model="mlp",
+        samplers=tuple(name for name in SAMPLERS if name != "direct"),
+        method="nre_gkl",
+        renamed_defaults={"algorithm": "NRE_GKL"},
+        extra_summary=(),
+        positional=((False, 0), (10,), (False, False, False, False, None)),
+        in_potential="ratio_estimator",
+        losses=_ratio_losses,
+    )
+
+
+CASES = (
+    _nle_ince("NLE_INCE", 0),
+    _nle_ince("NLE_INCE-design", 1),
+    _npe_gkl("NPE_GKL", 0),
+    _npe_gkl("NPE_GKL-design", 1),
+    _nre_gkl("NRE_GKL", 0),
+    _nre_gkl("NRE_GKL-design", 1),
+)
 
 
 def case_id(case: TrainerCase) -> str:

@@ -5,6 +5,7 @@ are the rows of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everyth
 """
 
 import inspect
+import warnings
 from collections import defaultdict
 
 import matplotlib.pyplot as plt
@@ -37,6 +38,21 @@ SBI_SUMMARY = {
     "epoch_durations_sec",
 }
 PER_ROUND = {"epochs_trained", "best_validation_loss"}
+
+
+def all_keys(case):
+    return (
+        SBI_SUMMARY
+        | set(case.extra_summary)
+        | set(case.own_summary)
+        | set(case.own_summary_per_epoch)
+    )
+
+
+def per_epoch(case):
+    """Keys with one value for each epoch of sbi's loop."""
+    return (SBI_SUMMARY - PER_ROUND) | set(case.extra_summary)
+
 
 cases_with_peer = [case for case in CASES if case.as_peer is not None]
 
@@ -96,8 +112,9 @@ def test_arguments_can_be_given_by_position_as_in_sbi(case):
     )
     simulations = case.simulate(60)
     kwargs = {"design": simulations.design} if case.has_designs else {}
-    trainer.append_simulations(simulations.theta, simulations.x, False, 0, **kwargs)
-    trainer.train(20, 5e-4, 0.2, 20, 1, 5.0, False, False, False, False, None)
+    of_append, before, after = case.positional
+    trainer.append_simulations(simulations.theta, simulations.x, *of_append, **kwargs)
+    trainer.train(*before, 20, 5e-4, 0.2, 20, 1, 5.0, *after)
     assert trainer.summary["epochs_trained"] == [2]
     assert len(trainer.val_indices) == 12
 
@@ -113,13 +130,16 @@ def test_training_returns_an_estimator_and_fills_the_summary(case):
     assert not any(p.grad is not None for p in estimator.parameters())
 
     summary = trainer.summary
-    assert set(summary) == SBI_SUMMARY | set(case.extra_summary)
+    assert set(summary) == all_keys(case)
     (num_epochs,) = summary["epochs_trained"]
     assert num_epochs == 4  # sbi counts from zero up to and including the maximum.
     assert summary["best_validation_loss"] == [min(summary["validation_loss"])]
-    for key in set(summary) - PER_ROUND:
+    for key in per_epoch(case):
         assert len(summary[key]) == num_epochs, key
-        assert torch.tensor(summary[key]).isfinite().all(), key
+    for key in case.own_summary_per_epoch:
+        assert len(summary[key]) == 3, key
+    for key, values in summary.items():
+        assert torch.tensor(values).isfinite().all(), key
 
 
 @for_each_case
@@ -154,7 +174,9 @@ def test_the_seed_determines_the_training(case):
     assert same_state(train(), train())
 
 
-@for_each_case
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.fixed_validation], ids=case_id
+)
 def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
     # The validation set needs several batches, the last of them incomplete.
     trainer = case.append(case.make(), case.simulate(120))
@@ -249,15 +271,22 @@ def test_invalid_simulations_are_excluded_with_their_designs(case):
     x[3, 0], x[7, 1] = torch.nan, torch.inf
     kept = [row for row in range(60) if row not in (3, 7)]
     trainer = case.make()
-    with pytest.warns(UserWarning, match="systematically wrong"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         case.append(trainer, simulations.replace(x=x), exclude_invalid_x=True)
+    # A posterior of valid simulations is right where it is asked for; others are not.
+    told = any("systematically wrong" in str(warning.message) for warning in caught)
+    assert told == case.refuses_invalid
     stored_parameters, stored_x, _ = trainer.get_simulations()
-    assert torch.equal(stored_parameters, simulations.parameters[kept])
-    assert torch.equal(stored_x, simulations.x[kept])
+    parameters, data = case.stored(simulations)
+    assert torch.equal(stored_parameters, parameters[kept])
+    assert torch.equal(stored_x, data[kept])
     case.train(trainer)
 
 
-@for_each_case
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.refuses_invalid], ids=case_id
+)
 def test_invalid_simulations_are_refused_otherwise(case):
     simulations = case.simulate(60)
     x = simulations.x.clone()
@@ -314,13 +343,14 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
 @for_each_case
 def test_resuming_does_not_forget_the_best_network(case):
     trainer = case.append(case.make(), case.simulate())
-    estimator = case.train(trainer, max_num_epochs=5)
+    estimator = case.trained_by_sbi(case.train(trainer, max_num_epochs=5))
     best = {key: value.clone() for key, value in estimator.state_dict().items()}
     split = trainer.val_indices.clone()
     with torch.no_grad():
         for parameter in estimator.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     estimator = case.train(trainer, max_num_epochs=6, resume_training=True)
+    estimator = case.trained_by_sbi(estimator)
     assert trainer.summary["validation_loss"][-1] > min(
         trainer.summary["validation_loss"]
     )
@@ -351,16 +381,14 @@ def test_a_network_is_built_anew_only_from_scratch(case):
         return case.user_builder(theta, x)
 
     trainer = case.append(case.make(build), case.simulate(100))
-    first = case.train(trainer)
-    assert case.train(trainer) is first
+    first = case.trained_by_sbi(case.train(trainer))
+    assert case.trained_by_sbi(case.train(trainer)) is first
     assert len(built) == 1
     case.append(trainer, case.simulate(100), from_round=1)
-    assert case.train(trainer, retrain_from_scratch=True) is not first
-    dim_parameters = case.simulate(1).parameters.shape[-1]
-    assert built == [
-        ((90, dim_parameters), (90, DIM_X)),
-        ((180, dim_parameters), (180, DIM_X)),
-    ]
+    anew = case.train(trainer, retrain_from_scratch=True)
+    assert case.trained_by_sbi(anew) is not first
+    sizes = [part.shape[-1] for part in case.stored(case.simulate(1))]
+    assert built == [tuple((rows, size) for size in sizes) for rows in (90, 180)]
 
 
 @for_each_case
@@ -390,7 +418,7 @@ def test_prior_samples_can_be_discarded(case):
     case.append(trainer, later, from_round=1)
     case.train(trainer, discard_prior_samples=True)
     stored, _, _ = trainer.get_simulations(starting_round=1)
-    assert torch.equal(stored, later.parameters)
+    assert torch.equal(stored, case.stored(later)[0])
     assert len(trainer.train_indices) + len(trainer.val_indices) == 60
 
 
@@ -402,8 +430,8 @@ def test_a_custom_tracker_receives_every_metric(case):
     tracker = RecordingTracker()
     trainer = case.append(case.make(tracker=tracker), case.simulate(60))
     case.train(trainer)
-    assert set(tracker.metrics) == SBI_SUMMARY | set(case.extra_summary)
-    for key in set(tracker.metrics) - PER_ROUND:
+    assert set(tracker.metrics) == all_keys(case)
+    for key in per_epoch(case) | set(case.own_summary_per_epoch):
         assert tracker.metrics[key] == list(enumerate(trainer.summary[key])), key
 
 
@@ -431,11 +459,15 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
     def run(trainer, train_kwargs, in_one_row):
         torch.manual_seed(4)
         for round_, simulations in enumerate(rounds):
+            kwargs = {"from_round": round_}
+            if case.later_rounds_by_proposal:
+                kwargs = {"proposal": None}
+                if round_:
+                    kwargs["proposal"] = case.proposal()
             if in_one_row:
-                parameters, x = simulations.parameters, simulations.x
-                trainer.append_simulations(parameters, x, from_round=round_)
+                trainer.append_simulations(*case.stored(simulations), **kwargs)
             else:
-                case.append(trainer, simulations, from_round=round_)
+                case.append(trainer, simulations, **kwargs)
             # The validation set is not a multiple of the batch: sbi drops the rest.
             estimator = trainer.train(
                 **{**SHORT, "training_batch_size": 15, "validation_fraction": 0.2},
@@ -446,7 +478,7 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
     peer = case.peer(case.prior(), model, tracker=NoOpTracker(), **QUIET)
     expected, their_summary, their_state = run(peer, {}, in_one_row=True)
     ours, our_summary, our_state = run(case.make(model), case.as_peer, in_one_row=False)
-    assert same_state(ours, expected)
+    assert same_state(case.trained_by_sbi(ours), expected)
     for key in SBI_SUMMARY - {"epoch_durations_sec"}:
         assert our_summary[key] == their_summary[key], key
     assert torch.equal(our_state, their_state)

@@ -8,7 +8,8 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
-from sbi_boed_plugin.estimators.hybrid import EnergyRatio, HybridEstimator
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 
 __all__ = ["DesignEstimators", "EstimatorBuilders"]
 

@@ -68,7 +68,7 @@ class DesignConditionedPosterior(ConditionalDensityEstimator):
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats.
         """
-        return self.net.log_prob(input, self._with_design(condition), **kwargs)
+        return self.net.log_prob(input, self.with_design(condition), **kwargs)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the loss of the estimator.
@@ -81,7 +81,7 @@ class DesignConditionedPosterior(ConditionalDensityEstimator):
         Returns:
             Losses of shape `(batch_dim,)`, in nats.
         """
-        return self.net.loss(input, self._with_design(condition), **kwargs)
+        return self.net.loss(input, self.with_design(condition), **kwargs)
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw parameters.
@@ -94,7 +94,15 @@ class DesignConditionedPosterior(ConditionalDensityEstimator):
         Returns:
             Parameters of shape `(*sample_shape, batch_dim, dim_theta)`.
         """
-        return self.net.sample(sample_shape, self._with_design(condition), **kwargs)
+        return self.net.sample(sample_shape, self.with_design(condition), **kwargs)
 
-    def _with_design(self, x: Tensor) -> Tensor:
+    def with_design(self, x: Tensor) -> Tensor:
+        """Return `(x, design)` in one row each.
+
+        Args:
+            x: Data of shape `(*batch_shape, dim_x)`.
+
+        Returns:
+            Rows of shape `(*batch_shape, dim_x + dim_design)`.
+        """
         return torch.cat([x, self.design.expand(*x.shape[:-1], -1)], dim=-1)

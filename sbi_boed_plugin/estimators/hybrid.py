@@ -1,81 +1,48 @@
 r"""A normalized base times an energy ratio."""
 
+from typing import Any
+
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
+from sbi_boed_plugin.estimators.design_conditioned_posterior import (
+    DesignConditionedPosterior,
+)
+from sbi_boed_plugin.estimators.energy import (
+    bounded,
+    embed_condition,
+    latent,
+    sample_with_latent,
+)
+from sbi_boed_plugin.estimators.rejection import (
+    NUM_PILOT_DRAWS,
+    measure_weights,
+    sample_corrected,
+)
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
-__all__ = ["EnergyRatio", "HybridEstimator"]
-
-
-class EnergyRatio(nn.Module):
-    r"""Residual network for :math:`\rho(\theta, x)`, zero before training.
-
-    Args:
-        input: Parameters to take the standardization from, of shape
-            `(num_samples, dim_theta)`.
-        condition: Conditions likewise, of shape `(num_samples, dim_condition)`.
-        hidden_features: Width of the layers.
-        num_blocks: Number of residual blocks.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(
-        self,
-        input: Tensor,
-        condition: Tensor,
-        *,
-        hidden_features: int = 64,
-        num_blocks: int = 2,
-    ) -> None:
-        """Initialize the network."""
-        super().__init__()
-        features = torch.cat([input, condition], dim=-1)
-        self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("scale", features.std(dim=0).clamp_min(1e-6))
-        self.first = nn.Linear(features.shape[-1], hidden_features)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-                nn.SiLU(),
-                nn.Linear(hidden_features, hidden_features),
-            )
-            for _ in range(num_blocks)
-        )
-        self.last = nn.Linear(hidden_features, 1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        r"""Return :math:`\rho`.
-
-        Args:
-            input: Parameters of shape `(*batch_shape, dim_theta)`.
-            condition: Conditions of shape `(*batch_shape, dim_condition)`.
-
-        Returns:
-            Ratios of shape `batch_shape`.
-        """
-        features = (torch.cat([input, condition], dim=-1) - self.mean) / self.scale
-        hidden = self.first(features)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
-        return self.last(hidden).squeeze(-1)
+__all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 
 
 class HybridEstimator(ConditionalDensityEstimator):
     r"""The posterior :math:`b(\theta \mid x) \, e^{\rho(\theta, x)} / Z(x)`.
 
-    Args:
-        base: Normalized estimator of the posterior.
-        energy: Module from parameters and conditions to :math:`\rho`.
-        num_partition_samples: Number of draws from the base that estimate
-            :math:`Z(x)`.
+    Ratios are finite by construction: they are what the energy says up to 15 nats, and
+    never more than 20, up or down.
+
+    Example:
+        >>> import torch
+        >>> from sbi.neural_nets import posterior_nn
+        >>> from sbi_boed_plugin.estimators.energy import EnergyRatio
+        >>> theta, x = torch.randn(100, 2), torch.randn(100, 3)
+        >>> base = posterior_nn("maf")(theta, x)
+        >>> hybrid = HybridEstimator(base, EnergyRatio(theta, x))
+        >>> hybrid.sample(torch.Size((7,)), x[:4]).shape
+        torch.Size([7, 4, 2])
     """
 
     def __init__(
@@ -84,8 +51,31 @@ class HybridEstimator(ConditionalDensityEstimator):
         energy: nn.Module,
         *,
         num_partition_samples: int = 8,
+        prior: Distribution | None = None,
+        embedded: bool = False,
+        latent_features: bool = False,
+        frozen_base: bool = False,
+        trained_partition: bool = False,
     ) -> None:
-        """Initialize the estimator."""
+        """Initialize the estimator.
+
+        Args:
+            base: Normalized estimator of the posterior.
+            energy: Module from parameters of shape `(*batch_shape, dim_theta)` and
+                conditions of shape `(*batch_shape, num_features)` to ratios of shape
+                `batch_shape`.
+            num_partition_samples: Number of draws from the base that estimate
+                :math:`Z(x)` in the loss.
+            prior: Distribution outside whose support the posterior is zero. None is
+                asked if `None`.
+            embedded: Whether the energy is shown conditions as the base's embedding
+                network returns them, rather than conditions.
+            latent_features: Whether the noise that the base makes a parameter of is
+                added to the conditions that the energy is shown.
+            frozen_base: Whether the base stays in evaluation mode, whatever
+                `train()` says.
+            trained_partition: Whether the energy is trained to make :math:`Z(x)` one.
+        """
         super().__init__(
             net=base,
             input_shape=base.input_shape,
@@ -94,11 +84,127 @@ class HybridEstimator(ConditionalDensityEstimator):
         self.net: ConditionalDensityEstimator
         self.energy = energy
         self.num_partition_samples = num_partition_samples
+        self.prior = prior
+        self.embedded = embedded
+        self.latent_features = latent_features
+        self.frozen_base = frozen_base
+        self.trained_partition = trained_partition
+        if frozen_base:
+            base.eval()
 
     @property
     def base(self) -> ConditionalDensityEstimator:
         """The normalized base."""
         return self.net
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """Embedding network of the base."""
+        return self.net.embedding_net
+
+    def train(self, mode: bool = True) -> "HybridEstimator":
+        """Set the mode of training, of the base only if it is not frozen."""
+        super().train(mode)
+        if self.frozen_base:
+            self.net.eval()
+        return self
+
+    def at_design(self, design: Tensor) -> "HybridEstimator":
+        """Return the estimator with a design filled in, sharing its networks.
+
+        Args:
+            design: Design of shape `(dim_design,)`.
+
+        Returns:
+            Estimator conditioned on `x` in the place of `(x, design)` in one row.
+
+        Raises:
+            ValueError: If `design` has a wrong shape or is not finite.
+        """
+        base = DesignConditionedPosterior(self.net, design)
+        energy = self.energy
+        if not self.embedded:
+            energy = _EnergyAtDesign(energy, base)
+        return HybridEstimator(
+            base,
+            energy,
+            num_partition_samples=self.num_partition_samples,
+            prior=self.prior,
+            embedded=self.embedded,
+            latent_features=self.latent_features,
+            frozen_base=self.frozen_base,
+            trained_partition=self.trained_partition,
+        )
+
+    def inside(self, input: Tensor) -> Tensor | None:
+        """Return which parameters are in the support of the prior, if there is one.
+
+        Args:
+            input: Parameters of shape `(*batch_shape, dim_theta)`.
+
+        Returns:
+            Booleans of shape `batch_shape`.
+        """
+        if self.prior is None:
+            return None
+        inside = within_support(self.prior, input.flatten(0, -2))
+        return inside.reshape(input.shape[:-1])
+
+    def condition_features(self, condition: Tensor) -> Tensor:
+        """Return what the energy is shown of conditions.
+
+        Args:
+            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+        Returns:
+            Features of shape `(batch_dim, num_features)`.
+        """
+        return embed_condition(self.net, condition) if self.embedded else condition
+
+    def latent(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the noise that the energy is shown, if any.
+
+        Args:
+            input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+        Returns:
+            Noise of shape `(sample_dim, batch_dim, dim_theta)`, or with no values.
+        """
+        if not self.latent_features:
+            return input[..., :0]
+        return latent(self.net, input, condition)
+
+    def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from the base, and return the noise that the energy is shown, too.
+
+        Args:
+            num_samples: Number of draws of each condition.
+            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+        Returns:
+            Draws of shape `(num_samples, batch_dim, dim_theta)`, and what `latent`
+            returns for them.
+        """
+        if self.latent_features:
+            return sample_with_latent(self.net, num_samples, condition)
+        draws = self.net.sample(torch.Size((num_samples,)), condition)
+        return draws, draws[..., :0]
+
+    def ratio_of_features(self, input: Tensor, shown: Tensor, noise: Tensor) -> Tensor:
+        r"""Return :math:`\rho(\theta, x)` from what the energy is shown.
+
+        Args:
+            input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+            shown: What `condition_features` returned, of shape
+                `(batch_dim, num_features)`.
+            noise: What `latent` returned.
+
+        Returns:
+            Ratios of shape `(sample_dim, batch_dim)`.
+        """
+        shown = shown.expand(len(input), *shown.shape)
+        return bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
 
     def log_ratio(self, input: Tensor, condition: Tensor) -> Tensor:
         r"""Return :math:`\rho(\theta, x)`.
@@ -110,7 +216,15 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Ratios of shape `(sample_dim, batch_dim)`.
         """
-        return self.energy(input, condition.expand(len(input), *condition.shape))
+        noise = self.latent(input, condition)
+        return self.ratio_of_features(input, self.condition_features(condition), noise)
+
+    def _ratio_in_training(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return ratios whose gradient reaches the energy, but not the base."""
+        with torch.no_grad():
+            noise = self.latent(input, condition)
+            shown = self.condition_features(condition)
+        return self.ratio_of_features(input, shown, noise)
 
     def partition(
         self,
@@ -134,35 +248,57 @@ class HybridEstimator(ConditionalDensityEstimator):
         num_samples = num_samples or self.num_partition_samples
         with torch.no_grad():
             draws = self.net.sample(torch.Size((num_samples,)), condition)
-        if draws_follow_condition:
-            rows = condition.repeat(num_samples, *(1 for _ in self.condition_shape))
-            flat = reparameterize(self.net, draws.flatten(0, 1), rows)
-            draws = flat.reshape(draws.shape)
-        return partition_function(self.log_ratio(draws, condition))
+        if not draws_follow_condition:
+            log_ratio = self._ratio_in_training(draws, condition)
+            return partition_function(log_ratio, self.inside(draws))
+        rows = condition.repeat(num_samples, *(1 for _ in self.condition_shape))
+        flat = reparameterize(self.net, draws.flatten(0, 1), rows)
+        draws = flat.reshape(draws.shape)
+        return partition_function(self.log_ratio(draws, condition), self.inside(draws))
+
+    def log_unnormalized(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, inside and outside.
+
+        Args:
+            input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+            condition: Conditions of shape `(batch_dim, dim_condition)`.
+            **kwargs: Passed to the base.
+
+        Returns:
+            Logarithms of shape `(sample_dim, batch_dim)`, in nats.
+        """
+        log_base = self.net.log_prob(input, condition, **kwargs)
+        return log_base + self.log_ratio(input, condition)
 
     def log_prob(
         self,
         input: Tensor,
         condition: Tensor,
         *,
-        num_partition_samples: int = 1_000,
+        num_partition_samples: int = NUM_PILOT_DRAWS,
         **kwargs,
     ) -> Tensor:
         """Return log-densities, normalized with draws from the base.
 
+        The draws are the same at each call, and leave the random state alone.
+
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
             condition: Conditions of shape `(batch_dim, dim_condition)`.
-            num_partition_samples: Number of draws for the normalization, drawn anew
-                at each call.
+            num_partition_samples: Number of draws for the normalization.
             **kwargs: Passed to the base.
 
         Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
+            Log-densities of shape `(sample_dim, batch_dim)`, in nats; `-inf` outside
+            the support of the prior.
         """
-        unnormalized = self.net.log_prob(input, condition, **kwargs)
-        unnormalized = unnormalized + self.log_ratio(input, condition)
-        return unnormalized - self.partition(condition, num_partition_samples).log()
+        log_prob = self.log_unnormalized(input, condition, **kwargs)
+        weights = measure_weights(self, condition, num_draws=num_partition_samples)
+        log_prob = log_prob - weights.log_partition
+        inside = self.inside(input)
+        if inside is None:
+            return log_prob
+        return log_prob.masked_fill(~inside, -torch.inf)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row.
@@ -176,25 +312,78 @@ class HybridEstimator(ConditionalDensityEstimator):
             Losses of shape `(batch_dim,)`, in nats.
         """
         log_base = self.net.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
-        log_ratio = self.log_ratio(input.unsqueeze(0), condition)[0]
+        log_ratio = self._ratio_in_training(input.unsqueeze(0), condition)[0]
         return hybrid_loss(log_base, log_ratio, self.partition(condition))
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw by importance resampling from the base.
+        """Draw by rejection from the base.
 
         Args:
             sample_shape: Shape of the draw.
             condition: Conditions of shape `(batch_dim, dim_condition)`.
+            **kwargs: Passed to
+                :func:`~sbi_boed_plugin.estimators.rejection.sample_corrected`.
+
+        Returns:
+            Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
+        """
+        num_samples = torch.Size(sample_shape).numel()
+        samples = sample_corrected(self, num_samples, condition, **kwargs)
+        return samples.reshape(*sample_shape, len(condition), *self.input_shape)
+
+
+class UnnormalizedHybrid(ConditionalDensityEstimator):
+    r"""A hybrid without its normalization, for samplers that need none.
+
+    A partition function for each of their many calls would cost more than the density.
+    """
+
+    def __init__(self, hybrid: HybridEstimator) -> None:
+        """Initialize the view, which shares the networks.
+
+        Args:
+            hybrid: The estimator.
+        """
+        super().__init__(
+            net=hybrid,
+            input_shape=hybrid.input_shape,
+            condition_shape=hybrid.condition_shape,
+        )
+        self.net: HybridEstimator
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`.
+
+        Args:
+            input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+            condition: Conditions of shape `(batch_dim, dim_condition)`.
             **kwargs: Passed to the base.
 
         Returns:
-            Samples of shape `(*sample_shape, batch_dim, dim_theta)`, from sixteen
-            times as many draws of the base.
+            Logarithms of shape `(sample_dim, batch_dim)`, in nats.
         """
-        num_samples = torch.Size(sample_shape).numel()
-        draws = self.net.sample(torch.Size((16 * num_samples,)), condition, **kwargs)
-        weights = torch.softmax(self.log_ratio(draws, condition), dim=0)
-        chosen = torch.multinomial(weights.T, num_samples, replacement=True).T
-        index = chosen.reshape(*chosen.shape, *(1 for _ in self.input_shape))
-        samples = draws.gather(0, index.expand(*chosen.shape, *self.input_shape))
-        return samples.reshape(*sample_shape, len(condition), *self.input_shape)
+        return self.net.log_unnormalized(input, condition, **kwargs)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        """Return the loss of the hybrid."""
+        return self.net.loss(input, condition, **kwargs)
+
+    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
+        """Draw from the hybrid."""
+        return self.net.sample(sample_shape, condition, **kwargs)
+
+
+class _EnergyAtDesign(nn.Module):
+    """An energy that is shown raw conditions, with the design added to them."""
+
+    def __init__(self, energy: nn.Module, base: DesignConditionedPosterior) -> None:
+        super().__init__()
+        self.energy = energy
+        self._dim_x = base.condition_shape[0]
+        self.register_buffer("design", base.design.clone())
+
+    def forward(self, input: Tensor, features: Tensor) -> Any:
+        x, rest = features[..., : self._dim_x], features[..., self._dim_x :]
+        design: Any = self.design
+        design = design.expand(*x.shape[:-1], -1)
+        return self.energy(input, torch.cat([x, design, rest], dim=-1))

@@ -5,36 +5,95 @@ generalized divergence is, up to a constant,
 
 .. math:: D = E_{p(\theta, x)}[-\log q(\theta \mid x)] + E_{p(x)}[Z(x)],
 
-which is least where :math:`q` is the posterior and :math:`Z = 1`. The hybrid surrogate
-is :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base and an energy
-ratio that corrects it, with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho(\theta, x)}]`.
+which is least where :math:`q` is the posterior and :math:`Z = 1`. Three surrogates:
+
+- *normalized*, :math:`Z = 1`: the loss of neural posterior estimation,
+- *ratio-only*, :math:`q = p(\theta) \, e^{\rho(\theta, x)}`: the prior, corrected,
+- *hybrid*, :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base,
+  corrected by an energy ratio, with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho}]`.
+
+A partition function is estimated from draws of any density :math:`r`, with weights
+:math:`b / r` where :math:`r` is not the base itself. Since
+:math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`: the
+validation loss is a fair judge of a hybrid, if its :math:`Z` is not too noisy.
 
 References:
     Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
     Generalized Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808.
 """
 
+import math
+
+import torch
 from torch import Tensor
 
-__all__ = ["hybrid_loss", "partition_function"]
+__all__ = [
+    "atomic_hybrid_loss",
+    "hybrid_loss",
+    "normalized_loss",
+    "partition_function",
+    "ratio_loss",
+]
+
+# Where exp() gives way to its tangent: half of the range of float32 in the exponent.
+_LARGEST_EXPONENT = 40.0
 
 
-def partition_function(log_ratio: Tensor, inside: Tensor | None = None) -> Tensor:
-    r"""Return :math:`\frac1K \sum_k 1(\theta_k \in \Theta) \, e^{\rho(\theta_k, x)}`.
+def partition_function(
+    log_ratio: Tensor,
+    inside: Tensor | None = None,
+    *,
+    log_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Return estimates of :math:`Z(x) = \int b \, 1(\theta \in \Theta) \, e^{\rho}`.
 
     Args:
-        log_ratio: Energy ratio at draws of the base, of shape
-            `(num_draws, batch_dim)`.
+        log_ratio: Energy ratio at draws, of shape `(num_draws, batch_dim)`.
         inside: Which draws lie in the support of the prior, of the same shape. All
             if `None`.
+        log_weight: Logarithms of importance weights
+            :math:`w_k = b(\theta_k \mid x) / r(\theta_k)` for draws of another density
+            :math:`r` than the base, of the same shape.
 
     Returns:
-        Unbiased estimates of the partition function, of shape `(batch_dim,)`.
+        Unbiased estimates of the partition function, of shape `(batch_dim,)`. Weights
+        above :math:`e^{40}` grow linearly, lest they overflow.
     """
-    weights = log_ratio.exp()
+    if log_weight is not None:
+        log_ratio = log_ratio + log_weight
+    weights = _finite_exp(log_ratio)
     if inside is not None:
         weights = weights * inside.to(weights)
     return weights.mean(dim=0)
+
+
+def normalized_loss(log_prob: Tensor) -> Tensor:
+    r"""Return :math:`-\log q(\theta|x)` of each row, the loss of a normalized density.
+
+    Args:
+        log_prob: Log-density of the parameters, of shape `(batch_dim,)`.
+
+    Returns:
+        Losses of shape `(batch_dim,)`, in nats.
+    """
+    return -log_prob
+
+
+def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
+    r"""Return :math:`-\rho(\theta, x) + E_k[e^{\rho(\theta_k, x)}]` of each row.
+
+    Its minimum is at :math:`\rho = \log p(\theta \mid x) / p(\theta)`, where the mean
+    loss is one minus the mutual information.
+
+    Args:
+        log_ratio: Energy ratio of simulated pairs, of shape `(batch_dim,)`.
+        marginal_log_ratio: Energy ratio of the same data with parameters that are
+            independent of them, of shape `(num_draws, batch_dim)`.
+
+    Returns:
+        Losses of shape `(batch_dim,)`, in nats.
+    """
+    return partition_function(marginal_log_ratio) - log_ratio
 
 
 def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tensor:
@@ -50,3 +109,28 @@ def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tenso
         Losses of shape `(batch_dim,)`, in nats.
     """
     return partition - log_base - log_ratio
+
+
+def atomic_hybrid_loss(log_unnormalized: Tensor) -> Tensor:
+    r"""Return :math:`-\log` of the share of the first of some atoms, for each row.
+
+    For parameters from a proposal :math:`\tilde p(\theta)` in the place of the prior.
+    Atoms are parameters of other rows; among them and its own, the row's parameter has
+    posterior probability proportional to :math:`q(\theta \mid x) / p(\theta)`, whatever
+    the proposal was (Greenberg et al., 2019, https://arxiv.org/abs/1905.07488).
+
+    Args:
+        log_unnormalized: :math:`\log b + \rho - \log p` of shape
+            `(num_atoms, batch_dim)`, the row's own parameter first.
+
+    Returns:
+        Losses of shape `(batch_dim,)`, in nats, never negative.
+    """
+    return torch.logsumexp(log_unnormalized, dim=0) - log_unnormalized[0]
+
+
+def _finite_exp(exponent: Tensor) -> Tensor:
+    """Return the exponential, continued by its tangent where it would overflow."""
+    excess = (exponent - _LARGEST_EXPONENT).clamp(min=0.0)
+    capped = exponent.clamp(max=_LARGEST_EXPONENT)
+    return capped.exp() + math.exp(_LARGEST_EXPONENT) * excess

@@ -40,7 +40,7 @@ OBJECTIVES = ("barber_agakov", "info_nce")
 
 # From this number of measurements on the search is not that of the defaults.
 LARGE = 50
-NUM_SEEDS_LARGE = 2
+NUM_SEEDS_LARGE = 1
 
 
 def settings_of(dim_design: int, objective: str, quick: bool) -> dict[str, Any]:

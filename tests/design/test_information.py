@@ -10,7 +10,8 @@ from sbi_boed_plugin.design.information import (
     Densities,
     training_losses,
 )
-from sbi_boed_plugin.estimators.hybrid import EnergyRatio, HybridEstimator
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
     in_batch_contrast,

@@ -16,7 +16,8 @@ from sbi_boed_plugin.design.policies import (
     PointPolicy,
     TruncatedNormalPolicy,
 )
-from sbi_boed_plugin.estimators.hybrid import EnergyRatio, HybridEstimator
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from studies.exact_estimators import (
     exact_estimators,
     information,

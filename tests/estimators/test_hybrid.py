@@ -8,7 +8,8 @@ import torch
 from sbi.neural_nets import posterior_nn
 from torch import nn
 
-from sbi_boed_plugin.estimators.hybrid import EnergyRatio, HybridEstimator
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from studies.exact_estimators import exact_estimators, slope
 from tests.oracles import EnergyBetween

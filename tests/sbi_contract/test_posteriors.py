@@ -21,7 +21,12 @@ from tests.contract_cases import (
 )
 
 with_designs = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.has_designs], ids=case_id
+    "case",
+    [case for case in CASES if case.has_designs and case.repeats],
+    ids=case_id,
+)
+with_repeats = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.repeats], ids=case_id
 )
 
 
@@ -124,11 +129,16 @@ def test_settings_may_come_in_either_of_sbis_forms(case):
     kwargs = {"design": case.designs()} if case.has_designs else {}
     with pytest.warns(FutureWarning, match="mcmc_parameters"):
         posterior = trained(case).build_posterior(
-            mcmc_method="slice_np", mcmc_parameters={"num_chains": 3}, **kwargs
+            sample_with="mcmc",
+            mcmc_method="slice_np",
+            mcmc_parameters={"num_chains": 3},
+            **kwargs,
         )
     assert (posterior.method, posterior.num_chains) == ("slice_np", 3)
     posterior = trained(case).build_posterior(
-        posterior_parameters=SAMPLERS["slice_np"][1].with_param(num_chains=2), **kwargs
+        sample_with="mcmc",
+        posterior_parameters=SAMPLERS["slice_np"][1].with_param(num_chains=2),
+        **kwargs,
     )
     assert (posterior.method, posterior.num_chains) == ("slice_np", 2)
 
@@ -136,7 +146,7 @@ def test_settings_may_come_in_either_of_sbis_forms(case):
 # --- Several observations -------------------------------------------------------------
 
 
-@for_each_case
+@with_repeats
 def test_repeated_observations_add_up(case):
     theta, x_o = case.prior().sample((6,)), case.observe(4)
     posterior = case.build_posterior(trained(case)).set_default_x(x_o)
@@ -162,7 +172,7 @@ def test_each_observation_has_its_own_design(case):
         pytest.param(case, sampler, id=f"{case.name}-{sampler}")
         for case in CASES
         for sampler in case.samplers
-        if case.has_designs
+        if case.has_designs and case.repeats
     ],
 )
 def test_every_sampler_takes_one_row_per_design(case, sampler):

@@ -1,0 +1,209 @@
+r"""Energy ratios :math:`\rho(\theta, x)`: the network, and what it is shown."""
+
+from typing import Any, cast
+
+import torch
+from nflows.distributions.normal import StandardNormal
+from sbi.neural_nets.estimators import ConditionalDensityEstimator, NFlowsFlow
+from torch import Tensor, nn
+
+from sbi_boed_plugin.estimators.design_conditioned_posterior import (
+    DesignConditionedPosterior,
+)
+from sbi_boed_plugin.estimators.reparameterize import to_noise
+from sbi_boed_plugin.estimators.transformed import TransformedEstimator
+
+__all__ = [
+    "EnergyRatio",
+    "bounded",
+    "embed_condition",
+    "has_latent",
+    "latent",
+    "sample_with_latent",
+]
+
+# Ratios are what networks say up to the first number of nats, and never more than the
+# second: far from all simulations a network may say anything.
+_FREE_ENERGY, _LARGEST_ENERGY = 15.0, 20.0
+
+
+class EnergyRatio(nn.Module):
+    r"""Residual network for :math:`\rho(\theta, x)`, zero before training.
+
+    Args:
+        input: Parameters to take the standardization from, of shape
+            `(num_samples, dim_theta)`.
+        condition: Conditions likewise, of shape `(num_samples, dim_condition)`.
+        hidden_features: Width of the layers.
+        num_blocks: Number of residual blocks.
+        dropout: Probability to leave out a hidden feature during training.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        input: Tensor,
+        condition: Tensor,
+        *,
+        hidden_features: int = 64,
+        num_blocks: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        """Initialize the network."""
+        super().__init__()
+        features = torch.cat([input, condition], dim=-1)
+        self.register_buffer("mean", features.mean(dim=0))
+        self.register_buffer("scale", features.std(dim=0).clamp_min(1e-6))
+        self.first = nn.Linear(features.shape[-1], hidden_features)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Linear(hidden_features, hidden_features),
+                nn.SiLU(),
+                *([nn.Dropout(dropout)] if dropout else []),
+                nn.Linear(hidden_features, hidden_features),
+            )
+            for _ in range(num_blocks)
+        )
+        self.last = nn.Linear(hidden_features, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, input: Tensor, condition: Tensor) -> Tensor:
+        r"""Return :math:`\rho`.
+
+        Args:
+            input: Parameters of shape `(*batch_shape, dim_theta)`.
+            condition: Conditions of shape `(*batch_shape, dim_condition)`.
+
+        Returns:
+            Ratios of shape `batch_shape`.
+        """
+        features = (torch.cat([input, condition], dim=-1) - self.mean) / self.scale
+        hidden = self.first(features)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(hidden).squeeze(-1)
+
+
+def bounded(ratio: Tensor) -> Tensor:
+    """Return ratios that never exceed 20 nats, and are the same up to 15.
+
+    Args:
+        ratio: What a network returned, of any shape.
+
+    Returns:
+        Ratios of the same shape, a smooth and increasing function of them.
+
+    Raises:
+        ValueError: If a ratio is not a number.
+    """
+    if torch.isnan(ratio).any():
+        raise ValueError(
+            f"energy_net returned NaN for {int(torch.isnan(ratio).sum())} of "
+            f"{ratio.numel()} rows. Check it, and the parameters and data that it is "
+            "given, for values that are not finite."
+        )
+    room = _LARGEST_ENERGY - _FREE_ENERGY
+    free = ratio.clamp(-_FREE_ENERGY, _FREE_ENERGY)
+    return free + room * torch.tanh((ratio - free) / room)
+
+
+def embed_condition(base: ConditionalDensityEstimator, condition: Tensor) -> Tensor:
+    """Return conditions as the base sees them: standardized and embedded.
+
+    Args:
+        base: Estimator of the posterior.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+    Returns:
+        Features of shape `(batch_dim, num_features)`.
+    """
+    if isinstance(base, DesignConditionedPosterior):
+        return embed_condition(base.net, base.with_design(condition))
+    if isinstance(base, TransformedEstimator):
+        return embed_condition(base.net, base.condition_transform(condition))
+    if base.embedding_net is not None:
+        condition = base.embedding_net(condition)
+    return condition.flatten(1)
+
+
+def has_latent(
+    base: ConditionalDensityEstimator, input: Tensor, condition: Tensor
+) -> bool:
+    """Return whether a base can say which noise a parameter was made of.
+
+    Args:
+        base: Estimator of the posterior.
+        input: Some parameters of shape `(batch_dim, dim_theta)`.
+        condition: Their conditions of shape `(batch_dim, *condition_event_shape)`.
+    """
+    try:
+        with torch.no_grad():
+            latent(base, input[:2].unsqueeze(0), condition[:2])
+    except NotImplementedError:
+        return False
+    return True
+
+
+def latent(
+    base: ConditionalDensityEstimator, input: Tensor, condition: Tensor
+) -> Tensor:
+    """Return the noise that parameters are made of, by the base.
+
+    Args:
+        base: Estimator of the posterior, of a kind that
+            :func:`~sbi_boed_plugin.estimators.reparameterize.to_noise` knows.
+        input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+    Returns:
+        Noise of shape `(sample_dim, batch_dim, dim_theta)`.
+    """
+    if isinstance(base, DesignConditionedPosterior):
+        return latent(base.net, input, base.with_design(condition))
+    sample_dim, batch_dim = input.shape[:2]
+    flat = input.flatten(0, 1)
+    if isinstance(base, NFlowsFlow):
+        flow = cast(Any, base.net)
+        if isinstance(flow._distribution, StandardNormal):
+            # Embedded once, not once per sample.
+            context = flow._embedding_net(condition)
+            context = context.expand(sample_dim, *context.shape).flatten(0, 1)
+            noise = flow._transform(flat, context=context)[0]
+            return noise.reshape(sample_dim, batch_dim, -1)
+    rows = condition.expand(sample_dim, *condition.shape).flatten(0, 1)
+    noise = to_noise(base, flat, rows)
+    return noise.reshape(sample_dim, batch_dim, -1).to(input)
+
+
+def sample_with_latent(
+    base: ConditionalDensityEstimator, num_samples: int, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw from a base, and return the noise that it made the draws of.
+
+    Flows of nflows are given the noise, which saves the way back from the draws.
+
+    Args:
+        base: As for `latent`.
+        num_samples: Number of draws of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+    Returns:
+        Draws and noise, of shape `(num_samples, batch_dim, dim_theta)`.
+    """
+    if isinstance(base, DesignConditionedPosterior):
+        return sample_with_latent(base.net, num_samples, base.with_design(condition))
+    if isinstance(base, NFlowsFlow):
+        flow = cast(Any, base.net)
+        if isinstance(flow._distribution, StandardNormal):
+            context = flow._embedding_net(condition)
+            context = context.expand(num_samples, *context.shape).flatten(0, 1)
+            noise = torch.randn(len(context), *base.input_shape, device=context.device)
+            draws = flow._transform.inverse(noise, context=context)[0]
+            shape = (num_samples, len(condition), *base.input_shape)
+            return draws.reshape(shape), noise.reshape(shape)
+    draws = base.sample(torch.Size((num_samples,)), condition)
+    return draws, latent(base, draws, condition)

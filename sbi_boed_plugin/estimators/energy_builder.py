@@ -1,0 +1,68 @@
+"""Builders of energy networks, by name or by hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+
+__all__ = ["EnergyBuilder", "energy_nn"]
+
+# From parameters of shape `(num, dim_theta)` and what the energy is shown beside them,
+# `(num, num_features)`, to a module of both that returns ratios of shape `(num,)`.
+EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
+
+# Below this number of simulations hidden features are left out at random.
+_SMALL_DATA = 3_000
+
+
+@dataclass(frozen=True)
+class _ResidualBuilder:
+    hidden_features: int
+    num_blocks: int
+    dropout: float | None
+
+    def __call__(self, theta: Tensor, features: Tensor) -> nn.Module:
+        dropout = self.dropout
+        if dropout is None:
+            dropout = 0.1 if len(theta) < _SMALL_DATA else 0.0
+        return EnergyRatio(
+            theta,
+            features,
+            hidden_features=self.hidden_features,
+            num_blocks=self.num_blocks,
+            dropout=dropout,
+        )
+
+
+def energy_nn(
+    model: Literal["resnet"] = "resnet",
+    *,
+    hidden_features: int = 64,
+    num_blocks: int = 2,
+    dropout: float | None = None,
+) -> EnergyBuilder:
+    r"""Return a function that builds the energy network of `NPE_GKL`.
+
+    Args:
+        model: Kind of network; `"resnet"` is the only one.
+        hidden_features: Width of the layers.
+        num_blocks: Number of residual blocks.
+        dropout: Probability to leave out a hidden feature during training. If `None`,
+            0.1 for fewer than 3,000 simulations, else 0.
+
+    Returns:
+        Function of `theta` and features.
+
+    Raises:
+        ValueError: If the model is unknown.
+
+    Example:
+        >>> from sbi_boed_plugin import NPE_GKL, energy_nn
+        >>> inference = NPE_GKL(energy_net=energy_nn(hidden_features=128))
+    """
+    if model != "resnet":
+        raise ValueError(f"model='{model}' is unknown. Use 'resnet'.")
+    return _ResidualBuilder(hidden_features, num_blocks, dropout)

@@ -1,0 +1,317 @@
+r"""Draws from a base, corrected by weights :math:`w = e^{\rho}`.
+
+Rejection accepts a draw of the base with probability :math:`\min(1, w / M)`. The
+largest weight of all would be the exact bound :math:`M`, but one outlier makes it
+useless: the default is a high quantile of the weights of pilot draws, and the mass
+that is lost above it, :math:`E[(w - M)_+] / E[w]`, is an upper bound of the total
+variation between the samples and the hybrid. It is measured, like everything that
+tells how well the base fits.
+
+Pilot draws come from a fixed seed, inside a random state of their own: what is measured
+of an observation is always the same, and a hybrid without a correction draws exactly
+what its base would draw.
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.samplers.rejection.rejection import accept_reject_sample
+from torch import Tensor
+
+from sbi_boed_plugin._rng import isolated_rng
+
+__all__ = [
+    "NUM_PILOT_DRAWS",
+    "WeightDiagnostics",
+    "measure_weights",
+    "sample_corrected",
+]
+
+NUM_PILOT_DRAWS = 10_000
+# Of many observations at once: fewer for each, but never fewer than a tenth.
+_MAX_PILOT_DRAWS = 200_000
+
+DEFAULT_QUANTILE = 0.999
+MIN_ACCEPTANCE_RATE = 1e-3
+# Draws of the base from which one sample is resampled.
+_OVERSAMPLING = 64
+_MAX_ATTEMPTS = 100
+
+_SEED = 20_231_001
+
+
+class _Corrected(Protocol):
+    """A base with a correction, as `HybridEstimator` is."""
+
+    @property
+    def base(self) -> ConditionalDensityEstimator: ...
+
+    def log_ratio(self, input: Tensor, condition: Tensor) -> Tensor: ...
+
+    def inside(self, input: Tensor) -> Tensor | None: ...
+
+
+@dataclass(frozen=True)
+class WeightDiagnostics:
+    r"""How well a base fits the hybrid given each observation.
+
+    All of shape `(batch_dim,)`.
+
+    Attributes:
+        acceptance_rate: Share of draws of the base that rejection accepts.
+        effective_sample_size: :math:`(\sum w)^2 / \sum w^2` of `num_draws` draws.
+        log_partition: :math:`\log \hat Z(x)` in nats; near zero where the correction
+            was trained well.
+        truncated_mass: Share of the mass above the bound, which rejection loses: at
+            most so far, in total variation, are its samples from the hybrid.
+        log_bound: :math:`\log M` in nats.
+        num_draws: Number of pilot draws of each observation.
+    """
+
+    acceptance_rate: Tensor
+    effective_sample_size: Tensor
+    log_partition: Tensor
+    truncated_mass: Tensor
+    log_bound: Tensor
+    num_draws: int
+
+
+@torch.no_grad()
+def measure_weights(
+    hybrid: _Corrected,
+    condition: Tensor,
+    *,
+    num_draws: int | None = None,
+    bound_quantile: float = DEFAULT_QUANTILE,
+    reject_outside_prior: bool = True,
+) -> WeightDiagnostics:
+    """Measure the weights of draws of the base given each condition.
+
+    Args:
+        hybrid: The estimator.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        num_draws: Number of draws for each condition. If `None`, 10,000, or less for
+            more than 20 conditions.
+        bound_quantile: Quantile of the weights to take for the bound; 1 is the largest.
+        reject_outside_prior: Whether draws outside the support of the prior weigh
+            nothing.
+
+    Returns:
+        The diagnostics.
+    """
+    batch_dim = len(condition)
+    if num_draws is None:
+        fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
+        num_draws = min(NUM_PILOT_DRAWS, max(NUM_PILOT_DRAWS // 10, fair))
+    rows = max(1, _MAX_PILOT_DRAWS // num_draws)
+    with isolated_rng(_SEED):
+        parts = [
+            _log_weights(
+                hybrid,
+                hybrid.base.sample(torch.Size((num_draws,)), chunk),
+                chunk,
+                reject_outside_prior,
+            )
+            for chunk in condition.split(rows)
+        ]
+    log_weights = torch.cat(parts, dim=1).double()
+    bound = _quantile(log_weights, bound_quantile)
+    total = torch.logsumexp(log_weights, dim=0)
+    squares = torch.logsumexp(2.0 * log_weights, dim=0)
+    # Relative to the bound, so that nothing overflows; NaN where all weights are zero.
+    relative = (log_weights - bound).exp()
+    mean = relative.mean(dim=0)
+    acceptance = relative.clamp(max=1.0).mean(dim=0)
+    truncated = (relative - 1.0).clamp(min=0.0).mean(dim=0) / mean
+    effective = (2.0 * total - squares).exp()
+    empty = bound == -torch.inf
+    zero = torch.zeros_like(bound)
+    like = log_weights.new_tensor(num_draws).log()
+    return WeightDiagnostics(
+        acceptance_rate=torch.where(empty, zero, acceptance).float(),
+        effective_sample_size=torch.where(empty, zero, effective).float(),
+        log_partition=(total - like).float(),
+        truncated_mass=torch.where(empty, zero, truncated).float(),
+        log_bound=bound.float(),
+        num_draws=num_draws,
+    )
+
+
+def sample_corrected(
+    hybrid: _Corrected,
+    num_samples: int,
+    condition: Tensor,
+    *,
+    weights: WeightDiagnostics | None = None,
+    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
+    reject_outside_prior: bool = True,
+    max_sampling_batch_size: int = 10_000,
+    show_progress_bars: bool = False,
+    max_sampling_time: float | None = None,
+    return_partial_on_timeout: bool = False,
+) -> Tensor:
+    """Draw from a hybrid: by rejection, or by resampling where that is hopeless.
+
+    Args:
+        hybrid: The estimator.
+        num_samples: Number of samples of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        weights: What `measure_weights` returned for these conditions, if it was called.
+        min_acceptance_rate: Rate of acceptance below which samples are resampled from
+            64 draws of the base each.
+        reject_outside_prior: Whether samples outside the support of the prior are
+            rejected.
+        max_sampling_batch_size: Number of draws of the base at a time.
+        show_progress_bars: Whether to show sampling progress.
+        max_sampling_time: Time in seconds after which rejection gives up.
+        return_partial_on_timeout: Whether it then returns what it has.
+
+    Returns:
+        Samples of shape `(num_samples, batch_dim, dim_theta)`.
+
+    Raises:
+        RuntimeError: If no draw of the base is in the support of the prior, or the time
+            is over.
+    """
+    if weights is None:
+        weights = measure_weights(
+            hybrid, condition, reject_outside_prior=reject_outside_prior
+        )
+    _check_not_empty(weights)
+    hopeless = weights.acceptance_rate < min_acceptance_rate
+    if hopeless.any():
+        _warn_of_resampling(weights, hopeless, min_acceptance_rate)
+
+    def reject(rows: Tensor, log_bound: Tensor) -> Tensor:
+        def accept(draws: Tensor) -> Tensor:
+            draws = draws.reshape(-1, len(rows), draws.shape[-1])
+            excess = _log_weights(hybrid, draws, rows, reject_outside_prior)
+            excess = excess - log_bound
+            accepted = excess >= 0.0
+            # Random numbers only if something depends on them: without a correction,
+            # the draws are those of the base to the last bit.
+            if not bool((accepted | (excess == -torch.inf)).all()):
+                accepted = accepted | (torch.rand_like(excess).log() < excess)
+            return accepted
+
+        return accept_reject_sample(
+            proposal=hybrid.base.sample,
+            accept_reject_fn=accept,
+            num_samples=num_samples,
+            show_progress_bars=show_progress_bars,
+            # Below a hundredth sbi warns; the rate here is known and was accepted.
+            warn_acceptance=min_acceptance_rate,
+            max_sampling_batch_size=max_sampling_batch_size,
+            proposal_sampling_kwargs={"condition": rows},
+            alternative_method="build_posterior(..., sample_with='mcmc')",
+            max_sampling_time=max_sampling_time,
+            return_partial_on_timeout=return_partial_on_timeout,
+        )[0]
+
+    if not hopeless.any():
+        return reject(condition, weights.log_bound)
+    resampled = _resample(
+        hybrid,
+        num_samples,
+        condition[hopeless],
+        reject_outside_prior,
+        max_sampling_batch_size,
+    )
+    if hopeless.all():
+        return resampled
+    rejected = reject(condition[~hopeless], weights.log_bound[~hopeless])
+    # After a timeout there are fewer of them.
+    samples = resampled.new_empty(len(rejected), len(condition), resampled.shape[-1])
+    samples[:, hopeless] = resampled[: len(rejected)]
+    samples[:, ~hopeless] = rejected
+    return samples
+
+
+def _log_weights(
+    hybrid: _Corrected, draws: Tensor, condition: Tensor, mask: bool
+) -> Tensor:
+    """Return log-weights of shape `(sample_dim, batch_dim)`."""
+    log_weights = hybrid.log_ratio(draws, condition)
+    inside = hybrid.inside(draws) if mask else None
+    if inside is None:
+        return log_weights
+    return log_weights.masked_fill(~inside, -torch.inf)
+
+
+def _quantile(log_weights: Tensor, quantile: float) -> Tensor:
+    """Return a quantile of the weights that are not zero, `-inf` if all are."""
+    ordered = log_weights.sort(dim=0).values
+    num_zero = (ordered == -torch.inf).sum(dim=0)
+    num_positive = len(ordered) - num_zero
+    rank = num_zero + (quantile * (num_positive - 1)).ceil().long().clamp(min=0)
+    return ordered.gather(0, rank.clamp(max=len(ordered) - 1).unsqueeze(0))[0]
+
+
+@torch.no_grad()
+def _resample(
+    hybrid: _Corrected,
+    num_samples: int,
+    condition: Tensor,
+    mask: bool,
+    max_batch_size: int,
+) -> Tensor:
+    """Return samples, each chosen by weight from draws of the base of its own."""
+    size = max(1, max_batch_size // _OVERSAMPLING)
+    parts = []
+    for start in range(0, num_samples, size):
+        num = min(size, num_samples - start)
+        shape = torch.Size((num * _OVERSAMPLING,))
+        for _ in range(_MAX_ATTEMPTS):
+            draws = hybrid.base.sample(shape, condition)
+            weights = _log_weights(hybrid, draws, condition, mask).T
+            if bool((weights > -torch.inf).any(dim=1).all()):
+                break
+        else:
+            raise RuntimeError(
+                f"{_MAX_ATTEMPTS} times, none of {shape.numel()} draws of the base was "
+                "in the support of the prior. Use sample_with='mcmc'."
+            )
+        # Of shape (batch_dim, num, _OVERSAMPLING).
+        groups = torch.softmax(weights, dim=1).unflatten(1, (num, _OVERSAMPLING))
+        empty = groups.sum(dim=-1) == 0.0
+        own = torch.multinomial((groups + empty.unsqueeze(-1)).flatten(0, 1), 1)
+        offset = _OVERSAMPLING * torch.arange(num, device=own.device)
+        own = own.reshape(-1, num) + offset
+        # Where no draw of its own counts, a sample shares those of the others.
+        shared = torch.multinomial(groups.flatten(1), num, replacement=True)
+        chosen = torch.where(empty, shared, own).T
+        index = chosen.reshape(*chosen.shape, 1).expand(-1, -1, draws.shape[-1])
+        parts.append(draws.gather(0, index))
+    return torch.cat(parts)
+
+
+def _check_not_empty(weights: WeightDiagnostics) -> None:
+    """Raise if the base has no draw in the support of the prior."""
+    empty = (weights.log_bound == -torch.inf).nonzero().flatten().tolist()
+    if empty:
+        raise RuntimeError(
+            f"None of {weights.num_draws} draws of the base lie in the support of the "
+            f"prior given the observation in row {empty[0]} of x ({len(empty)} of "
+            f"{len(weights.log_bound)} rows). It is probably far from all simulations: "
+            "check x, simulate closer to it, or use sample_with='mcmc'."
+        )
+
+
+def _warn_of_resampling(
+    weights: WeightDiagnostics, hopeless: Tensor, min_acceptance_rate: float
+) -> None:
+    row = int(weights.acceptance_rate.argmin())
+    warnings.warn(
+        f"Rejection would accept {weights.acceptance_rate[row].item():.2g} of draws "
+        f"of the base given the observation in row {row} of x, less than "
+        f"min_acceptance_rate={min_acceptance_rate:g} ({int(hopeless.sum())} of "
+        f"{len(hopeless)} rows): samples there are resampled by importance from "
+        f"{_OVERSAMPLING} draws each, and only as good as these. The base fits badly "
+        f"(effective sample size {weights.effective_sample_size[row].item():.3g} of "
+        f"{weights.num_draws}): use more simulations or another density_estimator, or "
+        "build_posterior(..., sample_with='mcmc').",
+        stacklevel=4,
+    )

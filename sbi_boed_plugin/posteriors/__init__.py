@@ -1,0 +1,1 @@
+"""Posteriors: what sbi's users sample from."""

@@ -1,0 +1,449 @@
+r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.potentials import posterior_estimator_based_potential
+from sbi.neural_nets.estimators.shape_handling import (
+    reshape_to_batch_event,
+    reshape_to_sample_batch_event,
+)
+from sbi.sbi_types import Shape
+from sbi.utils.torchutils import ensure_theta_batched
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.rejection import (
+    DEFAULT_QUANTILE,
+    MIN_ACCEPTANCE_RATE,
+    WeightDiagnostics,
+    measure_weights,
+    sample_corrected,
+)
+
+__all__ = ["HybridPosterior"]
+
+# Nats by which a partition function may be off before a user should know.
+_MAX_LOG_PARTITION = 1.0
+
+# Relative standard error of a normalization, and the draws that it may take, those of
+# all observations together.
+_PARTITION_ERROR = 0.006
+_MAX_DRAWS = 200_000
+
+
+class HybridPosterior(DirectPosterior):
+    r"""Posterior :math:`q \propto b(\theta \mid x) \, e^{\rho(\theta, x)}`.
+
+    Samples are draws of the base :math:`b`, each accepted with probability
+    :math:`\min(1, e^{\rho} / M)`. What `diagnostics` tells about them is measured once
+    for each observation, from draws of a fixed seed.
+
+    Example:
+    --------
+    ::
+
+        inference = NPE_GKL(prior)
+        inference.append_simulations(theta, x).train()
+        posterior = inference.build_posterior()
+        posterior.set_default_x(x_o)
+        samples = posterior.sample((1000,))
+        print(posterior.diagnostics().acceptance_rate)
+    """
+
+    posterior_estimator: HybridEstimator
+
+    def __init__(
+        self,
+        posterior_estimator: HybridEstimator,
+        prior: Distribution,
+        max_sampling_batch_size: int = 10_000,
+        device: str | torch.device | None = None,
+        x_shape: torch.Size | None = None,
+        enable_transform: bool = True,
+        *,
+        bound_quantile: float = DEFAULT_QUANTILE,
+        min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
+    ):
+        r"""Initialize the posterior.
+
+        Args:
+            posterior_estimator: The trained hybrid.
+            prior: Prior distribution; the posterior is zero outside of its support.
+            max_sampling_batch_size: Batchsize of draws from the base at each iteration.
+            device: Training device, e.g., "cpu", "cuda" or "cuda:0".
+            x_shape: Deprecated, should not be passed.
+            enable_transform: Whether to transform parameters to unconstrained space
+                during MAP optimization.
+            bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
+                bound :math:`M`: 1 is the largest weight of 10,000 draws. The lower, the
+                faster, and the more mass is lost.
+            min_acceptance_rate: Rate of acceptance below which samples are drawn by
+                sampling-importance-resampling instead.
+
+        Raises:
+            TypeError: If the estimator is not a hybrid.
+            ValueError: If a number is out of range.
+        """
+        if not isinstance(posterior_estimator, HybridEstimator):
+            raise TypeError(
+                "posterior_estimator must be a HybridEstimator, as NPE_GKL.train() "
+                f"returns, got {type(posterior_estimator).__name__}. For other "
+                "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
+            )
+        for name, value in (
+            ("bound_quantile", bound_quantile),
+            ("min_acceptance_rate", min_acceptance_rate),
+        ):
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value} must be between 0 and 1.")
+        super().__init__(
+            posterior_estimator=posterior_estimator,
+            prior=prior,
+            max_sampling_batch_size=max_sampling_batch_size,
+            device=device,
+            x_shape=x_shape,
+            enable_transform=enable_transform,
+        )
+        self.bound_quantile = bound_quantile
+        self.min_acceptance_rate = min_acceptance_rate
+        self._measured: tuple[Tensor, WeightDiagnostics] | None = None
+        self._normalized: tuple[Tensor, Tensor] | None = None
+        self._use_unnormalized_potential()
+        self._purpose = """It samples a base and accepts draws by their energy ratio,
+            within the prior bounds."""
+
+    def to(self, device: str | torch.device) -> None:
+        """Move estimator, prior and x_o to device.
+
+        Args:
+            device: Device to move the posterior to.
+        """
+        super().to(device)
+        self._measured, self._normalized = None, None
+        self._use_unnormalized_potential()
+
+    def _use_unnormalized_potential(self) -> None:
+        # Prior and estimator move together.
+        self.posterior_estimator.prior = self.prior
+        x_o = self._x
+        self.potential_fn, self.theta_transform = posterior_estimator_based_potential(
+            UnnormalizedHybrid(self.posterior_estimator),
+            self.prior,
+            x_o=None,
+            enable_transform=self.enable_transform,
+        )
+        self._x = x_o
+
+    def diagnostics(self, x: Tensor | None = None) -> WeightDiagnostics:
+        r"""Return how well the base fits the hybrid, given each observation.
+
+        Args:
+            x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
+                `None`.
+
+        Returns:
+            Acceptance rate, effective sample size, :math:`\log \hat Z`, truncated mass
+            and bound, each of shape `(batch_dim,)`.
+        """
+        return self._measure(self._rows(x))
+
+    def sample(
+        self,
+        sample_shape: Shape = torch.Size(),
+        x: Tensor | None = None,
+        max_sampling_batch_size: int = 10_000,
+        show_progress_bars: bool = True,
+        reject_outside_prior: bool = True,
+        max_sampling_time: float | None = None,
+        return_partial_on_timeout: bool = False,
+    ) -> Tensor:
+        r"""Draw samples from the posterior :math:`p(\theta|x)`.
+
+        Args:
+            sample_shape: Desired shape of samples.
+            x: Observation of shape `(1, *x_event_shape)` or `x_event_shape`; the
+                default `x` if `None`.
+            max_sampling_batch_size: Maximum number of draws of the base at a time.
+            show_progress_bars: Whether to show sampling progress monitor.
+            reject_outside_prior: Whether samples outside of the prior's support are
+                rejected.
+            max_sampling_time: Time in seconds after which sampling gives up.
+            return_partial_on_timeout: Whether it then returns the samples it has, with
+                a warning, instead of raising a RuntimeError.
+
+        Returns:
+            Samples of shape `(*sample_shape, dim_theta)`.
+
+        Raises:
+            ValueError: If there are several observations.
+            RuntimeError: If the time is over, or the base has no draws in the support
+                of the prior.
+        """
+        rows = self._one_row(x, ".sample()", ".sample_batched()")
+        samples = self._draw(
+            torch.Size(sample_shape).numel(),
+            rows,
+            max_sampling_batch_size=max_sampling_batch_size,
+            show_progress_bars=show_progress_bars,
+            reject_outside_prior=reject_outside_prior,
+            max_sampling_time=max_sampling_time,
+            return_partial_on_timeout=return_partial_on_timeout,
+        )
+        return samples[:, 0]
+
+    def sample_batched(
+        self,
+        sample_shape: Shape,
+        x: Tensor,
+        max_sampling_batch_size: int = 10_000,
+        show_progress_bars: bool = True,
+        reject_outside_prior: bool = True,
+        max_sampling_time: float | None = None,
+        return_partial_on_timeout: bool = False,
+    ) -> Tensor:
+        r"""Draw samples from the posteriors of several observations at once.
+
+        Args:
+            sample_shape: Shape of samples for each observation.
+            x: Observations of shape `(batch_dim, *x_event_shape)`.
+            max_sampling_batch_size: Maximum number of draws of the base at a time, for
+                each observation; less for more than ten.
+            show_progress_bars: Whether to show sampling progress monitor.
+            reject_outside_prior: As in `sample`, like the following.
+            max_sampling_time: Time in seconds after which sampling gives up.
+            return_partial_on_timeout: Whether it then returns the samples it has.
+
+        Returns:
+            Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
+        """
+        rows = self._rows(x)
+        samples = self._draw(
+            torch.Size(sample_shape).numel(),
+            rows,
+            max_sampling_batch_size=min(
+                max_sampling_batch_size, max(1, 100_000 // len(rows))
+            ),
+            show_progress_bars=show_progress_bars,
+            reject_outside_prior=reject_outside_prior,
+            max_sampling_time=max_sampling_time,
+            return_partial_on_timeout=return_partial_on_timeout,
+        )
+        if len(samples) < torch.Size(sample_shape).numel():
+            return samples
+        return samples.reshape(*sample_shape, *samples.shape[1:])
+
+    def log_prob(
+        self,
+        theta: Tensor,
+        x: Tensor | None = None,
+        norm_posterior: bool = True,
+        track_gradients: bool = False,
+        leakage_correction_params: dict | None = None,
+    ) -> Tensor:
+        r"""Return the log-density of the posterior :math:`p(\theta|x)`.
+
+        Args:
+            theta: Parameters of shape `(num, dim_theta)`.
+            x: Observation; the default `x` if `None`.
+            norm_posterior: Whether to normalize, by draws of the base.
+            track_gradients: Whether the result carries gradients.
+            leakage_correction_params: Taken for the sake of `DirectPosterior`: its only
+                use here is `num_rejection_samples`, the number of draws.
+
+        Returns:
+            Log-densities of shape `(num,)` in nats, `-inf` outside the support of the
+            prior.
+        """
+        rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
+        theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
+        log_prob = self._log_prob(
+            theta.unsqueeze(1),
+            rows,
+            norm_posterior,
+            track_gradients,
+            leakage_correction_params,
+        )
+        return log_prob[:, 0]
+
+    def log_prob_batched(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        norm_posterior: bool = True,
+        track_gradients: bool = False,
+        leakage_correction_params: dict | None = None,
+    ) -> Tensor:
+        r"""Return log-densities of parameters, each given its own observation.
+
+        Args:
+            theta: Parameters of shape `(*sample_shape, batch_dim, dim_theta)`.
+            x: Observations of shape `(batch_dim, *x_event_shape)`.
+            norm_posterior: As in `log_prob`, like the following.
+            track_gradients: Whether the result carries gradients.
+            leakage_correction_params: As in `log_prob`.
+
+        Returns:
+            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
+        """
+        theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
+        several = theta.dim() > 1 + len(self.posterior_estimator.input_shape)
+        theta = reshape_to_sample_batch_event(
+            theta, self.posterior_estimator.input_shape, leading_is_sample=several
+        )
+        return self._log_prob(
+            theta,
+            self._rows(x),
+            norm_posterior,
+            track_gradients,
+            leakage_correction_params,
+        )
+
+    @torch.no_grad()
+    def leakage_correction(
+        self,
+        x: Tensor,
+        num_rejection_samples: int = 10_000,
+        force_update: bool = False,
+        show_progress_bars: bool = False,
+        rejection_sampling_batch_size: int = 10_000,
+    ) -> Tensor:
+        """Return the share of the hybrid's mass in the support of the prior.
+
+        Args:
+            x: Observations of shape `(batch_dim, *x_event_shape)`.
+            num_rejection_samples: Number of draws of the base to tell it from.
+            force_update: Taken for the sake of `DirectPosterior`, like the following;
+                nothing is stored here.
+            show_progress_bars: Without effect.
+            rejection_sampling_batch_size: Without effect.
+
+        Returns:
+            Shares of shape `(batch_dim,)`.
+        """
+        rows = self._rows(x)
+        inside, everywhere = (
+            measure_weights(
+                self.posterior_estimator,
+                rows,
+                num_draws=num_rejection_samples,
+                reject_outside_prior=reject,
+            ).log_partition
+            for reject in (True, False)
+        )
+        return (inside - everywhere).exp()
+
+    def _rows(self, x: Tensor | None) -> Tensor:
+        """Return observations in rows, on the right device and of the right shape."""
+        x = self._x_else_default_x(x).to(self._device)
+        shape = self.posterior_estimator.condition_shape
+        if x.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, but each observation must have shape "
+                f"{tuple(shape)}, as those that the posterior was trained with."
+            )
+        rows = reshape_to_batch_event(x, event_shape=shape)
+        self.posterior_estimator.eval()
+        return rows
+
+    def _one_row(self, x: Tensor | None, method: str, batched: str) -> Tensor:
+        rows = self._rows(x)
+        if len(rows) > 1:
+            raise ValueError(
+                f"{method} takes one observation, and x has {len(rows)}: use {batched} "
+                "for the posteriors of several. For one posterior of several i.i.d. "
+                "observations, train with a permutation invariant embedding net."
+            )
+        return rows
+
+    def _measure(self, rows: Tensor) -> WeightDiagnostics:
+        """Return diagnostics; those of the last observations are kept."""
+        if self._measured is not None and torch.equal(self._measured[0], rows):
+            return self._measured[1]
+        measured = measure_weights(
+            self.posterior_estimator, rows, bound_quantile=self.bound_quantile
+        )
+        self._warn_if_far(measured)
+        self._measured = rows, measured
+        return measured
+
+    def _warn_if_far(self, measured: WeightDiagnostics) -> None:
+        if not self.posterior_estimator.trained_partition:
+            return
+        off = measured.log_partition.abs()
+        far = off > _MAX_LOG_PARTITION
+        if far.any():
+            row = int(torch.where(off.isinf(), torch.zeros_like(off), off).argmax())
+            warnings.warn(
+                f"log Z is {measured.log_partition[row].item():.2f} given the "
+                f"observation in row {row} of x ({int(far.sum())} of {len(far)} rows "
+                f"are off by more than {_MAX_LOG_PARTITION:g}), and 0 where the energy "
+                "was trained well: the observation is probably far from the "
+                "simulations, and its posterior not to be trusted.",
+                stacklevel=4,
+            )
+
+    def _draw(
+        self, num_samples: int, rows: Tensor, reject_outside_prior: bool, **kwargs: Any
+    ) -> Tensor:
+        hybrid = self.posterior_estimator
+        if reject_outside_prior:
+            weights = self._measure(rows)
+        else:
+            weights = measure_weights(
+                hybrid,
+                rows,
+                bound_quantile=self.bound_quantile,
+                reject_outside_prior=False,
+            )
+        if num_samples == 0:
+            return rows.new_empty(0, len(rows), *hybrid.input_shape)
+        return sample_corrected(
+            hybrid,
+            num_samples,
+            rows,
+            weights=weights,
+            min_acceptance_rate=self.min_acceptance_rate,
+            reject_outside_prior=reject_outside_prior,
+            **kwargs,
+        )
+
+    def _log_prob(
+        self,
+        theta: Tensor,
+        rows: Tensor,
+        norm_posterior: bool,
+        track_gradients: bool,
+        leakage_correction_params: dict | None,
+    ) -> Tensor:
+        hybrid = self.posterior_estimator
+        with torch.set_grad_enabled(track_gradients):
+            log_prob = hybrid.log_unnormalized(theta, rows)
+        inside = hybrid.inside(theta)
+        if inside is not None:
+            log_prob = log_prob.masked_fill(~inside, -math.inf)
+        if not norm_posterior:
+            return log_prob
+        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
+        return log_prob - self._log_partition(rows, num_draws)
+
+    def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
+        """Return log Z of observations; that of the last ones is kept."""
+        hybrid = self.posterior_estimator
+        if num_draws is not None:
+            return measure_weights(hybrid, rows, num_draws=num_draws).log_partition
+        kept = self._normalized
+        if kept is not None and torch.equal(kept[0], rows):
+            return kept[1]
+        measured = self._measure(rows)
+        variance = measured.num_draws / measured.effective_sample_size - 1.0
+        affordable = _MAX_DRAWS // len(rows)
+        needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
+        if needed > measured.num_draws:
+            measured = measure_weights(hybrid, rows, num_draws=needed)
+        self._normalized = rows, measured.log_partition
+        return measured.log_partition

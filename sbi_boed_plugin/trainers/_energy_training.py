@@ -1,0 +1,390 @@
+"""The second stage of a hybrid posterior: its energy, with the base left as it is.
+
+Everything that does not change while the energy learns is computed once: what the
+energy is shown of each simulation, and a pool of draws from the base for each, of which
+every step takes some to estimate the partition function. An epoch then costs as much
+as that of a small network, whatever the base is.
+"""
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sbi.utils.torchutils import assert_all_finite
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim.adamw import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.objectives.generalized_kl import (
+    atomic_hybrid_loss,
+    hybrid_loss,
+    partition_function,
+)
+
+__all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
+
+# Below this number of simulations the energy is trained with small batches and decay.
+SMALL_DATA = 3_000
+
+# Draws of the base for each simulation: to train with, to validate with after each
+# epoch, and to decide in the end whether the energy helps.
+_POOL_SIZE, _VALIDATION_POOL, _FINAL_POOL = 24, 32, 128
+# Pairs evaluated at a time: what fits into the cache of a processor.
+_CHUNK = 2**14
+_MAX_POOL_VALUES = 2**26
+_VALIDATION_SEED = 20_231_002
+
+
+@dataclass(frozen=True)
+class EnergyConfig:
+    """How `NPE_GKL.train` trains the energy of a hybrid posterior.
+
+    Attributes:
+        num_partition_samples: Draws from the base that estimate the partition function
+            of each simulation in each step.
+        learning_rate: Largest learning rate of a one-cycle schedule.
+        max_num_epochs: Length of the schedule in epochs.
+        stop_after_epochs: Epochs without improvement of the validation loss after which
+            training stops.
+        training_batch_size: Simulations per step. If `None`, 64 for fewer than 3,000
+            simulations, else 200.
+        weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
+            3,000 simulations, else 1e-4.
+        clip_max_norm: Value at which to clip the total gradient norm, `None` for no
+            clipping.
+        min_standard_errors: Standard errors by which the energy must improve the
+            validation objective. Otherwise the base is kept as it is.
+    """
+
+    num_partition_samples: int = 8
+    learning_rate: float = 3e-3
+    max_num_epochs: int = 60
+    stop_after_epochs: int = 20
+    training_batch_size: int | None = None
+    weight_decay: float | None = None
+    clip_max_norm: float | None = 5.0
+    min_standard_errors: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("num_partition_samples", "max_num_epochs", "stop_after_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if not self.learning_rate > 0.0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        if self.training_batch_size is not None and self.training_batch_size < 2:
+            raise ValueError(
+                f"training_batch_size={self.training_batch_size} must be at least 2."
+            )
+        if self.weight_decay is not None and self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+
+    def for_data(self, num_simulations: int) -> tuple[int, float]:
+        """Return batch size and weight decay for a number of simulations."""
+        small = num_simulations < SMALL_DATA
+        batch_size = self.training_batch_size or (64 if small else 200)
+        decay = self.weight_decay
+        if decay is None:
+            decay = 1e-2 if small else 1e-4
+        return min(batch_size, num_simulations), decay
+
+
+@dataclass
+class EnergyHistory:
+    """What the training of an energy recorded.
+
+    Attributes:
+        training_loss: Mean loss of each epoch, without that of the base (nats).
+        validation_loss: The same of the validation set, with the same draws each time.
+        gain: Mean improvement of the validation objective over the base (nats).
+        gain_standard_error: Its standard error.
+        kept: Whether the energy is kept.
+    """
+
+    training_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    gain: float = 0.0
+    gain_standard_error: float = 0.0
+    kept: bool = False
+
+
+@dataclass
+class _Rows:
+    """What is known of some simulations before the energy is.
+
+    Parameters of shape `(num, dim_theta)`, features of shape `(num, num_features)` and
+    noise; of the pool with a first dimension of draws. Log-weights of the pool are zero
+    or `-inf` for draws of the base, inside and outside of the prior's support; for
+    atoms, those and the row's own are `log b - log p`.
+    """
+
+    theta: Tensor
+    shown: Tensor
+    noise: Tensor
+    pool_theta: Tensor
+    pool_noise: Tensor
+    pool_log_weight: Tensor
+    log_weight: Tensor | None
+    kernel: Tensor
+
+    def take(self, rows: Tensor, draws: Tensor | slice, device: str) -> "_Rows":
+        own = None if self.log_weight is None else self.log_weight[rows].to(device)
+        return _Rows(
+            self.theta[rows].to(device),
+            self.shown[rows].to(device),
+            self.noise[rows].to(device),
+            self.pool_theta[draws][:, rows].to(device),
+            self.pool_noise[draws][:, rows].to(device),
+            self.pool_log_weight[draws][:, rows].to(device),
+            own,
+            self.kernel[rows].to(device),
+        )
+
+
+def train_energy(
+    hybrid: HybridEstimator,
+    theta: Tensor,
+    x: Tensor,
+    *,
+    train_rows: Tensor,
+    validation_rows: Tensor,
+    config: EnergyConfig,
+    atomic_prior: Distribution | None = None,
+    calibration_kernel: Callable[[Tensor], Tensor] | None = None,
+    device: str = "cpu",
+    show_progress_bar: bool = False,
+) -> EnergyHistory:
+    """Train the energy of a hybrid on simulations, in place.
+
+    If the energy does not improve the validation objective, it is set to zero: its last
+    layer, or whatever the weights were before training. Whatever interrupts the
+    training, the best weights so far are kept.
+
+    Args:
+        hybrid: Base, trained, and energy.
+        theta: Parameters of shape `(num_simulations, dim_theta)`.
+        x: Data of shape `(num_simulations, *condition_event_shape)`.
+        train_rows: Indices of simulations to train with.
+        validation_rows: Indices of the others.
+        config: Settings.
+        atomic_prior: The prior, if parameters came from other proposals. Atoms, which
+            are parameters of other simulations, then take the place of draws from the
+            base.
+        calibration_kernel: Weight of each simulation, from `x`.
+        device: Device of training.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        Losses and the improvement.
+    """
+    hybrid.base.eval()
+    history = EnergyHistory()
+
+    def prepare(rows: Tensor, num_draws: int) -> _Rows:
+        return _prepare(
+            hybrid,
+            theta[rows],
+            x[rows],
+            num_draws,
+            atomic_prior,
+            calibration_kernel,
+            device,
+        )
+
+    values = max(1, train_rows.numel() * (2 * theta.shape[1] + 1))
+    pool_size = min(_POOL_SIZE, max(4, _MAX_POOL_VALUES // values))
+    training = prepare(train_rows, max(pool_size, config.num_partition_samples))
+    with isolated_rng(_VALIDATION_SEED):
+        validation = prepare(validation_rows, _VALIDATION_POOL)
+
+    batch_size, weight_decay = config.for_data(len(train_rows))
+    num_batches = max(1, len(train_rows) // batch_size)
+    optimizer = AdamW(
+        hybrid.energy.parameters(), lr=config.learning_rate, weight_decay=weight_decay
+    )
+    schedule = OneCycleLR(
+        optimizer,
+        max_lr=config.learning_rate,
+        total_steps=config.max_num_epochs * num_batches,
+    )
+    initial = deepcopy(hybrid.energy.state_dict())
+    best, best_loss, since_best = initial, _mean_loss(hybrid, validation, device), 0
+    bar = tqdm(
+        total=config.max_num_epochs,
+        desc="Training energy",
+        disable=not show_progress_bar,
+    )
+    try:
+        with bar:
+            for _ in range(config.max_num_epochs):
+                hybrid.energy.train()
+                order = torch.randperm(len(train_rows))
+                total = 0.0
+                for batch in range(num_batches):
+                    rows = order[batch * batch_size : (batch + 1) * batch_size]
+                    draws = torch.randperm(len(training.pool_theta))
+                    draws = draws[: config.num_partition_samples]
+                    chosen = training.take(rows, draws, device)
+                    loss = (chosen.kernel * _losses(hybrid, chosen)).mean()
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    if config.clip_max_norm is not None:
+                        clip_grad_norm_(
+                            hybrid.energy.parameters(), max_norm=config.clip_max_norm
+                        )
+                    optimizer.step()
+                    schedule.step()
+                    total += loss.item()
+                hybrid.energy.eval()
+                held_out = _mean_loss(hybrid, validation, device)
+                history.training_loss.append(total / num_batches)
+                history.validation_loss.append(held_out)
+                bar.update()
+                bar.set_postfix(loss=f"{held_out:.4f}")
+                if held_out < best_loss:
+                    best_loss, since_best = held_out, 0
+                    best = deepcopy(hybrid.energy.state_dict())
+                else:
+                    since_best += 1
+                if since_best >= config.stop_after_epochs:
+                    break
+    finally:
+        hybrid.energy.load_state_dict(best)
+        hybrid.energy.zero_grad(set_to_none=True)
+        hybrid.energy.eval()
+
+    with isolated_rng(_VALIDATION_SEED + 1):
+        final = prepare(validation_rows, _FINAL_POOL)
+    gains = _gains(hybrid, final, device)
+    history.gain = float(gains.mean())
+    history.gain_standard_error = math.inf
+    if len(gains) > 1:
+        history.gain_standard_error = float(gains.std() / len(gains) ** 0.5)
+    threshold = config.min_standard_errors * history.gain_standard_error
+    history.kept = history.gain > max(threshold, 0.0)
+    if not history.kept:
+        hybrid.energy.load_state_dict(initial)
+    return history
+
+
+def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
+    """Return the loss of each row without that of the base, of shape `(num,)`."""
+    ratio, pool_ratio = _ratios(hybrid, rows)
+    if rows.log_weight is None:
+        partition = partition_function(pool_ratio, log_weight=rows.pool_log_weight)
+        return hybrid_loss(torch.zeros_like(ratio), ratio, partition)
+    own = (rows.log_weight + ratio).unsqueeze(0)
+    return atomic_hybrid_loss(torch.cat([own, rows.pool_log_weight + pool_ratio]))
+
+
+def _ratios(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Return the ratios of the rows' own parameters, and of their pool."""
+    theta = torch.cat([rows.theta.unsqueeze(0), rows.pool_theta])
+    noise = torch.cat([rows.noise.unsqueeze(0), rows.pool_noise])
+    ratios = hybrid.ratio_of_features(theta, rows.shown, noise)
+    return ratios[0], ratios[1:]
+
+
+@torch.no_grad()
+def _mean_loss(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
+    losses = [
+        chosen.kernel * _losses(hybrid, chosen) for chosen in _chunks(rows, device)
+    ]
+    return float(torch.cat(losses).mean())
+
+
+@torch.no_grad()
+def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> Tensor:
+    """Return by how much the energy improves the objective of each row, in nats.
+
+    The base is taken as posteriors take it: normalized over the support of the prior.
+    """
+    gains = []
+    for chosen in _chunks(rows, device):
+        losses = _losses(hybrid, chosen)
+        if chosen.log_weight is None:
+            inside = chosen.pool_log_weight.exp().mean(dim=0)
+            base = 1.0 + inside.clamp(min=1.0 / len(chosen.pool_theta)).log()
+        else:
+            own = chosen.log_weight.unsqueeze(0)
+            base = atomic_hybrid_loss(torch.cat([own, chosen.pool_log_weight]))
+        gains.append(base - losses)
+    return torch.cat(gains)
+
+
+def _chunks(rows: _Rows, device: str) -> Any:
+    size = max(1, _CHUNK // len(rows.pool_theta))
+    for indices in torch.arange(len(rows.theta)).split(size):
+        yield rows.take(indices, slice(None), device)
+
+
+@torch.no_grad()
+def _prepare(
+    hybrid: HybridEstimator,
+    theta: Tensor,
+    x: Tensor,
+    num_draws: int,
+    atomic_prior: Distribution | None,
+    calibration_kernel: Callable[[Tensor], Tensor] | None,
+    device: str,
+) -> _Rows:
+    """Compute what does not change while the energy learns, in chunks of rows."""
+    parts = []
+    for rows in torch.arange(len(theta)).split(max(1, _CHUNK // num_draws)):
+        own, data = theta[rows].to(device), x[rows].to(device)
+        if atomic_prior is None:
+            pool, pool_noise = hybrid.draw(num_draws, data)
+            log_weight = None
+            pool_log_weight = torch.zeros(pool.shape[:2], device=device)
+            inside = hybrid.inside(pool)
+            if inside is not None:
+                pool_log_weight = pool_log_weight.masked_fill(~inside, -torch.inf)
+        else:
+            # Any row but the own one.
+            shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
+            pool = theta[(rows + shift) % len(theta)].to(device)
+            pool_noise = hybrid.latent(pool, data)
+            both = torch.cat([own.unsqueeze(0), pool])
+            log_prior = atomic_prior.log_prob(both.flatten(0, 1))
+            assert_all_finite(log_prior, "prior eval")
+            weights = hybrid.base.log_prob(both, data)
+            weights = weights - log_prior.reshape(both.shape[:2])
+            log_weight, pool_log_weight = weights[0], weights[1:]
+        kernel = torch.ones(len(rows), device=device)
+        if calibration_kernel is not None:
+            kernel = calibration_kernel(data).to(device)
+        parts.append(
+            _Rows(
+                own,
+                hybrid.condition_features(data),
+                hybrid.latent(own.unsqueeze(0), data)[0],
+                pool,
+                pool_noise,
+                pool_log_weight,
+                log_weight,
+                kernel,
+            )
+        )
+    where = theta.device
+
+    def join(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(part, name).to(where) for part in parts], dim=dim)
+
+    return _Rows(
+        join("theta", 0),
+        join("shown", 0),
+        join("noise", 0),
+        join("pool_theta", 1),
+        join("pool_noise", 1),
+        join("pool_log_weight", 1),
+        None if atomic_prior is None else join("log_weight", 0),
+        join("kernel", 0),
+    )

@@ -1,0 +1,652 @@
+"""NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
+
+import pickle
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from sbi.inference import NPE_C
+from sbi.inference.posteriors import DirectPosterior
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import (
+    DirectPosteriorParameters,
+    ImportanceSamplingPosteriorParameters,
+    MCMCPosteriorParameters,
+    RejectionPosteriorParameters,
+    VIPosteriorParameters,
+)
+from sbi.inference.potentials import posterior_estimator_based_potential
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.sbi_types import Tracker
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.utils.tensorboard.writer import SummaryWriter
+from typing_extensions import Self
+
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
+from sbi_boed_plugin.estimators.energy import has_latent
+from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.trainers._checks import check_designs_given
+from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
+from sbi_boed_plugin.trainers._energy_training import (
+    EnergyConfig,
+    EnergyHistory,
+    train_energy,
+)
+
+__all__ = ["NPE_GKL"]
+
+_ENERGY_EPOCHS = "energy_epochs_trained"
+_ENERGY_TRAINING = "energy_training_loss"
+_ENERGY_VALIDATION = "energy_validation_loss"
+_ENERGY_GAIN = "energy_gain"
+_ENERGY_GAIN_ERROR = "energy_gain_standard_error"
+_ENERGY_KEYS = (
+    _ENERGY_EPOCHS,
+    _ENERGY_TRAINING,
+    _ENERGY_VALIDATION,
+    _ENERGY_GAIN,
+    _ENERGY_GAIN_ERROR,
+)
+
+
+class NPE_GKL(NPE_C):
+    r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
+
+    The posterior is :math:`q(\theta \mid x) \propto b(\theta \mid x)
+    \, e^{\rho(\theta, x)}`: a base, which NPE trains, times an energy ratio that is
+    trained afterwards to minimise
+
+    .. math:: E_{p(\theta, x)}[-\log b - \rho] + E_{p(x)} E_{b(\theta' \mid x)}
+        [1(\theta' \in \Theta) \, e^{\rho(\theta', x)}],
+
+    the generalized Kullback-Leibler divergence from the posterior. The energy corrects
+    what the base cannot represent, above all the edges and gaps between modes that a
+    flow smears out. If it does not improve the objective on the validation set, the
+    base is kept as it is.
+
+    It takes the place of `sbi.inference.NPE` in any pipeline, with the same arguments,
+    summary, trackers and posteriors.
+
+    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
+        Generalized Kullback-Leibler Divergence*, 2023,
+        https://arxiv.org/abs/2310.01808
+
+    Example:
+    --------
+    ::
+
+        from sbi_boed_plugin import NPE_GKL
+
+        inference = NPE_GKL(prior, density_estimator="maf")
+        inference.append_simulations(theta, x).train()
+        posterior = inference.build_posterior()
+        samples = posterior.sample((1000,), x=x_o)
+        print(posterior.diagnostics(x_o))
+
+        # Or improve a posterior that is there already
+        posterior = NPE_GKL.refine(npe_posterior, theta, x).build_posterior()
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None = None,
+        density_estimator: Literal["nsf", "maf", "mdn", "made"]
+        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "maf",
+        device: str = "cpu",
+        logging_level: int | str = "WARNING",
+        summary_writer: SummaryWriter | None = None,
+        tracker: Tracker | None = None,
+        show_progress_bars: bool = True,
+        *,
+        energy_net: Literal["resnet"] | EnergyBuilder = "resnet",
+    ):
+        r"""Initialize the trainer.
+
+        Args:
+            prior: A probability distribution that expresses prior knowledge about the
+                parameters. The posterior is zero outside of its support.
+            density_estimator: The base: a string (one of nsf, maf, mdn, made, or
+                another model of `posterior_nn`) or a function that builds the network,
+                as for `NPE`. With designs it receives `(x, design)` in one row in the
+                place of `x`.
+            device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
+            logging_level: Minimum severity of messages to log.
+            summary_writer: Deprecated alias for the TensorBoard summary writer.
+            tracker: Tracking adapter used to log training metrics. If None, a
+                TensorBoard tracker is used with a default log directory.
+            show_progress_bars: Whether to show a progressbar during training.
+            energy_net: The energy: a model of `energy_nn`, or a function that builds a
+                module from parameters of shape `(num, dim_theta)` and features of shape
+                `(num, num_features)`. Features are the data as the base embeds them
+                and, if the base can tell, the noise that it makes the parameters of.
+                The module is called with batches of both, and returns ratios without
+                the last dimension. It should be zero before training.
+        """
+        super().__init__(
+            prior=prior,
+            density_estimator=density_estimator,
+            device=device,
+            logging_level=logging_level,
+            summary_writer=summary_writer,
+            tracker=tracker,
+            show_progress_bars=show_progress_bars,
+        )
+        if not (isinstance(energy_net, str) or callable(energy_net)):
+            raise TypeError(
+                "energy_net must be a string or a function that builds a network, got "
+                f"{type(energy_net).__name__}."
+            )
+        self._build_energy: EnergyBuilder | None = (
+            energy_nn(energy_net) if isinstance(energy_net, str) else energy_net
+        )
+        self._training: Literal["two_stage", "joint"] = "two_stage"
+        self._num_partition_samples = EnergyConfig.num_partition_samples
+        self._dim_design: int | None = None
+        self._neural_net: ConditionalDensityEstimator | None
+        self._summary.update({key: [] for key in _ENERGY_KEYS})
+
+    @classmethod
+    def refine(
+        cls,
+        posterior: DirectPosterior | ConditionalDensityEstimator,
+        theta: Tensor,
+        x: Tensor,
+        *,
+        prior: Distribution | None = None,
+        energy_net: Literal["resnet"] | EnergyBuilder = "resnet",
+        energy: EnergyConfig | None = None,
+        validation_fraction: float = 0.1,
+        device: str | None = None,
+        tracker: Tracker | None = None,
+        show_progress_bars: bool = True,
+    ) -> "NPE_GKL":
+        r"""Train an energy for a posterior that is there already.
+
+        The posterior itself stays as it is; its network is copied and frozen.
+
+        Args:
+            posterior: A `DirectPosterior`, as `NPE.build_posterior()` returns, or the
+                estimator that `NPE.train()` returns.
+            theta: Parameters of shape `(num_simulations, dim_theta)`, drawn from the
+                prior; best those that the posterior was trained with.
+            x: Their simulations, of shape `(num_simulations, *x_event_shape)`. Rows
+                that are NaN or infinite are left out.
+            prior: The prior. If `None`, that of the posterior.
+            energy_net: As for the trainer.
+            energy: How to train the energy.
+            validation_fraction: The fraction of data to use for validation.
+            device: Training device. If `None`, that of the posterior.
+            tracker: As for the trainer.
+            show_progress_bars: Whether to show progress.
+
+        Returns:
+            A trainer whose `build_posterior()` returns the corrected posterior.
+
+        Raises:
+            TypeError: If `posterior` is of another kind.
+            ValueError: If there is no prior, or shapes do not match.
+        """
+        estimator = posterior
+        if isinstance(posterior, NeuralPosterior):
+            estimator = getattr(posterior, "posterior_estimator", None)
+            prior = prior or getattr(posterior, "prior", None)
+        if isinstance(estimator, HybridEstimator):
+            estimator = estimator.base
+        if not isinstance(estimator, ConditionalDensityEstimator):
+            raise TypeError(
+                f"posterior is a {type(posterior).__name__}: refine() corrects what "
+                "NPE.train() or NPE.build_posterior() return. Posteriors of NLE and "
+                "NRE have no normalized density to correct."
+            )
+        if prior is None:
+            raise ValueError(
+                "prior=None, and an estimator does not know its prior: pass prior=..."
+            )
+        _check_matches(estimator, theta, x)
+        if device is None:
+            device = str(next(estimator.parameters()).device)
+        trainer = cls(
+            prior,
+            _given_estimator,
+            device=device,
+            tracker=tracker,
+            show_progress_bars=show_progress_bars,
+            energy_net=energy_net,
+        )
+        trainer.append_simulations(theta, x)
+        trainer.get_dataloaders(0, validation_fraction=validation_fraction)
+        trainer._neural_net = deepcopy(estimator).to(device)
+        trainer._round = 0
+        trainer._train_energy(energy or EnergyConfig(), 0, None, atomic=False)
+        return trainer
+
+    def append_simulations(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        proposal: DirectPosterior | None = None,
+        exclude_invalid_x: bool | None = None,
+        data_device: str | None = None,
+        *,
+        design: Tensor | None = None,
+    ) -> Self:
+        r"""Store parameters, simulation outputs and their designs for training.
+
+        Args:
+            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
+            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
+                designs of shape `(num_simulations, dim_x)`.
+            proposal: The distribution that the parameters were sampled from. `None` for
+                the prior; another triggers the atomic loss.
+            exclude_invalid_x: Whether invalid simulations are discarded during
+                training, as for `NPE`. If `None`, in the first round only.
+            data_device: Where to store the data, default is on the same device where
+                the training is happening.
+            design: Designs of the simulations, of shape
+                `(num_simulations, dim_design)`, or `None` if the experiment has none.
+                They must be drawn independently of `theta`. What the posterior is
+                conditioned on, `(x, design)`, is stored in one row.
+
+        Returns:
+            The trainer (returned so that this function is chainable).
+
+        Raises:
+            ValueError: If designs are missing, superfluous, of a wrong shape or not
+                finite.
+        """
+        if self._data_round_index or self._neural_net is not None:
+            check_designs_given(design, self._dim_design)
+        dim_design = 0
+        if design is not None:
+            x, dim_design = append_design_to_data(x, design, self._dim_design)
+        super().append_simulations(
+            theta=theta,
+            x=x,
+            proposal=proposal,
+            exclude_invalid_x=exclude_invalid_x,
+            data_device=data_device,
+        )
+        self._dim_design = dim_design
+        return self
+
+    def train(
+        self,
+        num_atoms: int = 10,
+        training_batch_size: int = 200,
+        learning_rate: float = 5e-4,
+        validation_fraction: float = 0.1,
+        stop_after_epochs: int = 20,
+        max_num_epochs: int = 2**31 - 1,
+        clip_max_norm: float | None = 5.0,
+        calibration_kernel: Callable | None = None,
+        resume_training: bool = False,
+        force_first_round_loss: bool = False,
+        discard_prior_samples: bool = False,
+        use_combined_loss: bool = False,
+        retrain_from_scratch: bool = False,
+        show_train_summary: bool = False,
+        dataloader_kwargs: dict | None = None,
+        *,
+        training: Literal["two_stage", "joint"] = "two_stage",
+        energy: EnergyConfig | None = None,
+    ) -> ConditionalDensityEstimator:
+        r"""Train the base, then the energy that corrects it.
+
+        The base is trained as by `NPE`, with the same arguments, split and random
+        numbers. The summary and the tracker also get the losses of each epoch of the
+        energy, `energy_training_loss` and `energy_validation_loss`, the number of these
+        epochs, and `energy_gain` with its standard error: the nats by which the energy
+        improves the validation objective, a lower bound of the improvement of the
+        held-out log-density.
+
+        Args:
+            num_atoms: Number of atoms of the base's loss in later rounds.
+            training_batch_size: As in `sbi.inference.NPE.train`, like the following.
+            learning_rate: Learning rate for Adam optimizer.
+            validation_fraction: The fraction of data to use for validation.
+            stop_after_epochs: Number of epochs without improvement before stopping.
+            max_num_epochs: Maximum number of epochs to run.
+            clip_max_norm: Value at which to clip the total gradient norm.
+            calibration_kernel: A function to weigh simulations by their `x`.
+            resume_training: Whether to continue the training of the base. The energy
+                belongs to a base and is trained anew.
+            force_first_round_loss: Whether to train with maximum likelihood whatever
+                the proposal was.
+            discard_prior_samples: Whether to discard samples of round 1.
+            use_combined_loss: Whether to add maximum likelihood on prior samples.
+            retrain_from_scratch: Whether to retrain from scratch each round.
+            show_train_summary: Whether to print the number of epochs and the loss.
+            dataloader_kwargs: Additional or updated kwargs of both dataloaders.
+            training: `"two_stage"`, or `"joint"` for the variant of the paper: base and
+                energy learn together from the generalized-KL loss, with all arguments
+                above. Only for simulations from the prior.
+            energy: How to train the energy; for `"joint"`, only its
+                `num_partition_samples` counts.
+
+        Returns:
+            The hybrid estimator of :math:`p(\theta \mid x)`.
+
+        Raises:
+            RuntimeError: If there are no simulations.
+            ValueError: If arguments do not go together.
+        """
+        energy = energy or EnergyConfig()
+        if training not in ("two_stage", "joint"):
+            raise ValueError(
+                f"training='{training}' is unknown. Use 'two_stage' or 'joint'."
+            )
+        later_round = bool(self._data_round_index) and max(self._data_round_index) > 0
+        atomic = later_round and not force_first_round_loss
+        if training == "joint" and atomic:
+            raise ValueError(
+                "training='joint' with simulations from a proposal: the loss of the "
+                "paper holds for simulations from the prior. Use training='two_stage'."
+            )
+        if resume_training and training != self._training:
+            raise ValueError(
+                f"resume_training=True with training='{training}', but the training to "
+                f"resume was '{self._training}': their losses cannot be compared. Pass "
+                "the same value or start a new training."
+            )
+        self._training = training
+        self._num_partition_samples = energy.num_partition_samples
+        if training == "two_stage" and isinstance(self._neural_net, HybridEstimator):
+            # Its energy belongs to a base that is about to change.
+            self._neural_net = self._neural_net.base.requires_grad_(True)
+        trained = super().train(
+            num_atoms=num_atoms,
+            training_batch_size=training_batch_size,
+            learning_rate=learning_rate,
+            validation_fraction=validation_fraction,
+            stop_after_epochs=stop_after_epochs,
+            max_num_epochs=max_num_epochs,
+            clip_max_norm=clip_max_norm,
+            calibration_kernel=calibration_kernel,
+            resume_training=resume_training,
+            force_first_round_loss=force_first_round_loss,
+            discard_prior_samples=discard_prior_samples,
+            use_combined_loss=use_combined_loss,
+            retrain_from_scratch=retrain_from_scratch,
+            show_train_summary=show_train_summary,
+            dataloader_kwargs=dataloader_kwargs,
+        )
+        if training == "joint":
+            return trained
+        start = int(discard_prior_samples and self._round > 0)
+        return self._train_energy(energy, start, calibration_kernel, atomic=atomic)
+
+    def build_posterior(
+        self,
+        density_estimator: ConditionalDensityEstimator | None = None,
+        prior: Distribution | None = None,
+        sample_with: Literal[
+            "mcmc", "rejection", "vi", "importance", "direct"
+        ] = "direct",
+        mcmc_method: Literal[
+            "slice_np",
+            "slice_np_vectorized",
+            "hmc_pyro",
+            "nuts_pyro",
+            "slice_pymc",
+            "hmc_pymc",
+            "nuts_pymc",
+        ] = "slice_np_vectorized",
+        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        direct_sampling_parameters: dict[str, Any] | None = None,
+        mcmc_parameters: dict[str, Any] | None = None,
+        vi_parameters: dict[str, Any] | None = None,
+        rejection_sampling_parameters: dict[str, Any] | None = None,
+        importance_sampling_parameters: dict[str, Any] | None = None,
+        posterior_parameters: DirectPosteriorParameters
+        | MCMCPosteriorParameters
+        | VIPosteriorParameters
+        | RejectionPosteriorParameters
+        | ImportanceSamplingPosteriorParameters
+        | None = None,
+        *,
+        design: Tensor | None = None,
+    ) -> NeuralPosterior:
+        r"""Build the posterior from base and energy.
+
+        Args:
+            density_estimator: The estimator that the posterior is based on. If `None`,
+                use the latest that was trained.
+            prior: Prior distribution.
+            sample_with: Method to use for sampling from the posterior. Must be one of
+                [`direct` | `mcmc` | `rejection` | `vi` | `importance`]. `direct`
+                returns a `HybridPosterior`, which draws by rejection from the base;
+                `rejection` is sbi's, which draws from the prior.
+            mcmc_method: As in `sbi.inference.NPE.build_posterior`, like the following.
+            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
+            direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
+            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
+            vi_parameters: Additional kwargs passed to `VIPosterior`.
+            rejection_sampling_parameters: Additional kwargs passed to
+                `RejectionPosterior`.
+            importance_sampling_parameters: Additional kwargs passed to
+                `ImportanceSamplingPosterior`.
+            posterior_parameters: Configuration passed to the init method for the
+                posterior, in the place of the arguments above.
+            design: Design at which the observation was or will be made, of shape
+                `(dim_design,)` or `(1, dim_design)`. Needed if and only if the
+                simulations have designs.
+
+        Returns:
+            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods.
+
+        Raises:
+            ValueError: If a design is missing, superfluous or of a wrong shape.
+            RuntimeError: If nothing was trained.
+        """
+        check_designs_given(design, self._dim_design)
+        estimator = density_estimator or self._neural_net
+        if estimator is None:
+            raise RuntimeError(
+                "There is no posterior estimator yet: call append_simulations() and "
+                "train() before build_posterior()."
+            )
+        if isinstance(estimator, HybridEstimator) and design is not None:
+            estimator = estimator.at_design(one_design(design))
+        return super().build_posterior(
+            density_estimator=estimator,
+            prior=prior,
+            sample_with=sample_with,
+            mcmc_method=mcmc_method,
+            vi_method=vi_method,
+            direct_sampling_parameters=direct_sampling_parameters,
+            mcmc_parameters=mcmc_parameters,
+            vi_parameters=vi_parameters,
+            rejection_sampling_parameters=rejection_sampling_parameters,
+            importance_sampling_parameters=importance_sampling_parameters,
+            posterior_parameters=posterior_parameters,
+        )
+
+    def _create_posterior(
+        self,
+        estimator: Any,
+        prior: Distribution,
+        sample_with: Any,
+        device: Any,
+        posterior_parameters: Any,
+    ) -> NeuralPosterior:
+        if isinstance(estimator, HybridEstimator) and isinstance(
+            posterior_parameters, DirectPosteriorParameters
+        ):
+            return HybridPosterior(
+                estimator, prior, device=device, **vars(posterior_parameters)
+            )
+        return super()._create_posterior(
+            estimator, prior, sample_with, device, posterior_parameters
+        )
+
+    def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
+        if isinstance(estimator, HybridEstimator):
+            estimator = UnnormalizedHybrid(estimator)
+        return posterior_estimator_based_potential(
+            posterior_estimator=estimator, prior=prior, x_o=None
+        )
+
+    def _initialize_neural_network(
+        self, retrain_from_scratch: bool, start_idx: int
+    ) -> None:
+        if retrain_from_scratch:
+            self._neural_net = None
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        if self._training == "joint" and not isinstance(
+            self._neural_net, HybridEstimator
+        ):
+            self._neural_net = self._make_hybrid(start_idx, frozen_base=False)
+
+    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
+        """Validate with the same draws for the partition function each time."""
+        if self._training == "joint":
+            with isolated_rng(0):
+                return super()._validate_epoch(val_loader, loss_args)
+        return super()._validate_epoch(val_loader, loss_args)
+
+    def _make_hybrid(
+        self, start_idx: int, *, frozen_base: bool, trained_partition: bool = True
+    ) -> HybridEstimator:
+        """Put an energy on the base that there is."""
+        base = self._neural_net
+        assert base is not None
+        if self._build_energy is None:
+            raise RuntimeError(
+                "The trainer was pickled, and pickling leaves out energy_net: a new "
+                "energy cannot be built. Start again with a new trainer."
+            )
+        theta, x, _ = self.get_simulations(starting_round=start_idx)
+        rows = self.train_indices
+        theta, x = theta[rows].cpu(), x[rows].cpu()
+        where = next(base.parameters()).device
+        base.cpu().eval()
+        hybrid = HybridEstimator(
+            base,
+            nn.Identity(),
+            num_partition_samples=self._num_partition_samples,
+            prior=self._prior,
+            embedded=True,
+            latent_features=has_latent(base, theta, x),
+            frozen_base=frozen_base,
+            trained_partition=trained_partition,
+        )
+        features = []
+        with torch.no_grad():
+            for chunk in torch.arange(len(theta)).split(4_096):
+                own, data = theta[chunk], x[chunk]
+                noise = hybrid.latent(own.unsqueeze(0), data)[0]
+                features.append(
+                    torch.cat([hybrid.condition_features(data), noise], dim=-1)
+                )
+        energy = self._build_energy(theta, torch.cat(features))
+        if not isinstance(energy, nn.Module):
+            raise TypeError(
+                "energy_net must build a torch.nn.Module, but built a "
+                f"{type(energy).__name__}."
+            )
+        hybrid.energy = energy
+        hybrid.to(where)
+        return hybrid
+
+    def _train_energy(
+        self,
+        config: EnergyConfig,
+        start_idx: int,
+        calibration_kernel: Callable | None,
+        *,
+        atomic: bool,
+    ) -> HybridEstimator:
+        """Put an energy on the trained base, train it, and report."""
+        # The random numbers of the base's training go on as if nothing came between.
+        with isolated_rng(get_rng_state()):
+            hybrid = self._make_hybrid(
+                start_idx, frozen_base=True, trained_partition=not atomic
+            )
+            hybrid.base.requires_grad_(False)
+            hybrid.to(self._device)
+            self._neural_net = hybrid
+            theta, x, _ = self.get_simulations(starting_round=start_idx)
+            history = train_energy(
+                hybrid,
+                theta,
+                x,
+                train_rows=self.train_indices,
+                validation_rows=self.val_indices,
+                config=config,
+                atomic_prior=self._prior if atomic else None,
+                calibration_kernel=calibration_kernel,
+                device=self._device,
+                show_progress_bar=self._show_progress_bars,
+            )
+        self._report_energy(history)
+        return hybrid
+
+    def _report_energy(self, history: EnergyHistory) -> None:
+        """Write losses and gain into the summary and the tracker; warn if useless."""
+        summary, offset = self._summary, sum(self._summary[_ENERGY_EPOCHS])
+        per_epoch = {
+            _ENERGY_TRAINING: history.training_loss,
+            _ENERGY_VALIDATION: history.validation_loss,
+        }
+        per_training = {
+            _ENERGY_EPOCHS: len(history.training_loss),
+            _ENERGY_GAIN: history.gain if history.kept else 0.0,
+            _ENERGY_GAIN_ERROR: history.gain_standard_error,
+        }
+        for key, values in per_epoch.items():
+            summary[key].extend(values)
+            for step, value in enumerate(values):
+                self._tracker.log_metric(name=key, value=value, step=offset + step)
+        for key, value in per_training.items():
+            summary[key].append(value)
+            self._tracker.log_metric(name=key, value=value, step=self._round + 1)
+        self._tracker.flush()
+        if not history.kept:
+            warnings.warn(
+                "The energy does not improve the validation objective: "
+                f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats. The "
+                "posterior is that of the base alone. More simulations may help.",
+                stacklevel=4,
+            )
+
+    def __getstate__(self) -> dict:
+        """Return the state to be pickled, without builders that cannot be."""
+        state = super().__getstate__()
+        try:
+            pickle.dumps(self._build_energy)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            # Functions that users define where they are needed; used again, they are
+            # missed with an error.
+            state["_build_energy"] = None
+        return state
+
+
+def _given_estimator(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+    """Stand in for the builder of a base that was trained elsewhere."""
+    raise RuntimeError(
+        "This trainer refines an estimator that was trained elsewhere, and cannot "
+        "build another one. Start with NPE_GKL(prior, density_estimator=...)."
+    )
+
+
+def _check_matches(
+    estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor
+) -> None:
+    """Raise if simulations do not have the shapes of an estimator."""
+    for name, given, expected in (
+        ("theta", theta, estimator.input_shape),
+        ("x", x, estimator.condition_shape),
+    ):
+        if not isinstance(given, Tensor) or given.shape[1:] != expected:
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given)
+            raise ValueError(
+                f"{name} has shape {shape}, but the posterior was trained with rows of "
+                f"shape {tuple(expected)}. Pass the simulations that it was trained "
+                "with."
+            )

@@ -1,0 +1,229 @@
+"""NRE_GKL: neural ratio estimation with the generalized Kullback-Leibler divergence."""
+
+from typing import Any, Literal
+
+import torch
+from sbi.inference import NRE_B
+from sbi.inference.posteriors.base_posterior import NeuralPosterior
+from sbi.inference.posteriors.posterior_parameters import (
+    ImportanceSamplingPosteriorParameters,
+    MCMCPosteriorParameters,
+    RejectionPosteriorParameters,
+    VIPosteriorParameters,
+)
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+from sbi.utils import mcmc_transform
+from sbi.utils.torchutils import assert_all_finite
+from torch import Tensor
+from torch.distributions import Distribution
+from typing_extensions import Self
+
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.design_conditioned_ratio import (
+    DesignConditionedRatio,
+    DesignRatioPotential,
+)
+from sbi_boed_plugin.objectives.generalized_kl import ratio_loss
+from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
+from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
+from sbi_boed_plugin.trainers._conditions import append_design_to_data
+
+__all__ = ["NRE_GKL"]
+
+
+class NRE_GKL(NRE_B):
+    r"""Neural ratio estimation with the generalized-KL objective [1].
+
+    The ratio-only variant of the family: :math:`q(\theta \mid x) = p(\theta) \,
+    e^{\rho(\theta, x)}`, trained to minimise
+
+    .. math:: -E_{p(\theta, x)}[\rho] + E_{p(\theta) p(x)}[e^{\rho}].
+
+    Unlike that of `NRE_B`, the ratio is normalized: at the optimum
+    :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The price is
+    a noisier gradient where posteriors are narrow; there `NPE_GKL` is the better
+    choice, whose draws come from a base instead of the prior.
+
+    It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
+    summary, trackers and posteriors.
+
+    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
+        Generalized Kullback-Leibler Divergence*, 2023,
+        https://arxiv.org/abs/2310.01808
+
+    Example:
+    --------
+    ::
+
+        from sbi_boed_plugin import NRE_GKL
+
+        inference = NRE_GKL(prior, classifier="resnet")
+        inference.append_simulations(theta, x).train()
+        samples = inference.build_posterior().sample((1000,), x=x_o)
+    """
+
+    def append_simulations(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        exclude_invalid_x: bool = False,
+        from_round: int = 0,
+        algorithm: str = "NRE_GKL",
+        data_device: str | None = None,
+        *,
+        design: Tensor | None = None,
+    ) -> Self:
+        r"""Store parameters, simulation outputs and their designs for training.
+
+        Args:
+            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
+            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
+                designs of shape `(num_simulations, dim_x)`.
+            exclude_invalid_x: Whether invalid simulations are discarded during
+                training. If `False`, an error is raised when they are found. If
+                `True`, training can proceed, but gives systematically wrong results.
+            from_round: Which round the data stemmed from. Round 0 means from the prior.
+            algorithm: Name of the algorithm in warnings and errors.
+            data_device: Where to store the data, default is on the same device where
+                the training is happening.
+            design: Designs of the simulations, of shape
+                `(num_simulations, dim_design)`, or `None` if the experiment has none.
+                They must be drawn independently of `theta`. Data are stored as
+                `(x, design)` in one row.
+
+        Returns:
+            The trainer (returned so that this function is chainable).
+
+        Raises:
+            ValueError: If designs are missing, superfluous, of a wrong shape or not
+                finite.
+        """
+        if self._data_round_index or self._neural_net is not None:
+            check_designs_given(design, self._dim_design)
+        dim_design = 0
+        if design is not None:
+            x, dim_design = append_design_to_data(x, design, self._dim_design)
+        super().append_simulations(
+            theta=theta,
+            x=x,
+            exclude_invalid_x=exclude_invalid_x,
+            from_round=from_round,
+            algorithm=algorithm,
+            data_device=data_device,
+        )
+        self._dim_design = dim_design
+        return self
+
+    def build_posterior(
+        self,
+        density_estimator: RatioEstimator | None = None,
+        prior: Distribution | None = None,
+        sample_with: Literal["mcmc", "rejection", "vi", "importance"] = "mcmc",
+        mcmc_method: Literal[
+            "slice_np",
+            "slice_np_vectorized",
+            "hmc_pyro",
+            "nuts_pyro",
+            "slice_pymc",
+            "hmc_pymc",
+            "nuts_pymc",
+        ] = "slice_np_vectorized",
+        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        mcmc_parameters: dict[str, Any] | None = None,
+        vi_parameters: dict[str, Any] | None = None,
+        rejection_sampling_parameters: dict[str, Any] | None = None,
+        importance_sampling_parameters: dict[str, Any] | None = None,
+        posterior_parameters: MCMCPosteriorParameters
+        | VIPosteriorParameters
+        | RejectionPosteriorParameters
+        | ImportanceSamplingPosteriorParameters
+        | None = None,
+        *,
+        design: Tensor | None = None,
+    ) -> NeuralPosterior:
+        r"""Build the posterior from the ratio.
+
+        Args:
+            density_estimator: The ratio that the posterior is based on. If `None`, use
+                the latest that was trained.
+            prior: Prior distribution.
+            sample_with: Method to use for sampling from the posterior. Must be one of
+                [`mcmc` | `rejection` | `vi` | `importance`].
+            mcmc_method: As in `sbi.inference.NRE.build_posterior`, like the following.
+            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
+            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
+            vi_parameters: Additional kwargs passed to `VIPosterior`.
+            rejection_sampling_parameters: Additional kwargs passed to
+                `RejectionPosterior`.
+            importance_sampling_parameters: Additional kwargs passed to
+                `ImportanceSamplingPosterior`.
+            posterior_parameters: Configuration passed to the init method for the
+                posterior, in the place of the arguments above.
+            design: Designs at which the observation was or will be made: shape
+                `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
+                row of `x_o`. Needed if and only if the simulations have designs.
+
+        Returns:
+            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
+            (the returned log-probability is unnormalized).
+
+        Raises:
+            ValueError: If a design is missing, superfluous or of a wrong shape.
+            RuntimeError: If a design is given and nothing was trained.
+        """
+        if not isinstance(density_estimator, DesignConditionedRatio):
+            # With an estimator handed over, the trainer may know of no designs.
+            check_designs_given(design, self._dim_design)
+        if design is not None:
+            ratio = density_estimator or self._neural_net
+            if ratio is None:
+                raise RuntimeError(
+                    "There is no ratio yet: call append_simulations() and train() "
+                    "before build_posterior()."
+                )
+            density_estimator = DesignConditionedRatio(
+                ratio, check_design(design, self._dim_design, None)
+            )
+        return super().build_posterior(
+            density_estimator=density_estimator,
+            prior=prior,
+            sample_with=sample_with,
+            mcmc_method=mcmc_method,
+            vi_method=vi_method,
+            mcmc_parameters=mcmc_parameters,
+            vi_parameters=vi_parameters,
+            rejection_sampling_parameters=rejection_sampling_parameters,
+            importance_sampling_parameters=importance_sampling_parameters,
+            posterior_parameters=posterior_parameters,
+        )
+
+    # Known once there are simulations; without them `None`.
+    _dim_design: int | None = None
+
+    def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
+        device = str(next(estimator.parameters()).device)
+        potential_fn = DesignRatioPotential(estimator, prior, None, device=device)
+        return potential_fn, mcmc_transform(prior, device=device)
+
+    def _loss(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
+        """Return the loss of each row; atoms are parameters of other rows."""
+        if len(theta) > 1:
+            num_contrastive = min(num_atoms, len(theta)) - 1
+            contrast = in_batch_contrast(theta, num_contrastive)
+        else:
+            # A batch of one has no others: those of all simulations serve as well.
+            stored, _, _ = self.get_simulations()
+            rows = torch.randint(len(stored), (num_atoms - 1,))
+            contrast = stored[rows].unsqueeze(1).to(theta)
+        atoms = torch.cat([theta.unsqueeze(0), contrast])
+        data = x.expand(len(atoms), *x.shape)
+        log_ratio = self._neural_net(atoms.flatten(0, 1), data.flatten(0, 1))
+        log_ratio = log_ratio.reshape(len(atoms), len(theta))
+        loss = ratio_loss(log_ratio[0], log_ratio[1:])
+        assert_all_finite(loss, "NRE-GKL loss")
+        return loss
+
+    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
+        """Validate with the same atoms each time."""
+        with isolated_rng(0):
+            return super()._validate_epoch(val_loader, loss_args)

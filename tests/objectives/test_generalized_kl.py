@@ -1,0 +1,112 @@
+"""The three losses of the generalized-KL family, against exact values."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from sbi_boed_plugin.objectives.generalized_kl import (
+    atomic_hybrid_loss,
+    hybrid_loss,
+    normalized_loss,
+    partition_function,
+    ratio_loss,
+)
+
+# theta ~ N(0, 1), x = theta + N(0, 1): the posterior is N(x / 2, 1 / 2).
+NUM = 200_000
+INFORMATION = 0.5 * math.log(2.0)
+
+
+def simulate(num=NUM):
+    torch.manual_seed(0)
+    theta = torch.randn(num)
+    return theta, theta + torch.randn(num)
+
+
+def log_posterior(theta, x):
+    return Normal(0.5 * x, math.sqrt(0.5)).log_prob(theta)
+
+
+def log_prior(theta):
+    return Normal(0.0, 1.0).log_prob(theta)
+
+
+def test_each_loss_at_its_optimum_is_the_entropy_or_the_information():
+    theta, x = simulate()
+    entropy = 0.5 * math.log(2.0 * math.pi * math.e * 0.5)
+    # Standard deviations of the terms are near one: 0.01 is four standard errors.
+    assert normalized_loss(log_posterior(theta, x)).mean() == pytest.approx(
+        entropy, abs=0.01
+    )
+    others = torch.randn(8, NUM)
+    ratio = log_posterior(theta, x) - log_prior(theta)
+    marginal = log_posterior(others, x) - log_prior(others)
+    assert ratio_loss(ratio, marginal).mean() == pytest.approx(
+        1.0 - INFORMATION, abs=0.01
+    )
+    # A base that is too wide, with its exact correction.
+    draws = 0.5 * x + torch.randn(8, NUM)
+    base = Normal(0.5 * x, 1.0)
+    log_ratio = log_posterior(theta, x) - base.log_prob(theta)
+    partition = partition_function(log_posterior(draws, x) - base.log_prob(draws))
+    assert hybrid_loss(base.log_prob(theta), log_ratio, partition).mean() == (
+        pytest.approx(entropy + 1.0, abs=0.01)
+    )
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_losses_are_least_at_the_optimum(scale):
+    theta, x = simulate(20_000)
+    others = torch.randn(8, len(theta))
+    ratio = log_posterior(theta, x) - log_prior(theta)
+    marginal = log_posterior(others, x) - log_prior(others)
+    best = ratio_loss(ratio, marginal).mean()
+    assert ratio_loss(scale * ratio, scale * marginal).mean() > best
+    shift = math.log(scale)
+    assert ratio_loss(ratio + shift, marginal + shift).mean() > best
+
+
+def test_importance_weights_make_any_draws_serve():
+    """Z of exp(a theta) under N(1, 1), from draws of N(0, 2)."""
+    torch.manual_seed(1)
+    tilt = 0.5
+    exact = math.exp(tilt + 0.5 * tilt**2)
+    other = Normal(0.0, 2.0)
+    draws = other.sample((NUM, 1))
+    log_weight = Normal(1.0, 1.0).log_prob(draws) - other.log_prob(draws)
+    weighted = partition_function(tilt * draws, log_weight=log_weight)
+    assert weighted.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_draws_outside_the_support_count_as_nothing():
+    ratio = torch.tensor([[0.0], [1.0], [2.0]])
+    inside = torch.tensor([[True], [False], [True]])
+    expected = (1.0 + math.exp(2.0)) / 3.0
+    assert partition_function(ratio, inside).item() == pytest.approx(expected)
+    masked = torch.where(inside, 0.0, -torch.inf)
+    ratio.requires_grad_()
+    total = partition_function(ratio, log_weight=masked).sum()
+    assert total.item() == pytest.approx(expected)
+    (gradient,) = torch.autograd.grad(total, ratio)
+    assert gradient.isfinite().all()
+    assert gradient[1] == 0.0
+
+
+def test_huge_ratios_stay_finite_with_a_gradient():
+    ratio = torch.tensor([[50.0, 1e4]], requires_grad=True)
+    total = partition_function(ratio)
+    assert total.isfinite().all() and total[1] > total[0]
+    (gradient,) = torch.autograd.grad(total.sum(), ratio)
+    assert gradient.isfinite().all() and (gradient > 0.0).all()
+    small = torch.tensor([[39.0]])
+    assert partition_function(small).item() == pytest.approx(math.exp(39.0), rel=1e-5)
+
+
+def test_the_atomic_loss_ignores_what_belongs_to_the_data_alone():
+    matrix = torch.randn(5, 7)
+    shifted = matrix + torch.randn(7)
+    torch.testing.assert_close(atomic_hybrid_loss(shifted), atomic_hybrid_loss(matrix))
+    expected = -torch.log_softmax(matrix, dim=0)[0]
+    torch.testing.assert_close(atomic_hybrid_loss(matrix), expected)

@@ -1,0 +1,381 @@
+"""HybridPosterior on Gaussians with exact answers, and where its base fits badly."""
+
+import pickle
+import time
+import warnings
+from copy import deepcopy
+
+import pytest
+import torch
+from sbi.inference.posteriors import DirectPosterior, MCMCPosterior
+from sbi.inference.potentials import posterior_estimator_based_potential
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils import BoxUniform
+from sbi.utils.metrics import c2st
+from torch import nn
+from torch.distributions import Independent, Normal
+
+from sbi_boed_plugin import HybridEstimator, HybridPosterior
+from sbi_boed_plugin.estimators.hybrid import UnnormalizedHybrid
+
+PRIOR = BoxUniform(-3.0 * torch.ones(2), 3.0 * torch.ones(2))
+X_O = torch.tensor([[0.5, -0.4]])
+
+
+class GaussianBase(ConditionalDensityEstimator):
+    """N(x, scale²), in sbi's calling convention."""
+
+    def __init__(self, scale=0.7):
+        super().__init__(
+            net=nn.Linear(1, 1), input_shape=(2,), condition_shape=torch.Size((2,))
+        )
+        self.scale = scale
+
+    def _normal(self, condition):
+        return Independent(Normal(condition, self.scale), 1)
+
+    def log_prob(self, input, condition, **kwargs):
+        return self._normal(condition).log_prob(input)
+
+    def loss(self, input, condition, **kwargs):
+        # A weight without effect, as optimisers need one.
+        return 0.0 * self.net.weight.sum() - self.log_prob(input, condition)
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return self._normal(condition).sample(sample_shape)
+
+
+class Zero(nn.Module):
+    def forward(self, input, condition):
+        return input.sum(dim=-1) * 0.0
+
+
+class Ring(nn.Module):
+    """Two bumps that a Gaussian does not have."""
+
+    def forward(self, input, condition):
+        return 2.0 * torch.cos(4.0 * input[..., 0]) - input[..., 1].square()
+
+
+class Spike(nn.Module):
+    """As good as all mass where the base has next to none."""
+
+    def forward(self, input, condition):
+        near = (input - condition - 1.0).norm(dim=-1) < 0.1
+        return torch.where(near, 15.0, -15.0)
+
+
+def hybrid_posterior(energy=None, prior=PRIOR, scale=0.7, **kwargs):
+    estimator = HybridEstimator(GaussianBase(scale), energy or Ring(), prior=prior)
+    return HybridPosterior(estimator, prior, **kwargs)
+
+
+def draw(posterior, num=1_000, x=X_O, **kwargs):
+    return posterior.sample((num,), x=x, show_progress_bars=False, **kwargs)
+
+
+def grid(half=3.0, num=601):
+    axis = torch.linspace(-half, half, num)
+    return torch.cartesian_prod(axis, axis), (2.0 * half / (num - 1)) ** 2
+
+
+# --- Without a correction it is its base ----------------------------------------------
+
+
+@pytest.mark.parametrize("num_samples", [10, 15_000])
+@pytest.mark.parametrize("x_o", [X_O, torch.tensor([[2.8, 2.9]])])
+def test_without_energy_it_draws_what_its_base_draws(num_samples, x_o):
+    hybrid = hybrid_posterior(Zero())
+    direct = DirectPosterior(GaussianBase(), PRIOR)
+    samples = []
+    for posterior in (direct, hybrid):
+        torch.manual_seed(0)
+        samples.append(draw(posterior, num_samples, x_o))
+    assert torch.equal(*samples)
+
+
+def test_without_energy_its_density_is_that_of_its_base():
+    hybrid, direct = hybrid_posterior(Zero()), DirectPosterior(GaussianBase(), PRIOR)
+    theta = PRIOR.sample((50,))
+    assert torch.equal(
+        hybrid.log_prob(theta, X_O, norm_posterior=False),
+        direct.log_prob(theta, X_O, norm_posterior=False),
+    )
+    # Near a corner two thirds of the base are outside; 10,000 draws tell 1 %.
+    x_o = torch.tensor([[2.8, 2.9]])
+    torch.testing.assert_close(
+        hybrid.log_prob(theta, x_o), direct.log_prob(theta, x_o), atol=0.05, rtol=0
+    )
+    torch.testing.assert_close(
+        hybrid.leakage_correction(x_o),
+        direct.leakage_correction(x_o),
+        atol=0.02,
+        rtol=0,
+    )
+
+
+# --- Exact answers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x_o", [X_O, torch.tensor([[2.8, 2.9]])])
+def test_the_density_integrates_to_one_over_the_prior(x_o):
+    posterior = hybrid_posterior()
+    theta, cell = grid()
+    total = posterior.log_prob(theta, x_o).exp().sum() * cell
+    # Three standard errors of the normalization.
+    assert total.item() == pytest.approx(1.0, abs=0.02)
+    outside = torch.tensor([[3.5, 0.0]])
+    assert posterior.log_prob(outside, x_o).item() == -torch.inf
+    assert posterior.potential(outside, x_o).item() == -torch.inf
+
+
+def test_samples_have_the_moments_of_the_density():
+    posterior = hybrid_posterior(bound_quantile=1.0)
+    theta, _ = grid()
+    weights = posterior.log_prob(theta, X_O).softmax(dim=0).unsqueeze(1)
+    mean = (weights * theta).sum(dim=0)
+    variance = (weights * (theta - mean).square()).sum(dim=0)
+    torch.manual_seed(0)
+    samples = draw(posterior, 20_000)
+    error = (variance / 20_000).sqrt()
+    assert ((samples.mean(dim=0) - mean).abs() < 4 * error).all()
+    torch.testing.assert_close(samples.var(dim=0), variance, rtol=0.06, atol=0)
+
+
+def test_rejection_resampling_and_mcmc_agree():
+    rejection = hybrid_posterior()
+    resampling = hybrid_posterior(min_acceptance_rate=1.0)
+    potential, transform = posterior_estimator_based_potential(
+        UnnormalizedHybrid(rejection.posterior_estimator), PRIOR, None
+    )
+    mcmc = MCMCPosterior(
+        potential, PRIOR, transform, method="slice_np_vectorized", num_chains=100
+    )
+    torch.manual_seed(0)
+    first = draw(rejection, 2_000)
+    with pytest.warns(UserWarning, match="resampled by importance"):
+        second = draw(resampling, 2_000)
+    third = draw(mcmc, 2_000)
+    for other in (second, third):
+        assert abs(c2st(first, other).item() - 0.5) < 0.03
+
+
+def test_diagnostics_are_those_of_the_weights():
+    posterior = hybrid_posterior(bound_quantile=0.99)
+    measured = posterior.diagnostics(X_O)
+    theta, cell = grid()
+    base = GaussianBase().log_prob(theta.unsqueeze(1), X_O)[:, 0].exp() * cell
+    ratio = Ring()(theta, X_O).exp()
+    partition = (base * ratio).sum()
+    bound = measured.log_bound.exp()
+    # 10,000 draws: a few per cent of each.
+    for name, exact in {
+        "log_partition": partition.log(),
+        "acceptance_rate": (base * (ratio / bound).clamp(max=1.0)).sum(),
+        "effective_sample_size": 10_000 * partition**2 / (base * ratio**2).sum(),
+    }.items():
+        value = getattr(measured, name)
+        torch.testing.assert_close(value[0], exact, rtol=0.04, atol=0.02)
+    lost = (base * (ratio - bound).clamp(min=0.0)).sum() / partition
+    torch.testing.assert_close(measured.truncated_mass[0], lost, rtol=0.3, atol=1e-4)
+    assert measured.num_draws == 10_000
+    exact_bound = hybrid_posterior(bound_quantile=1.0).diagnostics(X_O)
+    assert exact_bound.truncated_mass.item() == 0.0
+
+
+def test_what_is_measured_does_not_touch_the_random_state():
+    posterior = hybrid_posterior()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = posterior.diagnostics(X_O)
+    log_prob = posterior.log_prob(PRIOR.sample((1,)) * 0.0, X_O)
+    torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = hybrid_posterior()
+    assert torch.equal(again.diagnostics(X_O).log_partition, first.log_partition)
+    assert torch.equal(again.log_prob(torch.zeros(1, 2), X_O), log_prob)
+
+
+# --- The interface of a posterior -----------------------------------------------------
+
+
+def test_many_observations_at_once_are_as_each_alone():
+    posterior = hybrid_posterior()
+    x = torch.tensor([[0.5, -0.4], [-2.0, 1.0], [2.9, 0.0]])
+    torch.manual_seed(0)
+    samples = posterior.sample_batched((2_000,), x=x, show_progress_bars=False)
+    assert samples.shape == (2_000, 3, 2)
+    for row in range(3):
+        alone = draw(posterior, 2_000, x[row : row + 1])
+        assert abs(c2st(samples[:, row], alone).item() - 0.5) < 0.03
+    theta = PRIOR.sample((3,))
+    together = posterior.log_prob_batched(theta, x)
+    alone = [
+        posterior.log_prob(theta[i : i + 1], x[i : i + 1]).item() for i in range(3)
+    ]
+    assert together.shape == (1, 3)
+    # Normalized with other draws: the standard error of each is 0.006.
+    torch.testing.assert_close(together[0], torch.tensor(alone), atol=0.03, rtol=0)
+    shape = posterior.sample_batched((4, 5), x=x, show_progress_bars=False).shape
+    assert shape == (4, 5, 3, 2)
+
+
+def test_the_mode_is_that_of_the_density():
+    posterior = hybrid_posterior().set_default_x(X_O)
+    theta, _ = grid()
+    best = theta[posterior.log_prob(theta).argmax()]
+    mode = posterior.map(num_iter=200, num_to_optimize=20, num_init_samples=200)
+    torch.testing.assert_close(mode[0], best, atol=0.02, rtol=0)
+
+
+def test_gradients_flow_on_request():
+    posterior = hybrid_posterior()
+    theta = torch.zeros(3, 2, requires_grad=True)
+    assert not posterior.log_prob(theta, X_O).requires_grad
+    log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), theta)
+    assert gradient.isfinite().all() and (gradient != 0).any()
+
+
+@pytest.mark.parametrize("copy", [deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+def test_copies_draw_the_same(copy):
+    posterior = hybrid_posterior().set_default_x(X_O)
+    samples = []
+    for each in (posterior, copy(posterior)):
+        torch.manual_seed(0)
+        samples.append(draw(each, 5, None))
+    assert torch.equal(*samples)
+
+
+def test_it_moves_with_its_default_x():
+    posterior = hybrid_posterior().set_default_x(X_O)
+    before = posterior.diagnostics()
+    posterior.to("cpu")
+    assert torch.equal(posterior.default_x, X_O)
+    assert torch.equal(posterior.diagnostics().log_bound, before.log_bound)
+    assert draw(posterior, 5, None).shape == (5, 2)
+
+
+def test_another_default_x_is_measured_anew():
+    posterior = hybrid_posterior().set_default_x(X_O)
+    first = posterior.diagnostics()
+    posterior.set_default_x(torch.tensor([[2.0, 1.0]]))
+    second = posterior.diagnostics()
+    assert not torch.equal(first.log_partition, second.log_partition)
+
+
+def test_a_prior_without_support_is_asked_for_its_density():
+    class Triangle:
+        """Positive below a diagonal; no `support`, as users write them."""
+
+        event_shape, batch_shape = torch.Size((2,)), torch.Size()
+
+        def sample(self, shape=torch.Size()):
+            return -torch.rand(*shape, 2)
+
+        def log_prob(self, theta):
+            inside = theta.sum(dim=-1) < 0.0
+            return torch.where(inside, 0.0, -torch.inf)
+
+    prior = Triangle()
+    estimator = HybridEstimator(GaussianBase(), Ring(), prior=prior)
+    samples = estimator.sample(torch.Size((500,)), X_O)[:, 0]
+    assert (samples.sum(dim=-1) < 0.0).all()
+
+
+# --- Bad input and bad luck -----------------------------------------------------------
+
+
+def test_hopeless_rejection_gives_way_to_resampling_with_a_warning():
+    posterior = hybrid_posterior(Spike(), scale=0.5, bound_quantile=1.0)
+    rate = posterior.diagnostics(X_O).acceptance_rate.item()
+    assert rate < 1e-3
+    started = time.perf_counter()
+    with pytest.warns(UserWarning, match="less than min_acceptance_rate=0.001"):
+        samples = draw(posterior, 500)
+    assert time.perf_counter() - started < 60.0
+    assert samples.shape == (500, 2)
+    assert PRIOR.log_prob(samples).isfinite().all()
+    # Nearly all of them in the spike, where nearly all of the mass is.
+    near = (samples - X_O - 1.0).norm(dim=-1) < 0.1
+    assert near.float().mean() > 0.01
+
+
+def test_only_hopeless_observations_are_resampled():
+    class SpikeOfSome(Spike):
+        def forward(self, input, condition):
+            spike = super().forward(input, condition)
+            return torch.where(condition[..., 0] > 0.0, spike, 0.0)
+
+    posterior = hybrid_posterior(SpikeOfSome(), scale=0.5, bound_quantile=1.0)
+    x = torch.tensor([[-1.0, 0.0], [0.5, -0.4], [-2.0, 0.0]])
+    with pytest.warns(UserWarning, match=r"row 1 of x.*\(1 of 3 rows\)"):
+        samples = posterior.sample_batched((2_000,), x=x, show_progress_bars=False)
+    assert samples.shape == (2_000, 3, 2)
+    for row in (0, 2):
+        error = 0.5 / 2_000**0.5
+        assert ((samples[:, row].mean(dim=0) - x[row]).abs() < 4 * error).all()
+
+
+def test_an_observation_without_any_mass_in_the_prior_is_refused():
+    with pytest.raises(RuntimeError, match="None of 10000 draws.*far from all"):
+        draw(hybrid_posterior(), x=torch.tensor([[50.0, 50.0]]))
+
+
+def test_a_partition_function_that_was_trained_and_is_off_is_told():
+    posterior = hybrid_posterior(Spike())
+    posterior.posterior_estimator.trained_partition = True
+    with pytest.warns(UserWarning, match="log Z is 8.*far from the simulations"):
+        posterior.diagnostics(X_O)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hybrid_posterior(Spike()).diagnostics(X_O)
+
+
+def test_time_is_limited():
+    class Slow(GaussianBase):
+        def sample(self, sample_shape, condition, **kwargs):
+            time.sleep(0.05)
+            return super().sample(sample_shape, condition, **kwargs)
+
+    estimator = HybridEstimator(Slow(), Ring(), prior=PRIOR)
+    posterior = HybridPosterior(estimator, PRIOR)
+    limited = {"max_sampling_time": 0.1, "max_sampling_batch_size": 10}
+    with pytest.raises(RuntimeError, match="max_sampling_time"):
+        draw(posterior, 1_000, **limited)
+    with pytest.warns(UserWarning, match="partial"):
+        some = draw(posterior, 1_000, return_partial_on_timeout=True, **limited)
+    assert 0 < len(some) < 1_000
+
+
+def test_wrong_input_is_named():
+    with pytest.raises(TypeError, match="posterior_estimator must be a HybridEst"):
+        HybridPosterior(GaussianBase(), PRIOR)
+    with pytest.raises(ValueError, match="bound_quantile=2.0 must be between"):
+        hybrid_posterior(bound_quantile=2.0)
+    posterior = hybrid_posterior()
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
+        draw(posterior, x=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="NaN"):
+        draw(posterior, x=torch.tensor([[torch.nan, 0.0]]))
+    with pytest.raises(ValueError, match="takes one observation, and x has 2"):
+        draw(posterior, x=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="takes one observation, and x has 2"):
+        posterior.log_prob(torch.zeros(1, 2), torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="default"):
+        posterior.diagnostics()
+
+
+@pytest.mark.parametrize("value, fine", [(1e6, True), (-1e6, True), (torch.nan, False)])
+def test_energies_of_any_network_are_bounded_or_refused(value, fine):
+    class Wild(nn.Module):
+        def forward(self, input, condition):
+            return value * (1.0 + input.sum(dim=-1).square())
+
+    posterior = hybrid_posterior(Wild())
+    if fine:
+        assert draw(posterior, 10).isfinite().all()
+        assert posterior.log_prob(torch.zeros(1, 2), X_O).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="energy_net returned NaN"):
+            draw(posterior, 10)

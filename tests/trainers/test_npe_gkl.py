@@ -1,0 +1,420 @@
+"""NPE_GKL: what its energy learns, when it is kept, and what it refuses."""
+
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+from sbi.inference import NPE, simulate_for_sbi
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+from sbi_boed_plugin import NPE_GKL, EnergyConfig, HybridPosterior, energy_nn
+from tests.conftest import NoOpTracker
+from tests.posteriors.test_hybrid_posterior import GaussianBase
+
+QUIET = {"show_progress_bars": False}
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+X_O = torch.tensor([[0.3, -0.2]])
+
+# A base that can only be a Gaussian, for posteriors that are none.
+GAUSSIAN = posterior_nn("mdn", num_components=1, hidden_features=20)
+
+
+# Enough to see that it learns.
+BRIEF = EnergyConfig(max_num_epochs=20)
+
+
+def simulate(theta):
+    """The absolute value of a parameter: its posterior has two modes."""
+    return theta.abs() + 0.15 * torch.randn_like(theta)
+
+
+def log_posterior(theta, x):
+    """The exact log-posterior of x, on the box."""
+    total = torch.zeros(theta.shape[:-1])
+    sigma = 0.15
+    for j in range(2):
+        likelihood = torch.distributions.Normal(x[..., j], sigma)
+        cdf = likelihood.cdf(torch.tensor(1.0)) - likelihood.cdf(torch.tensor(0.0))
+        total = total + likelihood.log_prob(theta[..., j].abs()) - (2.0 * cdf).log()
+    return total
+
+
+def make(density_estimator=GAUSSIAN, prior=PRIOR, **kwargs):
+    return NPE_GKL(prior, density_estimator, tracker=NoOpTracker(), **QUIET, **kwargs)
+
+
+def trained(num=2_000, seed=0, trainer=None, **kwargs):
+    torch.manual_seed(seed)
+    theta = PRIOR.sample((num,))
+    trainer = (trainer or make()).append_simulations(theta, simulate(theta))
+    trainer.train(**{"max_num_epochs": 40, "learning_rate": 5e-3, **kwargs})
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def bimodal():
+    return trained()
+
+
+def log_probs(posterior, theta, x):
+    """Normalized log-densities of pairs; 2,000 draws tell the leakage to 2 %."""
+    leakage = {"num_rejection_samples": 2_000}
+    return posterior.log_prob_batched(
+        theta, x, leakage_correction_params=leakage
+    ).flatten()
+
+
+def held_out(num=400):
+    torch.manual_seed(100)
+    theta = PRIOR.sample((num,))
+    return theta, simulate(theta)
+
+
+# --- What it learns -------------------------------------------------------------------
+
+
+def test_the_density_rises_by_what_validation_promised(bimodal):
+    theta, x = held_out()
+    posterior = bimodal.build_posterior()
+    base = DirectPosterior(posterior.posterior_estimator.base, PRIOR)
+    ours, theirs = log_probs(posterior, theta, x), log_probs(base, theta, x)
+    rise = (ours - theirs).mean().item()
+    (gain,), (error,) = (
+        bimodal.summary[key] for key in ("energy_gain", "energy_gain_standard_error")
+    )
+    own_error = (ours - theirs).std().item() / len(theta) ** 0.5
+    assert gain > 0.5
+    # A lower bound: log Z is at most Z - 1.
+    assert rise > gain - 3.0 * math.hypot(error, own_error)
+    assert rise < gain + 3.0 * math.hypot(error, own_error) + 0.1
+    # The exact posterior is 1.3 nats better than a Gaussian; most of it is won.
+    best = (log_posterior(theta, x) - theirs).mean().item()
+    assert rise > 0.8 * best
+
+
+def test_the_density_integrates_to_one(bimodal):
+    axis = torch.linspace(-1.0, 1.0, 401)
+    theta = torch.cartesian_prod(axis, axis)
+    posterior = bimodal.build_posterior()
+    for x_o in (X_O.abs(), torch.tensor([[0.9, 0.05]])):
+        total = posterior.log_prob(theta, x_o).exp().sum() * (2.0 / 400) ** 2
+        assert total.item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_samples_find_both_modes(bimodal):
+    posterior = bimodal.build_posterior()
+    torch.manual_seed(0)
+    samples = posterior.sample((2_000,), x=torch.tensor([[0.6, 0.5]]), **QUIET)
+    # A Gaussian puts most of its mass into the gaps between the four modes.
+    in_gap = (samples.abs() < 0.2).any(dim=-1).float().mean()
+    assert in_gap < 0.1
+    for signs in torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 2):
+        share = ((samples * signs) > 0.0).all(dim=-1).float().mean()
+        assert 0.15 < share < 0.35
+
+
+@pytest.mark.slow
+def test_it_is_calibrated():
+    trainer = trained(5_000, seed=1)
+    theta, x = held_out(200)
+    posterior = trainer.build_posterior()
+    ranks, dap = run_sbc(theta, x, posterior, num_posterior_samples=200)
+    stats = check_sbc(ranks, theta, dap, num_posterior_samples=200)
+    # Of two tests, at the level of one per cent.
+    assert (stats["ks_pvals"] > 0.005).all()
+    ecp, alpha = run_tarp(theta, x, posterior, num_posterior_samples=200)
+    area, p_value = check_tarp(ecp, alpha)
+    # 200 observations: the area has a standard error of about 0.02 of 0.5.
+    assert abs(area) < 2.0
+    assert p_value > 0.01
+
+
+def test_the_base_is_not_touched_by_the_second_stage(bimodal):
+    hybrid = bimodal._neural_net
+    torch.manual_seed(0)
+    theta = PRIOR.sample((2_000,))
+    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
+    npe.append_simulations(theta, simulate(theta))
+    alone = npe.train(max_num_epochs=40, learning_rate=5e-3)
+    for key, value in alone.state_dict().items():
+        assert torch.equal(hybrid.base.state_dict()[key], value), key
+    hybrid.train()
+    assert not hybrid.base.training and hybrid.energy.training
+    hybrid.eval()
+
+
+def test_joint_training_improves_the_base_too():
+    trainer = trained(training="joint", max_num_epochs=60)
+    theta, x = held_out()
+    posterior = trainer.build_posterior()
+    base = DirectPosterior(posterior.posterior_estimator.base, PRIOR)
+    rise = log_probs(posterior, theta, x) - log_probs(base, theta, x)
+    assert rise.mean() > 0.3
+    # The base learns as if it were alone: nothing of the energy reaches it.
+    hybrid = trainer._neural_net
+    hybrid.loss(theta[:50], x[:50]).mean().backward()
+    of_hybrid = [p.grad.clone() for p in hybrid.base.parameters()]
+    hybrid.zero_grad()
+    hybrid.base.loss(theta[:50], x[:50]).mean().backward()
+    for gradient, parameter in zip(of_hybrid, hybrid.base.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+# --- The guard ------------------------------------------------------------------------
+
+
+def test_a_base_that_is_right_is_kept_as_it_is():
+    """A Gaussian posterior, which the base can be: there is nothing to correct."""
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    torch.manual_seed(0)
+    theta = prior.sample((1_000,))
+    x = theta + 0.5 * torch.randn_like(theta)
+    trainer = make(prior=prior).append_simulations(theta, x)
+    with pytest.warns(UserWarning, match="does not improve the validation objective"):
+        trainer.train(max_num_epochs=60, learning_rate=5e-3)
+    assert trainer.summary["energy_gain"] == [0.0]
+    posterior = trainer.build_posterior()
+    base = DirectPosterior(posterior.posterior_estimator.base, prior)
+    samples = []
+    for each in (posterior, base):
+        torch.manual_seed(0)
+        samples.append(each.sample((100,), x=X_O, **QUIET))
+    assert torch.equal(*samples)
+
+
+def test_more_is_asked_of_the_energy_on_request():
+    strict = EnergyConfig(min_standard_errors=1e6)
+    with pytest.warns(UserWarning, match="that of the base alone"):
+        trained(500, energy=strict, max_num_epochs=5)
+
+
+# --- Refinement of what is there ------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["posterior", "estimator"])
+def test_a_trained_posterior_is_refined_and_left_alone(kind):
+    torch.manual_seed(0)
+    theta = PRIOR.sample((1_000,))
+    x = simulate(theta)
+    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
+    estimator = npe.append_simulations(theta, x).train(
+        max_num_epochs=40, learning_rate=5e-3
+    )
+    before = {key: value.clone() for key, value in estimator.state_dict().items()}
+    given, kwargs = npe.build_posterior(), {}
+    if kind == "estimator":
+        given, kwargs = estimator, {"prior": PRIOR}
+    trainer = NPE_GKL.refine(
+        given, theta, x, energy=BRIEF, tracker=NoOpTracker(), **QUIET, **kwargs
+    )
+    assert trainer.summary["energy_gain"][0] > 0.4
+    posterior = trainer.build_posterior()
+    assert isinstance(posterior, HybridPosterior)
+    assert posterior.sample((10,), x=X_O, **QUIET).shape == (10, 2)
+    for key, value in estimator.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert any(p.requires_grad for p in estimator.parameters())
+
+
+def test_what_cannot_be_refined_is_named():
+    theta, x = held_out(50)
+    estimator = GAUSSIAN(theta, x)
+    with pytest.raises(ValueError, match="prior=None"):
+        NPE_GKL.refine(estimator, theta, x)
+    with pytest.raises(TypeError, match="posterior is a Linear"):
+        NPE_GKL.refine(nn.Linear(1, 1), theta, x, prior=PRIOR)
+    with pytest.raises(ValueError, match=r"x has shape \(50, 1\)"):
+        NPE_GKL.refine(estimator, theta, x[:, :1], prior=PRIOR)
+
+
+# --- Rounds ---------------------------------------------------------------------------
+
+
+def test_a_second_round_comes_closer():
+    x_o = torch.tensor([[0.5, 0.5]])
+    trainer = trained(500, seed=2)
+    first = trainer.build_posterior().set_default_x(x_o)
+    theta, x = simulate_for_sbi(
+        simulate, first, num_simulations=1_000, show_progress_bar=False
+    )
+    trainer.append_simulations(theta, x, proposal=first)
+    trainer.train(max_num_epochs=40, learning_rate=5e-3)
+    second = trainer.build_posterior().set_default_x(x_o)
+    truth = PRIOR.sample((20_000,))
+    weights = log_posterior(truth, x_o).exp()
+
+    def divergence(posterior):
+        """Kullback-Leibler divergence from the exact posterior, in nats."""
+        log_prob = posterior.log_prob(truth).clamp(min=-50.0)
+        exact = log_posterior(truth, x_o)
+        return (weights * (exact - log_prob)).sum() / weights.sum()
+
+    base = DirectPosterior(second.posterior_estimator.base, PRIOR)
+    assert divergence(second) < divergence(base.set_default_x(x_o)) - 0.3
+    assert divergence(second) < 0.3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.diagnostics()  # Z means nothing after an atomic loss.
+
+
+def test_truncated_proposals_are_simulations_of_the_prior():
+    x_o = torch.tensor([[0.5, 0.5]])
+    trainer = trained(600, seed=3, energy=BRIEF)
+    posterior = trainer.build_posterior().set_default_x(x_o)
+    torch.manual_seed(0)
+    accept = get_density_thresholder(posterior, num_samples_to_estimate_support=2_000)
+    proposal = RestrictedPrior(PRIOR, accept, sample_with="rejection")
+    theta = proposal.sample((400,), show_progress_bars=False)
+    trainer.append_simulations(theta, simulate(theta), proposal=proposal)
+    trainer.train(
+        force_first_round_loss=True,
+        max_num_epochs=20,
+        learning_rate=5e-3,
+        energy=BRIEF,
+    )
+    samples = trainer.build_posterior().sample((200,), x=x_o, **QUIET)
+    assert accept(samples).float().mean() > 0.9
+
+
+# --- Designs --------------------------------------------------------------------------
+
+
+def test_designs_enter_training_and_posterior():
+    torch.manual_seed(0)
+    theta, design = PRIOR.sample((1_000,)), 0.2 + torch.rand(1_000, 1)
+    x = theta.abs() / design + 0.15 * torch.randn_like(theta)
+    trainer = make().append_simulations(theta, x, design=design)
+    trainer.train(max_num_epochs=40, learning_rate=5e-3, energy=BRIEF)
+    # The same datum means another parameter at another design.
+    means = []
+    for value in (0.4, 1.0):
+        posterior = trainer.build_posterior(design=torch.tensor([value]))
+        samples = posterior.sample((500,), x=torch.tensor([[0.6, 0.6]]), **QUIET)
+        means.append(samples.abs().mean().item())
+    assert means[0] == pytest.approx(0.24, abs=0.08)
+    assert means[1] == pytest.approx(0.6, abs=0.08)
+    with pytest.raises(ValueError, match="design=None"):
+        trainer.build_posterior()
+    with pytest.raises(ValueError, match="has one design"):
+        trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
+    with pytest.raises(ValueError, match="design=None"):
+        trainer.append_simulations(theta, x)
+
+
+# --- Bad input, interruptions, state --------------------------------------------------
+
+
+def test_invalid_simulations_are_left_out():
+    torch.manual_seed(0)
+    theta = PRIOR.sample((300,))
+    x = simulate(theta)
+    x[3, 0], x[7, 1] = torch.nan, torch.inf
+    trainer = make().append_simulations(theta, x)
+    assert len(trainer.get_simulations()[0]) == 298
+    trainer.train(max_num_epochs=3)
+    assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: make(energy_net="forest"), "model='forest' is unknown"),
+        (lambda: make(energy_net=3), "energy_net must be a string or a function"),
+        (lambda: make().build_posterior(), "call append_simulations"),
+        (lambda: trained(60, training="both"), "training='both' is unknown"),
+        (
+            lambda: trained(60, trainer=make(energy_net=lambda t, f: 1.0)),
+            "must build a torch.nn.Module",
+        ),
+        (lambda: EnergyConfig(num_partition_samples=0), "num_partition_samples=0"),
+        (lambda: EnergyConfig(learning_rate=0.0), "learning_rate=0.0"),
+        (lambda: EnergyConfig(weight_decay=-1.0), "weight_decay=-1.0"),
+        (lambda: EnergyConfig(training_batch_size=1), "training_batch_size=1"),
+    ],
+)
+def test_wrong_arguments_are_named(call, match):
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=match):
+        call()
+
+
+def test_joint_training_of_later_rounds_is_refused():
+    trainer = trained(100, training="joint", max_num_epochs=2)
+    proposal = trainer.build_posterior().set_default_x(X_O)
+    theta = PRIOR.sample((50,))
+    trainer.append_simulations(theta, simulate(theta), proposal=proposal)
+    with pytest.raises(ValueError, match="training='joint' with simulations from a"):
+        trainer.train(training="joint")
+
+
+def test_an_interrupted_second_stage_loses_nothing(monkeypatch):
+    class Interrupting(nn.Module):
+        calls = 0
+
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, theta, features):
+            Interrupting.calls += 1
+            if Interrupting.calls == 40:
+                raise KeyboardInterrupt
+            return (theta * self.weight).sum(dim=-1)
+
+    trainer = make(energy_net=lambda theta, features: Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        trained(300, trainer=trainer, max_num_epochs=3)
+    posterior = trainer.build_posterior()
+    assert posterior.sample((5,), x=X_O, **QUIET).shape == (5, 2)
+    trainer.train(resume_training=True, max_num_epochs=4)
+    assert trainer.summary["epochs_trained"] == [4, 5]
+    assert len(trainer.summary["energy_epochs_trained"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
+def test_a_pickled_trainer_keeps_an_energy_net_that_can_be_pickled(bimodal):
+    loaded = pickle.loads(pickle.dumps(bimodal))
+    loaded.train(resume_training=True, max_num_epochs=42, energy=BRIEF)
+    lambdas = make(energy_net=lambda theta, features: energy_nn()(theta, features))
+    trained(60, trainer=lambdas, max_num_epochs=2)
+    loaded = pickle.loads(pickle.dumps(lambdas))
+    with pytest.raises(RuntimeError, match="pickling leaves out energy_net"):
+        loaded.train(resume_training=True, max_num_epochs=4)
+
+
+@pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "zuko_maf"])
+def test_every_base_gives_the_energy_its_noise(model):
+    trainer = trained(200, trainer=make(model), max_num_epochs=2)
+    hybrid = trainer._neural_net
+    assert hybrid.latent_features
+    theta, x = held_out(5)
+    noise = hybrid.latent(theta.unsqueeze(0), x)
+    assert noise.shape == (1, 5, 2) and noise.isfinite().all()
+
+
+def test_a_base_that_cannot_tell_its_noise_does_without():
+    trainer = make(lambda theta, x: GaussianBase(0.5))
+    theta, x = held_out(200)
+    trainer.append_simulations(theta, x).train(max_num_epochs=2)
+    assert not trainer._neural_net.latent_features
+    assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).shape == (5, 2)
+
+
+def test_images_pass_the_embedding_of_the_base():
+    embedding = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    build = posterior_nn("maf", embedding_net=embedding, z_score_x="none")
+    torch.manual_seed(0)
+    theta = PRIOR.sample((200,))
+    x = theta.sum(dim=-1)[:, None, None] + torch.randn(200, 4, 4)
+    trainer = make(build).append_simulations(theta, x)
+    trainer.train(max_num_epochs=2)
+    posterior = trainer.build_posterior()
+    assert posterior.sample((5,), x=x[:1], **QUIET).shape == (5, 2)
+    batched = posterior.sample_batched((5,), x=x[:3], **QUIET)
+    assert batched.shape == (5, 3, 2)
