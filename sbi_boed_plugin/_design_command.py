@@ -76,6 +76,7 @@ def run_design(
             trainer,
             task,
             num_steps=settings.num_steps,
+            num_refinement_steps=settings.num_refinement_steps,
             max_seconds=settings.max_seconds,
             method=settings.method,
             objective=settings.objective,

@@ -25,6 +25,7 @@ class SearchSettings:
         objective: What the policy climbs.
         gradient: Gradient of the policy.
         num_steps: Number of training steps.
+        num_refinement_steps: Number of further steps at the design found.
         max_seconds: Time in seconds after which no further step is started.
         num_workers: Number of processes that simulate.
     """
@@ -35,6 +36,7 @@ class SearchSettings:
     objective: str | None = None
     gradient: str = "score"
     num_steps: int | None = None
+    num_refinement_steps: int = 0
     max_seconds: float | None = None
     num_workers: int = 1
 
@@ -49,6 +51,11 @@ def check_settings(task: Task, settings: SearchSettings) -> None:
     Raises:
         ValueError: If the gradient needs what the policy or the task does not have.
     """
+    if settings.method == "multi_start" and settings.num_refinement_steps:
+        raise ValueError(
+            "--num-refinement-steps belongs to --method joint: a multi-start search "
+            "trains for all designs alike"
+        )
     if settings.gradient == "score" and settings.policy == "point":
         raise ValueError(
             "a point policy has no density, and hence no --gradient score: add "

@@ -117,6 +117,14 @@ def _parser() -> argparse.ArgumentParser:
         help=f"training steps (default: {NUM_STEPS})",
     )
     design.add_argument(
+        "--num-refinement-steps",
+        type=_integer_from(0),
+        default=0,
+        metavar="N",
+        help="further steps of the networks at the design found, for a tighter bound "
+        "(default: 0)",
+    )
+    design.add_argument(
         "--max-seconds",
         type=_positive_number,
         metavar="S",
@@ -236,6 +244,7 @@ def _design(options: argparse.Namespace) -> int:
         objective=options.objective,
         gradient=options.gradient,
         num_steps=options.num_steps,
+        num_refinement_steps=options.num_refinement_steps,
         max_seconds=options.max_seconds,
         num_workers=options.num_workers,
     )

@@ -108,6 +108,7 @@ def test_all_settings_reach_the_search(monkeypatch):
     options = (
         "--objective gkl --gradient surrogate --method multi_start --num-workers 3"
     )
+    refined = "--num-refinement-steps 7"
     with pytest.raises(Stop):
         main(["design", "sir", "--policy", "mixture", *options.split()])
     assert asked == {
@@ -117,8 +118,13 @@ def test_all_settings_reach_the_search(monkeypatch):
         "method": "multi_start",
         "num_workers": 3,
         "num_steps": None,
+        "num_refinement_steps": 0,
         "max_seconds": None,
     }
+    with pytest.raises(Stop):
+        main(["design", "sir", *refined.split()])
+    assert asked["num_refinement_steps"] == 7
+    assert main(["design", "sir", *refined.split(), "--method", "multi_start"]) == 2
     with pytest.raises(Stop):
         main(["design", "sir"])
     signature = inspect.signature(NLE_INCE.optimize_design).parameters
