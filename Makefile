@@ -55,6 +55,7 @@ bench: $(STAMP) ## Measure the speed of training and design
 	$(BIN)/python studies/speed.py $(ARGS)
 	$(BIN)/python studies/search_speed.py $(ARGS)
 	$(BIN)/python studies/parallel_speed.py $(ARGS)
+	$(BIN)/python studies/hybrid_speed.py $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
 	rm -rf .venv build dist .pytest_cache .ruff_cache sbi-logs

@@ -1,8 +1,10 @@
-"""Density estimators: likelihoods at fixed designs and in transformed coordinates."""
+"""Density estimators: at fixed designs, in other coordinates, and corrected ones."""
 
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
+from sbi_boed_plugin.estimators.energy_builder import energy_nn as energy_nn
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator as HybridEstimator
 from sbi_boed_plugin.estimators.measurement_set import (
     MeasurementSetEmbedding as MeasurementSetEmbedding,
 )

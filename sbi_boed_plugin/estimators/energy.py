@@ -184,7 +184,8 @@ def sample_with_latent(
 ) -> tuple[Tensor, Tensor]:
     """Draw from a base, and return the noise that it made the draws of.
 
-    Flows of nflows are given the noise, which saves the way back from the draws.
+    Flows of nflows are given the noise, which saves the way back from the draws. The
+    draws are those that `base.sample` would return, to the last bit.
 
     Args:
         base: As for `latent`.
@@ -200,10 +201,13 @@ def sample_with_latent(
         flow = cast(Any, base.net)
         if isinstance(flow._distribution, StandardNormal):
             context = flow._embedding_net(condition)
-            context = context.expand(num_samples, *context.shape).flatten(0, 1)
+            context = context.repeat_interleave(num_samples, dim=0)
             noise = torch.randn(len(context), *base.input_shape, device=context.device)
             draws = flow._transform.inverse(noise, context=context)[0]
-            shape = (num_samples, len(condition), *base.input_shape)
-            return draws.reshape(shape), noise.reshape(shape)
+            shape = (len(condition), num_samples, *base.input_shape)
+            return (
+                draws.reshape(shape).transpose(0, 1),
+                noise.reshape(shape).transpose(0, 1),
+            )
     draws = base.sample(torch.Size((num_samples,)), condition)
     return draws, latent(base, draws, condition)

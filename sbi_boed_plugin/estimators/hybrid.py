@@ -206,17 +206,21 @@ class HybridEstimator(ConditionalDensityEstimator):
         shown = shown.expand(len(input), *shown.shape)
         return bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
 
-    def log_ratio(self, input: Tensor, condition: Tensor) -> Tensor:
+    def log_ratio(
+        self, input: Tensor, condition: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
         r"""Return :math:`\rho(\theta, x)`.
 
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
             condition: Conditions of shape `(batch_dim, dim_condition)`.
+            noise: What `draw` returned beside the parameters, if they come from there.
 
         Returns:
             Ratios of shape `(sample_dim, batch_dim)`.
         """
-        noise = self.latent(input, condition)
+        if noise is None:
+            noise = self.latent(input, condition)
         return self.ratio_of_features(input, self.condition_features(condition), noise)
 
     def _ratio_in_training(self, input: Tensor, condition: Tensor) -> Tensor:

@@ -49,7 +49,11 @@ class _Corrected(Protocol):
     @property
     def base(self) -> ConditionalDensityEstimator: ...
 
-    def log_ratio(self, input: Tensor, condition: Tensor) -> Tensor: ...
+    def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def log_ratio(
+        self, input: Tensor, condition: Tensor, noise: Tensor | None = None
+    ) -> Tensor: ...
 
     def inside(self, input: Tensor) -> Tensor | None: ...
 
@@ -109,12 +113,7 @@ def measure_weights(
     rows = max(1, _MAX_PILOT_DRAWS // num_draws)
     with isolated_rng(_SEED):
         parts = [
-            _log_weights(
-                hybrid,
-                hybrid.base.sample(torch.Size((num_draws,)), chunk),
-                chunk,
-                reject_outside_prior,
-            )
+            _draw(hybrid, num_draws, chunk, reject_outside_prior)[1]
             for chunk in condition.split(rows)
         ]
     log_weights = torch.cat(parts, dim=1).double()
@@ -186,10 +185,18 @@ def sample_corrected(
         _warn_of_resampling(weights, hopeless, min_acceptance_rate)
 
     def reject(rows: Tensor, log_bound: Tensor) -> Tensor:
+        # Each batch is judged right after it is drawn.
+        log_weights = rows.new_empty(0)
+
+        def propose(sample_shape: torch.Size, condition: Tensor) -> Tensor:
+            nonlocal log_weights
+            draws, log_weights = _draw(
+                hybrid, sample_shape.numel(), condition, reject_outside_prior
+            )
+            return draws
+
         def accept(draws: Tensor) -> Tensor:
-            draws = draws.reshape(-1, len(rows), draws.shape[-1])
-            excess = _log_weights(hybrid, draws, rows, reject_outside_prior)
-            excess = excess - log_bound
+            excess = log_weights - log_bound
             accepted = excess >= 0.0
             # Random numbers only if something depends on them: without a correction,
             # the draws are those of the base to the last bit.
@@ -198,7 +205,7 @@ def sample_corrected(
             return accepted
 
         return accept_reject_sample(
-            proposal=hybrid.base.sample,
+            proposal=propose,
             accept_reject_fn=accept,
             num_samples=num_samples,
             show_progress_bars=show_progress_bars,
@@ -230,15 +237,16 @@ def sample_corrected(
     return samples
 
 
-def _log_weights(
-    hybrid: _Corrected, draws: Tensor, condition: Tensor, mask: bool
-) -> Tensor:
-    """Return log-weights of shape `(sample_dim, batch_dim)`."""
-    log_weights = hybrid.log_ratio(draws, condition)
+def _draw(
+    hybrid: _Corrected, num_draws: int, condition: Tensor, mask: bool
+) -> tuple[Tensor, Tensor]:
+    """Return draws of the base, and their log-weights `(num_draws, batch_dim)`."""
+    draws, noise = hybrid.draw(num_draws, condition)
+    log_weights = hybrid.log_ratio(draws, condition, noise)
     inside = hybrid.inside(draws) if mask else None
-    if inside is None:
-        return log_weights
-    return log_weights.masked_fill(~inside, -torch.inf)
+    if inside is not None:
+        log_weights = log_weights.masked_fill(~inside, -torch.inf)
+    return draws, log_weights
 
 
 def _quantile(log_weights: Tensor, quantile: float) -> Tensor:
@@ -263,16 +271,15 @@ def _resample(
     parts = []
     for start in range(0, num_samples, size):
         num = min(size, num_samples - start)
-        shape = torch.Size((num * _OVERSAMPLING,))
         for _ in range(_MAX_ATTEMPTS):
-            draws = hybrid.base.sample(shape, condition)
-            weights = _log_weights(hybrid, draws, condition, mask).T
+            draws, weights = _draw(hybrid, num * _OVERSAMPLING, condition, mask)
+            weights = weights.T
             if bool((weights > -torch.inf).any(dim=1).all()):
                 break
         else:
             raise RuntimeError(
-                f"{_MAX_ATTEMPTS} times, none of {shape.numel()} draws of the base was "
-                "in the support of the prior. Use sample_with='mcmc'."
+                f"{_MAX_ATTEMPTS} times, none of {num * _OVERSAMPLING} draws of the "
+                "base was in the support of the prior. Use sample_with='mcmc'."
             )
         # Of shape (batch_dim, num, _OVERSAMPLING).
         groups = torch.softmax(weights, dim=1).unflatten(1, (num, _OVERSAMPLING))

@@ -1,1 +1,5 @@
 """Posteriors: what sbi's users sample from."""
+
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosterior as HybridPosterior,
+)

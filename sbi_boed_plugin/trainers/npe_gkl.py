@@ -105,6 +105,7 @@ class NPE_GKL(NPE_C):
         show_progress_bars: bool = True,
         *,
         energy_net: Literal["resnet"] | EnergyBuilder = "resnet",
+        latent_features: bool | None = None,
     ):
         r"""Initialize the trainer.
 
@@ -124,9 +125,16 @@ class NPE_GKL(NPE_C):
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
                 module from parameters of shape `(num, dim_theta)` and features of shape
                 `(num, num_features)`. Features are the data as the base embeds them
-                and, if the base can tell, the noise that it makes the parameters of.
-                The module is called with batches of both, and returns ratios without
-                the last dimension. It should be zero before training.
+                and, as `latent_features` says, the noise that it makes the parameters
+                of. The module is called with batches of both, and returns ratios
+                without the last dimension. It should be zero before training.
+            latent_features: Whether the energy is shown the noise that the base makes
+                the parameters of. If `None`, wherever the base can tell it: flows and
+                mixtures can, and estimators of your own with a method
+                `to_noise(input, condition)`.
+
+        Raises:
+            TypeError: If `energy_net` or `latent_features` is of another type.
         """
         super().__init__(
             prior=prior,
@@ -142,9 +150,15 @@ class NPE_GKL(NPE_C):
                 "energy_net must be a string or a function that builds a network, got "
                 f"{type(energy_net).__name__}."
             )
+        if not (latent_features is None or isinstance(latent_features, bool)):
+            raise TypeError(
+                "latent_features must be True, False or None, got "
+                f"{type(latent_features).__name__}."
+            )
         self._build_energy: EnergyBuilder | None = (
             energy_nn(energy_net) if isinstance(energy_net, str) else energy_net
         )
+        self._latent_features = latent_features
         self._training: Literal["two_stage", "joint"] = "two_stage"
         self._num_partition_samples = EnergyConfig.num_partition_samples
         self._dim_design: int | None = None
@@ -160,6 +174,7 @@ class NPE_GKL(NPE_C):
         *,
         prior: Distribution | None = None,
         energy_net: Literal["resnet"] | EnergyBuilder = "resnet",
+        latent_features: bool | None = None,
         energy: EnergyConfig | None = None,
         validation_fraction: float = 0.1,
         device: str | None = None,
@@ -179,6 +194,7 @@ class NPE_GKL(NPE_C):
                 that are NaN or infinite are left out.
             prior: The prior. If `None`, that of the posterior.
             energy_net: As for the trainer.
+            latent_features: As for the trainer.
             energy: How to train the energy.
             validation_fraction: The fraction of data to use for validation.
             device: Training device. If `None`, that of the posterior.
@@ -190,7 +206,8 @@ class NPE_GKL(NPE_C):
 
         Raises:
             TypeError: If `posterior` is of another kind.
-            ValueError: If there is no prior, or shapes do not match.
+            ValueError: If there is no prior, shapes do not match, or the estimator
+                cannot tell its noise and `latent_features` is true.
         """
         estimator = posterior
         if isinstance(posterior, NeuralPosterior):
@@ -218,6 +235,7 @@ class NPE_GKL(NPE_C):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
             energy_net=energy_net,
+            latent_features=latent_features,
         )
         trainer.append_simulations(theta, x)
         trainer.get_dataloaders(0, validation_fraction=validation_fraction)
@@ -334,7 +352,8 @@ class NPE_GKL(NPE_C):
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If arguments do not go together.
+            ValueError: If arguments do not go together, or the base cannot tell its
+                noise and `latent_features` is true.
         """
         energy = energy or EnergyConfig()
         if training not in ("two_stage", "joint"):
@@ -347,6 +366,11 @@ class NPE_GKL(NPE_C):
             raise ValueError(
                 "training='joint' with simulations from a proposal: the loss of the "
                 "paper holds for simulations from the prior. Use training='two_stage'."
+            )
+        if resume_training and not hasattr(self, "optimizer"):
+            raise RuntimeError(
+                "resume_training=True, but this trainer has not trained a base: after "
+                "refine() there is none to go on with. Call refine() again."
             )
         if resume_training and training != self._training:
             raise ValueError(
@@ -497,7 +521,10 @@ class NPE_GKL(NPE_C):
     ) -> None:
         if retrain_from_scratch:
             self._neural_net = None
+        is_new = self._neural_net is None
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        if is_new and self._latent_features:
+            self._check_tells_latent(start_idx)
         if self._training == "joint" and not isinstance(
             self._neural_net, HybridEstimator
         ):
@@ -509,6 +536,31 @@ class NPE_GKL(NPE_C):
             with isolated_rng(0):
                 return super()._validate_epoch(val_loader, loss_args)
         return super()._validate_epoch(val_loader, loss_args)
+
+    def _check_tells_latent(self, start_idx: int) -> None:
+        """Raise before a base is trained that cannot tell its noise."""
+        base, self._neural_net = self._neural_net, None
+        assert base is not None
+        theta, x, _ = self.get_simulations(starting_round=start_idx)
+        rows = self.train_indices[:2]
+        self._shows_latent(base.eval(), theta[rows].cpu(), x[rows].cpu())
+        self._neural_net = base
+
+    def _shows_latent(
+        self, base: ConditionalDensityEstimator, theta: Tensor, x: Tensor
+    ) -> bool:
+        """Return whether the energy is shown the noise of the base."""
+        if self._latent_features is False:
+            return False
+        can_tell = has_latent(base, theta, x)
+        if self._latent_features and not can_tell:
+            raise ValueError(
+                f"latent_features=True, but a {type(base).__name__} cannot tell which "
+                "noise it makes parameters of. Give it a method "
+                "to_noise(input, condition), use another density_estimator, or "
+                "latent_features=None."
+            )
+        return can_tell
 
     def _make_hybrid(
         self, start_idx: int, *, frozen_base: bool, trained_partition: bool = True
@@ -532,7 +584,7 @@ class NPE_GKL(NPE_C):
             num_partition_samples=self._num_partition_samples,
             prior=self._prior,
             embedded=True,
-            latent_features=has_latent(base, theta, x),
+            latent_features=self._shows_latent(base, theta, x),
             frozen_base=frozen_base,
             trained_partition=trained_partition,
         )

@@ -62,6 +62,9 @@ class NRE_GKL(NRE_B):
         samples = inference.build_posterior().sample((1000,), x=x_o)
     """
 
+    # Number of values of a design, known once there are simulations.
+    _dim_design: int | None = None
+
     def append_simulations(
         self,
         theta: Tensor,
@@ -196,9 +199,6 @@ class NRE_GKL(NRE_B):
             importance_sampling_parameters=importance_sampling_parameters,
             posterior_parameters=posterior_parameters,
         )
-
-    # Known once there are simulations; without them `None`.
-    _dim_design: int | None = None
 
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
         device = str(next(estimator.parameters()).device)

@@ -221,6 +221,8 @@ def test_a_trained_posterior_is_refined_and_left_alone(kind):
     for key, value in estimator.state_dict().items():
         assert torch.equal(value, before[key])
     assert any(p.requires_grad for p in estimator.parameters())
+    with pytest.raises(RuntimeError, match="has not trained a base"):
+        trainer.train(resume_training=True)
 
 
 def test_what_cannot_be_refined_is_named():
@@ -396,6 +398,12 @@ def test_every_base_gives_the_energy_its_noise(model):
     theta, x = held_out(5)
     noise = hybrid.latent(theta.unsqueeze(0), x)
     assert noise.shape == (1, 5, 2) and noise.isfinite().all()
+    torch.manual_seed(0)
+    draws, noise = hybrid.draw(6, x)
+    torch.manual_seed(0)
+    assert torch.equal(draws, hybrid.base.sample(torch.Size((6,)), x))
+    # The way there and back, in single precision.
+    torch.testing.assert_close(hybrid.latent(draws, x), noise, atol=2e-3, rtol=1e-3)
 
 
 def test_a_base_that_cannot_tell_its_noise_does_without():
