@@ -17,11 +17,7 @@ from sbi_boed_plugin.estimators.energy import (
     latent,
     sample_with_latent,
 )
-from sbi_boed_plugin.estimators.rejection import (
-    NUM_PILOT_DRAWS,
-    measure_weights,
-    sample_corrected,
-)
+from sbi_boed_plugin.estimators.rejection import measure_weights, sample_corrected
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
@@ -279,7 +275,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         input: Tensor,
         condition: Tensor,
         *,
-        num_partition_samples: int = NUM_PILOT_DRAWS,
+        num_partition_samples: int | None = None,
         **kwargs,
     ) -> Tensor:
         """Return log-densities, normalized with draws from the base.
@@ -289,7 +285,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
             condition: Conditions of shape `(batch_dim, dim_condition)`.
-            num_partition_samples: Number of draws for the normalization.
+            num_partition_samples: Number of draws for the normalization given each
+                condition. If `None`, 10,000, or less for more than 20 conditions.
             **kwargs: Passed to the base.
 
         Returns:

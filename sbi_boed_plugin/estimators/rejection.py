@@ -24,13 +24,12 @@ from torch import Tensor
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
-    "NUM_PILOT_DRAWS",
     "WeightDiagnostics",
     "measure_weights",
     "sample_corrected",
 ]
 
-NUM_PILOT_DRAWS = 10_000
+_NUM_PILOT_DRAWS = 10_000
 # Of many observations at once: fewer for each, but never fewer than a tenth.
 _MAX_PILOT_DRAWS = 200_000
 
@@ -109,7 +108,7 @@ def measure_weights(
     batch_dim = len(condition)
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
-        num_draws = min(NUM_PILOT_DRAWS, max(NUM_PILOT_DRAWS // 10, fair))
+        num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
     rows = max(1, _MAX_PILOT_DRAWS // num_draws)
     with isolated_rng(_SEED):
         parts = [
