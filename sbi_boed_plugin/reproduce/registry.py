@@ -16,6 +16,9 @@ _MODULES = {
     "table-bmp": "table_bmp",
     "location": "location",
     "pharmacokinetic": "pharmacokinetic",
+    "gkl-variance": "gkl_variance",
+    "gkl-acceptance": "gkl_acceptance",
+    "gkl-dimension": "gkl_dimension",
 }
 
 

@@ -1,13 +1,9 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
-import pickle
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
-import torch
-from sbi.inference import NPE_C
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import (
@@ -17,45 +13,27 @@ from sbi.inference.posteriors.posterior_parameters import (
     RejectionPosteriorParameters,
     VIPosteriorParameters,
 )
-from sbi.inference.potentials import posterior_estimator_based_potential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
-from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
-from sbi_boed_plugin.estimators.energy import has_latent
-from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
-from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.trainers._checks import check_designs_given
 from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
-    EnergyHistory,
-    train_energy,
 )
+from sbi_boed_plugin.trainers._hybrid_trainer import HybridTrainer
 
 __all__ = ["NPE_GKL"]
 
-_ENERGY_EPOCHS = "energy_epochs_trained"
-_ENERGY_TRAINING = "energy_training_loss"
-_ENERGY_VALIDATION = "energy_validation_loss"
-_ENERGY_GAIN = "energy_gain"
-_ENERGY_GAIN_ERROR = "energy_gain_standard_error"
-_ENERGY_KEYS = (
-    _ENERGY_EPOCHS,
-    _ENERGY_TRAINING,
-    _ENERGY_VALIDATION,
-    _ENERGY_GAIN,
-    _ENERGY_GAIN_ERROR,
-)
 
-
-class NPE_GKL(NPE_C):
+class NPE_GKL(HybridTrainer):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
 
     The posterior is :math:`q(\theta \mid x) \propto b(\theta \mid x)
@@ -145,25 +123,7 @@ class NPE_GKL(NPE_C):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
-        if not (isinstance(energy_net, str) or callable(energy_net)):
-            raise TypeError(
-                "energy_net must be a string or a function that builds a network, got "
-                f"{type(energy_net).__name__}."
-            )
-        if not (latent_features is None or isinstance(latent_features, bool)):
-            raise TypeError(
-                "latent_features must be True, False or None, got "
-                f"{type(latent_features).__name__}."
-            )
-        self._build_energy: EnergyBuilder | None = (
-            energy_nn(energy_net) if isinstance(energy_net, str) else energy_net
-        )
-        self._latent_features = latent_features
-        self._training: Literal["two_stage", "joint"] = "two_stage"
-        self._num_partition_samples = EnergyConfig.num_partition_samples
-        self._dim_design: int | None = None
-        self._neural_net: ConditionalDensityEstimator | None
-        self._summary.update({key: [] for key in _ENERGY_KEYS})
+        self._set_energy(energy_net, latent_features)
 
     @classmethod
     def refine(
@@ -490,193 +450,6 @@ class NPE_GKL(NPE_C):
             importance_sampling_parameters=importance_sampling_parameters,
             posterior_parameters=posterior_parameters,
         )
-
-    def _create_posterior(
-        self,
-        estimator: Any,
-        prior: Distribution,
-        sample_with: Any,
-        device: Any,
-        posterior_parameters: Any,
-    ) -> NeuralPosterior:
-        if isinstance(estimator, HybridEstimator) and isinstance(
-            posterior_parameters, DirectPosteriorParameters
-        ):
-            return HybridPosterior(
-                estimator, prior, device=device, **vars(posterior_parameters)
-            )
-        return super()._create_posterior(
-            estimator, prior, sample_with, device, posterior_parameters
-        )
-
-    def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
-        if isinstance(estimator, HybridEstimator):
-            estimator = UnnormalizedHybrid(estimator)
-        return posterior_estimator_based_potential(
-            posterior_estimator=estimator, prior=prior, x_o=None
-        )
-
-    def _initialize_neural_network(
-        self, retrain_from_scratch: bool, start_idx: int
-    ) -> None:
-        if retrain_from_scratch:
-            self._neural_net = None
-        is_new = self._neural_net is None
-        super()._initialize_neural_network(retrain_from_scratch, start_idx)
-        if is_new and self._latent_features:
-            self._check_tells_latent(start_idx)
-        if self._training == "joint" and not isinstance(
-            self._neural_net, HybridEstimator
-        ):
-            self._neural_net = self._make_hybrid(start_idx, frozen_base=False)
-
-    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
-        """Validate with the same draws for the partition function each time."""
-        if self._training == "joint":
-            with isolated_rng(0):
-                return super()._validate_epoch(val_loader, loss_args)
-        return super()._validate_epoch(val_loader, loss_args)
-
-    def _check_tells_latent(self, start_idx: int) -> None:
-        """Raise before a base is trained that cannot tell its noise."""
-        base, self._neural_net = self._neural_net, None
-        assert base is not None
-        theta, x, _ = self.get_simulations(starting_round=start_idx)
-        rows = self.train_indices[:2]
-        self._shows_latent(base.eval(), theta[rows].cpu(), x[rows].cpu())
-        self._neural_net = base
-
-    def _shows_latent(
-        self, base: ConditionalDensityEstimator, theta: Tensor, x: Tensor
-    ) -> bool:
-        """Return whether the energy is shown the noise of the base."""
-        if self._latent_features is False:
-            return False
-        can_tell = has_latent(base, theta, x)
-        if self._latent_features and not can_tell:
-            raise ValueError(
-                f"latent_features=True, but a {type(base).__name__} cannot tell which "
-                "noise it makes parameters of. Give it a method "
-                "to_noise(input, condition), use another density_estimator, or "
-                "latent_features=None."
-            )
-        return can_tell
-
-    def _make_hybrid(
-        self, start_idx: int, *, frozen_base: bool, trained_partition: bool = True
-    ) -> HybridEstimator:
-        """Put an energy on the base that there is."""
-        base = self._neural_net
-        assert base is not None
-        if self._build_energy is None:
-            raise RuntimeError(
-                "The trainer was pickled, and pickling leaves out energy_net: a new "
-                "energy cannot be built. Start again with a new trainer."
-            )
-        theta, x, _ = self.get_simulations(starting_round=start_idx)
-        rows = self.train_indices
-        theta, x = theta[rows].cpu(), x[rows].cpu()
-        where = next(base.parameters()).device
-        base.cpu().eval()
-        hybrid = HybridEstimator(
-            base,
-            nn.Identity(),
-            num_partition_samples=self._num_partition_samples,
-            prior=self._prior,
-            embedded=True,
-            latent_features=self._shows_latent(base, theta, x),
-            frozen_base=frozen_base,
-            trained_partition=trained_partition,
-        )
-        features = []
-        with torch.no_grad():
-            for chunk in torch.arange(len(theta)).split(4_096):
-                own, data = theta[chunk], x[chunk]
-                noise = hybrid.latent(own.unsqueeze(0), data)[0]
-                features.append(
-                    torch.cat([hybrid.condition_features(data), noise], dim=-1)
-                )
-        energy = self._build_energy(theta, torch.cat(features))
-        if not isinstance(energy, nn.Module):
-            raise TypeError(
-                "energy_net must build a torch.nn.Module, but built a "
-                f"{type(energy).__name__}."
-            )
-        hybrid.energy = energy
-        hybrid.to(where)
-        return hybrid
-
-    def _train_energy(
-        self,
-        config: EnergyConfig,
-        start_idx: int,
-        calibration_kernel: Callable | None,
-        *,
-        atomic: bool,
-    ) -> HybridEstimator:
-        """Put an energy on the trained base, train it, and report."""
-        # The random numbers of the base's training go on as if nothing came between.
-        with isolated_rng(get_rng_state()):
-            hybrid = self._make_hybrid(
-                start_idx, frozen_base=True, trained_partition=not atomic
-            )
-            hybrid.base.requires_grad_(False)
-            hybrid.to(self._device)
-            self._neural_net = hybrid
-            theta, x, _ = self.get_simulations(starting_round=start_idx)
-            history = train_energy(
-                hybrid,
-                theta,
-                x,
-                train_rows=self.train_indices,
-                validation_rows=self.val_indices,
-                config=config,
-                atomic_prior=self._prior if atomic else None,
-                calibration_kernel=calibration_kernel,
-                device=self._device,
-                show_progress_bar=self._show_progress_bars,
-            )
-        self._report_energy(history)
-        return hybrid
-
-    def _report_energy(self, history: EnergyHistory) -> None:
-        """Write losses and gain into the summary and the tracker; warn if useless."""
-        summary, offset = self._summary, sum(self._summary[_ENERGY_EPOCHS])
-        per_epoch = {
-            _ENERGY_TRAINING: history.training_loss,
-            _ENERGY_VALIDATION: history.validation_loss,
-        }
-        per_training = {
-            _ENERGY_EPOCHS: len(history.training_loss),
-            _ENERGY_GAIN: history.gain if history.kept else 0.0,
-            _ENERGY_GAIN_ERROR: history.gain_standard_error,
-        }
-        for key, values in per_epoch.items():
-            summary[key].extend(values)
-            for step, value in enumerate(values):
-                self._tracker.log_metric(name=key, value=value, step=offset + step)
-        for key, value in per_training.items():
-            summary[key].append(value)
-            self._tracker.log_metric(name=key, value=value, step=self._round + 1)
-        self._tracker.flush()
-        if not history.kept:
-            warnings.warn(
-                "The energy does not improve the validation objective: "
-                f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats. The "
-                "posterior is that of the base alone. More simulations may help.",
-                stacklevel=4,
-            )
-
-    def __getstate__(self) -> dict:
-        """Return the state to be pickled, without builders that cannot be."""
-        state = super().__getstate__()
-        try:
-            pickle.dumps(self._build_energy)
-        except (pickle.PicklingError, AttributeError, TypeError):
-            # Functions that users define where they are needed; used again, they are
-            # missed with an error.
-            state["_build_energy"] = None
-        return state
 
 
 def _given_estimator(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:

@@ -1,0 +1,135 @@
+"""Whether the energy of NPE_GKL is shown the noise of its base."""
+
+import pytest
+import torch
+from sbi.inference import NPE
+from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
+
+from sbi_boed_plugin import NPE_GKL, EnergyConfig, energy_nn
+from tests.conftest import NoOpTracker
+from tests.posteriors.test_hybrid_posterior import GaussianBase
+
+pytestmark = pytest.mark.filterwarnings("ignore:The energy does not improve")
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+BRIEF = EnergyConfig(max_num_epochs=2)
+MDN = posterior_nn("mdn", num_components=1, hidden_features=10)
+
+
+class Recorder:
+    """Builds an energy, and keeps how many features it is shown."""
+
+    num_features = None
+
+    def __call__(self, theta, features):
+        self.num_features = features.shape[1]
+        return energy_nn(hidden_features=8)(theta, features)
+
+
+def silent(theta, x):
+    """A base that cannot tell its noise."""
+    return GaussianBase(0.5)
+
+
+def simulations(num=100):
+    torch.manual_seed(0)
+    theta = PRIOR.sample((num,))
+    return theta, theta.abs() + 0.15 * torch.randn_like(theta)
+
+
+def make(density_estimator=MDN, **kwargs):
+    return NPE_GKL(
+        PRIOR,
+        density_estimator,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+        **kwargs,
+    )
+
+
+def train(trainer, **kwargs):
+    trainer.append_simulations(*simulations())
+    return trainer.train(max_num_epochs=2, energy=BRIEF, **kwargs)
+
+
+def refine(estimator, **kwargs):
+    return NPE_GKL.refine(
+        estimator,
+        *simulations(),
+        prior=PRIOR,
+        energy=BRIEF,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint"])
+@pytest.mark.parametrize(
+    ("latent_features", "num_features"), [(None, 4), (True, 4), (False, 2)]
+)
+def test_the_energy_is_shown_what_was_asked_for(
+    latent_features, num_features, training
+):
+    energy_net = Recorder()
+    trainer = make(energy_net=energy_net, latent_features=latent_features)
+    hybrid = train(trainer, training=training)
+    assert energy_net.num_features == num_features
+    assert hybrid.latent_features == (num_features == 4)
+    theta, x = simulations(5)
+    assert hybrid.log_prob(theta.unsqueeze(0), x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("latent_features", "num_features"), [(None, 4), (True, 4), (False, 2)]
+)
+def test_a_refinement_is_shown_what_was_asked_for(latent_features, num_features):
+    base = NPE(PRIOR, MDN, tracker=NoOpTracker(), show_progress_bars=False)
+    base = base.append_simulations(*simulations()).train(max_num_epochs=2)
+    energy_net = Recorder()
+    trainer = refine(base, energy_net=energy_net, latent_features=latent_features)
+    assert energy_net.num_features == num_features
+    posterior = trainer.build_posterior()
+    assert posterior.posterior_estimator.latent_features == (num_features == 4)
+    x_o = torch.tensor([[0.3, 0.2]])
+    draws = posterior.sample((5,), x=x_o, show_progress_bars=False)
+    assert draws.shape == (5, 2)
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint"])
+def test_a_base_that_cannot_tell_is_refused_before_it_is_trained(training):
+    trainer = make(silent, latent_features=True)
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        train(trainer, training=training)
+    assert not trainer.summary["epochs_trained"]
+    # Nothing that was never trained passes for a posterior.
+    with pytest.raises(RuntimeError, match="no posterior estimator"):
+        trainer.build_posterior()
+
+
+@pytest.mark.parametrize("latent_features", [None, False])
+def test_a_base_that_cannot_tell_does_without(latent_features):
+    hybrid = train(make(silent, latent_features=latent_features))
+    assert not hybrid.latent_features
+
+
+def test_a_refinement_refuses_a_base_that_cannot_tell():
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        refine(GaussianBase(), latent_features=True)
+    assert not refine(GaussianBase()).build_posterior().posterior_estimator.net.training
+
+
+def test_other_types_are_refused():
+    with pytest.raises(TypeError, match="True, False or None, got str"):
+        make(latent_features="yes")
+
+
+def test_asking_for_what_is_the_default_changes_nothing():
+    theta, x = simulations(20)
+    densities = []
+    for latent_features in (None, True):
+        torch.manual_seed(1)
+        hybrid = train(make("maf", latent_features=latent_features))
+        densities.append(hybrid.log_prob(theta.unsqueeze(0), x))
+    assert torch.equal(*densities)
