@@ -43,6 +43,9 @@ from sbi_boed_plugin.objectives.eig import estimate_eig as estimate_eig
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior as HybridPosterior,
 )
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosteriorParameters as HybridPosteriorParameters,
+)
 from sbi_boed_plugin.registration import autoregister as _autoregister
 from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register

@@ -197,10 +197,61 @@ def check_tables():
     assert not PointPolicy.has_log_prob
 
 
+def check_hybrid_posterior(names):
+    """What a correction gains, how it is reported, and what is left where it fails."""
+    scores = names["scores"]
+    # A thousand samples each tell shares to 0.02; networks of other seeds differ more.
+    assert scores["NPE"] > 0.65
+    assert 0.45 < scores["NPE, refined"] < scores["NPE"] - 0.1
+    check_gains(names)
+    check_diagnostics(names)
+    # The base alone: the same numbers, to the last bit.
+    (message,) = names["useless"]
+    assert message.startswith("The energy does not improve")
+    first, second = names["draws_of"].values()
+    assert torch.equal(first, second)
+    assert names["inference"].summary["energy_gain"] == [0.0]
+    assert type(names["simple"]).__name__ == "HybridPosterior"
+
+
+def check_gains(names):
+    gained, missing = names["gained"], names["missing"]
+    error = math.hypot(gained.std() / len(gained) ** 0.5, names["gain_error"])
+    # Both are means of a few hundred simulations, others for each.
+    assert abs(gained.mean() - names["gain"]) < 3 * error
+    # "Most of it", and never more: the exact posterior has the largest mean.
+    assert 0.6 * missing.mean() < gained.mean() < missing.mean()
+    # "Once or twice as long", on clocks of a machine that others may share.
+    assert names["seconds_of_energy"] < 5 * names["seconds_of_npe"]
+
+
+def check_diagnostics(names):
+    told, slower, usual = (names[name] for name in ("told", "told_slower", "usual"))
+    share = usual.effective_share
+    # The column of usual values holds for nine in ten simulations.
+    for good in (
+        usual.acceptance_rate > 0.02,
+        share > 0.05,
+        usual.log_partition.abs() < 0.3,
+        usual.truncated_mass < 0.01,
+    ):
+        assert good.double().mean() > 0.85
+    # "One of the 200 is a false alarm": a few in a hundred at most.
+    assert (usual.log_partition.abs() > 3.0).sum() <= 2
+    assert slower.acceptance_rate < told.acceptance_rate
+    assert slower.truncated_mass < told.truncated_mass < 0.01
+    near, *others = names["far"].values()
+    assert abs(near[0]) < 1.0 and not near[1]
+    for log_partition, messages in others:
+        assert abs(log_partition) > 3.0 and len(messages) == 1
+        assert "far from the simulations" in messages[0]
+
+
 CHECKS = {
     "00_first_experiment": check_first_experiment,
     "01_choosing_experiments": check_choosing_experiments,
     "02_gradients_and_bounds": check_gradients_and_bounds,
+    "03_hybrid_posterior": check_hybrid_posterior,
 }
 
 

@@ -69,7 +69,8 @@ class WeightDiagnostics:
         log_partition: :math:`\log \hat Z(x)` in nats; near zero where the correction
             was trained well.
         truncated_mass: Share of the mass above the bound, which rejection loses: at
-            most so far, in total variation, are its samples from the hybrid.
+            most so far, in total variation, are its samples from the hybrid. NaN
+            where no draw has any weight.
         log_bound: :math:`\log M` in nats.
         num_draws: Number of pilot draws of each observation.
     """
@@ -80,6 +81,27 @@ class WeightDiagnostics:
     truncated_mass: Tensor
     log_bound: Tensor
     num_draws: int
+
+    @property
+    def effective_share(self) -> Tensor:
+        """Effective sample size in the place of one draw, of shape `(batch_dim,)`."""
+        return self.effective_sample_size / self.num_draws
+
+    def __str__(self) -> str:
+        """Return one line per quantity: its median, and its range."""
+        lines = [f"{len(self.log_bound)} observations, {self.num_draws:,} draws each"]
+        for label, values in (
+            ("acceptance rate", self.acceptance_rate),
+            ("effective share", self.effective_share),
+            ("log Z", self.log_partition),
+            ("truncated mass", self.truncated_mass),
+        ):
+            low, middle, high = values.min(), values.median(), values.max()
+            line = f"{label:<16}{middle:8.4f}"
+            if len(values) > 1:
+                line += f"  ({low:.4f} to {high:.4f})"
+            lines.append(line)
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -132,7 +154,7 @@ def measure_weights(
         acceptance_rate=torch.where(empty, zero, acceptance).float(),
         effective_sample_size=torch.where(empty, zero, effective).float(),
         log_partition=(total - like).float(),
-        truncated_mass=torch.where(empty, zero, truncated).float(),
+        truncated_mass=truncated.float(),
         log_bound=bound.float(),
         num_draws=num_draws,
     )

@@ -3,3 +3,6 @@
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior as HybridPosterior,
 )
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosteriorParameters as HybridPosteriorParameters,
+)

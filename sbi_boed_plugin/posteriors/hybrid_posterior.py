@@ -2,11 +2,13 @@ r"""The hybrid posterior: a normalized base times an energy ratio, by rejection.
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
-from sbi.inference.potentials import posterior_estimator_based_potential
+from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
+from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
 from sbi.neural_nets.estimators.shape_handling import (
     reshape_to_batch_event,
     reshape_to_sample_batch_event,
@@ -25,15 +27,44 @@ from sbi_boed_plugin.estimators.rejection import (
     sample_corrected,
 )
 
-__all__ = ["HybridPosterior"]
+__all__ = ["HybridPosterior", "HybridPosteriorParameters"]
 
-# Nats by which a partition function may be off before a user should know.
-_MAX_LOG_PARTITION = 1.0
+# Nats by which a partition function may be off before a user should know: a factor of
+# twenty, which ordinary observations hardly ever reach.
+_MAX_LOG_PARTITION = 3.0
 
 # Relative standard error of a normalization, and the draws that it may take, those of
 # all observations together.
 _PARTITION_ERROR = 0.006
 _MAX_DRAWS = 200_000
+
+
+@dataclass(frozen=True)
+class HybridPosteriorParameters(DirectPosteriorParameters):
+    """Parameters for initializing `HybridPosterior`, for `build_posterior`.
+
+    Example:
+        >>> parameters = HybridPosteriorParameters(bound_quantile=1.0)
+        >>> parameters.min_acceptance_rate
+        0.001
+    """
+
+    bound_quantile: float = DEFAULT_QUANTILE
+    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
+
+    def validate(self) -> None:
+        """Check the values."""
+        super().validate()
+        _check_shares(self.bound_quantile, self.min_acceptance_rate)
+
+
+def _check_shares(bound_quantile: float, min_acceptance_rate: float) -> None:
+    for name, value in (
+        ("bound_quantile", bound_quantile),
+        ("min_acceptance_rate", min_acceptance_rate),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name}={value} must be between 0 and 1.")
 
 
 class HybridPosterior(DirectPosterior):
@@ -95,12 +126,7 @@ class HybridPosterior(DirectPosterior):
                 f"returns, got {type(posterior_estimator).__name__}. For other "
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
-        for name, value in (
-            ("bound_quantile", bound_quantile),
-            ("min_acceptance_rate", min_acceptance_rate),
-        ):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name}={value} must be between 0 and 1.")
+        _check_shares(bound_quantile, min_acceptance_rate)
         super().__init__(
             posterior_estimator=posterior_estimator,
             prior=prior,
@@ -111,7 +137,7 @@ class HybridPosterior(DirectPosterior):
         )
         self.bound_quantile = bound_quantile
         self.min_acceptance_rate = min_acceptance_rate
-        self._measured: tuple[Tensor, WeightDiagnostics] | None = None
+        self._measured: tuple[Tensor, float, WeightDiagnostics] | None = None
         self._normalized: tuple[Tensor, Tensor] | None = None
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
@@ -130,14 +156,11 @@ class HybridPosterior(DirectPosterior):
     def _use_unnormalized_potential(self) -> None:
         # Prior and estimator move together.
         self.posterior_estimator.prior = self.prior
-        x_o = self._x
-        self.potential_fn, self.theta_transform = posterior_estimator_based_potential(
+        self.potential_fn = PosteriorBasedPotential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
-            x_o=None,
-            enable_transform=self.enable_transform,
+            device=self.potential_fn.device,
         )
-        self._x = x_o
 
     def diagnostics(self, x: Tensor | None = None) -> WeightDiagnostics:
         r"""Return how well the base fits the hybrid, given each observation.
@@ -362,13 +385,16 @@ class HybridPosterior(DirectPosterior):
 
     def _measure(self, rows: Tensor) -> WeightDiagnostics:
         """Return diagnostics; those of the last observations are kept."""
-        if self._measured is not None and torch.equal(self._measured[0], rows):
-            return self._measured[1]
+        quantile = self.bound_quantile
+        if self._measured is not None:
+            kept_rows, kept_quantile, kept = self._measured
+            if kept_quantile == quantile and torch.equal(kept_rows, rows):
+                return kept
         measured = measure_weights(
-            self.posterior_estimator, rows, bound_quantile=self.bound_quantile
+            self.posterior_estimator, rows, bound_quantile=quantile
         )
         self._warn_if_far(measured)
-        self._measured = rows, measured
+        self._measured = rows, quantile, measured
         return measured
 
     def _warn_if_far(self, measured: WeightDiagnostics) -> None:

@@ -18,7 +18,10 @@ from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosterior,
+    HybridPosteriorParameters,
+)
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
     EnergyHistory,
@@ -74,6 +77,13 @@ class HybridTrainer(NPE_C):
         self._num_partition_samples = EnergyConfig.num_partition_samples
         self._dim_design = None
         self._summary.update({key: [] for key in _ENERGY_KEYS})
+
+    def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
+        """Take arguments of `HybridPosterior`, too."""
+        if sample_with == "direct":
+            given = kwargs.get("direct_sampling_parameters") or {}
+            return HybridPosteriorParameters(**given)
+        return super()._build_posterior_parameters(sample_with, **kwargs)
 
     def _create_posterior(
         self,
@@ -247,7 +257,8 @@ class HybridTrainer(NPE_C):
             warnings.warn(
                 "The energy does not improve the validation objective: "
                 f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats. The "
-                "posterior is that of the base alone. More simulations may help.",
+                "posterior is that of the base alone, which may be right already; "
+                "if not, more simulations may help.",
                 stacklevel=4,
             )
 

@@ -416,7 +416,8 @@ class NPE_GKL(HybridTrainer):
             importance_sampling_parameters: Additional kwargs passed to
                 `ImportanceSamplingPosterior`.
             posterior_parameters: Configuration passed to the init method for the
-                posterior, in the place of the arguments above.
+                posterior, in the place of the arguments above; for `direct` a
+                `HybridPosteriorParameters` or `DirectPosteriorParameters`.
             design: Design at which the observation was or will be made, of shape
                 `(dim_design,)` or `(1, dim_design)`. Needed if and only if the
                 simulations have designs.

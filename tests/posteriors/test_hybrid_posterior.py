@@ -183,6 +183,26 @@ def test_diagnostics_are_those_of_the_weights():
     assert exact_bound.truncated_mass.item() == 0.0
 
 
+def test_another_bound_is_measured_anew():
+    posterior = hybrid_posterior()
+    first = posterior.diagnostics(X_O)
+    posterior.bound_quantile = 0.9
+    second = posterior.diagnostics(X_O)
+    assert second.log_bound < first.log_bound
+    assert second.acceptance_rate > first.acceptance_rate
+
+
+def test_diagnostics_can_be_read():
+    measured = hybrid_posterior().diagnostics(torch.tensor([[0.5, -0.4], [2.0, 1.0]]))
+    text = str(measured)
+    assert "2 observations, 10,000 draws each" in text
+    low = measured.acceptance_rate.min().item()
+    assert f"({low:.4f} to" in text
+    assert torch.equal(
+        measured.effective_share, measured.effective_sample_size / 10_000
+    )
+
+
 def test_what_is_measured_does_not_touch_the_random_state():
     posterior = hybrid_posterior()
     torch.manual_seed(3)

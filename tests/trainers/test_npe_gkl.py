@@ -14,7 +14,13 @@ from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from sbi_boed_plugin import NPE_GKL, EnergyConfig, HybridPosterior, energy_nn
+from sbi_boed_plugin import (
+    NPE_GKL,
+    EnergyConfig,
+    HybridPosterior,
+    HybridPosteriorParameters,
+    energy_nn,
+)
 from tests.conftest import NoOpTracker
 from tests.posteriors.test_hybrid_posterior import GaussianBase
 
@@ -308,6 +314,38 @@ def test_designs_enter_training_and_posterior():
         trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
     with pytest.raises(ValueError, match="design=None"):
         trainer.append_simulations(theta, x)
+
+
+# --- Settings of the posterior --------------------------------------------------------
+
+
+def test_the_bound_can_be_chosen_in_either_of_sbis_forms(bimodal):
+    parameters = HybridPosteriorParameters(bound_quantile=1.0)
+    posterior = bimodal.build_posterior(posterior_parameters=parameters)
+    assert posterior.bound_quantile == 1.0
+    assert posterior.diagnostics(X_O).truncated_mass == 0.0
+    with pytest.warns(FutureWarning, match="direct_sampling_parameters"):
+        posterior = bimodal.build_posterior(
+            direct_sampling_parameters={"min_acceptance_rate": 0.5}
+        )
+    assert posterior.min_acceptance_rate == 0.5
+    with pytest.raises(ValueError, match="bound_quantile=3.0 must be between"):
+        HybridPosteriorParameters(bound_quantile=3.0)
+
+
+def test_building_a_posterior_takes_the_random_numbers_that_npe_takes():
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    theta = prior.sample((100,))
+    states = []
+    for trainer in (NPE(prior, GAUSSIAN, tracker=NoOpTracker(), **QUIET), make()):
+        trainer._prior = prior
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer.append_simulations(theta, theta + 1.0).train(max_num_epochs=1)
+        trainer.build_posterior()
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 # --- Bad input, interruptions, state --------------------------------------------------
