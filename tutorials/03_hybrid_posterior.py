@@ -215,7 +215,8 @@ print(*far[2.0][1])
 
 # %% [markdown]
 # Beyond three nats there is a warning, of `sample` and `log_prob` as well. Silence
-# proves nothing: an energy may extrapolate by luck to something of the right size. If no draw of the base is in the support of the prior, `sample` raises an error.
+# proves nothing: an energy may extrapolate by luck to something of the right size. If
+# no draw of the base is in the support of the prior, `sample` raises an error.
 #
 # ## One class name, and an energy that does not help
 #
