@@ -256,7 +256,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         published = PUBLISHED if noise == 0.0 else {}
         statistics = {name: values[1] for name, values in published.items()}
         dot_plot(line[0], group, "distance_percent", "median distance [% of largest]")
-        line[0].set_xscale("log")
+        if not noise:  # With noise they are close to the floor, all of one size.
+            line[0].set_xscale("log")
         line[0].set_title(f"noise {noise:g}", loc="left")
         dot_plot(line[1], group, "lc2st", "L-C2ST statistic", published=statistics)
         name = "exact_all" if noise else "information"
