@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from nflows.distributions.normal import StandardNormal
-from sbi.neural_nets.estimators import ConditionalDensityEstimator, NFlowsFlow
+from sbi.neural_nets.estimators import ConditionalDensityEstimator, NFlowsFlow, ZukoFlow
 from torch import Tensor, nn
 
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
@@ -25,6 +25,9 @@ __all__ = [
 # Ratios are what networks say up to the first number of nats, and never more than the
 # second: far from all simulations a network may say anything.
 _FREE_ENERGY, _LARGEST_ENERGY = 15.0, 20.0
+
+# Numbers in the repeated conditions of one call.
+_MAX_REPEATED = 2**24
 
 
 class EnergyRatio(nn.Module):
@@ -164,6 +167,8 @@ def latent(
     """
     if isinstance(base, DesignConditionedPosterior):
         return latent(base.net, input, base.with_design(condition))
+    if isinstance(base, ZukoFlow):
+        return base.inverse_transform(input, condition)
     sample_dim, batch_dim = input.shape[:2]
     flat = input.flatten(0, 1)
     if isinstance(base, NFlowsFlow):
@@ -174,9 +179,14 @@ def latent(
             context = context.expand(sample_dim, *context.shape).flatten(0, 1)
             noise = flow._transform(flat, context=context)[0]
             return noise.reshape(sample_dim, batch_dim, -1)
-    rows = condition.expand(sample_dim, *condition.shape).flatten(0, 1)
-    noise = to_noise(base, flat, rows)
-    return noise.reshape(sample_dim, batch_dim, -1).to(input)
+    rows = torch.arange(batch_dim, device=input.device).repeat(sample_dim)
+    # Conditions are repeated for each sample, a few at a time if they are large.
+    size = max(1, _MAX_REPEATED // condition[:1].numel())
+    noise = [
+        to_noise(base, some, condition[of])
+        for some, of in zip(flat.split(size), rows.split(size), strict=True)
+    ]
+    return torch.cat(noise).reshape(sample_dim, batch_dim, -1).to(input)
 
 
 def sample_with_latent(

@@ -121,11 +121,30 @@ class HybridEstimator(ConditionalDensityEstimator):
         energy = self.energy
         if not self.embedded:
             energy = _EnergyAtDesign(energy, base)
+        return self._view(base, energy, self.prior)
+
+    def with_prior(self, prior: Distribution) -> "HybridEstimator":
+        """Return the estimator for another prior, sharing its networks.
+
+        Args:
+            prior: Distribution outside whose support the posterior is zero.
+
+        Returns:
+            The estimator.
+        """
+        return self._view(self.net, self.energy, prior)
+
+    def _view(
+        self,
+        base: ConditionalDensityEstimator,
+        energy: nn.Module,
+        prior: Distribution | None,
+    ) -> "HybridEstimator":
         return HybridEstimator(
             base,
             energy,
             num_partition_samples=self.num_partition_samples,
-            prior=self.prior,
+            prior=prior,
             embedded=self.embedded,
             latent_features=self.latent_features,
             frozen_base=self.frozen_base,
@@ -292,9 +311,13 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats; `-inf` outside
             the support of the prior.
+
+        Raises:
+            RuntimeError: If the base has no draw in the support of the prior.
         """
         log_prob = self.log_unnormalized(input, condition, **kwargs)
         weights = measure_weights(self, condition, num_draws=num_partition_samples)
+        weights.check_not_empty()
         log_prob = log_prob - weights.log_partition
         inside = self.inside(input)
         if inside is None:

@@ -2,9 +2,10 @@ r"""Draws from a base, corrected by weights :math:`w = e^{\rho}`.
 
 Rejection accepts a draw of the base with probability :math:`\min(1, w / M)`. The
 largest weight of all would be the exact bound :math:`M`, but one outlier makes it
-useless: the default is a high quantile of the weights of pilot draws, and the mass
-that is lost above it, :math:`E[(w - M)_+] / E[w]`, is an upper bound of the total
-variation between the samples and the hybrid. It is measured, like everything that
+useless: the default is a high quantile of the weights of pilot draws. The mass that is
+lost above it, :math:`E[(w - M)_+] / E[w]`, is an upper bound of the total variation
+between the samples and the hybrid; where a quantile would lose more than 2 %, the bound
+is higher, and the rate of acceptance lower. Both are measured, like everything that
 tells how well the base fits.
 
 Pilot draws come from a fixed seed, inside a random state of their own: what is measured
@@ -35,9 +36,10 @@ _MAX_PILOT_DRAWS = 200_000
 
 DEFAULT_QUANTILE = 0.999
 MIN_ACCEPTANCE_RATE = 1e-3
-# Draws of the base from which one sample is resampled.
-_OVERSAMPLING = 64
-_MAX_ATTEMPTS = 100
+# Mass that a bound may cut off.
+MAX_TRUNCATED_MASS = 0.02
+# Draws of the base to resample from: all of them serve every sample.
+_POOL_PER_SAMPLE, _MIN_POOL, _MAX_POOL = 64, 100_000, 1_000_000
 
 _SEED = 20_231_001
 
@@ -82,6 +84,29 @@ class WeightDiagnostics:
     log_bound: Tensor
     num_draws: int
 
+    def __getitem__(self, rows: slice) -> "WeightDiagnostics":
+        """Return the diagnostics of some of the observations."""
+        return WeightDiagnostics(
+            acceptance_rate=self.acceptance_rate[rows],
+            effective_sample_size=self.effective_sample_size[rows],
+            log_partition=self.log_partition[rows],
+            truncated_mass=self.truncated_mass[rows],
+            log_bound=self.log_bound[rows],
+            num_draws=self.num_draws,
+        )
+
+    def check_not_empty(self) -> None:
+        """Raise a `RuntimeError` if a base has no draw in the support of the prior."""
+        empty = (self.log_bound == -torch.inf).nonzero().flatten().tolist()
+        if empty:
+            raise RuntimeError(
+                f"None of {self.num_draws} draws of the base lie in the support of the "
+                f"prior given the observation in row {empty[0]} of x ({len(empty)} of "
+                f"{len(self.log_bound)} rows). It is probably far from all "
+                "simulations: check x, simulate closer to it, or use "
+                "sample_with='mcmc'."
+            )
+
     @property
     def effective_share(self) -> Tensor:
         """Effective sample size in the place of one draw, of shape `(batch_dim,)`."""
@@ -120,7 +145,8 @@ def measure_weights(
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
         num_draws: Number of draws for each condition. If `None`, 10,000, or less for
             more than 20 conditions.
-        bound_quantile: Quantile of the weights to take for the bound; 1 is the largest.
+        bound_quantile: Quantile of the weights to take for the bound, or a higher one
+            if it would lose more than 2 % of the mass; 1 is the largest.
         reject_outside_prior: Whether draws outside the support of the prior weigh
             nothing.
 
@@ -131,14 +157,17 @@ def measure_weights(
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
-    rows = max(1, _MAX_PILOT_DRAWS // num_draws)
+    # Fewer rows at a time if they are wide: every draw is shown its own.
+    width = max(1, condition[:1].numel() // 100)
+    rows = max(1, _MAX_PILOT_DRAWS // (num_draws * width))
     with isolated_rng(_SEED):
         parts = [
             _draw(hybrid, num_draws, chunk, reject_outside_prior)[1]
             for chunk in condition.split(rows)
         ]
-    log_weights = torch.cat(parts, dim=1).double()
-    bound = _quantile(log_weights, bound_quantile)
+    # In double precision, which not every device has.
+    log_weights = torch.cat(parts, dim=1).cpu().double()
+    bound = _bound(log_weights, bound_quantile)
     total = torch.logsumexp(log_weights, dim=0)
     squares = torch.logsumexp(2.0 * log_weights, dim=0)
     # Relative to the bound, so that nothing overflows; NaN where all weights are zero.
@@ -150,12 +179,16 @@ def measure_weights(
     empty = bound == -torch.inf
     zero = torch.zeros_like(bound)
     like = log_weights.new_tensor(num_draws).log()
+
+    def made(values: Tensor) -> Tensor:
+        return values.float().to(condition.device)
+
     return WeightDiagnostics(
-        acceptance_rate=torch.where(empty, zero, acceptance).float(),
-        effective_sample_size=torch.where(empty, zero, effective).float(),
-        log_partition=(total - like).float(),
-        truncated_mass=truncated.float(),
-        log_bound=bound.float(),
+        acceptance_rate=made(torch.where(empty, zero, acceptance)),
+        effective_sample_size=made(torch.where(empty, zero, effective)),
+        log_partition=made(total - like),
+        truncated_mass=made(truncated),
+        log_bound=made(bound),
         num_draws=num_draws,
     )
 
@@ -180,8 +213,8 @@ def sample_corrected(
         num_samples: Number of samples of each condition.
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
         weights: What `measure_weights` returned for these conditions, if it was called.
-        min_acceptance_rate: Rate of acceptance below which samples are resampled from
-            64 draws of the base each.
+        min_acceptance_rate: Rate of acceptance below which samples are resampled by
+            importance, all of them from the same 100,000 draws of the base or more.
         reject_outside_prior: Whether samples outside the support of the prior are
             rejected.
         max_sampling_batch_size: Number of draws of the base at a time.
@@ -200,7 +233,7 @@ def sample_corrected(
         weights = measure_weights(
             hybrid, condition, reject_outside_prior=reject_outside_prior
         )
-    _check_not_empty(weights)
+    weights.check_not_empty()
     hopeless = weights.acceptance_rate < min_acceptance_rate
     if hopeless.any():
         _warn_of_resampling(weights, hopeless, min_acceptance_rate)
@@ -270,13 +303,25 @@ def _draw(
     return draws, log_weights
 
 
-def _quantile(log_weights: Tensor, quantile: float) -> Tensor:
-    """Return a quantile of the weights that are not zero, `-inf` if all are."""
+def _bound(log_weights: Tensor, quantile: float) -> Tensor:
+    """Return logarithms of bounds, `-inf` where all weights are zero.
+
+    A quantile of the weights that are not zero, or the first weight above it that cuts
+    off no more mass than is allowed.
+    """
     ordered = log_weights.sort(dim=0).values
+    num = len(ordered)
     num_zero = (ordered == -torch.inf).sum(dim=0)
-    num_positive = len(ordered) - num_zero
-    rank = num_zero + (quantile * (num_positive - 1)).ceil().long().clamp(min=0)
-    return ordered.gather(0, rank.clamp(max=len(ordered) - 1).unsqueeze(0))[0]
+    rank = num_zero + (quantile * (num - num_zero - 1)).ceil().long().clamp(min=0)
+    relative = (ordered - ordered[-1]).exp()
+    total = relative.sum(dim=0)
+    above = total - relative.cumsum(dim=0)
+    count = torch.arange(num - 1, -1, -1, dtype=relative.dtype).unsqueeze(1)
+    # Falls from weight to weight; NaN where there is none at all.
+    lost = (above - count * relative) / total
+    allowed = (lost > MAX_TRUNCATED_MASS).sum(dim=0)
+    chosen = torch.maximum(rank, allowed).clamp(max=num - 1)
+    return ordered.gather(0, chosen.unsqueeze(0))[0]
 
 
 @torch.no_grad()
@@ -287,45 +332,21 @@ def _resample(
     mask: bool,
     max_batch_size: int,
 ) -> Tensor:
-    """Return samples, each chosen by weight from draws of the base of its own."""
-    size = max(1, max_batch_size // _OVERSAMPLING)
-    parts = []
-    for start in range(0, num_samples, size):
-        num = min(size, num_samples - start)
-        for _ in range(_MAX_ATTEMPTS):
-            draws, weights = _draw(hybrid, num * _OVERSAMPLING, condition, mask)
-            weights = weights.T
-            if bool((weights > -torch.inf).any(dim=1).all()):
-                break
-        else:
-            raise RuntimeError(
-                f"{_MAX_ATTEMPTS} times, none of {num * _OVERSAMPLING} draws of the "
-                "base was in the support of the prior. Use sample_with='mcmc'."
-            )
-        # Of shape (batch_dim, num, _OVERSAMPLING).
-        groups = torch.softmax(weights, dim=1).unflatten(1, (num, _OVERSAMPLING))
-        empty = groups.sum(dim=-1) == 0.0
-        own = torch.multinomial((groups + empty.unsqueeze(-1)).flatten(0, 1), 1)
-        offset = _OVERSAMPLING * torch.arange(num, device=own.device)
-        own = own.reshape(-1, num) + offset
-        # Where no draw of its own counts, a sample shares those of the others.
-        shared = torch.multinomial(groups.flatten(1), num, replacement=True)
-        chosen = torch.where(empty, shared, own).T
-        index = chosen.reshape(*chosen.shape, 1).expand(-1, -1, draws.shape[-1])
-        parts.append(draws.gather(0, index))
-    return torch.cat(parts)
-
-
-def _check_not_empty(weights: WeightDiagnostics) -> None:
-    """Raise if the base has no draw in the support of the prior."""
-    empty = (weights.log_bound == -torch.inf).nonzero().flatten().tolist()
-    if empty:
-        raise RuntimeError(
-            f"None of {weights.num_draws} draws of the base lie in the support of the "
-            f"prior given the observation in row {empty[0]} of x ({len(empty)} of "
-            f"{len(weights.log_bound)} rows). It is probably far from all simulations: "
-            "check x, simulate closer to it, or use sample_with='mcmc'."
+    """Return samples, chosen by weight from many draws; some come repeatedly."""
+    num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
+    samples = []
+    for row in condition.split(1):
+        parts = [
+            _draw(hybrid, min(max_batch_size, num_pool - start), row, mask)
+            for start in range(0, num_pool, max_batch_size)
+        ]
+        draws = torch.cat([part[0][:, 0] for part in parts])
+        weights = torch.cat([part[1][:, 0] for part in parts])
+        chosen = torch.multinomial(
+            torch.softmax(weights, dim=0), num_samples, replacement=True
         )
+        samples.append(draws[chosen])
+    return torch.stack(samples, dim=1)
 
 
 def _warn_of_resampling(
@@ -337,7 +358,7 @@ def _warn_of_resampling(
         f"of the base given the observation in row {row} of x, less than "
         f"min_acceptance_rate={min_acceptance_rate:g} ({int(hopeless.sum())} of "
         f"{len(hopeless)} rows): samples there are resampled by importance from "
-        f"{_OVERSAMPLING} draws each, and only as good as these. The base fits badly "
+        f"{_MIN_POOL:,} draws or more, some of them repeatedly. The base fits badly "
         f"(effective sample size {weights.effective_sample_size[row].item():.3g} of "
         f"{weights.num_draws}): use more simulations or another density_estimator, or "
         "build_posterior(..., sample_with='mcmc').",

@@ -1,6 +1,7 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
 import math
+import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
 # Nats by which a partition function may be off before a user should know: a factor of
 # twenty, which ordinary observations hardly ever reach.
 _MAX_LOG_PARTITION = 3.0
+
+# Observations that are sampled together: each waits for the slowest of them.
+_MAX_ROWS = 100
 
 # Relative standard error of a normalization, and the draws that it may take, those of
 # all observations together.
@@ -127,6 +131,9 @@ class HybridPosterior(DirectPosterior):
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
         _check_shares(bound_quantile, min_acceptance_rate)
+        if posterior_estimator.prior is not prior:
+            # Not set on the estimator, which other posteriors may share.
+            posterior_estimator = posterior_estimator.with_prior(prior)
         super().__init__(
             posterior_estimator=posterior_estimator,
             prior=prior,
@@ -154,8 +161,6 @@ class HybridPosterior(DirectPosterior):
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
-        # Prior and estimator move together.
-        self.posterior_estimator.prior = self.prior
         self.potential_fn = PosteriorBasedPotential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
@@ -179,7 +184,7 @@ class HybridPosterior(DirectPosterior):
         self,
         sample_shape: Shape = torch.Size(),
         x: Tensor | None = None,
-        max_sampling_batch_size: int = 10_000,
+        max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
@@ -191,7 +196,8 @@ class HybridPosterior(DirectPosterior):
             sample_shape: Desired shape of samples.
             x: Observation of shape `(1, *x_event_shape)` or `x_event_shape`; the
                 default `x` if `None`.
-            max_sampling_batch_size: Maximum number of draws of the base at a time.
+            max_sampling_batch_size: Maximum number of draws of the base at a time; that
+                of the posterior if `None`.
             show_progress_bars: Whether to show sampling progress monitor.
             reject_outside_prior: Whether samples outside of the prior's support are
                 rejected.
@@ -217,13 +223,15 @@ class HybridPosterior(DirectPosterior):
             max_sampling_time=max_sampling_time,
             return_partial_on_timeout=return_partial_on_timeout,
         )
-        return samples[:, 0]
+        if len(samples) < torch.Size(sample_shape).numel():
+            return samples[:, 0]
+        return samples[:, 0].reshape(*sample_shape, *samples.shape[2:])
 
     def sample_batched(
         self,
         sample_shape: Shape,
         x: Tensor,
-        max_sampling_batch_size: int = 10_000,
+        max_sampling_batch_size: int | None = None,
         show_progress_bars: bool = True,
         reject_outside_prior: bool = True,
         max_sampling_time: float | None = None,
@@ -235,7 +243,8 @@ class HybridPosterior(DirectPosterior):
             sample_shape: Shape of samples for each observation.
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             max_sampling_batch_size: Maximum number of draws of the base at a time, for
-                each observation; less for more than ten.
+                each observation; less for more than ten, of which a hundred at a time
+                are worked through.
             show_progress_bars: Whether to show sampling progress monitor.
             reject_outside_prior: As in `sample`, like the following.
             max_sampling_time: Time in seconds after which sampling gives up.
@@ -248,9 +257,7 @@ class HybridPosterior(DirectPosterior):
         samples = self._draw(
             torch.Size(sample_shape).numel(),
             rows,
-            max_sampling_batch_size=min(
-                max_sampling_batch_size, max(1, 100_000 // len(rows))
-            ),
+            max_sampling_batch_size=max_sampling_batch_size,
             show_progress_bars=show_progress_bars,
             reject_outside_prior=reject_outside_prior,
             max_sampling_time=max_sampling_time,
@@ -394,7 +401,8 @@ class HybridPosterior(DirectPosterior):
             self.posterior_estimator, rows, bound_quantile=quantile
         )
         self._warn_if_far(measured)
-        self._measured = rows, quantile, measured
+        # A copy: observations may be changed in place.
+        self._measured = rows.clone(), quantile, measured
         return measured
 
     def _warn_if_far(self, measured: WeightDiagnostics) -> None:
@@ -403,7 +411,7 @@ class HybridPosterior(DirectPosterior):
         off = measured.log_partition.abs()
         far = off > _MAX_LOG_PARTITION
         if far.any():
-            row = int(torch.where(off.isinf(), torch.zeros_like(off), off).argmax())
+            row = int(off.argmax())
             warnings.warn(
                 f"log Z is {measured.log_partition[row].item():.2f} given the "
                 f"observation in row {row} of x ({int(far.sum())} of {len(far)} rows "
@@ -414,8 +422,15 @@ class HybridPosterior(DirectPosterior):
             )
 
     def _draw(
-        self, num_samples: int, rows: Tensor, reject_outside_prior: bool, **kwargs: Any
+        self,
+        num_samples: int,
+        rows: Tensor,
+        reject_outside_prior: bool,
+        max_sampling_batch_size: int | None,
+        max_sampling_time: float | None,
+        **kwargs: Any,
     ) -> Tensor:
+        """Draw of each observation, of some of them at a time."""
         hybrid = self.posterior_estimator
         if reject_outside_prior:
             weights = self._measure(rows)
@@ -428,15 +443,29 @@ class HybridPosterior(DirectPosterior):
             )
         if num_samples == 0:
             return rows.new_empty(0, len(rows), *hybrid.input_shape)
-        return sample_corrected(
-            hybrid,
-            num_samples,
-            rows,
-            weights=weights,
-            min_acceptance_rate=self.min_acceptance_rate,
-            reject_outside_prior=reject_outside_prior,
-            **kwargs,
-        )
+        started = time.monotonic()
+        batch_size = max_sampling_batch_size or self.max_sampling_batch_size
+        parts = []
+        for start in range(0, len(rows), _MAX_ROWS):
+            some = rows[start : start + _MAX_ROWS]
+            left = None
+            if max_sampling_time is not None:
+                left = max(0.0, max_sampling_time - (time.monotonic() - started))
+            part = sample_corrected(
+                hybrid,
+                num_samples,
+                some,
+                weights=weights[start : start + _MAX_ROWS],
+                min_acceptance_rate=self.min_acceptance_rate,
+                reject_outside_prior=reject_outside_prior,
+                max_sampling_batch_size=min(batch_size, max(1, 100_000 // len(some))),
+                max_sampling_time=left,
+                **kwargs,
+            )
+            parts.append(part)
+        # After a timeout some have fewer samples.
+        num = min(len(part) for part in parts)
+        return torch.cat([part[:num] for part in parts], dim=1)
 
     def _log_prob(
         self,
@@ -466,10 +495,11 @@ class HybridPosterior(DirectPosterior):
         if kept is not None and torch.equal(kept[0], rows):
             return kept[1]
         measured = self._measure(rows)
+        measured.check_not_empty()
         variance = measured.num_draws / measured.effective_sample_size - 1.0
         affordable = _MAX_DRAWS // len(rows)
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
         if needed > measured.num_draws:
             measured = measure_weights(hybrid, rows, num_draws=needed)
-        self._normalized = rows, measured.log_partition
+        self._normalized = rows.clone(), measured.log_partition
         return measured.log_partition

@@ -316,8 +316,8 @@ def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> Tensor:
         else:
             own = chosen.log_weight.unsqueeze(0)
             base = atomic_hybrid_loss(torch.cat([own, chosen.pool_log_weight]))
-        gains.append(base - losses)
-    return torch.cat(gains)
+        gains.append(chosen.kernel * (base - losses))
+    return torch.cat(gains) / rows.kernel.mean().to(device)
 
 
 def _chunks(rows: _Rows, device: str) -> Any:

@@ -51,6 +51,9 @@ class HybridTrainer(NPE_C):
     _build_energy: EnergyBuilder | None
     _latent_features: bool | None
     _training: Literal["two_stage", "joint"]
+    # The first round whose simulations the base was trained with.
+    _start_index: int = 0
+    _base_started: bool = False
     _dim_design: int | None
 
     def _set_energy(
@@ -93,11 +96,14 @@ class HybridTrainer(NPE_C):
         device: Any,
         posterior_parameters: Any,
     ) -> NeuralPosterior:
-        if isinstance(estimator, HybridEstimator) and isinstance(
-            posterior_parameters, DirectPosteriorParameters
-        ):
-            return HybridPosterior(
-                estimator, prior, device=device, **vars(posterior_parameters)
+        if isinstance(posterior_parameters, DirectPosteriorParameters):
+            given = dict(vars(posterior_parameters))
+            if isinstance(estimator, HybridEstimator):
+                return HybridPosterior(estimator, prior, device=device, **given)
+            # A base without energy has no use for what only a hybrid takes.
+            known = DirectPosteriorParameters.__dataclass_fields__
+            posterior_parameters = DirectPosteriorParameters(
+                **{name: value for name, value in given.items() if name in known}
             )
         return super()._create_posterior(
             estimator, prior, sample_with, device, posterior_parameters
@@ -113,16 +119,23 @@ class HybridTrainer(NPE_C):
     def _initialize_neural_network(
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
+        self._start_index = start_idx
+        self._base_started = True
         if retrain_from_scratch:
             self._neural_net = None
         is_new = self._neural_net is None
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         if is_new and self._latent_features:
             self._check_tells_latent(start_idx)
-        if self._training == "joint" and not isinstance(
-            self._neural_net, HybridEstimator
-        ):
-            self._neural_net = self._make_hybrid(start_idx, frozen_base=False)
+        if self._training != "joint":
+            return
+        hybrid = self._neural_net
+        if isinstance(hybrid, HybridEstimator) and hybrid.frozen_base:
+            self._neural_net = hybrid = hybrid.base
+        if not isinstance(hybrid, HybridEstimator):
+            hybrid = self._make_hybrid(start_idx, frozen_base=False)
+        hybrid.num_partition_samples = self._num_partition_samples
+        self._neural_net = hybrid
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
@@ -203,18 +216,17 @@ class HybridTrainer(NPE_C):
     def _train_energy(
         self,
         config: EnergyConfig,
-        start_idx: int,
         calibration_kernel: Callable | None,
         *,
         atomic: bool,
     ) -> HybridEstimator:
         """Put an energy on the trained base, train it, and report."""
         # The random numbers of the base's training go on as if nothing came between.
+        start_idx = self._start_index
         with isolated_rng(get_rng_state()):
             hybrid = self._make_hybrid(
                 start_idx, frozen_base=True, trained_partition=not atomic
             )
-            hybrid.base.requires_grad_(False)
             hybrid.to(self._device)
             self._neural_net = hybrid
             theta, x, _ = self.get_simulations(starting_round=start_idx)

@@ -1,5 +1,6 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -21,6 +22,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
+from sbi_boed_plugin.estimators.design_conditioned_posterior import (
+    DesignConditionedPosterior,
+)
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.trainers._checks import check_designs_given
@@ -201,7 +205,7 @@ class NPE_GKL(HybridTrainer):
         trainer.get_dataloaders(0, validation_fraction=validation_fraction)
         trainer._neural_net = deepcopy(estimator).to(device)
         trainer._round = 0
-        trainer._train_energy(energy or EnergyConfig(), 0, None, atomic=False)
+        trainer._train_energy(energy or EnergyConfig(), None, atomic=False)
         return trainer
 
     def append_simulations(
@@ -280,8 +284,8 @@ class NPE_GKL(HybridTrainer):
         numbers. The summary and the tracker also get the losses of each epoch of the
         energy, `energy_training_loss` and `energy_validation_loss`, the number of these
         epochs, and `energy_gain` with its standard error: the nats by which the energy
-        improves the validation objective, a lower bound of the improvement of the
-        held-out log-density.
+        improves the objective of the validation set, on which the best epoch was
+        chosen, too. Held-out log-densities improve by about as much.
 
         Args:
             num_atoms: Number of atoms of the base's loss in later rounds.
@@ -340,30 +344,37 @@ class NPE_GKL(HybridTrainer):
             )
         self._training = training
         self._num_partition_samples = energy.num_partition_samples
-        if training == "two_stage" and isinstance(self._neural_net, HybridEstimator):
+        before = self._neural_net
+        if training == "two_stage" and isinstance(before, HybridEstimator):
             # Its energy belongs to a base that is about to change.
-            self._neural_net = self._neural_net.base.requires_grad_(True)
-        trained = super().train(
-            num_atoms=num_atoms,
-            training_batch_size=training_batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            max_num_epochs=max_num_epochs,
-            clip_max_norm=clip_max_norm,
-            calibration_kernel=calibration_kernel,
-            resume_training=resume_training,
-            force_first_round_loss=force_first_round_loss,
-            discard_prior_samples=discard_prior_samples,
-            use_combined_loss=use_combined_loss,
-            retrain_from_scratch=retrain_from_scratch,
-            show_train_summary=show_train_summary,
-            dataloader_kwargs=dataloader_kwargs,
-        )
+            self._neural_net = before.base
+        self._base_started = False
+        try:
+            trained = super().train(
+                num_atoms=num_atoms,
+                training_batch_size=training_batch_size,
+                learning_rate=learning_rate,
+                validation_fraction=validation_fraction,
+                stop_after_epochs=stop_after_epochs,
+                max_num_epochs=max_num_epochs,
+                clip_max_norm=clip_max_norm,
+                calibration_kernel=calibration_kernel,
+                resume_training=resume_training,
+                force_first_round_loss=force_first_round_loss,
+                discard_prior_samples=discard_prior_samples,
+                use_combined_loss=use_combined_loss,
+                retrain_from_scratch=retrain_from_scratch,
+                show_train_summary=show_train_summary,
+                dataloader_kwargs=dataloader_kwargs,
+            )
+        except BaseException:
+            if not self._base_started:
+                # Refused before anything changed.
+                self._neural_net = before
+            raise
         if training == "joint":
             return trained
-        start = int(discard_prior_samples and self._round > 0)
-        return self._train_energy(energy, start, calibration_kernel, atomic=atomic)
+        return self._train_energy(energy, calibration_kernel, atomic=atomic)
 
     def build_posterior(
         self,
@@ -429,15 +440,31 @@ class NPE_GKL(HybridTrainer):
             ValueError: If a design is missing, superfluous or of a wrong shape.
             RuntimeError: If nothing was trained.
         """
-        check_designs_given(design, self._dim_design)
         estimator = density_estimator or self._neural_net
+        base = estimator.base if isinstance(estimator, HybridEstimator) else estimator
+        if not isinstance(base, DesignConditionedPosterior):
+            check_designs_given(design, self._dim_design)
+        elif design is not None:
+            raise ValueError(
+                f"design={design.tolist()} was given, but "
+                "density_estimator has a design already. Leave one of them out."
+            )
         if estimator is None:
             raise RuntimeError(
                 "There is no posterior estimator yet: call append_simulations() and "
                 "train() before build_posterior()."
             )
-        if isinstance(estimator, HybridEstimator) and design is not None:
+        if density_estimator is None and not isinstance(estimator, HybridEstimator):
+            warnings.warn(
+                "The training was interrupted before there was an energy: the "
+                "posterior is that of the base alone, as far as it was trained. Go on "
+                "with train(resume_training=True).",
+                stacklevel=2,
+            )
+        if design is not None and isinstance(estimator, HybridEstimator):
             estimator = estimator.at_design(one_design(design))
+        elif design is not None:
+            estimator = DesignConditionedPosterior(estimator, one_design(design))
         return super().build_posterior(
             density_estimator=estimator,
             prior=prior,

@@ -21,6 +21,7 @@ from sbi_boed_plugin import (
     HybridPosteriorParameters,
     energy_nn,
 )
+from sbi_boed_plugin.trainers import _hybrid_trainer
 from tests.conftest import NoOpTracker
 from tests.posteriors.test_hybrid_posterior import GaussianBase
 
@@ -291,6 +292,61 @@ def test_truncated_proposals_are_simulations_of_the_prior():
     assert accept(samples).float().mean() > 0.9
 
 
+def test_a_training_that_is_refused_leaves_the_hybrid():
+    trainer = trained(100, max_num_epochs=2, energy=BRIEF)
+    hybrid = trainer._neural_net
+    with pytest.raises(ValueError, match="already been trained"):
+        trainer.train()
+    assert trainer._neural_net is hybrid
+    assert isinstance(trainer.build_posterior(), HybridPosterior)
+
+
+def test_joint_training_after_two_stages_moves_the_base():
+    trainer = trained(200, max_num_epochs=2, energy=BRIEF)
+    before = [p.clone() for p in trainer._neural_net.base.parameters()]
+    few = EnergyConfig(num_partition_samples=3)
+    hybrid = trainer.train(
+        training="joint", force_first_round_loss=True, max_num_epochs=2, energy=few
+    )
+    assert not hybrid.frozen_base and hybrid.num_partition_samples == 3
+    pairs = zip(before, hybrid.base.parameters(), strict=True)
+    assert not all(torch.equal(old, new) for old, new in pairs)
+
+
+def test_a_frozen_embedding_stays_frozen():
+    embedding = nn.Linear(2, 3).requires_grad_(False)
+    weight = embedding.weight.clone()
+    build = posterior_nn("mdn", embedding_net=embedding, z_score_x="none")
+    trainer = trained(200, trainer=make(build), max_num_epochs=2, energy=BRIEF)
+    trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
+    assert torch.equal(trainer._neural_net.base.embedding_net.weight, weight)
+
+
+def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
+    """Under the closed-form loss of mixtures sbi leaves earlier rounds out."""
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    torch.manual_seed(0)
+    theta = prior.sample((200,))
+    npe = NPE(prior, "mdn", tracker=NoOpTracker(), **QUIET)
+    npe.append_simulations(theta, theta + 0.5).train(max_num_epochs=1)
+    proposal = npe.build_posterior().set_default_x(X_O)
+    trainer = make("mdn", prior=prior).append_simulations(theta, theta + 0.5)
+    trainer.train(max_num_epochs=1, energy=BRIEF)
+    later = proposal.sample((120,), **QUIET)
+    trainer.append_simulations(later, later + 0.5, proposal=proposal)
+    seen = []
+
+    def spy(hybrid, theta, x, **kwargs):
+        seen.append(theta)
+        return real(hybrid, theta, x, **kwargs)
+
+    real = _hybrid_trainer.train_energy
+    monkeypatch.setattr(_hybrid_trainer, "train_energy", spy)
+    trainer.train(max_num_epochs=1, energy=BRIEF)
+    assert torch.equal(seen[0], later)
+    assert len(trainer.train_indices) + len(trainer.val_indices) == 120
+
+
 # --- Designs --------------------------------------------------------------------------
 
 
@@ -310,6 +366,15 @@ def test_designs_enter_training_and_posterior():
     assert means[1] == pytest.approx(0.6, abs=0.08)
     with pytest.raises(ValueError, match="design=None"):
         trainer.build_posterior()
+    at_design = trainer._neural_net.at_design(torch.tensor([0.4]))
+    assert trainer.build_posterior(at_design).sample((2,), x=X_O, **QUIET).shape == (
+        2,
+        2,
+    )
+    with pytest.raises(ValueError, match="has a design already"):
+        trainer.build_posterior(at_design, design=torch.tensor([0.4]))
+    base = trainer.build_posterior(trainer._neural_net.base, design=torch.tensor([0.4]))
+    assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
     with pytest.raises(ValueError, match="has one design"):
         trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
     with pytest.raises(ValueError, match="design=None"):
