@@ -11,6 +11,7 @@ from sbi.inference import NPE, simulate_for_sbi
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
+from scipy.stats import kstest
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -78,8 +79,16 @@ def log_probs(posterior, theta, x):
     ).flatten()
 
 
-def held_out(num=400):
-    torch.manual_seed(100)
+def exact_ranks(theta, x):
+    """The exact posterior's distribution function at each parameter."""
+    standard = torch.distributions.Normal(0.0, 1.0)
+    zero, one = standard.cdf(-x / 0.15), standard.cdf((1.0 - x) / 0.15)
+    size = (standard.cdf((theta.abs() - x) / 0.15) - zero) / (one - zero)
+    return 0.5 + 0.5 * theta.sign() * size
+
+
+def held_out(num=400, seed=100):
+    torch.manual_seed(seed)
     theta = PRIOR.sample((num,))
     return theta, simulate(theta)
 
@@ -130,7 +139,10 @@ def test_samples_find_both_modes(bimodal):
 @pytest.mark.slow
 def test_it_is_calibrated():
     trainer = trained(5_000, seed=1)
-    theta, x = held_out(200)
+    theta, x = held_out(200, seed=101)
+    # A set that the exact posterior passes: it does not know the hybrid.
+    exact = exact_ranks(theta, x).numpy()
+    assert min(kstest(exact[:, j], "uniform").pvalue for j in range(2)) > 0.1
     posterior = trainer.build_posterior()
     ranks, dap = run_sbc(theta, x, posterior, num_posterior_samples=200)
     stats = check_sbc(ranks, theta, dap, num_posterior_samples=200)
@@ -138,8 +150,8 @@ def test_it_is_calibrated():
     assert (stats["ks_pvals"] > 0.005).all()
     ecp, alpha = run_tarp(theta, x, posterior, num_posterior_samples=200)
     area, p_value = check_tarp(ecp, alpha)
-    # 200 observations: the area has a standard error of about 0.02 of 0.5.
-    assert abs(area) < 2.0
+    # Coverages of 200 observations have standard errors of up to 0.035.
+    assert abs(area) < 0.05
     assert p_value > 0.01
 
 
