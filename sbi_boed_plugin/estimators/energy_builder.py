@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 
-__all__ = ["EnergyBuilder", "energy_nn"]
+__all__ = ["SMALL_DATA", "EnergyBuilder", "energy_nn"]
 
 # From parameters of shape `(num, dim_theta)` and what the energy is shown beside them,
 # `(num, num_features)`, to a module of both that returns ratios of shape `(num,)`.
 EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
 
-# Below this number of simulations hidden features are left out at random.
-_SMALL_DATA = 3_000
+# Below this number of simulations hidden features are left out at random, and the
+# energy is trained with small batches and decay.
+SMALL_DATA = 3_000
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class _ResidualBuilder:
     def __call__(self, theta: Tensor, features: Tensor) -> nn.Module:
         dropout = self.dropout
         if dropout is None:
-            dropout = 0.1 if len(theta) < _SMALL_DATA else 0.0
+            dropout = 0.1 if len(theta) < SMALL_DATA else 0.0
         return EnergyRatio(
             theta,
             features,

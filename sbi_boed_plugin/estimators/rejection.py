@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.samplers.rejection.rejection import accept_reject_sample
 from torch import Tensor
 
@@ -46,9 +45,6 @@ _SEED = 20_231_001
 
 class _Corrected(Protocol):
     """A base with a correction, as `HybridEstimator` is."""
-
-    @property
-    def base(self) -> ConditionalDensityEstimator: ...
 
     def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.energy_builder import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import (
     atomic_hybrid_loss,
@@ -30,9 +31,6 @@ from sbi_boed_plugin.objectives.generalized_kl import (
 )
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
-
-# Below this number of simulations the energy is trained with small batches and decay.
-SMALL_DATA = 3_000
 
 # Draws of the base for each simulation: to train with, to validate with after each
 # epoch, and to decide in the end whether the energy helps.
@@ -164,9 +162,8 @@ def train_energy(
 ) -> EnergyHistory:
     """Train the energy of a hybrid on simulations, in place.
 
-    If the energy does not improve the validation objective, it is set to zero: its last
-    layer, or whatever the weights were before training. Whatever interrupts the
-    training, the best weights so far are kept.
+    If the energy does not improve the validation objective, its weights are set back to
+    what they were before. Whatever interrupts the training, the best so far are kept.
 
     Args:
         hybrid: Base, trained, and energy.
