@@ -1,18 +1,27 @@
-"""Put our trainers where users of sbi look for them.
+"""Put our methods where users of sbi and of sbibm look for them.
 
 Once registered, `from sbi.inference import NLE_INCE` works, and so does sbi's simple
 interface, `infer(simulator, prior, method="nle_ince", num_simulations=1_000)`, which
-looks its method up in `sbi.inference`.
+looks its method up in `sbi.inference`. `sbibm.algorithms.nle_ince` is there, too, from
+the moment that somebody imports `sbibm.algorithms`, and sbibm itself runs beside a
+current sbi and without Julia; until then, nothing of it is looked for.
 
 Importing the package registers it. Set the environment variable
 `SBI_BOED_PLUGIN_AUTOREGISTER=0` to prevent that, and call `register()` yourself.
 """
 
 import os
+import sys
+import warnings
 from types import ModuleType
 
 import sbi.inference
 
+from sbi_boed_plugin._import_hooks import ImportHook, add_hook, has_hook, remove_hook
+from sbi_boed_plugin.sbibm.methods import nle_ince as run_nle_ince
+from sbi_boed_plugin.sbibm.methods import npe_gkl as run_npe_gkl
+from sbi_boed_plugin.sbibm.methods import nre_gkl as run_nre_gkl
+from sbi_boed_plugin.sbibm.repairs import add_repairs, remove_repairs
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
@@ -28,9 +37,21 @@ _TRAINERS: dict[str, object] = {
 }
 
 
+_ALGORITHMS = "sbibm.algorithms"
+
+_RUN_FUNCTIONS: dict[str, object] = {
+    "nle_ince": run_nle_ince,
+    "npe_gkl": run_npe_gkl,
+    "nre_gkl": run_nre_gkl,
+}
+
+
 def _registries() -> list[tuple[ModuleType, dict[str, object]]]:
-    """Each module that receives names of ours, with those names."""
-    return [(sbi.inference, _TRAINERS)]
+    """Each module that is there and receives names of ours, with those names."""
+    there = [(sbi.inference, _TRAINERS)]
+    if _ALGORITHMS in sys.modules:
+        there.append((sys.modules[_ALGORITHMS], _RUN_FUNCTIONS))
+    return there
 
 
 def _is_ours(module: ModuleType, name: str, value: object) -> bool:
@@ -38,10 +59,43 @@ def _is_ours(module: ModuleType, name: str, value: object) -> bool:
     return vars(module).get(name) is value
 
 
-def register() -> None:
-    """Add our trainers to `sbi.inference`.
+def _add(module: ModuleType, names: dict[str, object]) -> None:
+    for name, value in names.items():
+        if name not in vars(module):
+            setattr(module, name, value)
+            _exported(module).append(name)
 
-    Calling it again changes nothing. If any name is taken, nothing is registered.
+
+def _exported(module: ModuleType) -> list[str]:
+    # sbibm declares no exports.
+    return vars(module).get("__all__", [])
+
+
+def _add_to_new_algorithms(module: ModuleType) -> None:
+    """Add our run functions to `sbibm.algorithms` when it is imported."""
+    taken = [
+        name
+        for name, value in _RUN_FUNCTIONS.items()
+        if name in vars(module) and not _is_ours(module, name, value)
+    ]
+    # An error would take sbibm away from whoever imports it.
+    if taken:
+        warnings.warn(
+            f"{_ALGORITHMS} has {', '.join(taken)} of its own, which are kept; ours "
+            "are in sbi_boed_plugin.sbibm.",
+            stacklevel=2,
+        )
+    _add(module, _RUN_FUNCTIONS)
+
+
+_ALGORITHMS_HOOK = ImportHook(_ALGORITHMS, _add_to_new_algorithms)
+
+
+def register() -> None:
+    """Add our trainers to `sbi.inference` and our run functions to `sbibm.algorithms`.
+
+    sbibm is not imported: what it needs is done when somebody imports it. Calling this
+    function again changes nothing. If any name is taken, nothing is registered.
 
     Raises:
         ValueError: If a name is taken by something that is not ours.
@@ -61,32 +115,35 @@ def register() -> None:
                     f"environment variable {_AUTOREGISTER_VARIABLE}=0 to import "
                     "sbi_boed_plugin without registering it."
                 )
+    add_repairs()
+    add_hook(_ALGORITHMS_HOOK)
     for module, names in _registries():
-        for name, value in names.items():
-            if name not in vars(module):
-                setattr(module, name, value)
-                module.__all__.append(name)
+        _add(module, names)
 
 
 def unregister() -> None:
-    """Undo `register()`: remove from `sbi.inference` what is ours, and only that.
+    """Undo `register()`: remove what is ours, and only that.
 
-    Calling it again, or without a registration, changes nothing.
+    Tasks of sbibm that were imported meanwhile stay repaired. Calling this function
+    again, or without a registration, changes nothing.
     """
+    remove_hook(_ALGORITHMS_HOOK)
+    remove_repairs()
     for module, names in _registries():
         for name, value in names.items():
             if _is_ours(module, name, value):
                 delattr(module, name)
-                module.__all__.remove(name)
+                if name in _exported(module):
+                    _exported(module).remove(name)
 
 
 def is_registered() -> bool:
-    """Tell whether all our trainers are in `sbi.inference`.
+    """Tell whether all our methods are where `register()` puts them.
 
     Returns:
         True after `register()`, False after `unregister()`.
     """
-    return all(
+    return has_hook(_ALGORITHMS_HOOK) and all(
         _is_ours(module, name, value)
         for module, names in _registries()
         for name, value in names.items()

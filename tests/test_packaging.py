@@ -32,9 +32,19 @@ def test_the_wheel_ships_every_module_and_the_type_marker(wheel):
     assert modules | {"sbi_boed_plugin/py.typed"} <= set(wheel.namelist())
 
 
-def test_the_wheel_installs_nothing_but_the_package(wheel):
+def test_the_wheel_installs_nothing_but_the_package_and_its_plugin(wheel):
     folders = {name.split("/")[0] for name in wheel.namelist()}
-    assert {f for f in folders if not f.endswith(".dist-info")} == {"sbi_boed_plugin"}
+    installed = {f for f in folders if not f.endswith(".dist-info")}
+    assert installed == {"sbi_boed_plugin", "hydra_plugins"}
+
+
+def test_the_wheel_ships_the_plugin_of_hydra_and_its_configurations(wheel):
+    names = set(wheel.namelist())
+    assert "hydra_plugins/sbi_boed_plugin_search_path.py" in names
+    # A namespace of many packages: a file there would hide the plugins of all others.
+    assert "hydra_plugins/__init__.py" not in names
+    for method in ("nle_ince", "npe_gkl", "nre_gkl"):
+        assert f"sbi_boed_plugin/sbibm/conf/algorithm/{method}.yaml" in names
 
 
 def test_the_metadata_pin_sbi_and_leave_sbibm_out(wheel):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import sbi.inference
@@ -11,6 +12,7 @@ from sbi.inference import infer
 from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import registration
+from sbi_boed_plugin import sbibm as run_functions
 from sbi_boed_plugin.registration import is_registered, register, unregister
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
@@ -33,6 +35,14 @@ def unregistered(monkeypatch):
     unregister()
     if was_registered:
         register()
+
+
+@pytest.fixture
+def algorithms(monkeypatch):
+    """A module in the place of `sbibm.algorithms`, which takes seconds to import."""
+    module = ModuleType("sbibm.algorithms")
+    monkeypatch.setitem(sys.modules, "sbibm.algorithms", module)
+    return module
 
 
 @pytest.fixture
@@ -68,6 +78,32 @@ def test_unregister_restores_sbi():
     assert not is_registered()
     assert not hasattr(sbi.inference, "NLE_INCE")
     assert sbi_names() == before
+
+
+def test_register_adds_run_functions_to_the_algorithms_of_sbibm(algorithms):
+    register()
+    assert is_registered()
+    assert algorithms.nle_ince is run_functions.nle_ince
+    assert algorithms.npe_gkl is run_functions.npe_gkl
+    unregister()
+    assert not is_registered()
+    assert not hasattr(algorithms, "npe_gkl")
+
+
+def test_register_refuses_a_foreign_algorithm(algorithms):
+    algorithms.npe_gkl = Foreign
+    with pytest.raises(ValueError, match=r"`sbibm\.algorithms\.npe_gkl`.*Foreign"):
+        register()
+    assert algorithms.npe_gkl is Foreign
+    assert not is_registered()
+
+
+def test_a_foreign_algorithm_of_a_later_import_is_kept(algorithms):
+    algorithms.npe_gkl = Foreign
+    with pytest.warns(UserWarning, match="npe_gkl of its own"):
+        registration._add_to_new_algorithms(algorithms)
+    assert algorithms.npe_gkl is Foreign
+    assert algorithms.nre_gkl is run_functions.nre_gkl
 
 
 def test_unregister_without_a_registration_changes_nothing():

@@ -1,0 +1,32 @@
+"""Lets sbibm's benchmark runner, driven by hydra, find our methods by their names.
+
+hydra imports whatever is in this namespace. The runner then takes `algorithm=npe_gkl`
+without an edit: its configuration is found through the search path, and the function
+that it names is in `sbibm.algorithms` once that is imported.
+"""
+
+import sys
+from importlib import import_module
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+__all__ = ["SbiBoedSearchPath"]
+
+
+class SbiBoedSearchPath(SearchPathPlugin):
+    """Adds the configurations of our methods to those of sbibm's runner."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append our folder, after all that the application has.
+
+        Args:
+            search_path: The search path of hydra.
+        """
+        # Other applications of hydra are none of our business.
+        if "sbibm" not in sys.modules:
+            return
+        import_module("sbi_boed_plugin")  # registers our methods.
+        search_path.append(
+            provider="sbi_boed_plugin", path="pkg://sbi_boed_plugin.sbibm.conf"
+        )

@@ -1,0 +1,306 @@
+"""What every method does with a task of sbibm: simulate, train, draw, and answer."""
+
+import contextlib
+import hashlib
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    TransformedDistribution,
+    biject_to,
+)
+
+from sbi_boed_plugin import __version__
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.sbibm._cache import TrainingCache, cache_key
+from sbi_boed_plugin.sbibm.settings import RunSettings
+
+__all__ = ["Method", "RunOutcome", "SbibmResult", "run"]
+
+# What sbibm's runner takes: samples, number of simulations, and the log-probability of
+# the true parameters where it is known.
+SbibmResult = tuple[Tensor, int, Tensor | None]
+
+CACHE = TrainingCache()
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """Samples of a posterior, and what they cost.
+
+    Attributes:
+        samples: Samples of shape `(num_samples, dim_parameters)`.
+        num_simulations: Number of simulations used.
+        log_prob_true_parameters: Log-density of the true parameters in nats, of shape
+            `(1,)`; `None` if the observation is not one of the task, or the method has
+            no normalized density.
+        training_seconds: Time of simulations and training, also if it was spent by an
+            earlier call.
+        sampling_seconds: Time of the samples.
+        from_cache: Whether an earlier call trained.
+        diagnostics: What the method says of itself.
+    """
+
+    samples: Tensor
+    num_simulations: int
+    log_prob_true_parameters: Tensor | None
+    training_seconds: float
+    sampling_seconds: float
+    from_cache: bool
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+    def to_sbibm(self) -> SbibmResult:
+        """Return what sbibm's algorithms do.
+
+        Returns:
+            Samples, number of simulations, and log-density of the true parameters.
+        """
+        return self.samples, self.num_simulations, self.log_prob_true_parameters
+
+
+@dataclass(frozen=True)
+class Method:
+    """What differs from method to method.
+
+    Attributes:
+        name: Name for keys of the cache.
+        make_trainer: Returns a new trainer of sbi for a prior.
+        train: Arguments of `train()`.
+        build: Arguments of `build_posterior()`.
+        draw: Arguments of `posterior.sample()`.
+        takes_proposal: Whether `append_simulations` is given the proposal of later
+            rounds, or the number of the round.
+        normalized: Whether the posterior has a normalized density.
+        describe: Returns diagnostics of a posterior for an observation.
+    """
+
+    name: str
+    make_trainer: Callable[[Distribution], Any]
+    train: Mapping[str, Any]
+    build: Mapping[str, Any] = field(default_factory=dict)
+    draw: Mapping[str, Any] = field(default_factory=dict)
+    takes_proposal: bool = False
+    normalized: bool = False
+    describe: Callable[[Any, Tensor], dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is kept of a training."""
+
+    estimator: Any
+    num_simulations: int
+    seconds: float
+
+
+def run(
+    method: Method,
+    settings: RunSettings,
+    task: Any,
+    num_samples: int,
+    num_simulations: int,
+    num_observation: int | None,
+    observation: Tensor | None,
+) -> RunOutcome:
+    """Train a method on a task, or find it trained, and draw from its posterior.
+
+    Args:
+        method: The method.
+        settings: Its hyperparameters.
+        task: A task of sbibm.
+        num_samples: Number of samples.
+        num_simulations: Number of simulations of all rounds together.
+        num_observation: Number of an observation of the task.
+        observation: Or an observation, of shape `(1, dim_data)`.
+
+    Returns:
+        Samples and their cost.
+
+    Raises:
+        ValueError: If not exactly one observation is given or it does not match the
+            task, a number is too small, or a cache has no seed.
+    """
+    _check(num_samples, num_simulations, settings)
+    x_o = _observation(task, num_observation, observation)
+    prior, transform = task.get_prior_dist(), None
+    if settings.automatic_transforms_enabled:
+        transform = biject_to(prior.support).inv
+        prior = TransformedDistribution(prior, transform)
+
+    def train() -> _Trained:
+        simulator = task.get_simulator(max_calls=num_simulations)
+        with isolated_rng(settings.seed):
+            return _train(
+                method, simulator, prior, transform, num_simulations, x_o, settings
+            )
+
+    if settings.seed is None:
+        trained, from_cache = train(), False
+    else:
+        key = _key(method, settings, task, num_simulations, x_o)
+        folder = None if settings.cache is None else Path(settings.cache)
+        trained, from_cache = CACHE.get(key, train, folder)
+
+    started = time.perf_counter()
+    # The trainer is in here, too: sbi draws from priors to look at them.
+    with isolated_rng(_sampling_seed(settings.seed, x_o)):
+        posterior = method.make_trainer(prior).build_posterior(
+            trained.estimator, **method.build
+        )
+        samples = posterior.sample(
+            (num_samples,), x=x_o, show_progress_bars=False, **method.draw
+        ).detach()
+        seconds = time.perf_counter() - started
+        log_prob = None
+        if method.normalized and num_observation is not None:
+            truth = task.get_true_parameters(num_observation)
+            log_prob = _log_prob(posterior, truth, x_o, transform)
+        said = method.describe(posterior, x_o) if method.describe else {}
+    return RunOutcome(
+        samples=samples if transform is None else transform.inv(samples),
+        num_simulations=trained.num_simulations,
+        log_prob_true_parameters=log_prob,
+        training_seconds=trained.seconds,
+        sampling_seconds=seconds,
+        from_cache=from_cache,
+        diagnostics=said,
+    )
+
+
+def _train(
+    method: Method,
+    simulator: Any,
+    prior: Distribution,
+    transform: Any,
+    num_simulations: int,
+    x_o: Tensor,
+    settings: RunSettings,
+) -> _Trained:
+    """Simulate and train, round after round."""
+    started = time.perf_counter()
+    trainer = method.make_trainer(prior)
+    posterior: Any = None
+    estimator: Any = None
+    # sbi prints how each training ends.
+    with contextlib.redirect_stdout(io.StringIO()):
+        for number in range(settings.num_rounds):
+            # Rounds of the same size, the first ones taking what is left over.
+            size, rest = divmod(num_simulations, settings.num_rounds)
+            size += number < rest
+            if posterior is None:
+                theta = prior.sample(torch.Size((size,)))
+            else:
+                theta = posterior.sample(
+                    (size,), x=x_o, show_progress_bars=False, **method.draw
+                ).detach()
+            parameters = theta if transform is None else transform.inv(theta)
+            x = torch.cat(
+                [simulator(p) for p in parameters.split(settings.simulation_batch_size)]
+            )
+            origin: dict[str, Any] = {"from_round": number}
+            if method.takes_proposal:
+                origin = {"proposal": posterior}
+            estimator = trainer.append_simulations(theta, x, **origin).train(
+                **method.train
+            )
+            if number < settings.num_rounds - 1:
+                posterior = trainer.build_posterior(estimator, **method.build)
+                posterior.set_default_x(x_o)
+    seconds = time.perf_counter() - started
+    return _Trained(estimator, simulator.num_simulations, seconds)
+
+
+def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Tensor:
+    if transform is None:
+        return posterior.log_prob(truth, x=x_o).detach()
+    moved = transform(truth)
+    density = posterior.log_prob(moved, x=x_o).detach()
+    return density + transform.log_abs_det_jacobian(truth, moved)
+
+
+def _check(num_samples: int, num_simulations: int, settings: RunSettings) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    if settings.num_rounds < 1:
+        raise ValueError(f"num_rounds must be at least 1, got {settings.num_rounds}.")
+    if num_simulations < settings.num_rounds:
+        raise ValueError(
+            f"num_simulations={num_simulations} is less than one per round of "
+            f"num_rounds={settings.num_rounds}. Use fewer rounds."
+        )
+    if settings.simulation_batch_size < 1:
+        raise ValueError(
+            "simulation_batch_size must be at least 1, got "
+            f"{settings.simulation_batch_size}."
+        )
+    if settings.cache is not None and settings.seed is None:
+        raise ValueError(
+            f"cache={str(settings.cache)!r} needs a seed: without one, every run is "
+            "another one, and nothing can be kept. Pass seed=0, for example."
+        )
+
+
+def _observation(
+    task: Any, num_observation: int | None, observation: Tensor | None
+) -> Tensor:
+    if (num_observation is None) == (observation is None):
+        raise ValueError(
+            "Give either num_observation or observation, got num_observation="
+            f"{num_observation} and observation={observation}."
+        )
+    if observation is None:
+        if num_observation not in range(1, task.num_observations + 1):
+            raise ValueError(
+                f"num_observation={num_observation} is none of task '{task.name}', "
+                f"which has 1 to {task.num_observations}."
+            )
+        return task.get_observation(num_observation)
+    if observation.numel() != task.dim_data:
+        raise ValueError(
+            f"observation has shape {tuple(observation.shape)}, but data of task "
+            f"'{task.name}' have shape (1, {task.dim_data})."
+        )
+    return observation.reshape(1, task.dim_data)
+
+
+def _key(
+    method: Method, settings: RunSettings, task: Any, num_simulations: int, x_o: Tensor
+) -> str:
+    """Return a key of all that a training depends on."""
+    hyper = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    # Where files are kept changes nothing; how samples are drawn only later rounds.
+    irrelevant = {"cache"}
+    if settings.num_rounds == 1:
+        irrelevant |= {"mcmc_method", "mcmc_parameters", "max_sampling_time"}
+    return cache_key(
+        {
+            "method": method.name,
+            "hyper": {k: v for k, v in hyper.items() if k not in irrelevant},
+            "num_simulations": num_simulations,
+            "observation": x_o if settings.num_rounds > 1 else None,
+            "task": f"{type(task).__module__}.{type(task).__name__}",
+            # What the task was made with: all that can be told apart by its value.
+            "task_settings": {
+                name: value
+                for name, value in vars(task).items()
+                if isinstance(value, (bool, int, float, str, Tensor))
+            },
+            "prior": getattr(task, "prior_params", None),
+            "versions": [__version__, torch.__version__],
+        }
+    )
+
+
+def _sampling_seed(seed: int | None, x_o: Tensor) -> int | None:
+    """Return a seed of the samples, which no other observation shares."""
+    if seed is None:
+        return None
+    text = f"{seed} {x_o.tolist()}"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)

@@ -1,0 +1,1 @@
+"""Configurations of our methods for the runner of sbibm, driven by hydra."""

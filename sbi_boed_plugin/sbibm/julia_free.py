@@ -1,0 +1,133 @@
+"""The simulators of sbibm's `sir` and `lotka_volterra` without Julia.
+
+Both tasks are sbibm's own: prior, observations, reference samples, transforms and
+noise. Only their differential equations are solved here, for all rows of a batch at
+once, where the original calls Julia for each row.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin.sbibm.ode import solve_two_populations
+
+__all__ = ["lotka_volterra_simulator", "sir_simulator"]
+
+# Length of a step, about. In five thousand draws from the priors the largest error is
+# 0.006 standard deviations of the noise for both tasks, and 2e-5 in the mean.
+_SIR_STEP, _LOTKA_VOLTERRA_STEP = 0.5, 0.1 / 6.0
+
+# Every how many saved times the tasks keep one.
+_SIR_EVERY, _LOTKA_VOLTERRA_EVERY = 17, 21
+
+
+def sir_simulator(task: Any, max_calls: int | None = None) -> Any:
+    """Return what `SIR.get_simulator` does: numbers of infected in samples of people.
+
+    Args:
+        task: The task `sir` of sbibm.
+        max_calls: Number of simulations after which sbibm raises an error.
+
+    Returns:
+        A simulator of sbibm; parameters of shape `(batch_dim, 2)` give counts of shape
+        `(batch_dim, 10)`, or the populations of every day if `task.summary` is `None`.
+    """
+    import pyro
+    from pyro import distributions
+
+    def simulate(parameters: Tensor) -> Tensor:
+        contact, recovery = parameters.double().unbind(dim=1)
+        susceptible, infected, recovered = task.u0.double()
+        raw = task.summary is None
+        # In fractions of the population, in which rates are those of the parameters.
+        fractions = solve_two_populations(
+            torch.stack([susceptible, infected]) / task.N,
+            growth=torch.stack([torch.zeros_like(recovery), -recovery], dim=1),
+            coupling=torch.stack([-contact, contact], dim=1),
+            **_grid(task, 1 if raw else _SIR_EVERY, _SIR_STEP),
+        )
+        if raw:
+            people = fractions * task.N
+            rest = susceptible + infected + recovered - people.sum(dim=1)
+            return torch.cat([people, rest.unsqueeze(1)], dim=1).float()
+        return _observe(
+            fractions[:, 1].float(),
+            lambda values: distributions.Binomial(
+                total_count=task.total_count, probs=values.clamp(0.0, 1.0)
+            ),
+            pyro.sample,
+        )
+
+    return _wrap(task, simulate, max_calls)
+
+
+def lotka_volterra_simulator(task: Any, max_calls: int | None = None) -> Any:
+    """Return what `LotkaVolterra.get_simulator` does: noisy populations of two species.
+
+    Args:
+        task: The task `lotka_volterra` of sbibm.
+        max_calls: Number of simulations after which sbibm raises an error.
+
+    Returns:
+        A simulator of sbibm; parameters of shape `(batch_dim, 4)` give populations of
+        shape `(batch_dim, 20)`, first those of the prey, or both populations at every
+        saved time without noise if `task.summary` is `None`.
+    """
+    import pyro
+    from pyro import distributions
+
+    def simulate(parameters: Tensor) -> Tensor:
+        birth, predation, death, growth = parameters.double().unbind(dim=1)
+        raw = task.summary is None
+        populations = solve_two_populations(
+            task.u0,
+            growth=torch.stack([birth, -death], dim=1),
+            coupling=torch.stack([-predation, growth], dim=1),
+            **_grid(task, 1 if raw else _LOTKA_VOLTERRA_EVERY, _LOTKA_VOLTERRA_STEP),
+        ).float()
+        if raw:
+            return populations
+        return _observe(
+            populations.flatten(start_dim=1),
+            lambda values: distributions.LogNormal(
+                values.clamp(1e-10, 10_000.0).log(), 0.1
+            ),
+            pyro.sample,
+        )
+
+    return _wrap(task, simulate, max_calls)
+
+
+def _grid(task: Any, every: int, step: float) -> dict[str, Any]:
+    """Return which times are saved, and a step that meets them."""
+    num_times = round(task.days / task.saveat) + 1
+    between = task.saveat * every
+    steps = max(round(between / step), 1)
+    return {
+        "num_saved": (num_times - 1) // every + 1,
+        "steps_per_save": steps,
+        "step_size": between / steps,
+    }
+
+
+def _observe(
+    values: Tensor, noise: Callable[[Tensor], Any], sample: Callable[..., Tensor]
+) -> Tensor:
+    """Draw data where the solution is finite; rows where it is not are NaN."""
+    finite = values.isfinite().all(dim=1)
+    if finite.all():
+        return sample("data", noise(values).to_event(1))
+    data = torch.full_like(values, torch.nan)
+    if finite.any():
+        data[finite] = sample("data", noise(values[finite]).to_event(1))
+    return data
+
+
+def _wrap(
+    task: Any, simulate: Callable[[Tensor], Tensor], max_calls: int | None
+) -> Any:
+    from sbibm.tasks.simulator import Simulator
+
+    return Simulator(task=task, simulator=simulate, max_calls=max_calls)

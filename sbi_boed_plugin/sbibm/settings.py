@@ -1,0 +1,131 @@
+"""Hyperparameters of the methods that run on sbibm's tasks.
+
+Names are those of sbibm's own algorithms. Defaults are sbi's where sbibm's date from
+another sbi: batches of 200 for training, where sbibm took all simulations at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sbi_boed_plugin.trainers._energy_training import EnergyConfig
+
+__all__ = [
+    "HybridSettings",
+    "InfoNCESettings",
+    "LikelihoodSettings",
+    "PosteriorSettings",
+    "RatioSettings",
+    "RunSettings",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every method has.
+
+    Attributes:
+        num_rounds: Number of rounds. From the second on, parameters are drawn from the
+            posterior of the observation.
+        neural_net: Model of sbi's `likelihood_nn`, `posterior_nn` or `classifier_nn`.
+        hidden_features: Number of hidden features in the network.
+        simulation_batch_size: Number of simulations per call of the simulator.
+        training_batch_size: Batch size for training.
+        automatic_transforms_enabled: Whether networks and samplers see parameters
+            without bounds: logarithms of positive ones, for example.
+        z_score_x: Whether data are z-scored, as in sbi.
+        z_score_theta: Whether parameters are z-scored, as in sbi.
+        max_num_epochs: Maximum number of epochs.
+        seed: Seed of simulations, training and sampling. With a seed and a single
+            round, all observations of a task share one training. If `None`, the global
+            random numbers are used, and nothing is kept.
+        cache: Folder in which trained networks are kept; needs a seed.
+    """
+
+    num_rounds: int = 1
+    neural_net: str
+    hidden_features: int = 50
+    simulation_batch_size: int = 1_000
+    training_batch_size: int = 200
+    automatic_transforms_enabled: bool
+    z_score_x: Literal["none", "independent", "structured"] = "independent"
+    z_score_theta: Literal["none", "independent", "structured"] = "independent"
+    max_num_epochs: int = 2**31 - 1
+    seed: int | None = None
+    cache: str | Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SampledByMCMC(RunSettings):
+    automatic_transforms_enabled: bool = True
+    mcmc_method: str = "slice_np_vectorized"
+    mcmc_parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodSettings(_SampledByMCMC):
+    """Hyperparameters of `nle`, beside those of every method.
+
+    Attributes:
+        mcmc_method: MCMC method of sbi.
+        mcmc_parameters: MCMC parameters of sbi; if `None`, two hundred chains that
+            start at likely parameters.
+    """
+
+    neural_net: str = "maf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoNCESettings(LikelihoodSettings):
+    """Hyperparameters of `nle_ince`, beside those of `nle`.
+
+    Attributes:
+        num_contrastive: Number of contrastive parameters, as in `NLE_INCE.train`.
+        regularization_strength: Weight of maximum likelihood, as there.
+    """
+
+    num_contrastive: int = 3
+    regularization_strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioSettings(_SampledByMCMC):
+    """Hyperparameters of `nre` and `nre_gkl`, beside those of every method.
+
+    Attributes:
+        num_atoms: Number of parameters that the classifier of `nre` tells apart.
+        mcmc_method: MCMC method of sbi.
+        mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
+    """
+
+    neural_net: str = "resnet"
+    num_atoms: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorSettings(RunSettings):
+    """Hyperparameters of `npe`, beside those of every method.
+
+    Attributes:
+        num_atoms: Number of atoms of the loss of later rounds.
+        max_sampling_time: Time in seconds after which sampling gives up, for posteriors
+            nearly all of whose mass is outside of the prior. No limit if `None`.
+    """
+
+    neural_net: str = "nsf"
+    automatic_transforms_enabled: bool = False
+    num_atoms: int = 10
+    max_sampling_time: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridSettings(PosteriorSettings):
+    """Hyperparameters of `npe_gkl`, beside those of `npe`, which is its base.
+
+    Attributes:
+        training: `"two_stage"` or `"joint"`, as in `NPE_GKL.train`.
+        energy: How the energy is trained, as there.
+    """
+
+    training: Literal["two_stage", "joint"] = "two_stage"
+    energy: EnergyConfig | None = None

@@ -1,0 +1,98 @@
+"""The runner of sbibm finds our methods by name, calls them, and takes their answers.
+
+The runner is no package. What it relies on is written down here: it composes a
+configuration with hydra, looks the function up in `sbibm.algorithms`, calls it, and
+checks the type and shape of what it gets.
+"""
+
+import importlib
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+pytest.importorskip("sbibm")
+
+NAMES = ("nle_ince", "npe_gkl", "nre_gkl")
+FAST = ["+algorithm.params.max_num_epochs=2", "algorithm.params.hidden_features=8"]
+CHAINS = "+algorithm.params.mcmc_parameters={num_chains: 5, warmup_steps: 2, thin: 1}"
+
+
+@pytest.fixture
+def application(tmp_path):
+    """The configuration folder of an application that knows nothing of us."""
+    for folder in ("algorithm", "task"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "config.yaml").write_text(
+        "defaults:\n  - algorithm: prior\n  - task: two_moons\n  - _self_\n"
+        "device: ${algorithm.device}\nseed: null\n"
+    )
+    (tmp_path / "algorithm" / "prior.yaml").write_text(
+        "name: Prior\nrun: pytorch.baseline_prior.run\ndevice: cpu\n"
+    )
+    (tmp_path / "task" / "two_moons.yaml").write_text(
+        "name: two_moons\nnum_simulations: 60\nnum_observation: 1\n"
+    )
+    GlobalHydra.instance().clear()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+
+
+def configure(folder, *overrides):
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def test_hydra_discovers_the_plugin():
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    names = [p.__name__ for p in Plugins.instance().discover(SearchPathPlugin)]
+    assert "SbiBoedSearchPath" in names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_runner_runs_a_method(application, name):
+    import sbibm
+
+    overrides = [f"algorithm={name}", *FAST]
+    if name != "npe_gkl":
+        overrides.append(CHAINS)
+    if name != "nre_gkl":
+        overrides.append("algorithm.params.neural_net=mdn")
+    cfg = configure(application, *overrides)
+    assert cfg.device == "cpu"
+    assert OmegaConf.to_container(cfg, resolve=True)["algorithm"]["run"] == name
+
+    torch.manual_seed(0)
+    task = sbibm.get_task(cfg.task.name)
+    *package, function = cfg.algorithm.run.split(".")
+    module = importlib.import_module(".".join(["sbibm", "algorithms", *package]))
+    outputs = getattr(module, function)(
+        task,
+        num_observation=cfg.task.num_observation,
+        num_samples=40,
+        num_simulations=cfg.task.num_simulations,
+        **cfg.algorithm.params,
+    )
+    assert type(outputs) is tuple
+    samples, num_simulations, log_prob = outputs
+    assert samples.shape == (40, task.dim_parameters)
+    assert float(num_simulations) == 60
+    assert log_prob is None or float(log_prob) < 1e3
+
+
+def test_an_application_keeps_its_own_configurations(application):
+    cfg = configure(application)
+    assert cfg.algorithm.name == "Prior"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_say_what_the_defaults_are(application, name):
+    from sbi_boed_plugin.sbibm.methods import _RECIPES
+
+    params = OmegaConf.to_container(configure(application, f"algorithm={name}"))
+    kind, _ = _RECIPES[name]
+    assert kind(**params["algorithm"]["params"]) == kind()

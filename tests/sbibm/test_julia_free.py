@@ -1,0 +1,125 @@
+"""Every task of sbibm simulates, and `sir` and `lotka_volterra` are sbibm's own."""
+
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+
+from sbi_boed_plugin.sbibm import TASKS, get_task
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_simulates_and_has_ten_observations(name):
+    torch.manual_seed(0)
+    task = get_task(name)
+    # Simulating distractors takes seconds.
+    num = 100 if name == "slcp_distractors" else 1_000
+    simulator = task.get_simulator(max_calls=num)
+    theta = task.get_prior()(num_samples=num)
+    x = simulator(theta)
+    assert theta.shape == (num, task.dim_parameters)
+    assert x.shape == (num, task.dim_data)
+    assert x.isfinite().all()
+    assert simulator.num_simulations == num
+    for number in range(1, 11):
+        assert task.get_observation(number).shape == (1, task.dim_data)
+        truth = task.get_true_parameters(number)
+        assert truth.shape == (1, task.dim_parameters)
+    reference = task.get_reference_posterior_samples(10)
+    assert reference.shape == (10_000, task.dim_parameters)
+
+
+def test_lotka_volterra_reproduces_the_shipped_observations():
+    task = get_task("lotka_volterra")
+    for number, seed in enumerate(task.observation_seeds, start=1):
+        torch.manual_seed(seed)
+        theta = task.get_prior()(num_samples=1)
+        x = task.get_simulator()(theta)
+        torch.testing.assert_close(theta, task.get_true_parameters(number))
+        torch.testing.assert_close(x, task.get_observation(number), rtol=2e-5, atol=0.0)
+
+
+def test_sir_agrees_with_scipy_in_the_mean():
+    torch.manual_seed(0)
+    task = get_task("sir")
+    theta = torch.tensor([[0.5, 0.1]])
+    counts = task.get_simulator()(theta.expand(4_000, 2))
+
+    def slope(_, u):
+        infections = 0.5 * u[0] * u[1] / task.N
+        return [-infections, infections - 0.1 * u[1]]
+
+    times = range(0, 160, 17)
+    start = [task.N - 1.0, 1.0]
+    exact = solve_ivp(slope, (0, 160), start, t_eval=times, rtol=1e-10).y[1] / task.N
+    exact = torch.from_numpy(exact).float()
+    error = (exact * (1.0 - exact) * task.total_count / len(counts)).sqrt()
+    # Ten means of 4,000 counts each, within four standard errors.
+    assert torch.all(
+        (counts.mean(0) - task.total_count * exact).abs() <= 4 * error + 1e-3
+    )
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_grid_posterior_of_sir_matches_the_reference(number):
+    task = get_task("sir")
+    reference = task.get_reference_posterior_samples(number)
+    mean, scale = reference.mean(0), reference.std(0)
+    axes = [
+        torch.linspace(-5.0, 5.0, 81) * s + m for m, s in zip(mean, scale, strict=True)
+    ]
+    theta = torch.cartesian_prod(*axes).float()
+    log_prob_fn = task._get_log_prob_fn(
+        num_observation=number, implementation="experimental"
+    )
+    weights = torch.cat([log_prob_fn(part) for part in theta.split(1_000)])
+    weights = torch.softmax(weights.double(), dim=0)[:, None]
+    exact_mean = (weights * theta).sum(0)
+    exact_scale = (weights * (theta - exact_mean).square()).sum(0).sqrt()
+    assert torch.all((exact_mean - mean).abs() < 0.03 * scale)
+    assert torch.all((exact_scale / scale - 1.0).abs() < 0.02)
+
+
+def test_log_probabilities_have_gradients():
+    task = get_task("lotka_volterra")
+    truth = task.get_true_parameters(1)
+    gradient = task._get_log_prob_grad_fn(num_observation=1)(truth)
+    log_prob = task._get_log_prob_fn(num_observation=1)
+    step = 1e-3 * truth[0, 1]
+    shift = torch.tensor([[0.0, step, 0.0, 0.0]])
+    difference = (log_prob(truth + shift) - log_prob(truth - shift)) / (2.0 * step)
+    assert gradient.shape == (1, 4)
+    torch.testing.assert_close(gradient[:, 1], difference, rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    "name, dims, num", [("sir", 3, 161), ("lotka_volterra", 2, 201)]
+)
+def test_whole_solutions_agree_with_the_subsampled_ones(name, dims, num):
+    torch.manual_seed(0)
+    task = get_task(name, summary=None)
+    theta = task.get_prior()(num_samples=3)
+    whole = task.get_simulator()(theta)
+    assert whole.shape == (3, dims * num)
+    whole = whole.reshape(3, dims, num)
+    assert torch.all(whole >= 0.0)
+    if name == "sir":
+        torch.testing.assert_close(whole.sum(1), torch.full((3, num), 1e6))
+
+
+def test_a_row_that_explodes_is_nan_and_costs_no_other():
+    torch.manual_seed(0)
+    task = get_task("lotka_volterra")
+    usual = task.get_true_parameters(1)
+    wild = torch.tensor([[1e3, 1e-9, 1e-9, 1e-9]])
+    x = task.get_simulator()(torch.cat([usual, wild]))
+    assert x[0].isfinite().all()
+    assert x[1].isnan().all()
+
+
+def test_the_budget_of_sbibm_is_kept():
+    from sbibm.utils.exceptions import SimulationBudgetExceeded
+
+    task = get_task("sir")
+    simulator = task.get_simulator(max_calls=5)
+    with pytest.raises(SimulationBudgetExceeded):
+        simulator(task.get_prior()(num_samples=6))

@@ -1,0 +1,227 @@
+"""Every method answers as sbibm's algorithms do, within its budget, from its seed."""
+
+import pickle
+
+import pytest
+import torch
+from torch.distributions import Independent, LogNormal, Normal, biject_to
+
+from sbi_boed_plugin.sbibm import METHODS, get_task, run_method
+from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
+
+FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
+CHAINS = {"num_chains": 10, "warmup_steps": 2, "thin": 1, "init_strategy": "proposal"}
+NORMALIZED = ("npe", "npe_gkl")
+
+
+def fast(name, **more):
+    # Mixtures are many times faster than flows.
+    network = {} if name.startswith("nre") else {"neural_net": "mdn"}
+    chains = {} if name in NORMALIZED else {"mcmc_parameters": CHAINS}
+    return FAST | network | chains | more
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    CACHE.clear()
+    yield
+    CACHE.clear()
+
+
+@pytest.fixture(scope="module")
+def two_moons():
+    return get_task("two_moons")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_answers_as_sbibm_expects(two_moons, name):
+    torch.manual_seed(0)
+    result = METHODS[name](
+        task=two_moons,
+        num_samples=20,
+        num_simulations=101,
+        num_observation=3,
+        **fast(name),
+    )
+    assert type(result) is tuple
+    samples, num_simulations, log_prob = result
+    assert samples.shape == (20, 2)
+    assert torch.all(samples.abs() <= 1.0)
+    assert num_simulations == 101
+    if name in NORMALIZED:
+        assert log_prob.shape == (1,)
+        assert log_prob.isfinite()
+    else:
+        assert log_prob is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sequential_run_keeps_the_budget(two_moons, name):
+    torch.manual_seed(0)
+    samples, num_simulations, log_prob = METHODS[name](
+        two_moons,
+        10,
+        103,
+        observation=two_moons.get_observation(1),
+        **fast(name, num_rounds=2),
+    )
+    assert samples.shape == (10, 2)
+    assert num_simulations == 103
+    # Without a number, the true parameters are not known.
+    assert log_prob is None
+
+
+@pytest.mark.parametrize("name", ["nle", "npe"])
+def test_parameters_with_transforms_come_back_in_their_own_units(name):
+    torch.manual_seed(0)
+    task = get_task("sir")
+    outcome = run_method(
+        name, task, 50, 300, 1, **fast(name, automatic_transforms_enabled=True)
+    )
+    assert torch.all(outcome.samples > 0.0)
+    # Medians of the prior are 0.4 and 0.125; a few epochs leave the scale alone.
+    ratio = outcome.samples.median(0).values / torch.tensor([0.4, 0.125])
+    assert torch.all((ratio > 0.1) & (ratio < 10.0))
+
+
+def test_log_densities_of_transformed_parameters_are_those_of_parameters():
+    class StandardNormal:
+        def log_prob(self, theta, x):
+            return Normal(0.0, 1.0).log_prob(theta).sum(-1)
+
+    prior = Independent(LogNormal(torch.zeros(2), torch.ones(2)), 1)
+    truth = torch.tensor([[0.3, 2.0]])
+    transform = biject_to(prior.support).inv
+    density = _log_prob(StandardNormal(), truth, torch.zeros(1, 1), transform)
+    torch.testing.assert_close(density, prior.log_prob(truth))
+
+
+def test_the_same_seed_gives_the_same_samples_whatever_ran_before(two_moons):
+    def run():
+        return run_method("npe", two_moons, 20, 100, 1, **fast("npe", seed=7))
+
+    torch.manual_seed(1)
+    first = run()
+    CACHE.clear()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = run()
+    assert not second.from_cache
+    assert torch.equal(first.samples, second.samples)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_runs_differ_and_nothing_is_kept(two_moons):
+    torch.manual_seed(0)
+    first, second = (
+        run_method("npe", two_moons, 20, 100, 1, **fast("npe")) for _ in range(2)
+    )
+    assert not second.from_cache
+    assert not torch.equal(first.samples, second.samples)
+
+
+def test_observations_share_a_training_and_nothing_else_does(two_moons):
+    def run(name="npe", number=1, num_simulations=100, **more):
+        hyper = fast(name, seed=0) | more
+        return run_method(name, two_moons, 5, num_simulations, number, **hyper)
+
+    first = run()
+    other = run(number=2)
+    assert not first.from_cache
+    assert other.from_cache
+    assert other.training_seconds == first.training_seconds
+    assert not torch.equal(first.samples, other.samples)
+    # Whether an observation comes first or second makes no difference to it.
+    CACHE.clear()
+    assert torch.equal(run(number=2).samples, other.samples)
+    assert not run(seed=1).from_cache
+    assert not run(num_simulations=101).from_cache
+    assert not run(hidden_features=11).from_cache
+    assert not run(name="npe_gkl").from_cache
+    assert not run(num_rounds=2).from_cache
+    assert not run(num_rounds=2, number=2).from_cache
+
+
+def test_a_task_with_other_settings_is_another_task():
+    def run(**settings):
+        task = get_task("sir", **settings)
+        return run_method("npe", task, 5, 100, 1, **fast("npe", seed=0))
+
+    assert not run().from_cache
+    assert run().from_cache
+    assert not run(total_count=500).from_cache
+
+
+def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
+    def run():
+        return run_method(
+            "npe_gkl", two_moons, 20, 100, 1, **fast("npe_gkl", seed=0, cache=tmp_path)
+        )
+
+    first = run()
+    CACHE.clear()
+    second = run()
+    assert second.from_cache
+    assert torch.equal(first.samples, second.samples)
+    assert set(second.diagnostics) >= {"acceptance_rate", "truncated_mass"}
+
+
+def test_methods_with_the_same_seed_see_the_same_simulations(two_moons, monkeypatch):
+    seen = []
+    original = two_moons.get_simulator
+
+    def get_simulator(max_calls=None):
+        simulator = original(max_calls=max_calls)
+        inner = simulator.simulator
+        simulator.simulator = lambda theta: seen.append(inner(theta)) or seen[-1]
+        return simulator
+
+    monkeypatch.setattr(two_moons, "get_simulator", get_simulator)
+    for name in ("npe", "npe_gkl"):
+        run_method(name, two_moons, 5, 60, 1, **fast(name, seed=3))
+    assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "num_observation=None and observation=None"),
+        ({"num_observation": 1, "observation": torch.zeros(1, 2)}, "either"),
+        ({"num_observation": 11}, r"num_observation=11 .* 1 to 10"),
+        ({"observation": torch.zeros(1, 3)}, r"\(1, 3\).*\(1, 2\)"),
+        ({"num_observation": 1, "num_rounds": 0}, "num_rounds .* got 0"),
+        ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
+        ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
+        ({"num_observation": 1, "simulation_batch_size": 0}, "got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(two_moons, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS["npe"](two_moons, 5, 50, **arguments)
+
+
+def test_unknown_hyperparameters_and_methods_are_refused(two_moons):
+    with pytest.raises(TypeError, match="num_layers"):
+        METHODS["nle"](two_moons, 5, 50, 1, num_layers=3)
+    with pytest.raises(ValueError, match=r"'npx'.*npe_gkl"):
+        run_method("npx", two_moons, 5, 50, 1)
+
+
+def test_run_functions_pickle():
+    for function in METHODS.values():
+        assert pickle.loads(pickle.dumps(function)) is function
+
+
+@pytest.mark.slow
+def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons):
+    import sbibm.algorithms as algorithms
+
+    few = {"num_samples": 100, "num_simulations": 200, "num_observation": 1}
+    for run in (algorithms.snpe, algorithms.snle):
+        torch.manual_seed(0)
+        samples, num_simulations, _ = run(
+            two_moons, num_rounds=2, max_num_epochs=5, **few
+        )
+        assert samples.shape == (100, 2)
+        assert num_simulations == 200
+        assert torch.all(samples.abs() <= 1.0)
