@@ -42,7 +42,7 @@ class ResultFolder:
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a dictionary of plain values; not-a-number becomes `null`."""
-        text = json.dumps(_finite_or_none(content), indent=2, ensure_ascii=False)
+        text = json.dumps(finite_or_none(content), indent=2, ensure_ascii=False)
         self._save(name, (text + "\n").encode())
 
     def save_table(
@@ -84,12 +84,12 @@ def _umask() -> int:
     return mask
 
 
-def _finite_or_none(content: Any) -> Any:
+def finite_or_none(content: Any) -> Any:
     """Replace what JSON cannot express."""
     if isinstance(content, dict):
-        return {key: _finite_or_none(value) for key, value in content.items()}
+        return {key: finite_or_none(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite_or_none(value) for value in content]
+        return [finite_or_none(value) for value in content]
     if isinstance(content, float) and not abs(content) < float("inf"):
         return None
     return content

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
+from sbi_boed_plugin._bench_command import add_bench_command
 from sbi_boed_plugin._design_command import run_design
+from sbi_boed_plugin._report_command import add_report_command
 from sbi_boed_plugin._reproduce_command import add_reproduce_command
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._search_settings import (
@@ -148,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
         "--quiet", action="store_true", help="print results only, no progress"
     )
     add_reproduce_command(commands, _integer_from(1))
+    add_bench_command(commands, _integer_from(1))
+    add_report_command(commands)
     return parser
 
 

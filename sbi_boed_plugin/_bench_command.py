@@ -1,0 +1,232 @@
+"""The command `sbi-boed bench`: many runs of sbibm's tasks."""
+
+import argparse
+import ast
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
+from sbi_boed_plugin.benchmark.metrics import METRICS
+from sbi_boed_plugin.benchmark.runner import run_benchmark
+from sbi_boed_plugin.sbibm import METHODS, TASKS
+
+__all__ = ["add_bench_command"]
+
+_DESCRIPTION = """\
+Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
+
+Each job is kept in a file of its own. A run that was stopped, or killed, goes on from
+there with the same command; several may share a folder. `sbi-boed report DIR` makes
+tables, figures and a page of what is there. The exit code is 1 if jobs failed.
+
+Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
+"""
+
+
+def add_bench_command(commands: Any, positive_integer: Callable[[str], int]) -> None:
+    """Add the command to those of `sbi-boed`.
+
+    Args:
+        commands: What `add_subparsers` of the main parser returned.
+        positive_integer: Type of arguments that must be at least one.
+    """
+    parser = commands.add_parser(
+        "bench",
+        help="run methods on the tasks of sbibm",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_bench)
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="TASK",
+        help="all, or some of: " + ", ".join(TASKS),
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        required=True,
+        metavar="METHOD",
+        help="some of: " + ", ".join(METHODS) + ", and functions as module:function "
+        "in the convention of sbibm, searched for in the current folder, too",
+    )
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        default=["1000"],
+        metavar="N",
+        help="numbers of simulations (default: 1000)",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", default=["0"], metavar="N", help="seeds (default: 0)"
+    )
+    parser.add_argument(
+        "--observations",
+        nargs="+",
+        default=["1-10"],
+        metavar="N",
+        help="numbers of observations (default: 1-10, which are all)",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["c2st"],
+        metavar="NAME",
+        help="some of: " + ", ".join(METRICS) + " (default: c2st). c2st, mmd and ppc "
+        "are sbibm's; c2st_forest is a random forest on 1,000 samples",
+    )
+    parser.add_argument(
+        "--num-rounds",
+        type=positive_integer,
+        default=1,
+        metavar="N",
+        help="rounds of each method (default: 1)",
+    )
+    parser.add_argument(
+        "--num-samples",
+        type=positive_integer,
+        default=NUM_SAMPLES,
+        metavar="N",
+        help="posterior samples (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyperparameters for all methods; values in Python's notation",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_integer,
+        default=1,
+        metavar="K",
+        help="processes, each with one thread (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("results", "benchmark"),
+        metavar="DIR",
+        help="folder of the benchmark (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save-samples", action="store_true", help="keep the samples of each job"
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="run jobs again that failed in an earlier run",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _bench(options: argparse.Namespace) -> int:
+    # Functions of the user are beside the command that names them, in general.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        tasks = _words(options.tasks)
+        num_failed = run_benchmark(
+            list(TASKS) if tasks == ["all"] else tasks,
+            _words(options.methods),
+            num_simulations=_numbers("--budgets", options.budgets),
+            seeds=_numbers("--seeds", options.seeds),
+            observations=_numbers("--observations", options.observations),
+            metrics=_words(options.metrics),
+            output=options.output,
+            num_rounds=options.num_rounds,
+            num_samples=options.num_samples,
+            hyper=dict(_setting(text) for text in options.set),
+            num_workers=options.jobs,
+            retry_failed=options.retry_failed,
+            save_samples=options.save_samples,
+            show_progress=not options.quiet,
+        )
+    except (ValueError, ImportError) as error:
+        return _refuse(" ".join(str(error).split()))
+    except OSError as error:
+        return _refuse(f"cannot write results to {options.output}: {error.strerror}.")
+    except KeyboardInterrupt:
+        print(
+            "\nsbi-boed: interrupted. Finished jobs are kept in "
+            f"{options.output}; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+    if num_failed:
+        print(
+            f"sbi-boed: {num_failed} jobs failed. `sbi-boed report {options.output}` "
+            "shows where; --retry-failed runs them again.",
+            file=sys.stderr,
+        )
+    return 1 if num_failed else 0
+
+
+def _words(texts: list[str]) -> list[str]:
+    """Split at commas and spaces.
+
+    Example:
+        >>> _words(["sir,slcp", "two_moons sir"])
+        ['sir', 'slcp', 'two_moons', 'sir']
+    """
+    return [word for text in texts for word in re.split(r"[,\s]+", text) if word]
+
+
+def _numbers(option: str, texts: list[str]) -> list[int]:
+    """Read numbers and ranges of them, both ends included.
+
+    Example:
+        >>> _numbers("--seeds", ["0,3-5", "1_000"])
+        [0, 3, 4, 5, 1000]
+    """
+    number = r"(\d+(?:_\d+)*)"
+    numbers: list[int] = []
+    for word in _words(texts):
+        match = re.fullmatch(rf"{number}(?:-{number})?", word)
+        # Nobody means more, and a list of them would take all memory.
+        span = _span(match) if match else range(0)
+        if not 0 < len(span) <= 10_000:
+            raise ValueError(
+                f"argument {option}: must be numbers such as 3 or ranges such as 1-10, "
+                f"got {word!r}"
+            )
+        numbers += span
+    return numbers
+
+
+def _span(match: re.Match[str]) -> range:
+    return range(int(match[1]), int(match[2] or match[1]) + 1)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read a hyperparameter.
+
+    Example:
+        >>> _setting("hidden_features=50"), _setting("neural_net=nsf")
+        (('hidden_features', 50), ('neural_net', 'nsf'))
+    """
+    key, separator, value = text.partition("=")
+    if not (separator and key.isidentifier()):
+        raise ValueError(f"argument --set: must be KEY=VALUE, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        # Quotes for Python within quotes for the shell are a nuisance.
+        if re.fullmatch(r"[A-Za-z][\w.-]*", value):
+            return key, value
+        raise ValueError(
+            f"argument --set: value must be in Python's notation, got {text!r}"
+        ) from error
+
+
+def _refuse(message: str) -> int:
+    print(f"sbi-boed: error: {message}", file=sys.stderr)
+    return 2

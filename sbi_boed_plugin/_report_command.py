@@ -1,0 +1,59 @@
+"""The command `sbi-boed report`: what a benchmark has found."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from sbi_boed_plugin.benchmark.report import make_report
+
+__all__ = ["add_report_command"]
+
+_DESCRIPTION = """\
+Make tables, figures and a page of the results of `sbi-boed bench`.
+
+Writes results.csv (one row per job), summary.csv and summary.md (means over seeds and
+observations), figures, and index.html, which holds everything in one file and needs no
+network. A benchmark that still runs may be reported on.
+"""
+
+
+def add_report_command(commands: Any) -> None:
+    """Add the command to those of `sbi-boed`.
+
+    Args:
+        commands: What `add_subparsers` of the main parser returned.
+    """
+    parser = commands.add_parser(
+        "report",
+        help="make tables, figures and a page of a benchmark",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_report)
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="the folder that bench wrote to"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for the report (default: that of the results)",
+    )
+
+
+def _report(options: argparse.Namespace) -> int:
+    output = options.output or options.folder
+    try:
+        written = make_report(options.folder, output)
+    except ValueError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"cannot write the report to {output}: {error.strerror}.")
+    print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"sbi-boed: error: {message}", file=sys.stderr)
+    return 2

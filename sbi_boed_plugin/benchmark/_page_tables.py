@@ -1,0 +1,197 @@
+"""Tables of the report's page: numbers on colours."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+
+from sbi_boed_plugin.benchmark.published import BUDGETS, published_c2st
+from sbi_boed_plugin.benchmark.summary import Group, Results
+from sbi_boed_plugin.benchmark.tables import format_number
+
+__all__ = ["complete_means", "metric_table", "runtime_table"]
+
+# From one half, where a classifier tells nothing, to one.
+_C2ST = ("c2st", "c2st_forest")
+_PUBLISHED = ("NLE", "NPE", "NRE")
+_BLUE, _VERMILLION = "0 114 178", "213 94 0"
+
+
+def metric_table(results: Results, metric: str, budget: int) -> str:
+    """Return a table of tasks and methods at one budget, as HTML.
+
+    Args:
+        results: Results of a benchmark.
+        metric: Name of a metric.
+        budget: Number of simulations.
+    """
+    published = ()
+    if metric == "c2st" and budget in BUDGETS:
+        prefix = "S" if results.is_sequential else ""
+        published = tuple(prefix + method for method in _PUBLISHED)
+    head = "".join(
+        f'<th scope="col" class="setting">{_breakable(results.labels[setting])}</th>'
+        for setting in results.settings
+    )
+    head += "".join(
+        f'<th scope="col" class="published{_first(index)}">{method}<br>published</th>'
+        for index, method in enumerate(published)
+    )
+    rows = []
+    for task in results.tasks:
+        groups = [results.group(task, s, budget) for s in results.settings]
+        if not any(groups):
+            continue
+        means = [_mean(group, metric) for group in groups]
+        finite = [mean for mean in means if math.isfinite(mean)]
+        best = min(finite, default=math.nan)
+        place = _scale(metric, groups)
+        cells = [
+            _cell(group, metric, place, mean == best)
+            for group, mean in zip(groups, means, strict=True)
+        ]
+        for index, method in enumerate(published):
+            value = published_c2st(task, method, budget)
+            text = "" if value is None else f"{value:.3f}"
+            cells.append(f'<td class="published{_first(index)}">{text}</td>')
+        rows.append(f'<tr><th scope="row">{_breakable(task)}</th>{"".join(cells)}</tr>')
+    if metric in _C2ST and len(rows) > 1:
+        rows.append(_mean_row(results, metric, budget, published))
+    return _table("task", head, rows)
+
+
+def complete_means(results: Results, metric: str, budget: int) -> dict[str, float]:
+    """Return the mean over tasks of each method, NaN where a task lacks."""
+    tasks = _tasks_at(results, budget)
+    return {
+        setting: sum(
+            _mean(results.group(task, setting, budget), metric) for task in tasks
+        )
+        / max(len(tasks), 1)
+        for setting in results.settings
+    }
+
+
+def runtime_table(results: Results) -> str:
+    """Return a table of median times over tasks, as HTML."""
+    names = {"training_seconds": "training", "sampling_seconds": "sampling"}
+    head = "".join(
+        f'<th scope="col">{label} [s]<br>{budget:,}</th>'
+        for label in names.values()
+        for budget in results.budgets
+    )
+    rows = []
+    for setting in results.settings:
+        cells = []
+        for name in names:
+            for budget in results.budgets:
+                seconds = sorted(
+                    value
+                    for task in results.tasks
+                    if math.isfinite(
+                        value := _mean(results.group(task, setting, budget), name)
+                    )
+                )
+                middle = len(seconds) // 2
+                median = (
+                    (seconds[middle] + seconds[-1 - middle]) / 2 if seconds else None
+                )
+                text = "–" if median is None else format_number(median)
+                cells.append(f"<td>{text}</td>")
+        name = _breakable(results.labels[setting])
+        rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    return _table("method", head, rows)
+
+
+def _mean_row(
+    results: Results, metric: str, budget: int, published: Sequence[str]
+) -> str:
+    means = complete_means(results, metric, budget)
+    best = min(filter(math.isfinite, means.values()), default=math.nan)
+    cells = [
+        f"<td{_attributes('best' if mean == best else '', _place_c2st(mean))}>"
+        f"{format_number(mean)}</td>"
+        for mean in means.values()
+    ]
+    tasks = _tasks_at(results, budget)
+    for index, method in enumerate(published):
+        values = [published_c2st(task, method, budget) for task in tasks]
+        known = [value for value in values if value is not None]
+        text = f"{sum(known) / len(known):.3f}" if len(known) == len(tasks) else ""
+        cells.append(f'<td class="published{_first(index)}">{text}</td>')
+    return f'<tr class="mean"><th scope="row">mean</th>{"".join(cells)}</tr>'
+
+
+def _tasks_at(results: Results, budget: int) -> list[str]:
+    groups = results.groups
+    return list(
+        dict.fromkeys(g.job.task for g in groups if g.job.num_simulations == budget)
+    )
+
+
+def _table(corner: str, head: str, rows: Sequence[str]) -> str:
+    return (
+        '<div class="scroll" tabindex="0"><table><thead><tr>'
+        f'<th scope="col">{corner}</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(
+    group: Group | None, metric: str, place: Callable[[float], float], is_best: bool
+) -> str:
+    if group is None:
+        return "<td></td>"
+    if not group.num_done:
+        return '<td class="failed">failed</td>'
+    mean, error = group.values.get(metric, (math.nan, math.nan))
+    small = (
+        ""
+        if math.isnan(error)
+        else f"<small>± {format_number(error, like=mean)}</small>"
+    )
+    if group.num_failed:
+        small += f'<small class="fault">{group.num_failed} failed</small>'
+    attributes = _attributes("best" if is_best else "", place(mean))
+    return f"<td{attributes}>{format_number(mean)}{small}</td>"
+
+
+def _mean(group: Group | None, name: str) -> float:
+    if group is None or not group.num_done:
+        return math.nan
+    return group.values.get(name, (math.nan, math.nan))[0]
+
+
+def _scale(metric: str, groups: Sequence[Group | None]) -> Callable[[float], float]:
+    """Return what places a value between 0, good, and 1, bad."""
+    if metric in _C2ST:
+        return _place_c2st
+    pairs = [g.values[metric] for g in groups if g is not None and metric in g.values]
+    means = [mean for mean, _ in pairs if math.isfinite(mean)]
+    errors = [error for _, error in pairs if math.isfinite(error)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    # Differences within the errors must not look like any.
+    width = max(high - low, 4.0 * max(errors, default=0.0))
+    if width == 0.0:
+        return lambda value: 0.5
+    return lambda value: 0.5 + (value - (low + high) / 2.0) / width
+
+
+def _place_c2st(value: float) -> float:
+    return min(max(2.0 * value - 1.0, 0.0), 1.0) if math.isfinite(value) else 0.5
+
+
+def _attributes(name: str, place: float) -> str:
+    color = _BLUE if place < 0.5 else _VERMILLION
+    strength = abs(place - 0.5) if math.isfinite(place) else 0.0
+    style = f' style="background:rgb({color} / {strength:.2f})"' if strength else ""
+    return (f' class="{name}"' if name else "") + style
+
+
+def _breakable(name: str) -> str:
+    """Escape a name, and let it go on in the next line where its words end."""
+    return re.sub(r"([_.:=])", r"\1<wbr>", escape(name, quote=False))
+
+
+def _first(index: int) -> str:
+    return " first" if index == 0 else ""

@@ -1,0 +1,200 @@
+"""What is run: jobs, their names, and which ones a benchmark consists of."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+__all__ = ["NUM_SAMPLES", "Job", "expand_jobs"]
+
+# As many as sbibm's reference posteriors hold.
+NUM_SAMPLES = 10_000
+
+# What a method is given by other arguments than hyperparameters.
+_RESERVED = frozenset(
+    {
+        "cache",
+        "num_observation",
+        "num_rounds",
+        "num_samples",
+        "num_simulations",
+        "observation",
+        "seed",
+        "task",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One posterior of one method, compared with that of one task.
+
+    Attributes:
+        task: Name of a task of sbibm.
+        method: Name of a method, or `module:function`.
+        num_simulations: Budget of simulations, all rounds together.
+        seed: Seed of everything that is random.
+        num_observation: Number of the observation, from 1.
+        num_rounds: Number of rounds.
+        num_samples: Number of posterior samples.
+        hyper: Hyperparameters of the method, in what JSON can express.
+
+    Example:
+        >>> job = Job("two_moons", "npe_gkl", 1_000, seed=0, num_observation=1)
+        >>> str(job.path("json"))
+        'two_moons/npe_gkl/1000_seed0_obs1.json'
+    """
+
+    task: str
+    method: str
+    num_simulations: int
+    seed: int
+    num_observation: int
+    num_rounds: int = 1
+    num_samples: int = NUM_SAMPLES
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+
+    def path(self, suffix: str) -> Path:
+        """Return the path of the job's file within a folder of such files.
+
+        Settings that most jobs have in common stay out of the name; a hash stands for
+        them where they differ from the usual.
+
+        Args:
+            suffix: What the name ends with, without the dot.
+        """
+        name = f"{self.num_simulations}_seed{self.seed}_obs{self.num_observation}"
+        unusual = [self.num_rounds, self.num_samples, dict(self.hyper)]
+        if unusual != [1, NUM_SAMPLES, {}]:
+            text = json.dumps(unusual, sort_keys=True)
+            name += f"_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        # A function has no dot in its name, so that no other method has this folder.
+        folder = Path(self.task, self.method.replace(":", "."))
+        return folder / f"{name}.{suffix}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        return {**asdict(self), "hyper": dict(self.hyper)}
+
+    @property
+    def setting(self) -> str:
+        """Method and what is unusual about it, in words.
+
+        Example:
+            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2).setting
+            'npe, 2 rounds'
+        """
+        return ", ".join([self.method, *self.unusual])
+
+    @property
+    def unusual(self) -> list[str]:
+        """What differs from the usual settings, in words."""
+        parts = []
+        if self.num_rounds != 1:
+            parts.append(f"{self.num_rounds} rounds")
+        if self.num_samples != NUM_SAMPLES:
+            parts.append(f"{self.num_samples:,} samples")
+        return parts + [f"{key}={value}" for key, value in sorted(self.hyper.items())]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task}, {self.setting}, {self.num_simulations:,} simulations, "
+            f"seed {self.seed}, observation {self.num_observation}"
+        )
+
+
+def expand_jobs(
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    *,
+    num_simulations: Sequence[int],
+    seeds: Sequence[int],
+    observations: Sequence[int],
+    num_rounds: int = 1,
+    num_samples: int = NUM_SAMPLES,
+    hyper: Mapping[str, Any] | None = None,
+) -> list[Job]:
+    """Return all jobs, in the order in which they are best run.
+
+    Observations vary slowest: every method has a result early, and workers that run
+    side by side train different networks instead of waiting for the same one.
+
+    Args:
+        tasks: Names of tasks.
+        methods: Names of methods.
+        num_simulations: Budgets.
+        seeds: Seeds.
+        observations: Numbers of observations.
+        num_rounds: Number of rounds.
+        num_samples: Number of posterior samples.
+        hyper: Hyperparameters, for all methods.
+
+    Returns:
+        One job per combination.
+
+    Raises:
+        ValueError: If a list is empty or repeats something, a number is out of range,
+            or a hyperparameter has a reserved name or cannot be kept in a file.
+
+    Example:
+        >>> jobs = expand_jobs(
+        ...     ["sir"],
+        ...     ["nle", "npe"],
+        ...     num_simulations=[1_000],
+        ...     seeds=[0],
+        ...     observations=[1, 2],
+        ... )
+        >>> [(job.method, job.num_observation) for job in jobs]
+        [('nle', 1), ('npe', 1), ('nle', 2), ('npe', 2)]
+    """
+    _check_list("tasks", tasks)
+    _check_list("methods", methods)
+    _check_list("num_simulations", num_simulations, least=1)
+    _check_list("seeds", seeds, least=0)
+    _check_list("observations", observations, least=1)
+    _check_list("num_rounds", [num_rounds], least=1)
+    # Metrics need a variance.
+    _check_list("num_samples", [num_samples], least=2)
+    hyper = _check_hyper(hyper or {})
+    combinations = product(observations, seeds, sorted(num_simulations), tasks, methods)
+    return [
+        Job(task, method, budget, seed, observation, num_rounds, num_samples, hyper)
+        for observation, seed, budget, task, method in combinations
+    ]
+
+
+def _check_list(name: str, values: Sequence[Any], least: int | None = None) -> None:
+    if isinstance(values, str) or not values:
+        raise ValueError(f"{name}={values!r} must be a list of at least one entry.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={list(values)} must not repeat an entry.")
+    if least is None:
+        return
+    for value in values:
+        # Seeds of numpy have 32 bits, and True is an integer to Python.
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and least <= value < 2**32):
+            raise ValueError(
+                f"{name}={value!r} must be an integer of at least {least} and below "
+                "2**32."
+            )
+
+
+def _check_hyper(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters as they come back from a file, or refuse them."""
+    reserved = sorted(_RESERVED & set(hyper))
+    if reserved:
+        raise ValueError(
+            f"hyper={dict(hyper)} must not hold {', '.join(reserved)}: each job sets "
+            "that by itself; use the arguments of the benchmark."
+        )
+    try:
+        return json.loads(json.dumps(dict(hyper), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"hyper={dict(hyper)} must hold numbers, texts, booleans, None, and lists "
+            f"and dictionaries of them, to be kept in a file: {error}."
+        ) from error

@@ -1,0 +1,98 @@
+"""How far samples are from the reference posterior, measured as sbibm measures it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["METRICS", "check_metrics", "compute_metric"]
+
+# Simulators of differential equations take memory per trajectory.
+_SIMULATION_BATCH = 1_000
+_NUM_FOREST = 1_000
+
+
+def compute_metric(
+    name: str, task: Any, samples: Tensor, num_observation: int
+) -> float:
+    """Compare samples with a task's reference posterior or observation.
+
+    Args:
+        name: One of `METRICS`.
+        task: A task of sbibm.
+        samples: Posterior samples of shape `(num_samples, dim_parameters)`.
+        num_observation: Number of the observation.
+
+    Returns:
+        The metric: smaller is better for all of them.
+    """
+    return float(METRICS[name](task, samples, num_observation))
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuse metrics that there are not.
+
+    Args:
+        names: Names of metrics.
+
+    Raises:
+        ValueError: If there are none, or one is unknown.
+    """
+    if isinstance(names, str) or not names:
+        raise ValueError(f"metrics={names!r} must name at least one of {_known()}.")
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"metrics={name!r} is unknown; there are {_known()}.")
+
+
+def _known() -> str:
+    return ", ".join(METRICS)
+
+
+def _paired(task: Any, samples: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return as many reference samples as samples.
+
+    Classes of different size would shift the accuracy of a classifier that tells
+    nothing away from one half.
+    """
+    reference = task.get_reference_posterior_samples(number)
+    num_samples = min(len(reference), len(samples))
+    return reference[:num_samples], samples[:num_samples]
+
+
+def _c2st(task: Any, samples: Tensor, number: int) -> Tensor:
+    from sbibm.metrics import c2st
+
+    return c2st(*_paired(task, samples, number), z_score=True)
+
+
+def _c2st_forest(task: Any, samples: Tensor, number: int) -> Tensor:
+    from sbi.utils.metrics import c2st
+
+    reference, samples = _paired(task, samples[:_NUM_FOREST], number)
+    return c2st(reference, samples, classifier="rf", z_score=True)
+
+
+def _mmd(task: Any, samples: Tensor, number: int) -> Tensor:
+    from sbibm.metrics import mmd
+
+    return mmd(*_paired(task, samples, number))
+
+
+def _ppc(task: Any, samples: Tensor, number: int) -> Tensor:
+    from sbibm.metrics import median_distance
+
+    simulator = task.get_simulator()
+    predicted = torch.cat(
+        [simulator(batch) for batch in samples.split(_SIMULATION_BATCH)]
+    )
+    return median_distance(predicted, task.get_observation(number))
+
+
+METRICS: dict[str, Callable[[Any, Tensor, int], Tensor]] = {
+    "c2st": _c2st,
+    "c2st_forest": _c2st_forest,
+    "mmd": _mmd,
+    "ppc": _ppc,
+}

@@ -1,0 +1,232 @@
+"""The folder of a benchmark: whole files, one lock per job, and nothing else.
+
+Whatever is killed at whatever moment, a file under a result's name is a whole result.
+Locks belong to the operating system, which releases those of a process that dies.
+"""
+
+import io
+import json
+import os
+import time
+import uuid
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from sbi_boed_plugin._results import finite_or_none
+from sbi_boed_plugin.benchmark.jobs import Job
+
+__all__ = [
+    "DamagedFileError",
+    "JobLockedError",
+    "Store",
+    "read_record",
+    "write_bytes",
+]
+
+Record = dict[str, Any]
+
+# No write takes that long: who began it is dead.
+_STALE_SECONDS = 3600.0
+
+# What readers rely on, per status.
+_COMMON = ("job", "metrics", "finished", "load", "versions")
+_KEYS = {
+    "failed": (*_COMMON, "error", "traceback", "output"),
+    "done": (
+        *_COMMON,
+        "training_seconds",
+        "sampling_seconds",
+        "metric_seconds",
+        "from_cache",
+        "num_simulations_used",
+        "log_prob_true_parameters",
+        "diagnostics",
+        "samples",
+    ),
+}
+
+
+class DamagedFileError(ValueError):
+    """A file under a result's name that does not hold the result."""
+
+
+class JobLockedError(RuntimeError):
+    """Another process runs the job."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Results in a folder that several processes may share.
+
+    Attributes:
+        folder: The folder; it need not exist.
+    """
+
+    folder: Path
+
+    def open(self) -> None:
+        """Make the folder, and remove what killed processes left half-written.
+
+        Raises:
+            OSError: If it cannot be made, or not written to.
+        """
+        self.results.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(self.results / "probe")
+        probe.touch()
+        probe.unlink()
+        for path in self.results.rglob(".*.tmp"):
+            # Another process may do the same, or have finished.
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+    @property
+    def results(self) -> Path:
+        """Folder of the results."""
+        return self.folder / "results"
+
+    @property
+    def cache(self) -> Path:
+        """Folder in which methods keep what several jobs need."""
+        return self.folder / "cache"
+
+    def read(self, job: Job) -> Record | None:
+        """Return the record of a job, or `None` if there is none.
+
+        Args:
+            job: The job.
+
+        Raises:
+            DamagedFileError: If its file holds anything else.
+        """
+        path = self.results / job.path("json")
+        try:
+            record = read_record(path)
+        except FileNotFoundError:
+            return None
+        if record["job"] != job.to_plain():
+            raise DamagedFileError(f"{path} holds the result of another job.")
+        return record
+
+    def write(self, job: Job, record: Record) -> None:
+        """Write the record of a job.
+
+        Args:
+            job: The job.
+            record: Plain values; what is not finite becomes `null`.
+        """
+        text = json.dumps(finite_or_none(record), indent=1, ensure_ascii=False)
+        write_bytes(self.results / job.path("json"), (text + "\n").encode())
+
+    def write_samples(self, job: Job, samples: np.ndarray) -> str:
+        """Write the samples of a job beside its record, and return the file's name."""
+        content = io.BytesIO()
+        np.savez_compressed(content, samples=samples)
+        path = self.results / job.path("npz")
+        write_bytes(path, content.getvalue())
+        return path.name
+
+    def read_samples(self, job: Job) -> np.ndarray | None:
+        """Return the samples of a job, or `None` if there are none to be read."""
+        try:
+            with np.load(self.results / job.path("npz")) as content:
+                return content["samples"]
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            # Not kept, or damaged: the job makes them again.
+            return None
+
+    def move_aside(self, job: Job) -> Path:
+        """Give a damaged file of a job another name, and return that.
+
+        Only who holds the job's lock may do so: the file may be whole by now.
+        """
+        path = self.results / job.path("json")
+        aside = path.with_name(f"{path.name}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{path.name}.{number}.damaged")
+        os.replace(path, aside)
+        return aside
+
+    @contextmanager
+    def locked(self, job: Job) -> Iterator[None]:
+        """Hold the lock of a job.
+
+        Args:
+            job: The job.
+
+        Raises:
+            JobLockedError: If another process holds it.
+        """
+        path = self.folder / ".locks" / job.path("lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise JobLockedError(f"another process runs {job}.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def read_record(path: Path) -> Record:
+    """Read the record of a job.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        The record.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DamagedFileError: If it holds anything else.
+    """
+    content = path.read_bytes()
+    try:
+        record = json.loads(content)
+        Job(**record["job"])
+        missing = sorted(set(_KEYS[record["status"]]) - set(record))
+    except (ValueError, TypeError, KeyError) as error:
+        raise DamagedFileError(
+            f"{path} is damaged or not the result of a job ({error!r})."
+        ) from error
+    if missing:
+        raise DamagedFileError(f"{path} lacks {', '.join(missing)}.")
+    return record
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is whole, or not there, at any moment.
+
+    Args:
+        path: The file; folders above it are made.
+        content: What it shall hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            # A name must not point to content that a power cut could still take.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    """Return a name in the same folder that nobody else chooses."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

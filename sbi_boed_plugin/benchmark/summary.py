@@ -1,0 +1,220 @@
+"""Results of a folder, and their means over observations and seeds."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.metrics import METRICS
+from sbi_boed_plugin.benchmark.published import PUBLISHED_C2ST
+from sbi_boed_plugin.benchmark.store import (
+    DamagedFileError,
+    Record,
+    Store,
+    read_record,
+)
+from sbi_boed_plugin.reproduce._table import mean_and_error
+
+__all__ = ["SECONDS", "Group", "Results", "read_results", "summarize"]
+
+SECONDS = ("training_seconds", "sampling_seconds", "metric_seconds")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ in observation and seed only.
+
+    Attributes:
+        job: One of them.
+        values: Mean and standard error of each metric and time, over observations,
+            of which each is the mean over its seeds. NaN where one is not known.
+        num_observations: Number of observations with a result.
+        num_seeds: Number of seeds with a result.
+        num_done: Number of jobs with a result.
+        num_failed: Number of jobs that failed.
+    """
+
+    job: Job
+    values: dict[str, tuple[float, float]]
+    num_observations: int
+    num_seeds: int
+    num_done: int
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder holds.
+
+    Attributes:
+        records: Records of all jobs.
+        groups: Their means.
+        metrics: Names of the metrics that occur.
+        damaged: What is wrong with files that hold no record.
+    """
+
+    records: list[Record]
+    groups: list[Group]
+    metrics: list[str]
+    damaged: list[str]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in sbibm's order."""
+        return list(dict.fromkeys(group.job.task for group in self.groups))
+
+    @property
+    def settings(self) -> list[str]:
+        """Methods with what is unusual about them."""
+        jobs = sorted((group.job for group in self.groups), key=_setting_order)
+        return list(dict.fromkeys(job.setting for job in jobs))
+
+    @property
+    def shared(self) -> list[str]:
+        """What is unusual about all jobs alike, in words."""
+        jobs = [group.job for group in self.groups]
+        return [
+            text for text in jobs[0].unusual if all(text in job.unusual for job in jobs)
+        ]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Names of the settings without what all of them share."""
+        return {
+            group.job.setting: ", ".join(
+                [
+                    group.job.method,
+                    *(text for text in group.job.unusual if text not in self.shared),
+                ]
+            )
+            for group in self.groups
+        }
+
+    @property
+    def budgets(self) -> list[int]:
+        """Numbers of simulations, ascending."""
+        return sorted({group.job.num_simulations for group in self.groups})
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether all jobs ran several rounds."""
+        return all(group.job.num_rounds > 1 for group in self.groups)
+
+    @property
+    def failed(self) -> list[Record]:
+        """Records of jobs that failed."""
+        return [record for record in self.records if record["status"] == "failed"]
+
+    def group(self, task: str, setting: str, budget: int) -> Group | None:
+        """Return the group of a cell in a table, if there is one."""
+        for group in self.groups:
+            job = group.job
+            if (job.task, job.setting, job.num_simulations) == (task, setting, budget):
+                return group
+        return None
+
+
+def read_results(folder: Path) -> Results:
+    """Read all results of a benchmark, and change none.
+
+    Args:
+        folder: Folder of the benchmark.
+
+    Returns:
+        Its results, in a fixed order.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    records, damaged = [], []
+    for path in sorted(Store(folder).results.rglob("*.json")):
+        if path.name.startswith("."):
+            continue
+        try:
+            records.append(read_record(path))
+        except DamagedFileError as error:
+            name = str(path.relative_to(folder))
+            damaged.append(str(error).replace(str(path), name))
+    if not records:
+        raise ValueError(
+            f"{folder} holds no results of a benchmark. Run `sbi-boed bench --output "
+            f"{folder}` first, or name the folder of one."
+        )
+    records.sort(key=lambda record: _order(Job(**record["job"])))
+    present = {name for record in records for name in record["metrics"]}
+    metrics = [name for name in METRICS if name in present]
+    metrics += sorted(present - set(metrics))
+    return Results(records, summarize(records, metrics), metrics, damaged)
+
+
+def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
+    """Average over seeds, then over observations.
+
+    Args:
+        records: Records, sorted.
+        metrics: Names of metrics.
+
+    Returns:
+        One group per task, method, budget and other settings.
+    """
+    gathered: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        job = Job(**record["job"])
+        key = (job.task, job.setting, job.num_simulations)
+        gathered.setdefault(key, []).append(record)
+    groups = []
+    for members in gathered.values():
+        done = [record for record in members if record["status"] == "done"]
+        values = {
+            name: _over_observations(done, lambda record, n=name: record["metrics"][n])
+            for name in metrics
+            # A mean over some of the jobs would be compared with means over all.
+            if done and all(name in record["metrics"] for record in done)
+        }
+        for name in SECONDS:
+            values[name] = _over_observations(done, lambda record, n=name: record[n])
+        groups.append(
+            Group(
+                Job(**members[0]["job"]),
+                values,
+                len({record["job"]["num_observation"] for record in done}),
+                len({record["job"]["seed"] for record in done}),
+                len(done),
+                len(members) - len(done),
+            )
+        )
+    return groups
+
+
+def _over_observations(records: Sequence[Record], value: Any) -> tuple[float, float]:
+    per_observation: dict[int, list[float]] = {}
+    for record in records:
+        number = value(record)
+        per_observation.setdefault(record["job"]["num_observation"], []).append(
+            math.nan if number is None else number
+        )
+    means = [mean_and_error(values)[0] for values in per_observation.values()]
+    return mean_and_error(means)
+
+
+def _order(job: Job) -> tuple[Any, ...]:
+    tasks = list(PUBLISHED_C2ST)
+    place = tasks.index(job.task) if job.task in tasks else len(tasks)
+    setting = _setting_order(job)
+    return (
+        place,
+        job.task,
+        job.num_simulations,
+        *setting,
+        job.num_observation,
+        job.seed,
+    )
+
+
+def _setting_order(job: Job) -> tuple[Any, ...]:
+    # Ours in alphabetical order, which puts each beside what it is a variant of.
+    hyper = json.dumps(job.hyper, sort_keys=True) if job.hyper else ""
+    return (":" in job.method, job.method, job.num_rounds, job.num_samples, hyper)

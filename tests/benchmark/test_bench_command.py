@@ -1,0 +1,187 @@
+"""The commands `bench` and `report`: what they take, print and refuse."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sbi_boed_plugin import _bench_command, _report_command
+from sbi_boed_plugin.cli import main
+from sbi_boed_plugin.sbibm import METHODS, TASKS
+from tests.benchmark.conftest import MODULE
+
+
+def run(arguments, capsys):
+    """Return exit code, standard output and standard error."""
+    try:
+        code = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """What the command hands to the library, which does nothing."""
+    calls = []
+
+    def run_benchmark(tasks, methods, **settings):
+        calls.append({"tasks": tasks, "methods": methods, **settings})
+        return 0
+
+    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    return calls
+
+
+def test_lists_and_ranges_are_read(given, capsys):
+    arguments = "bench --tasks two_moons,slcp sir --methods npe,npe_gkl --seeds 0-2 "
+    arguments += "--budgets 1000,10000 --observations 1-3,7 --metrics c2st,mmd ppc "
+    arguments += "--num-rounds 2 --num-samples 500 --jobs 2 --output there "
+    arguments += "--retry-failed --save-samples --quiet "
+    arguments += (
+        "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True"
+    )
+    assert run(arguments.split(), capsys) == (0, "", "")
+    assert given == [
+        {
+            "tasks": ["two_moons", "slcp", "sir"],
+            "methods": ["npe", "npe_gkl"],
+            "num_simulations": [1_000, 10_000],
+            "seeds": [0, 1, 2],
+            "observations": [1, 2, 3, 7],
+            "metrics": ["c2st", "mmd", "ppc"],
+            "output": Path("there"),
+            "num_rounds": 2,
+            "num_samples": 500,
+            "hyper": {
+                "hidden_features": 50,
+                "net": "nsf",
+                "sizes": [1, 2],
+                "rate": 1e-3,
+                "flag": True,
+            },
+            "num_workers": 2,
+            "retry_failed": True,
+            "save_samples": True,
+            "show_progress": False,
+        }
+    ]
+
+
+def test_all_tasks_and_what_is_usual(given, capsys):
+    assert run(["bench", "--tasks", "all", "--methods", "npe"], capsys)[0] == 0
+    (call,) = given
+    assert call["tasks"] == list(TASKS)
+    assert call["observations"] == list(range(1, 11))
+    assert (call["num_simulations"], call["seeds"]) == ([1_000], [0])
+    assert (call["metrics"], call["num_samples"]) == (["c2st"], 10_000)
+    assert call["show_progress"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "two_mons", "--methods", "npe"], "two_moons"),
+        (["--tasks", "sir", "--methods", "nep"], "npe_gkl"),
+        (["--tasks", "sir", "--methods", "no_module:f"], "no_module"),
+        (["--tasks", "sir", "--methods", "npe", "--budgets", "1e3"], "'1e3'"),
+        (["--tasks", "sir", "--methods", "npe", "--budgets", "0"], "=0"),
+        (["--tasks", "sir", "--methods", "npe", "--budgets", ","], "num_simulations"),
+        (["--tasks", "sir", "--methods", "npe", "--seeds", "-1"], "--seeds"),
+        (["--tasks", "sir", "--methods", "npe", "--seeds", "3-1"], "'3-1'"),
+        (["--tasks", "sir", "--methods", "npe", "--seeds", "0,0"], "repeat"),
+        (["--tasks", "sir", "--methods", "npe", "--observations", "1-11"], "10"),
+        (["--tasks", "sir", "--methods", "npe", "--metrics", "c2ts"], "c2st"),
+        (["--tasks", "sir", "--methods", "npe", "--jobs", "0"], "at least 1"),
+        (["--tasks", "sir", "--methods", "npe", "--num-samples", "1"], "at least 2"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "rate"], "KEY=VALUE"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "a=f(1)"], "notation"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "seed=1"], "seed"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "a={1}"], "file"),
+        (["--tasks", "sir", "--methods", "npe", "--output", "file"], "cannot write"),
+        (["--methods", "npe"], "--tasks"),
+        (["--tasks", "sir"], "--methods"),
+    ],
+)
+def test_wrong_input_is_refused_in_one_line(arguments, message, capsys):
+    Path("file").write_text("")
+    code, out, err = run(["bench", *arguments], capsys)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert os.listdir() == ["file"]
+
+
+def test_a_missing_sbibm_is_said_with_its_remedy(monkeypatch, capsys):
+    def run_benchmark(*args, **kwargs):
+        raise ImportError("tasks need sbibm. Run `pip install it`.")
+
+    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
+    assert code == 2 and "pip install it" in err and err.count("\n") == 1
+
+
+def test_a_method_in_the_current_folder_is_found_and_reported_on(capsys):
+    Path("my_method.py").write_text(
+        "def run(task, num_samples, num_simulations, num_observation, **hyper):\n"
+        "    return task.get_prior()(num_samples), num_simulations, None\n"
+    )
+    arguments = "bench --tasks two_moons --methods my_method:run --observations 1-2 "
+    arguments += "--num-samples 50 --metrics mmd --output out"
+    code, out, err = run(arguments.split(), capsys)
+    assert (code, out) == (0, "")
+    assert "2/2" in err and "0 failed" in err
+    code, out, err = run(["report", "out", "--output", "there"], capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith("Wrote to there: results.csv")
+    assert Path("there", "index.html").exists()
+
+
+def test_failures_have_an_exit_code_and_a_hint(capsys, tmp_path):
+    arguments = "bench --tasks two_moons --observations 1-2 --num-samples 50 "
+    arguments += f"--metrics mmd --output out --methods {MODULE}:failing "
+    arguments += f"--set mended={str(tmp_path / 'mended')!r} --quiet"
+    code, out, err = run(arguments.split(), capsys)
+    assert (code, out) == (1, "")
+    assert "--retry-failed" in err and "sbi-boed report out" in err
+    assert "ZeroDivisionError" in err and "Traceback" not in err
+    Path("mended").touch()
+    assert run(arguments.split(), capsys)[0] == 1
+    assert run([*arguments.split(), "--retry-failed"], capsys) == (0, "", "")
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def run_benchmark(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
+    assert code == 130
+    assert "the same command goes on" in err
+
+
+def test_a_folder_without_results_is_refused(capsys):
+    code, out, err = run(["report", "nowhere"], capsys)
+    assert (code, out) == (2, "")
+    assert "nowhere" in err and err.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_a_report_that_cannot_be_written_is_refused(monkeypatch, capsys):
+    def make_report(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(_report_command, "make_report", make_report)
+    code, _, err = run(["report", "there"], capsys)
+    assert code == 2 and "Permission denied" in err
+
+
+def test_help_names_tasks_methods_and_metrics(capsys):
+    code, out, _ = run(["bench", "--help"], capsys)
+    assert code == 0
+    for name in (*TASKS, *METHODS, "c2st_forest"):
+        assert name in out.replace("\n", "")
+    code, out, _ = run(["report", "--help"], capsys)
+    assert code == 0 and "index.html" in out

@@ -1,0 +1,84 @@
+"""Jobs: their order, their names, and what is refused before anything runs."""
+
+import math
+
+import pytest
+
+from sbi_boed_plugin.benchmark.jobs import Job, expand_jobs
+
+SETTINGS = {"num_simulations": [10_000, 1_000], "seeds": [0, 1], "observations": [3, 4]}
+
+
+def test_all_methods_have_a_result_before_any_has_two():
+    jobs = expand_jobs(["sir", "slcp"], ["npe", "nre"], **SETTINGS)
+    assert len(jobs) == 32
+    assert [job.num_observation for job in jobs] == [3] * 16 + [4] * 16
+    first = jobs[:16]
+    # No two of them train the same network.
+    trained = {(j.task, j.method, j.num_simulations, j.seed) for j in first}
+    assert len(trained) == 16
+    assert {job.method for job in jobs[:2]} == {"npe", "nre"}
+    assert [job.num_simulations for job in jobs[:8]] == [1_000] * 4 + [10_000] * 4
+
+
+def test_every_job_has_a_file_of_its_own():
+    jobs = []
+    for changed in (
+        {},
+        {"num_rounds": 2},
+        {"num_samples": 100},
+        {"hyper": {"hidden_features": 50}},
+        {"hyper": {"hidden_features": 51}},
+        {"hyper": {"hidden_features": 50}, "num_rounds": 2},
+    ):
+        jobs += expand_jobs(["sir", "slcp"], ["npe", "a.b:npe"], **SETTINGS, **changed)
+    assert len({job.path("json") for job in jobs}) == len(jobs)
+    # Nor do they depend on the letters' case, which some file systems ignore.
+    assert len({str(job.path("json")).lower() for job in jobs}) == len(jobs)
+
+
+def test_names_can_be_read_and_do_not_depend_on_the_order_of_hyperparameters():
+    job = Job("two_moons", "npe_gkl", 1_000, seed=0, num_observation=1)
+    assert str(job.path("json")) == "two_moons/npe_gkl/1000_seed0_obs1.json"
+    one = Job("sir", "m:f", 10, 0, 1, hyper={"a": 1, "b": [2, 3]})
+    other = Job("sir", "m:f", 10, 0, 1, hyper={"b": [2, 3], "a": 1})
+    assert one.path("json") == other.path("json")
+    assert ":" not in str(one.path("json"))
+
+
+def test_a_job_comes_back_from_its_plain_form():
+    (job,) = expand_jobs(
+        ["sir"],
+        ["npe"],
+        num_simulations=[10],
+        seeds=[0],
+        observations=[1],
+        hyper={"sizes": (1, 2)},
+    )
+    assert job.hyper == {"sizes": [1, 2]}
+    assert Job(**job.to_plain()) == job
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_simulations": []}, "num_simulations="),
+        ({"num_simulations": [0]}, "num_simulations=0"),
+        ({"num_simulations": [1e3]}, "num_simulations=1000.0"),
+        ({"seeds": [-1]}, "seeds=-1"),
+        ({"seeds": [2**32]}, "below"),
+        ({"seeds": [0, 0]}, "repeat"),
+        ({"observations": [0]}, "observations=0"),
+        ({"observations": "1"}, "must be a list"),
+        ({"num_rounds": 0}, "num_rounds=0"),
+        ({"num_rounds": True}, "num_rounds=True"),
+        ({"num_samples": 1}, "num_samples=1"),
+        ({"hyper": {"seed": 1}}, "seed"),
+        ({"hyper": {"num_rounds": 1}}, "num_rounds"),
+        ({"hyper": {"net": object()}}, "net"),
+        ({"hyper": {"rate": math.inf}}, "rate"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        expand_jobs(["sir"], ["npe"], **{**SETTINGS, **changed})

@@ -1,0 +1,95 @@
+"""Metrics: those of sbibm on samples of equal number, the forest apart from them."""
+
+import pytest
+import sbibm.metrics
+import torch
+
+from sbi_boed_plugin.benchmark.metrics import METRICS, check_metrics, compute_metric
+from sbi_boed_plugin.sbibm import get_task
+
+
+@pytest.fixture(scope="module")
+def task():
+    return get_task("two_moons")
+
+
+@pytest.fixture(scope="module")
+def reference(task):
+    return task.get_reference_posterior_samples(1)
+
+
+def test_c2st_is_that_of_sbibm_on_z_scored_samples_of_equal_number(
+    task, reference, monkeypatch
+):
+    given = []
+
+    def c2st(X, Y, **settings):
+        given.append((X, Y, settings))
+        return torch.tensor([0.7])
+
+    monkeypatch.setattr(sbibm.metrics, "c2st", c2st)
+    for num_samples, num_compared in ((10_000, 10_000), (300, 300), (12_000, 10_000)):
+        samples = torch.randn(num_samples, 2)
+        assert compute_metric("c2st", task, samples, 1) == pytest.approx(0.7)
+        X, Y, settings = given.pop()
+        assert torch.equal(X, reference[:num_compared])
+        assert torch.equal(Y, samples[:num_compared])
+        assert settings == {"z_score": True}
+
+
+def test_good_samples_are_told_from_bad_ones(task, reference):
+    good, bad = reference[-100:], task.get_prior()(100)
+    for name in METRICS:
+        better = compute_metric(name, task, good, 1)
+        worse = compute_metric(name, task, bad, 1)
+        assert better < worse, name
+        if name.startswith("c2st"):
+            # 200 answers: a standard error of 0.035 about one half.
+            assert better == pytest.approx(0.5, abs=0.15) and worse > 0.8
+
+
+def test_the_forest_sees_a_thousand_samples_at_most(task, reference, monkeypatch):
+    import sbi.utils.metrics
+
+    seen = []
+
+    def c2st(X, Y, classifier, z_score):
+        seen.append((len(X), len(Y), classifier, z_score))
+        return torch.tensor(0.5)
+
+    monkeypatch.setattr(sbi.utils.metrics, "c2st", c2st)
+    compute_metric("c2st_forest", task, reference, 1)
+    assert seen == [(1_000, 1_000, "rf", True)]
+
+
+def test_the_median_distance_is_of_data_simulated_in_batches(task, reference):
+    class Counting:
+        sizes = []
+
+        def __getattr__(self, name):
+            return getattr(task, name)
+
+        def get_simulator(self):
+            simulator = task.get_simulator()
+
+            def simulate(theta):
+                self.sizes.append(len(theta))
+                return simulator(theta)
+
+            return simulate
+
+    counting = Counting()
+    torch.manual_seed(0)
+    value = compute_metric("ppc", counting, reference[:2_500], 1)
+    assert counting.sizes == [1_000, 1_000, 500]
+    torch.manual_seed(0)
+    simulator = task.get_simulator()
+    data = torch.cat([simulator(part) for part in reference[:2_500].split(1_000)])
+    distance = torch.linalg.norm(data - task.get_observation(1), dim=1)
+    assert value == pytest.approx(distance.quantile(0.5).item(), rel=1e-5)
+
+
+def test_unknown_metrics_are_refused():
+    for names in ([], "c2st", ["c2ts"]):
+        with pytest.raises(ValueError, match="c2st_forest"):
+            check_metrics(names)

@@ -1,0 +1,243 @@
+"""Runs: what is skipped, what runs again, and what a result depends on."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from sbi_boed_plugin import sbibm as plugin_sbibm
+from sbi_boed_plugin.benchmark import methods
+from sbi_boed_plugin.sbibm import RunOutcome
+from tests.benchmark.conftest import MODULE, timeless
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_finished_jobs_are_not_run_again(bench, records, tmp_path):
+    log = tmp_path / "log"
+    hyper = {"log": str(log)}
+    assert bench("logged", hyper=hyper) == 0
+    before = records()
+    assert len(before) == len(lines(log)) == 2
+    assert bench("logged", hyper=hyper, observations=[1, 2, 3]) == 0
+    assert len(lines(log)) == 3
+    after = records()
+    assert {key: after[key] for key in before} == before
+
+
+def test_a_record_holds_what_there_is_to_know(bench, records):
+    bench("likely", observations=[4], hyper={"scale": 0.5})
+    ((key, record),) = records().items()
+    assert key == ("two_moons", f"{MODULE}:likely", 100, 0, 4)
+    assert record["status"] == "done"
+    assert record["job"]["hyper"] == {"scale": 0.5}
+    assert list(record["metrics"]) == ["mmd"]
+    assert record["num_simulations_used"] == 100
+    assert record["log_prob_true_parameters"] == 1.5
+    assert record["training_seconds"] is None
+    assert record["sampling_seconds"] > 0 and record["metric_seconds"] > 0
+    assert set(record["versions"]) == {"sbi_boed_plugin", "sbi", "sbibm", "torch"}
+    assert all(record["versions"].values())
+
+
+def test_a_result_depends_on_its_job_only(bench, records, tmp_path):
+    """Neither on the order, nor on other jobs, metrics, and what ran before."""
+    many = {"observations": [1, 2], "seeds": [0, 1], "metrics": ["mmd", "ppc"]}
+    bench("likely", **many)
+    torch.manual_seed(12)
+    state = torch.get_rng_state()
+    alone = tmp_path / "alone"
+    one = {"observations": [2], "seeds": [1], "metrics": ["ppc"], "output": alone}
+    bench("likely", **one)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() >= 1
+    ((key, record),) = records(alone).items()
+    every = records()
+    assert record["metrics"]["ppc"] == every[key]["metrics"]["ppc"]
+    values = [found["metrics"]["ppc"] for found in every.values()]
+    assert len(set(values)) == len(values), "seeds and observations do not matter"
+
+
+def test_a_failure_is_kept_skipped_and_retried(bench, records, tmp_path, capsys):
+    mended = tmp_path / "mended"
+    hyper = {"mended": str(mended)}
+    assert bench("failing", hyper=hyper) == 1
+    failed, done = records().values()
+    assert (failed["status"], done["status"]) == ("failed", "done")
+    assert failed["error"] == "ZeroDivisionError: division by <zero> & more"
+    assert "in failing" in failed["traceback"]
+    # Where Python is installed is nobody's business.
+    assert 'File "tests/benchmark/tiny_methods.py"' in failed["traceback"]
+    assert failed["output"] == "about to divide <by> zero\n"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+    mended.touch()
+    assert bench("failing", hyper=hyper) == 1
+    assert records()[next(iter(records()))]["status"] == "failed"
+    assert bench("failing", hyper=hyper, retry_failed=True) == 0
+    assert {record["status"] for record in records().values()} == {"done"}
+
+
+def test_a_retry_that_fails_is_not_repeated_within_the_run(bench, records, tmp_path):
+    hyper = {"mended": str(tmp_path / "never")}
+    bench("failing", hyper=hyper)
+    assert bench("failing", hyper=hyper, retry_failed=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("misshapen", r"shape \(49, 2\), which must be \(50, 2\)"),
+        ("infinite", "3 of 50 samples"),
+        ("bare", "returned Tensor"),
+    ],
+)
+def test_what_methods_must_not_return_is_a_failure(bench, records, method, message):
+    assert bench(method, observations=[1]) == 1
+    (record,) = records().values()
+    assert re.search(message, record["error"])
+
+
+def test_a_damaged_file_is_named_moved_aside_and_made_again(
+    bench, records, tmp_path, capsys
+):
+    bench()
+    before = records()
+    path = next((tmp_path / "out" / "results").rglob("*obs1*.json"))
+    damaged = path.read_bytes()[:100]
+    path.write_bytes(damaged)
+    assert bench() == 0
+    assert path.name in capsys.readouterr().err
+    assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
+    after = records()
+    assert {k: timeless(r) for k, r in after.items()} == {
+        k: timeless(r) for k, r in before.items()
+    }
+
+
+def test_metrics_asked_for_later_are_added(bench, records):
+    bench(metrics=["mmd"])
+    (first, _) = records().values()
+    bench(metrics=["ppc"])
+    (second, _) = records().values()
+    assert set(second["metrics"]) == {"mmd", "ppc"}
+    assert second["metrics"]["mmd"] == first["metrics"]["mmd"]
+    bench(metrics=["mmd"])
+    assert next(iter(records().values())) == second, "it has run again for nothing"
+
+
+def test_samples_are_kept_if_wanted(bench, records, tmp_path):
+    bench(observations=[1])
+    assert not list((tmp_path / "out").rglob("*.npz"))
+    bench(observations=[1], save_samples=True)
+    (path,) = (tmp_path / "out").rglob("*.npz")
+    (record,) = records().values()
+    assert record["samples"] == path.name
+    with np.load(path) as kept:
+        assert kept["samples"].shape == (50, 2)
+
+
+def test_kept_samples_are_measured_without_another_run(bench, records, tmp_path):
+    log = tmp_path / "log"
+    settings = {"hyper": {"log": str(log)}, "observations": [1]}
+    bench("logged", save_samples=True, **settings)
+    bench("logged", metrics=["ppc"], **settings)
+    assert len(lines(log)) == 1
+    (kept,) = records().values()
+    bench("logged", metrics=["mmd", "ppc"], output=tmp_path / "new", **settings)
+    (new,) = records(tmp_path / "new").values()
+    assert kept["metrics"] == new["metrics"]
+
+    # Half of them is none.
+    (path,) = (tmp_path / "out").rglob("*.npz")
+    path.write_bytes(path.read_bytes()[:50])
+    bench("logged", metrics=["mmd", "c2st_forest"], **settings)
+    assert len(lines(log)) == 3
+    (again,) = records().values()
+    assert again["metrics"] == kept["metrics"] | {
+        "c2st_forest": again["metrics"]["c2st_forest"]
+    }
+    with np.load(path) as content:
+        assert content["samples"].shape == (50, 2)
+
+
+def test_our_methods_are_given_seed_and_cache(bench, records, tmp_path, monkeypatch):
+    given = []
+
+    def run_method(name, task, *numbers, **settings):
+        given.append((name, task.name, numbers, settings))
+        samples = torch.zeros(numbers[0], task.dim_parameters)
+        samples += torch.randn(1)
+        return RunOutcome(samples, 90, None, 3.0, 2.0, True, {"log_z": math.nan})
+
+    monkeypatch.setattr(plugin_sbibm, "run_method", run_method)
+    bench(
+        methods=["npe_gkl"],
+        seeds=[5],
+        observations=[3],
+        num_rounds=2,
+        hyper={"hidden_features": 50},
+    )
+    assert given == [
+        (
+            "npe_gkl",
+            "two_moons",
+            (50, 100, 3),
+            {
+                "seed": 5,
+                "cache": tmp_path / "out" / "cache",
+                "num_rounds": 2,
+                "hidden_features": 50,
+            },
+        )
+    ]
+    (record,) = records().values()
+    assert record["training_seconds"] == 3.0 and record["sampling_seconds"] == 2.0
+    assert record["from_cache"] is True
+    assert record["num_simulations_used"] == 90
+    assert record["diagnostics"] == {"log_z": None}
+
+
+def test_a_method_that_takes_rounds_is_told_how_many(bench, records):
+    bench("several_rounds", metrics=["ppc"])
+    one = [record["metrics"]["ppc"] for record in records().values()]
+    bench("several_rounds", metrics=["ppc"], num_rounds=10)
+    every = [record["metrics"]["ppc"] for record in records().values()]
+    assert len(one) == 2 and set(every) != set(one)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"tasks": ["two_mons"]}, "two_mons"),
+        ({"methods": ["npe_glk"]}, "npe_gkl"),
+        ({"methods": ["nowhere:method"]}, "nowhere"),
+        ({"methods": [f"{MODULE}:nothing"]}, "nothing"),
+        ({"methods": [f"{MODULE}:constant"]}, "not a function"),
+        ({"method": "prior", "num_rounds": 2}, "num_rounds"),
+        ({"observations": [11]}, "at most 10"),
+        ({"metrics": ["c2ts"]}, "c2st"),
+        ({"num_workers": 0}, "num_workers=0"),
+    ],
+)
+def test_wrong_arguments_leave_no_folder(bench, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        bench(**changed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_methods_of_the_package_are_known():
+    methods.check_methods(["nle", "nle_ince", "npe", "npe_gkl", "nre", "nre_gkl"], 2)
+
+
+def test_the_files_of_a_run_are_where_they_belong(bench, tmp_path):
+    bench()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names <= {"results", ".locks", "cache"}
+    for path in (tmp_path / "out" / "results").rglob("*.json"):
+        assert json.loads(path.read_text())["job"]["task"] == path.parts[-3]
