@@ -38,6 +38,12 @@ class _HookedLoader(Loader):
         self._loader = loader
         self._hook = hook
 
+    def __getattr__(self, name: str) -> Any:
+        # Whoever only looks for a module asks for its source, for example.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._loader, name)
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 

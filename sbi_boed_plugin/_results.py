@@ -3,16 +3,16 @@
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-__all__ = ["ResultFolder"]
+from sbi_boed_plugin._files import write_bytes
+
+__all__ = ["ResultFolder", "finite_or_none"]
 
 
 class ResultFolder:
@@ -62,30 +62,20 @@ class ResultFolder:
         self._save(name, image.getvalue())
 
     def _save(self, name: str, content: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            # Temporary files are private; results are as readable as other files.
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_bytes(self.path / name, content)
         if name not in self.written:
             self.written.append(name)
 
 
-def _umask() -> int:
-    # The only portable way to read it is to set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def finite_or_none(content: Any) -> Any:
-    """Replace what JSON cannot express."""
+    """Return content with `None` for numbers that JSON cannot express.
+
+    Args:
+        content: Plain values, and lists and dictionaries of them.
+
+    Returns:
+        The same, with lists in the place of tuples.
+    """
     if isinstance(content, dict):
         return {key: finite_or_none(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

@@ -1,7 +1,9 @@
 """Hooks change a module when it is imported, or now, and leave nothing behind."""
 
 import importlib
+import importlib.util
 import inspect
+import runpy
 import sys
 from contextlib import contextmanager
 
@@ -51,6 +53,16 @@ def test_a_changed_module_keeps_its_own_loader_and_source(module):
     assert type(imported.__loader__).__name__ == "SourceFileLoader"
     assert imported.__spec__.loader is imported.__loader__
     assert inspect.getsource(imported) == "value = 1\n"
+
+
+def test_a_module_that_is_only_looked_for_shows_its_source(module):
+    hook = ImportHook(module, double)
+    add_hook(hook)
+    loader = importlib.util.find_spec(module).loader
+    assert loader.get_source(module) == "value = 1\n"
+    assert runpy.run_module(module)["value"] == 1
+    remove_hook(hook)
+    assert module not in sys.modules
 
 
 def test_a_module_is_executed_in_its_context(module):

@@ -8,6 +8,7 @@ from typing import Any
 
 from sbi_boed_plugin.sbibm._run import RunOutcome as RunOutcome
 from sbi_boed_plugin.sbibm.methods import METHODS as METHODS
+from sbi_boed_plugin.sbibm.methods import check_hyper as check_hyper
 from sbi_boed_plugin.sbibm.methods import nle as nle
 from sbi_boed_plugin.sbibm.methods import nle_ince as nle_ince
 from sbi_boed_plugin.sbibm.methods import npe as npe

@@ -1,18 +1,20 @@
 """Trained estimators, kept under a key of everything that they depend on."""
 
 import hashlib
+import io
 import json
-import os
-import pickle
-import tempfile
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
+
+from sbi_boed_plugin._files import write_bytes
 
 __all__ = ["TrainingCache", "cache_key"]
 
@@ -25,8 +27,8 @@ def cache_key(parts: Mapping[str, Any]) -> str:
     """Return a short text that differs wherever the parts do.
 
     Args:
-        parts: Numbers, texts, tensors, and lists and dictionaries of them. Other
-            objects count by their `repr`.
+        parts: Numbers, texts, tensors, arrays, and lists and dictionaries of them.
+            Other objects count by their `repr`.
 
     Returns:
         Forty hexadecimal digits.
@@ -44,7 +46,7 @@ def cache_key(parts: Mapping[str, Any]) -> str:
 
 
 def _describe(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, (torch.Tensor, np.ndarray)):
         return [str(value.dtype), value.tolist()]
     return repr(value)
 
@@ -75,13 +77,15 @@ class TrainingCache:
             The value, and whether it had been kept.
         """
         if key in self._memory:
-            self._memory.move_to_end(key)
-            return self._memory[key], True
+            value = self._remember(key, self._memory[key])
+            if folder is not None:
+                with _locked(folder, key) as path:
+                    if not path.exists():
+                        _save(path, value)
+            return value, True
         if folder is None:
             return self._remember(key, make()), False
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{key}.pt"
-        with FileLock(folder / f"{key}.lock"):
+        with _locked(folder, key) as path:
             if path.exists():
                 try:
                     return self._remember(key, _load(path)), True
@@ -91,9 +95,9 @@ class TrainingCache:
                         "is trained again.",
                         stacklevel=2,
                     )
-            made = make()
-            _save(path, made)
-        return self._remember(key, made), False
+            value = make()
+            _save(path, value)
+        return self._remember(key, value), False
 
     def clear(self) -> None:
         """Forget what is in memory. Files stay."""
@@ -101,9 +105,18 @@ class TrainingCache:
 
     def _remember(self, key: str, value: Any) -> Any:
         self._memory[key] = value
+        self._memory.move_to_end(key)
         while len(self._memory) > _NUM_IN_MEMORY:
             self._memory.popitem(last=False)
         return value
+
+
+@contextmanager
+def _locked(folder: Path, key: str) -> Iterator[Path]:
+    """Keep other processes from the file of a key, and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{key}.lock"):
+        yield folder / f"{key}.pt"
 
 
 def _load(path: Path) -> Any:
@@ -111,12 +124,6 @@ def _load(path: Path) -> Any:
 
 
 def _save(path: Path, value: Any) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(value, file, pickle_module=pickle)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    content = io.BytesIO()
+    torch.save(value, content)
+    write_bytes(path, content.getvalue())

@@ -2,13 +2,16 @@
 
 import contextlib
 import hashlib
+import inspect
 import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -286,16 +289,39 @@ def _key(
             "num_simulations": num_simulations,
             "observation": x_o if settings.num_rounds > 1 else None,
             "task": f"{type(task).__module__}.{type(task).__name__}",
-            # What the task was made with: all that can be told apart by its value.
-            "task_settings": {
-                name: value
-                for name, value in vars(task).items()
-                if isinstance(value, (bool, int, float, str, Tensor))
-            },
-            "prior": getattr(task, "prior_params", None),
-            "versions": [__version__, torch.__version__],
+            "task_settings": _plain(vars(task)),
+            "task_source": _source(type(task)),
+            "versions": {"sbi_boed_plugin": __version__} | _versions(),
         }
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return what can be told apart by its value of all that a task was made with."""
+    if isinstance(value, dict):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    # Of distributions and solvers, the task has the numbers as well.
+    known = (bool, int, float, str, Tensor, np.ndarray, Path, type(None))
+    return value if isinstance(value, known) else type(value).__name__
+
+
+def _source(kind: type) -> str | None:
+    """Return the code of a class, which may be edited; `None` if it has no file."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    """Return versions of all that has a part in a training."""
+    found = {}
+    for name in ("nflows", "sbi", "sbibm", "torch", "zuko"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _sampling_seed(seed: int | None, x_o: Tensor) -> int | None:

@@ -6,7 +6,7 @@ parameters where it is known. With the same seed all methods see the same simula
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
 
 __all__ = [
     "METHODS",
+    "check_hyper",
     "nle",
     "nle_ince",
     "npe",
@@ -229,15 +230,10 @@ def run_method(
         ValueError: If there is no such method, or as `nle` does.
         TypeError: If a hyperparameter is unknown.
     """
-    if name not in _RECIPES:
-        raise ValueError(
-            f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
-        )
-    kind, recipe = _RECIPES[name]
-    settings = kind(**hyper)
-    method = recipe(settings)
+    settings = check_hyper(name, **hyper)
+    _, recipe = _RECIPES[name]
     return run(
-        method,
+        recipe(settings),
         settings,
         task,
         num_samples,
@@ -245,6 +241,34 @@ def run_method(
         num_observation,
         observation,
     )
+
+
+def check_hyper(name: str, **hyper: Any) -> RunSettings:
+    """Return the hyperparameters of a method, or say which of them it has not.
+
+    Args:
+        name: One of `METHODS`.
+        hyper: Hyperparameters.
+
+    Returns:
+        All hyperparameters of the method.
+
+    Raises:
+        ValueError: If there is no such method.
+        TypeError: If a hyperparameter is unknown.
+    """
+    if name not in _RECIPES:
+        raise ValueError(
+            f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
+        )
+    kind, _ = _RECIPES[name]
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(hyper) - set(known))
+    if unknown:
+        raise TypeError(
+            f"{name} has no hyperparameter '{unknown[0]}'. It has {', '.join(known)}."
+        )
+    return kind(**hyper)
 
 
 def _nle(settings: LikelihoodSettings) -> Method:

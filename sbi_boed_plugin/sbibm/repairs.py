@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
@@ -44,9 +45,11 @@ class _NoJulia:
 
 # Our stand-ins, to be told from modules of the same name that somebody installed.
 _STAND_IN = ModuleType(_JULIA_MODULE, "Stands in for diffeqtorch, without Julia.")
+_STAND_IN.__spec__ = ModuleSpec(_JULIA_MODULE, None)
 _STAND_IN.DiffEq = _NoJulia  # type: ignore[attr-defined]
 
 _OLD_NAMES = ModuleType(_OLD_MODULE, "Functions that sbi 0.22 had here.")
+_OLD_NAMES.__spec__ = ModuleSpec(_OLD_MODULE, None)
 for _function in (classifier_nn, likelihood_nn, posterior_nn):
     setattr(_OLD_NAMES, _function.__name__, _function)
 
@@ -123,7 +126,9 @@ def _replace_simulator(
 def _declare_distributions_safe(module: ModuleType) -> None:
     """Let the simulator of SLCP, and it alone, load the distribution of distractors."""
     original = module.SLCP.get_simulator
-    if hasattr(original, "__wrapped__"):  # repaired before.
+    repaired = hasattr(original, "__wrapped__")
+    # Older versions of torch trust every class.
+    if repaired or not hasattr(torch.serialization, "safe_globals"):
         return
 
     @functools.wraps(original)

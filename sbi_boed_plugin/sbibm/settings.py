@@ -4,6 +4,7 @@ Names are those of sbibm's own algorithms. Defaults are sbi's where sbibm's date
 another sbi: batches of 200 for training, where sbibm took all simulations at once.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,8 +125,14 @@ class HybridSettings(PosteriorSettings):
 
     Attributes:
         training: `"two_stage"` or `"joint"`, as in `NPE_GKL.train`.
-        energy: How the energy is trained, as there.
+        energy: How the energy is trained, as there; or a dictionary of its values, such
+            as configurations hold.
     """
 
     training: Literal["two_stage", "joint"] = "two_stage"
     energy: EnergyConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Make a configuration of a dictionary."""
+        if isinstance(self.energy, Mapping):
+            object.__setattr__(self, "energy", EnergyConfig(**self.energy))

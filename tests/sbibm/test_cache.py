@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,22 @@ def test_memory_and_files_return_what_was_made_once(tmp_path):
     assert kept
     assert torch.equal(loaded["value"], first["value"])
     assert make.count == 1
+
+
+def test_what_is_in_memory_is_kept_in_a_folder_that_comes_later(tmp_path):
+    make = Counter()
+    cache = TrainingCache()
+    cache.get("key", make, None)
+    assert cache.get("key", make, tmp_path)[1]
+    assert TrainingCache().get("key", make, tmp_path)[1]
+    assert make.count == 1
+
+
+def test_files_are_as_readable_as_others(tmp_path):
+    TrainingCache().get("key", Counter(), tmp_path)
+    (tmp_path / "other").touch()
+    modes = {(tmp_path / name).stat().st_mode for name in ("key.pt", "other")}
+    assert len(modes) == 1
 
 
 def test_memory_is_bounded():
@@ -86,6 +103,8 @@ def test_a_lock_of_a_killed_process_is_released(tmp_path):
         ({"a": torch.zeros(2)}, {"a": torch.zeros(3)}),
         ({"a": torch.zeros(2)}, {"a": torch.zeros(2).double()}),
         ({"a": None}, {"a": "None"}),
+        ({"a": np.zeros(2)}, {"a": np.ones(2)}),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}),
     ],
 )
 def test_keys_tell_parts_apart(one, other):

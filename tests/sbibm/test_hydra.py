@@ -6,12 +6,14 @@ checks the type and shape of what it gets.
 """
 
 import importlib
+import sys
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 pytest.importorskip("sbibm")
@@ -55,7 +57,7 @@ def test_hydra_discovers_the_plugin():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_runner_runs_a_method(application, name):
-    import sbibm
+    import sbibm  # as the runner does, before it composes.
 
     overrides = [f"algorithm={name}", *FAST]
     if name != "npe_gkl":
@@ -89,8 +91,16 @@ def test_an_application_keeps_its_own_configurations(application):
     assert cfg.algorithm.name == "Prior"
 
 
+def test_an_application_without_sbibm_is_left_alone(application, monkeypatch):
+    monkeypatch.delitem(sys.modules, "sbibm", raising=False)
+    with pytest.raises(MissingConfigException, match="npe_gkl"):
+        configure(application, "algorithm=npe_gkl")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_configurations_say_what_the_defaults_are(application, name):
+    import sbibm  # noqa: F401
+
     from sbi_boed_plugin.sbibm.methods import _RECIPES
 
     params = OmegaConf.to_container(configure(application, f"algorithm={name}"))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Independent, LogNormal, Normal, biject_to
 
-from sbi_boed_plugin.sbibm import METHODS, get_task, run_method
+from sbi_boed_plugin import EnergyConfig
+from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
 from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
@@ -142,14 +143,22 @@ def test_observations_share_a_training_and_nothing_else_does(two_moons):
     assert not run(num_rounds=2, number=2).from_cache
 
 
-def test_a_task_with_other_settings_is_another_task():
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("sir", {"total_count": 500}),
+        ("gaussian_linear", {"simulator_scale": 1.0}),
+        ("gaussian_linear", {"prior_scale": 1.0}),
+    ],
+)
+def test_a_task_with_other_settings_is_another_task(name, settings):
     def run(**settings):
-        task = get_task("sir", **settings)
+        task = get_task(name, **settings)
         return run_method("npe", task, 5, 100, 1, **fast("npe", seed=0))
 
     assert not run().from_cache
     assert run().from_cache
-    assert not run(total_count=500).from_cache
+    assert not run(**settings).from_cache
 
 
 def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
@@ -166,20 +175,34 @@ def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
     assert set(second.diagnostics) >= {"acceptance_rate", "truncated_mass"}
 
 
-def test_methods_with_the_same_seed_see_the_same_simulations(two_moons, monkeypatch):
+def test_methods_with_the_same_seed_see_the_same_simulations(monkeypatch):
+    # Positive parameters, which some methods see as logarithms.
+    task = get_task("sir")
     seen = []
-    original = two_moons.get_simulator
+
+    class Simulated(Exception):
+        pass
 
     def get_simulator(max_calls=None):
-        simulator = original(max_calls=max_calls)
-        inner = simulator.simulator
-        simulator.simulator = lambda theta: seen.append(inner(theta)) or seen[-1]
-        return simulator
+        def simulate(theta):
+            seen.append(theta)
+            raise Simulated
 
-    monkeypatch.setattr(two_moons, "get_simulator", get_simulator)
-    for name in ("npe", "npe_gkl"):
-        run_method(name, two_moons, 5, 60, 1, **fast(name, seed=3))
-    assert torch.equal(seen[0], seen[1])
+        return simulate
+
+    monkeypatch.setattr(task, "get_simulator", get_simulator)
+    for name in METHODS:
+        with pytest.raises(Simulated):
+            run_method(name, task, 5, 60, 1, **fast(name, seed=3))
+    for theta in seen[1:]:
+        torch.testing.assert_close(theta, seen[0])
+
+
+def test_the_energy_may_be_given_as_a_dictionary():
+    settings = check_hyper("npe_gkl", energy={"max_num_epochs": 7})
+    assert settings.energy == EnergyConfig(max_num_epochs=7)
+    with pytest.raises(TypeError, match="max_epochs"):
+        check_hyper("npe_gkl", energy={"max_epochs": 7})
 
 
 @pytest.mark.parametrize(
@@ -201,7 +224,7 @@ def test_wrong_arguments_are_refused(two_moons, arguments, message):
 
 
 def test_unknown_hyperparameters_and_methods_are_refused(two_moons):
-    with pytest.raises(TypeError, match="num_layers"):
+    with pytest.raises(TypeError, match=r"nle has no .*'num_layers'.*hidden_features"):
         METHODS["nle"](two_moons, 5, 50, 1, num_layers=3)
     with pytest.raises(ValueError, match=r"'npx'.*npe_gkl"):
         run_method("npx", two_moons, 5, 50, 1)

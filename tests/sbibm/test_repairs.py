@@ -74,6 +74,22 @@ def test_importing_sbibm_first_makes_no_difference_and_unregister_undoes():
     assert found == ["100", "sbi.utils.get_nn_models", "npe_gkl", "False", "False"]
 
 
+def test_a_process_of_a_launcher_of_hydra_finds_our_methods():
+    # It imports the plugin with its settings, but searches for nothing.
+    found = run_python(
+        """
+        import sys
+        import sbibm, hydra_plugins.sbi_boed_plugin_search_path
+        print("sbi_boed_plugin" in sys.modules)
+        import sbibm.algorithms
+        print(sbibm.algorithms.npe_gkl.__name__)
+        task = sbibm.get_task("sir")
+        print(task.get_simulator()(task.get_prior()(num_samples=2)).shape[1])
+        """
+    )
+    assert found == ["False", "npe_gkl", "10"]
+
+
 @pytest.fixture
 def forget_sir():
     """Let `sbibm.tasks.sir.task` be imported anew, and as it was afterwards."""

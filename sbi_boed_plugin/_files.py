@@ -1,0 +1,32 @@
+"""Files that are whole, or not there, at any moment."""
+
+import os
+import uuid
+from pathlib import Path
+
+__all__ = ["write_bytes"]
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under another name, which then takes its place in one step.
+
+    Whoever stops the program, or reads at the same time, finds the earlier file or the
+    new one, never a part.
+
+    Args:
+        path: The file; folders above it are made.
+        content: What it shall hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name in the same folder that nobody else chooses.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            # A name must not point to content that a power cut could still take.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
