@@ -11,7 +11,7 @@ from typing import Any
 
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.runner import run_benchmark
+from sbi_boed_plugin.benchmark.runner import plan_benchmark, run_plan
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
 __all__ = ["add_bench_command"]
@@ -22,6 +22,11 @@ Run methods on tasks of sbibm: one job per task, method, budget, seed and observ
 Each job is kept in a file of its own. A run that was stopped, or killed, goes on from
 there with the same command; several may share a folder. `sbi-boed report DIR` makes
 tables, figures and a page of what is there. The exit code is 1 if jobs failed.
+
+Finished jobs are kept after an upgrade, of which a line warns, and after an edit of a
+module:function, which nothing notices: use another --output then. Trained networks in
+the folder's cache/ are pickles, which run code when they are loaded: share a folder
+with people whom you trust.
 
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
@@ -101,7 +106,8 @@ def add_bench_command(commands: Any, positive_integer: Callable[[str], int]) -> 
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="hyperparameters for all methods; values in Python's notation",
+        help="hyperparameters for all methods, or for one as npe.num_atoms=5; values "
+        "in Python's notation",
     )
     parser.add_argument(
         "--jobs",
@@ -134,7 +140,7 @@ def _bench(options: argparse.Namespace) -> int:
         sys.path.append(os.getcwd())
     try:
         tasks = _words(options.tasks)
-        num_failed = run_benchmark(
+        plan = plan_benchmark(
             list(TASKS) if tasks == ["all"] else tasks,
             _words(options.methods),
             num_simulations=_numbers("--budgets", options.budgets),
@@ -154,6 +160,9 @@ def _bench(options: argparse.Namespace) -> int:
         return _refuse(" ".join(str(error).split()))
     except OSError as error:
         return _refuse(f"cannot write results to {options.output}: {error.strerror}.")
+    # Errors of the run itself are nobody's wrong input, and need their traceback.
+    try:
+        num_failed = run_plan(plan)
     except KeyboardInterrupt:
         print(
             "\nsbi-boed: interrupted. Finished jobs are kept in "
@@ -212,10 +221,14 @@ def _setting(text: str) -> tuple[str, Any]:
     Example:
         >>> _setting("hidden_features=50"), _setting("neural_net=nsf")
         (('hidden_features', 50), ('neural_net', 'nsf'))
+        >>> _setting("npe.num_atoms=5")
+        ('npe.num_atoms', 5)
     """
     key, separator, value = text.partition("=")
-    if not (separator and key.isidentifier()):
-        raise ValueError(f"argument --set: must be KEY=VALUE, got {text!r}")
+    if not (separator and re.fullmatch(r"([\w.:]+\.)?[^\W\d]\w*", key)):
+        raise ValueError(
+            f"argument --set: must be KEY=VALUE or METHOD.KEY=VALUE, got {text!r}"
+        )
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:

@@ -57,7 +57,7 @@ tbody th { font-weight: 500; white-space: normal; }
 td small { color: inherit; opacity: 0.72; font-size: 0.78rem; display: block; }
 td.best { font-weight: 700; }
 td.best small { font-weight: 400; }
-td.failed, td .fault { color: var(--fault); opacity: 1; }
+td.failed, .fault { color: var(--fault); opacity: 1; }
 .published { color: var(--muted); border-left: 0; }
 .first { border-left: 2px solid var(--line); }
 tr.mean > * { border-top: 2px solid var(--line); }
@@ -84,9 +84,10 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 pre.command { white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: 1.2rem 0; }
 details > .legend { margin-top: 0.7rem; }
-#failures summary { font-weight: 400; }
-#failures details { border: 1px solid var(--line); border-radius: 8px;
-  background: var(--card); padding: 0.5rem 0.8rem; margin: 0.5rem 0; }
+#failures summary, #warnings summary { font-weight: 400; }
+#failures details, #warnings details { border: 1px solid var(--line);
+  border-radius: 8px; background: var(--card); padding: 0.5rem 0.8rem;
+  margin: 0.5rem 0; }
 details pre { border: 0; padding: 0.5rem 0 0; margin: 0; }
 summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 summary span { color: var(--fault); }

@@ -2,18 +2,22 @@
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from html import escape
 
-from sbi_boed_plugin.benchmark.published import BUDGETS, published_c2st
+from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
+from sbi_boed_plugin.benchmark.published import (
+    BUDGETS,
+    published_beside,
+    published_c2st,
+    published_label,
+)
 from sbi_boed_plugin.benchmark.summary import Group, Results
 from sbi_boed_plugin.benchmark.tables import format_number
 
 __all__ = ["complete_means", "metric_table", "runtime_table"]
 
-# From one half, where a classifier tells nothing, to one.
-_C2ST = ("c2st", "c2st_forest")
-_PUBLISHED = ("NLE", "NPE", "NRE")
 _BLUE, _VERMILLION = "0 114 178", "213 94 0"
 
 
@@ -27,14 +31,14 @@ def metric_table(results: Results, metric: str, budget: int) -> str:
     """
     published = ()
     if metric == "c2st" and budget in BUDGETS:
-        prefix = "S" if results.is_sequential else ""
-        published = tuple(prefix + method for method in _PUBLISHED)
+        published = published_beside(results.jobs(budget=budget))
     head = "".join(
         f'<th scope="col" class="setting">{_breakable(results.labels[setting])}</th>'
         for setting in results.settings
     )
     head += "".join(
-        f'<th scope="col" class="published{_first(index)}">{method}<br>published</th>'
+        f'<th scope="col" class="published{_first(index)}">'
+        f"{published_label(method)}<br>published</th>"
         for index, method in enumerate(published)
     )
     rows = []
@@ -42,30 +46,31 @@ def metric_table(results: Results, metric: str, budget: int) -> str:
         groups = [results.group(task, s, budget) for s in results.settings]
         if not any(groups):
             continue
-        means = [_mean(group, metric) for group in groups]
-        finite = [mean for mean in means if math.isfinite(mean)]
-        best = min(finite, default=math.nan)
+        means = [_comparable_mean(group, metric) for group in groups]
+        best = min(filter(math.isfinite, means), default=math.nan)
         place = _scale(metric, groups)
+        beside = published_beside(results.jobs(task, budget))
         cells = [
             _cell(group, metric, place, mean == best)
             for group, mean in zip(groups, means, strict=True)
         ]
         for index, method in enumerate(published):
             value = published_c2st(task, method, budget)
-            text = "" if value is None else f"{value:.3f}"
+            text = f"{value:.3f}" if value is not None and method in beside else ""
             cells.append(f'<td class="published{_first(index)}">{text}</td>')
         rows.append(f'<tr><th scope="row">{_breakable(task)}</th>{"".join(cells)}</tr>')
-    if metric in _C2ST and len(rows) > 1:
+    if metric in CLASSIFIER_METRICS and len(rows) > 1:
         rows.append(_mean_row(results, metric, budget, published))
     return _table("task", head, rows)
 
 
 def complete_means(results: Results, metric: str, budget: int) -> dict[str, float]:
-    """Return the mean over tasks of each method, NaN where a task lacks."""
+    """Return the mean over tasks of each method, NaN where any posterior lacks."""
     tasks = _tasks_at(results, budget)
     return {
         setting: sum(
-            _mean(results.group(task, setting, budget), metric) for task in tasks
+            _comparable_mean(results.group(task, setting, budget), metric)
+            for task in tasks
         )
         / max(len(tasks), 1)
         for setting in results.settings
@@ -85,18 +90,8 @@ def runtime_table(results: Results) -> str:
         cells = []
         for name in names:
             for budget in results.budgets:
-                seconds = sorted(
-                    value
-                    for task in results.tasks
-                    if math.isfinite(
-                        value := _mean(results.group(task, setting, budget), name)
-                    )
-                )
-                middle = len(seconds) // 2
-                median = (
-                    (seconds[middle] + seconds[-1 - middle]) / 2 if seconds else None
-                )
-                text = "–" if median is None else format_number(median)
+                seconds = results.seconds(name, setting, budget)
+                text = format_number(statistics.median(seconds)) if seconds else "–"
                 cells.append(f"<td>{text}</td>")
         name = _breakable(results.labels[setting])
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
@@ -115,8 +110,12 @@ def _mean_row(
     ]
     tasks = _tasks_at(results, budget)
     for index, method in enumerate(published):
-        values = [published_c2st(task, method, budget) for task in tasks]
-        known = [value for value in values if value is not None]
+        known = [
+            value
+            for task in tasks
+            if (value := published_c2st(task, method, budget)) is not None
+            and method in published_beside(results.jobs(task, budget))
+        ]
         text = f"{sum(known) / len(known):.3f}" if len(known) == len(tasks) else ""
         cells.append(f'<td class="published{_first(index)}">{text}</td>')
     return f'<tr class="mean"><th scope="row">mean</th>{"".join(cells)}</tr>'
@@ -144,29 +143,31 @@ def _cell(
         return "<td></td>"
     if not group.num_done:
         return '<td class="failed">failed</td>'
-    mean, error = group.values.get(metric, (math.nan, math.nan))
+    mean, error = group.value(metric)
     small = (
         ""
         if math.isnan(error)
         else f"<small>± {format_number(error, like=mean)}</small>"
     )
+    if group.num_done < group.num_expected:
+        small += f"<small>{group.num_done} of {group.num_expected}</small>"
     if group.num_failed:
         small += f'<small class="fault">{group.num_failed} failed</small>'
     attributes = _attributes("best" if is_best else "", place(mean))
     return f"<td{attributes}>{format_number(mean)}{small}</td>"
 
 
-def _mean(group: Group | None, name: str) -> float:
-    if group is None or not group.num_done:
+def _comparable_mean(group: Group | None, metric: str) -> float:
+    if group is None or not group.is_complete:
         return math.nan
-    return group.values.get(name, (math.nan, math.nan))[0]
+    return group.value(metric)[0]
 
 
 def _scale(metric: str, groups: Sequence[Group | None]) -> Callable[[float], float]:
     """Return what places a value between 0, good, and 1, bad."""
-    if metric in _C2ST:
+    if metric in CLASSIFIER_METRICS:
         return _place_c2st
-    pairs = [g.values[metric] for g in groups if g is not None and metric in g.values]
+    pairs = [g.value(metric) for g in groups if g is not None and g.is_complete]
     means = [mean for mean, _ in pairs if math.isfinite(mean)]
     errors = [error for _, error in pairs if math.isfinite(error)]
     low, high = min(means, default=0.0), max(means, default=0.0)
@@ -174,11 +175,16 @@ def _scale(metric: str, groups: Sequence[Group | None]) -> Callable[[float], flo
     width = max(high - low, 4.0 * max(errors, default=0.0))
     if width == 0.0:
         return lambda value: 0.5
-    return lambda value: 0.5 + (value - (low + high) / 2.0) / width
+    # Others, of fewer posteriors, may be beyond them.
+    return lambda value: _within(0.5 + (value - (low + high) / 2.0) / width)
 
 
 def _place_c2st(value: float) -> float:
-    return min(max(2.0 * value - 1.0, 0.0), 1.0) if math.isfinite(value) else 0.5
+    return _within(2.0 * value - 1.0)
+
+
+def _within(place: float) -> float:
+    return min(max(place, 0.0), 1.0) if math.isfinite(place) else 0.5
 
 
 def _attributes(name: str, place: float) -> str:

@@ -1,7 +1,7 @@
 """Figures of a benchmark: metrics and times against the budget."""
 
 import math
-from collections.abc import Sequence
+import statistics
 from textwrap import fill
 
 from matplotlib.axes import Axes
@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from sbi_boed_plugin.benchmark.published import BUDGETS, PUBLISHED_C2ST, published_c2st
+from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
+from sbi_boed_plugin.benchmark.published import (
+    BUDGETS,
+    PUBLISHED_C2ST,
+    PUBLISHED_METHODS,
+    published_beside,
+    published_c2st,
+    published_label,
+)
 from sbi_boed_plugin.benchmark.summary import Results
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
 
@@ -29,15 +37,14 @@ METRIC_LABELS = {
     "ppc": "median distance",
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_PUBLISHED = {"NLE": "o", "NPE": "^", "NRE": "v"}
+_PUBLISHED_MARKERS = dict(zip(PUBLISHED_METHODS, ("o", "^", "v"), strict=True))
 _PUBLISHED_LOOK = {
     "color": "#A0A0A0",
     "fillstyle": "none",
-    "linestyle": ":",
     "linewidth": 0.8,
     "markersize": 5.0,
 }
-_C2ST = ("c2st", "c2st_forest")
+_HOLLOW = {"markerfacecolor": "white", "linestyle": "", "zorder": 3}
 _NUM_COLUMNS = 5
 # Longer names of methods go on in the next line: they must leave room for the data.
 _LABEL_WIDTH = 20
@@ -50,24 +57,25 @@ def metric_figure(results: Results, metric: str) -> Figure:
     Args:
         results: Results of a benchmark.
         metric: Name of a metric. Published values are shown beside `"c2st"` only, as
-            other classifiers give other numbers.
+            other classifiers give other numbers, and only beside jobs like theirs.
 
     Returns:
-        The figure.
+        The figure: markers are hollow where posteriors lack that other methods have.
     """
     tasks = results.tasks
     num_columns = min(_NUM_COLUMNS, len(tasks))
     num_rows = math.ceil(len(tasks) / num_columns)
     handles = _handles(results, metric)
-    # One panel has room for fewer names above it than five have.
-    legend_columns = min(len(handles), max(2, 2 * num_columns - 1))
+    width = max(4.6, 2.5 * num_columns + 0.5)
+    # Inches that a line and the longest name take.
+    name_width = 0.45 + 0.07 * max(len(str(handle.get_label())) for handle in handles)
+    legend_columns = max(1, min(len(handles), int(width / name_width)))
     legend_height = 0.22 * math.ceil(len(handles) / legend_columns) + 0.15
     figure = Figure(
-        figsize=(max(4.6, 2.5 * num_columns + 0.5), 2.3 * num_rows + legend_height),
-        layout="constrained",
+        figsize=(width, 2.3 * num_rows + legend_height), layout="constrained"
     )
     axes = figure.subplots(
-        num_rows, num_columns, sharey=metric in _C2ST, squeeze=False
+        num_rows, num_columns, sharey=metric in CLASSIFIER_METRICS, squeeze=False
     ).ravel()
     for index, ax in enumerate(axes):
         if index >= len(tasks):
@@ -146,43 +154,34 @@ def runtime_panel(results: Results, name: str) -> Figure:
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
     settings, budgets = results.settings, results.budgets
-    if metric == "c2st":
-        for method, marker in _published(results).items():
-            values = [published_c2st(task, method, budget) for budget in BUDGETS]
-            if task in PUBLISHED_C2ST:
-                ax.plot(
-                    BUDGETS,
-                    values,
-                    marker=marker,
-                    zorder=1,
-                    **_PUBLISHED_LOOK,
-                )
+    published = published_beside(results.jobs(task)) if metric == "c2st" else []
+    for method in published if task in PUBLISHED_C2ST else ():
+        values = [published_c2st(task, method, budget) for budget in BUDGETS]
+        ax.plot(BUDGETS, values, zorder=1, **_published_look(method))
     for index, setting in enumerate(settings):
         points = []
         for budget in budgets:
             group = results.group(task, setting, budget)
-            mean, error = (
-                group.values.get(metric, (math.nan,) * 2)
-                if group
-                else (
-                    math.nan,
-                    math.nan,
-                )
-            )
-            if not math.isnan(mean):
+            if group is not None and math.isfinite(group.value(metric)[0]):
                 # Side by side, as errors that overlap hide one another.
                 shift = 1.05 ** (index - (len(settings) - 1) / 2)
-                points.append((budget * shift, mean, error))
+                points.append(
+                    (budget * shift, *group.value(metric), not group.is_complete)
+                )
         if points:
-            at, means, errors = zip(*points, strict=True)
+            at, means, errors, _ = zip(*points, strict=True)
             ax.errorbar(
                 at,
                 means,
                 yerr=[0.0 if math.isnan(error) else error for error in errors],
-                **_look(index),
+                elinewidth=1.0,
+                **_line_look(index),
             )
+            hollow = [point[:2] for point in points if point[-1]]
+            if hollow:
+                ax.plot(*zip(*hollow, strict=True), **_line_look(index) | _HOLLOW)
     ax.set_xscale("log")
-    ends = [*budgets, *(BUDGETS if metric == "c2st" else ())]
+    ends = [*budgets, *(BUDGETS if published else ())]
     ax.set_xlim(min(ends) / 1.6, max(ends) * 1.6)
     # Powers of ten label themselves, and more than three numbers would overlap.
     if len(budgets) <= 3 and any(math.log10(budget) % 1.0 for budget in budgets):
@@ -190,7 +189,7 @@ def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
         ticks = sorted({*budgets, *far})
         ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())
-    if metric in _C2ST:
+    if metric in CLASSIFIER_METRICS:
         ax.set_ylim(0.48, 1.02)
         ax.axhline(0.5, color=GREY, linewidth=0.6, zorder=0)
     ax.set_title(task, fontsize="medium")
@@ -202,14 +201,16 @@ def _decades(one: float, other: float) -> float:
     return abs(math.log10(one / other))
 
 
-def _published(results: Results) -> dict[str, str]:
-    """Return names of published methods with their markers."""
-    if not results.is_sequential:
-        return _PUBLISHED
-    return {f"S{name}": marker for name, marker in _PUBLISHED.items()}
+def _published_look(method: str) -> dict[str, object]:
+    is_sequential = method not in _PUBLISHED_MARKERS
+    return {
+        **_PUBLISHED_LOOK,
+        "marker": _PUBLISHED_MARKERS[method.removeprefix("S")],
+        "linestyle": "--" if is_sequential else ":",
+    }
 
 
-def _look(index: int) -> dict[str, object]:
+def _line_look(index: int) -> dict[str, object]:
     return {
         "color": LINES[index % len(LINES)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -217,7 +218,6 @@ def _look(index: int) -> dict[str, object]:
         "linestyle": ("-", "--", "-.")[index // len(LINES) % 3],
         "linewidth": 1.2,
         "markersize": 4.5,
-        "elinewidth": 1.0,
         "zorder": 2,
     }
 
@@ -225,14 +225,21 @@ def _look(index: int) -> dict[str, object]:
 def _handles(results: Results, metric: str) -> list[Line2D]:
     handles = []
     for index, setting in enumerate(results.settings):
-        look = _look(index)
-        del look["elinewidth"]
-        handles.append(Line2D([], [], label=results.labels[setting], **look))
+        label = results.labels[setting]
+        handles.append(Line2D([], [], label=label, **_line_look(index)))
     if metric == "c2st":
         handles += [
-            Line2D([], [], marker=m, label=f"{name}, published", **_PUBLISHED_LOOK)
-            for name, m in _published(results).items()
+            Line2D(
+                [],
+                [],
+                label=f"{published_label(name)}, published",
+                **_published_look(name),
+            )
+            for name in published_beside(results.jobs())
         ]
+    if any(group.num_done and not group.is_complete for group in results.groups):
+        look = _line_look(0) | _HOLLOW | {"color": GREY, "label": "hollow: incomplete"}
+        handles.append(Line2D([], [], **look))
     return handles
 
 
@@ -241,12 +248,12 @@ def _draw_times(ax: Axes, results: Results, name: str) -> None:
     colors = ordered_colors(len(budgets))
     for row, setting in enumerate(settings):
         for place, budget in enumerate(budgets):
-            seconds = sorted(_seconds(results, name, setting, budget))
+            seconds = results.seconds(name, setting, budget)
             if not seconds:
                 continue
             y = row + 0.6 * ((place + 0.5) / len(budgets) - 0.5)
             ax.plot(
-                seconds,
+                [_positive(value) for value in seconds],
                 [y] * len(seconds),
                 "o",
                 color=colors[place],
@@ -254,10 +261,8 @@ def _draw_times(ax: Axes, results: Results, name: str) -> None:
                 alpha=0.45,
                 markeredgewidth=0.0,
             )
-            middle = seconds[len(seconds) // 2]
-            if len(seconds) % 2 == 0:
-                middle = math.sqrt(middle * seconds[len(seconds) // 2 - 1])
-            ax.plot([middle], [y], "D", color=colors[place], markersize=5.5)
+            median = _positive(statistics.median(seconds))
+            ax.plot([median], [y], "D", color=colors[place], markersize=5.5)
     ax.set_xscale("log")
     ax.set_yticks(
         range(len(settings)), [fill(results.labels[s], _LABEL_WIDTH) for s in settings]
@@ -269,13 +274,9 @@ def _draw_times(ax: Axes, results: Results, name: str) -> None:
     despine(ax)
 
 
-def _seconds(results: Results, name: str, setting: str, budget: int) -> Sequence[float]:
-    found = []
-    for task in results.tasks:
-        group = results.group(task, setting, budget)
-        if group is not None and group.values[name][0] > 0.0:
-            found.append(group.values[name][0])
-    return found
+def _positive(seconds: float) -> float:
+    # Nothing to train takes no time, which a logarithm cannot show.
+    return seconds if seconds > 0.0 else math.nan
 
 
 def _legend_of_budgets(ax: Axes, results: Results) -> None:

@@ -3,14 +3,19 @@
 import base64
 import io
 import math
-import shlex
 from collections.abc import Sequence
 from html import escape
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from sbi_boed_plugin.benchmark._command import commands, ranges
+from sbi_boed_plugin.benchmark._command import ranges
+from sbi_boed_plugin.benchmark._page_notes import (
+    failure_section,
+    plural,
+    repeat_section,
+    warning_section,
+)
 from sbi_boed_plugin.benchmark._page_style import STYLE
 from sbi_boed_plugin.benchmark._page_tables import (
     complete_means,
@@ -24,8 +29,8 @@ from sbi_boed_plugin.benchmark.figures import (
     runtime_panel,
 )
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.published import CITATION, URL
-from sbi_boed_plugin.benchmark.store import Record
+from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
+from sbi_boed_plugin.benchmark.published import CITATION, URL, published_beside
 from sbi_boed_plugin.benchmark.summary import Results
 
 __all__ = ["page"]
@@ -57,8 +62,9 @@ def page(results: Results, name: str) -> str:
     sections += [_metric_section(results, metric) for metric in results.metrics]
     if any(group.num_done for group in results.groups):
         sections.append(_runtime_section(results))
-    sections.append(_failure_section(results))
-    sections.append(_repeat_section(results, name))
+    sections.append(failure_section(results))
+    sections.append(warning_section(results))
+    sections.append(repeat_section(results, name))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -101,18 +107,18 @@ def _head(results: Results, name: str) -> str:
 def _headline(results: Results) -> str:
     num_failed = len(results.failed)
     text = (
-        f"{_plural(len(results.settings), 'method')} on "
-        f"{_plural(len(results.tasks), 'task')} of sbibm: "
+        f"{plural(len(results.settings), 'method')} on "
+        f"{plural(len(results.tasks), 'task')} of sbibm: "
         f"{len(results.records) - num_failed:,} posteriors"
     )
     text += f", {num_failed:,} jobs failed." if num_failed else "."
-    metric = next((m for m in results.metrics if m in ("c2st", "c2st_forest")), None)
+    metric = next((m for m in results.metrics if m in CLASSIFIER_METRICS), None)
     if metric is None:
         return text
     leaders = []
     for budget in results.budgets:
         means = complete_means(results, metric, budget)
-        # Who lacks a task cannot be compared with those that have it.
+        # Who lacks a posterior cannot be compared with those that have it.
         ranked = {name: mean for name, mean in means.items() if math.isfinite(mean)}
         if len(ranked) > 1:
             best = min(ranked, key=lambda setting: ranked[setting])
@@ -121,14 +127,14 @@ def _headline(results: Results) -> str:
     if leaders:
         text += (
             f" Lowest mean {METRIC_LABELS[metric]} over tasks, among methods that have "
-            f"them all: {', '.join(leaders)}."
+            f"all posteriors: {', '.join(leaders)}."
         )
     return text
 
 
 def _metric_section(results: Results, metric: str) -> str:
     label = METRIC_LABELS.get(metric, metric)
-    relative = metric not in ("c2st", "c2st_forest")
+    relative = metric not in CLASSIFIER_METRICS
     scale = ("best of its row", "worst of its row") if relative else ("0.5", "1")
     title = escape(label[:1].upper() + label[1:])
     parts = [
@@ -136,15 +142,16 @@ def _metric_section(results: Results, metric: str) -> str:
         f"<p>{escape(_EXPLAINED.get(metric, ''))}</p>",
         f'<p class="note">{_counts(results)}</p>',
     ]
-    if metric == "c2st":
+    if metric == "c2st" and published_beside(results.jobs()):
         parts.append(
             '<p class="note">Published values, for orientation: '
             f'<a href="{URL}">{escape(CITATION)}</a>; 10,000 samples, '
-            "one run per observation, with networks and training of that time.</p>"
+            "one run per observation, with networks and training of that time; "
+            "gaussian_mixture as they ran it again after sbibm had mended it.</p>"
         )
     parts.append(
         f'<div class="key">{scale[0]}<i></i>{scale[1]}<span>bold: lowest of its '
-        "row</span></div>"
+        "row, among methods that have all posteriors</span></div>"
     )
     for budget in results.budgets:
         parts.append(f"<h3>{budget:,} simulations</h3>")
@@ -173,18 +180,14 @@ def _counts(results: Results) -> str:
     counts = {(g.num_observations, g.num_seeds) for g in results.groups if g.num_done}
     if len(counts) == 1:
         ((observations, seeds),) = counts
-        of = f"{_plural(observations, 'observation')} and {_plural(seeds, 'seed')}"
+        of = f"{plural(observations, 'observation')} and {plural(seeds, 'seed')}"
     else:
         most = [max(column) for column in zip(*counts, strict=True)] or [0, 0]
         of = (
-            f"up to {_plural(most[0], 'observation')} and {_plural(most[1], 'seed')}; "
+            f"up to {plural(most[0], 'observation')} and {plural(most[1], 'seed')}; "
             "summary.csv has the numbers of each cell"
         )
     return f"Mean ± standard error over observations; {of}."
-
-
-def _plural(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _runtime_section(results: Results) -> str:
@@ -204,44 +207,6 @@ def _runtime_section(results: Results) -> str:
         "and a diamond for their median. Where a method does not tell them apart, all "
         f"of it is sampling.{load}</p>"
         f"{runtime_table(results)}{_grid(figures, wide=True)}</section>"
-    )
-
-
-def _failure_section(results: Results) -> str:
-    parts = ['<section id="failures"><h2>Failures</h2>']
-    if not results.failed:
-        parts.append("<p>No job failed.</p>")
-    alike: dict[str, list[Record]] = {}
-    for record in results.failed:
-        alike.setdefault(record["error"], []).append(record)
-    for error, records in alike.items():
-        text = records[0]["traceback"]
-        if records[0]["output"].strip():
-            text += f"\nPrinted before:\n{records[0]['output']}"
-        jobs = "".join(f"<li>{escape(str(Job(**r['job'])))}</li>" for r in records)
-        parts.append(
-            f"<details><summary>{_plural(len(records), 'job')}: "
-            f"<span>{escape(error)}</span></summary>"
-            f"<ul>{jobs}</ul><pre>{escape(text)}</pre></details>"
-        )
-    parts += [f"<p>Left out: {escape(text)}</p>" for text in results.damaged]
-    return "\n".join(parts) + "</section>"
-
-
-def _repeat_section(results: Results, name: str) -> str:
-    versions: dict[str, set[str]] = {}
-    for record in results.records:
-        for package, version in record["versions"].items():
-            versions.setdefault(package, set()).add(version or "unknown")
-    listed = "".join(
-        f"<dt>{escape(package)}</dt><dd>{escape(', '.join(sorted(found)))}</dd>"
-        for package, found in versions.items()
-    )
-    lines = [*commands(results, name), f"sbi-boed report {shlex.quote(name)}"]
-    text = "\n".join(line.replace(" --", " \\\n  --") for line in lines)
-    return (
-        '<section id="repeat"><h2>Versions, and how to do it again</h2>'
-        f'<dl>{listed}</dl><pre class="command">{escape(text)}</pre></section>'
     )
 
 

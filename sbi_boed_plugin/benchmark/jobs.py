@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NUM_SAMPLES", "Job", "expand_jobs"]
+__all__ = ["NUM_SAMPLES", "Job", "expand_jobs", "hyper_by_method"]
 
 # As many as sbibm's reference posteriors hold.
 NUM_SAMPLES = 10_000
@@ -70,14 +71,22 @@ class Job:
         unusual = [self.num_rounds, self.num_samples, dict(self.hyper)]
         if unusual != [1, NUM_SAMPLES, {}]:
             text = json.dumps(unusual, sort_keys=True)
-            name += f"_{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-        # A function has no dot in its name, so that no other method has this folder.
-        folder = Path(self.task, self.method.replace(":", "."))
-        return folder / f"{name}.{suffix}"
+            name += f"_{_digest(text)[:10]}"
+        folder = self.method
+        if ":" in folder:
+            # Some file systems ignore the case of letters, Python does not.
+            folder = f"{folder.replace(':', '.')}_{_digest(folder)[:8]}"
+        return Path(self.task, folder, f"{name}.{suffix}")
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as JSON has them."""
         return {**asdict(self), "hyper": dict(self.hyper)}
+
+    @property
+    def setting_key(self) -> str:
+        """Method and settings, as a text that differs wherever they do."""
+        parts = [self.method, self.num_rounds, self.num_samples, dict(self.hyper)]
+        return json.dumps(parts, sort_keys=True)
 
     @property
     def setting(self) -> str:
@@ -97,13 +106,27 @@ class Job:
             parts.append(f"{self.num_rounds} rounds")
         if self.num_samples != NUM_SAMPLES:
             parts.append(f"{self.num_samples:,} samples")
-        return parts + [f"{key}={value}" for key, value in sorted(self.hyper.items())]
+        return parts + [
+            f"{key}={_readable(value)}" for key, value in sorted(self.hyper.items())
+        ]
 
     def __str__(self) -> str:
         return (
             f"{self.task}, {self.setting}, {self.num_simulations:,} simulations, "
             f"seed {self.seed}, observation {self.num_observation}"
         )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _readable(value: Any) -> str:
+    """Return a value as Python has it, without quotes where nobody misses them."""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value)
+    if is_word and value not in ("True", "False", "None"):
+        return value
+    return repr(value)
 
 
 def expand_jobs(
@@ -130,14 +153,16 @@ def expand_jobs(
         observations: Numbers of observations.
         num_rounds: Number of rounds.
         num_samples: Number of posterior samples.
-        hyper: Hyperparameters, for all methods.
+        hyper: Hyperparameters, for all methods, or for one if its name is before
+            theirs.
 
     Returns:
         One job per combination.
 
     Raises:
         ValueError: If a list is empty or repeats something, a number is out of range,
-            or a hyperparameter has a reserved name or cannot be kept in a file.
+            or a hyperparameter has a reserved name, is for a method that does not run,
+            or cannot be kept in a file.
 
     Example:
         >>> jobs = expand_jobs(
@@ -158,12 +183,62 @@ def expand_jobs(
     _check_list("num_rounds", [num_rounds], least=1)
     # Metrics need a variance.
     _check_list("num_samples", [num_samples], least=2)
-    hyper = _check_hyper(hyper or {})
+    given = hyper_by_method(methods, hyper or {})
     combinations = product(observations, seeds, sorted(num_simulations), tasks, methods)
     return [
-        Job(task, method, budget, seed, observation, num_rounds, num_samples, hyper)
+        Job(
+            task,
+            method,
+            budget,
+            seed,
+            observation,
+            num_rounds,
+            num_samples,
+            given[method],
+        )
         for observation, seed, budget, task, method in combinations
     ]
+
+
+def hyper_by_method(
+    methods: Sequence[str], hyper: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Return which hyperparameters each method gets.
+
+    Args:
+        methods: Names of methods.
+        hyper: Hyperparameters. A name such as `npe.num_atoms` is for `npe` only, and
+            goes before one that is for all.
+
+    Returns:
+        Hyperparameters by method, as they come back from a file.
+
+    Raises:
+        ValueError: If a hyperparameter has a reserved name, is for a method that does
+            not run, or cannot be kept in a file.
+
+    Example:
+        >>> hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
+        {'npe': {'num_atoms': 5}, 'nre': {'num_atoms': 10}}
+    """
+    hyper = _as_kept(hyper)
+    shared = {key: value for key, value in hyper.items() if "." not in key}
+    given = {method: dict(shared) for method in methods}
+    for key, value in hyper.items():
+        method, dot, name = key.rpartition(".")
+        if dot and method not in given:
+            raise ValueError(
+                f"hyper={hyper} is for the method {method!r} in {key!r}, which must be "
+                f"one of those that run: {', '.join(methods)}."
+            )
+        if name in _RESERVED:
+            raise ValueError(
+                f"hyper={hyper} must not hold {name}: each job sets that by itself; "
+                "use the arguments of the benchmark."
+            )
+        if dot:
+            given[method][name] = value
+    return given
 
 
 def _check_list(name: str, values: Sequence[Any], least: int | None = None) -> None:
@@ -183,14 +258,8 @@ def _check_list(name: str, values: Sequence[Any], least: int | None = None) -> N
             )
 
 
-def _check_hyper(hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyperparameters as they come back from a file, or refuse them."""
-    reserved = sorted(_RESERVED & set(hyper))
-    if reserved:
-        raise ValueError(
-            f"hyper={dict(hyper)} must not hold {', '.join(reserved)}: each job sets "
-            "that by itself; use the arguments of the benchmark."
-        )
+def _as_kept(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters as they come back from a file."""
     try:
         return json.loads(json.dumps(dict(hyper), allow_nan=False))
     except (TypeError, ValueError) as error:

@@ -42,15 +42,21 @@ class Run:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_methods(names: Sequence[str], num_rounds: int) -> None:
+def check_methods(
+    names: Sequence[str],
+    num_rounds: int,
+    hyper: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Refuse methods that there are not, before anything runs.
 
     Args:
         names: Names of methods, or `module:function`.
         num_rounds: Number of rounds that they shall run.
+        hyper: Hyperparameters of each method.
 
     Raises:
-        ValueError: If one is unknown, cannot be imported, or takes no rounds.
+        ValueError: If one is unknown, cannot be imported, or takes no rounds or another
+            hyperparameter.
     """
     from sbi_boed_plugin.sbibm import METHODS
 
@@ -67,6 +73,30 @@ def check_methods(names: Sequence[str], num_rounds: int) -> None:
                 f"methods={name!r} is unknown; there are {', '.join(METHODS)}, and "
                 "functions given as module:function."
             )
+        _check_hyper(name, num_rounds, (hyper or {}).get(name, {}))
+
+
+def _check_hyper(name: str, num_rounds: int, hyper: Mapping[str, Any]) -> None:
+    from sbi_boed_plugin.sbibm import check_hyper
+
+    remedy = f"`{name}.NAME` gives one to this method only, `METHOD.NAME` to another"
+    if ":" not in name:
+        try:
+            check_hyper(name, num_rounds=num_rounds, **hyper)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"hyper={dict(hyper)} does not suit the method {name!r}: "
+                f"{str(error).rstrip('.')}; {remedy}."
+            ) from error
+        return
+    parameters = inspect.signature(_import(name)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [key for key in hyper if key not in parameters]
+    if unknown and not takes_any:
+        raise ValueError(
+            f"hyper={dict(hyper)} does not suit the method {name!r}: it takes no "
+            f"{', '.join(unknown)}, but {', '.join(parameters)}; {remedy}."
+        )
 
 
 def run_job_method(job: Job, task: Any, cache: Path) -> Run:

@@ -6,7 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["METRICS", "check_metrics", "compute_metric"]
+__all__ = ["CLASSIFIER_METRICS", "METRICS", "check_metrics", "compute_metric"]
+
+# Accuracies: from one half, where a classifier tells nothing, to one.
+CLASSIFIER_METRICS = ("c2st", "c2st_forest")
 
 # Simulators of differential equations take memory per trajectory.
 _SIMULATION_BATCH = 1_000
@@ -17,6 +20,8 @@ def compute_metric(
     name: str, task: Any, samples: Tensor, num_observation: int
 ) -> float:
     """Compare samples with a task's reference posterior or observation.
+
+    It draws from the global generators.
 
     Args:
         name: One of `METRICS`.
@@ -58,7 +63,18 @@ def _paired(task: Any, samples: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
     reference = task.get_reference_posterior_samples(number)
     num_samples = min(len(reference), len(samples))
-    return reference[:num_samples], samples[:num_samples]
+    return _some(reference, num_samples), _some(samples, num_samples)
+
+
+def _some(samples: Tensor, number: int) -> Tensor:
+    """Return so many of the samples, or all.
+
+    Drawn at random: sbi orders samples of MCMC chain by chain, and the first thousand
+    of ten thousand would be those of a few chains.
+    """
+    if len(samples) <= number:
+        return samples
+    return samples[torch.randperm(len(samples))[:number]]
 
 
 def _c2st(task: Any, samples: Tensor, number: int) -> Tensor:
@@ -70,7 +86,7 @@ def _c2st(task: Any, samples: Tensor, number: int) -> Tensor:
 def _c2st_forest(task: Any, samples: Tensor, number: int) -> Tensor:
     from sbi.utils.metrics import c2st
 
-    reference, samples = _paired(task, samples[:_NUM_FOREST], number)
+    reference, samples = _paired(task, _some(samples, _NUM_FOREST), number)
     return c2st(reference, samples, classifier="rf", z_score=True)
 
 

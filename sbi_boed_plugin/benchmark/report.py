@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from sbi_boed_plugin._files import write_bytes
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin.benchmark.figures import metric_figure, runtime_figure
 from sbi_boed_plugin.benchmark.html import page
-from sbi_boed_plugin.benchmark.store import write_bytes
 from sbi_boed_plugin.benchmark.summary import read_results
 from sbi_boed_plugin.benchmark.tables import job_table, markdown, summary_table
 

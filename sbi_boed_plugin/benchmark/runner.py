@@ -1,42 +1,30 @@
-"""The queue: which jobs are left, who runs them, and what the user sees of it."""
+"""A benchmark from its arguments to its end, and what the user sees of it."""
 
 import sys
 import time
-import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor
-from contextlib import closing
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._parallel import check_num_workers
-from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES, Job, expand_jobs
+from sbi_boed_plugin.benchmark._queue import run_all, say, settled_record
+from sbi_boed_plugin.benchmark.jobs import (
+    NUM_SAMPLES,
+    Job,
+    expand_jobs,
+    hyper_by_method,
+)
 from sbi_boed_plugin.benchmark.methods import check_methods
 from sbi_boed_plugin.benchmark.metrics import check_metrics
-from sbi_boed_plugin.benchmark.store import DamagedFileError, JobLockedError, Store
-from sbi_boed_plugin.benchmark.worker import (
-    Orders,
-    Outcome,
-    failed_record,
-    is_settled,
-    run_job,
-)
+from sbi_boed_plugin.benchmark.store import Record, Store
+from sbi_boed_plugin.benchmark.summary import describe_versions
+from sbi_boed_plugin.benchmark.worker import Orders, present_versions
 
-__all__ = ["run_benchmark"]
-
-# How long to wait before looking again at jobs of another process.
-WAIT_SECONDS = 5.0
-
-# How often a job may lose its process.
-_NUM_LOST = 2
-
-_LOST = (
-    "the process that ran the job was killed twice, perhaps because this job or one "
-    "beside it took too much memory; fewer workers may help"
-)
+__all__ = ["Plan", "plan_benchmark", "run_benchmark", "run_plan"]
 
 
 def run_benchmark(
@@ -63,6 +51,12 @@ def run_benchmark(
     and its jobs. What a job computes depends on its settings only, neither on the
     worker nor on the order.
 
+    What is finished is kept, whatever became of the code since: a warning tells how
+    many results are of other versions of the packages, but nobody sees that a
+    `module:function` was edited. Use another folder after a change. Trained networks in
+    the folder's `cache` are pickles, which run code when they are loaded: share a
+    folder with people whom you trust.
+
     Args:
         tasks: Names of sbibm's tasks.
         methods: Names of methods, or `module:function` for a function in the
@@ -73,11 +67,12 @@ def run_benchmark(
         seeds: Seeds.
         observations: Numbers of observations, from 1 to 10.
         metrics: Among `"c2st"`, `"mmd"` and `"ppc"`, which are sbibm's, and
-            `"c2st_forest"`, a random forest on the first 1,000 samples.
+            `"c2st_forest"`, a random forest on 1,000 of the samples.
         output: The folder of the benchmark.
         num_rounds: Number of rounds.
         num_samples: Number of posterior samples.
-        hyper: Hyperparameters, handed to all methods.
+        hyper: Hyperparameters, for all methods, or for one if its name is before
+            theirs: `{"npe.num_atoms": 5}`.
         num_workers: Number of processes, each with one thread; 1 for this process, and
             `None` for the `n_jobs` of `joblib.parallel_config`, whose backend is used
             in any case. Workers elsewhere need the folder under the same path.
@@ -105,6 +100,64 @@ def run_benchmark(
         ... )  # doctest: +SKIP
         0
     """
+    return run_plan(
+        plan_benchmark(
+            tasks,
+            methods,
+            num_simulations=num_simulations,
+            seeds=seeds,
+            observations=observations,
+            metrics=metrics,
+            output=output,
+            num_rounds=num_rounds,
+            num_samples=num_samples,
+            hyper=hyper,
+            num_workers=num_workers,
+            retry_failed=retry_failed,
+            save_samples=save_samples,
+            show_progress=show_progress,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A benchmark that can begin: all arguments are right, and the folder is there.
+
+    Attributes:
+        jobs: All jobs, in the order in which they are best run.
+        orders: What is wanted of each.
+        num_workers: Number of processes, or `None` for that of joblib's settings.
+        show_progress: Whether to show progress.
+    """
+
+    jobs: list[Job]
+    orders: Orders
+    num_workers: int | None
+    show_progress: bool
+
+
+def plan_benchmark(
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    *,
+    num_simulations: Sequence[int],
+    seeds: Sequence[int],
+    observations: Sequence[int],
+    metrics: Sequence[str],
+    output: Path | str,
+    num_rounds: int,
+    num_samples: int,
+    hyper: Mapping[str, Any] | None,
+    num_workers: int | None,
+    retry_failed: bool,
+    save_samples: bool,
+    show_progress: bool,
+) -> Plan:
+    """Check the arguments of `run_benchmark` and open its folder: all that it refuses.
+
+    Arguments and errors are those of `run_benchmark`.
+    """
     jobs = expand_jobs(
         tasks,
         methods,
@@ -117,35 +170,41 @@ def run_benchmark(
     )
     check_num_workers(num_workers, None)
     check_metrics(metrics)
-    check_methods(methods, num_rounds)
+    check_methods(methods, num_rounds, hyper_by_method(methods, hyper or {}))
     _check_tasks(tasks, observations)
-
     store = Store(Path(output).absolute())
     store.open()
     orders = Orders(store, tuple(metrics), retry_failed, save_samples, time.time())
-    settled = {job.path("json"): _settled(job, orders) for job in jobs}
-    todo = [job for job in jobs if not settled[job.path("json")]]
-    num_failed = sum(status == "failed" for status in settled.values())
-    if num_failed and show_progress:
+    return Plan(jobs, orders, num_workers, show_progress)
+
+
+def run_plan(plan: Plan) -> int:
+    """Run the jobs of a plan, and return how many of them failed, now or earlier."""
+    found = {job.path("json"): settled_record(job, plan.orders) for job in plan.jobs}
+    settled = [record for record in found.values() if record is not None]
+    todo = [job for job in plan.jobs if found[job.path("json")] is None]
+    num_failed = sum(record["status"] == "failed" for record in settled)
+    if num_failed and plan.show_progress:
         print(
-            f"{num_failed} of {len(jobs)} jobs failed earlier and are skipped; "
+            f"{num_failed} of {len(plan.jobs)} jobs failed earlier and are skipped; "
             "retry_failed (--retry-failed) runs them again.",
             file=sys.stderr,
         )
+    _warn_of_versions(settled)
     with tqdm(
-        total=len(jobs),
-        initial=len(jobs) - len(todo),
+        total=len(plan.jobs),
+        initial=len(settled),
         desc="jobs",
         unit="job",
         smoothing=0.05,
-        disable=not show_progress,
+        disable=not plan.show_progress,
     ) as progress:
-        for outcome in _run_all(todo, orders, num_workers, show_progress):
+        for outcome in run_all(todo, plan.orders, plan.num_workers, plan.show_progress):
             num_failed += outcome.status == "failed"
             for note in outcome.notes:
-                _say(f"warning: {note}")
+                say(f"warning: {note}")
             if outcome.status == "failed":
-                _say(f"failed: {outcome.job}: {outcome.error}")
+                say(f"failed: {outcome.job}: {outcome.error}")
             progress.update()
             progress.set_postfix_str(
                 f"{num_failed} failed, last: {outcome.job.task} {outcome.job.method}"
@@ -153,9 +212,18 @@ def run_benchmark(
     return num_failed
 
 
-def _say(message: str) -> None:
-    """Print a line to standard error, above the progress line if there is one."""
-    tqdm.write(message, file=sys.stderr)
+def _warn_of_versions(settled: Sequence[Record]) -> None:
+    """Say that results of an earlier version are kept, as they took hours."""
+    now = describe_versions(present_versions())
+    others = Counter(describe_versions(record["versions"]) for record in settled)
+    del others[now]
+    if others:
+        listed = "; ".join(f"{number} of {text}" for text, number in others.items())
+        say(
+            f"warning: {others.total()} results of other versions are kept ({listed}), "
+            f"where {now} are installed; use another output (--output) to run all "
+            "with these."
+        )
 
 
 def _check_tasks(tasks: Sequence[str], observations: Sequence[int]) -> None:
@@ -169,108 +237,3 @@ def _check_tasks(tasks: Sequence[str], observations: Sequence[int]) -> None:
                 f"observations={max(observations)} must be at most {most}: task "
                 f"{name!r} has no more."
             )
-
-
-def _settled(job: Job, orders: Orders) -> str:
-    """Return the status of a job that need not run, or an empty text."""
-    try:
-        record = orders.store.read(job)
-    except DamagedFileError:
-        return ""  # Whoever runs the job deals with it, under its lock.
-    if record is None or not is_settled(record, orders):
-        return ""
-    return record["status"]
-
-
-def _run_all(
-    jobs: Sequence[Job], orders: Orders, num_workers: int | None, show_progress: bool
-) -> Iterator[Outcome]:
-    """Yield what became of each job, once, however often it had to be tried."""
-    remaining = {job.path("json"): job for job in jobs}
-    num_lost = dict.fromkeys(remaining, 0)
-    is_waiting = False
-    while remaining:
-        sent: list[Job] = []
-        answered = set()
-        try:
-            with closing(
-                _outcomes(list(remaining.values()), orders, num_workers, sent)
-            ) as outcomes:
-                for outcome in outcomes:
-                    answered.add(outcome.job.path("json"))
-                    if outcome.status != "locked":
-                        del remaining[outcome.job.path("json")]
-                        yield outcome
-        except BrokenExecutor:
-            suspects = [job for job in sent if job.path("json") not in answered]
-            for job in suspects:
-                num_lost[job.path("json")] += 1
-                if num_lost[job.path("json")] >= _NUM_LOST:
-                    del remaining[job.path("json")]
-                    yield _give_up(job, orders)
-                else:
-                    # Last, so that what it does to its worker disturbs fewer others.
-                    remaining[job.path("json")] = remaining.pop(job.path("json"))
-            continue
-        if remaining:
-            if not is_waiting and show_progress:
-                _say(
-                    f"{len(remaining)} jobs are run by another process on this folder; "
-                    "waiting for it."
-                )
-            is_waiting = True
-            time.sleep(WAIT_SECONDS)
-
-
-def _give_up(job: Job, orders: Orders) -> Outcome:
-    """Record a job as failed that has lost its process twice, unless it is done."""
-    try:
-        with orders.store.locked(job):
-            status = _settled(job, orders)
-            if status:
-                return Outcome(job, "done" if status == "done" else "failed")
-            orders.store.write(job, failed_record(job, _LOST, ""))
-    except JobLockedError:
-        return Outcome(job, "failed", "its process was lost, and another one has it")
-    return Outcome(job, "failed", _LOST)
-
-
-def _outcomes(
-    jobs: Sequence[Job], orders: Orders, num_workers: int | None, sent: list[Job]
-) -> Generator[Outcome, None, None]:
-    """Yield what became of the jobs, whichever finishes first.
-
-    Args:
-        jobs: Jobs, in the order in which they are sent.
-        orders: What is wanted.
-        num_workers: Number of workers.
-        sent: Gets the jobs that were sent.
-    """
-
-    def calls() -> Iterator[Any]:
-        for job in jobs:
-            sent.append(job)
-            yield delayed(run_job)(job, orders)
-
-    if num_workers == 1:
-        yield from (run_job(job, orders) for job in jobs)
-        return
-    # A job is sent when a worker is free, not ahead of time: jobs take minutes.
-    settings: dict[str, Any] = {"n_jobs": num_workers, "batch_size": 1}
-    settings["pre_dispatch"] = "n_jobs"
-    for return_as in ("generator_unordered", "generator", "list"):
-        try:
-            parallel = Parallel(return_as=return_as, **settings)
-        except ValueError:  # Older versions, and some backends, know fewer.
-            continue
-        break
-    results: Any = parallel(calls())
-    try:
-        yield from results
-    finally:
-        with warnings.catch_warnings():
-            # Of jobs that nobody waits for, after an interruption.
-            warnings.filterwarnings("ignore", ".*tasks .* not used")
-            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-            if hasattr(results, "close"):
-                results.close()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from sbi_boed_plugin._files import write_bytes
 from sbi_boed_plugin._results import finite_or_none
 from sbi_boed_plugin.benchmark.jobs import Job
 
@@ -27,7 +28,6 @@ __all__ = [
     "JobLockedError",
     "Store",
     "read_record",
-    "write_bytes",
 ]
 
 Record = dict[str, Any]
@@ -78,10 +78,15 @@ class Store:
             OSError: If it cannot be made, or not written to.
         """
         self.results.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(self.results / "probe")
+        probe = self.results / f".probe.{uuid.uuid4().hex}.tmp"
         probe.touch()
         probe.unlink()
-        for path in self.results.rglob(".*.tmp"):
+        leftovers = [
+            *self.results.rglob(".*.tmp"),
+            *self.cache.glob(".*.tmp"),
+            *self.cache.glob(".*.pt.*"),
+        ]
+        for path in leftovers:
             # Another process may do the same, or have finished.
             with suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -204,29 +209,3 @@ def read_record(path: Path) -> Record:
     if missing:
         raise DamagedFileError(f"{path} lacks {', '.join(missing)}.")
     return record
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file that is whole, or not there, at any moment.
-
-    Args:
-        path: The file; folders above it are made.
-        content: What it shall hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            # A name must not point to content that a power cut could still take.
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _temporary(path: Path) -> Path:
-    """Return a name in the same folder that nobody else chooses."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from sbi_boed_plugin.benchmark.store import (
 )
 from sbi_boed_plugin.reproduce._table import mean_and_error
 
-__all__ = ["SECONDS", "Group", "Results", "read_results", "summarize"]
+__all__ = [
+    "SECONDS",
+    "Group",
+    "Results",
+    "describe_versions",
+    "read_results",
+    "summarize",
+]
 
 SECONDS = ("training_seconds", "sampling_seconds", "metric_seconds")
 
@@ -35,6 +43,8 @@ class Group:
         num_seeds: Number of seeds with a result.
         num_done: Number of jobs with a result.
         num_failed: Number of jobs that failed.
+        num_expected: Number of pairs of observation and seed that any method has had
+            at the task and budget.
     """
 
     job: Job
@@ -43,6 +53,19 @@ class Group:
     num_seeds: int
     num_done: int
     num_failed: int
+    num_expected: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its means are over all observations and seeds, as those of others.
+
+        Only such means may be ranked: who fails where it is hard would win.
+        """
+        return self.num_done == self.num_expected and not self.num_failed
+
+    def value(self, name: str) -> tuple[float, float]:
+        """Return mean and standard error of a metric or time, NaN if not known."""
+        return self.values.get(name, (math.nan, math.nan))
 
 
 @dataclass(frozen=True)
@@ -68,9 +91,9 @@ class Results:
 
     @property
     def settings(self) -> list[str]:
-        """Methods with what is unusual about them."""
+        """Keys of the methods with their settings, in a fixed order."""
         jobs = sorted((group.job for group in self.groups), key=_setting_order)
-        return list(dict.fromkeys(job.setting for job in jobs))
+        return list(dict.fromkeys(job.setting_key for job in jobs))
 
     @property
     def shared(self) -> list[str]:
@@ -80,14 +103,15 @@ class Results:
             text for text in jobs[0].unusual if all(text in job.unusual for job in jobs)
         ]
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
-        """Names of the settings without what all of them share."""
+        """Names of the settings by their keys, without what all of them share."""
+        shared = self.shared
         return {
-            group.job.setting: ", ".join(
+            group.job.setting_key: ", ".join(
                 [
                     group.job.method,
-                    *(text for text in group.job.unusual if text not in self.shared),
+                    *(text for text in group.job.unusual if text not in shared),
                 ]
             )
             for group in self.groups
@@ -98,10 +122,14 @@ class Results:
         """Numbers of simulations, ascending."""
         return sorted({group.job.num_simulations for group in self.groups})
 
-    @property
-    def is_sequential(self) -> bool:
-        """Whether all jobs ran several rounds."""
-        return all(group.job.num_rounds > 1 for group in self.groups)
+    def jobs(self, task: str | None = None, budget: int | None = None) -> list[Job]:
+        """Return one job of each group, of a task or budget if it is given."""
+        return [
+            group.job
+            for group in self.groups
+            if task in (None, group.job.task)
+            and budget in (None, group.job.num_simulations)
+        ]
 
     @property
     def failed(self) -> list[Record]:
@@ -110,11 +138,28 @@ class Results:
 
     def group(self, task: str, setting: str, budget: int) -> Group | None:
         """Return the group of a cell in a table, if there is one."""
-        for group in self.groups:
-            job = group.job
-            if (job.task, job.setting, job.num_simulations) == (task, setting, budget):
-                return group
-        return None
+        return self._by_cell.get((task, setting, budget))
+
+    def seconds(self, name: str, setting: str, budget: int) -> list[float]:
+        """Return a time of a method on each task that has one."""
+        groups = [self.group(task, setting, budget) for task in self.tasks]
+        means = [group.value(name)[0] for group in groups if group is not None]
+        return [mean for mean in means if math.isfinite(mean)]
+
+    @cached_property
+    def _by_cell(self) -> dict[tuple[str, str, int], Group]:
+        return {_cell(group.job): group for group in self.groups}
+
+
+def describe_versions(versions: Mapping[str, str | None]) -> str:
+    """Return the versions that results depend on most, as a text.
+
+    Example:
+        >>> describe_versions({"sbi_boed_plugin": "0.1", "sbi": "0.27", "torch": "2"})
+        'sbi_boed_plugin 0.1, sbi 0.27, sbibm unknown'
+    """
+    names = ("sbi_boed_plugin", "sbi", "sbibm")
+    return ", ".join(f"{name} {versions.get(name) or 'unknown'}" for name in names)
 
 
 def read_results(folder: Path) -> Results:
@@ -161,12 +206,14 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
         One group per task, method, budget and other settings.
     """
     gathered: dict[tuple[str, str, int], list[Record]] = {}
+    pairs: dict[tuple[str, int], set[tuple[int, int]]] = {}
     for record in records:
         job = Job(**record["job"])
-        key = (job.task, job.setting, job.num_simulations)
-        gathered.setdefault(key, []).append(record)
+        gathered.setdefault(_cell(job), []).append(record)
+        place = (job.task, job.num_simulations)
+        pairs.setdefault(place, set()).add((job.num_observation, job.seed))
     groups = []
-    for members in gathered.values():
+    for (task, _, budget), members in gathered.items():
         done = [record for record in members if record["status"] == "done"]
         values = {
             name: _over_observations(done, lambda record, n=name: record["metrics"][n])
@@ -184,9 +231,14 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
                 len({record["job"]["seed"] for record in done}),
                 len(done),
                 len(members) - len(done),
+                len(pairs[task, budget]),
             )
         )
     return groups
+
+
+def _cell(job: Job) -> tuple[str, str, int]:
+    return job.task, job.setting_key, job.num_simulations
 
 
 def _over_observations(records: Sequence[Record], value: Any) -> tuple[float, float]:

@@ -55,10 +55,8 @@ def summary_table(results: Results) -> tuple[list[str], list[list[Any]]]:
         row += [group.num_observations, group.num_seeds]
         row += [group.num_done, group.num_failed]
         for name in names:
-            pair = group.values.get(name, (math.nan, math.nan))
+            pair = group.value(name)
             row += [None if math.isnan(value) else value for value in pair]
-        if not group.num_done:
-            row[len(row) - 2 * len(names)] = "failed"
         rows.append(row)
     return header, rows
 
@@ -71,7 +69,8 @@ def markdown(results: Results) -> str:
         lines += [f"All with {', '.join(results.shared)}.", ""]
     lines += [
         "Mean ± standard error over observations, each the mean over its seeds. In "
-        "parentheses: number of observations × seeds.",
+        "parentheses: number of observations × seeds; means over fewer posteriors than "
+        "others have are not comparable with theirs.",
         "",
     ]
     for name in [*results.metrics, "training_seconds", "sampling_seconds"]:
@@ -101,11 +100,13 @@ def _cell(group: Group | None, name: str) -> str:
         return ""
     if not group.num_done:
         return "failed"
-    mean, error = group.values.get(name, (math.nan, math.nan))
+    mean, error = group.value(name)
     text = format_number(mean)
     if not math.isnan(error):
         text += f" ± {format_number(error, like=mean)}"
     text += f" ({group.num_observations} × {group.num_seeds})"
+    if group.num_done < group.num_expected:
+        text += f", {group.num_done} of {group.num_expected}"
     return text + (f", {group.num_failed} failed" if group.num_failed else "")
 
 

@@ -31,7 +31,14 @@ from sbi_boed_plugin.benchmark.store import (
     Store,
 )
 
-__all__ = ["Orders", "Outcome", "failed_record", "is_settled", "run_job"]
+__all__ = [
+    "Orders",
+    "Outcome",
+    "failed_record",
+    "is_settled",
+    "present_versions",
+    "run_job",
+]
 
 # Generators and numbers of threads belong to the process: jobs in threads of one, as a
 # dask worker has them, take turns.
@@ -39,6 +46,10 @@ _PROCESS = threading.RLock()
 
 # What a method printed before it failed; the end of it tells most.
 _OUTPUT_CHARACTERS = 2_000
+
+# Of a job's warnings: a training may give thousands.
+_NUM_WARNINGS = 20
+_WARNING_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,20 @@ def failed_record(job: Job, error: str, trace: str, output: str = "") -> Record:
         "error": error,
         "traceback": trace,
         "output": output,
+        "warnings": [],
     }
+
+
+@cache
+def present_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on."""
+    found: dict[str, str | None] = {"sbi_boed_plugin": __version__}
+    for name in ("sbi", "sbibm", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a copy of the sources
+            found[name] = None
+    return found
 
 
 def _read(job: Job, store: Store, notes: list[str]) -> Record | None:
@@ -149,14 +173,30 @@ def _read(job: Job, store: Store, notes: list[str]) -> Record | None:
 def _make_record(job: Job, orders: Orders, earlier: Record | None) -> Record:
     output = io.StringIO()
     # Warnings would be repeated by hundreds of jobs, and training says that it is over.
-    with _one_thread(), warnings.catch_warnings(), redirect_stdout(output):
-        warnings.simplefilter("ignore")
+    with (
+        _one_thread(),
+        warnings.catch_warnings(record=True) as caught,
+        redirect_stdout(output),
+    ):
+        warnings.simplefilter("default")
+        # Those are for whoever wrote the code that is called.
+        for category in (DeprecationWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
         try:
-            return _compute(job, orders, earlier)
+            record = _compute(job, orders, earlier)
         except Exception as error:
             trace = _without_folders(traceback.format_exc())
             printed = output.getvalue()[-_OUTPUT_CHARACTERS:]
-            return failed_record(job, describe_error(error), trace, printed)
+            record = failed_record(job, describe_error(error), trace, printed)
+    folder = f"{orders.store.folder}{os.sep}"
+    messages = [str(warning.message).replace(folder, "") for warning in caught]
+    distinct = dict.fromkeys(
+        [
+            *record.get("warnings", []),
+            *(message[:_WARNING_CHARACTERS] for message in messages),
+        ]
+    )
+    return {**record, "warnings": list(distinct)[:_NUM_WARNINGS]}
 
 
 def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
@@ -202,7 +242,7 @@ def _kept_samples(job: Job, store: Store, earlier: Record | None) -> Tensor | No
     """Return the samples of an earlier run, if the same run would make them now."""
     if earlier is None or not earlier["samples"]:
         return None
-    if earlier["versions"] != dict(_versions()):
+    if earlier["versions"] != present_versions():
         return None
     samples = store.read_samples(job)
     return None if samples is None else torch.from_numpy(samples)
@@ -214,19 +254,8 @@ def _common(job: Job, status: str) -> Record:
         "job": job.to_plain(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "finished": time.time(),
-        "versions": dict(_versions()),
+        "versions": dict(present_versions()),
     }
-
-
-@cache
-def _versions() -> tuple[tuple[str, str | None], ...]:
-    found: list[tuple[str, str | None]] = [("sbi_boed_plugin", __version__)]
-    for name in ("sbi", "sbibm", "torch"):
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:  # run from a copy of the sources
-            found.append((name, None))
-    return tuple(found)
 
 
 def _without_folders(trace: str) -> str:

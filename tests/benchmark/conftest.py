@@ -1,12 +1,15 @@
 """Benchmarks of tiny methods, in folders of their own."""
 
 import json
+from html.parser import HTMLParser
 
 import pytest
 
 pytest.importorskip("sbibm")
 
 from sbi_boed_plugin.benchmark import run_benchmark  # noqa: E402
+from sbi_boed_plugin.benchmark.store import Store  # noqa: E402
+from sbi_boed_plugin.benchmark.worker import failed_record  # noqa: E402
 
 MODULE = "tests.benchmark.tiny_methods"
 
@@ -50,9 +53,54 @@ def records(tmp_path):
 
 
 def timeless(record):
-    """Return what of a record does not depend on clocks and loads."""
+    """Return what of a record does not depend on clocks, loads and earlier jobs."""
     return {
         name: value
         for name, value in record.items()
-        if name not in ("finished", "load") and not name.endswith("_seconds")
+        # Torch gives some warnings once per process.
+        if name not in ("finished", "load", "warnings")
+        and not name.endswith("_seconds")
     }
+
+
+def add(folder, job, metrics, **changed):
+    """Write a record as a job would."""
+    record = failed_record(job, "", "")
+    for name in ("error", "traceback", "output"):
+        del record[name]
+    record |= {
+        "status": "done",
+        "metrics": metrics,
+        "training_seconds": 10.0,
+        "sampling_seconds": 2.0,
+        "metric_seconds": 1.0,
+        "from_cache": False,
+        "num_simulations_used": job.num_simulations,
+        "log_prob_true_parameters": None,
+        "diagnostics": {},
+        "samples": None,
+    }
+    Store(folder).write(job, record | changed)
+
+
+class Reader(HTMLParser):
+    """Collects what a page loads and links to, and whether its tags match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.addresses, self.text = [], [], [], ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in ("meta", "img", "br", "wbr", "link"):
+            self.open.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data

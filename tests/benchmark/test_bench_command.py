@@ -26,11 +26,11 @@ def given(monkeypatch):
     """What the command hands to the library, which does nothing."""
     calls = []
 
-    def run_benchmark(tasks, methods, **settings):
+    def plan_benchmark(tasks, methods, **settings):
         calls.append({"tasks": tasks, "methods": methods, **settings})
-        return 0
 
-    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    monkeypatch.setattr(_bench_command, "plan_benchmark", plan_benchmark)
+    monkeypatch.setattr(_bench_command, "run_plan", lambda plan: 0)
     return calls
 
 
@@ -40,7 +40,8 @@ def test_lists_and_ranges_are_read(given, capsys):
     arguments += "--num-rounds 2 --num-samples 500 --jobs 2 --output there "
     arguments += "--retry-failed --save-samples --quiet "
     arguments += (
-        "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True"
+        "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True "
+        "npe.num_atoms=5 a.b:c.d=1"
     )
     assert run(arguments.split(), capsys) == (0, "", "")
     assert given == [
@@ -60,6 +61,8 @@ def test_lists_and_ranges_are_read(given, capsys):
                 "sizes": [1, 2],
                 "rate": 1e-3,
                 "flag": True,
+                "npe.num_atoms": 5,
+                "a.b:c.d": 1,
             },
             "num_workers": 2,
             "retry_failed": True,
@@ -96,6 +99,9 @@ def test_all_tasks_and_what_is_usual(given, capsys):
         (["--tasks", "sir", "--methods", "npe", "--jobs", "0"], "at least 1"),
         (["--tasks", "sir", "--methods", "npe", "--num-samples", "1"], "at least 2"),
         (["--tasks", "sir", "--methods", "npe", "--set", "rate"], "KEY=VALUE"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "npe.=1"], "METHOD.KEY"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "nle.a=1"], "'nle'"),
+        (["--tasks", "sir", "--methods", "npe", "--set", "hide=1"], "hidden_features"),
         (["--tasks", "sir", "--methods", "npe", "--set", "a=f(1)"], "notation"),
         (["--tasks", "sir", "--methods", "npe", "--set", "seed=1"], "seed"),
         (["--tasks", "sir", "--methods", "npe", "--set", "a={1}"], "file"),
@@ -114,11 +120,23 @@ def test_wrong_input_is_refused_in_one_line(arguments, message, capsys):
     assert os.listdir() == ["file"]
 
 
+@pytest.mark.parametrize("error", [ValueError("inside"), OSError(28, "disk full")])
+def test_errors_of_the_run_itself_keep_their_traceback(
+    given, monkeypatch, capsys, error
+):
+    def run_plan(plan):
+        raise error
+
+    monkeypatch.setattr(_bench_command, "run_plan", run_plan)
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        main(["bench", "--tasks", "sir", "--methods", "npe"])
+
+
 def test_a_missing_sbibm_is_said_with_its_remedy(monkeypatch, capsys):
-    def run_benchmark(*args, **kwargs):
+    def plan_benchmark(*args, **kwargs):
         raise ImportError("tasks need sbibm. Run `pip install it`.")
 
-    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    monkeypatch.setattr(_bench_command, "plan_benchmark", plan_benchmark)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
     assert code == 2 and "pip install it" in err and err.count("\n") == 1
 
@@ -152,11 +170,11 @@ def test_failures_have_an_exit_code_and_a_hint(capsys, tmp_path):
     assert run([*arguments.split(), "--retry-failed"], capsys) == (0, "", "")
 
 
-def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
-    def run_benchmark(*args, **kwargs):
+def test_an_interruption_says_how_to_go_on(given, monkeypatch, capsys):
+    def run_plan(plan):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_bench_command, "run_benchmark", run_benchmark)
+    monkeypatch.setattr(_bench_command, "run_plan", run_plan)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
     assert code == 130
     assert "the same command goes on" in err
@@ -183,5 +201,6 @@ def test_help_names_tasks_methods_and_metrics(capsys):
     assert code == 0
     for name in (*TASKS, *METHODS, "c2st_forest"):
         assert name in out.replace("\n", "")
+    assert "run code" in out and "whom you trust" in out
     code, out, _ = run(["report", "--help"], capsys)
     assert code == 0 and "index.html" in out

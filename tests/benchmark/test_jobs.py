@@ -31,7 +31,8 @@ def test_every_job_has_a_file_of_its_own():
         {"hyper": {"hidden_features": 51}},
         {"hyper": {"hidden_features": 50}, "num_rounds": 2},
     ):
-        jobs += expand_jobs(["sir", "slcp"], ["npe", "a.b:npe"], **SETTINGS, **changed)
+        methods = ["npe", "a.b:npe", "a:B", "a:b", "A:b"]
+        jobs += expand_jobs(["sir", "slcp"], methods, **SETTINGS, **changed)
     assert len({job.path("json") for job in jobs}) == len(jobs)
     # Nor do they depend on the letters' case, which some file systems ignore.
     assert len({str(job.path("json")).lower() for job in jobs}) == len(jobs)
@@ -44,6 +45,32 @@ def test_names_can_be_read_and_do_not_depend_on_the_order_of_hyperparameters():
     other = Job("sir", "m:f", 10, 0, 1, hyper={"b": [2, 3], "a": 1})
     assert one.path("json") == other.path("json")
     assert ":" not in str(one.path("json"))
+
+
+def test_settings_that_differ_have_keys_and_words_that_differ():
+    values = [1, "1", 1.0, True, "True", None, "None", "nsf", [1], ["1"], "a=1, b"]
+    jobs = [Job("sir", "npe", 10, 0, 1, hyper={"a": value}) for value in values]
+    assert len({job.setting_key for job in jobs}) == len(values)
+    assert len({job.setting for job in jobs}) == len(values)
+    assert [job.setting for job in jobs[:2]] == ["npe, a=1", "npe, a='1'"]
+    assert jobs[7].setting == "npe, a=nsf"
+    one = Job("sir", "npe", 10, 0, 1, hyper={"a": 1, "b": 2})
+    other = Job("slcp", "npe", 20, 1, 2, hyper={"b": 2, "a": 1})
+    assert one.setting_key == other.setting_key
+
+
+def test_hyperparameters_for_one_method_are_those_of_its_jobs_only():
+    hyper = {"a": 1, "npe.a": 2, "my.module:f.b": 3}
+    methods = ["npe", "nre", "my.module:f"]
+    jobs = expand_jobs(["sir"], methods, **SETTINGS, hyper=hyper)
+    assert {job.method: job.hyper for job in jobs} == {
+        "npe": {"a": 2},
+        "nre": {"a": 1},
+        "my.module:f": {"a": 1, "b": 3},
+    }
+    # Whoever runs `nre` alone, or without what is for others, has the same jobs.
+    alone = expand_jobs(["sir"], ["nre"], **SETTINGS, hyper={"nre.a": 1})
+    assert alone == [job for job in jobs if job.method == "nre"]
 
 
 def test_a_job_comes_back_from_its_plain_form():
@@ -75,6 +102,8 @@ def test_a_job_comes_back_from_its_plain_form():
         ({"num_samples": 1}, "num_samples=1"),
         ({"hyper": {"seed": 1}}, "seed"),
         ({"hyper": {"num_rounds": 1}}, "num_rounds"),
+        ({"hyper": {"npe.seed": 1}}, "must not hold seed"),
+        ({"hyper": {"nre.num_atoms": 1}}, "'nre'.*npe"),
         ({"hyper": {"net": object()}}, "net"),
         ({"hyper": {"rate": math.inf}}, "rate"),
     ],

@@ -32,9 +32,21 @@ def test_c2st_is_that_of_sbibm_on_z_scored_samples_of_equal_number(
         samples = torch.randn(num_samples, 2)
         assert compute_metric("c2st", task, samples, 1) == pytest.approx(0.7)
         X, Y, settings = given.pop()
-        assert torch.equal(X, reference[:num_compared])
-        assert torch.equal(Y, samples[:num_compared])
+        assert len(X) == len(Y) == num_compared
+        for part, whole in ((X, reference), (Y, samples)):
+            if len(whole) == num_compared:
+                assert torch.equal(part, whole)
+            else:
+                assert _places(part, whole).max() > 1.1 * num_compared
         assert settings == {"z_score": True}
+
+
+def _places(part, whole):
+    """Return where rows of a part are in the whole, each once."""
+    rows = {tuple(row): place for place, row in enumerate(whole.tolist())}
+    places = {rows[tuple(row)] for row in part.tolist()}
+    assert len(places) == len(part)
+    return torch.tensor(sorted(places))
 
 
 def test_good_samples_are_told_from_bad_ones(task, reference):
@@ -54,12 +66,23 @@ def test_the_forest_sees_a_thousand_samples_at_most(task, reference, monkeypatch
     seen = []
 
     def c2st(X, Y, classifier, z_score):
-        seen.append((len(X), len(Y), classifier, z_score))
+        seen.append((X, Y))
+        assert (classifier, z_score) == ("rf", True)
         return torch.tensor(0.5)
 
     monkeypatch.setattr(sbi.utils.metrics, "c2st", c2st)
     compute_metric("c2st_forest", task, reference, 1)
-    assert seen == [(1_000, 1_000, "rf", True)]
+    (pair,) = seen
+    assert [len(part) for part in pair] == [1_000, 1_000]
+    # MCMC orders samples chain by chain: each tenth of them must be represented. There
+    # are a hundred expected of each, with a standard deviation of nine.
+    places = _places(pair[1], reference)
+    assert torch.histc(places.float(), 10, 0, 10_000).min() > 50
+    torch.manual_seed(1)
+    compute_metric("c2st_forest", task, reference, 1)
+    torch.manual_seed(1)
+    compute_metric("c2st_forest", task, reference, 1)
+    assert torch.equal(seen[-1][1], seen[-2][1])
 
 
 def test_the_median_distance_is_of_data_simulated_in_batches(task, reference):

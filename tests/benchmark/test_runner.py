@@ -55,12 +55,60 @@ def test_a_result_depends_on_its_job_only(bench, records, tmp_path):
     one = {"observations": [2], "seeds": [1], "metrics": ["ppc"], "output": alone}
     bench("likely", **one)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() >= 1
     ((key, record),) = records(alone).items()
     every = records()
     assert record["metrics"]["ppc"] == every[key]["metrics"]["ppc"]
     values = [found["metrics"]["ppc"] for found in every.values()]
     assert len(set(values)) == len(values), "seeds and observations do not matter"
+
+
+def test_a_job_has_one_thread_and_gives_the_others_back(bench, records):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        bench("threads", observations=[1])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    (record,) = records().values()
+    assert record["log_prob_true_parameters"] == 1
+
+
+def test_warnings_are_kept_once_each_and_shortened(bench, records, tmp_path, recwarn):
+    folder = str(tmp_path / "out")
+    assert bench("warning", hyper={"folder": folder}) == 1
+    assert not [w for w in recwarn if "careful" in str(w.message)]
+    for record in records().values():
+        assert record["warnings"][0] == "<careful> in cache"
+        assert len(record["warnings"]) == len(set(record["warnings"])) == 20
+        assert "old" not in record["warnings"]
+        assert max(map(len, record["warnings"])) == 500
+    assert {record["status"] for record in records().values()} == {"done", "failed"}
+
+
+def test_results_of_other_versions_are_kept_and_told_of_once(
+    bench, records, tmp_path, capsys
+):
+    bench(observations=[1, 2, 3])
+    assert "versions" not in capsys.readouterr().err
+    paths = sorted((tmp_path / "out" / "results").rglob("*.json"))
+    for path in paths[:2]:
+        record = json.loads(path.read_text())
+        record["versions"]["sbi"] = "0.20"
+        path.write_text(json.dumps(record))
+    before = records()
+    bench(observations=[1, 2, 3])
+    assert records() == before
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.count("versions") == 1
+    assert "2 of sbi_boed_plugin" in err and "sbi 0.20" in err and "--output" in err
+
+
+def test_hyperparameters_for_one_method_reach_it_only(bench, records):
+    methods = [f"{MODULE}:likely", f"{MODULE}:prior"]
+    assert bench(methods=methods, hyper={f"{MODULE}:likely.scale": 0.5}) == 0
+    found = {key[1]: record["job"]["hyper"] for key, record in records().items()}
+    assert found == {methods[0]: {"scale": 0.5}, methods[1]: {}}
 
 
 def test_a_failure_is_kept_skipped_and_retried(bench, records, tmp_path, capsys):
@@ -223,6 +271,10 @@ def test_a_method_that_takes_rounds_is_told_how_many(bench, records):
         ({"observations": [11]}, "at most 10"),
         ({"metrics": ["c2ts"]}, "c2st"),
         ({"num_workers": 0}, "num_workers=0"),
+        ({"methods": ["npe"], "hyper": {"hidden_featurs": 3}}, "hidden_features"),
+        ({"methods": ["npe", "nle"], "hyper": {"num_atoms": 3}}, "'nle'.*num_atoms"),
+        ({"methods": ["npe"], "hyper": {"nle.num_atoms": 3}}, "'nle'.*npe"),
+        ({"method": "likely", "hyper": {"scael": 3}}, "no scael, but .*scale"),
     ],
 )
 def test_wrong_arguments_leave_no_folder(bench, tmp_path, changed, message):
@@ -238,6 +290,8 @@ def test_the_methods_of_the_package_are_known():
 def test_the_files_of_a_run_are_where_they_belong(bench, tmp_path):
     bench()
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names <= {"results", ".locks", "cache"}
-    for path in (tmp_path / "out" / "results").rglob("*.json"):
+    assert names == {"results", ".locks"}
+    paths = list((tmp_path / "out" / "results").rglob("*.json"))
+    assert len(paths) == 2
+    for path in paths:
         assert json.loads(path.read_text())["job"]["task"] == path.parts[-3]

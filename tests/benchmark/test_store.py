@@ -6,12 +6,12 @@ import time
 
 import pytest
 
+from sbi_boed_plugin._files import write_bytes
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.store import (
     DamagedFileError,
     JobLockedError,
     Store,
-    write_bytes,
 )
 from sbi_boed_plugin.benchmark.worker import failed_record
 
@@ -109,6 +109,19 @@ def test_old_leftovers_are_removed_and_young_ones_are_not(store):
         os.utime(path, (time.time() - 4_000,) * 2)
     Store(store.folder).open()
     assert set(folder.iterdir()) == {young, foreign}
+
+
+def test_old_leftovers_of_the_cache_are_removed_too(store):
+    store.cache.mkdir()
+    leftovers = [".ab.pt.x1y2", ".ab.pt.0f.tmp", ".cd.0f.tmp"]
+    kept = ["ab.pt", "ab.lock", ".young.pt.x1", ".young.tmp"]
+    for name in [*leftovers, *kept]:
+        path = store.cache / name
+        path.touch()
+        if "young" not in name:
+            os.utime(path, (time.time() - 4_000,) * 2)
+    Store(store.folder).open()
+    assert {path.name for path in store.cache.iterdir()} == set(kept)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

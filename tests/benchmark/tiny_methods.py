@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -41,6 +42,23 @@ def deadly(task, num_samples, num_simulations, num_observation):
     """Take the process down for the second observation, as a lack of memory does."""
     if num_observation == 2:
         os.kill(os.getpid(), signal.SIGKILL)
+    return prior(task, num_samples, num_simulations)
+
+
+def threads(task, num_samples, num_simulations, num_observation):
+    """Return the number of threads in place of a log probability."""
+    return task.get_prior()(num_samples), 0, float(torch.get_num_threads())
+
+
+def warning(task, num_samples, num_simulations, num_observation, folder):
+    """Warn of the same twice, of thirty other things, and of what is for others."""
+    for _ in range(2):
+        warnings.warn(f"<careful> in {folder}/cache", stacklevel=2)
+    warnings.warn("old", DeprecationWarning, stacklevel=2)
+    for number in range(30):
+        warnings.warn(f"{number} " + "x" * 1_000, stacklevel=2)
+    if num_observation == 2:
+        raise ValueError("and then failed")
     return prior(task, num_samples, num_simulations)
 
 

@@ -1,0 +1,165 @@
+"""The queue of a benchmark: who runs which job, and whom a lost process is laid to."""
+
+import sys
+import time
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.store import DamagedFileError, JobLockedError, Record
+from sbi_boed_plugin.benchmark.worker import (
+    Orders,
+    Outcome,
+    failed_record,
+    is_settled,
+    run_job,
+)
+
+__all__ = ["run_all", "say", "settled_record"]
+
+# How long to wait before looking again at jobs of another process.
+WAIT_SECONDS = 5.0
+
+_LOST = (
+    "the process that ran the job was killed, and once more when no other job ran "
+    "beside it, perhaps because it takes too much memory"
+)
+
+
+def say(message: str) -> None:
+    """Print a line to standard error, above the progress line if there is one."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def settled_record(job: Job, orders: Orders) -> Record | None:
+    """Return the record of a job that need not run, or `None`.
+
+    Args:
+        job: The job.
+        orders: What is wanted.
+    """
+    try:
+        record = orders.store.read(job)
+    except DamagedFileError:
+        return None  # Whoever runs the job deals with it, under its lock.
+    return record if is_settled(record, orders) else None
+
+
+def run_all(
+    jobs: Sequence[Job], orders: Orders, num_workers: int | None, show_progress: bool
+) -> Iterator[Outcome]:
+    """Yield what became of each job, once, however often it had to be tried.
+
+    A process that dies takes the jobs beside it along, and nobody says which of them
+    killed it. All of them are tried again, one after another with none beside it: who
+    loses its process then has failed.
+
+    Args:
+        jobs: Jobs.
+        orders: What is wanted.
+        num_workers: Number of workers.
+        show_progress: Whether to say that the jobs of another process are waited for.
+    """
+    remaining = {job.path("json"): job for job in jobs}
+    suspects: set[Path] = set()
+    is_waiting = False
+    while remaining:
+        together = [job for path, job in remaining.items() if path not in suspects]
+        # Last, so that what they do to their worker disturbs no others.
+        alone = [[job] for path, job in remaining.items() if path in suspects]
+        num_suspects = len(suspects)
+        for batch in [together, *alone] if together else alone:
+            sent: list[Job] = []
+            answered: set[Path] = set()
+            try:
+                with closing(_outcomes(batch, orders, num_workers, sent)) as outcomes:
+                    for outcome in outcomes:
+                        answered.add(outcome.job.path("json"))
+                        if outcome.status != "locked":
+                            del remaining[outcome.job.path("json")]
+                            yield outcome
+            except Exception as error:
+                lost = [job for job in sent if job.path("json") not in answered]
+                if not (lost and _is_lost_process(error)):
+                    raise
+                if batch is together:
+                    suspects |= {job.path("json") for job in lost}
+                    break
+                for job in lost:
+                    del remaining[job.path("json")]
+                    yield _give_up(job, orders)
+        if remaining and len(suspects) == num_suspects:
+            if not is_waiting and show_progress:
+                say(
+                    f"{len(remaining)} jobs are run by another process on this folder; "
+                    "waiting for it."
+                )
+            is_waiting = True
+            time.sleep(WAIT_SECONDS)
+
+
+def _is_lost_process(error: Exception) -> bool:
+    # That of dask, by its name: dask need not be installed.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, BrokenExecutor) or "KilledWorker" in names
+
+
+def _give_up(job: Job, orders: Orders) -> Outcome:
+    """Record a job as failed that has lost its process twice, unless it is done."""
+    try:
+        with orders.store.locked(job):
+            record = settled_record(job, orders)
+            if record is not None:
+                return Outcome(job, record["status"], record.get("error", ""))
+            orders.store.write(job, failed_record(job, _LOST, ""))
+    except JobLockedError:
+        return Outcome(job, "failed", "its process was lost, and another one has it")
+    return Outcome(job, "failed", _LOST)
+
+
+def _outcomes(
+    jobs: Sequence[Job], orders: Orders, num_workers: int | None, sent: list[Job]
+) -> Generator[Outcome, None, None]:
+    """Yield what became of the jobs, whichever finishes first.
+
+    Args:
+        jobs: Jobs, in the order in which they are sent.
+        orders: What is wanted.
+        num_workers: Number of workers.
+        sent: Gets the jobs that were sent.
+    """
+
+    def calls() -> Iterator[Any]:
+        for job in jobs:
+            sent.append(job)
+            yield delayed(run_job)(job, orders)
+
+    if num_workers == 1:
+        yield from (run_job(job, orders) for job in jobs)
+        return
+    # A job is sent when a worker is free, not ahead of time: jobs take minutes.
+    settings: dict[str, Any] = {"n_jobs": num_workers, "batch_size": 1}
+    settings["pre_dispatch"] = "n_jobs"
+    for return_as in ("generator_unordered", "generator", "list"):
+        try:
+            parallel = Parallel(return_as=return_as, **settings)
+        except ValueError:  # Older versions, and some backends, know fewer.
+            continue
+        break
+    results: Any = parallel(calls())
+    try:
+        yield from results
+    finally:
+        with warnings.catch_warnings():
+            # Of jobs that nobody waits for, after an interruption.
+            warnings.filterwarnings("ignore", ".*tasks .* not used")
+            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
+            if hasattr(results, "close"):
+                results.close()

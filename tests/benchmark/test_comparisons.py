@@ -1,0 +1,143 @@
+"""What a report compares: like with like, and it says where that cannot be."""
+
+import math
+import re
+
+import pytest
+
+from sbi_boed_plugin.benchmark._page_tables import complete_means, runtime_table
+from sbi_boed_plugin.benchmark.figures import legend_keys, metric_figure, runtime_panel
+from sbi_boed_plugin.benchmark.html import page
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.store import Store
+from sbi_boed_plugin.benchmark.summary import read_results
+from sbi_boed_plugin.benchmark.tables import markdown
+from sbi_boed_plugin.benchmark.worker import failed_record
+from tests.benchmark.conftest import Reader, add
+
+
+def test_means_over_other_observations_are_not_ranked(tmp_path):
+    """Who fails where it is hard has the lower mean, and has not won."""
+    for task in ("slcp", "sir"):
+        for observation, (value, other) in enumerate(
+            [(0.6, 0.55), (0.7, 0.65), (0.9, None)], start=1
+        ):
+            add(tmp_path, Job(task, "npe", 10, 0, observation), {"c2st": value})
+            job = Job(task, "nre", 10, 0, observation)
+            if other is None:
+                Store(tmp_path).write(job, failed_record(job, "an error", ""))
+            else:
+                add(tmp_path, job, {"c2st": other})
+            if observation < 3:
+                add(tmp_path, Job(task, "nle", 10, 0, observation), {"c2st": 0.51})
+    results = read_results(tmp_path)
+    complete = {group.job.method for group in results.groups if group.is_complete}
+    assert complete == {"npe"}
+    means = complete_means(results, "c2st", 10)
+    assert {key for key, mean in means.items() if math.isfinite(mean)} == {
+        Job("sir", "npe", 10, 0, 1).setting_key
+    }
+    html = page(results, "out")
+    best = re.findall(r'<td class="best"[^>]*>([^<]*)<', html)
+    assert best == ["0.733"] * 3
+    text = Reader(html).text
+    assert text.count("2 of 3") == 4 and text.count("1 failed") == 2
+    assert "Lowest mean" not in text
+    assert markdown(results).count("2 of 3") == 3 * 4
+    labels = [name for name, _ in legend_keys(results, "c2st")]
+    assert labels[-1].startswith("hollow")
+
+
+def test_methods_with_everything_are_ranked(tmp_path):
+    for task in ("slcp", "sir"):
+        for method, value in (("npe", 0.7), ("nre", 0.8)):
+            add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": value})
+    results = read_results(tmp_path)
+    html = page(results, "out")
+    assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"] * 3
+    assert "npe with 10 simulations (0.700)" in Reader(html).text
+    assert " of 1" not in markdown(results)
+    assert not any("hollow" in name for name, _ in legend_keys(results, "c2st"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, ["NLE", "NPE", "NRE"]),
+        ({"num_samples": 1_000}, []),
+        ({"num_rounds": 2}, []),
+        ({"num_rounds": 10}, [f"S{n}E, ten rounds" for n in ("NL", "NP", "NR")]),
+    ],
+)
+def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
+    add(tmp_path, Job("sir", "npe", 1_000, 0, 1, **changed), {"c2st": 0.7})
+    results = read_results(tmp_path)
+    html = page(results, "out")
+    heads = re.findall(r'<th [^>]*class="published[^>]*>([^<]*)<br>published', html)
+    assert heads == shown
+    assert ("AISTATS" in html) == bool(shown)
+    names = [name for name, _ in legend_keys(results, "c2st")]
+    assert names[1:] == [f"{name}, published" for name in shown]
+
+
+def test_numbers_and_texts_as_hyperparameters_are_two_methods(tmp_path):
+    for value, c2st in ((1, 0.6), ("1", 0.8)):
+        add(tmp_path, Job("sir", "npe", 10, 0, 1, hyper={"a": value}), {"c2st": c2st})
+    results = read_results(tmp_path)
+    assert [group.value("c2st")[0] for group in results.groups] == [0.8, 0.6]
+    assert list(results.labels.values()) == ["npe, a='1'", "npe, a=1"]
+
+
+def test_warnings_are_counted(tmp_path):
+    for observation, messages in enumerate([["<a>", "b"], ["<a>"], []], start=1):
+        job = Job("sir", "npe", 10, 0, observation)
+        add(tmp_path, job, {"c2st": 0.7}, warnings=messages)
+    html = page(read_results(tmp_path), "out")
+    assert "<li>2 jobs: &lt;a&gt;</li><li>1 job: b</li>" in html
+    assert "2 messages" in Reader(html).text
+
+
+def test_mixed_versions_are_told(tmp_path):
+    for observation, version in enumerate(["0.26", "0.27", "0.27"], start=1):
+        versions = {"sbi_boed_plugin": "0.1", "sbi": version, "sbibm": "1.1"}
+        job = Job("sir", "npe", 10, 0, observation)
+        add(tmp_path, job, {"c2st": 0.7}, versions=versions)
+    text = Reader(page(read_results(tmp_path), "out")).text
+    assert "1 job of sbi_boed_plugin 0.1, sbi 0.26, sbibm 1.1" in text
+    assert "2 jobs of sbi_boed_plugin 0.1, sbi 0.27, sbibm 1.1" in text
+
+
+def test_table_and_figure_have_the_same_median_of_times(tmp_path):
+    """The middle of two: neither the geometric mean nor one of them."""
+    for task, seconds in (("sir", 1.0), ("slcp", 9.0)):
+        job = Job(task, "npe", 10, 0, 1)
+        add(tmp_path, job, {"c2st": 0.7}, training_seconds=seconds)
+    results = read_results(tmp_path)
+    (ax,) = runtime_panel(results, "training_seconds").axes
+    (diamond,) = (line for line in ax.lines if line.get_marker() == "D")
+    assert list(diamond.get_xdata()) == [5.0]
+    assert "<td>5.000</td>" in runtime_table(results)
+
+
+def test_no_time_is_no_dot_and_no_warning(tmp_path, recwarn):
+    """A logarithm has no place for zero, which still counts for the median."""
+    for task in ("sir", "slcp", "two_moons"):
+        job = Job(task, "npe", 10, 0, 1)
+        add(tmp_path, job, {"c2st": 0.7}, training_seconds=0.0)
+    results = read_results(tmp_path)
+    runtime_panel(results, "training_seconds")
+    assert not recwarn.list
+    assert "<td>0.000" in runtime_table(results)
+
+
+def test_long_names_fit_above_few_panels(tmp_path):
+    for rounds in (1, 10):
+        for task in ("sir", "slcp"):
+            job = Job(task, "npe", 10, 0, rounds, num_rounds=rounds)
+            add(tmp_path, job, {"c2st": 0.7})
+    figure = metric_figure(read_results(tmp_path), "c2st")
+    figure.savefig(tmp_path / "figure.png")
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0.0 and box.x1 <= figure.bbox.x1
+    assert {text.get_text()[:6] for text in legend.get_texts()} >= {"hollow"}
