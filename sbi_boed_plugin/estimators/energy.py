@@ -15,7 +15,9 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
 __all__ = [
     "EnergyRatio",
+    "FlowNoise",
     "bounded",
+    "draw_noise",
     "embed_condition",
     "has_latent",
     "latent",
@@ -40,6 +42,7 @@ class EnergyRatio(nn.Module):
         hidden_features: Width of the layers.
         num_blocks: Number of residual blocks.
         dropout: Probability to leave out a hidden feature during training.
+        sees_parameters: Whether the network is shown parameters, or conditions only.
     """
 
     mean: Tensor
@@ -53,10 +56,12 @@ class EnergyRatio(nn.Module):
         hidden_features: int = 64,
         num_blocks: int = 2,
         dropout: float = 0.0,
+        sees_parameters: bool = True,
     ) -> None:
         """Initialize the network."""
         super().__init__()
-        features = torch.cat([input, condition], dim=-1)
+        self.sees_parameters = sees_parameters
+        features = self._features(input, condition)
         self.register_buffer("mean", features.mean(dim=0))
         self.register_buffer("scale", features.std(dim=0).clamp_min(1e-6))
         self.first = nn.Linear(features.shape[-1], hidden_features)
@@ -84,11 +89,16 @@ class EnergyRatio(nn.Module):
         Returns:
             Ratios of shape `batch_shape`.
         """
-        features = (torch.cat([input, condition], dim=-1) - self.mean) / self.scale
+        features = (self._features(input, condition) - self.mean) / self.scale
         hidden = self.first(features)
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return self.last(hidden).squeeze(-1)
+
+    def _features(self, input: Tensor, condition: Tensor) -> Tensor:
+        if not self.sees_parameters:
+            return condition
+        return torch.cat([input, condition], dim=-1)
 
 
 def bounded(ratio: Tensor) -> Tensor:
@@ -205,19 +215,77 @@ def sample_with_latent(
     Returns:
         Draws and noise, of shape `(num_samples, batch_dim, dim_theta)`.
     """
-    if isinstance(base, DesignConditionedPosterior):
-        return sample_with_latent(base.net, num_samples, base.with_design(condition))
-    if isinstance(base, NFlowsFlow):
-        flow = cast(Any, base.net)
-        if isinstance(flow._distribution, StandardNormal):
-            context = flow._embedding_net(condition)
-            context = context.repeat_interleave(num_samples, dim=0)
-            noise = torch.randn(len(context), *base.input_shape, device=context.device)
-            draws = flow._transform.inverse(noise, context=context)[0]
-            shape = (len(condition), num_samples, *base.input_shape)
-            return (
-                draws.reshape(shape).transpose(0, 1),
-                noise.reshape(shape).transpose(0, 1),
-            )
+    drawn = draw_noise(base, num_samples, condition)
+    if drawn is not None:
+        return drawn.parameters(), drawn.noise
     draws = base.sample(torch.Size((num_samples,)), condition)
     return draws, latent(base, draws, condition)
+
+
+class FlowNoise:
+    """Noise of a flow of nflows, of which parameters are made when they are wanted.
+
+    Args:
+        base: The flow.
+        num_samples: Number of draws of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+    """
+
+    def __init__(self, base: NFlowsFlow, num_samples: int, condition: Tensor) -> None:
+        """Draw the noise."""
+        self._flow = cast(Any, base.net)
+        context = self._flow._embedding_net(condition)
+        self._context = context.repeat_interleave(num_samples, dim=0)
+        # One row per draw, those of a condition in succession, as the flow has them.
+        self._rows = torch.randn(
+            len(self._context), *base.input_shape, device=context.device
+        )
+        self._shape = (len(condition), num_samples, *base.input_shape)
+
+    @property
+    def noise(self) -> Tensor:
+        """The noise, of shape `(num_samples, batch_dim, dim_theta)`."""
+        return self._rows.reshape(self._shape).transpose(0, 1)
+
+    def parameters(self, chosen: Tensor | None = None) -> Tensor:
+        """Return what the flow makes of the noise.
+
+        Args:
+            chosen: Booleans of shape `(num_samples, batch_dim)`; all draws if `None`.
+
+        Returns:
+            Parameters of shape `(num_samples, batch_dim, dim_theta)`. Those that were
+            not chosen are NaN.
+        """
+        if chosen is None or bool(chosen.all()):
+            draws = self._flow._transform.inverse(self._rows, context=self._context)[0]
+        else:
+            rows = chosen.transpose(0, 1).flatten()
+            draws = torch.full_like(self._rows, torch.nan)
+            if rows.any():
+                draws[rows] = self._flow._transform.inverse(
+                    self._rows[rows], context=self._context[rows]
+                )[0]
+        return draws.reshape(self._shape).transpose(0, 1)
+
+
+def draw_noise(
+    base: ConditionalDensityEstimator, num_samples: int, condition: Tensor
+) -> FlowNoise | None:
+    """Draw the noise of a base alone, or return `None` if it cannot be told apart.
+
+    Args:
+        base: Estimator of the posterior.
+        num_samples: Number of draws of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+    Returns:
+        The noise; its parameters are those that `base.sample` would have drawn.
+    """
+    if isinstance(base, DesignConditionedPosterior):
+        return draw_noise(base.net, num_samples, base.with_design(condition))
+    if isinstance(base, NFlowsFlow) and isinstance(
+        cast(Any, base.net)._distribution, StandardNormal
+    ):
+        return FlowNoise(base, num_samples, condition)
+    return None

@@ -1,5 +1,6 @@
 r"""A normalized base times an energy ratio."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sbi_boed_plugin.estimators.design_conditioned_posterior import (
 )
 from sbi_boed_plugin.estimators.energy import (
     bounded,
+    draw_noise,
     embed_condition,
     latent,
     sample_with_latent,
@@ -205,6 +207,48 @@ class HybridEstimator(ConditionalDensityEstimator):
             return sample_with_latent(self.net, num_samples, condition)
         draws = self.net.sample(torch.Size((num_samples,)), condition)
         return draws, draws[..., :0]
+
+    def draw_accepted(
+        self,
+        num_samples: int,
+        condition: Tensor,
+        accept: Callable[[Tensor], Tensor],
+        *,
+        reject_outside_prior: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from the base, and accept some draws by their ratios.
+
+        Where the energy is shown noise but no parameters, it is asked before the base
+        makes parameters of the noise, which is most of the work: only what is accepted
+        is worth it.
+
+        Args:
+            num_samples: Number of draws of each condition.
+            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+            accept: From ratios of shape `(num_samples, batch_dim)` to booleans.
+            reject_outside_prior: Whether nothing outside the support of the prior is
+                accepted.
+
+        Returns:
+            Draws of shape `(num_samples, batch_dim, dim_theta)`, and which of them are
+            accepted. Those that are not may be NaN.
+        """
+        drawn = None
+        if self.latent_features and not getattr(self.energy, "sees_parameters", True):
+            drawn = draw_noise(self.net, num_samples, condition)
+        if drawn is None:
+            draws, noise = self.draw(num_samples, condition)
+            accepted = accept(self.log_ratio(draws, condition, noise))
+        else:
+            noise, shown = drawn.noise, self.condition_features(condition)
+            accepted = accept(self.ratio_of_features(noise, shown, noise))
+            draws = drawn.parameters(accepted)
+        if reject_outside_prior and self.prior is not None:
+            accepted = accepted.clone()
+            chosen = draws[accepted]
+            if len(chosen):
+                accepted[accepted.clone()] = within_support(self.prior, chosen)
+        return draws, accepted
 
     def ratio_of_features(self, input: Tensor, shown: Tensor, noise: Tensor) -> Tensor:
         r"""Return :math:`\rho(\theta, x)` from what the energy is shown.

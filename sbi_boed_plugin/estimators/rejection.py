@@ -14,6 +14,7 @@ what its base would draw.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,15 @@ class _Corrected(Protocol):
     ) -> Tensor: ...
 
     def inside(self, input: Tensor) -> Tensor | None: ...
+
+    def draw_accepted(
+        self,
+        num_samples: int,
+        condition: Tensor,
+        accept: Callable[[Tensor], Tensor],
+        *,
+        reject_outside_prior: bool = True,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -235,28 +245,32 @@ def sample_corrected(
         _warn_of_resampling(weights, hopeless, min_acceptance_rate)
 
     def reject(rows: Tensor, log_bound: Tensor) -> Tensor:
-        # Each batch is judged right after it is drawn.
-        log_weights = rows.new_empty(0)
+        # Each batch is judged while it is drawn.
+        accepted = rows.new_empty(0)
 
+        def accept(log_weights: Tensor) -> Tensor:
+            excess = log_weights - log_bound
+            certain = excess >= 0.0
+            # Random numbers only if something depends on them: without a correction,
+            # the draws are those of the base to the last bit.
+            if bool(certain.all()):
+                return certain
+            return certain | (torch.rand_like(excess).log() < excess)
+
+        @torch.no_grad()
         def propose(sample_shape: torch.Size, condition: Tensor) -> Tensor:
-            nonlocal log_weights
-            draws, log_weights = _draw(
-                hybrid, sample_shape.numel(), condition, reject_outside_prior
+            nonlocal accepted
+            draws, accepted = hybrid.draw_accepted(
+                sample_shape.numel(),
+                condition,
+                accept,
+                reject_outside_prior=reject_outside_prior,
             )
             return draws
 
-        def accept(draws: Tensor) -> Tensor:
-            excess = log_weights - log_bound
-            accepted = excess >= 0.0
-            # Random numbers only if something depends on them: without a correction,
-            # the draws are those of the base to the last bit.
-            if not bool((accepted | (excess == -torch.inf)).all()):
-                accepted = accepted | (torch.rand_like(excess).log() < excess)
-            return accepted
-
         return accept_reject_sample(
             proposal=propose,
-            accept_reject_fn=accept,
+            accept_reject_fn=lambda draws: accepted,
             num_samples=num_samples,
             show_progress_bars=show_progress_bars,
             # Below a hundredth sbi warns; the rate here is known and was accepted.

@@ -209,6 +209,12 @@ class HybridTrainer(NPE_C):
                 "energy_net must build a torch.nn.Module, but built a "
                 f"{type(energy).__name__}."
             )
+        if not (hybrid.latent_features or getattr(energy, "sees_parameters", True)):
+            raise ValueError(
+                "energy_net is shown neither parameters nor, with latent_features="
+                f"{self._latent_features} and a {type(base).__name__} as base, their "
+                "noise. Use energy_nn(sees_parameters=True)."
+            )
         hybrid.energy = energy
         hybrid.to(where)
         return hybrid

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 from sbi.neural_nets import posterior_nn
+from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.energy import EnergyRatio, draw_noise
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from studies.exact_estimators import exact_estimators, slope
@@ -166,3 +167,76 @@ def test_draws_outside_the_prior_count_nothing():
     )
     loss = hybrid_loss(torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([2.0]))
     torch.testing.assert_close(loss, torch.tensor([2.5]))
+
+
+class OfNoise(EnergyRatio):
+    """A ratio of data and noise alone, neither flat nor symmetric."""
+
+    def forward(self, input, condition):
+        return torch.sin(2.0 * condition[..., -1]) + 0.5 * condition[..., 0]
+
+
+def flow_with_an_energy_of_noise(num_conditions=3):
+    torch.manual_seed(0)
+    theta, x = torch.randn(50, 2), torch.randn(50, 2)
+    base = posterior_nn("maf", hidden_features=8)(theta, x).eval()
+    energy = OfNoise(theta, torch.cat([x, theta], dim=1), sees_parameters=False)
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    estimator = HybridEstimator(
+        base, energy, prior=prior, embedded=True, latent_features=True
+    )
+    return estimator, x[:num_conditions]
+
+
+def test_judging_noise_first_gives_the_same_samples(monkeypatch):
+    estimator, x = flow_with_an_energy_of_noise()
+    torch.manual_seed(1)
+    first = estimator.sample(torch.Size((200,)), x)
+    # An energy that might look at parameters is asked after they are made.
+    monkeypatch.setattr(estimator.energy, "sees_parameters", True)
+    torch.manual_seed(1)
+    second = estimator.sample(torch.Size((200,)), x)
+    torch.testing.assert_close(first, second)
+    assert (first.abs() <= 1.0).all()
+
+
+def test_only_accepted_noise_becomes_parameters(monkeypatch):
+    estimator, x = flow_with_an_energy_of_noise()
+    transform = estimator.base.net._transform
+    inverted = []
+    original = transform.inverse
+
+    def inverse(noise, context):
+        inverted.append(len(noise))
+        return original(noise, context=context)
+
+    monkeypatch.setattr(transform, "inverse", inverse)
+
+    def accept(ratio):
+        assert ratio.shape == (100, 3)
+        return torch.arange(300).reshape(100, 3) % 10 == 0
+
+    draws, accepted = estimator.draw_accepted(
+        100, x, accept, reject_outside_prior=False
+    )
+    assert inverted == [30]
+    assert accepted.sum() == 30
+    assert draws[accepted].isfinite().all()
+    assert draws[~accepted].isnan().all()
+    # A tenth of 300, of which the standard Normal base has most inside the prior.
+    _, inside = estimator.draw_accepted(100, x, accept)
+    assert 0 < inside.sum() < accepted.sum()
+    assert not (inside & ~accepted).any()
+
+
+def test_noise_and_data_determine_parameters():
+    estimator, x = flow_with_an_energy_of_noise()
+    drawn = draw_noise(estimator.base, 40, x)
+    draws = drawn.parameters()
+    assert drawn.noise.shape == draws.shape == (40, 3, 2)
+    torch.testing.assert_close(
+        estimator.latent(draws, x), drawn.noise, rtol=1e-3, atol=1e-3
+    )
+    chosen = torch.rand(40, 3) < 0.3
+    some = drawn.parameters(chosen)
+    torch.testing.assert_close(some[chosen], draws[chosen])

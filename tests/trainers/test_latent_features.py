@@ -133,3 +133,18 @@ def test_asking_for_what_is_the_default_changes_nothing():
         hybrid = train(make("maf", latent_features=latent_features))
         densities.append(hybrid.log_prob(theta.unsqueeze(0), x))
     assert torch.equal(*densities)
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_energy_that_is_shown_the_noise_needs_no_parameters(sees):
+    hybrid = train(make(energy_net=energy_nn(sees_parameters=sees)))
+    assert hybrid.energy.sees_parameters is sees
+    # Data, noise, and parameters, of two dimensions each.
+    assert hybrid.energy.first.in_features == 4 + 2 * sees
+    assert hybrid.sample(torch.Size((5,)), torch.zeros(1, 2)).shape == (5, 1, 2)
+
+
+def test_an_energy_that_is_shown_nothing_of_parameters_is_refused():
+    trainer = make(energy_net=energy_nn(sees_parameters=False), latent_features=False)
+    with pytest.raises(ValueError, match=r"sees_parameters=True"):
+        train(trainer)
