@@ -247,11 +247,25 @@ def check_diagnostics(names):
         assert "far from the simulations" in messages[0]
 
 
+def check_sbibm(names):
+    """The cache and the order of the methods that the text speaks of."""
+    assert names["x"].shape == (3, 20)
+    assert names["outcome"].from_cache and names["num_simulations"] == 1_000
+    assert names["forest"] < 0.75
+    assert names["num_failed"] == names["again"] == 0
+    table = names["table"]
+    # Differences of 0.2 and 0.15; a thousand samples tell 0.02 apart.
+    assert table["npe_gkl"] < table["npe"] - 0.05
+    assert table["npe"] < table["my_methods:nearest"] - 0.05
+    assert {"index.html", "summary.csv"} <= {path.name for path in names["written"]}
+
+
 CHECKS = {
     "00_first_experiment": check_first_experiment,
     "01_choosing_experiments": check_choosing_experiments,
     "02_gradients_and_bounds": check_gradients_and_bounds,
     "03_hybrid_posterior": check_hybrid_posterior,
+    "04_sbibm": check_sbibm,
 }
 
 
