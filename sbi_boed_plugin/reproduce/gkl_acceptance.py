@@ -10,7 +10,7 @@ simplest base can be.
 - `base_log_prob`, `hybrid_log_prob`: held-out log-densities, normalized over the
   support of the prior (nats). Their difference, `gain`, estimates how far the base is
   from the posterior.
-- `kept`: whether the energy improved the validation objective; otherwise the hybrid is
+- `kept`: whether the energy improved held-out log-densities; otherwise the hybrid is
   its base, and accepts all draws in the support.
 - `acceptance_rate`, `effective_share` (effective sample size as a share of draws),
   `truncated_mass`, `log_partition`: means over new observations of what

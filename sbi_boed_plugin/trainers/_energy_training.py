@@ -33,8 +33,10 @@ from sbi_boed_plugin.objectives.generalized_kl import (
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
 # Draws of the base for each simulation: to train with, to validate with after each
-# epoch, and to decide in the end whether the energy helps.
+# epoch, and, at least, to decide in the end whether the energy helps. In the end there
+# are more of them for few simulations: as many as all together may have.
 _POOL_SIZE, _VALIDATION_POOL, _FINAL_POOL = 24, 32, 128
+_MAX_FINAL_DRAWS, _MAX_FINAL_POOL = 2**18, 1_024
 # Pairs evaluated at a time: what fits into the cache of a processor.
 _CHUNK = 2**14
 _MAX_POOL_VALUES = 2**26
@@ -58,13 +60,13 @@ class EnergyConfig:
             3,000 simulations, else 1e-4.
         clip_max_norm: Value at which to clip the total gradient norm, `None` for no
             clipping.
-        min_standard_errors: Standard errors by which the energy must improve the
-            validation objective. Otherwise the base is kept as it is.
+        min_standard_errors: Standard errors by which the energy must improve held-out
+            log-densities. Otherwise the base is kept as it is.
     """
 
     num_partition_samples: int = 8
     learning_rate: float = 3e-3
-    max_num_epochs: int = 60
+    max_num_epochs: int = 120
     stop_after_epochs: int = 20
     training_batch_size: int | None = None
     weight_decay: float | None = None
@@ -102,7 +104,7 @@ class EnergyHistory:
     Attributes:
         training_loss: Mean loss of each epoch, without that of the base (nats).
         validation_loss: The same of the validation set, with the same draws each time.
-        gain: Mean improvement of the validation objective over the base (nats).
+        gain: Mean improvement of held-out log-densities over the base (nats).
         gain_standard_error: Its standard error.
         kept: Whether the energy is kept.
     """
@@ -162,7 +164,7 @@ def train_energy(
 ) -> EnergyHistory:
     """Train the energy of a hybrid on simulations, in place.
 
-    If the energy does not improve the validation objective, its weights are set back to
+    If the energy does not improve held-out log-densities, its weights are set back to
     what they were before. Whatever interrupts the training, the best so far are kept.
 
     Args:
@@ -258,8 +260,10 @@ def train_energy(
         hybrid.energy.zero_grad(set_to_none=True)
         hybrid.energy.eval()
 
+    fair = _MAX_FINAL_DRAWS // len(validation_rows)
+    num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
     with isolated_rng(_VALIDATION_SEED + 1):
-        final = prepare(validation_rows, _FINAL_POOL)
+        final = prepare(validation_rows, num_draws)
     gains = _gains(hybrid, final, device)
     history.gain = float(gains.mean())
     history.gain_standard_error = math.inf
@@ -300,20 +304,30 @@ def _mean_loss(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
 
 @torch.no_grad()
 def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> Tensor:
-    """Return by how much the energy improves the objective of each row, in nats.
+    """Return by how much the energy raises the log-density of each row, in nats.
 
-    The base is taken as posteriors take it: normalized over the support of the prior.
+    Base and hybrid are taken as posteriors take them: normalized, over the support of
+    the prior. The objective itself has the partition function in the place of its
+    logarithm, and a single row in which that is far off would decide. With atoms, it is
+    their objective that is compared.
     """
     gains = []
     for chosen in _chunks(rows, device):
-        losses = _losses(hybrid, chosen)
         if chosen.log_weight is None:
-            inside = chosen.pool_log_weight.exp().mean(dim=0)
-            base = 1.0 + inside.clamp(min=1.0 / len(chosen.pool_theta)).log()
+            ratio, pool_ratio = _ratios(hybrid, chosen)
+            inside = chosen.pool_log_weight
+            # One draw inside, where there is none: that much may be there.
+            least = -math.log(len(inside))
+            partition = (torch.logsumexp(inside + pool_ratio, dim=0) + least).clamp(
+                min=least
+            )
+            base = (torch.logsumexp(inside, dim=0) + least).clamp(min=least)
+            gain = ratio - partition + base
         else:
             own = chosen.log_weight.unsqueeze(0)
             base = atomic_hybrid_loss(torch.cat([own, chosen.pool_log_weight]))
-        gains.append(chosen.kernel * (base - losses))
+            gain = base - _losses(hybrid, chosen)
+        gains.append(chosen.kernel * gain)
     return torch.cat(gains) / rows.kernel.mean().to(device)
 
 

@@ -273,7 +273,7 @@ class HybridTrainer(NPE_C):
         self._tracker.flush()
         if not history.kept:
             warnings.warn(
-                "The energy does not improve the validation objective: "
+                "The energy does not improve held-out log-densities: "
                 f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats. The "
                 "posterior is that of the base alone, which may be right already; "
                 "if not, more simulations may help.",

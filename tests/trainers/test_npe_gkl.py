@@ -196,7 +196,7 @@ def test_a_base_that_is_right_is_kept_as_it_is():
     theta = prior.sample((1_000,))
     x = theta + 0.5 * torch.randn_like(theta)
     trainer = make(prior=prior).append_simulations(theta, x)
-    with pytest.warns(UserWarning, match="does not improve the validation objective"):
+    with pytest.warns(UserWarning, match="does not improve held-out log-densities"):
         trainer.train(max_num_epochs=60, learning_rate=5e-3)
     assert trainer.summary["energy_gain"] == [0.0]
     posterior = trainer.build_posterior()
