@@ -235,6 +235,8 @@ def test_run_functions_pickle():
         assert pickle.loads(pickle.dumps(function)) is function
 
 
+# sbibm uses old names, of which sbi warns.
+@pytest.mark.filterwarnings("ignore:.*is deprecated since sbi:FutureWarning")
 @pytest.mark.slow
 def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons):
     import sbibm.algorithms as algorithms
