@@ -240,3 +240,34 @@ def test_noise_and_data_determine_parameters():
     chosen = torch.rand(40, 3) < 0.3
     some = drawn.parameters(chosen)
     torch.testing.assert_close(some[chosen], draws[chosen])
+
+
+class Narrow(nn.Module):
+    """Accepts the fewer draws, the larger the first value of the condition."""
+
+    def forward(self, input, condition):
+        return -100.0 * condition[..., 0] * input.square().sum(dim=-1)
+
+
+def test_rows_that_accept_little_do_not_make_the_others_wait(monkeypatch):
+    torch.manual_seed(0)
+    base = posterior_nn("mdn", num_components=1)(torch.randn(50, 2), torch.randn(50, 2))
+    estimator = HybridEstimator(base.eval(), Narrow())
+    x = torch.zeros(6, 2)
+    x[3, 0] = 1.0
+    drawn = torch.zeros(2, dtype=torch.long)
+    original = HybridEstimator.draw_accepted
+
+    def draw_accepted(self, num_samples, condition, *args, **kwargs):
+        slow = (condition[:, 0] > 0.0).sum()
+        drawn.add_(num_samples * torch.stack([slow, len(condition) - slow]))
+        return original(self, num_samples, condition, *args, **kwargs)
+
+    monkeypatch.setattr(HybridEstimator, "draw_accepted", draw_accepted)
+    samples = estimator.sample(torch.Size((50,)), x)
+    assert samples.shape == (50, 6, 2)
+    # The slow row is in its own place.
+    assert samples[:, 3].norm(dim=-1).mean() < 0.3 * samples[:, 0].norm(dim=-1).mean()
+    slow, others = drawn.tolist()
+    assert slow > 1_000
+    assert others < 5 * 200
