@@ -40,6 +40,8 @@ DEFAULT_QUANTILE = 0.999
 MIN_ACCEPTANCE_RATE = 1e-3
 # Mass that a bound may cut off.
 MAX_TRUNCATED_MASS = 0.02
+# Draws of all rows together that are held at a time.
+_MAX_DRAWS_AT_A_TIME = 100_000
 # Draws of the base to resample from: all of them serve every sample.
 _POOL_PER_SAMPLE, _MIN_POOL, _MAX_POOL = 64, 100_000, 1_000_000
 
@@ -282,7 +284,10 @@ def sample_corrected(
             show_progress_bars=show_progress_bars,
             # Below a hundredth sbi warns; the rate here is known and was accepted.
             warn_acceptance=min_acceptance_rate,
-            max_sampling_batch_size=max_sampling_batch_size,
+            # Fewer of each, the more rows there are.
+            max_sampling_batch_size=min(
+                max_sampling_batch_size, max(1, _MAX_DRAWS_AT_A_TIME // len(rows))
+            ),
             proposal_sampling_kwargs={"condition": rows},
             alternative_method="build_posterior(..., sample_with='mcmc')",
             max_sampling_time=left,

@@ -458,7 +458,7 @@ class HybridPosterior(DirectPosterior):
                 weights=weights[start : start + _MAX_ROWS],
                 min_acceptance_rate=self.min_acceptance_rate,
                 reject_outside_prior=reject_outside_prior,
-                max_sampling_batch_size=min(batch_size, max(1, 100_000 // len(some))),
+                max_sampling_batch_size=batch_size,
                 max_sampling_time=left,
                 **kwargs,
             )
