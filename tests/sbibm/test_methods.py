@@ -238,8 +238,10 @@ def test_run_functions_pickle():
 # sbibm uses old names, of which sbi warns.
 @pytest.mark.filterwarnings("ignore:.*is deprecated since sbi:FutureWarning")
 @pytest.mark.slow
-def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons):
+def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons, tmp_path, monkeypatch):
     import sbibm.algorithms as algorithms
+
+    monkeypatch.chdir(tmp_path)  # sbi keeps logs where it runs.
 
     few = {"num_samples": 100, "num_simulations": 200, "num_observation": 1}
     for run in (algorithms.snpe, algorithms.snle):
