@@ -270,7 +270,10 @@ def train_energy(
     if len(gains) > 1:
         history.gain_standard_error = float(gains.std() / len(gains) ** 0.5)
     threshold = config.min_standard_errors * history.gain_standard_error
-    history.kept = history.gain > max(threshold, 0.0)
+    # Logarithms hide rare draws with huge ratios, of which samples would then be full;
+    # the objective, which has the partition function itself, shows them.
+    improves = atomic_prior is not None or _objective_gain(hybrid, final, device) > 0.0
+    history.kept = improves and history.gain > max(threshold, 0.0)
     if not history.kept:
         hybrid.energy.load_state_dict(initial)
     return history
@@ -329,6 +332,15 @@ def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> Tensor:
             gain = base - _losses(hybrid, chosen)
         gains.append(chosen.kernel * gain)
     return torch.cat(gains) / rows.kernel.mean().to(device)
+
+
+@torch.no_grad()
+def _objective_gain(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
+    """Return by how much the energy improves the objective in the mean, in nats."""
+    inside = rows.pool_log_weight.exp().mean(dim=0)
+    base = 1.0 + inside.clamp(min=1.0 / len(rows.pool_theta)).log()
+    kernel = rows.kernel
+    return float((kernel * base).mean()) - _mean_loss(hybrid, rows, device)
 
 
 def _chunks(rows: _Rows, device: str) -> Any:
