@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -51,12 +52,8 @@ class _RegisterOnImport(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         import_module("sbi_boed_plugin").register()
-        # The finders that are there now, ours among them.
-        for finder in sys.meta_path:
-            spec = finder.find_spec(fullname, path, target)
-            if spec is not None:
-                return spec
-        return None
+        # By the finders that are there now, ours among them.
+        return find_spec(fullname)
 
 
 if not any(isinstance(finder, _RegisterOnImport) for finder in sys.meta_path):

@@ -59,7 +59,7 @@ def energy_nn(
         sees_parameters: Whether the network is shown parameters. If not, it judges them
             by the noise that the base makes them of, which with the data determines
             them: draws are then judged before they are made, and sampling is several
-            times faster. With few simulations such an energy learns less.
+            times faster. Where simulations are few, compare the gains of both.
 
     Returns:
         Function of `theta` and features.

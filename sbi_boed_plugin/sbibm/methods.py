@@ -89,108 +89,42 @@ def nle(
     ).to_sbibm()
 
 
-def nle_ince(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run `NLE_INCE` on a task of sbibm; `hyper` are fields of `InfoNCESettings`.
+def _run_function(name: str, purpose: str, settings: type[RunSettings]) -> Any:
+    """Return a function like `nle` for another method."""
 
-    Arguments, results and errors are those of `nle`.
+    def run_on_task(
+        task: Any,
+        num_samples: int,
+        num_simulations: int,
+        num_observation: int | None = None,
+        observation: Tensor | None = None,
+        **hyper: Any,
+    ) -> SbibmResult:
+        return run_method(
+            name,
+            task,
+            num_samples,
+            num_simulations,
+            num_observation,
+            observation,
+            **hyper,
+        ).to_sbibm()
+
+    # It is found, and pickled, under the name that it gets in this module.
+    run_on_task.__name__ = run_on_task.__qualname__ = name
+    run_on_task.__doc__ = f"""Run {purpose} on a task of sbibm.
+
+    Arguments, results and errors are those of `nle`; `hyper` are fields of
+    `{settings.__name__}`.
     """
-    return run_method(
-        "nle_ince",
-        task,
-        num_samples,
-        num_simulations,
-        num_observation,
-        observation,
-        **hyper,
-    ).to_sbibm()
+    return run_on_task
 
 
-def npe(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run sbi's NPE on a task of sbibm; `hyper` are fields of `PosteriorSettings`.
-
-    Arguments, results and errors are those of `nle`; the log-density is known.
-    """
-    return run_method(
-        "npe", task, num_samples, num_simulations, num_observation, observation, **hyper
-    ).to_sbibm()
-
-
-def npe_gkl(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run `NPE_GKL` on a task of sbibm; `hyper` are fields of `HybridSettings`.
-
-    Arguments, results and errors are those of `nle`; the log-density is known.
-    """
-    return run_method(
-        "npe_gkl",
-        task,
-        num_samples,
-        num_simulations,
-        num_observation,
-        observation,
-        **hyper,
-    ).to_sbibm()
-
-
-def nre(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run sbi's NRE (`NRE_B`) on a task of sbibm; `hyper`: `RatioSettings`.
-
-    Arguments, results and errors are those of `nle`.
-    """
-    return run_method(
-        "nre", task, num_samples, num_simulations, num_observation, observation, **hyper
-    ).to_sbibm()
-
-
-def nre_gkl(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run `NRE_GKL` on a task of sbibm; `hyper` are fields of `RatioSettings`.
-
-    Arguments, results and errors are those of `nle`.
-    """
-    return run_method(
-        "nre_gkl",
-        task,
-        num_samples,
-        num_simulations,
-        num_observation,
-        observation,
-        **hyper,
-    ).to_sbibm()
-
+nle_ince = _run_function("nle_ince", "`NLE_INCE`", InfoNCESettings)
+npe = _run_function("npe", "sbi's NPE, whose density is known,", PosteriorSettings)
+npe_gkl = _run_function("npe_gkl", "`NPE_GKL`, whose density is known,", HybridSettings)
+nre = _run_function("nre", "sbi's NRE (`NRE_B`)", RatioSettings)
+nre_gkl = _run_function("nre_gkl", "`NRE_GKL`", RatioSettings)
 
 METHODS: dict[str, Callable[..., SbibmResult]] = {
     "nle": nle,

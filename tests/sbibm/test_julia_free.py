@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from sbi_boed_plugin.sbibm import TASKS, get_task
+from sbi_boed_plugin.sbibm import TASKS, get_task, julia_free
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -77,6 +77,34 @@ def test_a_grid_posterior_of_sir_matches_the_reference(number):
     exact_scale = (weights * (theta - exact_mean).square()).sum(0).sqrt()
     assert torch.all((exact_mean - mean).abs() < 0.03 * scale)
     assert torch.all((exact_scale / scale - 1.0).abs() < 0.02)
+
+
+@pytest.mark.parametrize("step", ["_SIR_STEP", "_LOTKA_VOLTERRA_STEP"])
+def test_steps_are_fine_enough_for_the_noise(step, monkeypatch):
+    """A thousand draws, against steps of a sixth of the length."""
+    name = "sir" if step == "_SIR_STEP" else "lotka_volterra"
+    task = get_task(name)
+    torch.manual_seed(0)
+    theta = task.get_prior()(num_samples=1_000)
+    means = []
+    monkeypatch.setattr(
+        julia_free,
+        "_observe",
+        lambda values, noise, sample: means.append(values) or values,
+    )
+    task.get_simulator()(theta)
+    monkeypatch.setattr(julia_free, step, getattr(julia_free, step) / 6.0)
+    task.get_simulator()(theta)
+    used, exact = (values.double() for values in means)
+    if name == "sir":
+        # In counts of 1,000 people; of a single person where nobody is infected.
+        scale = (1_000.0 * exact * (1.0 - exact)).clamp(min=1.0).sqrt()
+        error = 1_000.0 * (used - exact).abs() / scale
+    else:
+        logs = [values.clamp(1e-10, 1e4).log() for values in (used, exact)]
+        error = (logs[0] - logs[1]).abs() / 0.1
+    assert error.max() < 0.01
+    assert error.mean() < 1e-4
 
 
 def test_log_probabilities_have_gradients():
