@@ -264,7 +264,7 @@ def train_energy(
     num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
     with isolated_rng(_VALIDATION_SEED + 1):
         final = prepare(validation_rows, num_draws)
-    gains = _gains(hybrid, final, device)
+    gains, of_objective = _gains(hybrid, final, device)
     history.gain = float(gains.mean())
     history.gain_standard_error = math.inf
     if len(gains) > 1:
@@ -272,7 +272,7 @@ def train_energy(
     threshold = config.min_standard_errors * history.gain_standard_error
     # Logarithms hide rare draws with huge ratios, of which samples would then be full;
     # the objective, which has the partition function itself, shows them.
-    improves = atomic_prior is not None or _objective_gain(hybrid, final, device) > 0.0
+    improves = bool(of_objective.mean() > 0.0)
     history.kept = improves and history.gain > max(threshold, 0.0)
     if not history.kept:
         hybrid.energy.load_state_dict(initial)
@@ -306,41 +306,33 @@ def _mean_loss(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
 
 
 @torch.no_grad()
-def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> Tensor:
-    """Return by how much the energy raises the log-density of each row, in nats.
+def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> tuple[Tensor, Tensor]:
+    """Return what the energy gains of each row: in log-density, and in the objective.
 
     Base and hybrid are taken as posteriors take them: normalized, over the support of
-    the prior. The objective itself has the partition function in the place of its
-    logarithm, and a single row in which that is far off would decide. With atoms, it is
-    their objective that is compared.
+    the prior. The objective has the partition function itself in the place of its
+    logarithm. With atoms, both are that of their objective.
     """
-    gains = []
+    gains, of_objective = [], []
     for chosen in _chunks(rows, device):
+        ratio, pool_ratio = _ratios(hybrid, chosen)
+        inside = chosen.pool_log_weight
         if chosen.log_weight is None:
-            ratio, pool_ratio = _ratios(hybrid, chosen)
-            inside = chosen.pool_log_weight
             # One draw inside, where there is none: that much may be there.
             least = -math.log(len(inside))
-            partition = (torch.logsumexp(inside + pool_ratio, dim=0) + least).clamp(
-                min=least
-            )
+            log_partition = torch.logsumexp(inside + pool_ratio, dim=0) + least
             base = (torch.logsumexp(inside, dim=0) + least).clamp(min=least)
-            gain = ratio - partition + base
+            gain = ratio - log_partition.clamp(min=least) + base
+            objective = ratio - log_partition.expm1() + base
         else:
             own = chosen.log_weight.unsqueeze(0)
-            base = atomic_hybrid_loss(torch.cat([own, chosen.pool_log_weight]))
-            gain = base - _losses(hybrid, chosen)
+            atoms = torch.cat([own + ratio, inside + pool_ratio])
+            gain = atomic_hybrid_loss(torch.cat([own, inside]))
+            gain = objective = gain - atomic_hybrid_loss(atoms)
         gains.append(chosen.kernel * gain)
-    return torch.cat(gains) / rows.kernel.mean().to(device)
-
-
-@torch.no_grad()
-def _objective_gain(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
-    """Return by how much the energy improves the objective in the mean, in nats."""
-    inside = rows.pool_log_weight.exp().mean(dim=0)
-    base = 1.0 + inside.clamp(min=1.0 / len(rows.pool_theta)).log()
-    kernel = rows.kernel
-    return float((kernel * base).mean()) - _mean_loss(hybrid, rows, device)
+        of_objective.append(chosen.kernel * objective)
+    scale = rows.kernel.mean().to(device)
+    return torch.cat(gains) / scale, torch.cat(of_objective) / scale
 
 
 def _chunks(rows: _Rows, device: str) -> Any:
