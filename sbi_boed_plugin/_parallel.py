@@ -7,7 +7,7 @@ that happens to get it nor on how many there are.
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -26,6 +26,7 @@ __all__ = [
     "default_chunk_size",
     "describe_error",
     "map_chunks",
+    "run_long_calls",
 ]
 
 # Independent of the number of workers, for results that are, too. More chunks balance
@@ -256,11 +257,38 @@ def _collect(
                 progress.update(rows)
     finally:
         # The traceback of an error keeps the generator, and with it the chunks that
-        # nobody waits for any more. joblib warns of those, which is beside the error.
-        close = getattr(chunks, "close", None)
-        if close is not None:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*tasks .* not used")
-                warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-                close()
+        # nobody waits for any more.
+        _close(chunks)
     return results
+
+
+def run_long_calls(calls: Iterable[Any], **settings: Any) -> Iterator[Any]:
+    """Yield what calls return, whichever ends first, where each takes minutes.
+
+    Args:
+        calls: Calls of `joblib.delayed`.
+        settings: Further arguments of `joblib.Parallel`.
+    """
+    # A call is sent when a worker is free, not ahead of time.
+    settings = {"pre_dispatch": "n_jobs", "batch_size": 1, **settings}
+    for return_as in ("generator_unordered", "generator", "list"):
+        try:
+            parallel = Parallel(return_as=return_as, **settings)
+        except ValueError:  # Older versions, and some backends, know fewer.
+            continue
+        break
+    results: Any = parallel(calls)
+    try:
+        yield from results
+    finally:
+        _close(results)
+
+
+def _close(results: Any) -> None:
+    """Give up results that nobody waits for, of which joblib would warn."""
+    close = getattr(results, "close", None)
+    if close is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*tasks .* not used")
+            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
+            close()

@@ -2,16 +2,16 @@
 
 import sys
 import time
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._parallel import run_long_calls
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.store import DamagedFileError, JobLockedError, Record
 from sbi_boed_plugin.benchmark.worker import (
@@ -144,22 +144,4 @@ def _outcomes(
     if num_workers == 1:
         yield from (run_job(job, orders) for job in jobs)
         return
-    # A job is sent when a worker is free, not ahead of time: jobs take minutes.
-    settings: dict[str, Any] = {"n_jobs": num_workers, "batch_size": 1}
-    settings["pre_dispatch"] = "n_jobs"
-    for return_as in ("generator_unordered", "generator", "list"):
-        try:
-            parallel = Parallel(return_as=return_as, **settings)
-        except ValueError:  # Older versions, and some backends, know fewer.
-            continue
-        break
-    results: Any = parallel(calls())
-    try:
-        yield from results
-    finally:
-        with warnings.catch_warnings():
-            # Of jobs that nobody waits for, after an interruption.
-            warnings.filterwarnings("ignore", ".*tasks .* not used")
-            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-            if hasattr(results, "close"):
-                results.close()
+    yield from run_long_calls(calls(), n_jobs=num_workers)

@@ -10,14 +10,13 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from joblib import Parallel, delayed
+from joblib import delayed
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin._parallel import describe_error
+from sbi_boed_plugin._parallel import describe_error, run_long_calls
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.reproduce._table import (
@@ -166,22 +165,8 @@ def _outcomes(
     if num_workers <= 1:
         yield from (_run_job(run, job, quick) for job in jobs)
         return
-    # A job is sent when a worker is free, not ahead of time: jobs take minutes.
-    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "n_jobs"}
-    settings |= {"backend": "loky", "batch_size": 1}
-    try:
-        parallel = Parallel(return_as="generator_unordered", **settings)
-    except ValueError:  # joblib 1.3 knows the ordered one only.
-        parallel = Parallel(return_as="generator", **settings)
-    results: Any = parallel(delayed(_run_job)(run, job, quick) for job in jobs)
-    try:
-        yield from results
-    finally:
-        with warnings.catch_warnings():
-            # Of jobs that nobody waits for, after an interruption.
-            warnings.filterwarnings("ignore", ".*tasks .* not used")
-            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-            results.close()
+    calls = (delayed(_run_job)(run, job, quick) for job in jobs)
+    yield from run_long_calls(calls, n_jobs=num_workers, backend="loky")
 
 
 def _run_job(run: Callable[[Job, bool], Row], job: Job, quick: bool) -> _Outcome:
