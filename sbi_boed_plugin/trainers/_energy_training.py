@@ -61,7 +61,8 @@ class EnergyConfig:
         clip_max_norm: Value at which to clip the total gradient norm, `None` for no
             clipping.
         min_standard_errors: Standard errors by which the energy must improve held-out
-            log-densities. Otherwise the base is kept as it is.
+            log-densities. Otherwise, or if it worsens the held-out objective in the
+            mean, the base is kept as it is.
     """
 
     num_partition_samples: int = 8
@@ -106,6 +107,7 @@ class EnergyHistory:
         validation_loss: The same of the validation set, with the same draws each time.
         gain: Mean improvement of held-out log-densities over the base (nats).
         gain_standard_error: Its standard error.
+        objective_gain: Mean improvement of the held-out objective (nats).
         kept: Whether the energy is kept.
     """
 
@@ -113,6 +115,7 @@ class EnergyHistory:
     validation_loss: list[float] = field(default_factory=list)
     gain: float = 0.0
     gain_standard_error: float = 0.0
+    objective_gain: float = 0.0
     kept: bool = False
 
 
@@ -264,19 +267,25 @@ def train_energy(
     num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
     with isolated_rng(_VALIDATION_SEED + 1):
         final = prepare(validation_rows, num_draws)
-    gains, of_objective = _gains(hybrid, final, device)
+    _judge(history, *_gains(hybrid, final, device), config.min_standard_errors)
+    if not history.kept:
+        hybrid.energy.load_state_dict(initial)
+    return history
+
+
+def _judge(
+    history: EnergyHistory, gains: Tensor, of_objective: Tensor, num_errors: float
+) -> None:
+    """Write down what an energy gains, and whether it is kept."""
     history.gain = float(gains.mean())
     history.gain_standard_error = math.inf
     if len(gains) > 1:
         history.gain_standard_error = float(gains.std() / len(gains) ** 0.5)
-    threshold = config.min_standard_errors * history.gain_standard_error
     # Logarithms hide rare draws with huge ratios, of which samples would then be full;
     # the objective, which has the partition function itself, shows them.
-    improves = bool(of_objective.mean() > 0.0)
-    history.kept = improves and history.gain > max(threshold, 0.0)
-    if not history.kept:
-        hybrid.energy.load_state_dict(initial)
-    return history
+    history.objective_gain = float(of_objective.mean())
+    threshold = max(num_errors * history.gain_standard_error, 0.0)
+    history.kept = history.gain > threshold and history.objective_gain > 0.0
 
 
 def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:

@@ -272,9 +272,16 @@ class HybridTrainer(NPE_C):
             self._tracker.log_metric(name=key, value=value, step=self._round + 1)
         self._tracker.flush()
         if not history.kept:
+            what = "held-out log-densities"
+            told = f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats"
+            if history.objective_gain <= 0.0 < history.gain:
+                what = "the held-out objective"
+                told = (
+                    f"{history.objective_gain:.3g} nats, since rare draws of the base "
+                    f"have huge ratios (in log-densities {told})"
+                )
             warnings.warn(
-                "The energy does not improve held-out log-densities: "
-                f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats. The "
+                f"The energy does not improve {what}: {told}. The "
                 "posterior is that of the base alone, which may be right already; "
                 "if not, more simulations may help.",
                 stacklevel=4,

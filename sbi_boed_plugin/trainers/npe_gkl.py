@@ -284,8 +284,8 @@ class NPE_GKL(HybridTrainer):
         numbers. The summary and the tracker also get the losses of each epoch of the
         energy, `energy_training_loss` and `energy_validation_loss`, the number of these
         epochs, and `energy_gain` with its standard error: the nats by which the energy
-        improves the objective of the validation set, on which the best epoch was
-        chosen, too. Held-out log-densities improve by about as much.
+        improves log-densities of the validation set, on which the best epoch was chosen,
+        too.
 
         Args:
             num_atoms: Number of atoms of the base's loss in later rounds.

@@ -1,0 +1,93 @@
+"""What an energy is said to gain, and whether it is kept, against known ratios."""
+
+import math
+
+import pytest
+import torch
+
+from sbi_boed_plugin.trainers._energy_training import (
+    EnergyHistory,
+    _gains,
+    _judge,
+    _Rows,
+)
+
+NUM_ROWS, NUM_DRAWS = 50, 400
+
+
+class KnownRatios:
+    """Stands in for a hybrid; the parameters are the ratios."""
+
+    def ratio_of_features(self, theta, shown, noise):
+        return theta[..., 0]
+
+
+def rows(own, pool, inside=None):
+    """Validation rows with ratios `own` and pools with ratios `pool`."""
+    log_weight = torch.zeros(pool.shape)
+    if inside is not None:
+        log_weight = log_weight.masked_fill(~inside, -torch.inf)
+    nothing = torch.zeros(NUM_ROWS, 0)
+    return _Rows(
+        theta=own.unsqueeze(-1),
+        shown=nothing,
+        noise=nothing,
+        pool_theta=pool.unsqueeze(-1),
+        pool_noise=torch.zeros(*pool.shape, 0),
+        pool_log_weight=log_weight,
+        log_weight=None,
+        kernel=torch.ones(NUM_ROWS),
+    )
+
+
+def judge(gains, of_objective):
+    history = EnergyHistory()
+    _judge(history, gains, of_objective, 2.0)
+    return history
+
+
+def test_gains_are_those_of_normalized_densities():
+    torch.manual_seed(0)
+    own, pool = torch.randn(NUM_ROWS), torch.randn(NUM_DRAWS, NUM_ROWS)
+    gains, of_objective = _gains(KnownRatios(), rows(own, pool), "cpu")
+    partition = pool.exp().mean(dim=0)
+    torch.testing.assert_close(gains, own - partition.log())
+    torch.testing.assert_close(of_objective, own - partition + 1.0)
+    # log Z is at most Z - 1.
+    assert (of_objective <= gains + 1e-5).all()
+
+
+def test_gains_are_beside_a_base_that_is_normalized_inside_the_prior():
+    own, pool = torch.zeros(NUM_ROWS), torch.zeros(NUM_DRAWS, NUM_ROWS)
+    inside = torch.arange(NUM_DRAWS).unsqueeze(1).expand_as(pool) % 4 == 0
+    gains, _ = _gains(KnownRatios(), rows(own, pool, inside), "cpu")
+    # An energy that says nothing gains nothing, whatever the base loses outside.
+    torch.testing.assert_close(gains, torch.zeros(NUM_ROWS))
+    # Nor where no draw is inside at all.
+    gains, _ = _gains(KnownRatios(), rows(own, pool, inside & False), "cpu")
+    assert gains.isfinite().all()
+
+
+def test_a_steady_gain_is_kept_and_a_noisy_one_is_not():
+    torch.manual_seed(0)
+    steady = 0.3 + 0.1 * torch.randn(NUM_ROWS)
+    kept = judge(steady, steady)
+    assert kept.kept
+    assert kept.gain == pytest.approx(0.3, abs=0.1)
+    noisy = torch.linspace(-9.0, 9.2, NUM_ROWS)
+    assert not judge(noisy, noisy).kept
+    assert not judge(steady[:1], steady[:1]).kept
+
+
+def test_rare_draws_with_huge_ratios_are_refused():
+    """In logarithms one row of fifty is off; samples given it would be of that draw."""
+    own, pool = torch.full((NUM_ROWS,), 0.8), torch.zeros(NUM_DRAWS, NUM_ROWS)
+    harmless = judge(*_gains(KnownRatios(), rows(own, pool), "cpu"))
+    assert harmless.kept
+    pool[17, 3] = 15.0
+    gains, of_objective = _gains(KnownRatios(), rows(own, pool), "cpu")
+    spoilt = judge(gains, of_objective)
+    assert spoilt.gain > 2.0 * spoilt.gain_standard_error > 0.0
+    assert of_objective.mean() < -math.exp(15.0) / (NUM_DRAWS * NUM_ROWS) / 2.0
+    assert spoilt.objective_gain == of_objective.mean()
+    assert not spoilt.kept
