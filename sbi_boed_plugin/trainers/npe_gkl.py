@@ -284,8 +284,7 @@ class NPE_GKL(HybridTrainer):
         numbers. The summary and the tracker also get the losses of each epoch of the
         energy, `energy_training_loss` and `energy_validation_loss`, the number of these
         epochs, and `energy_gain` with its standard error: the nats by which the energy
-        improves log-densities of the validation set, on which the best epoch was chosen,
-        too.
+        raises log-densities of the validation set, on which the best epoch was chosen.
 
         Args:
             num_atoms: Number of atoms of the base's loss in later rounds.
