@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
-import sbibm
 import torch
 from matplotlib.figure import Figure
 from sbi.inference import NRE_B, NRE_C
@@ -35,6 +34,7 @@ from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.reproduce._table import summarize
 from sbi_boed_plugin.reproduce.runner import run_study
 from sbi_boed_plugin.reproduce.study import Job, Row, Study
+from sbi_boed_plugin.sbibm import get_task
 
 NUM_OBSERVATIONS = 10
 NUM_FOREST, NUM_MLP = 1_000, 10_000
@@ -49,6 +49,8 @@ TASKS = (
     "gaussian_linear_uniform",
     "gaussian_mixture",
     "bernoulli_glm",
+    "sir",
+    "lotka_volterra",
 )
 
 COLUMNS = [
@@ -106,7 +108,7 @@ def distances(posterior: Any, task: Any, mlp: bool) -> Dict[str, float]:
 def run(job: Job, quick: bool) -> Row:
     """Train, draw given every observation, and compare with the references."""
     torch.manual_seed(job["seed"])
-    task = sbibm.get_task(job["task"])
+    task = get_task(job["task"])
     prior, simulator = task.get_prior_dist(), task.get_simulator()
     theta = prior.sample((job["num_simulations"],))
     x = simulator(theta)

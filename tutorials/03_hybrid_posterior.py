@@ -179,7 +179,7 @@ for name in (
 # |---|---|---|---|
 # | `acceptance_rate` | draws of the base that become samples | 0.02 to 1 | < 0.005 |
 # | `effective_share` | how well the base covers the hybrid | 0.05 to 1 | < 0.01 |
-# | `log_partition` | log Z: error of the energy's scale | ± 0.3 | beyond ± 3 |
+# | `log_partition` | log Z: error of the energy's scale | ± 0.3 | beyond ± 2 |
 # | `truncated_mass` | what the bound of rejection cuts off, at most | < 0.01 | > 0.05 |
 #
 # - **The acceptance rate is time, not quality**; a large correction has a low one.
@@ -214,7 +214,7 @@ for first in (0.3, 1.0, 2.0):
 print(*far[2.0][1])
 
 # %% [markdown]
-# Beyond three nats there is a warning, of `sample` and `log_prob` as well. Silence
+# Beyond two nats there is a warning, of `sample` and `log_prob` as well. Silence
 # proves nothing: an energy may extrapolate by luck to something of the right size. If
 # no draw of the base is in the support of the prior, `sample` raises an error.
 #

@@ -24,9 +24,11 @@ __all__ = [
     "sample_with_latent",
 ]
 
-# Ratios are what networks say up to the first number of nats, and never more than the
-# second: far from all simulations a network may say anything.
-_FREE_ENERGY, _LARGEST_ENERGY = 15.0, 20.0
+# Ratios are what networks say between the inner numbers of nats, and never beyond the
+# outer ones. Upwards there is little room: where no partition function had a draw, a
+# network may say anything, and one such draw with a huge ratio would fill the samples.
+# A base that must be corrected by more would have hardly a draw accepted.
+_LOWEST, _FREE_BELOW, _FREE_ABOVE, _HIGHEST = -20.0, -15.0, 3.0, 5.0
 
 # Numbers in the repeated conditions of one call.
 _MAX_REPEATED = 2**24
@@ -102,7 +104,7 @@ class EnergyRatio(nn.Module):
 
 
 def bounded(ratio: Tensor) -> Tensor:
-    """Return ratios that never exceed 20 nats, and are the same up to 15.
+    """Return ratios between -20 and 5 nats, which are the same between -15 and 3.
 
     Args:
         ratio: What a network returned, of any shape.
@@ -119,8 +121,8 @@ def bounded(ratio: Tensor) -> Tensor:
             f"{ratio.numel()} rows. Check it, and the parameters and data that it is "
             "given, for values that are not finite."
         )
-    room = _LARGEST_ENERGY - _FREE_ENERGY
-    free = ratio.clamp(-_FREE_ENERGY, _FREE_ENERGY)
+    free = ratio.clamp(_FREE_BELOW, _FREE_ABOVE)
+    room = torch.where(ratio < 0.0, _FREE_BELOW - _LOWEST, _HIGHEST - _FREE_ABOVE)
     return free + room * torch.tanh((ratio - free) / room)
 
 

@@ -29,8 +29,8 @@ __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 class HybridEstimator(ConditionalDensityEstimator):
     r"""The posterior :math:`b(\theta \mid x) \, e^{\rho(\theta, x)} / Z(x)`.
 
-    Ratios are finite by construction: they are what the energy says up to 15 nats, and
-    never more than 20, up or down.
+    Ratios are finite by construction: they are what the energy says between -15 and 3
+    nats, and never beyond -20 and 5.
 
     Example:
         >>> import torch

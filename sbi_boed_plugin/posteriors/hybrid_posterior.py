@@ -31,8 +31,8 @@ from sbi_boed_plugin.estimators.rejection import (
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
 
 # Nats by which a partition function may be off before a user should know: a factor of
-# twenty, which ordinary observations hardly ever reach.
-_MAX_LOG_PARTITION = 3.0
+# seven, which ordinary observations hardly ever reach.
+_MAX_LOG_PARTITION = 2.0
 
 # Observations that are sampled together: each waits for the slowest of them.
 _MAX_ROWS = 100

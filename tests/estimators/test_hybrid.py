@@ -9,7 +9,7 @@ from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_boed_plugin.estimators.energy import EnergyRatio, draw_noise
+from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded, draw_noise
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from studies.exact_estimators import exact_estimators, slope
@@ -271,3 +271,14 @@ def test_rows_that_accept_little_do_not_make_the_others_wait(monkeypatch):
     slow, others = drawn.tolist()
     assert slow > 1_000
     assert others < 5 * 200
+
+
+def test_ratios_grow_with_the_energy_and_stay_within_their_bounds():
+    energy = torch.linspace(-200.0, 200.0, 4_001)
+    ratio = bounded(energy)
+    free = (energy >= -15.0) & (energy <= 3.0)
+    assert torch.equal(ratio[free], energy[free])
+    assert ratio.min() >= -20.0
+    assert ratio.max() <= 5.0
+    assert (ratio.diff() >= 0.0).all()
+    assert (ratio[(energy > -25.0) & (energy < 7.0)].diff() > 0.0).all()
