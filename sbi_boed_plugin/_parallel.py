@@ -8,12 +8,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 import torch
 from joblib import Parallel, delayed
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -26,6 +28,7 @@ __all__ = [
     "default_chunk_size",
     "describe_error",
     "map_chunks",
+    "one_thread",
     "run_long_calls",
 ]
 
@@ -35,6 +38,9 @@ NUM_CHUNKS = 16
 
 # The global generators belong to the process: threads of one that seed them take turns.
 _GENERATORS = threading.RLock()
+# So do numbers of threads: long calls in threads of one process, as a dask worker has
+# them, take turns. The simulations inside of them take turns among themselves.
+_NUM_THREADS = threading.RLock()
 
 
 class Chunk(NamedTuple):
@@ -260,6 +266,18 @@ def _collect(
         # nobody waits for any more.
         _close(chunks)
     return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: several per process would fight over the cores."""
+    with _NUM_THREADS, threadpool_limits(limits=1):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def run_long_calls(calls: Iterable[Any], **settings: Any) -> Iterator[Any]:

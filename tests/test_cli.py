@@ -14,9 +14,9 @@ import matplotlib.pyplot
 import pytest
 import torch
 
-from sbi_boed_plugin import __version__, _design_command
+from sbi_boed_plugin import __version__
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin.cli import main
+from sbi_boed_plugin.cli import design_run, main
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 # sbi passes torch tensors to numpy functions.
@@ -173,7 +173,7 @@ def test_an_interruption_keeps_the_design(tmp_path, capsys, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_design_command, "infer_parameters", interrupt)
+    monkeypatch.setattr(design_run, "infer_parameters", interrupt)
     folder = tmp_path / "kept"
     folder.mkdir()
     (folder / "posterior_samples.csv").write_text("of an earlier run")
@@ -195,7 +195,7 @@ def test_an_interruption_of_the_search_leaves_earlier_results(
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_design_command, "find_design", interrupt)
+    monkeypatch.setattr(design_run, "find_design", interrupt)
     earlier = tmp_path / "summary.json"
     earlier.write_text("of an earlier run")
     code, _, err = run([*ARGUMENTS, "--output", str(tmp_path)], capsys)

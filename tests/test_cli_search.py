@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from sbi_boed_plugin import NLE_INCE, _design_command, experiment
-from sbi_boed_plugin._search_settings import NUM_STEPS
-from sbi_boed_plugin.cli import main
+from sbi_boed_plugin import NLE_INCE, experiment
+from sbi_boed_plugin.cli import design_run, main
+from sbi_boed_plugin.cli.search_settings import NUM_STEPS
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks import available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
@@ -31,13 +31,13 @@ def quick(monkeypatch):
     def infer_parameters(trainer, design, x_o, **settings):
         return trainer._prior.sample((50,))
 
-    monkeypatch.setattr(_design_command, "find_design", find_design)
-    monkeypatch.setattr(_design_command, "infer_parameters", infer_parameters)
+    monkeypatch.setattr(design_run, "find_design", find_design)
+    monkeypatch.setattr(design_run, "infer_parameters", infer_parameters)
 
 
 def test_a_map_is_drawn_of_two_coordinates(tmp_path, capsys, quick, monkeypatch):
     coarse = lambda task: experiment.design_grid(task, 5)
-    monkeypatch.setattr(_design_command, "design_grid", coarse)
+    monkeypatch.setattr(design_run, "design_grid", coarse)
     folder = tmp_path / "map"
     arguments = ["design", "location_finding", "--num-steps", "20", "--quiet"]
     code, out, _ = run([*arguments, "--output", str(folder)], capsys)
@@ -104,7 +104,7 @@ def test_all_settings_reach_the_search(monkeypatch):
         asked.update(settings, policy=type(trainer.design_policy).__name__)
         raise Stop
 
-    monkeypatch.setattr(_design_command, "find_design", find_design)
+    monkeypatch.setattr(design_run, "find_design", find_design)
     options = (
         "--objective gkl --gradient surrogate --method multi_start --num-workers 3"
     )

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.published import PUBLISHED_C2ST
@@ -17,7 +18,6 @@ from sbi_boed_plugin.benchmark.store import (
     Store,
     read_record,
 )
-from sbi_boed_plugin.reproduce._table import mean_and_error
 
 __all__ = [
     "SECONDS",

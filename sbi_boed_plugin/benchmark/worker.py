@@ -3,23 +3,21 @@
 import io
 import os
 import sys
-import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin._parallel import describe_error
+from sbi_boed_plugin._parallel import describe_error, one_thread
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.methods import run_job_method
@@ -39,10 +37,6 @@ __all__ = [
     "present_versions",
     "run_job",
 ]
-
-# Generators and numbers of threads belong to the process: jobs in threads of one, as a
-# dask worker has them, take turns.
-_PROCESS = threading.RLock()
 
 # What a method printed before it failed; the end of it tells most.
 _OUTPUT_CHARACTERS = 2_000
@@ -174,7 +168,7 @@ def _make_record(job: Job, orders: Orders, earlier: Record | None) -> Record:
     output = io.StringIO()
     # Warnings would be repeated by hundreds of jobs, and training says that it is over.
     with (
-        _one_thread(),
+        one_thread(),
         warnings.catch_warnings(record=True) as caught,
         redirect_stdout(output),
     ):
@@ -267,15 +261,3 @@ def _without_folders(trace: str) -> str:
     for root in filter(None, roots):
         trace = trace.replace(f'File "{root}{os.sep}', 'File "')
     return trace
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: several per process would fight over the cores."""
-    with _PROCESS, threadpool_limits(limits=1):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)

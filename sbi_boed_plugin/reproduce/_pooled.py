@@ -5,12 +5,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
 from sbi_boed_plugin.reproduce._campaigns import (
     summarize,
     with_error,
 )
-from sbi_boed_plugin.reproduce._table import mean_and_error
 from sbi_boed_plugin.reproduce.study import Row
 
 __all__ = ["pooled", "pooled_plot"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.reproduce.study import Row
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "append_row",
     "format_table",
     "identity",
-    "mean_and_error",
     "read_rows",
     "summarize",
 ]
@@ -120,21 +120,6 @@ def _number(text: str) -> Any:
         except ValueError:
             continue
     return text
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard error, NaN for the error of a single value.
-
-    Example:
-        >>> mean_and_error([1.0, 3.0])
-        (2.0, 1.0)
-    """
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    # In plain arithmetic, which takes what is not finite as it is.
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
 
 
 def summarize(

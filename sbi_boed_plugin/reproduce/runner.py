@@ -5,18 +5,16 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from joblib import delayed
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin._parallel import describe_error, run_long_calls
+from sbi_boed_plugin._parallel import describe_error, one_thread, run_long_calls
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.reproduce._table import (
@@ -174,7 +172,7 @@ def _run_job(run: Callable[[Job, bool], Row], job: Job, quick: bool) -> _Outcome
     started = time.perf_counter()
     # Warnings would be repeated by hundreds of jobs. The seed is set here, too, so
     # that no row depends on which worker made it.
-    with _one_thread(), warnings.catch_warnings(), isolated_rng(int(job["seed"])):
+    with one_thread(), warnings.catch_warnings(), isolated_rng(int(job["seed"])):
         warnings.simplefilter("ignore")
         try:
             made = run(job, quick)
@@ -191,14 +189,3 @@ def _run_job(run: Callable[[Job, bool], Row], job: Job, quick: bool) -> _Outcome
 def _load() -> float:
     """Return how many processes wait for a core, or NaN where that is not known."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread: several per process would fight over the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

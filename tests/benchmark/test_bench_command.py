@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sbi_boed_plugin import _bench_command, _report_command
-from sbi_boed_plugin.cli import main
+from sbi_boed_plugin.cli import bench, main, report
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 from tests.benchmark.conftest import MODULE
 
@@ -29,8 +28,8 @@ def given(monkeypatch):
     def plan_benchmark(tasks, methods, **settings):
         calls.append({"tasks": tasks, "methods": methods, **settings})
 
-    monkeypatch.setattr(_bench_command, "plan_benchmark", plan_benchmark)
-    monkeypatch.setattr(_bench_command, "run_plan", lambda plan: 0)
+    monkeypatch.setattr(bench, "plan_benchmark", plan_benchmark)
+    monkeypatch.setattr(bench, "run_plan", lambda plan: 0)
     return calls
 
 
@@ -127,7 +126,7 @@ def test_errors_of_the_run_itself_keep_their_traceback(
     def run_plan(plan):
         raise error
 
-    monkeypatch.setattr(_bench_command, "run_plan", run_plan)
+    monkeypatch.setattr(bench, "run_plan", run_plan)
     with pytest.raises(type(error), match=str(error.args[-1])):
         main(["bench", "--tasks", "sir", "--methods", "npe"])
 
@@ -136,7 +135,7 @@ def test_a_missing_sbibm_is_said_with_its_remedy(monkeypatch, capsys):
     def plan_benchmark(*args, **kwargs):
         raise ImportError("tasks need sbibm. Run `pip install it`.")
 
-    monkeypatch.setattr(_bench_command, "plan_benchmark", plan_benchmark)
+    monkeypatch.setattr(bench, "plan_benchmark", plan_benchmark)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
     assert code == 2 and "pip install it" in err and err.count("\n") == 1
 
@@ -174,7 +173,7 @@ def test_an_interruption_says_how_to_go_on(given, monkeypatch, capsys):
     def run_plan(plan):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_bench_command, "run_plan", run_plan)
+    monkeypatch.setattr(bench, "run_plan", run_plan)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
     assert code == 130
     assert "the same command goes on" in err
@@ -191,7 +190,7 @@ def test_a_report_that_cannot_be_written_is_refused(monkeypatch, capsys):
     def make_report(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(_report_command, "make_report", make_report)
+    monkeypatch.setattr(report, "make_report", make_report)
     code, _, err = run(["report", "there"], capsys)
     assert code == 2 and "Permission denied" in err
 

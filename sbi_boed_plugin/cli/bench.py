@@ -5,13 +5,13 @@ import ast
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.runner import plan_benchmark, run_plan
+from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
 __all__ = ["add_bench_command"]
@@ -32,12 +32,11 @@ Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
 
 
-def add_bench_command(commands: Any, positive_integer: Callable[[str], int]) -> None:
+def add_bench_command(commands: Any) -> None:
     """Add the command to those of `sbi-boed`.
 
     Args:
         commands: What `add_subparsers` of the main parser returned.
-        positive_integer: Type of arguments that must be at least one.
     """
     parser = commands.add_parser(
         "bench",
@@ -88,14 +87,14 @@ def add_bench_command(commands: Any, positive_integer: Callable[[str], int]) -> 
     )
     parser.add_argument(
         "--num-rounds",
-        type=positive_integer,
+        type=integer_from(1),
         default=1,
         metavar="N",
         help="rounds of each method (default: 1)",
     )
     parser.add_argument(
         "--num-samples",
-        type=positive_integer,
+        type=integer_from(1),
         default=NUM_SAMPLES,
         metavar="N",
         help="posterior samples (default: %(default)s)",
@@ -111,7 +110,7 @@ def add_bench_command(commands: Any, positive_integer: Callable[[str], int]) -> 
     )
     parser.add_argument(
         "--jobs",
-        type=positive_integer,
+        type=integer_from(1),
         default=1,
         metavar="K",
         help="processes, each with one thread (default: %(default)s)",
@@ -157,9 +156,11 @@ def _bench(options: argparse.Namespace) -> int:
             show_progress=not options.quiet,
         )
     except (ValueError, ImportError) as error:
-        return _refuse(" ".join(str(error).split()))
+        raise InputError(" ".join(str(error).split())) from error
     except OSError as error:
-        return _refuse(f"cannot write results to {options.output}: {error.strerror}.")
+        raise InputError(
+            f"cannot write results to {options.output}: {error.strerror}."
+        ) from error
     # Errors of the run itself are nobody's wrong input, and need their traceback.
     try:
         num_failed = run_plan(plan)
@@ -238,8 +239,3 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ValueError(
             f"argument --set: value must be in Python's notation, got {text!r}"
         ) from error
-
-
-def _refuse(message: str) -> int:
-    print(f"sbi-boed: error: {message}", file=sys.stderr)
-    return 2

@@ -1,11 +1,10 @@
 """The command `sbi-boed reproduce`: tables and figures of papers."""
 
 import argparse
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.reproduce._table import ForeignTableError
 from sbi_boed_plugin.reproduce.registry import available_studies, get_study
 from sbi_boed_plugin.reproduce.runner import run_study
@@ -24,14 +23,11 @@ errors over seeds) and NAME.png; with --quick NAME_quick.csv and so on.
 """
 
 
-def add_reproduce_command(
-    commands: Any, positive_integer: Callable[[str], int]
-) -> None:
+def add_reproduce_command(commands: Any) -> None:
     """Add the command to those of `sbi-boed`.
 
     Args:
         commands: What `add_subparsers` of the main parser returned.
-        positive_integer: Type of arguments that must be at least one.
     """
     parser = commands.add_parser(
         "reproduce",
@@ -58,7 +54,7 @@ def add_reproduce_command(
     )
     parser.add_argument(
         "--seeds",
-        type=positive_integer,
+        type=integer_from(1),
         metavar="N",
         help="number of seeds (default: that of the study)",
     )
@@ -69,7 +65,7 @@ def add_reproduce_command(
     )
     parser.add_argument(
         "--num-workers",
-        type=positive_integer,
+        type=integer_from(1),
         default=1,
         metavar="K",
         help="processes, each with one thread (default: %(default)s)",
@@ -83,11 +79,11 @@ def _reproduce(options: argparse.Namespace) -> int:
             print(f"{name:<{max(map(len, names))}}  {get_study(name).title}")
         return 0
     if options.study is None:
-        return _refuse("give the NAME of a study, or --list")
+        raise InputError("give the NAME of a study, or --list")
     try:
         study = get_study(options.study)
     except ValueError as error:
-        return _refuse(str(error))
+        raise InputError(str(error)) from error
     try:
         num_failed = run_study(
             study,
@@ -97,12 +93,9 @@ def _reproduce(options: argparse.Namespace) -> int:
             num_workers=options.num_workers,
         )
     except ForeignTableError as error:
-        return _refuse(str(error))
+        raise InputError(str(error)) from error
     except OSError as error:
-        return _refuse(f"cannot write results to {options.output}: {error.strerror}.")
+        raise InputError(
+            f"cannot write results to {options.output}: {error.strerror}."
+        ) from error
     return 1 if num_failed else 0
-
-
-def _refuse(message: str) -> int:
-    print(f"sbi-boed: error: {message}", file=sys.stderr)
-    return 2

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin import _report, plotting
+from sbi_boed_plugin import plotting
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._search_settings import SearchSettings
+from sbi_boed_plugin.cli import design_report
+from sbi_boed_plugin.cli.search_settings import SearchSettings
 from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.experiment import (
     design_grid,
@@ -84,21 +85,21 @@ def run_design(
             num_workers=settings.num_workers,
         )
         # Saved at once: whatever interrupts the rest, the search is not lost.
-        summary = _report.design_summary(task, seed, result)
+        summary = design_report.design_summary(task, seed, result)
         summary["policy"] = settings.policy
         summary["seconds"] = time.perf_counter() - started
         _save_design(folder, task, result, summary)
-        print(_report.describe_design(result, summary), flush=True)
+        print(design_report.describe_design(result, summary), flush=True)
 
         say("Measuring there and sampling the posterior ...")
         x_o = measure(task, result.design)
         samples = infer_parameters(
             trainer, result.design, x_o, show_progress_bars=show_progress
         )
-        summary |= {"x_o": x_o[0].tolist(), **_report.posterior_summary(samples)}
+        summary |= {"x_o": x_o[0].tolist(), **design_report.posterior_summary(samples)}
         summary |= {"seconds": time.perf_counter() - started, "complete": True}
         _save_posterior(folder, task, result.design, x_o, samples, summary)
-        print(_report.describe_posterior(task, summary), flush=True)
+        print(design_report.describe_posterior(task, summary), flush=True)
 
         # A map of two measurements would only be one half and its mirror image.
         if task.dim_design == 1 or (task.dim_design == 2 and task.dim_x == 1):
@@ -115,7 +116,7 @@ def _save_design(
 ) -> None:
     """Write what the search found, in the place of an earlier run's results."""
     folder.remove([SUMMARY, SAMPLES, CURVE, *FIGURES])
-    folder.save_table(TRACE, *_report.trace_table(result.history))
+    folder.save_table(TRACE, *design_report.trace_table(result.history))
     folder.save_json(SUMMARY, summary)
     figure = plotting.plot_trace(
         result.history,
@@ -202,7 +203,7 @@ def _compare_designs(
         folder, task, result, designs, estimates, reference and reference[:-1]
     )
     at_design = None if reference is None else reference[-1]
-    text = _report.describe_comparison(designs, estimates, result.eig, at_design)
+    text = design_report.describe_comparison(designs, estimates, result.eig, at_design)
     print(text, flush=True)
     if at_design is None:
         return None

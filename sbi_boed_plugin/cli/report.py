@@ -1,11 +1,11 @@
 """The command `sbi-boed report`: what a benchmark has found."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from sbi_boed_plugin.benchmark.report import make_report
+from sbi_boed_plugin.cli.arguments import InputError
 
 __all__ = ["add_report_command"]
 
@@ -47,13 +47,10 @@ def _report(options: argparse.Namespace) -> int:
     try:
         written = make_report(options.folder, output)
     except ValueError as error:
-        return _refuse(str(error))
+        raise InputError(str(error)) from error
     except OSError as error:
-        return _refuse(f"cannot write the report to {output}: {error.strerror}.")
+        raise InputError(
+            f"cannot write the report to {output}: {error.strerror}."
+        ) from error
     print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
     return 0
-
-
-def _refuse(message: str) -> int:
-    print(f"sbi-boed: error: {message}", file=sys.stderr)
-    return 2

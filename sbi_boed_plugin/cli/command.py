@@ -1,0 +1,87 @@
+"""The command `sbi-boed`: design an experiment, measure, infer, and keep the results.
+
+Progress goes to standard error, results to standard output and to files. The exit code
+is 0 on success, 1 if jobs of a study failed, 2 for wrong input and 130 after an
+interruption.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sbi_boed_plugin import __version__
+from sbi_boed_plugin.cli.arguments import InputError
+from sbi_boed_plugin.cli.bench import add_bench_command
+from sbi_boed_plugin.cli.design import add_design_command
+from sbi_boed_plugin.cli.report import add_report_command
+from sbi_boed_plugin.cli.reproduce import add_reproduce_command
+from sbi_boed_plugin.tasks import available_tasks, get_task
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Arguments after the name of the command; those of the process if
+            `None`.
+
+    Returns:
+        Exit code.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            return options.run(options)
+        except InputError as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
+            return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sbi-boed",
+        description="Bayesian optimal experimental design with sbi.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, dest="command"
+    )
+
+    tasks = commands.add_parser(
+        "tasks", help="list the tasks", description="List tasks."
+    )
+    tasks.set_defaults(run=_list_tasks)
+
+    add_design_command(commands)
+    add_reproduce_command(commands)
+    add_bench_command(commands)
+    add_report_command(commands)
+    return parser
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"Warning: {message}", file=sys.stderr, flush=True)
+
+
+def _list_tasks(options: argparse.Namespace) -> int:
+    width = max(len(name) for name in available_tasks())
+    for name in available_tasks():
+        purpose = (type(get_task(name)).__doc__ or "").strip().splitlines()[0]
+        print(f"{name:<{width}}  {purpose}")
+    return 0
