@@ -31,6 +31,8 @@ def get_rng_state() -> dict[str, Any]:
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -59,6 +61,8 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 @contextmanager
@@ -72,7 +76,7 @@ def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
     if start is None:
         yield
         return
-    outer = get_rng_state()
+    outer, outer_seed = get_rng_state(), torch.initial_seed()
     try:
         if isinstance(start, Integral):
             start = int(start)
@@ -84,3 +88,6 @@ def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
         yield
     finally:
         _set_rng_state(outer)
+        if torch.cuda.is_available() and "cuda" not in outer:
+            # Whatever starts CUDA takes the seed of the caller, who set it before.
+            torch.cuda.manual_seed_all(outer_seed)

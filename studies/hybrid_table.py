@@ -178,7 +178,7 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def _header(by: List[str]) -> List[str]:
-    return [*by, "num_seeds", *(n for c in COLUMNS for n in (c, f"{c}_se"))]
+    return [*by, "seeds", *(n for c in COLUMNS for n in (c, f"{c}_se"))]
 
 
 def figure(rows: Sequence[Row]) -> Figure:
@@ -189,17 +189,30 @@ def figure(rows: Sequence[Row]) -> Figure:
     for height, row in enumerate(reversed(summary(rows))):
         labels.append(f"{row['task']}, {row['num_simulations']:,}, {row['method']}")
         if row["c2st_forest_base"] != "":
-            axis.plot(row["c2st_forest_base"], height, "o", color="#888888")
+            axis.plot(
+                row["c2st_forest_base"],
+                height,
+                "o",
+                color="#888888",
+                label="base" if height == 0 else None,
+            )
             axis.plot(
                 [row["c2st_forest_base"], row["c2st_forest"]],
                 [height, height],
                 color="#bbbbbb",
                 zorder=0,
             )
-        axis.plot(row["c2st_forest"], height, "o", color="#0072b2")
+        axis.plot(
+            row["c2st_forest"],
+            height,
+            "o",
+            color="#0072b2",
+            label="corrected" if height == 0 else None,
+        )
     axis.axvline(0.5, color="#888888", linestyle="--", linewidth=1.0)
     axis.set_yticks(range(len(labels)), labels)
-    axis.set_xlabel("C2ST, random forest on 1,000 samples: grey base, blue corrected")
+    axis.set_xlabel("C2ST, random forest on 1,000 samples")
+    axis.legend(loc="lower right", frameon=False)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     return made

@@ -132,6 +132,28 @@ def test_all_settings_reach_the_search(monkeypatch):
     assert asked == {name: signature[name].default for name in asked}
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--policy point", "no --gradient score"),
+        ("--method multi_start --density-estimator made", "choose maf or mdn"),
+        ("--gradient surrogate --density-estimator made", "choose maf or mdn"),
+        ("--gradient pathwise", "not differentiable"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, told, capsys):
+    code, _, err = run(["design", "sir", *options.split()], capsys)
+    assert code == 2
+    assert told in err
+
+
+@pytest.mark.parametrize("options", ["--policy point", "--gradient pathwise"])
+def test_a_multi_start_search_needs_no_gradient_of_the_policy(options, monkeypatch):
+    monkeypatch.setattr(design_run, "find_design", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["design", "sir", "--method", "multi_start", *options.split()])
+
+
 def test_the_help_names_the_default_number_of_steps(capsys):
     _, out, _ = run(["design", "--help"], capsys)
     assert f"(default: {NUM_STEPS})" in " ".join(out.split())

@@ -26,7 +26,7 @@ def integer_from(least: int) -> Callable[[str], int]:
         # Seeds of numpy have 32 bits.
         if value is None or not least <= value < 2**32:
             raise argparse.ArgumentTypeError(
-                f"must be an integer of at least {least}, got {text!r}"
+                f"must be an integer of at least {least} and below 2**32, got {text!r}"
             )
         return value
 

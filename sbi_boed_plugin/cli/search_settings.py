@@ -56,12 +56,19 @@ def check_settings(task: Task, settings: SearchSettings) -> None:
             "--num-refinement-steps belongs to --method joint: a multi-start search "
             "trains for all designs alike"
         )
-    if settings.gradient == "score" and settings.policy == "point":
+    is_joint = settings.method == "joint"
+    if is_joint and settings.gradient == "score" and settings.policy == "point":
         raise ValueError(
             "a point policy has no density, and hence no --gradient score: add "
             "--gradient surrogate, or choose another --policy"
         )
-    if settings.gradient == "pathwise":
+    needs_path = not is_joint or settings.gradient in ("surrogate", "implicit")
+    if needs_path and settings.density_estimator == "made":
+        raise ValueError(
+            "--density-estimator made cannot make data of noise, as --method "
+            "multi_start and --gradient surrogate and implicit need: choose maf or mdn"
+        )
+    if is_joint and settings.gradient == "pathwise":
         with isolated_rng(0):
             theta = task.prior.sample(torch.Size((1,)))
             design = task.design_space.sample(torch.Size((1,))).requires_grad_()

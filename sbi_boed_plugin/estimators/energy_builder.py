@@ -55,7 +55,7 @@ def energy_nn(
         hidden_features: Width of the layers.
         num_blocks: Number of residual blocks.
         dropout: Probability to leave out a hidden feature during training. If `None`,
-            0.1 for fewer than 3,000 simulations, else 0.
+            0.1 for fewer than 3,000 simulations to train with, else 0.
         sees_parameters: Whether the network is shown parameters. If not, it judges them
             by the noise that the base makes them of, which with the data determines
             them: draws are then judged before they are made, and sampling is several

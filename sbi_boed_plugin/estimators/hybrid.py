@@ -19,8 +19,9 @@ from sbi_boed_plugin.estimators.energy import (
     latent,
     sample_with_latent,
 )
-from sbi_boed_plugin.estimators.rejection import measure_weights, sample_corrected
+from sbi_boed_plugin.estimators.rejection import sample_corrected
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.estimators.weights import measure_weights
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
@@ -134,7 +135,10 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             The estimator.
         """
-        return self._view(self.net, self.energy, prior)
+        hybrid = self._view(self.net, self.energy, prior)
+        # It was trained over the support of the prior that was there.
+        hybrid.trained_partition = self.trained_partition and prior is self.prior
+        return hybrid
 
     def _view(
         self,
@@ -227,18 +231,25 @@ class HybridEstimator(ConditionalDensityEstimator):
             condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
             accept: From ratios of shape `(num_samples, batch_dim)` to booleans.
             reject_outside_prior: Whether nothing outside the support of the prior is
-                accepted.
+                accepted. Otherwise ratios there are one.
 
         Returns:
             Draws of shape `(num_samples, batch_dim, dim_theta)`, and which of them are
             accepted. Those that are not may be NaN.
         """
         drawn = None
-        if self.latent_features and not getattr(self.energy, "sees_parameters", True):
+        # Where draws outside are kept their ratios are one, whatever the energy says.
+        needs_parameters = self.prior is not None and not reject_outside_prior
+        sees_parameters = getattr(self.energy, "sees_parameters", True)
+        if self.latent_features and not (sees_parameters or needs_parameters):
             drawn = draw_noise(self.net, num_samples, condition)
         if drawn is None:
             draws, noise = self.draw(num_samples, condition)
-            accepted = accept(self.log_ratio(draws, condition, noise))
+            log_ratio = self.log_ratio(draws, condition, noise)
+            inside = self.inside(draws) if needs_parameters else None
+            if inside is not None:
+                log_ratio = log_ratio.masked_fill(~inside, 0.0)
+            accepted = accept(log_ratio)
         else:
             noise, shown = drawn.noise, self.condition_features(condition)
             accepted = accept(self.ratio_of_features(noise, shown, noise))
@@ -260,10 +271,17 @@ class HybridEstimator(ConditionalDensityEstimator):
             noise: What `latent` returned.
 
         Returns:
-            Ratios of shape `(sample_dim, batch_dim)`.
+            Ratios of shape `(sample_dim, batch_dim)`; `-inf` where parameters or noise
+            are not finite.
         """
         shown = shown.expand(len(input), *shown.shape)
-        return bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
+        # A flow may overflow given what is far from all simulations.
+        broken = ~(input.isfinite().all(dim=-1) & noise.isfinite().all(dim=-1))
+        if broken.any():
+            input = input.masked_fill(broken.unsqueeze(-1), 0.0)
+            noise = noise.masked_fill(broken.unsqueeze(-1), 0.0)
+        ratio = bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
+        return ratio.masked_fill(broken, -torch.inf) if broken.any() else ratio
 
     def log_ratio(
         self, input: Tensor, condition: Tensor, noise: Tensor | None = None

@@ -1,10 +1,8 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
 import math
-import time
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -15,17 +13,22 @@ from sbi.neural_nets.estimators.shape_handling import (
     reshape_to_sample_batch_event,
 )
 from sbi.sbi_types import Shape
+from sbi.utils.sbiutils import warn_if_outside_prior_support
 from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.rejection import (
-    DEFAULT_QUANTILE,
     MIN_ACCEPTANCE_RATE,
+    SharedTime,
+    sample_corrected,
+    warn_of_resampling,
+)
+from sbi_boed_plugin.estimators.weights import (
+    DEFAULT_QUANTILE,
     WeightDiagnostics,
     measure_weights,
-    sample_corrected,
 )
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
@@ -200,7 +203,8 @@ class HybridPosterior(DirectPosterior):
                 of the posterior if `None`.
             show_progress_bars: Whether to show sampling progress monitor.
             reject_outside_prior: Whether samples outside of the prior's support are
-                rejected.
+                rejected. Otherwise they are those of the base, whose energy knows
+                nothing of them; draws inside are still corrected.
             max_sampling_time: Time in seconds after which sampling gives up.
             return_partial_on_timeout: Whether it then returns the samples it has, with
                 a warning, instead of raising a RuntimeError.
@@ -428,7 +432,8 @@ class HybridPosterior(DirectPosterior):
         reject_outside_prior: bool,
         max_sampling_batch_size: int | None,
         max_sampling_time: float | None,
-        **kwargs: Any,
+        return_partial_on_timeout: bool,
+        show_progress_bars: bool,
     ) -> Tensor:
         """Draw of each observation, of some of them at a time."""
         hybrid = self.posterior_estimator
@@ -443,14 +448,14 @@ class HybridPosterior(DirectPosterior):
             )
         if num_samples == 0:
             return rows.new_empty(0, len(rows), *hybrid.input_shape)
-        started = time.monotonic()
+        weights.check_not_empty()
+        warn_of_resampling(weights, self.min_acceptance_rate)
         batch_size = max_sampling_batch_size or self.max_sampling_batch_size
+        starts = range(0, len(rows), _MAX_ROWS)
+        clock = SharedTime(max_sampling_time, len(starts), return_partial_on_timeout)
         parts = []
-        for start in range(0, len(rows), _MAX_ROWS):
+        for start in starts:
             some = rows[start : start + _MAX_ROWS]
-            left = None
-            if max_sampling_time is not None:
-                left = max(0.0, max_sampling_time - (time.monotonic() - started))
             part = sample_corrected(
                 hybrid,
                 num_samples,
@@ -459,13 +464,17 @@ class HybridPosterior(DirectPosterior):
                 min_acceptance_rate=self.min_acceptance_rate,
                 reject_outside_prior=reject_outside_prior,
                 max_sampling_batch_size=batch_size,
-                max_sampling_time=left,
-                **kwargs,
+                max_sampling_time=clock.next_share(),
+                return_partial_on_timeout=return_partial_on_timeout,
+                show_progress_bars=show_progress_bars,
             )
             parts.append(part)
         # After a timeout some have fewer samples.
         num = min(len(part) for part in parts)
-        return torch.cat([part[:num] for part in parts], dim=1)
+        samples = torch.cat([part[:num] for part in parts], dim=1)
+        if not reject_outside_prior:
+            warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
+        return samples
 
     def _log_prob(
         self,
@@ -490,7 +499,9 @@ class HybridPosterior(DirectPosterior):
         """Return log Z of observations; that of the last ones is kept."""
         hybrid = self.posterior_estimator
         if num_draws is not None:
-            return measure_weights(hybrid, rows, num_draws=num_draws).log_partition
+            measured = measure_weights(hybrid, rows, num_draws=num_draws)
+            measured.check_not_empty()
+            return measured.log_partition
         kept = self._normalized
         if kept is not None and torch.equal(kept[0], rows):
             return kept[1]

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy_builder import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.rejection import WeightDiagnostics
+from sbi_boed_plugin.estimators.weights import WeightDiagnostics
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig

@@ -28,7 +28,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin.estimators.rejection import measure_weights
+from sbi_boed_plugin.estimators.weights import measure_weights
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.reproduce._hybrids import (
     decades_below_one,

@@ -24,9 +24,9 @@ def append_design_to_data(
     return torch.cat([x, design.to(x)], dim=-1), design.shape[-1]
 
 
-def one_design(design: Tensor) -> Tensor:
+def one_design(design: Tensor, dim_design: int | None) -> Tensor:
     """Return a design of shape `(dim_design,)`; of several there is no posterior."""
-    design = torch.atleast_2d(torch.as_tensor(design))
+    design = check_design(design, dim_design, None)
     if len(design) != 1:
         raise ValueError(
             f"design has shape {tuple(design.shape)}, but an amortised posterior has "

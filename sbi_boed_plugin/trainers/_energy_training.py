@@ -55,7 +55,7 @@ class EnergyConfig:
         stop_after_epochs: Epochs without improvement of the validation loss after which
             training stops.
         training_batch_size: Simulations per step. If `None`, 64 for fewer than 3,000
-            simulations, else 200.
+            simulations to train with, else 200.
         weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
             3,000 simulations, else 1e-4.
         clip_max_norm: Value at which to clip the total gradient norm, `None` for no
@@ -138,15 +138,17 @@ class _Rows:
     log_weight: Tensor | None
     kernel: Tensor
 
-    def take(self, rows: Tensor, draws: Tensor | slice, device: str) -> "_Rows":
+    def take(self, rows: Tensor, draws: Tensor, device: str) -> "_Rows":
         own = None if self.log_weight is None else self.log_weight[rows].to(device)
+        # One index of both: two in succession would copy all rows first.
+        draws = draws.unsqueeze(1)
         return _Rows(
             self.theta[rows].to(device),
             self.shown[rows].to(device),
             self.noise[rows].to(device),
-            self.pool_theta[draws][:, rows].to(device),
-            self.pool_noise[draws][:, rows].to(device),
-            self.pool_log_weight[draws][:, rows].to(device),
+            self.pool_theta[draws, rows].to(device),
+            self.pool_noise[draws, rows].to(device),
+            self.pool_log_weight[draws, rows].to(device),
             own,
             self.kernel[rows].to(device),
         )
@@ -265,9 +267,19 @@ def train_energy(
 
     fair = _MAX_FINAL_DRAWS // len(validation_rows)
     num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
+    # Of some rows at a time, as there may be more draws than in training. Atoms are
+    # other rows, of which none may be missing.
+    at_a_time = len(validation_rows)
+    if atomic_prior is None:
+        at_a_time = _MAX_FINAL_DRAWS // num_draws
     with isolated_rng(_VALIDATION_SEED + 1):
-        final = prepare(validation_rows, num_draws)
-    _judge(history, *_gains(hybrid, final, device), config.min_standard_errors)
+        parts = [
+            _gains(hybrid, prepare(rows, num_draws), device)
+            for rows in validation_rows.split(at_a_time)
+        ]
+    scale = validation.kernel.mean().to(device)
+    gains, of_objective = (torch.cat(part) / scale for part in zip(*parts, strict=True))
+    _judge(history, gains, of_objective, config.min_standard_errors)
     if not history.kept:
         hybrid.energy.load_state_dict(initial)
     return history
@@ -320,7 +332,8 @@ def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> tuple[Tensor, T
 
     Base and hybrid are taken as posteriors take them: normalized, over the support of
     the prior. The objective has the partition function itself in the place of its
-    logarithm. With atoms, both are that of their objective.
+    logarithm. With atoms, both are that of their objective. Each row counts with the
+    weight that the calibration kernel gives it.
     """
     gains, of_objective = [], []
     for chosen in _chunks(rows, device):
@@ -340,14 +353,14 @@ def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> tuple[Tensor, T
             gain = objective = gain - atomic_hybrid_loss(atoms)
         gains.append(chosen.kernel * gain)
         of_objective.append(chosen.kernel * objective)
-    scale = rows.kernel.mean().to(device)
-    return torch.cat(gains) / scale, torch.cat(of_objective) / scale
+    return torch.cat(gains), torch.cat(of_objective)
 
 
 def _chunks(rows: _Rows, device: str) -> Any:
     size = max(1, _CHUNK // len(rows.pool_theta))
+    draws = torch.arange(len(rows.pool_theta))
     for indices in torch.arange(len(rows.theta)).split(size):
-        yield rows.take(indices, slice(None), device)
+        yield rows.take(indices, draws, device)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -120,13 +121,14 @@ class HybridTrainer(NPE_C):
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
         self._start_index = start_idx
-        self._base_started = True
         if retrain_from_scratch:
             self._neural_net = None
         is_new = self._neural_net is None
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         if is_new and self._latent_features:
             self._check_tells_latent(start_idx)
+        # Until here an error leaves the network as it was.
+        self._base_started = True
         if self._training != "joint":
             return
         hybrid = self._neural_net
@@ -169,9 +171,7 @@ class HybridTrainer(NPE_C):
             )
         return can_tell
 
-    def _make_hybrid(
-        self, start_idx: int, *, frozen_base: bool, trained_partition: bool = True
-    ) -> HybridEstimator:
+    def _make_hybrid(self, start_idx: int, *, frozen_base: bool) -> HybridEstimator:
         """Put an energy on the base that there is."""
         base = self._neural_net
         assert base is not None
@@ -193,7 +193,8 @@ class HybridTrainer(NPE_C):
             embedded=True,
             latent_features=self._shows_latent(base, theta, x),
             frozen_base=frozen_base,
-            trained_partition=trained_partition,
+            # Of a frozen base it is known after the training of the energy.
+            trained_partition=not frozen_base,
         )
         features = []
         with torch.no_grad():
@@ -230,9 +231,7 @@ class HybridTrainer(NPE_C):
         # The random numbers of the base's training go on as if nothing came between.
         start_idx = self._start_index
         with isolated_rng(get_rng_state()):
-            hybrid = self._make_hybrid(
-                start_idx, frozen_base=True, trained_partition=not atomic
-            )
+            hybrid = self._make_hybrid(start_idx, frozen_base=True)
             hybrid.to(self._device)
             self._neural_net = hybrid
             theta, x, _ = self.get_simulations(starting_round=start_idx)
@@ -248,8 +247,11 @@ class HybridTrainer(NPE_C):
                 device=self._device,
                 show_progress_bar=self._show_progress_bars,
             )
+        # Without an energy log Z is the share of the base inside of the prior.
+        hybrid.trained_partition = history.kept and not atomic
         self._report_energy(history)
-        return hybrid
+        # A copy, as sbi returns one: the next training changes the base in place.
+        return deepcopy(hybrid, {id(hybrid.prior): hybrid.prior})
 
     def _report_energy(self, history: EnergyHistory) -> None:
         """Write losses and gain into the summary and the tracker; warn if useless."""

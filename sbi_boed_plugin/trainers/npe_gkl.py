@@ -144,6 +144,7 @@ class NPE_GKL(HybridTrainer):
         device: str | None = None,
         tracker: Tracker | None = None,
         show_progress_bars: bool = True,
+        design: Tensor | None = None,
     ) -> "NPE_GKL":
         r"""Train an energy for a posterior that is there already.
 
@@ -164,14 +165,18 @@ class NPE_GKL(HybridTrainer):
             device: Training device. If `None`, that of the posterior.
             tracker: As for the trainer.
             show_progress_bars: Whether to show progress.
+            design: Designs of the simulations, of shape
+                `(num_simulations, dim_design)`, for a posterior that was trained with
+                `(x, design)` in one row.
 
         Returns:
             A trainer whose `build_posterior()` returns the corrected posterior.
 
         Raises:
             TypeError: If `posterior` is of another kind.
-            ValueError: If there is no prior, shapes do not match, or the estimator
-                cannot tell its noise and `latent_features` is true.
+            ValueError: If there is no prior, shapes do not match, no simulations are
+                left to train or to validate with, or the estimator cannot tell its
+                noise and `latent_features` is true.
         """
         estimator = posterior
         if isinstance(posterior, NeuralPosterior):
@@ -189,7 +194,13 @@ class NPE_GKL(HybridTrainer):
             raise ValueError(
                 "prior=None, and an estimator does not know its prior: pass prior=..."
             )
-        _check_matches(estimator, theta, x)
+        shown = x if design is None else append_design_to_data(x, design, None)[0]
+        _check_matches(estimator, theta, shown)
+        if not 0.0 < validation_fraction < 1.0:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} must be between 0 and 1: "
+                "the energy is kept only if it helps simulations that it has not seen."
+            )
         if device is None:
             device = str(next(estimator.parameters()).device)
         trainer = cls(
@@ -201,7 +212,15 @@ class NPE_GKL(HybridTrainer):
             energy_net=energy_net,
             latent_features=latent_features,
         )
-        trainer.append_simulations(theta, x)
+        trainer.append_simulations(theta, x, design=design)
+        num_simulations = len(trainer.get_simulations()[0])
+        num_training = int((1.0 - validation_fraction) * num_simulations)
+        if not 0 < num_training < num_simulations:
+            raise ValueError(
+                f"validation_fraction={validation_fraction} leaves {num_training} of "
+                f"{num_simulations} valid simulations to train with and the rest to "
+                "validate with. Both need some."
+            )
         trainer.get_dataloaders(0, validation_fraction=validation_fraction)
         trainer._neural_net = deepcopy(estimator).to(device)
         trainer._round = 0
@@ -460,10 +479,12 @@ class NPE_GKL(HybridTrainer):
                 "with train(resume_training=True).",
                 stacklevel=2,
             )
-        if design is not None and isinstance(estimator, HybridEstimator):
-            estimator = estimator.at_design(one_design(design))
-        elif design is not None:
-            estimator = DesignConditionedPosterior(estimator, one_design(design))
+        if design is not None:
+            design = one_design(design, self._dim_design)
+            if isinstance(estimator, HybridEstimator):
+                estimator = estimator.at_design(design)
+            else:
+                estimator = DesignConditionedPosterior(estimator, design)
         return super().build_posterior(
             density_estimator=estimator,
             prior=prior,

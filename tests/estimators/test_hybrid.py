@@ -216,17 +216,19 @@ def test_only_accepted_noise_becomes_parameters(monkeypatch):
         assert ratio.shape == (100, 3)
         return torch.arange(300).reshape(100, 3) % 10 == 0
 
-    draws, accepted = estimator.draw_accepted(
-        100, x, accept, reject_outside_prior=False
-    )
+    chosen = accept(torch.zeros(100, 3))
+    # A tenth of 300, of which the untrained base has some inside a wide prior.
+    estimator.prior = BoxUniform(-10.0 * torch.ones(2), 10.0 * torch.ones(2))
+    draws, accepted = estimator.draw_accepted(100, x, accept)
     assert inverted == [30]
+    assert draws[chosen].isfinite().all()
+    assert draws[~chosen].isnan().all()
+    assert 0 < accepted.sum() < 30
+    assert not (accepted & ~chosen).any()
+    # Outside of it nothing is judged by its noise, and all are made.
+    _, accepted = estimator.draw_accepted(100, x, accept, reject_outside_prior=False)
+    assert inverted == [30, 300]
     assert accepted.sum() == 30
-    assert draws[accepted].isfinite().all()
-    assert draws[~accepted].isnan().all()
-    # A tenth of 300, of which the standard Normal base has most inside the prior.
-    _, inside = estimator.draw_accepted(100, x, accept)
-    assert 0 < inside.sum() < accepted.sum()
-    assert not (inside & ~accepted).any()
 
 
 def test_noise_and_data_determine_parameters():

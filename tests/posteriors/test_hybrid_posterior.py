@@ -1,5 +1,6 @@
 """HybridPosterior on Gaussians with exact answers, and where its base fits badly."""
 
+import math
 import pickle
 import time
 import warnings
@@ -17,6 +18,7 @@ from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin import HybridEstimator, HybridPosterior
 from sbi_boed_plugin.estimators.hybrid import UnnormalizedHybrid
+from sbi_boed_plugin.estimators.weights import measure_weights
 
 PRIOR = BoxUniform(-3.0 * torch.ones(2), 3.0 * torch.ones(2))
 X_O = torch.tensor([[0.5, -0.4]])
@@ -464,3 +466,110 @@ def test_energies_of_any_network_are_bounded_or_refused(value, fine):
     else:
         with pytest.raises(ValueError, match="energy_net returned NaN"):
             draw(posterior, 10)
+
+
+def test_densities_without_any_mass_in_the_prior_are_refused_by_number_of_draws():
+    posterior = hybrid_posterior()
+    few = {"num_rejection_samples": 100}
+    with pytest.raises(RuntimeError, match="None of 100 draws.*far from all"):
+        posterior.log_prob(
+            torch.zeros(1, 2),
+            x=torch.tensor([[50.0, 50.0]]),
+            leakage_correction_params=few,
+        )
+
+
+def test_outside_the_prior_samples_are_those_of_the_base():
+    """Whatever an energy says where it was never trained."""
+
+    class LoudOutside(nn.Module):
+        def forward(self, input, condition):
+            inside = (input.abs() <= 3.0).all(dim=-1)
+            return torch.where(inside, 0.0, 5.0)
+
+    posterior = hybrid_posterior(LoudOutside(), scale=3.0)
+    x = torch.zeros(1, 2)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="reject_outside_prior"):
+        samples = draw(posterior, 4_000, x=x, reject_outside_prior=False)
+    base = torch.distributions.Normal(0.0, 3.0)
+    share = 1.0 - (1.0 - 2.0 * base.cdf(torch.tensor(-3.0))) ** 2
+    outside = (samples.abs() > 3.0).any(dim=-1).float().mean()
+    assert outside.item() == pytest.approx(share.item(), abs=0.03)
+    # Of all mass there is as much inside as the base has there.
+    left = posterior.leakage_correction(x)
+    assert left.item() == pytest.approx(1.0 - share.item(), abs=0.03)
+
+
+def test_draws_that_are_not_finite_have_no_weight():
+    class Overflows(GaussianBase):
+        def sample(self, sample_shape, condition, **kwargs):
+            draws = super().sample(sample_shape, condition, **kwargs)
+            draws[::7] = torch.inf
+            return draws
+
+    for prior in (PRIOR, None):
+        estimator = HybridEstimator(Overflows(), Ring(), prior=prior)
+        samples = estimator.sample(torch.Size((500,)), X_O)
+        assert samples.isfinite().all()
+        # log Z of the draws that are there, six in seven.
+        whole = HybridEstimator(GaussianBase(), Ring(), prior=prior)
+        log_z, log_whole = (
+            measure_weights(hybrid, X_O).log_partition for hybrid in (estimator, whole)
+        )
+        assert (log_whole - log_z).item() == pytest.approx(math.log(7 / 6), abs=0.05)
+
+
+def test_observations_share_the_time_and_none_is_lost():
+    class Slow(GaussianBase):
+        def sample(self, sample_shape, condition, **kwargs):
+            time.sleep(0.02)
+            return super().sample(sample_shape, condition, **kwargs)
+
+    posterior = HybridPosterior(HybridEstimator(Slow(), Ring(), prior=PRIOR), PRIOR)
+    x = X_O.repeat(250, 1)
+    with pytest.warns(UserWarning, match="partial"):
+        samples = posterior.sample_batched(
+            (100_000,),
+            x=x,
+            show_progress_bars=False,
+            max_sampling_time=0.2,
+            return_partial_on_timeout=True,
+        )
+    assert samples.shape[1:] == (250, 2)
+    assert 0 < len(samples) < 100_000
+
+
+def test_resampling_stops_when_the_time_is_over():
+    class Slow(GaussianBase):
+        def sample(self, sample_shape, condition, **kwargs):
+            time.sleep(0.05)
+            return super().sample(sample_shape, condition, **kwargs)
+
+    estimator = HybridEstimator(Slow(0.5), Spike(), prior=PRIOR)
+    posterior = HybridPosterior(estimator, PRIOR, bound_quantile=1.0)
+    with (
+        pytest.warns(UserWarning, match="min_acceptance_rate"),
+        pytest.raises(RuntimeError, match="max_sampling_time is over.*of 100,000"),
+    ):
+        draw(posterior, 500, max_sampling_time=0.1)
+    with pytest.warns(UserWarning, match="in the place of 100,000"):
+        samples = draw(
+            posterior, 500, max_sampling_time=0.1, return_partial_on_timeout=True
+        )
+    assert len(samples) == 500
+
+
+def test_rows_are_numbered_as_the_user_numbers_them():
+    class TailOfSome(nn.Module):
+        def forward(self, input, condition):
+            far = input[..., 0] > condition[..., 0] + 1.0
+            tail = torch.where(far, 3.0, -8.0)
+            return torch.where(condition[..., 0] > 0.0, tail, 0.0)
+
+    posterior = hybrid_posterior(TailOfSome(), scale=0.5, min_acceptance_rate=0.1)
+    x = torch.tensor([[-1.0, 0.0]]).repeat(120, 1)
+    x[110] = X_O
+    with pytest.warns(UserWarning, match=r"row 110 of x.*\(1 of 120 rows\)") as caught:
+        posterior.sample_batched((5,), x=x, show_progress_bars=False)
+    assert sum("min_acceptance_rate" in str(one.message) for one in caught) == 1

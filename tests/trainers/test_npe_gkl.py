@@ -244,6 +244,27 @@ def test_a_trained_posterior_is_refined_and_left_alone(kind):
         trainer.train(resume_training=True)
 
 
+def test_a_posterior_with_designs_is_refined():
+    torch.manual_seed(0)
+    theta, design = PRIOR.sample((300,)), 0.2 + torch.rand(300, 1)
+    x = theta.abs() / design + 0.15 * torch.randn_like(theta)
+    rows = torch.cat([x, design], dim=1)
+    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
+    estimator = npe.append_simulations(theta, rows).train(max_num_epochs=5)
+    trainer = NPE_GKL.refine(
+        estimator,
+        theta,
+        x,
+        prior=PRIOR,
+        design=design,
+        energy=BRIEF,
+        tracker=NoOpTracker(),
+        **QUIET,
+    )
+    posterior = trainer.build_posterior(design=torch.tensor([0.4]))
+    assert posterior.sample((10,), x=X_O, **QUIET).shape == (10, 2)
+
+
 def test_what_cannot_be_refined_is_named():
     theta, x = held_out(50)
     estimator = GAUSSIAN(theta, x)
@@ -253,6 +274,11 @@ def test_what_cannot_be_refined_is_named():
         NPE_GKL.refine(nn.Linear(1, 1), theta, x, prior=PRIOR)
     with pytest.raises(ValueError, match=r"x has shape \(50, 1\)"):
         NPE_GKL.refine(estimator, theta, x[:, :1], prior=PRIOR)
+    for fraction in (0.0, 1.0, 0.999):
+        with pytest.raises(ValueError, match=f"validation_fraction={fraction}"):
+            NPE_GKL.refine(
+                estimator, theta, x, prior=PRIOR, validation_fraction=fraction, **QUIET
+            )
 
 
 # --- Rounds ---------------------------------------------------------------------------
@@ -311,6 +337,49 @@ def test_a_training_that_is_refused_leaves_the_hybrid():
         trainer.train()
     assert trainer._neural_net is hybrid
     assert isinstance(trainer.build_posterior(), HybridPosterior)
+
+
+def test_a_network_that_cannot_be_built_leaves_the_one_that_is_there(bimodal):
+    theta, x = held_out(100)
+    trainer = NPE_GKL.refine(
+        bimodal._neural_net,
+        theta,
+        x,
+        prior=PRIOR,
+        energy=EnergyConfig(max_num_epochs=1),
+        tracker=NoOpTracker(),
+        **QUIET,
+    )
+    with pytest.raises(RuntimeError, match="cannot build another one"):
+        trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
+    assert isinstance(trainer.build_posterior(), HybridPosterior)
+
+
+def test_an_estimator_stays_what_it_was_while_its_trainer_goes_on():
+    torch.manual_seed(0)
+    theta = PRIOR.sample((300,))
+    x = simulate(theta)
+    trainer = make().append_simulations(theta, x)
+    estimator = trainer.train(max_num_epochs=5, energy=BRIEF)
+    assert estimator.prior is trainer._neural_net.prior
+    before = estimator.log_unnormalized(theta.unsqueeze(0), x)
+    trainer.append_simulations(theta, x)
+    trainer.train(max_num_epochs=5, energy=BRIEF, force_first_round_loss=True)
+    assert torch.equal(estimator.log_unnormalized(theta.unsqueeze(0), x), before)
+
+
+def test_a_base_without_energy_is_not_said_to_be_far_off():
+    """Its log Z is the share of its mass in the prior, which may be small."""
+    torch.manual_seed(0)
+    theta = PRIOR.sample((300,))
+    trainer = make().append_simulations(theta, simulate(theta))
+    never = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
+    with pytest.warns(UserWarning, match="does not improve"):
+        trainer.train(max_num_epochs=1, energy=never)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measured = trainer.build_posterior().diagnostics(torch.tensor([[8.0, 8.0]]))
+    assert measured.log_partition.item() < -2.0
 
 
 def test_joint_training_after_two_stages_moves_the_base():
@@ -389,6 +458,8 @@ def test_designs_enter_training_and_posterior():
     assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
     with pytest.raises(ValueError, match="has one design"):
         trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
+    with pytest.raises(ValueError, match=r"design has shape \(2,\)"):
+        trainer.build_posterior(design=torch.tensor([0.4, 1.0]))
     with pytest.raises(ValueError, match="design=None"):
         trainer.append_simulations(theta, x)
 
