@@ -135,10 +135,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             The estimator.
         """
-        hybrid = self._view(self.net, self.energy, prior)
-        # It was trained over the support of the prior that was there.
-        hybrid.trained_partition = self.trained_partition and prior is self.prior
-        return hybrid
+        return self._view(self.net, self.energy, prior)
 
     def _view(
         self,

@@ -3,7 +3,6 @@
 import pickle
 import warnings
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -250,8 +249,7 @@ class HybridTrainer(NPE_C):
         # Without an energy log Z is the share of the base inside of the prior.
         hybrid.trained_partition = history.kept and not atomic
         self._report_energy(history)
-        # A copy, as sbi returns one: the next training changes the base in place.
-        return deepcopy(hybrid, {id(hybrid.prior): hybrid.prior})
+        return hybrid
 
     def _report_energy(self, history: EnergyHistory) -> None:
         """Write losses and gain into the summary and the tracker; warn if useless."""

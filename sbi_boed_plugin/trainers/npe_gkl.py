@@ -363,9 +363,12 @@ class NPE_GKL(HybridTrainer):
         self._training = training
         self._num_partition_samples = energy.num_partition_samples
         before = self._neural_net
+        base = None
         if training == "two_stage" and isinstance(before, HybridEstimator):
-            # Its energy belongs to a base that is about to change.
-            self._neural_net = before.base
+            # The base goes on learning; whoever has the hybrid keeps what belongs to
+            # its energy.
+            base = before.base
+            self._neural_net, before.net = base, deepcopy(base)
         self._base_started = False
         try:
             trained = super().train(
@@ -389,6 +392,8 @@ class NPE_GKL(HybridTrainer):
             if not self._base_started:
                 # Refused before anything changed.
                 self._neural_net = before
+                if base is not None and isinstance(before, HybridEstimator):
+                    before.net = base
             raise
         if training == "joint":
             return trained

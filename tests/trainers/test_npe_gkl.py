@@ -124,6 +124,10 @@ def test_the_density_integrates_to_one(bimodal):
         assert total.item() == pytest.approx(1.0, abs=0.02)
 
 
+def test_a_posterior_knows_that_its_partition_function_was_trained(bimodal):
+    assert bimodal.build_posterior().posterior_estimator.trained_partition
+
+
 def test_samples_find_both_modes(bimodal):
     posterior = bimodal.build_posterior()
     torch.manual_seed(0)
