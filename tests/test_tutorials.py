@@ -243,7 +243,7 @@ def check_diagnostics(names):
     near, *others = names["far"].values()
     assert abs(near[0]) < 1.0 and not near[1]
     for log_partition, messages in others:
-        assert abs(log_partition) > 2.0 and len(messages) == 1
+        assert abs(log_partition) > 3.0 and len(messages) == 1
         assert "far from the simulations" in messages[0]
 
 

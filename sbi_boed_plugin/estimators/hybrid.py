@@ -273,12 +273,13 @@ class HybridEstimator(ConditionalDensityEstimator):
         """
         shown = shown.expand(len(input), *shown.shape)
         # A flow may overflow given what is far from all simulations.
-        broken = ~(input.isfinite().all(dim=-1) & noise.isfinite().all(dim=-1))
-        if broken.any():
-            input = input.masked_fill(broken.unsqueeze(-1), 0.0)
-            noise = noise.masked_fill(broken.unsqueeze(-1), 0.0)
+        finite = input.isfinite().all(dim=-1) & noise.isfinite().all(dim=-1)
+        if finite.all():
+            return bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
+        given = finite.unsqueeze(-1)
+        input, noise = input.where(given, 0.0), noise.where(given, 0.0)
         ratio = bounded(self.energy(input, torch.cat([shown, noise], dim=-1)))
-        return ratio.masked_fill(broken, -torch.inf) if broken.any() else ratio
+        return ratio.masked_fill(~finite, -torch.inf)
 
     def log_ratio(
         self, input: Tensor, condition: Tensor, noise: Tensor | None = None

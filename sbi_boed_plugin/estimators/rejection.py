@@ -55,7 +55,7 @@ def sample_corrected(
         min_acceptance_rate: Rate of acceptance below which samples are resampled by
             importance, all of them from the same 100,000 draws of the base or more.
         reject_outside_prior: Whether samples outside the support of the prior are
-            rejected. Otherwise they are those of the base.
+            rejected. Otherwise they weigh what the base says.
         max_sampling_batch_size: Number of draws of the base at a time.
         show_progress_bars: Whether to show sampling progress.
         max_sampling_time: Time in seconds after which sampling gives up. What is
