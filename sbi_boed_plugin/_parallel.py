@@ -4,11 +4,14 @@ Each chunk has a seed of its own, so that what it draws depends neither on the w
 that happens to get it nor on how many there are.
 """
 
+import random
+import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import BuiltinMethodType, MethodType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -41,6 +44,18 @@ _GENERATORS = threading.RLock()
 # So do numbers of threads: long calls in threads of one process, as a dask worker has
 # them, take turns. The simulations inside of them take turns among themselves.
 _NUM_THREADS = threading.RLock()
+
+_METHODS = (MethodType, BuiltinMethodType)
+# Of dask: what runs in the threads of a worker beside its tasks, and draws numbers.
+_DRAW_BESIDE_TASKS = (
+    "dask.sizeof",
+    "distributed.comm.core",
+    "distributed.protocol.compression",
+    "distributed.utils_comm",
+    "distributed.worker",
+    "distributed.worker_state_machine",
+    "tornado.ioloop",
+)
 
 
 class Chunk(NamedTuple):
@@ -207,6 +222,7 @@ def _run_on_worker(
     one that cannot be unpickled would break the pool.
     """
     try:
+        _keep_dask_from_the_global_generator()
         # Copies, because what joblib maps into memory and dask shares is read-only.
         chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
     except BaseException as error:
@@ -217,6 +233,23 @@ def _run_on_worker(
     if chunk.error is not None:
         chunk = chunk._replace(error=_make_portable(chunk.error))
     return chunk
+
+
+def _keep_dask_from_the_global_generator() -> None:
+    """Give the threads of a dask worker a generator of Python's of their own.
+
+    They estimate sizes and choose addresses by numbers of the global one, several times
+    a second, which a simulator that takes longer would find in another state.
+    """
+    functions = random.random.__self__  # type: ignore[attr-defined]
+    own = random.Random()
+    for name in _DRAW_BESIDE_TASKS:
+        names = vars(sys.modules.get(name, object))
+        for key, value in list(names.items()):
+            if value is random:
+                setattr(sys.modules[name], key, own)
+            elif isinstance(value, _METHODS) and value.__self__ is functions:
+                setattr(sys.modules[name], key, getattr(own, value.__name__))
 
 
 def _make_portable(error: BaseException) -> BaseException:
