@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator
 from sbi.inference import NPE
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
@@ -21,7 +21,7 @@ from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 
 __all__ = [
-    "decades_below_one",
+    "shares_below_one",
     "hybrid_of",
     "log_densities",
     "refine_base",
@@ -196,14 +196,18 @@ def weight_columns(measured: WeightDiagnostics) -> dict[str, float]:
     }
 
 
-def decades_below_one(ax: Axes) -> None:
-    """Set a logarithmic vertical axis of shares, from whole decades up to one.
+def shares_below_one(*axes: Axes) -> None:
+    """Set the same logarithmic vertical axis of shares, up to one, for all.
 
     Args:
-        ax: Axes with all that is to be seen.
+        axes: Axes with all that is to be seen.
     """
-    ax.set_yscale("log")
-    lowest = max(ax.dataLim.y0, 1e-6)
-    ax.set_ylim(10.0 ** math.floor(math.log10(min(lowest, 0.99))), 1.2)
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    lowest = min(max(min(ax.dataLim.y0 for ax in axes), 1e-6), 0.99)
+    decade = 10.0 ** math.floor(math.log10(lowest))
+    step = max(step for step in (1, 2, 5) if step * decade <= lowest)
+    for ax in axes:
+        ax.set_yscale("log")
+        ax.set_ylim(step * decade, 1.2)
+        ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")

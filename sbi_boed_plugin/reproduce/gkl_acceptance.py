@@ -37,10 +37,10 @@ from torch.distributions import Distribution
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine
 from sbi_boed_plugin.reproduce import two_moons
 from sbi_boed_plugin.reproduce._hybrids import (
-    decades_below_one,
     hybrid_of,
     log_densities,
     refine_base,
+    shares_below_one,
     train_base,
     weight_columns,
 )
@@ -232,10 +232,10 @@ def figure(rows: Sequence[Row]) -> Figure:
                 capsize=2,
             )
         _guide(ax, table)
-        decades_below_one(ax)
         ax.set_xlabel("held-out gain of the hybrid over its base [nats]")
         ax.set_ylabel(label)
         despine(ax)
+    shares_below_one(*panels)
     made.legend(
         handles=_legend(table, budgets), loc="outside right center", frameon=False
     )

@@ -31,9 +31,9 @@ from torch.distributions import Independent, Normal
 from sbi_boed_plugin.estimators.weights import measure_weights
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.reproduce._hybrids import (
-    decades_below_one,
     hybrid_of,
     refine_base,
+    shares_below_one,
     train_base,
     weight_columns,
 )
@@ -239,8 +239,8 @@ def figure(rows: Sequence[Row]) -> Figure:
     left.yaxis.set_major_formatter("{x:g}")
     middle.set_ylabel("acceptance rate")
     right.set_ylabel("effective sample size [share of draws]")
-    decades_below_one(middle)
-    decades_below_one(right)
+    shares_below_one(middle)
+    shares_below_one(right)
     dims = sorted({row["dim"] for row in table})
     for ax in (left, middle, right):
         ax.set_xscale("log")
