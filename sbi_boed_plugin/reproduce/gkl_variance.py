@@ -21,8 +21,9 @@ refined with every setting. K = 0 is the flow alone.
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -224,7 +225,6 @@ def summary(rows: Sequence[Row]) -> list[Row]:
 def figure(rows: Sequence[Row]) -> Figure:
     """Return gain, distance, spread of the loss and acceptance against K."""
     table = summary(rows)
-    refined = [row for row in table if row["num_partition_samples"]]
     alone = [row for row in table if not row["num_partition_samples"]]
     made = Figure(figsize=(9.0, 6.4), layout="constrained")
     panels = made.subplots(2, 2, sharex=True)
@@ -235,22 +235,30 @@ def figure(rows: Sequence[Row]) -> Figure:
         (panels[1, 1], "acceptance_rate", "acceptance rate"),
     ):
         for shown, color in ((0, BLUE), (1, VERMILLION)):
-            chosen = [row for row in refined if row["latent_features"] == shown]
             what = "θ, x and noise" if shown else "θ and x"
             label = f"energy shown {what}" if name == "gain" else "_"
-            _line(ax, chosen, name, color, label)
+            mean = {"color": color, "marker": "o", "label": label}
+            _line(ax, _shown(table, shown), name, mean)
             if name == "gain":
-                _line(ax, chosen, "promised_gain", color, None)
+                promised = {"color": color, "linestyle": "--"}
+                _line(ax, _shown(table, shown), "promised_gain", promised)
+            # Bases differ more than settings do: a thin line for each.
+            thin = {"color": color, "linewidth": 0.8, "alpha": 0.5}
+            for seed in sorted({row["seed"] for row in rows}):
+                of_seed = [row for row in rows if row["seed"] == seed]
+                _line(ax, _shown(of_seed, shown), name, thin)
         if alone and name in ("c2st", "acceptance_rate"):
-            ax.axhline(alone[0][name], color=GREY, linestyle=":", label="base alone")
-            ax.legend(frameon=False)
+            ax.axhline(alone[0][name], color=GREY, linestyle=":")
         ax.set_ylabel(unit)
         ax.set_xscale("log", base=2)
-        ticks = sorted({row["num_partition_samples"] for row in refined})
+        ticks = sorted({row["num_partition_samples"] for row in table} - {0})
         ax.set_xticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
         despine(ax)
+    thin = {"color": GREY, "linewidth": 0.8, "alpha": 0.5}
     panels[0, 0].plot([], [], color=GREY, linestyle="--", label="promised (validation)")
+    panels[0, 0].plot([], [], label="one base", **thin)
+    panels[0, 0].plot([], [], color=GREY, linestyle=":", label="bases alone")
     for ax in panels[:, 0]:
         limits = 1.1 * ax.dataLim.y0, 1.1 * ax.dataLim.y1
         ax.set_ylim(min(0.0, limits[0]), max(0.01, limits[1]))
@@ -266,20 +274,19 @@ def figure(rows: Sequence[Row]) -> Figure:
     return made
 
 
-def _line(
-    ax: Axes, rows: Sequence[Row], name: str, color: str, label: str | None
-) -> None:
-    promised = label is None
-    ax.errorbar(
-        [row["num_partition_samples"] for row in rows],
-        [row[name] for row in rows],
-        [row[f"{name}_se"] for row in rows],
-        color=color,
-        marker=None if promised else "o",
-        linestyle="--" if promised else "-",
-        capsize=3,
-        label=label,
-    )
+def _shown(rows: Sequence[Row], shown: int) -> list[Row]:
+    """Return the rows of refined bases with or without noise shown."""
+    return [
+        row
+        for row in rows
+        if row["num_partition_samples"] and row["latent_features"] == shown
+    ]
+
+
+def _line(ax: Axes, rows: Sequence[Row], name: str, style: Mapping[str, Any]) -> None:
+    rows = sorted(rows, key=lambda row: row["num_partition_samples"])
+    numbers = [row["num_partition_samples"] for row in rows]
+    ax.plot(numbers, [row[name] for row in rows], **style)
 
 
 STUDY = Study(
