@@ -41,6 +41,7 @@ NUM_FOREST, NUM_MLP = 1_000, 10_000
 
 RATIOS = {"NRE_GKL": NRE_GKL, "NRE_B": NRE_B, "NRE_C": NRE_C}
 BASES = ("maf", "nsf")
+BASE, HYBRID, OTHER = "#888888", "#0072b2", "#d55e00"
 
 TASKS = (
     "two_moons",
@@ -182,37 +183,30 @@ def _header(by: List[str]) -> List[str]:
 
 
 def figure(rows: Sequence[Row]) -> Figure:
-    """Return C2ST with the forest, of bases and of their hybrids."""
-    made = Figure(figsize=(7.0, 0.8 + 0.35 * len(summary(rows))), layout="constrained")
+    """Return C2ST with the forest, of bases, of their hybrids and of other methods."""
+    lines = list(reversed(summary(rows)))
+    made = Figure(figsize=(7.0, 1.2 + 0.35 * len(lines)), layout="constrained")
     axis = made.subplots()
     labels = []
-    for height, row in enumerate(reversed(summary(rows))):
+    for height, row in enumerate(lines):
         labels.append(f"{row['task']}, {row['num_simulations']:,}, {row['method']}")
-        if row["c2st_forest_base"] != "":
-            axis.plot(
-                row["c2st_forest_base"],
-                height,
-                "o",
-                color="#888888",
-                label="base" if height == 0 else None,
-            )
-            axis.plot(
-                [row["c2st_forest_base"], row["c2st_forest"]],
-                [height, height],
-                color="#bbbbbb",
-                zorder=0,
-            )
-        axis.plot(
-            row["c2st_forest"],
-            height,
-            "o",
-            color="#0072b2",
-            label="corrected" if height == 0 else None,
-        )
-    axis.axvline(0.5, color="#888888", linestyle="--", linewidth=1.0)
+        has_base = row["c2st_forest_base"] != ""
+        color = HYBRID if has_base else OTHER
+        axis.plot(row["c2st_forest"], height, "o", color=color)
+        if has_base:
+            ends = [row["c2st_forest_base"], row["c2st_forest"]]
+            axis.plot(ends, [height, height], color="#bbbbbb", zorder=0)
+            axis.plot(ends[0], height, "o", color=BASE)
+    axis.axvline(0.5, color=BASE, linestyle="--", linewidth=1.0)
+    axis.set_ylim(-0.5, len(lines) - 0.5)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_xlabel("C2ST, random forest on 1,000 samples")
-    axis.legend(loc="lower right", frameon=False)
+    kinds = {"base": BASE, "hybrid": HYBRID}
+    if any(row["c2st_forest_base"] == "" for row in lines):
+        kinds["ratio estimator"] = OTHER
+    for label, color in kinds.items():
+        axis.plot([], [], "o", color=color, label=label)
+    made.legend(loc="outside upper center", ncols=len(kinds), frameon=False)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     return made
