@@ -53,7 +53,7 @@ quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}
 #
 # `NPE_GKL.refine` takes a posterior and the simulations that it was trained with. It
 # leaves the posterior as it is, trains an energy for a copy, and returns a trainer.
-# The energy takes once or twice as long as this base did.
+# The energy takes longer than this base, which stops early; times are printed below.
 
 # %%
 prior = BoxUniform(-torch.ones(2), torch.ones(2))

@@ -101,13 +101,12 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     log, folder = tmp_path / "log", tmp_path / "interrupted"
     process = start(folder, log, "--jobs", "2", seconds=20.0)
     wait_for_lines(log, 2, process)
-    begun = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert time.monotonic() - begun < 15.0, "it has waited for the jobs"
     assert "the same command goes on" in err
     assert "Traceback" not in err
+    # It has not waited for the jobs, which would have left their results.
     assert contents(folder) == {}
     # No worker has outlived it, which would go on with the jobs.
     workers = {int(line.split()[2]) for line in lines(log)}
