@@ -1,12 +1,16 @@
 """NRE_GKL: a normalized ratio, with designs if there are some, and bad input."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from sbi.inference.trainers._contracts import LossArgsNRE
 from torch.distributions import MultivariateNormal, Normal
+from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_boed_plugin import NRE_GKL
+from sbi_boed_plugin.trainers import nre_gkl
 from tests.conftest import NoOpTracker
 
 QUIET = {"show_progress_bars": False}
@@ -39,12 +43,13 @@ def gaussian():
 
 def test_the_ratio_is_normalized_for_every_observation(gaussian):
     ratio = gaussian._neural_net
-    axis = torch.linspace(-1.5, 1.5, 13).unsqueeze(1)
     for x in (-1.0, 0.0, 1.5):
+        # Two standard deviations of the posterior, which is N(x / 2, 1 / 2).
+        axis = 0.5 * x + torch.linspace(-1.4, 1.4, 13).unsqueeze(1)
         data = torch.full_like(axis, x)
         with torch.no_grad():
             learned = ratio(axis, data)
-        # In the bulk; a ratio up to a function of x would be off by a constant.
+        # A ratio up to a function of x would be off by a constant.
         assert (learned - exact_ratio(axis, data)).abs().mean() < 0.15
 
 
@@ -53,6 +58,34 @@ def test_the_loss_tells_the_information(gaussian):
     best = gaussian.summary["best_validation_loss"][0]
     # 500 validation rows with terms of standard deviation about 0.7.
     assert 1.0 - best == pytest.approx(0.5 * math.log(2.0), abs=0.12)
+
+
+def test_validation_averages_over_many_atoms(gaussian, monkeypatch):
+    """One contrast for each row would leave noise that early stopping fits."""
+    theta, x, _ = gaussian.get_simulations()
+    rows = gaussian.val_indices[:400]
+    theta, x = theta[rows], x[rows]
+    loader = DataLoader(
+        TensorDataset(theta, x, torch.ones(len(rows))), batch_size=len(rows)
+    )
+    with torch.no_grad():
+        pairs = gaussian._neural_net(
+            theta.repeat(len(rows), 1), x.repeat_interleave(len(rows), 0)
+        ).view(len(rows), len(rows))
+    others = pairs.exp()[~torch.eye(len(rows), dtype=torch.bool)]
+    exact = -pairs.diag().mean() + others.mean()
+
+    def validate():
+        return gaussian._validate_epoch(loader, LossArgsNRE(num_atoms=2))
+
+    assert validate() == validate()
+    # With other atoms each time, ten of them for a row; a single one is asked for.
+    monkeypatch.setattr(nre_gkl, "isolated_rng", lambda seed: nullcontext())
+    torch.manual_seed(1)
+    values = torch.tensor([validate() for _ in range(30)])
+    error_of_one = others.std() / len(rows) ** 0.5
+    assert values.std() < 0.5 * error_of_one
+    assert (values.mean() - exact).abs() < error_of_one
 
 
 def test_designs_enter_the_ratio():
