@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -291,7 +292,8 @@ def _key(
             "task": f"{type(task).__module__}.{type(task).__name__}",
             "task_settings": _plain(vars(task)),
             "task_source": _source(type(task)),
-            "versions": {"sbi_boed_plugin": __version__} | _versions(),
+            "versions": _versions(),
+            "code": _code(),
         }
     )
 
@@ -317,11 +319,22 @@ def _source(kind: type) -> str | None:
 
 def _versions() -> dict[str, str]:
     """Return versions of all that has a part in a training."""
-    found = {}
+    found = {"sbi_boed_plugin": __version__}
     for name in ("nflows", "sbi", "sbibm", "torch", "zuko"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+@cache
+def _code() -> str:
+    """Return a digest of our code that trains: between releases it has no version."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for folder in ("estimators", "objectives", "sbibm", "trainers"):
+        for path in sorted(package.joinpath(folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _sampling_seed(seed: int | None, x_o: Tensor) -> int | None:

@@ -1,13 +1,15 @@
 """Every method answers as sbibm's algorithms do, within its budget, from its seed."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Independent, LogNormal, Normal, biject_to
 
 from sbi_boed_plugin import EnergyConfig
-from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
+from sbi_boed_plugin.sbibm import METHODS, _run, check_hyper, get_task, run_method
 from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
@@ -159,6 +161,26 @@ def test_a_task_with_other_settings_is_another_task(name, settings):
     assert not run().from_cache
     assert run().from_cache
     assert not run(**settings).from_cache
+
+
+def test_other_code_trains_again(two_moons, tmp_path, monkeypatch):
+    def run():
+        hyper = fast("nre_gkl", seed=0, cache=tmp_path)
+        return run_method("nre_gkl", two_moons, 2, 100, 1, **hyper)
+
+    assert not run().from_cache
+    assert run().from_cache
+    copied = tmp_path / "package"
+    shutil.copytree(Path(_run.__file__).parents[1], copied)
+    monkeypatch.setattr(_run, "__file__", str(copied / "sbibm" / "_run.py"))
+    _run._code.cache_clear()
+    assert run().from_cache
+    with (copied / "trainers" / "nre_gkl.py").open("a") as file:
+        file.write("# changed\n")
+    _run._code.cache_clear()
+    assert not run().from_cache
+    monkeypatch.undo()
+    _run._code.cache_clear()
 
 
 def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
