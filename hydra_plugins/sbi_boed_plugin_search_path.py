@@ -51,7 +51,7 @@ class _RegisterOnImport(MetaPathFinder):
         if not fullname.startswith(("sbibm.algorithms", "sbibm.tasks.")):
             return None
         sys.meta_path.remove(self)
-        import_module("sbi_boed_plugin").register()
+        import_module("sbi_boed_plugin")
         # By the finders that are there now, ours among them.
         return find_spec(fullname)
 

@@ -5,9 +5,7 @@ from collections import Counter
 from html import escape
 
 from sbi_boed_plugin.benchmark._command import commands
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import Record
-from sbi_boed_plugin.benchmark.summary import Results, describe_versions
+from sbi_boed_plugin.benchmark.summary import Failure, Results, describe_versions
 
 __all__ = ["failure_section", "plural", "repeat_section", "warning_section"]
 
@@ -28,18 +26,18 @@ def plural(number: int, name: str) -> str:
 def failure_section(results: Results) -> str:
     """Return what failed, jobs with the same error together."""
     parts = ['<section id="failures"><h2>Failures</h2>']
-    if not results.failed:
+    if not results.failures:
         parts.append("<p>No job failed.</p>")
-    alike: dict[str, list[Record]] = {}
-    for record in results.failed:
-        alike.setdefault(record["error"], []).append(record)
-    for error, records in alike.items():
-        text = records[0]["traceback"]
-        if records[0]["output"].strip():
-            text += f"\nPrinted before:\n{records[0]['output']}"
-        jobs = "".join(f"<li>{escape(str(Job(**r['job'])))}</li>" for r in records)
+    alike: dict[str, list[Failure]] = {}
+    for failure in results.failures:
+        alike.setdefault(failure.error, []).append(failure)
+    for error, failures in alike.items():
+        text = failures[0].trace
+        if failures[0].output.strip():
+            text += f"\nPrinted before:\n{failures[0].output}"
+        jobs = "".join(f"<li>{escape(str(each.job))}</li>" for each in failures)
         parts.append(
-            f"<details><summary>{plural(len(records), 'job')}: "
+            f"<details><summary>{plural(len(failures), 'job')}: "
             f"<span>{escape(error)}</span></summary>"
             f"<ul>{jobs}</ul><pre>{escape(text)}</pre></details>"
         )

@@ -13,11 +13,16 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._parallel import run_long_calls
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import DamagedFileError, JobLockedError, Record
+from sbi_boed_plugin.benchmark.store import (
+    DamagedFileError,
+    JobLockedError,
+    Record,
+    describe_failure,
+)
 from sbi_boed_plugin.benchmark.worker import (
     Orders,
     Outcome,
-    failed_record,
+    add_failure,
     is_settled,
     run_job,
 )
@@ -59,7 +64,8 @@ def run_all(
 
     A process that dies takes the jobs beside it along, and nobody says which of them
     killed it. All of them are tried again, one after another with none beside it: who
-    loses its process then has failed.
+    loses its process then has failed. Where there are no processes to lose, a job kills
+    the run: the next one has it last, when the others are done.
 
     Args:
         jobs: Jobs.
@@ -67,6 +73,7 @@ def run_all(
         num_workers: Number of workers.
         show_progress: Whether to say that the jobs of another process are waited for.
     """
+    jobs = sorted(jobs, key=orders.store.is_begun)
     remaining = {job.path("json"): job for job in jobs}
     suspects: set[Path] = set()
     is_waiting = False
@@ -115,13 +122,17 @@ def _give_up(job: Job, orders: Orders) -> Outcome:
     """Record a job as failed that has lost its process twice, unless it is done."""
     try:
         with orders.store.locked(job):
-            record = settled_record(job, orders)
-            if record is not None:
-                return Outcome(job, record["status"], record.get("error", ""))
-            orders.store.write(job, failed_record(job, _LOST, ""))
+            try:
+                record = orders.store.read(job)
+            except DamagedFileError:
+                record = None
+            if record is None or not is_settled(record, orders):
+                record = add_failure(job, record, orders.metrics, _LOST)
+                orders.store.write(job, record)
     except JobLockedError:
         return Outcome(job, "failed", "its process was lost, and another one has it")
-    return Outcome(job, "failed", _LOST)
+    error = describe_failure(record, orders.metrics)
+    return Outcome(job, "failed" if error else "done", error)
 
 
 def _outcomes(

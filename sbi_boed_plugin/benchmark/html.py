@@ -94,7 +94,10 @@ def _head(results: Results, name: str) -> str:
     )
     links = [(metric, METRIC_LABELS.get(metric, metric)) for metric in results.metrics]
     links += [("runtimes", "Runtimes")] if len(results.failed) < len(jobs) else []
-    links += [("failures", f"Failures ({num_failed})"), ("repeat", "Versions")]
+    links += [
+        ("failures", f"Failures ({len(results.failures)})"),
+        ("repeat", "Versions"),
+    ]
     menu = "".join(
         f'<a href="#{escape(target)}">{escape(text)}</a>' for target, text in links
     )

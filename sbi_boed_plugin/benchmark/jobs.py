@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,10 @@ def expand_jobs(
         One job per combination.
 
     Raises:
-        ValueError: If a list is empty or repeats something, a number is out of range,
-            or a hyperparameter has a reserved name, is for a method that does not run,
-            or cannot be kept in a file.
+        ValueError: If a list is empty or repeats something, a number is out of range, a
+            budget has less than a simulation per round, or a hyperparameter has a
+            reserved name, is for a method that does not run, or cannot be kept in a
+            file.
 
     Example:
         >>> jobs = expand_jobs(
@@ -175,14 +177,19 @@ def expand_jobs(
         >>> [(job.method, job.num_observation) for job in jobs]
         [('nle', 1), ('npe', 1), ('nle', 2), ('npe', 2)]
     """
-    _check_list("tasks", tasks)
-    _check_list("methods", methods)
-    _check_list("num_simulations", num_simulations, least=1)
-    _check_list("seeds", seeds, least=0)
-    _check_list("observations", observations, least=1)
-    _check_list("num_rounds", [num_rounds], least=1)
+    tasks = _listed("tasks", tasks)
+    methods = _listed("methods", methods)
+    num_simulations = _listed("num_simulations", num_simulations, least=1)
+    seeds = _listed("seeds", seeds, least=0)
+    observations = _listed("observations", observations, least=1)
+    (num_rounds,) = _listed("num_rounds", [num_rounds], least=1)
+    if min(num_simulations) < num_rounds:
+        raise ValueError(
+            f"num_simulations={min(num_simulations)} is less than one per round of "
+            f"num_rounds={num_rounds}. Use fewer rounds, or more simulations."
+        )
     # Metrics need a variance.
-    _check_list("num_samples", [num_samples], least=2)
+    (num_samples,) = _listed("num_samples", [num_samples], least=2)
     given = hyper_by_method(methods, hyper or {})
     combinations = product(observations, seeds, sorted(num_simulations), tasks, methods)
     return [
@@ -241,21 +248,27 @@ def hyper_by_method(
     return given
 
 
-def _check_list(name: str, values: Sequence[Any], least: int | None = None) -> None:
-    if isinstance(values, str) or not values:
+def _listed(name: str, values: Iterable[Any], least: int | None = None) -> list[Any]:
+    """Return entries as a list, numbers as integers of Python, which files can hold."""
+    entries = [] if isinstance(values, str) else list(values)
+    if not entries:
         raise ValueError(f"{name}={values!r} must be a list of at least one entry.")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{name}={list(values)} must not repeat an entry.")
-    if least is None:
-        return
-    for value in values:
-        # Seeds of numpy have 32 bits, and True is an integer to Python.
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole and least <= value < 2**32):
-            raise ValueError(
-                f"{name}={value!r} must be an integer of at least {least} and below "
-                "2**32."
-            )
+    if least is not None:
+        entries = [_whole(name, value, least) for value in entries]
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{name}={entries} must not repeat an entry.")
+    return entries
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    # Seeds of numpy have 32 bits, and True is an integer to Python.
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number < 2**32:
+            return number
+    raise ValueError(
+        f"{name}={value!r} must be an integer of at least {least} and below 2**32."
+    )
 
 
 def _as_kept(hyper: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._parallel import describe_error
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.benchmark.jobs import Job
 
@@ -186,7 +187,8 @@ def _run_function(job: Job, task: Any) -> Run:
 
 
 def _plain(samples: Any) -> Tensor:
-    return torch.as_tensor(samples).detach().cpu()
+    # NumPy's default is double precision, which sbibm's simulators refuse.
+    return torch.as_tensor(samples).detach().float().cpu()
 
 
 def _as_number(log_prob: Any) -> float | None:
@@ -197,9 +199,9 @@ def _import(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # Modules fail in ways of their own.
         raise ValueError(
-            f"methods={name!r} cannot be imported: {error}. It must be "
+            f"methods={name!r} cannot be imported: {describe_error(error)}. It must be "
             "module:function, with the module on Python's path."
         ) from error
     if not callable(found):

@@ -20,7 +20,7 @@ from sbi_boed_plugin.benchmark.jobs import (
 )
 from sbi_boed_plugin.benchmark.methods import check_methods
 from sbi_boed_plugin.benchmark.metrics import check_metrics
-from sbi_boed_plugin.benchmark.store import Record, Store
+from sbi_boed_plugin.benchmark.store import Record, Store, describe_failure
 from sbi_boed_plugin.benchmark.summary import describe_versions
 from sbi_boed_plugin.benchmark.worker import Orders, present_versions
 
@@ -183,7 +183,9 @@ def run_plan(plan: Plan) -> int:
     found = {job.path("json"): settled_record(job, plan.orders) for job in plan.jobs}
     settled = [record for record in found.values() if record is not None]
     todo = [job for job in plan.jobs if found[job.path("json")] is None]
-    num_failed = sum(record["status"] == "failed" for record in settled)
+    num_failed = sum(
+        bool(describe_failure(record, plan.orders.metrics)) for record in settled
+    )
     if num_failed and plan.show_progress:
         print(
             f"{num_failed} of {len(plan.jobs)} jobs failed earlier and are skipped; "

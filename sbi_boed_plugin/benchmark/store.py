@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "DamagedFileError",
     "JobLockedError",
     "Store",
+    "describe_failure",
     "read_record",
 ]
 
@@ -50,6 +51,15 @@ _KEYS = {
         "diagnostics",
         "samples",
     ),
+}
+
+_TYPES: dict[str, Any] = {
+    "diagnostics": dict,
+    "finished": (int, float),
+    "metric_errors": dict,
+    "metrics": dict,
+    "versions": dict,
+    "warnings": list,
 }
 
 
@@ -138,6 +148,11 @@ class Store:
         write_bytes(path, content.getvalue())
         return path.name
 
+    def has_samples(self, record: Record) -> bool:
+        """Tell whether the samples of a record are there."""
+        path = self.results / Job(**record["job"]).path("npz")
+        return bool(record["samples"]) and path.exists()
+
     def read_samples(self, job: Job) -> np.ndarray | None:
         """Return the samples of a job, or `None` if there are none to be read."""
         try:
@@ -171,17 +186,27 @@ class Store:
         Raises:
             JobLockedError: If another process holds it.
         """
-        path = self.folder / ".locks" / job.path("lock")
+        path = self._lock(job)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise JobLockedError(f"another process runs {job}.") from error
+        begun = path.with_suffix(".begun")
         try:
+            begun.touch()
             yield
         finally:
+            begun.unlink(missing_ok=True)
             lock.release()
+
+    def is_begun(self, job: Job) -> bool:
+        """Tell whether a job is being run, or was when its process was killed."""
+        return self._lock(job).with_suffix(".begun").exists()
+
+    def _lock(self, job: Job) -> Path:
+        return self.folder / ".locks" / job.path("lock")
 
 
 def read_record(path: Path) -> Record:
@@ -202,6 +227,9 @@ def read_record(path: Path) -> Record:
         record = json.loads(content)
         Job(**record["job"])
         missing = sorted(set(_KEYS[record["status"]]) - set(record))
+        for name, kind in _TYPES.items():
+            if name in record and not isinstance(record[name], kind):
+                raise TypeError(f"{name}={record[name]!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedFileError(
             f"{path} is damaged or not the result of a job ({error!r})."
@@ -209,3 +237,17 @@ def read_record(path: Path) -> Record:
     if missing:
         raise DamagedFileError(f"{path} lacks {', '.join(missing)}.")
     return record
+
+
+def describe_failure(record: Record, metrics: Iterable[str] | None = None) -> str:
+    """Return in a line what of a job failed, empty if nothing did.
+
+    Args:
+        record: The record of a job.
+        metrics: Metrics that matter; all if `None`.
+    """
+    if record["status"] == "failed":
+        return record["error"]
+    errors = record.get("metric_errors", {})
+    wanted = errors if metrics is None else [name for name in metrics if name in errors]
+    return "; ".join(f"{name}: {errors[name]['error']}" for name in wanted)

@@ -21,6 +21,7 @@ from sbi_boed_plugin.benchmark.store import (
 
 __all__ = [
     "SECONDS",
+    "Failure",
     "Group",
     "Results",
     "describe_versions",
@@ -66,6 +67,23 @@ class Group:
     def value(self, name: str) -> tuple[float, float]:
         """Return mean and standard error of a metric or time, NaN if not known."""
         return self.values.get(name, (math.nan, math.nan))
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a job, or with a metric of a job that has a posterior.
+
+    Attributes:
+        job: The job.
+        error: What went wrong, in one line.
+        trace: Where, in many.
+        output: What the method printed before.
+    """
+
+    job: Job
+    error: str
+    trace: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -136,6 +154,24 @@ class Results:
         """Records of jobs that failed."""
         return [record for record in self.records if record["status"] == "failed"]
 
+    @property
+    def failures(self) -> list[Failure]:
+        """All that went wrong, with jobs or with metrics."""
+        found = []
+        for record in self.records:
+            errors = record.get("metric_errors", {})
+            parts = [("", record)] if record["status"] == "failed" else errors.items()
+            found += [
+                Failure(
+                    Job(**record["job"]),
+                    f"{name}: {part['error']}" if name else part["error"],
+                    part["traceback"],
+                    part["output"],
+                )
+                for name, part in parts
+            ]
+        return found
+
     def group(self, task: str, setting: str, budget: int) -> Group | None:
         """Return the group of a cell in a table, if there is one."""
         return self._by_cell.get((task, setting, budget))
@@ -179,7 +215,12 @@ def read_results(folder: Path) -> Results:
         if path.name.startswith("."):
             continue
         try:
-            records.append(read_record(path))
+            record = read_record(path)
+            expected = Job(**record["job"]).path("json")
+            if path.relative_to(Store(folder).results) != expected:
+                # A copy would count as another posterior.
+                raise DamagedFileError(f"{path} is not where its job's result belongs.")
+            records.append(record)
         except DamagedFileError as error:
             name = str(path.relative_to(folder))
             damaged.append(str(error).replace(str(path), name))

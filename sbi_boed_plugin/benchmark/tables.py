@@ -4,8 +4,7 @@ import json
 import math
 from typing import Any
 
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import Record
+from sbi_boed_plugin.benchmark.store import Record, describe_failure
 from sbi_boed_plugin.benchmark.summary import SECONDS, Group, Results
 
 __all__ = ["format_number", "job_table", "markdown", "summary_table"]
@@ -29,7 +28,7 @@ def job_table(results: Results) -> tuple[list[str], list[list[Any]]]:
         row += [record.get(name) for name in (*_MEASURED, "from_cache", "load")]
         row += [_said(record).get(name) for name in diagnostics]
         row += [record["versions"].get(name) for name in versions]
-        rows.append([*row, record.get("error", "")])
+        rows.append([*row, describe_failure(record)])
     return header, rows
 
 
@@ -85,11 +84,11 @@ def markdown(results: Results) -> str:
                     row = [task, f"{budget:,}", *cells]
                     lines.append("| " + " | ".join(row) + " |")
         lines.append("")
-    if results.failed:
+    if results.failures:
         lines += ["## Failures", ""]
         lines += [
-            f"- {Job(**record['job'])}: `{record['error'].replace('`', chr(39))}`"
-            for record in results.failed
+            f"- {failure.job}: `{failure.error.replace('`', chr(39))}`"
+            for failure in results.failures
         ]
         lines.append("")
     return "\n".join(lines)

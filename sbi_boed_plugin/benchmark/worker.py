@@ -1,17 +1,18 @@
 """One job, from its lock to its file; what runs in the processes of a benchmark."""
 
 import io
+import math
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,12 +28,13 @@ from sbi_boed_plugin.benchmark.store import (
     JobLockedError,
     Record,
     Store,
+    describe_failure,
 )
 
 __all__ = [
     "Orders",
     "Outcome",
-    "failed_record",
+    "add_failure",
     "is_settled",
     "present_versions",
     "run_job",
@@ -92,9 +94,9 @@ def is_settled(record: Record | None, orders: Orders) -> bool:
     """
     if record is None:
         return False
-    if record["status"] == "failed":
+    if describe_failure(record, orders.metrics):
         return not orders.retry_failed or record["finished"] >= orders.started
-    if orders.save_samples and not record["samples"]:
+    if orders.save_samples and not orders.store.has_samples(record):
         return False
     return set(orders.metrics) <= set(record["metrics"])
 
@@ -112,35 +114,53 @@ def run_job(job: Job, orders: Orders) -> Outcome:
         What became of it.
     """
     notes: list[str] = []
+    error = ""
     try:
         with orders.store.locked(job):
             record = _read(job, orders.store, notes)
             if record is None or not is_settled(record, orders):
-                done = record if record and record["status"] == "done" else None
-                record = _make_record(job, orders, done)
+                record, error = _make_record(job, orders, record)
                 orders.store.write(job, record)
     except JobLockedError:
         return Outcome(job, "locked")
-    return Outcome(job, record["status"], record.get("error", ""), tuple(notes))
+    error = error or describe_failure(record, orders.metrics)
+    return Outcome(job, "failed" if error else "done", error, tuple(notes))
 
 
-def failed_record(job: Job, error: str, trace: str, output: str = "") -> Record:
+def add_failure(
+    job: Job,
+    earlier: Record | None,
+    metrics: Iterable[str],
+    error: str,
+    trace: str = "",
+    output: str = "",
+) -> Record:
     """Return the record of a job that failed.
+
+    An earlier result stays, for it may have taken hours; what it was to be completed
+    with has failed.
 
     Args:
         job: The job.
+        earlier: Its record so far.
+        metrics: Metrics that were wanted.
         error: What went wrong, in one line.
         trace: Where, in many.
         output: What the method printed.
     """
-    return {
-        **_common(job, "failed"),
-        "metrics": {},
-        "error": error,
-        "traceback": trace,
-        "output": output,
-        "warnings": [],
-    }
+    if earlier is None or earlier["status"] == "failed":
+        return {
+            **_common(job, "failed"),
+            "metrics": {},
+            "error": error,
+            "traceback": trace,
+            "output": output,
+            "warnings": [],
+        }
+    failure = {"error": error, "traceback": trace, "output": output}
+    missing = {name: failure for name in metrics if name not in earlier["metrics"]}
+    errors = {**earlier.get("metric_errors", {}), **missing}
+    return {**earlier, "metric_errors": errors, "finished": time.time()}
 
 
 @cache
@@ -164,7 +184,11 @@ def _read(job: Job, store: Store, notes: list[str]) -> Record | None:
         return None
 
 
-def _make_record(job: Job, orders: Orders, earlier: Record | None) -> Record:
+def _make_record(
+    job: Job, orders: Orders, earlier: Record | None
+) -> tuple[Record, str]:
+    """Return the record of a job, and the error with which its method failed."""
+    error = ""
     output = io.StringIO()
     # Warnings would be repeated by hundreds of jobs, and training says that it is over.
     with (
@@ -178,10 +202,12 @@ def _make_record(job: Job, orders: Orders, earlier: Record | None) -> Record:
             warnings.simplefilter("ignore", category)
         try:
             record = _compute(job, orders, earlier)
-        except Exception as error:
-            trace = _without_folders(traceback.format_exc())
+        except (Exception, SystemExit) as raised:
+            # A method that calls sys.exit must not end the others' run.
+            error = describe_error(raised)
             printed = output.getvalue()[-_OUTPUT_CHARACTERS:]
-            record = failed_record(job, describe_error(error), trace, printed)
+            failure = error, _trace(), printed
+            record = add_failure(job, earlier, orders.metrics, *failure)
     folder = f"{orders.store.folder}{os.sep}"
     messages = [str(warning.message).replace(folder, "") for warning in caught]
     distinct = dict.fromkeys(
@@ -190,22 +216,24 @@ def _make_record(job: Job, orders: Orders, earlier: Record | None) -> Record:
             *(message[:_WARNING_CHARACTERS] for message in messages),
         ]
     )
-    return {**record, "warnings": list(distinct)[:_NUM_WARNINGS]}
+    return {**record, "warnings": list(distinct)[:_NUM_WARNINGS]}, error
 
 
 def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
     from sbi_boed_plugin.sbibm import get_task
 
     task = get_task(job.task)
+    done = earlier if earlier and earlier["status"] == "done" else None
     # What an earlier run measured is measured again, so that all is of one version.
-    wanted = {*orders.metrics, *(earlier["metrics"] if earlier else ())}
-    samples = _kept_samples(job, orders.store, earlier)
-    if earlier is None or samples is None:
+    wanted = {*orders.metrics, *(done["metrics"] if done else ())}
+    samples = _kept_samples(job, orders.store, done)
+    if done is None or samples is None:
         with isolated_rng(job.seed):
             run = run_job_method(job, task, orders.store.cache)
         samples = run.samples
         record = {
             "metrics": {},
+            "metric_errors": {},
             "training_seconds": run.training_seconds,
             "sampling_seconds": run.sampling_seconds,
             "metric_seconds": 0.0,
@@ -215,21 +243,48 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
             "diagnostics": dict(run.diagnostics),
             "samples": None,
         }
+        if orders.save_samples or (done and done["samples"]):
+            # Before anything is measured: who runs out of memory there has them.
+            record["samples"] = orders.store.write_samples(job, samples.numpy())
     else:
-        record = earlier
-        wanted -= set(earlier["metrics"])
-    metrics = dict(record["metrics"])
+        record = done
+        wanted -= set(done["metrics"])
     started = time.perf_counter()
-    for name in sorted(wanted):
-        # Each from the seed, so that none depends on which others are computed.
-        with isolated_rng(job.seed):
-            metrics[name] = compute_metric(name, task, samples, job.num_observation)
+    metrics, errors = _measure(job, task, samples, wanted)
     seconds = record["metric_seconds"] + time.perf_counter() - started
-    kept = record["samples"]
-    if kept is None and (orders.save_samples or (earlier and earlier["samples"])):
-        kept = orders.store.write_samples(job, samples.numpy())
-    measured = {"metrics": metrics, "metric_seconds": seconds, "samples": kept}
+    earlier_errors = record.get("metric_errors", {})
+    measured = {
+        "metrics": {**record["metrics"], **metrics},
+        "metric_errors": {
+            name: errors.get(name) or earlier_errors[name]
+            for name in sorted({*earlier_errors, *errors} - set(metrics))
+        },
+        "metric_seconds": seconds,
+    }
     return {**record, **_common(job, "done"), **measured}
+
+
+def _measure(
+    job: Job, task: Any, samples: Tensor, names: Iterable[str]
+) -> tuple[dict[str, float], dict[str, dict[str, str]]]:
+    """Return metrics, and what went wrong with those that failed."""
+    values, errors = {}, {}
+    for name in sorted(names):
+        try:
+            # Each from the seed, so that none depends on which others are computed.
+            with isolated_rng(job.seed):
+                value = compute_metric(name, task, samples, job.num_observation)
+            if not math.isfinite(value):
+                raise ValueError(f"its value is {value}")
+            values[name] = value
+        except Exception as error:
+            # The others are good, and the samples took hours, perhaps.
+            errors[name] = {
+                "error": describe_error(error),
+                "traceback": _trace(),
+                "output": "",
+            }
+    return values, errors
 
 
 def _kept_samples(job: Job, store: Store, earlier: Record | None) -> Tensor | None:
@@ -252,11 +307,12 @@ def _common(job: Job, status: str) -> Record:
     }
 
 
-def _without_folders(trace: str) -> str:
-    """Name files in a traceback from where Python finds their modules.
+def _trace() -> str:
+    """Return the traceback of an error, with files as Python finds their modules.
 
     Results are shared; where somebody's Python is installed says nothing to others.
     """
+    trace = traceback.format_exc()
     roots: Sequence[str] = sorted({*sys.path, os.getcwd()}, key=len, reverse=True)
     for root in filter(None, roots):
         trace = trace.replace(f'File "{root}{os.sep}', 'File "')

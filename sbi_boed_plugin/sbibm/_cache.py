@@ -81,7 +81,7 @@ class TrainingCache:
             if folder is not None:
                 with _locked(folder, key) as path:
                     if not path.exists():
-                        _save(path, value)
+                        _save_or_warn(path, value)
             return value, True
         if folder is None:
             return self._remember(key, make()), False
@@ -95,9 +95,10 @@ class TrainingCache:
                         "is trained again.",
                         stacklevel=2,
                     )
-            value = make()
-            _save(path, value)
-        return self._remember(key, value), False
+            # First in memory: with a full disk, the training is not lost.
+            value = self._remember(key, make())
+            _save_or_warn(path, value)
+        return value, False
 
     def clear(self) -> None:
         """Forget what is in memory. Files stay."""
@@ -123,7 +124,13 @@ def _load(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=False)
 
 
-def _save(path: Path, value: Any) -> None:
+def _save_or_warn(path: Path, value: Any) -> None:
     content = io.BytesIO()
     torch.save(value, content)
-    write_bytes(path, content.getvalue())
+    try:
+        write_bytes(path, content.getvalue())
+    except OSError as error:
+        warnings.warn(
+            f"{path} cannot be written ({error}): the training is kept in memory only.",
+            stacklevel=2,
+        )

@@ -2,17 +2,13 @@
 
 import contextlib
 import hashlib
-import inspect
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import (
@@ -21,9 +17,9 @@ from torch.distributions import (
     biject_to,
 )
 
-from sbi_boed_plugin import __version__
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.sbibm._cache import TrainingCache, cache_key
+from sbi_boed_plugin.sbibm._cache import TrainingCache
+from sbi_boed_plugin.sbibm._key import training_key
 from sbi_boed_plugin.sbibm.settings import RunSettings
 
 __all__ = ["Method", "RunOutcome", "SbibmResult", "run"]
@@ -148,7 +144,7 @@ def run(
     if settings.seed is None:
         trained, from_cache = train(), False
     else:
-        key = _key(method, settings, task, num_simulations, x_o)
+        key = training_key(method.name, settings, task, num_simulations, x_o)
         folder = None if settings.cache is None else Path(settings.cache)
         trained, from_cache = CACHE.get(key, train, folder)
 
@@ -232,17 +228,10 @@ def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Ten
 def _check(num_samples: int, num_simulations: int, settings: RunSettings) -> None:
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    if settings.num_rounds < 1:
-        raise ValueError(f"num_rounds must be at least 1, got {settings.num_rounds}.")
     if num_simulations < settings.num_rounds:
         raise ValueError(
             f"num_simulations={num_simulations} is less than one per round of "
             f"num_rounds={settings.num_rounds}. Use fewer rounds."
-        )
-    if settings.simulation_batch_size < 1:
-        raise ValueError(
-            "simulation_batch_size must be at least 1, got "
-            f"{settings.simulation_batch_size}."
         )
     if settings.cache is not None and settings.seed is None:
         raise ValueError(
@@ -272,69 +261,6 @@ def _observation(
             f"'{task.name}' have shape (1, {task.dim_data})."
         )
     return observation.reshape(1, task.dim_data)
-
-
-def _key(
-    method: Method, settings: RunSettings, task: Any, num_simulations: int, x_o: Tensor
-) -> str:
-    """Return a key of all that a training depends on."""
-    hyper = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    # Where files are kept changes nothing; how samples are drawn only later rounds.
-    irrelevant = {"cache"}
-    if settings.num_rounds == 1:
-        irrelevant |= {"mcmc_method", "mcmc_parameters", "max_sampling_time"}
-    return cache_key(
-        {
-            "method": method.name,
-            "hyper": {k: v for k, v in hyper.items() if k not in irrelevant},
-            "num_simulations": num_simulations,
-            "observation": x_o if settings.num_rounds > 1 else None,
-            "task": f"{type(task).__module__}.{type(task).__name__}",
-            "task_settings": _plain(vars(task)),
-            "task_source": _source(type(task)),
-            "versions": _versions(),
-            "code": _code(),
-        }
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Return what can be told apart by its value of all that a task was made with."""
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    # Of distributions and solvers, the task has the numbers as well.
-    known = (bool, int, float, str, Tensor, np.ndarray, Path, type(None))
-    return value if isinstance(value, known) else type(value).__name__
-
-
-def _source(kind: type) -> str | None:
-    """Return the code of a class, which may be edited; `None` if it has no file."""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return None
-
-
-def _versions() -> dict[str, str]:
-    """Return versions of all that has a part in a training."""
-    found = {"sbi_boed_plugin": __version__}
-    for name in ("nflows", "sbi", "sbibm", "torch", "zuko"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-@cache
-def _code() -> str:
-    """Return a digest of our code that trains: between releases it has no version."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for folder in ("estimators", "objectives", "sbibm", "trainers"):
-        for path in sorted(package.joinpath(folder).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _sampling_seed(seed: int | None, x_o: Tensor) -> int | None:

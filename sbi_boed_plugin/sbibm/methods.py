@@ -188,21 +188,24 @@ def check_hyper(name: str, **hyper: Any) -> RunSettings:
         All hyperparameters of the method.
 
     Raises:
-        ValueError: If there is no such method.
+        ValueError: If there is no such method, or a value is out of range.
         TypeError: If a hyperparameter is unknown.
     """
     if name not in _RECIPES:
         raise ValueError(
             f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
         )
-    kind, _ = _RECIPES[name]
+    kind, recipe = _RECIPES[name]
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(hyper) - set(known))
     if unknown:
         raise TypeError(
             f"{name} has no hyperparameter '{unknown[0]}'. It has {', '.join(known)}."
         )
-    return kind(**hyper)
+    settings = kind(**hyper)
+    # sbi has its own say on parameters of MCMC.
+    recipe(settings)
+    return settings
 
 
 def _nle(settings: LikelihoodSettings) -> Method:

@@ -113,6 +113,8 @@ def _replace_simulator(
         if module.DiffEq is not _NoJulia:
             return
         task = getattr(module, name)
+        if hasattr(task.get_simulator, "__wrapped__"):
+            return  # It is ours already: hooks run again for loaded modules.
 
         @functools.wraps(task.get_simulator)
         def get_simulator(self: Any, max_calls: int | None = None) -> Any:

@@ -7,7 +7,9 @@ another sbi: batches of 200 for training, where sbibm took all simulations at on
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
+
+from sbi.neural_nets.factory import model_builders
 
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
@@ -19,6 +21,21 @@ __all__ = [
     "RatioSettings",
     "RunSettings",
 ]
+
+
+Training = Literal["two_stage", "joint"]
+ZScore = Literal["none", "independent", "structured"]
+
+# The least that makes sense of what is counted.
+_LEAST = {
+    "hidden_features": 1,
+    "max_num_epochs": 0,
+    "num_atoms": 2,
+    "num_contrastive": 1,
+    "num_rounds": 1,
+    "simulation_batch_size": 1,
+    "training_batch_size": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +66,38 @@ class RunSettings:
     simulation_batch_size: int = 1_000
     training_batch_size: int = 200
     automatic_transforms_enabled: bool
-    z_score_x: Literal["none", "independent", "structured"] = "independent"
-    z_score_theta: Literal["none", "independent", "structured"] = "independent"
+    z_score_x: ZScore = "independent"
+    z_score_theta: ZScore = "independent"
     max_num_epochs: int = 2**31 - 1
     seed: int | None = None
     cache: str | Path | None = None
+
+    _networks: ClassVar[tuple[str, ...]] = tuple(model_builders)
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail after the simulations, or mean nothing.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        for name, least in _LEAST.items():
+            value = getattr(self, name, least)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and value >= least):
+                raise ValueError(
+                    f"{name} must be an integer of at least {least}, got {value!r}."
+                )
+        choices = {
+            "neural_net": self._networks,
+            "z_score_x": get_args(ZScore),
+            "z_score_theta": get_args(ZScore),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown. Use one of "
+                    f"{', '.join(known)}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +143,8 @@ class RatioSettings(_SampledByMCMC):
         mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
     """
 
+    _networks = ("linear", "mlp", "resnet")
+
     neural_net: str = "resnet"
     num_atoms: int = 10
 
@@ -129,10 +175,20 @@ class HybridSettings(PosteriorSettings):
             as configurations hold.
     """
 
-    training: Literal["two_stage", "joint"] = "two_stage"
+    training: Training = "two_stage"
     energy: EnergyConfig | None = None
 
     def __post_init__(self) -> None:
-        """Make a configuration of a dictionary."""
+        """Make a configuration of a dictionary, and refuse what means nothing.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        super().__post_init__()
+        if self.training not in get_args(Training):
+            raise ValueError(
+                f"training={self.training!r} is unknown. Use one of "
+                f"{', '.join(get_args(Training))}."
+            )
         if isinstance(self.energy, Mapping):
             object.__setattr__(self, "energy", EnergyConfig(**self.energy))

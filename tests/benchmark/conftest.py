@@ -9,7 +9,7 @@ pytest.importorskip("sbibm")
 
 from sbi_boed_plugin.benchmark import run_benchmark  # noqa: E402
 from sbi_boed_plugin.benchmark.store import Store  # noqa: E402
-from sbi_boed_plugin.benchmark.worker import failed_record  # noqa: E402
+from sbi_boed_plugin.benchmark.worker import add_failure  # noqa: E402
 
 MODULE = "tests.benchmark.tiny_methods"
 
@@ -61,6 +61,11 @@ def timeless(record):
         if name not in ("finished", "load", "warnings")
         and not name.endswith("_seconds")
     }
+
+
+def failed_record(job, error, trace):
+    """Return the record of a job that has never had another."""
+    return add_failure(job, None, (), error, trace)
 
 
 def add(folder, job, metrics, **changed):

@@ -12,8 +12,7 @@ from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import read_results
 from sbi_boed_plugin.benchmark.tables import markdown
-from sbi_boed_plugin.benchmark.worker import failed_record
-from tests.benchmark.conftest import Reader, add
+from tests.benchmark.conftest import Reader, add, failed_record
 
 
 def test_means_over_other_observations_are_not_ranked(tmp_path):

@@ -98,6 +98,7 @@ def test_a_job_comes_back_from_its_plain_form():
         ({"observations": [0]}, "observations=0"),
         ({"observations": "1"}, "must be a list"),
         ({"num_rounds": 0}, "num_rounds=0"),
+        ({"num_rounds": 50_000}, "less than one per round"),
         ({"num_rounds": True}, "num_rounds=True"),
         ({"num_samples": 1}, "num_samples=1"),
         ({"hyper": {"seed": 1}}, "seed"),

@@ -66,6 +66,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(bench, tmp_path):
     started = len(lines(log))
     kept = contents(folder)
     assert 0 < len(kept) < OBSERVATIONS
+    assert len(list(folder.rglob("*.begun"))) == 2
 
     settings = {
         "observations": range(1, OBSERVATIONS + 1),
@@ -75,6 +76,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(bench, tmp_path):
     assert bench("logged", output=folder, **settings) == 0
     ended = contents(folder)
     assert {number: ended[number] for number in kept} == kept
+    assert not list(folder.rglob("*.begun"))
     assert len(lines(log)) - started == OBSERVATIONS - len(kept)
     assert bench("logged", output=tmp_path / "undisturbed", **settings) == 0
     assert ended == contents(tmp_path / "undisturbed")

@@ -17,8 +17,7 @@ from sbi_boed_plugin.benchmark.published import URL
 from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import read_results
 from sbi_boed_plugin.benchmark.tables import markdown, summary_table
-from sbi_boed_plugin.benchmark.worker import failed_record
-from tests.benchmark.conftest import Reader, add
+from tests.benchmark.conftest import Reader, add, failed_record
 
 BUDGETS = (1_000, 10_000)
 ATTACK = "<script>alert('&')</script>"
@@ -252,3 +251,29 @@ def test_temporary_and_damaged_files_are_no_results(tmp_path):
     results = read_results(tmp_path)
     assert len(results.records) == 1 and results.damaged == []
     assert json.loads(path.read_text())["status"] == "done"
+
+
+def test_a_copy_is_no_other_posterior(tmp_path):
+    job = Job("sir", "npe", 10, 0, 1)
+    add(tmp_path, job, {"c2st": 0.7})
+    path = Store(tmp_path).results / job.path("json")
+    copy = path.with_name("copy.json")
+    copy.write_bytes(path.read_bytes())
+    results = read_results(tmp_path)
+    (group,) = results.groups
+    assert group.num_done == len(results.records) == 1
+    (damaged,) = results.damaged
+    assert "copy.json" in damaged and "not where" in damaged
+
+
+def test_a_metric_that_failed_is_listed_and_its_job_counts_as_done(tmp_path):
+    job = Job("sir", "npe", 10, 0, 1)
+    failure = {"error": f"E: {ATTACK}", "traceback": "its trace", "output": "said"}
+    add(tmp_path, job, {"c2st": 0.7}, metric_errors={"ppc": failure})
+    make_report(tmp_path)
+    reader = Reader((tmp_path / "index.html").read_text())
+    for text in (f"ppc: E: {ATTACK}", "its trace", "said", "Failures (1)", "0 failed"):
+        assert text in reader.text
+    assert f"`ppc: E: {ATTACK}`" in (tmp_path / "summary.md").read_text()
+    (row,) = table(tmp_path / "results.csv")
+    assert row["status"] == "done" and row["error"] == f"ppc: E: {ATTACK}"

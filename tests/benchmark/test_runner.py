@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -111,46 +110,6 @@ def test_hyperparameters_for_one_method_reach_it_only(bench, records):
     assert found == {methods[0]: {"scale": 0.5}, methods[1]: {}}
 
 
-def test_a_failure_is_kept_skipped_and_retried(bench, records, tmp_path, capsys):
-    mended = tmp_path / "mended"
-    hyper = {"mended": str(mended)}
-    assert bench("failing", hyper=hyper) == 1
-    failed, done = records().values()
-    assert (failed["status"], done["status"]) == ("failed", "done")
-    assert failed["error"] == "ZeroDivisionError: division by <zero> & more"
-    assert "in failing" in failed["traceback"]
-    # Where Python is installed is nobody's business.
-    assert 'File "tests/benchmark/tiny_methods.py"' in failed["traceback"]
-    assert failed["output"] == "about to divide <by> zero\n"
-    assert "ZeroDivisionError" in capsys.readouterr().err
-
-    mended.touch()
-    assert bench("failing", hyper=hyper) == 1
-    assert records()[next(iter(records()))]["status"] == "failed"
-    assert bench("failing", hyper=hyper, retry_failed=True) == 0
-    assert {record["status"] for record in records().values()} == {"done"}
-
-
-def test_a_retry_that_fails_is_not_repeated_within_the_run(bench, records, tmp_path):
-    hyper = {"mended": str(tmp_path / "never")}
-    bench("failing", hyper=hyper)
-    assert bench("failing", hyper=hyper, retry_failed=True) == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("misshapen", r"shape \(49, 2\), which must be \(50, 2\)"),
-        ("infinite", "3 of 50 samples"),
-        ("bare", "returned Tensor"),
-    ],
-)
-def test_what_methods_must_not_return_is_a_failure(bench, records, method, message):
-    assert bench(method, observations=[1]) == 1
-    (record,) = records().values()
-    assert re.search(message, record["error"])
-
-
 def test_a_damaged_file_is_named_moved_aside_and_made_again(
     bench, records, tmp_path, capsys
 ):
@@ -166,6 +125,20 @@ def test_a_damaged_file_is_named_moved_aside_and_made_again(
     assert {k: timeless(r) for k, r in after.items()} == {
         k: timeless(r) for k, r in before.items()
     }
+
+
+def test_numbers_may_be_those_of_numpy(bench, records):
+    numbers = {"seeds": np.arange(2), "observations": np.array([3])}
+    assert bench(num_simulations=np.array([100]), **numbers) == 0
+    assert {key[2:] for key in records()} == {(100, 0, 3), (100, 1, 3)}
+
+
+def test_samples_may_be_in_double_precision(bench, records):
+    metrics = ["mmd", "ppc", "c2st_forest"]
+    assert bench("double", observations=[1], metrics=metrics) == 0
+    (record,) = records().values()
+    assert set(record["metrics"]) == set(metrics)
+    assert record["log_prob_true_parameters"] == 1.5
 
 
 def test_metrics_asked_for_later_are_added(bench, records):
@@ -201,17 +174,27 @@ def test_kept_samples_are_measured_without_another_run(bench, records, tmp_path)
     (new,) = records(tmp_path / "new").values()
     assert kept["metrics"] == new["metrics"]
 
-    # Half of them is none.
+    # Those of another version are not those that would be made now.
+    (file,) = (tmp_path / "out" / "results").rglob("*.json")
+    kept["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(kept))
+    bench("logged", metrics=["ppc", "c2st_forest"], **settings)
+    assert len(lines(log)) == 3
+    (kept,) = records().values()
+    assert kept["versions"]["torch"] == new["versions"]["torch"]
+
+    # Half of them is none, and so are none.
     (path,) = (tmp_path / "out").rglob("*.npz")
     path.write_bytes(path.read_bytes()[:50])
-    bench("logged", metrics=["mmd", "c2st_forest"], **settings)
-    assert len(lines(log)) == 3
+    bench("logged", metrics=["c2st"], **settings)
+    assert len(lines(log)) == 4
     (again,) = records().values()
-    assert again["metrics"] == kept["metrics"] | {
-        "c2st_forest": again["metrics"]["c2st_forest"]
-    }
+    assert again["metrics"] == kept["metrics"] | {"c2st": again["metrics"]["c2st"]}
     with np.load(path) as content:
         assert content["samples"].shape == (50, 2)
+    path.unlink()
+    bench("logged", metrics=["mmd"], save_samples=True, **settings)
+    assert path.exists()
 
 
 def test_our_methods_are_given_seed_and_cache(bench, records, tmp_path, monkeypatch):
@@ -272,6 +255,8 @@ def test_a_method_that_takes_rounds_is_told_how_many(bench, records):
         ({"metrics": ["c2ts"]}, "c2st"),
         ({"num_workers": 0}, "num_workers=0"),
         ({"methods": ["npe"], "hyper": {"hidden_featurs": 3}}, "hidden_features"),
+        ({"methods": ["npe"], "hyper": {"hidden_features": "3"}}, "integer.*'3'"),
+        ({"methods": ["nre"], "hyper": {"neural_net": "maf"}}, "'maf'.*resnet"),
         ({"methods": ["npe", "nle"], "hyper": {"num_atoms": 3}}, "'nle'.*num_atoms"),
         ({"methods": ["npe"], "hyper": {"nle.num_atoms": 3}}, "'nle'.*npe"),
         ({"method": "likely", "hyper": {"scael": 3}}, "no scael, but .*scale"),
@@ -281,6 +266,13 @@ def test_wrong_arguments_leave_no_folder(bench, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         bench(**changed)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_module_that_fails_when_imported_is_named(bench, tmp_path, monkeypatch):
+    (tmp_path / "licensed.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"licensed:run.*RuntimeError: no licence"):
+        bench(methods=["licensed:run"])
 
 
 def test_the_methods_of_the_package_are_known():

@@ -13,7 +13,7 @@ from sbi_boed_plugin.benchmark.store import (
     JobLockedError,
     Store,
 )
-from sbi_boed_plugin.benchmark.worker import failed_record
+from tests.benchmark.conftest import failed_record
 
 JOB = Job("two_moons", "npe", 1_000, seed=0, num_observation=1)
 OTHER = Job("two_moons", "npe", 1_000, seed=0, num_observation=2)
@@ -86,6 +86,23 @@ def test_a_half_of_a_record_and_the_record_of_another_job_are_damaged(store):
     del record["traceback"]
     write_bytes(path, json.dumps(record).encode())
     with pytest.raises(DamagedFileError, match="traceback"):
+        store.read(JOB)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"metrics": None},
+        {"metrics": [0.5]},
+        {"metric_errors": "none"},
+        {"finished": "yesterday"},
+        {"versions": None},
+        {"warnings": None},
+    ],
+)
+def test_a_record_with_values_of_other_kinds_is_damaged(store, changed):
+    store.write(JOB, {**failed_record(JOB, "an error", ""), **changed})
+    with pytest.raises(DamagedFileError, match=next(iter(changed))):
         store.read(JOB)
 
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -70,6 +71,18 @@ def infinite(task, num_samples, num_simulations, num_observation):
     samples = task.get_prior()(num_samples)
     samples[:3] = float("nan")
     return samples, num_simulations, None
+
+
+def leaving(task, num_samples, num_simulations, num_observation):
+    """Call what ends programs for the first observation."""
+    if num_observation == 1:
+        raise SystemExit("no configuration")
+    return prior(task, num_samples, num_simulations)
+
+
+def double(task, num_samples, num_simulations, num_observation):
+    """Return what NumPy has by default."""
+    return task.get_prior()(num_samples).numpy().astype(np.float64), 0, np.float64(1.5)
 
 
 def bare(task, num_samples, num_simulations, num_observation):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sbi_boed_plugin.sbibm import _cache
 from sbi_boed_plugin.sbibm._cache import TrainingCache, cache_key
 
 
@@ -80,6 +81,20 @@ def test_a_failure_leaves_no_file(tmp_path):
         TrainingCache().get("key", fail, tmp_path)
     assert not list(tmp_path.glob("*.pt*"))
     assert not TrainingCache().get("key", Counter(), tmp_path)[1]
+
+
+def test_a_full_disk_costs_no_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_cache, "write_bytes", fail)
+    cache, make = TrainingCache(), Counter()
+    with pytest.warns(UserWarning, match=r"key\.pt cannot be written .*No space"):
+        first, kept = cache.get("key", make, tmp_path)
+    assert not kept and set(first) == {"value"}
+    with pytest.warns(UserWarning, match="in memory only"):
+        assert cache.get("key", make, tmp_path)[1]
+    assert make.count == 1
 
 
 def test_a_lock_of_a_killed_process_is_released(tmp_path):

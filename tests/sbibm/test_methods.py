@@ -1,15 +1,13 @@
 """Every method answers as sbibm's algorithms do, within its budget, from its seed."""
 
 import pickle
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Independent, LogNormal, Normal, biject_to
 
 from sbi_boed_plugin import EnergyConfig
-from sbi_boed_plugin.sbibm import METHODS, _run, check_hyper, get_task, run_method
+from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
 from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
@@ -29,11 +27,6 @@ def empty_cache():
     CACHE.clear()
     yield
     CACHE.clear()
-
-
-@pytest.fixture(scope="module")
-def two_moons():
-    return get_task("two_moons")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -163,26 +156,6 @@ def test_a_task_with_other_settings_is_another_task(name, settings):
     assert not run(**settings).from_cache
 
 
-def test_other_code_trains_again(two_moons, tmp_path, monkeypatch):
-    def run():
-        hyper = fast("nre_gkl", seed=0, cache=tmp_path)
-        return run_method("nre_gkl", two_moons, 2, 100, 1, **hyper)
-
-    assert not run().from_cache
-    assert run().from_cache
-    copied = tmp_path / "package"
-    shutil.copytree(Path(_run.__file__).parents[1], copied)
-    monkeypatch.setattr(_run, "__file__", str(copied / "sbibm" / "_run.py"))
-    _run._code.cache_clear()
-    assert run().from_cache
-    with (copied / "trainers" / "nre_gkl.py").open("a") as file:
-        file.write("# changed\n")
-    _run._code.cache_clear()
-    assert not run().from_cache
-    monkeypatch.undo()
-    _run._code.cache_clear()
-
-
 def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
     def run():
         return run_method(
@@ -228,6 +201,21 @@ def test_the_energy_may_be_given_as_a_dictionary():
 
 
 @pytest.mark.parametrize(
+    "name, hyper, message",
+    [
+        ("npe_gkl", {"training": "three_stage"}, "'three_stage'.*joint"),
+        ("npe_gkl", {"energy": {"max_num_epochs": -1}}, "max_num_epochs"),
+        ("nre", {"neural_net": "maf"}, "'maf'.*resnet"),
+        ("nle_ince", {"num_contrastive": 0}, "at least 1"),
+        ("nle", {"mcmc_method": "slice"}, "slice_np_vectorized"),
+    ],
+)
+def test_values_are_checked_before_anything_is_simulated(name, hyper, message):
+    with pytest.raises(ValueError, match=message):
+        check_hyper(name, **hyper)
+
+
+@pytest.mark.parametrize(
     "arguments, message",
     [
         ({}, "num_observation=None and observation=None"),
@@ -238,6 +226,11 @@ def test_the_energy_may_be_given_as_a_dictionary():
         ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
         ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
         ({"num_observation": 1, "simulation_batch_size": 0}, "got 0"),
+        ({"num_observation": 1, "hidden_features": "50"}, "integer.*got '50'"),
+        ({"num_observation": 1, "max_num_epochs": 1.5}, "integer.*got 1.5"),
+        ({"num_observation": 1, "num_atoms": 1}, "at least 2"),
+        ({"num_observation": 1, "neural_net": "nsff"}, "'nsff'.*maf"),
+        ({"num_observation": 1, "z_score_x": "no"}, "'no'.*independent"),
     ],
 )
 def test_wrong_arguments_are_refused(two_moons, arguments, message):
@@ -266,7 +259,7 @@ def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)  # sbi keeps logs where it runs.
 
     few = {"num_samples": 100, "num_simulations": 200, "num_observation": 1}
-    for run in (algorithms.snpe, algorithms.snle):
+    for run in (algorithms.snpe, algorithms.snle, algorithms.snre):
         torch.manual_seed(0)
         samples, num_simulations, _ = run(
             two_moons, num_rounds=2, max_num_epochs=5, **few
@@ -274,3 +267,7 @@ def test_the_runs_of_sbibm_itself_work_on_two_moons(two_moons, tmp_path, monkeyp
         assert samples.shape == (100, 2)
         assert num_simulations == 200
         assert torch.all(samples.abs() <= 1.0)
+    for run in (algorithms.mcabc, algorithms.smcabc):
+        samples, num_simulations, _ = run(two_moons, **few | {"num_simulations": 1_000})
+        assert samples.shape == (100, 2)
+        assert num_simulations == 1_000

@@ -90,6 +90,33 @@ def test_a_process_of_a_launcher_of_hydra_finds_our_methods():
     assert found == ["False", "npe_gkl", "10"]
 
 
+def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
+    monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "0")
+    found = run_python(
+        """
+        import sbibm, hydra_plugins.sbi_boed_plugin_search_path
+        try:
+            import sbibm.algorithms
+        except ModuleNotFoundError as error:
+            print(error.name)
+        import sbi_boed_plugin
+        print(sbi_boed_plugin.is_registered())
+        """
+    )
+    assert found == ["sbi.utils.get_nn_models", "False"]
+
+
+def test_simulators_are_replaced_once_however_often_hooks_run():
+    names = ("SIR", "sir"), ("LotkaVolterra", "lotka_volterra"), ("SLCP", "slcp")
+    for kind, name in names:
+        module = importlib.import_module(f"sbibm.tasks.{name}.task")
+        add_repairs()
+        before = getattr(module, kind).get_simulator
+        add_repairs()
+        get_task(name)
+        assert getattr(module, kind).get_simulator is before
+
+
 @pytest.fixture
 def forget_sir():
     """Let `sbibm.tasks.sir.task` be imported anew, and as it was afterwards."""

@@ -1,0 +1,168 @@
+"""Failures: what they leave behind, what survives them, and when they run again."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+
+from sbi_boed_plugin.benchmark import _queue, metrics
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.store import Store
+from sbi_boed_plugin.benchmark.worker import Orders, is_settled
+from tests.benchmark.conftest import add, failed_record, timeless
+
+JOB = Job("two_moons", "npe", 100, seed=0, num_observation=1)
+
+
+def test_a_failure_is_kept_skipped_and_retried(bench, records, tmp_path, capsys):
+    mended = tmp_path / "mended"
+    hyper = {"mended": str(mended)}
+    assert bench("failing", hyper=hyper) == 1
+    failed, done = records().values()
+    assert (failed["status"], done["status"]) == ("failed", "done")
+    assert failed["error"] == "ZeroDivisionError: division by <zero> & more"
+    assert "in failing" in failed["traceback"]
+    # Where Python is installed is nobody's business.
+    assert 'File "tests/benchmark/tiny_methods.py"' in failed["traceback"]
+    assert failed["output"] == "about to divide <by> zero\n"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+    mended.touch()
+    assert bench("failing", hyper=hyper) == 1
+    assert records()[next(iter(records()))]["status"] == "failed"
+    assert bench("failing", hyper=hyper, retry_failed=True) == 0
+    assert {record["status"] for record in records().values()} == {"done"}
+
+
+def test_a_failure_runs_again_once_per_run_that_asks_for_it(tmp_path):
+    record = failed_record(JOB, "an error", "")
+    record["finished"] = 10.0
+    for started, retry_failed, settled in (
+        (5.0, False, True),
+        (15.0, False, True),
+        (15.0, True, False),
+        # Another process on the folder has tried it since.
+        (5.0, True, True),
+    ):
+        orders = Orders(Store(tmp_path), ("mmd",), retry_failed, started=started)
+        assert is_settled(record, orders) is settled
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("misshapen", r"shape \(49, 2\), which must be \(50, 2\)"),
+        ("infinite", "3 of 50 samples"),
+        ("bare", "returned Tensor"),
+    ],
+)
+def test_what_methods_must_not_return_is_a_failure(bench, records, method, message):
+    assert bench(method, observations=[1]) == 1
+    (record,) = records().values()
+    assert re.search(message, record["error"])
+
+
+def test_a_method_that_ends_the_program_fails_alone(bench, records):
+    assert bench("leaving") == 1
+    failed, done = records().values()
+    assert failed["error"] == "SystemExit: no configuration"
+    assert done["status"] == "done"
+
+
+@pytest.fixture
+def ppc(monkeypatch):
+    """Let a metric do what is in a list."""
+    does = []
+
+    def compute(task, samples, number):
+        (result,) = does
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setitem(metrics.METRICS, "ppc", compute)
+    return does
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (MemoryError("too many pairs"), "MemoryError: too many pairs"),
+        (math.nan, "ValueError: its value is nan"),
+        (math.inf, "ValueError: its value is inf"),
+    ],
+)
+def test_a_metric_that_fails_costs_neither_samples_nor_other_metrics(
+    bench, records, tmp_path, capsys, ppc, result, error
+):
+    ppc[:] = [result]
+    settings = {"metrics": ["mmd", "ppc"], "observations": [1], "save_samples": True}
+    assert bench(**settings) == 1
+    (record,) = records().values()
+    assert record["status"] == "done" and set(record["metrics"]) == {"mmd"}
+    assert record["metric_errors"]["ppc"]["error"] == error
+    assert "Traceback" in record["metric_errors"]["ppc"]["traceback"]
+    assert f"ppc: {error}" in capsys.readouterr().err
+    (path,) = (tmp_path / "out").rglob("*.npz")
+    with np.load(path) as content:
+        assert content["samples"].shape == (50, 2)
+
+    # It is skipped, and does not count where nobody asks for it.
+    ppc[:] = [0.5]
+    assert bench(**settings) == 1
+    assert bench(**settings | {"metrics": ["mmd"]}) == 0
+    assert records() == {next(iter(records())): record}
+    assert bench(**settings, retry_failed=True) == 0
+    (mended,) = records().values()
+    assert mended["metrics"] == {**record["metrics"], "ppc": 0.5}
+    assert mended["metric_errors"] == {}
+
+
+def test_a_result_survives_what_fails_later(bench, records, tmp_path):
+    mended = tmp_path / "mended"
+    mended.touch()
+    settings = {"hyper": {"mended": str(mended)}, "observations": [1]}
+    assert bench("failing", **settings) == 0
+    (before,) = records().values()
+    mended.unlink()
+    # Without samples it must run again, for a metric as well as for samples.
+    assert bench("failing", save_samples=True, **settings) == 1
+    assert bench("failing", metrics=["ppc"], **settings) == 1
+    (after,) = records().values()
+    assert after["status"] == "done"
+    assert after["metrics"] == before["metrics"]
+    assert "ZeroDivisionError" in after["metric_errors"]["ppc"]["error"]
+    assert "<by>" in after["metric_errors"]["ppc"]["output"]
+    assert bench("failing", **settings) == 0
+    mended.touch()
+    assert bench("failing", metrics=["ppc"], retry_failed=True, **settings) == 0
+    (after,) = records().values()
+    assert after["metrics"]["mmd"] == before["metrics"]["mmd"]
+    assert set(after["metrics"]) == {"mmd", "ppc"}
+
+
+def test_a_result_survives_a_process_that_is_lost(tmp_path):
+    add(tmp_path, JOB, {"mmd": 0.1})
+    orders = Orders(Store(tmp_path), ("mmd", "ppc"))
+    outcome = _queue._give_up(JOB, orders)
+    assert outcome.status == "failed" and "killed" in outcome.error
+    record = orders.store.read(JOB)
+    assert record["metrics"] == {"mmd": 0.1}
+    assert "killed" in record["metric_errors"]["ppc"]["error"]
+    assert timeless(record)["status"] == "done"
+
+
+def test_a_job_that_killed_its_run_comes_last(bench, tmp_path):
+    """Nobody else notes it where jobs run in the process of the run itself."""
+    log = tmp_path / "log"
+    hyper = {"log": str(log)}
+    bench("logged", observations=[1], hyper=hyper)
+    (lock,) = (tmp_path / "out").rglob("*obs1_*.lock")
+    # What a killed process leaves of the second.
+    left = lock.with_name(lock.name.replace("obs1", "obs2")).with_suffix(".begun")
+    left.touch()
+    assert bench("logged", observations=[1, 2, 3, 4], hyper=hyper) == 0
+    order = [line.split()[1] for line in log.read_text().splitlines()]
+    assert order == ["1", "3", "4", "2"]
+    assert not left.exists()

@@ -1,0 +1,190 @@
+"""Keys of trainings: the same only where a training would be the same."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributions import (
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+)
+from torch.distributions.transforms import AffineTransform, ExpTransform
+
+from sbi_boed_plugin.sbibm import TASKS, _key, get_task
+from sbi_boed_plugin.sbibm.settings import PosteriorSettings
+
+X_O = torch.zeros(1, 2)
+
+
+def key(task, method="npe", x_o=X_O, **hyper):
+    settings = PosteriorSettings(seed=0, **hyper)
+    return _key.training_key(method, settings, task, 100, x_o)
+
+
+class MyTask:
+    """A task of a user's, who gives it whatever it needs."""
+
+    def __init__(self, **held):
+        self.__dict__.update(held)
+
+
+def scaled(scale):
+    def simulate(theta):
+        return scale * theta
+
+    return simulate
+
+
+def mixture(weight):
+    weights = torch.distributions.Categorical(torch.tensor([weight, 1.0 - weight]))
+    return MixtureSameFamily(weights, Normal(torch.zeros(2), torch.ones(2)))
+
+
+def transformed(scale):
+    base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    return TransformedDistribution(base, [AffineTransform(0.0, scale), ExpTransform()])
+
+
+class Box:
+    def __init__(self, size):
+        self.size = size
+        self.parts = [self]  # refers to itself.
+
+    def grow(self):
+        return self.size
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: value,
+        lambda value: {"inside": [1, (value,)]},
+        lambda value: torch.tensor(value),
+        lambda value: Uniform(0.0, torch.tensor(value)),
+        lambda value: Independent(Normal(torch.zeros(2), torch.tensor(value)), 1),
+        lambda value: MultivariateNormal(torch.zeros(2), value * torch.eye(2)),
+        lambda value: transformed(value),
+        lambda value: mixture(value / 10.0),
+        lambda value: scaled(value),
+        lambda value: lambda theta, scale=value: scale * theta,
+        lambda value: Box(value),
+        lambda value: Box(value).grow,
+    ],
+)
+def test_what_a_task_holds_tells_it_apart(make):
+    assert key(MyTask(held=make(2.0))) == key(MyTask(held=make(2.0)))
+    assert key(MyTask(held=make(2.0))) != key(MyTask(held=make(3.0)))
+
+
+def test_functions_and_classes_are_told_apart_by_their_code():
+    one, other = (lambda theta: theta + 1), (lambda theta: theta * 1)
+    assert key(MyTask(held=one)) != key(MyTask(held=other))
+    assert key(MyTask(held=Normal)) != key(MyTask(held=Uniform))
+
+
+def test_what_cannot_be_compared_is_trained_again():
+    assert key(MyTask(held=object())) != key(MyTask(held=object()))
+
+
+def test_what_was_computed_on_demand_makes_no_difference():
+    prior = MultivariateNormal(torch.zeros(2), precision_matrix=2.0 * torch.eye(2))
+    before = key(MyTask(prior_dist=prior))
+    assert prior.covariance_matrix.shape == (2, 2)
+    assert key(MyTask(prior_dist=prior)) == before
+
+
+def test_classes_of_a_name_in_other_modules_are_others(tmp_path, monkeypatch):
+    """Also where the class itself is the same, and a function beside it is not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for number, noise in (("1", "0.1"), ("2", "0.1"), ("3", "0.2")):
+        name = f"mine_{number}"
+        (tmp_path / f"{name}.py").write_text(
+            f"NOISE = {noise}\nclass Mine:\n    dim_data = 2\n"
+        )
+        module = __import__(name)
+        monkeypatch.setattr(module.Mine, "__module__", "mine")
+        monkeypatch.setitem(sys.modules, "mine", module)
+        keys.append(key(module.Mine()))
+    assert keys[0] == keys[1] != keys[2]
+    monkeypatch.setattr(module.Mine, "__module__", "mine_2")
+    assert key(module.Mine()) != keys[1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_keys_of_the_tasks_of_sbibm_are_the_same_in_each_process(name):
+    task = get_task(name)
+    first = key(task)
+    task.get_simulator()(task.get_prior()(num_samples=2))
+    assert key(task) == first == key(get_task(name))
+
+
+def test_keys_are_the_same_in_another_process():
+    code = """
+        import torch
+        from sbi_boed_plugin.sbibm import _key, get_task
+        from sbi_boed_plugin.sbibm.settings import PosteriorSettings
+        settings = PosteriorSettings(seed=0)
+        for name in ("bernoulli_glm", "sir"):
+            task = get_task(name)
+            print(_key.training_key("npe", settings, task, 100, torch.zeros(1, 2)))
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == [key(get_task("bernoulli_glm")), key(get_task("sir"))]
+
+
+def test_what_only_later_rounds_depend_on(two_moons):
+    other = torch.ones(1, 2)
+    assert key(two_moons, x_o=other) == key(two_moons)
+    assert key(two_moons, max_sampling_time=5.0) == key(two_moons)
+    assert key(two_moons, cache="here") == key(two_moons)
+    two = {"num_rounds": 2}
+    assert key(two_moons, x_o=other, **two) != key(two_moons, **two)
+    assert key(two_moons, max_sampling_time=5.0, **two) != key(two_moons, **two)
+
+
+def test_other_versions_train_again(two_moons, monkeypatch):
+    first = key(two_moons)
+    for name in ("sbi", "torch", "zuko", "sbibm"):
+        with monkeypatch.context() as context:
+            context.setattr(
+                _key, "version", lambda asked, n=name: "9" if asked == n else "1"
+            )
+            changed = key(two_moons)
+        with monkeypatch.context() as context:
+            context.setattr(_key, "version", lambda asked: "1")
+            assert key(two_moons) != changed
+    assert key(two_moons) == first
+
+
+@pytest.mark.parametrize("name", ["trainers/nre_gkl.py", "_rng.py", "design/new.py"])
+def test_other_code_trains_again(two_moons, tmp_path, monkeypatch, name):
+    first = key(two_moons)
+    copied = tmp_path / "package"
+    shutil.copytree(Path(_key.__file__).parents[1], copied)
+    monkeypatch.setattr(_key, "__file__", str(copied / "sbibm" / "_key.py"))
+    _key._code.cache_clear()
+    try:
+        assert key(two_moons) == first
+        with (copied / "cli" / "command.py").open("a") as file:
+            file.write("# changed\n")
+        _key._code.cache_clear()
+        assert key(two_moons) == first, "no training comes through this"
+        with (copied / name).open("a") as file:
+            file.write("# changed\n")
+        _key._code.cache_clear()
+        assert key(two_moons) != first
+    finally:
+        _key._code.cache_clear()
