@@ -232,7 +232,7 @@ def _handles(results: Results, metric: str) -> list[Line2D]:
             Line2D(
                 [],
                 [],
-                label=f"{published_label(name)}, published",
+                label=f"{published_label(name)}, published (ten observations)",
                 **_published_look(name),
             )
             for name in published_beside(results.jobs())

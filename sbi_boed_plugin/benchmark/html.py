@@ -148,9 +148,10 @@ def _metric_section(results: Results, metric: str) -> str:
     if metric == "c2st" and published_beside(results.jobs()):
         parts.append(
             '<p class="note">Published values, for orientation: '
-            f'<a href="{URL}">{escape(CITATION)}</a>; 10,000 samples, '
-            "one run per observation, with networks and training of that time; "
-            "gaussian_mixture as they ran it again after sbibm had mended it.</p>"
+            f'<a href="{URL}">{escape(CITATION)}</a>; means over all ten '
+            "observations of a task, whichever are here, 10,000 samples, one run per "
+            "observation, with networks and training of that time; gaussian_mixture as "
+            "they ran it again after sbibm had mended it.</p>"
         )
     parts.append(
         f'<div class="key">{scale[0]}<i></i>{scale[1]}<span>bold: lowest of its '
@@ -190,7 +191,10 @@ def _counts(results: Results) -> str:
             f"up to {plural(most[0], 'observation')} and {plural(most[1], 'seed')}; "
             "summary.csv has the numbers of each cell"
         )
-    return f"Mean ± standard error over observations; {of}."
+    return (
+        f"Mean ± standard error over observations; {of}. Where these share a training, "
+        "the error leaves out how much trainings differ."
+    )
 
 
 def _runtime_section(results: Results) -> str:

@@ -39,7 +39,8 @@ class Group:
     Attributes:
         job: One of them.
         values: Mean and standard error of each metric and time, over observations,
-            of which each is the mean over its seeds. NaN where one is not known.
+            of which each is the mean over its seeds; of the time of training, over
+            trainings, which observations share. NaN where one is not known.
         num_observations: Number of observations with a result.
         num_seeds: Number of seeds with a result.
         num_done: Number of jobs with a result.
@@ -264,6 +265,7 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
         }
         for name in SECONDS:
             values[name] = _over_observations(done, lambda record, n=name: record[n])
+        values["training_seconds"] = _over_trainings(done)
         groups.append(
             Group(
                 Job(**members[0]["job"]),
@@ -291,6 +293,15 @@ def _over_observations(records: Sequence[Record], value: Any) -> tuple[float, fl
         )
     means = [mean_and_error(values)[0] for values in per_observation.values()]
     return mean_and_error(means)
+
+
+def _over_trainings(records: Sequence[Record]) -> tuple[float, float]:
+    """Average the time of trainings, of which observations may share each."""
+    times = {
+        (record["job"]["seed"], record["training_seconds"]): record["training_seconds"]
+        for record in records
+    }
+    return mean_and_error([math.nan if t is None else t for t in times.values()])
 
 
 def _order(job: Job) -> tuple[Any, ...]:

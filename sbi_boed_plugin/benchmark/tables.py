@@ -67,9 +67,11 @@ def markdown(results: Results) -> str:
     if results.shared:
         lines += [f"All with {', '.join(results.shared)}.", ""]
     lines += [
-        "Mean ± standard error over observations, each the mean over its seeds. In "
-        "parentheses: number of observations × seeds; means over fewer posteriors than "
-        "others have are not comparable with theirs.",
+        "Mean ± standard error over observations, each the mean over its seeds, and of "
+        "training_seconds over trainings; where observations share one, the errors of "
+        "metrics leave out how much trainings differ. In parentheses: number of "
+        "observations × seeds; means over fewer posteriors than others have are not "
+        "comparable with theirs.",
         "",
     ]
     for name in [*results.metrics, "training_seconds", "sampling_seconds"]:

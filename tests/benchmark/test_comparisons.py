@@ -76,7 +76,7 @@ def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
     assert heads == shown
     assert ("AISTATS" in html) == bool(shown)
     names = [name for name, _ in legend_keys(results, "c2st")]
-    assert names[1:] == [f"{name}, published" for name in shown]
+    assert names[1:] == [f"{name}, published (ten observations)" for name in shown]
 
 
 def test_numbers_and_texts_as_hyperparameters_are_two_methods(tmp_path):

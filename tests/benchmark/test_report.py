@@ -277,3 +277,16 @@ def test_a_metric_that_failed_is_listed_and_its_job_counts_as_done(tmp_path):
     assert f"`ppc: E: {ATTACK}`" in (tmp_path / "summary.md").read_text()
     (row,) = table(tmp_path / "results.csv")
     assert row["status"] == "done" and row["error"] == f"ppc: E: {ATTACK}"
+
+
+def test_a_training_that_observations_share_counts_once(tmp_path):
+    for seed, seconds in ((0, 3.0), (1, 5.0)):
+        for number in (1, 2, 3):
+            job = Job("sir", "npe", 10, seed, number)
+            add(tmp_path, job, {"c2st": 0.7}, training_seconds=seconds)
+    job = Job("sir", "nle", 10, 0, 1)
+    add(tmp_path, job, {"c2st": 0.7}, training_seconds=3.0)
+    many, one = sorted(read_results(tmp_path).groups, key=lambda g: -g.num_done)
+    assert many.value("training_seconds") == (4.0, 1.0)
+    mean, error = one.value("training_seconds")
+    assert mean == 3.0 and math.isnan(error)
