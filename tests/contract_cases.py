@@ -185,7 +185,6 @@ class TrainerCase:
             `training_batch_size` of `train`, by position.
         in_potential: What potentials call the network.
         fixed_validation: Whether sbi's loop validates with the same draws each time.
-        validation_passes: How often an epoch goes through the validation data.
         losses: From a trainer and simulations to training losses.
     """
 
@@ -221,7 +220,6 @@ class TrainerCase:
     )
     in_potential: str = "likelihood_estimator"
     fixed_validation: bool = True
-    validation_passes: int = 1
     losses: Callable[[Any, Simulations], Tensor] = lambda trainer, new: (
         trainer._get_losses(batch=(new.parameters, new.x))
     )
@@ -411,8 +409,6 @@ def _nre_gkl(name: str, dim_design: int) -> TrainerCase:
         extra_summary=(),
         positional=((False, 0), (10,), (False, False, False, False, None)),
         in_potential="ratio_estimator",
-        # A draw of atoms at each.
-        validation_passes=10,
         losses=_ratio_losses,
     )
 

@@ -29,8 +29,10 @@ from torch import Tensor
 
 __all__ = [
     "atomic_hybrid_loss",
+    "draw_by_ratio",
     "hybrid_loss",
     "normalized_loss",
+    "partition_by_draws",
     "partition_function",
     "ratio_loss",
 ]
@@ -65,6 +67,48 @@ def partition_function(
     if inside is not None:
         weights = weights * inside.to(weights)
     return weights.mean(dim=0)
+
+
+def draw_by_ratio(log_ratio: Tensor, num_draws: int) -> Tensor:
+    r"""Return which draws have a say in the gradient of the partition function.
+
+    Args:
+        log_ratio: Energy ratio at draws, of shape `(num_candidates, batch_dim)`.
+        num_draws: How many to choose for each row.
+
+    Returns:
+        Indices of candidates, drawn with probabilities proportional to
+        :math:`e^{\rho}`, with replacement, of shape `(num_draws, batch_dim)`.
+
+    Raises:
+        RuntimeError: If a ratio is not finite.
+    """
+    probabilities = torch.softmax(log_ratio.detach().clamp(max=_LARGEST_EXPONENT), 0)
+    return torch.multinomial(probabilities.T, num_draws, replacement=True).T
+
+
+def partition_by_draws(log_ratio: Tensor, drawn: Tensor) -> Tensor:
+    r"""Return estimates of :math:`Z(x)` from many draws, with a gradient of few.
+
+    The gradient is :math:`\nabla \frac{1}{K} \sum_k e^{\rho_k} = \hat Z \sum_k w_k
+    \nabla \rho_k` with weights :math:`w_k \propto e^{\rho_k}`. The mean over draws from
+    these weights has it as its expectation, whatever their number: where few candidates
+    carry all of the weight, it is as good as the gradient of all, which costs a
+    backward pass through each.
+
+    Args:
+        log_ratio: Energy ratio at all candidates, of shape
+            `(num_candidates, batch_dim)`; no gradient passes through it.
+        drawn: Energy ratio at those that `draw_by_ratio` chose, of shape
+            `(num_draws, batch_dim)`.
+
+    Returns:
+        The estimates of `partition_function`, of shape `(batch_dim,)`.
+    """
+    log_ratio = log_ratio.detach()
+    slope = log_ratio.clamp(max=_LARGEST_EXPONENT).exp().mean(dim=0)
+    mean = drawn.mean(dim=0)
+    return partition_function(log_ratio) + slope * (mean - mean.detach())
 
 
 def normalized_loss(log_prob: Tensor) -> Tensor:

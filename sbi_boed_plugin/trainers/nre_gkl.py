@@ -23,16 +23,27 @@ from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
 )
-from sbi_boed_plugin.objectives.generalized_kl import ratio_loss
+from sbi_boed_plugin.objectives.generalized_kl import (
+    draw_by_ratio,
+    partition_by_draws,
+    ratio_loss,
+)
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
 from sbi_boed_plugin.trainers._conditions import append_design_to_data
 
 __all__ = ["NRE_GKL"]
 
-# Sets of atoms for validation. It sees a tenth of the simulations, without gradients:
-# ten sets take about a third of an epoch.
-_VALIDATION_DRAWS = 10
+# Atoms of a row that its partition function is estimated from. Only `num_atoms` of them
+# are evaluated with a gradient: without one, they cost a third.
+_NUM_CANDIDATES = 100
+
+# In validation, which sees a tenth of the simulations, and chooses among hundreds of
+# epochs: the noise that is left is what early stopping fits.
+_NUM_VALIDATION = 1_000
+
+# Pairs that are evaluated at once.
+_MAX_PAIRS = 65_536
 
 
 class NRE_GKL(NRE_B):
@@ -211,32 +222,104 @@ class NRE_GKL(NRE_B):
         return potential_fn, mcmc_transform(prior, device=device)
 
     def _loss(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
-        """Return the loss of each row; atoms are parameters of other rows."""
-        if len(theta) > 1:
-            num_contrastive = min(num_atoms, len(theta)) - 1
-            contrast = in_batch_contrast(theta, num_contrastive)
+        """Return the loss of each row; atoms are parameters of other rows.
+
+        Where a posterior is narrow, hardly any of a few atoms is within it, and the
+        mean of exponentials tells nothing. It is taken over many atoms, and its
+        gradient from those that make up the mean.
+        """
+        is_training = torch.is_grad_enabled()
+        num_candidates = _NUM_CANDIDATES if is_training else _NUM_VALIDATION
+        pairs = _Pairs(self._neural_net, theta, x)
+        atoms = self._atoms(pairs, max(num_atoms, num_candidates) - 1)
+        num_drawn = min(num_atoms - 1, len(atoms))
+        with torch.no_grad():
+            log_ratio = pairs.evaluate(atoms)
+        assert_all_finite(log_ratio, "NRE-GKL ratio")
+        if not is_training:
+            return ratio_loss(pairs.evaluate(pairs.theta.unsqueeze(0))[0], log_ratio)
+
+        chosen = draw_by_ratio(log_ratio, num_drawn)
+        drawn = pairs.evaluate(
+            torch.cat([pairs.theta.unsqueeze(0), _gather(atoms, chosen)])
+        )
+        again = torch.gather(log_ratio, 0, chosen)
+        if torch.allclose(again, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
+            loss = partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
         else:
-            # A batch of one has no others: those of all simulations serve as well.
-            stored, _, _ = self.get_simulations()
-            rows = torch.randint(len(stored), (num_atoms - 1,))
-            contrast = stored[rows].unsqueeze(1).to(theta)
-        atoms = torch.cat([theta.unsqueeze(0), contrast])
-        data = x.expand(len(atoms), *x.shape)
-        log_ratio = self._neural_net(atoms.flatten(0, 1), data.flatten(0, 1))
-        log_ratio = log_ratio.reshape(len(atoms), len(theta))
-        loss = ratio_loss(log_ratio[0], log_ratio[1:])
+            # With batch normalization or dropout, ratios of one pass cannot be
+            # compared with those of another.
+            few = torch.cat([pairs.theta.unsqueeze(0), atoms[:num_drawn]])
+            ratios = pairs.evaluate(few)
+            loss = ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
 
-    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
-        """Validate with the same atoms each time, and more of them than in training.
+    def _atoms(self, pairs: "_Pairs", num_atoms: int) -> Tensor:
+        """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
+        batch_dim = len(pairs.theta)
+        if batch_dim > 1:
+            return in_batch_contrast(pairs.theta, min(num_atoms, batch_dim - 1))
+        # A batch of one has no others: those of all simulations serve as well.
+        stored, _, _ = self.get_simulations()
+        rows = torch.randint(len(stored), (num_atoms,))
+        return pairs.embed(stored[rows].to(pairs.device)).unsqueeze(1)
 
-        The mean of exponentials is the noise in this loss. With few atoms the lowest
-        of a hundred epochs is one that fits these atoms, and not the best ratio.
-        """
+    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
+        """Validate with the same atoms each time, so that epochs can be compared."""
         with isolated_rng(0):
-            losses = [
-                super(NRE_GKL, self)._validate_epoch(val_loader, loss_args)
-                for _ in range(_VALIDATION_DRAWS)
-            ]
-        return sum(losses) / len(losses)
+            return super()._validate_epoch(val_loader, loss_args)
+
+
+class _Pairs:
+    """Data of a batch, and parameters to pair them with, embedded once each.
+
+    Args:
+        ratio: The ratio; any module that takes parameters and data.
+        theta: Parameters of shape `(batch_dim, *theta_event_shape)`.
+        x: Data of shape `(batch_dim, *x_event_shape)`.
+
+    Attributes:
+        theta: What there is to pair: embedded parameters, if the ratio embeds them.
+        device: Device of the parameters.
+    """
+
+    def __init__(self, ratio: Any, theta: Tensor, x: Tensor) -> None:
+        self.device = theta.device
+        self._ratio = ratio
+        # A class derived from sbi's may combine them in another way.
+        self._embeds = type(ratio) is RatioEstimator
+        self.theta = self.embed(theta)
+        self._x = ratio.embedding_net_x(x) if self._embeds else x
+
+    def embed(self, theta: Tensor) -> Tensor:
+        """Return parameters as the attribute `theta` has them."""
+        return self._ratio.embedding_net_theta(theta) if self._embeds else theta
+
+    def evaluate(self, theta: Tensor) -> Tensor:
+        """Return log-ratios of data and parameters.
+
+        Args:
+            theta: Embedded parameters of shape `(num_atoms, batch_dim, ...)`.
+
+        Returns:
+            Log-ratios of shape `(num_atoms, batch_dim)`.
+        """
+        data = self._x.expand(len(theta), *self._x.shape).flatten(0, 1)
+        parts = zip(
+            theta.flatten(0, 1).split(_MAX_PAIRS), data.split(_MAX_PAIRS), strict=True
+        )
+        found = [self._evaluate(*part) for part in parts]
+        return torch.cat(found).reshape(theta.shape[:2])
+
+    def _evaluate(self, theta: Tensor, x: Tensor) -> Tensor:
+        if self._embeds:
+            both = torch.cat([theta, x], dim=-1).flatten(1)
+            return self._ratio.net(both).squeeze(-1)
+        return self._ratio(theta, x)
+
+
+def _gather(atoms: Tensor, chosen: Tensor) -> Tensor:
+    """Return the chosen atoms of each row."""
+    rows = torch.arange(atoms.shape[1], device=atoms.device)
+    return atoms[chosen, rows]
