@@ -267,7 +267,7 @@ def _nre_gkl(settings: RatioSettings) -> Method:
     return Method(
         name="nre_gkl",
         make_trainer=partial(_make_trainer, NRE_GKL, classifier_nn, settings),
-        train=_train(settings),
+        train=_train(settings) | {"num_atoms": settings.num_atoms},
         build=_build_mcmc(settings),
     )
 

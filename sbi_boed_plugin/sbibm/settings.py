@@ -138,7 +138,8 @@ class RatioSettings(_SampledByMCMC):
     """Hyperparameters of `nre` and `nre_gkl`, beside those of every method.
 
     Attributes:
-        num_atoms: Number of parameters that the classifier of `nre` tells apart.
+        num_atoms: Number of parameters that the classifier of `nre` tells apart, or
+            that `nre_gkl` evaluates with a gradient.
         mcmc_method: MCMC method of sbi.
         mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
     """

@@ -55,10 +55,12 @@ class NRE_GKL(NRE_B):
     .. math:: -E_{p(\theta, x)}[\rho] + E_{p(\theta) p(x)}[e^{\rho}].
 
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
-    :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The price is
-    a noisier gradient where posteriors are narrow. More atoms, such as
-    `train(num_atoms=30)`, make it less noisy at their cost in time; and there `NPE_GKL`
-    is the better choice, whose draws come from a base instead of the prior.
+    :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. Where
+    posteriors are narrow, few draws from the prior tell anything of the second term. It
+    is estimated from a hundred parameters of other simulations of the batch, and its
+    gradient from `num_atoms - 1` of these for each row, drawn with probabilities
+    proportional to :math:`e^{\rho}`, which leaves its expectation as it is. Where even
+    a hundred are few, `NPE_GKL` is the better choice, whose draws come from a base.
 
     It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
     summary, trackers and posteriors.

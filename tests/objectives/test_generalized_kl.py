@@ -8,8 +8,10 @@ from torch.distributions import Normal
 
 from sbi_boed_plugin.objectives.generalized_kl import (
     atomic_hybrid_loss,
+    draw_by_ratio,
     hybrid_loss,
     normalized_loss,
+    partition_by_draws,
     partition_function,
     ratio_loss,
 )
@@ -66,6 +68,39 @@ def test_losses_are_least_at_the_optimum(scale):
     assert ratio_loss(scale * ratio, scale * marginal).mean() > best
     shift = math.log(scale)
     assert ratio_loss(ratio + shift, marginal + shift).mean() > best
+
+
+def test_few_draws_have_the_gradient_of_all_on_average():
+    """For ratios slope * theta, with d Z / d slope = mean of theta e^(slope theta)."""
+    torch.manual_seed(3)
+    theta = 2.0 * torch.randn(40, 3)
+    slope = torch.ones(3, requires_grad=True)
+    exact_value = partition_function(slope * theta)
+    (exact,) = torch.autograd.grad(exact_value.sum(), slope)
+    gradients = []
+    for _ in range(4_000):
+        log_ratio = slope * theta
+        chosen = draw_by_ratio(log_ratio, 3)
+        assert chosen.shape == (3, 3)
+        value = partition_by_draws(log_ratio, torch.gather(log_ratio, 0, chosen))
+        torch.testing.assert_close(value, exact_value)
+        gradients.append(torch.autograd.grad(value.sum(), slope)[0])
+    found = torch.stack(gradients)
+    error = found.std(dim=0) / len(found) ** 0.5
+    assert ((found.mean(dim=0) - exact).abs() < 4.0 * error).all()
+    assert (error < 0.02 * exact.abs()).all()
+
+
+def test_draws_do_not_overflow():
+    log_ratio = torch.tensor([[0.0, 500.0], [500.0, 400.0], [-500.0, -500.0]])
+    chosen = draw_by_ratio(log_ratio, 4)
+    assert (chosen[:, 0] == 1).all() and (chosen[:, 1] < 2).all()
+    drawn = torch.gather(log_ratio, 0, chosen).requires_grad_()
+    value = partition_by_draws(log_ratio, drawn)
+    assert value.isfinite().all()
+    torch.testing.assert_close(value, partition_function(log_ratio))
+    value.sum().backward()
+    assert drawn.grad.isfinite().all()
 
 
 def test_importance_weights_make_any_draws_serve():

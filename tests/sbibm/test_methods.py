@@ -9,6 +9,7 @@ from torch.distributions import Independent, LogNormal, Normal, biject_to
 from sbi_boed_plugin import EnergyConfig
 from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
 from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
+from sbi_boed_plugin.sbibm.methods import _RECIPES
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
 CHAINS = {"num_chains": 10, "warmup_steps": 2, "thin": 1, "init_strategy": "proposal"}
@@ -198,6 +199,34 @@ def test_the_energy_may_be_given_as_a_dictionary():
     assert settings.energy == EnergyConfig(max_num_epochs=7)
     with pytest.raises(TypeError, match="max_epochs"):
         check_hyper("npe_gkl", energy={"max_epochs": 7})
+
+
+@pytest.mark.parametrize(
+    "name, hyper",
+    [
+        ("nle_ince", {"num_contrastive": 5, "regularization_strength": 0.1}),
+        ("npe", {"num_atoms": 7}),
+        ("npe_gkl", {"num_atoms": 7, "training": "joint"}),
+        ("nre", {"num_atoms": 7}),
+        ("nre_gkl", {"num_atoms": 7}),
+    ],
+)
+def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper):
+    given = {}
+
+    class Trained(Exception):
+        pass
+
+    def train(self, **kwargs):
+        given.update(kwargs)
+        raise Trained
+
+    trainer = type(_RECIPES[name][1](check_hyper(name)).make_trainer(None))
+    monkeypatch.setattr(trainer, "train", train)
+    shared = {"training_batch_size": 30, "max_num_epochs": 3}
+    with pytest.raises(Trained):
+        run_method(name, two_moons, 5, 50, 1, **hyper, **shared)
+    assert given.items() >= {**hyper, **shared}.items()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """NRE_GKL: a normalized ratio, with designs if there are some, and bad input."""
 
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
 from sbi.inference.trainers._contracts import LossArgsNRE
+from sbi.neural_nets import classifier_nn
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_boed_plugin import NRE_GKL
-from sbi_boed_plugin.trainers import nre_gkl
 from tests.conftest import NoOpTracker
 
 QUIET = {"show_progress_bars": False}
@@ -60,7 +61,20 @@ def test_the_loss_tells_the_information(gaussian):
     assert 1.0 - best == pytest.approx(0.5 * math.log(2.0), abs=0.12)
 
 
-def test_validation_averages_over_many_atoms(gaussian, monkeypatch):
+def all_pairs(ratio, theta, x):
+    """Log-ratios of all data and parameters, of shape (data, parameters)."""
+    pairs = ratio(theta.repeat(len(x), 1), x.repeat_interleave(len(theta), 0))
+    return pairs.view(len(x), len(theta))
+
+
+def exact_loss(ratio, theta, x):
+    """The loss with all other rows as atoms."""
+    pairs = all_pairs(ratio, theta, x)
+    others = pairs.exp()[~torch.eye(len(theta), dtype=torch.bool)]
+    return -pairs.diag().mean() + others.mean()
+
+
+def test_validation_takes_all_other_rows_as_atoms(gaussian):
     """One contrast for each row would leave noise that early stopping fits."""
     theta, x, _ = gaussian.get_simulations()
     rows = gaussian.val_indices[:400]
@@ -69,23 +83,96 @@ def test_validation_averages_over_many_atoms(gaussian, monkeypatch):
         TensorDataset(theta, x, torch.ones(len(rows))), batch_size=len(rows)
     )
     with torch.no_grad():
-        pairs = gaussian._neural_net(
-            theta.repeat(len(rows), 1), x.repeat_interleave(len(rows), 0)
-        ).view(len(rows), len(rows))
-    others = pairs.exp()[~torch.eye(len(rows), dtype=torch.bool)]
-    exact = -pairs.diag().mean() + others.mean()
+        exact = exact_loss(gaussian._neural_net, theta, x)
+    found = gaussian._validate_epoch(loader, LossArgsNRE(num_atoms=2))
+    assert found == pytest.approx(exact.item(), rel=1e-4)
 
-    def validate():
-        return gaussian._validate_epoch(loader, LossArgsNRE(num_atoms=2))
 
-    assert validate() == validate()
-    # With other atoms each time, ten of them for a row; a single one is asked for.
-    monkeypatch.setattr(nre_gkl, "isolated_rng", lambda seed: nullcontext())
-    torch.manual_seed(1)
-    values = torch.tensor([validate() for _ in range(30)])
-    error_of_one = others.std() / len(rows) ** 0.5
-    assert values.std() < 0.5 * error_of_one
-    assert (values.mean() - exact).abs() < error_of_one
+def loss_gradient(trainer, theta, x, num_atoms=3):
+    ratio = trainer._neural_net
+    loss = trainer._loss(theta, x, num_atoms).mean()
+    parts = torch.autograd.grad(loss, list(ratio.parameters()))
+    return loss.item(), torch.cat([part.flatten() for part in parts])
+
+
+@pytest.fixture
+def batch(gaussian):
+    theta, x, _ = gaussian.get_simulations()
+    # All others are among the candidates, so that the loss is exact.
+    return theta[:60], x[:60]
+
+
+def test_few_atoms_have_the_gradient_of_all_on_average(gaussian, batch):
+    torch.manual_seed(0)
+    ratio = gaussian._neural_net
+    exact = exact_loss(ratio, *batch)
+    parts = torch.autograd.grad(exact, list(ratio.parameters()))
+    expected = torch.cat([part.flatten() for part in parts])
+    found = []
+    for _ in range(300):
+        loss, gradient = loss_gradient(gaussian, *batch)
+        assert loss == pytest.approx(exact.item(), rel=1e-4)
+        found.append(gradient)
+    mean = torch.stack(found).mean(dim=0)
+    error = torch.stack(found).std(dim=0) / len(found) ** 0.5
+    # Of hundreds of weights, with errors of their own.
+    assert (mean - expected).norm() < 1.5 * error.norm()
+    assert error.norm() < 0.1 * expected.norm()
+
+
+def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
+    class Noisy(nn.Module):
+        """What is dropped differs from pass to pass."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+            self.num_pairs = []
+
+        def forward(self, theta, x):
+            self.num_pairs.append(len(theta))
+            return self.net(torch.cat([theta, x], dim=-1)).squeeze(-1)
+
+    trainer = NRE_GKL(PRIOR, tracker=NoOpTracker(), **QUIET)
+    trainer._neural_net = Noisy()
+    losses = trainer._loss(*batch, 10)
+    assert losses.isfinite().all()
+    assert trainer._neural_net.num_pairs[-1] == 60 * 10
+    losses.mean().backward()
+
+
+def test_data_are_embedded_once(batch):
+    class Counting(nn.Linear):
+        rows = 0
+
+        def forward(self, x):
+            self.rows += len(x)
+            return super().forward(x)
+
+    theta, x = batch
+    embedding = Counting(1, 4)
+    build = classifier_nn("mlp", embedding_net_x=embedding)
+    trainer = NRE_GKL(PRIOR, build, tracker=NoOpTracker(), **QUIET)
+    trainer._neural_net = build(theta, x)
+    embedding.rows = 0
+    loss = trainer._loss(theta, x, 10).mean()
+    assert embedding.rows == 60
+    loss.backward()
+    assert embedding.weight.grad.norm() > 0
+
+
+def test_a_ratio_that_combines_in_its_own_way_is_asked(gaussian, batch):
+    class Summed(RatioEstimator):
+        def combine_theta_and_x(self, theta, x):
+            return super().combine_theta_and_x(theta, x) * 0.5
+
+    torch.manual_seed(0)
+    own = Summed(nn.Linear(2, 1), (1,), (1,))
+    trainer = NRE_GKL(PRIOR, tracker=NoOpTracker(), **QUIET)
+    trainer._neural_net = own
+    with torch.no_grad():
+        found = trainer._loss(*batch, 10).mean()
+        torch.testing.assert_close(found, exact_loss(own, *batch))
 
 
 def test_designs_enter_the_ratio():
