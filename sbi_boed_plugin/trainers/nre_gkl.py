@@ -16,6 +16,7 @@ from sbi.utils import mcmc_transform
 from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
@@ -41,6 +42,9 @@ _NUM_CANDIDATES = 100
 # In validation, which sees a tenth of the simulations, and chooses among hundreds of
 # epochs: the noise that is left is what early stopping fits.
 _NUM_VALIDATION = 1_000
+
+# Stored parameters of which a batch has its atoms, where it has not enough itself.
+_NUM_STORED = 10_000
 
 # Pairs that are evaluated at once.
 _MAX_PAIRS = 65_536
@@ -82,6 +86,9 @@ class NRE_GKL(NRE_B):
 
     # Number of values of a design, known once there are simulations.
     _dim_design: int | None = None
+    # The first round that the present training uses, and parameters of these rounds.
+    _first_round: int = 0
+    _stored_theta: Tensor | None = None
 
     def append_simulations(
         self,
@@ -260,17 +267,37 @@ class NRE_GKL(NRE_B):
     def _atoms(self, pairs: "_Pairs", num_atoms: int) -> Tensor:
         """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
         batch_dim = len(pairs.theta)
-        if batch_dim > 1:
+        if torch.is_grad_enabled() and batch_dim > 1:
             return in_batch_contrast(pairs.theta, min(num_atoms, batch_dim - 1))
-        # A batch of one has no others: those of all simulations serve as well.
-        stored, _, _ = self.get_simulations()
-        rows = torch.randint(len(stored), (num_atoms,))
-        return pairs.embed(stored[rows].to(pairs.device)).unsqueeze(1)
+        # A batch has fewer others than validation needs, and a batch of one has none:
+        # those of all simulations serve as well.
+        stored = self._stored_theta
+        if stored is None:
+            stored = self._some_stored()
+        atoms = pairs.embed(stored.to(pairs.device))
+        rows = torch.randint(len(atoms), (num_atoms, batch_dim))
+        return atoms[rows.to(pairs.device)]
+
+    def _some_stored(self) -> Tensor:
+        stored, _, _ = self.get_simulations(self._first_round)
+        chosen = torch.randperm(len(stored))[:_NUM_STORED]
+        return stored[chosen.to(stored.device)]
+
+    def get_dataloaders(
+        self, starting_round: int = 0, *args: Any, **kwargs: Any
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return loaders as `sbi.inference.NRE` does, with the same arguments."""
+        self._first_round = starting_round
+        return super().get_dataloaders(starting_round, *args, **kwargs)
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same atoms each time, so that epochs can be compared."""
         with isolated_rng(0):
-            return super()._validate_epoch(val_loader, loss_args)
+            self._stored_theta = self._some_stored()
+            try:
+                return super()._validate_epoch(val_loader, loss_args)
+            finally:
+                self._stored_theta = None
 
 
 class _Pairs:

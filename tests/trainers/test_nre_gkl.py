@@ -1,6 +1,7 @@
 """NRE_GKL: a normalized ratio, with designs if there are some, and bad input."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from sbi_boed_plugin import NRE_GKL
+from sbi_boed_plugin.trainers import nre_gkl
 from tests.conftest import NoOpTracker
 
 QUIET = {"show_progress_bars": False}
@@ -74,18 +76,43 @@ def exact_loss(ratio, theta, x):
     return -pairs.diag().mean() + others.mean()
 
 
-def test_validation_takes_all_other_rows_as_atoms(gaussian):
+def test_validation_takes_atoms_from_all_simulations(gaussian, monkeypatch):
     """One contrast for each row would leave noise that early stopping fits."""
-    theta, x, _ = gaussian.get_simulations()
-    rows = gaussian.val_indices[:400]
-    theta, x = theta[rows], x[rows]
+    stored, data, _ = gaussian.get_simulations()
+    rows = gaussian.val_indices[:200]
+    theta, x = stored[rows], data[rows]
     loader = DataLoader(
         TensorDataset(theta, x, torch.ones(len(rows))), batch_size=len(rows)
     )
+    ratio = gaussian._neural_net
     with torch.no_grad():
-        exact = exact_loss(gaussian._neural_net, theta, x)
-    found = gaussian._validate_epoch(loader, LossArgsNRE(num_atoms=2))
-    assert found == pytest.approx(exact.item(), rel=1e-4)
+        every = all_pairs(ratio, stored, x).exp()
+        exact = every.mean().item() - ratio(theta, x).mean().item()
+
+    def validate():
+        return gaussian._validate_epoch(loader, LossArgsNRE(num_atoms=2))
+
+    assert validate() == validate()
+    # With other atoms each time; a single one is asked for.
+    monkeypatch.setattr(nre_gkl, "isolated_rng", lambda seed: nullcontext())
+    torch.manual_seed(1)
+    values = torch.tensor([validate() for _ in range(30)])
+    error = every.std().item() / math.sqrt(200 * 1_000)
+    assert 0.5 * error < values.std() < 2.0 * error
+    assert values.mean().item() == pytest.approx(exact, abs=error)
+
+
+def test_later_rounds_have_their_own_atoms():
+    torch.manual_seed(0)
+    trainer = NRE_GKL(PRIOR, "linear", tracker=NoOpTracker(), **QUIET)
+    first, second = torch.randn(50, 1), 100.0 + torch.randn(50, 1)
+    trainer.append_simulations(first, first, from_round=0)
+    trainer.append_simulations(second, second, from_round=1)
+    assert set(trainer._some_stored().flatten().tolist()) == set(
+        torch.cat([first, second]).flatten().tolist()
+    )
+    trainer.get_dataloaders(1, training_batch_size=10)
+    assert trainer._some_stored().min() > 50.0
 
 
 def loss_gradient(trainer, theta, x, num_atoms=3):
@@ -170,9 +197,8 @@ def test_a_ratio_that_combines_in_its_own_way_is_asked(gaussian, batch):
     own = Summed(nn.Linear(2, 1), (1,), (1,))
     trainer = NRE_GKL(PRIOR, tracker=NoOpTracker(), **QUIET)
     trainer._neural_net = own
-    with torch.no_grad():
-        found = trainer._loss(*batch, 10).mean()
-        torch.testing.assert_close(found, exact_loss(own, *batch))
+    found = trainer._loss(*batch, 10).mean()
+    torch.testing.assert_close(found, exact_loss(own, *batch))
 
 
 def test_designs_enter_the_ratio():
