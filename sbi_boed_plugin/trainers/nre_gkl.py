@@ -37,7 +37,7 @@ __all__ = ["NRE_GKL"]
 
 # Atoms of a row that its partition function is estimated from. Only `num_atoms` of them
 # are evaluated with a gradient: without one, they cost a third.
-_NUM_CANDIDATES = 100
+_NUM_CANDIDATES = 200
 
 # In validation, which sees a tenth of the simulations, and chooses among hundreds of
 # epochs: the noise that is left is what early stopping fits.
@@ -46,8 +46,9 @@ _NUM_VALIDATION = 1_000
 # Stored parameters of which a batch has its atoms, where it has not enough itself.
 _NUM_STORED = 10_000
 
-# Pairs that are evaluated at once.
-_MAX_PAIRS = 65_536
+# Pairs that are evaluated at once. Larger batches are slower by half on a CPU, whose
+# caches they leave.
+_MAX_PAIRS = 4_096
 
 
 class NRE_GKL(NRE_B):
@@ -61,10 +62,10 @@ class NRE_GKL(NRE_B):
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
     :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. Where
     posteriors are narrow, few draws from the prior tell anything of the second term. It
-    is estimated from a hundred parameters of other simulations of the batch, and its
+    is estimated from 200 parameters of other simulations of the batch, and its
     gradient from `num_atoms - 1` of these for each row, drawn with probabilities
     proportional to :math:`e^{\rho}`, which leaves its expectation as it is. Where even
-    a hundred are few, `NPE_GKL` is the better choice, whose draws come from a base.
+    these are few, `NPE_GKL` is the better choice, whose draws come from a base.
 
     It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
     summary, trackers and posteriors.
