@@ -24,6 +24,7 @@ from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
 )
+from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs
 from sbi_boed_plugin.objectives.generalized_kl import (
     draw_by_ratio,
     partition_by_draws,
@@ -45,10 +46,6 @@ _NUM_VALIDATION = 1_000
 
 # Stored parameters of which a batch has its atoms, where it has not enough itself.
 _NUM_STORED = 10_000
-
-# Pairs that are evaluated at once. Larger batches are slower by half on a CPU, whose
-# caches they leave.
-_MAX_PAIRS = 4_096
 
 
 class NRE_GKL(NRE_B):
@@ -240,7 +237,7 @@ class NRE_GKL(NRE_B):
         """
         is_training = torch.is_grad_enabled()
         num_candidates = _NUM_CANDIDATES if is_training else _NUM_VALIDATION
-        pairs = _Pairs(self._neural_net, theta, x)
+        pairs = RatioPairs(self._neural_net, theta, x)
         atoms = self._atoms(pairs, max(num_atoms, num_candidates) - 1)
         num_drawn = min(num_atoms - 1, len(atoms))
         with torch.no_grad():
@@ -265,7 +262,7 @@ class NRE_GKL(NRE_B):
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
 
-    def _atoms(self, pairs: "_Pairs", num_atoms: int) -> Tensor:
+    def _atoms(self, pairs: RatioPairs, num_atoms: int) -> Tensor:
         """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
         batch_dim = len(pairs.theta)
         if torch.is_grad_enabled() and batch_dim > 1:
@@ -299,54 +296,6 @@ class NRE_GKL(NRE_B):
                 return super()._validate_epoch(val_loader, loss_args)
             finally:
                 self._stored_theta = None
-
-
-class _Pairs:
-    """Data of a batch, and parameters to pair them with, embedded once each.
-
-    Args:
-        ratio: The ratio; any module that takes parameters and data.
-        theta: Parameters of shape `(batch_dim, *theta_event_shape)`.
-        x: Data of shape `(batch_dim, *x_event_shape)`.
-
-    Attributes:
-        theta: What there is to pair: embedded parameters, if the ratio embeds them.
-        device: Device of the parameters.
-    """
-
-    def __init__(self, ratio: Any, theta: Tensor, x: Tensor) -> None:
-        self.device = theta.device
-        self._ratio = ratio
-        # A class derived from sbi's may combine them in another way.
-        self._embeds = type(ratio) is RatioEstimator
-        self.theta = self.embed(theta)
-        self._x = ratio.embedding_net_x(x) if self._embeds else x
-
-    def embed(self, theta: Tensor) -> Tensor:
-        """Return parameters as the attribute `theta` has them."""
-        return self._ratio.embedding_net_theta(theta) if self._embeds else theta
-
-    def evaluate(self, theta: Tensor) -> Tensor:
-        """Return log-ratios of data and parameters.
-
-        Args:
-            theta: Embedded parameters of shape `(num_atoms, batch_dim, ...)`.
-
-        Returns:
-            Log-ratios of shape `(num_atoms, batch_dim)`.
-        """
-        data = self._x.expand(len(theta), *self._x.shape).flatten(0, 1)
-        parts = zip(
-            theta.flatten(0, 1).split(_MAX_PAIRS), data.split(_MAX_PAIRS), strict=True
-        )
-        found = [self._evaluate(*part) for part in parts]
-        return torch.cat(found).reshape(theta.shape[:2])
-
-    def _evaluate(self, theta: Tensor, x: Tensor) -> Tensor:
-        if self._embeds:
-            both = torch.cat([theta, x], dim=-1).flatten(1)
-            return self._ratio.net(both).squeeze(-1)
-        return self._ratio(theta, x)
 
 
 def _gather(atoms: Tensor, chosen: Tensor) -> Tensor:
