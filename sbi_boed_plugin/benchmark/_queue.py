@@ -50,11 +50,15 @@ def settled_record(job: Job, orders: Orders) -> Record | None:
         job: The job.
         orders: What is wanted.
     """
+    record = _read(job, orders)
+    return record if is_settled(record, orders) else None
+
+
+def _read(job: Job, orders: Orders) -> Record | None:
     try:
-        record = orders.store.read(job)
+        return orders.store.read(job)
     except DamagedFileError:
         return None  # Whoever runs the job deals with it, under its lock.
-    return record if is_settled(record, orders) else None
 
 
 def run_all(
@@ -122,10 +126,7 @@ def _give_up(job: Job, orders: Orders) -> Outcome:
     """Record a job as failed that has lost its process twice, unless it is done."""
     try:
         with orders.store.locked(job):
-            try:
-                record = orders.store.read(job)
-            except DamagedFileError:
-                record = None
+            record = _read(job, orders)
             if record is None or not is_settled(record, orders):
                 record = add_failure(job, record, orders.metrics, _LOST)
                 orders.store.write(job, record)

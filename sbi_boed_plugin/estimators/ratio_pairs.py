@@ -6,11 +6,29 @@ import torch
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import Tensor
 
-__all__ = ["RatioPairs"]
+__all__ = ["RatioPairs", "embed_parameters"]
 
 # Pairs that are evaluated at once. Larger batches are slower by half on a CPU, whose
 # caches they leave.
 _MAX_PAIRS = 4_096
+
+
+def embed_parameters(ratio: Any, theta: Tensor) -> Tensor:
+    """Return parameters as `RatioPairs` evaluates them.
+
+    Args:
+        ratio: The ratio; any module that takes parameters and data.
+        theta: Parameters of shape `(num_parameters, *theta_event_shape)`.
+
+    Returns:
+        What the ratio makes of each by itself, or the parameters themselves.
+    """
+    return ratio.embedding_net_theta(theta) if _embeds(ratio) else theta
+
+
+def _embeds(ratio: Any) -> bool:
+    # A class derived from sbi's may combine them in another way.
+    return type(ratio) is RatioEstimator
 
 
 class RatioPairs:
@@ -22,21 +40,13 @@ class RatioPairs:
         x: Data of shape `(batch_dim, *x_event_shape)`.
 
     Attributes:
-        theta: What there is to pair: embedded parameters, if the ratio embeds them.
-        device: Device of the parameters.
+        theta: The parameters, as `embed_parameters` returns them.
     """
 
     def __init__(self, ratio: Any, theta: Tensor, x: Tensor) -> None:
-        self.device = theta.device
+        self.theta = embed_parameters(ratio, theta)
         self._ratio = ratio
-        # A class derived from sbi's may combine them in another way.
-        self._embeds = type(ratio) is RatioEstimator
-        self.theta = self.embed(theta)
-        self._x = ratio.embedding_net_x(x) if self._embeds else x
-
-    def embed(self, theta: Tensor) -> Tensor:
-        """Return parameters as the attribute `theta` has them."""
-        return self._ratio.embedding_net_theta(theta) if self._embeds else theta
+        self._x = ratio.embedding_net_x(x) if _embeds(ratio) else x
 
     def evaluate(self, theta: Tensor) -> Tensor:
         """Return log-ratios of data and parameters.
@@ -55,7 +65,7 @@ class RatioPairs:
         return torch.cat(found).reshape(theta.shape[:2])
 
     def _evaluate(self, theta: Tensor, x: Tensor) -> Tensor:
-        if self._embeds:
+        if _embeds(self._ratio):
             both = torch.cat([theta, x], dim=-1).flatten(1)
             return self._ratio.net(both).squeeze(-1)
         return self._ratio(theta, x)

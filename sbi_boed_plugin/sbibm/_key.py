@@ -8,7 +8,13 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
@@ -24,6 +30,30 @@ __all__ = ["training_key"]
 # Folders of our package that no training comes through.
 _NEVER_TRAINS = ("benchmark", "cli", "plotting", "reproduce")
 
+# Packages whose code is known by their versions.
+_VERSIONED = (
+    "builtins",
+    "numpy",
+    "pyro",
+    "sbi",
+    "sbi_boed_plugin",
+    "sbibm",
+    "scipy",
+    "torch",
+)
+
+_PACKAGES = (
+    "nflows",
+    "numpy",
+    "pyro-ppl",
+    "sbi",
+    "sbibm",
+    "scipy",
+    "torch",
+    "zuko",
+)
+
+_CODE = (FunctionType, classmethod, property, staticmethod)
 _BY_VALUE = (bool, int, float, complex, str, bytes, Tensor, np.ndarray, Path)
 
 
@@ -82,25 +112,32 @@ def _plain(value: Any, above: tuple[int, ...]) -> Any:
         return [_plain(part, above) for part in value]
     if isinstance(value, ModuleType):
         return value.__name__
+    if isinstance(value, (type, FunctionType)) and _has_version(value):
+        return _name(value)
     if isinstance(value, type):
-        return [_name(value), *_sources(value)]
+        bases = [base for base in value.__mro__ if not _has_version(base)]
+        return [_name(value), [_class_code(base, above) for base in bases]]
     if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        parts = [cells, value.__defaults__, value.__kwdefaults__]
-        # Two functions of one line of source differ in their code.
-        code = [value.__code__.co_code.hex(), repr(value.__code__.co_names)]
-        return [_name(value), _source(value), code, _plain(parts, above)]
+        return [_name(value), _function_code(value, above)]
+    if isinstance(value, (staticmethod, classmethod)):
+        return _plain(value.__func__, above)
+    if isinstance(value, property):
+        return _plain([value.fget, value.fset], above)
     if isinstance(value, MethodType):
         return [_plain(value.__func__, above), _plain(value.__self__, above)]
-    if isinstance(value, BuiltinFunctionType) or not hasattr(value, "__dict__"):
+    if isinstance(value, BuiltinFunctionType) and _has_version(value):
+        return _name(value)
+    if not hasattr(value, "__dict__"):
         # An address in it makes it differ from all others.
         return repr(value)
     held = vars(value)
     if isinstance(value, Distribution):
         # What torch has computed on demand is no part of the distribution.
         held = {k: v for k, v in held.items() if not hasattr(type(value), k)}
-        for name in getattr(value, "arg_constraints", None) or ():
-            held[name] = getattr(value, name)
+        # Users write priors without them, of which torch has an error of its own.
+        with contextlib.suppress(NotImplementedError):
+            for name in value.arg_constraints:
+                held[name] = getattr(value, name)
         held = dict(sorted(held.items()))
     return [_plain(type(value), above), _plain(held, above)]
 
@@ -109,18 +146,51 @@ def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _sources(kind: type) -> list[str | None]:
-    """Return the modules of a class and its bases, all of which may be edited.
+def _has_version(value: Any) -> bool:
+    """Tell whether code is that of a package, which is known by its version."""
+    return str(value.__module__).partition(".")[0] in _VERSIONED
 
-    Those of packages with a version are known by that.
+
+def _class_code(kind: type, above: tuple[int, ...]) -> Any:
+    """Return the code of a class, and of all that may be edited beside it."""
+    members = {
+        name: member
+        for name, member in vars(kind).items()
+        if isinstance(member, _CODE)
+        or not (name.startswith("__") or name == "_abc_impl")
+    }
+    return [_source(sys.modules.get(kind.__module__)), _plain(members, above)]
+
+
+def _function_code(function: FunctionType, above: tuple[int, ...]) -> Any:
+    """Return the code of a function with all that it refers to.
+
+    Its source would not do: in a session there is none, and a global value is not in
+    it.
     """
-    modules = dict.fromkeys(base.__module__ for base in kind.__mro__)
-    versioned = ("builtins", "pyro", "sbi", "sbibm", "torch")
-    return [
-        _source(sys.modules.get(name))
-        for name in modules
-        if name.partition(".")[0] not in versioned
-    ]
+    held: list[Any] = [function.__defaults__, function.__kwdefaults__]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # It is empty yet.
+            held.append(cell.cell_contents)
+    code, names = _instructions(function.__code__)
+    used = {
+        name: function.__globals__[name]
+        for name in sorted(names)
+        if name in function.__globals__
+    }
+    return [code, _plain([*held, used], above)]
+
+
+def _instructions(code: CodeType) -> tuple[Any, set[str]]:
+    """Return what code does, with that of functions within, and names that it uses."""
+    names = set(code.co_names)
+    constants = []
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            constant, within = _instructions(constant)
+            names |= within
+        constants.append(repr(constant))
+    return [code.co_code.hex(), list(code.co_names), constants], names
 
 
 def _source(value: Any) -> str | None:
@@ -134,7 +204,7 @@ def _source(value: Any) -> str | None:
 def _versions() -> dict[str, str]:
     """Return versions of all that has a part in a training."""
     found = {"sbi_boed_plugin": __version__}
-    for name in ("nflows", "pyro-ppl", "sbi", "sbibm", "torch", "zuko"):
+    for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

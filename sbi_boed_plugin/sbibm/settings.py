@@ -72,7 +72,11 @@ class RunSettings:
     seed: int | None = None
     cache: str | Path | None = None
 
-    _networks: ClassVar[tuple[str, ...]] = tuple(model_builders)
+    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "neural_net": tuple(model_builders),
+        "z_score_x": get_args(ZScore),
+        "z_score_theta": get_args(ZScore),
+    }
 
     def __post_init__(self) -> None:
         """Refuse what would fail after the simulations, or mean nothing.
@@ -87,12 +91,7 @@ class RunSettings:
                 raise ValueError(
                     f"{name} must be an integer of at least {least}, got {value!r}."
                 )
-        choices = {
-            "neural_net": self._networks,
-            "z_score_x": get_args(ZScore),
-            "z_score_theta": get_args(ZScore),
-        }
-        for name, known in choices.items():
+        for name, known in self._choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is unknown. Use one of "
@@ -144,7 +143,10 @@ class RatioSettings(_SampledByMCMC):
         mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
     """
 
-    _networks = ("linear", "mlp", "resnet")
+    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **RunSettings._choices,
+        "neural_net": ("linear", "mlp", "resnet"),
+    }
 
     neural_net: str = "resnet"
     num_atoms: int = 10
@@ -176,6 +178,11 @@ class HybridSettings(PosteriorSettings):
             as configurations hold.
     """
 
+    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **RunSettings._choices,
+        "training": get_args(Training),
+    }
+
     training: Training = "two_stage"
     energy: EnergyConfig | None = None
 
@@ -186,10 +193,5 @@ class HybridSettings(PosteriorSettings):
             ValueError: If a value is out of range.
         """
         super().__post_init__()
-        if self.training not in get_args(Training):
-            raise ValueError(
-                f"training={self.training!r} is unknown. Use one of "
-                f"{', '.join(get_args(Training))}."
-            )
         if isinstance(self.energy, Mapping):
             object.__setattr__(self, "energy", EnergyConfig(**self.energy))

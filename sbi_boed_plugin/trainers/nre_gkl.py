@@ -24,7 +24,7 @@ from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
 )
-from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs
+from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs, embed_parameters
 from sbi_boed_plugin.objectives.generalized_kl import (
     draw_by_ratio,
     partition_by_draws,
@@ -84,9 +84,9 @@ class NRE_GKL(NRE_B):
 
     # Number of values of a design, known once there are simulations.
     _dim_design: int | None = None
-    # The first round that the present training uses, and parameters of these rounds.
+    # The first round that the present training uses, and atoms of its validation.
     _first_round: int = 0
-    _stored_theta: Tensor | None = None
+    _validation_atoms: Tensor | None = None
 
     def append_simulations(
         self,
@@ -250,8 +250,8 @@ class NRE_GKL(NRE_B):
         drawn = pairs.evaluate(
             torch.cat([pairs.theta.unsqueeze(0), _gather(atoms, chosen)])
         )
-        again = torch.gather(log_ratio, 0, chosen)
-        if torch.allclose(again, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
+        before = _gather(log_ratio, chosen)
+        if torch.allclose(before, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
             loss = partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
         else:
             # With batch normalization or dropout, ratios of one pass cannot be
@@ -269,17 +269,18 @@ class NRE_GKL(NRE_B):
             return in_batch_contrast(pairs.theta, min(num_atoms, batch_dim - 1))
         # A batch has fewer others than validation needs, and a batch of one has none:
         # those of all simulations serve as well.
-        stored = self._stored_theta
+        stored = self._validation_atoms
         if stored is None:
             stored = self._some_stored()
-        atoms = pairs.embed(stored.to(pairs.device))
-        rows = torch.randint(len(atoms), (num_atoms, batch_dim))
-        return atoms[rows.to(pairs.device)]
+        rows = torch.randint(len(stored), (num_atoms, batch_dim))
+        return stored[rows.to(stored.device)]
 
     def _some_stored(self) -> Tensor:
-        stored, _, _ = self.get_simulations(self._first_round)
-        chosen = torch.randperm(len(stored))[:_NUM_STORED]
-        return stored[chosen.to(stored.device)]
+        """Return parameters of the rounds that are used, as the ratio embeds them."""
+        theta, _, _ = self.get_simulations(self._first_round)
+        chosen = torch.randperm(len(theta))[:_NUM_STORED]
+        theta = theta[chosen.to(theta.device)].to(self._device)
+        return embed_parameters(self._neural_net, theta)
 
     def get_dataloaders(
         self, starting_round: int = 0, *args: Any, **kwargs: Any
@@ -291,14 +292,15 @@ class NRE_GKL(NRE_B):
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same atoms each time, so that epochs can be compared."""
         with isolated_rng(0):
-            self._stored_theta = self._some_stored()
+            with torch.no_grad():
+                self._validation_atoms = self._some_stored()
             try:
                 return super()._validate_epoch(val_loader, loss_args)
             finally:
-                self._stored_theta = None
+                self._validation_atoms = None
 
 
-def _gather(atoms: Tensor, chosen: Tensor) -> Tensor:
-    """Return the chosen atoms of each row."""
-    rows = torch.arange(atoms.shape[1], device=atoms.device)
-    return atoms[chosen, rows]
+def _gather(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return those of values `(num_atoms, batch_dim, ...)` that each row has chosen."""
+    rows = torch.arange(values.shape[1], device=values.device)
+    return values[chosen, rows]

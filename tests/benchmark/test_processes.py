@@ -27,6 +27,8 @@ def start(folder, log, *options, seconds=0.4, observations=f"1-{OBSERVATIONS}"):
         [sys.executable, "-m", "sbi_boed_plugin", *arguments],
         env=environment,
         start_new_session=True,
+        # Whoever runs the tests in the background has shells ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -90,6 +90,59 @@ def test_functions_and_classes_are_told_apart_by_their_code():
     assert key(MyTask(held=Normal)) != key(MyTask(held=Uniform))
 
 
+def run_source(code):
+    """Run code that is in no file, as in a session, and return what it defines."""
+    defined = {"__name__": "session"}
+    exec(textwrap.dedent(code), defined)
+    return defined
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "held = lambda theta: VALUE * theta",
+        "NOISE = VALUE\nheld = lambda theta: NOISE * theta",
+        """
+        def held(theta):
+            def inner():
+                return VALUE * theta
+            return inner()
+        """,
+        """
+        class Simulator:
+            def __call__(self, theta):
+                return VALUE * theta
+        held = Simulator()
+        """,
+    ],
+)
+def test_code_without_a_file_is_told_apart(code):
+    def make(value):
+        return MyTask(held=run_source(code.replace("VALUE", value))["held"])
+
+    assert key(make("2.0")) == key(make("2.0"))
+    assert key(make("2.0")) != key(make("3.0"))
+
+
+def test_unusual_objects_have_keys():
+    def unfinished():
+        return later
+
+    assert unfinished.__closure__[0] is not None  # Its cell is empty now.
+    first = key(MyTask(held=unfinished))
+    later = 1.0
+    assert key(MyTask(held=unfinished)) != first
+
+    class Plain(torch.distributions.Distribution):
+        """A prior without `arg_constraints`, as users write them."""
+
+        def __init__(self, scale):
+            super().__init__(validate_args=False)
+            self.scale = scale
+
+    assert key(MyTask(held=Plain(1.0))) != key(MyTask(held=Plain(2.0)))
+
+
 def test_what_cannot_be_compared_is_trained_again():
     assert key(MyTask(held=object())) != key(MyTask(held=object()))
 
@@ -114,13 +167,13 @@ def test_classes_of_a_name_in_other_modules_are_others(tmp_path, monkeypatch):
         monkeypatch.setattr(module.Mine, "__module__", "mine")
         monkeypatch.setitem(sys.modules, "mine", module)
         keys.append(key(module.Mine()))
-    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] == keys[1] != keys[2], "the class is the same, a value is not"
     monkeypatch.setattr(module.Mine, "__module__", "mine_2")
     assert key(module.Mine()) != keys[1]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_keys_of_the_tasks_of_sbibm_are_the_same_in_each_process(name):
+def test_keys_of_the_tasks_of_sbibm_do_not_depend_on_their_use(name):
     task = get_task(name)
     first = key(task)
     task.get_simulator()(task.get_prior()(num_samples=2))

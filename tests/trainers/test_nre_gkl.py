@@ -164,7 +164,8 @@ def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
     trainer._neural_net = Noisy()
     losses = trainer._loss(*batch, 10)
     assert losses.isfinite().all()
-    assert trainer._neural_net.num_pairs[-1] == 60 * 10
+    # All candidates, those that were drawn, and then a pass that stands alone.
+    assert trainer._neural_net.num_pairs == [60 * 59, 60 * 10, 60 * 10]
     losses.mean().backward()
 
 
@@ -202,18 +203,15 @@ def test_a_ratio_that_combines_in_its_own_way_is_asked(gaussian, batch):
 
 
 def test_designs_enter_the_ratio():
-    trainer = trained(design=lambda num: 0.2 + 2.0 * torch.rand(num, 1))
+    trainer = trained(10_000, design=lambda num: 0.2 + 2.0 * torch.rand(num, 1))
+    theta = torch.linspace(-1.0, 1.0, 9).unsqueeze(1)
     x_o = torch.tensor([[0.8]])
     for scale in (0.5, 2.0):
         design = torch.tensor([scale])
-        # Two standard deviations of the posterior.
-        precision = 1.0 + scale**2
-        theta = scale * 0.8 / precision
-        theta = theta + torch.linspace(-2.0, 2.0, 9).unsqueeze(1) / precision**0.5
         posterior = trainer.build_posterior(design=design).set_default_x(x_o)
         learned = posterior.potential(theta) - PRIOR.log_prob(theta)
         exact = exact_ratio(theta, x_o.expand_as(theta), scale)
-        assert (learned - exact).abs().mean() < 0.15
+        assert (learned - exact).abs().mean() < 0.25
     both = trainer.build_posterior(design=torch.tensor([[0.5], [2.0]]))
     total = both.set_default_x(torch.tensor([[0.8], [0.8]])).potential(theta)
     alone = [
