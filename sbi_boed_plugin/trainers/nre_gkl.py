@@ -44,7 +44,8 @@ _NUM_CANDIDATES = 200
 # epochs: the noise that is left is what early stopping fits.
 _NUM_VALIDATION = 1_000
 
-# Stored parameters of which a batch has its atoms, where it has not enough itself.
+# Parameters of training rows of which a batch has its atoms, where it has not enough
+# itself.
 _NUM_STORED = 10_000
 
 
@@ -59,10 +60,11 @@ class NRE_GKL(NRE_B):
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
     :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. Where
     posteriors are narrow, few draws from the prior tell anything of the second term. It
-    is estimated from 200 parameters of other simulations of the batch, and its
-    gradient from `num_atoms - 1` of these for each row, drawn with probabilities
-    proportional to :math:`e^{\rho}`, which leaves its expectation as it is. Where even
-    these are few, `NPE_GKL` is the better choice, whose draws come from a base.
+    is estimated from the parameters of all other simulations of the batch, up to 200,
+    and its gradient from `num_atoms - 1` of these for each row, drawn with
+    probabilities proportional to :math:`e^{\rho}`, which leaves its expectation as it
+    is. Where even these are few, `NPE_GKL` is the better choice, whose draws come from
+    a base.
 
     It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
     summary, trackers and posteriors.
@@ -268,18 +270,28 @@ class NRE_GKL(NRE_B):
         if torch.is_grad_enabled() and batch_dim > 1:
             return in_batch_contrast(pairs.theta, min(num_atoms, batch_dim - 1))
         # A batch has fewer others than validation needs, and a batch of one has none:
-        # those of all simulations serve as well.
+        # those of the training rows serve as well.
         stored = self._validation_atoms
         if stored is None:
-            stored = self._some_stored()
+            stored = _without(self._some_stored(), pairs.theta[0])
+            if not len(stored):
+                raise ValueError(
+                    "There is one training row, and no other whose parameters could be "
+                    "contrasted with its own: append more simulations."
+                )
         rows = torch.randint(len(stored), (num_atoms, batch_dim))
         return stored[rows.to(stored.device)]
 
     def _some_stored(self) -> Tensor:
-        """Return parameters of the rounds that are used, as the ratio embeds them."""
+        """Return parameters of training rows, as the ratio embeds them.
+
+        No validation row is among them: its own ratio, which is the largest of all
+        where posteriors are narrow, must not count as that of an independent draw.
+        """
         theta, _, _ = self.get_simulations(self._first_round)
-        chosen = torch.randperm(len(theta))[:_NUM_STORED]
-        theta = theta[chosen.to(theta.device)].to(self._device)
+        rows = self.train_indices
+        rows = rows[torch.randperm(len(rows))[:_NUM_STORED]]
+        theta = theta[rows.to(theta.device)].to(self._device)
         return embed_parameters(self._neural_net, theta)
 
     def get_dataloaders(
@@ -304,3 +316,11 @@ def _gather(values: Tensor, chosen: Tensor) -> Tensor:
     """Return those of values `(num_atoms, batch_dim, ...)` that each row has chosen."""
     rows = torch.arange(values.shape[1], device=values.device)
     return values[chosen, rows]
+
+
+def _without(values: Tensor, value: Tensor) -> Tensor:
+    """Return the values without one that equals the given one, if there is any."""
+    equal = (values == value).flatten(1).all(dim=1)
+    # Repeated parameters are other simulations.
+    first = equal & (equal.cumsum(0) == 1)
+    return values[~first]

@@ -76,7 +76,7 @@ def exact_loss(ratio, theta, x):
     return -pairs.diag().mean() + others.mean()
 
 
-def test_validation_takes_atoms_from_all_simulations(gaussian, monkeypatch):
+def test_validation_takes_atoms_from_all_training_rows(gaussian, monkeypatch):
     """One contrast for each row would leave noise that early stopping fits."""
     stored, data, _ = gaussian.get_simulations()
     rows = gaussian.val_indices[:200]
@@ -86,7 +86,7 @@ def test_validation_takes_atoms_from_all_simulations(gaussian, monkeypatch):
     )
     ratio = gaussian._neural_net
     with torch.no_grad():
-        every = all_pairs(ratio, stored, x).exp()
+        every = all_pairs(ratio, stored[gaussian.train_indices], x).exp()
         exact = every.mean().item() - ratio(theta, x).mean().item()
 
     def validate():
@@ -102,17 +102,69 @@ def test_validation_takes_atoms_from_all_simulations(gaussian, monkeypatch):
     assert values.mean().item() == pytest.approx(exact, abs=error)
 
 
+class NarrowRatio(nn.Module):
+    """The exact ratio of x = theta + N(0, 0.01^2), of up to 100."""
+
+    def forward(self, theta, x):
+        noise = Normal(0.0, 0.01).log_prob(x - theta)
+        return (noise - Normal(0.0, math.sqrt(1.0 + 1e-4)).log_prob(x))[:, 0]
+
+
+def narrow(num, **loaders):
+    torch.manual_seed(0)
+    theta = torch.randn(num, 1)
+    trainer = NRE_GKL(PRIOR, tracker=NoOpTracker(), **QUIET)
+    trainer.append_simulations(theta, theta + 0.01 * torch.randn(num, 1))
+    trainer._neural_net = NarrowRatio()
+    return trainer, trainer.get_dataloaders(**loaders)
+
+
+def test_no_row_is_an_atom_of_its_own():
+    """Where posteriors are narrow, its ratio is larger than those of all others."""
+    trainer, (_, loader) = narrow(400, validation_fraction=0.5)
+    loss = trainer._validate_epoch(loader, LossArgsNRE(num_atoms=10))
+    theta, x, _ = trainer.get_simulations()
+    rows = trainer.val_indices
+    own = trainer._neural_net(theta[rows], x[rows])
+    others = all_pairs(trainer._neural_net, theta[trainer.train_indices], x[rows])
+    exact = (others.exp().mean() - own.mean()).item()
+    # The own ratios as one of 400 atoms would add this much.
+    assert own.exp().mean() / 400 > 0.15
+    # 200 rows of 999 atoms each, the standard deviation of an atom is about five.
+    assert loss == pytest.approx(exact, abs=0.05)
+
+
+def test_a_batch_of_one_is_contrasted_with_other_rows():
+    trainer, _ = narrow(3, validation_fraction=0.3)
+    theta, x, _ = trainer.get_simulations()
+    row, other = trainer.train_indices[:1], trainer.train_indices[1:]
+    found = trainer._loss(theta[row], x[row], 10)
+    own = trainer._neural_net(theta[row], x[row])
+    pair = trainer._neural_net(theta[other], x[row])
+    assert len(other) == 1
+    torch.testing.assert_close(found, pair.exp() - own)
+
+
+def test_one_training_row_is_too_few():
+    trainer, _ = narrow(2, validation_fraction=0.5)
+    theta, x, _ = trainer.get_simulations()
+    row = trainer.train_indices
+    with pytest.raises(ValueError, match="one training row.*append more simulations"):
+        trainer._loss(theta[row], x[row], 10)
+
+
 def test_later_rounds_have_their_own_atoms():
     torch.manual_seed(0)
     trainer = NRE_GKL(PRIOR, "linear", tracker=NoOpTracker(), **QUIET)
     first, second = torch.randn(50, 1), 100.0 + torch.randn(50, 1)
     trainer.append_simulations(first, first, from_round=0)
     trainer.append_simulations(second, second, from_round=1)
-    assert set(trainer._some_stored().flatten().tolist()) == set(
-        torch.cat([first, second]).flatten().tolist()
-    )
-    trainer.get_dataloaders(1, training_batch_size=10)
-    assert trainer._some_stored().min() > 50.0
+    for starting_round, num_rows in ((0, 100), (1, 50)):
+        trainer.get_dataloaders(starting_round, training_batch_size=10)
+        stored, _, _ = trainer.get_simulations(starting_round)
+        expected = stored[trainer.train_indices].flatten().tolist()
+        assert len(expected) == 0.9 * num_rows
+        assert sorted(trainer._some_stored().flatten().tolist()) == sorted(expected)
 
 
 def loss_gradient(trainer, theta, x, num_atoms=3):
