@@ -9,7 +9,7 @@ import torch
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = "sbi_boed_plugin.run_experiments"
-VERSION = 1
+VERSION = 2
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -70,8 +70,13 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
         if saved.get(name) != value
     ]
     if different:
+        moved = ""
+        if saved.get("policy") != campaign["policy"]:
+            moved = (
+                " A policy that a search has moved already is another: make it anew."
+            )
         raise ValueError(
             f"checkpoint={str(path)!r} is of other experiments: "
-            f"{'; '.join(different)}. It was left as it is. {remedy}"
+            f"{'; '.join(different)}. It was left as it is.{moved} {remedy}"
         )
     return state

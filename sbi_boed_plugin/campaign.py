@@ -1,15 +1,16 @@
 """A sequence of experiments: design, measure, learn, and again."""
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions.transforms import Transform
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._checkpoint import load_checkpoint, save_checkpoint
@@ -20,6 +21,7 @@ from sbi_boed_plugin._rng import (
     rng_state_to_plain,
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.estimators.transformed import Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -129,7 +131,9 @@ def run_experiments(
         show_progress_bar: Whether to show the progress of the rounds.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
             `method="multi_start"`, which trains in the first round only (`num_steps`
-            are its steps) and serves every later one with hardly any simulation.
+            are its steps) and serves every later one with hardly any simulation;
+            where an objective that needs a posterior network is asked for, that learns
+            anew what is known by then, in as many steps in each round.
 
     Returns:
         A record of each experiment: design, data, information, posterior and cost.
@@ -162,11 +166,16 @@ def run_experiments(
             "design_policy=TruncatedNormalPolicy(low, high))."
         )
     path = None if checkpoint is None else Path(checkpoint)
-    # Another number of workers gives the same results.
-    named = {name: value for name, value in search.items() if name != "num_workers"}
+    # Another number of workers gives the same results, but for one: it draws from the
+    # generators of this process.
+    named = {
+        name: value == 1 if name == "num_workers" else value
+        for name, value in {"num_workers": 1, **search}.items()
+    }
     campaign = {
         "prior": _fingerprint(prior),
-        "policy": _fingerprint(policy),
+        "policy": _fingerprint(policy, inference._policy_start),
+        "coordinates": repr(_plain(inference._search_coordinates)),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
@@ -228,9 +237,13 @@ def _search(
 ) -> dict[str, Any]:
     """Search for the design of a round, and return what its record needs."""
     started = time.perf_counter()
-    if search.get("method") == "multi_start" and inference.observations:
+    if (
+        search.get("method") == "multi_start"
+        and inference.observations
+        and inference._serves_all_designs(search.get("objective"))
+    ):
         # What is trained for all designs serves every later round.
-        search = {**search, "num_steps": None}
+        search = {**search, "num_steps": 0, "num_warmup_steps": 0}
     result = inference.optimize_design(simulator, **search)
     return {
         "design": result.design.cpu(),
@@ -273,24 +286,37 @@ def _learn(
     )
 
 
-def _fingerprint(distribution: Any) -> str:
+def _fingerprint(distribution: Any, start: dict[str, Tensor] | None = None) -> str:
     """Return what tells distributions apart: their kind, and draws from a fixed seed.
 
     Args:
-        distribution: Prior or policy; a policy as it is before it is trained.
+        distribution: Prior or policy.
+        start: State of the policy that every search starts from.
 
     Returns:
         Name and digest.
     """
     with isolated_rng(0):
         if isinstance(distribution, DesignPolicy):
-            # A copy at its start: a trainer that was used already moved its policy.
-            distribution = deepcopy(distribution)
-            distribution.anneal(1.0)
-            distribution.anneal(0.0)
+            # A trainer that was used already moved its policy.
+            state = sorted((start or distribution.state_dict()).items())
             values = repr(getattr(distribution, "_schedule", None)).encode()
-            low_high = [v for v in distribution.buffers() if v.dim() < 3]
-            values += b"".join(v.detach().cpu().numpy().tobytes() for v in low_high)
+            values += repr([name for name, _ in state]).encode()
+            values += b"".join(v.detach().cpu().numpy().tobytes() for _, v in state)
         else:
             values = distribution.sample(torch.Size((8,))).cpu().numpy().tobytes()
     return f"{type(distribution).__name__}-{hashlib.sha256(values).hexdigest()[:16]}"
+
+
+def _plain(value: Any) -> Any:
+    """Return transforms as names and numbers, which tell one from another."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, (Transform, Coordinates)):
+        # What it was made with: some compute more when they are used.
+        names = inspect.signature(type(value)).parameters
+        parts = [(name, getattr(value, name, None)) for name in names]
+        return type(value).__name__, [(name, _plain(part)) for name, part in parts]
+    return value if isinstance(value, (bool, int, float, str)) else type(value).__name__

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributions import Independent, Normal
+from torch.distributions.transforms import AffineTransform
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin import (
+    NLE_INCE,
+    TruncatedNormalPolicy,
+    transformed_likelihood_nn,
+)
 from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
@@ -285,7 +290,61 @@ def test_another_prior_or_schedule_is_another_sequence(tmp_path):
     other = NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
     with pytest.raises(ValueError, match="other experiments: policy"):
         run(path, inference=other)
+    moved = TruncatedNormalPolicy(
+        torch.tensor([0.5]), torch.tensor([3.0]), loc=torch.tensor([0.6])
+    )
+    other = NLE_INCE(Model.prior, "mdn", design_policy=moved, tracker=NoOpTracker())
+    with pytest.raises(ValueError, match="other experiments: policy.*make it anew"):
+        run(path, inference=other)
+    # One worker draws from the generators of this process.
+    with pytest.raises(ValueError, match="other experiments: search"):
+        run(path, num_rounds=2, num_workers=2)
     assert len(run(path, num_rounds=2, num_workers=1).records) == 2
+
+
+def test_a_policy_that_moved_starts_where_it_did(tmp_path):
+    path = tmp_path / "campaign.pt"
+    inference = make()
+    run(path, num_rounds=1, inference=inference)
+    # The trainer is the same, and its policy is where the search left it.
+    assert_same(run(path, num_rounds=2, inference=inference), run(num_rounds=2))
+
+
+def test_other_networks_are_refused_and_change_nothing(tmp_path):
+    def with_data_in(scale):
+        policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+        build = transformed_likelihood_nn(
+            "mdn", dim_design=1, x_transform=AffineTransform(0.0, scale)
+        )
+        kwargs = {"tracker": NoOpTracker(), "show_progress_bars": False}
+        return NLE_INCE(Model.prior, build, design_policy=policy, **kwargs)
+
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1, inference=with_data_in(1.0))
+    run(path, num_rounds=1, inference=with_data_in(1.0))
+    with pytest.raises(ValueError, match="other experiments: coordinates"):
+        run(path, inference=with_data_in(7.0))
+
+    path = tmp_path / "other.pt"
+    run(path, num_rounds=1)
+    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+    other = NLE_INCE(Model.prior, "maf", design_policy=policy, tracker=NoOpTracker())
+    with pytest.raises(ValueError, match="likelihood network.*is another"):
+        run(path, inference=other)
+    assert other._neural_net is None and not other.observations
+
+
+def test_later_multi_start_searches_take_the_steps_they_were_given():
+    few = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+    kwargs = {"method": "multi_start", "multi_start": few, "num_warmup_steps": 2}
+    result = run(num_rounds=2, **kwargs)
+    # The first trains a posterior, the second is served by the likelihood.
+    num_scoring = 5 * 50 + 40
+    assert result.records[1].num_simulations <= num_scoring
+    result = run(num_rounds=2, objective="barber_agakov", **kwargs)
+    expected = SEARCH["num_steps"] * SEARCH["training_batch_size"]
+    for record in result.records:
+        assert 0 <= record.num_simulations - expected <= num_scoring
 
 
 def test_arguments_are_checked():

@@ -26,7 +26,9 @@ def quick(monkeypatch):
 
     def find_design(trainer, task, **settings):
         settings |= {"num_eig_samples": 100, "num_eig_contrastive": 31}
-        return experiment.find_design(trainer, task, multi_start=small, **settings)
+        if settings.get("method") == "multi_start":
+            settings["multi_start"] = small
+        return experiment.find_design(trainer, task, **settings)
 
     def infer_parameters(trainer, design, x_o, **settings):
         return trainer._prior.sample((50,))

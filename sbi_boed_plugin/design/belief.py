@@ -25,6 +25,7 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
 from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = ["ParticleBelief"]
 
@@ -35,6 +36,10 @@ _EFFECTIVE_SHARE = 0.5
 # Moves go on until particles have moved this often on average, within limits.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
+# Particles that explain an observation, below which there is a warning.
+_MIN_EXPLAINING = 16
+# Of particles that are independent of those that networks were trained with.
+_SEED = 7_919
 
 
 class ParticleBelief(Distribution):
@@ -47,6 +52,7 @@ class ParticleBelief(Distribution):
         particles: Draws from the belief, of shape `(num_particles, dim_theta)`.
         log_evidence: Estimate of the log-density of all observations under the prior,
             in nats.
+        log_evidence_variance: Its variance, from the weights of every step.
         acceptance_rate: Share of accepted moves in the last update, 1 before.
     """
 
@@ -78,7 +84,9 @@ class ParticleBelief(Distribution):
         theta = draw_parameters(prior, num_particles, torch.float32)
         self.particles: Tensor = theta.to(device)
         self.log_evidence = 0.0
+        self.log_evidence_variance = 0.0
         self.acceptance_rate = 1.0
+        self._anew: ParticleBelief | None = None
 
     @classmethod
     def restore(
@@ -89,6 +97,7 @@ class ParticleBelief(Distribution):
         *,
         particles: Tensor,
         log_evidence: float,
+        log_evidence_variance: float,
         acceptance_rate: float,
     ) -> "ParticleBelief":
         """Return a belief as it was after some observations.
@@ -99,6 +108,7 @@ class ParticleBelief(Distribution):
             log_likelihoods: Those of the observations, oldest first.
             particles: Particles of shape `(num_particles, dim_theta)`.
             log_evidence: Log-density of the observations, in nats.
+            log_evidence_variance: Variance of that estimate.
             acceptance_rate: Share of accepted moves in the last update.
 
         Returns:
@@ -108,6 +118,7 @@ class ParticleBelief(Distribution):
         belief._log_likelihoods = list(log_likelihoods)
         belief.particles = particles
         belief.log_evidence = log_evidence
+        belief.log_evidence_variance = log_evidence_variance
         belief.acceptance_rate = acceptance_rate
         return belief
 
@@ -120,7 +131,35 @@ class ParticleBelief(Distribution):
         """Return a belief to update without changing this one."""
         other = copy(self)
         other._log_likelihoods = list(self._log_likelihoods)
+        other._anew = None
         return other
+
+    def anew(self) -> "ParticleBelief":
+        """Return the same belief with particles that are independent of these.
+
+        Networks that learn from particles fit these particles: what they tell of the
+        parameters is to be judged by others. They are made once, in as much time as all
+        updates took, from a seed of their own. The evidence is that of both beliefs.
+
+        Returns:
+            The belief.
+        """
+        if self._anew is None:
+            with isolated_rng(_SEED):
+                other = ParticleBelief(
+                    self._prior,
+                    self._transform,
+                    num_particles=self.num_particles,
+                    device=str(self.particles.device),
+                )
+                for log_likelihood in self._log_likelihoods:
+                    other._update(log_likelihood)
+            both = torch.tensor([self.log_evidence, other.log_evidence]).double()
+            other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
+            variances = self.log_evidence_variance + other.log_evidence_variance
+            other.log_evidence_variance = 0.25 * variances
+            self._anew = other
+        return self._anew
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw particles with replacement.
@@ -160,6 +199,18 @@ class ParticleBelief(Distribution):
         Raises:
             ValueError: If no particle gives the observation a density.
         """
+        num_explaining = self._update(log_likelihood)
+        if num_explaining < _MIN_EXPLAINING:
+            warnings.warn(
+                f"Only {num_explaining} of {self.num_particles} particles of the "
+                "belief come near to explaining x_o: the belief may have collapsed "
+                "onto few parameters. Use more num_particles, or check that x_o "
+                "belongs to this design.",
+                stacklevel=3,
+            )
+
+    def _update(self, log_likelihood: LogLikelihood) -> int:
+        """Update, and return how many particles came near to explaining the data."""
         theta = self.particles
         current = log_likelihood(theta)
         if not torch.isfinite(current).any():
@@ -171,16 +222,9 @@ class ParticleBelief(Distribution):
             )
         current = torch.where(current.isnan(), -torch.inf, current)
         num_explaining = int((current > current.max() - 20.0).sum())
-        if num_explaining < 16:
-            warnings.warn(
-                f"Only {num_explaining} of {len(theta)} particles of the belief come "
-                "near to explaining x_o: the belief may have collapsed onto few "
-                "parameters. Use more num_particles, or check that x_o belongs to this "
-                "design.",
-                stacklevel=3,
-            )
         history = self._log_history(theta)
-        log_evidence, power = self.log_evidence, 0.0
+        log_evidence, variance = self.log_evidence, self.log_evidence_variance
+        power = 0.0
         num_accepted = num_proposed = 0.0
         while power < 1.0:
             step = _largest_step(current, 1.0 - power)
@@ -188,6 +232,7 @@ class ParticleBelief(Distribution):
             log_evidence += float(
                 torch.logsumexp(increments, 0) - math.log(len(increments))
             )
+            variance += (1.0 / _effective_share(increments) - 1.0) / len(increments)
             power = min(1.0, power + step)
             rows = _systematic_resample(torch.softmax(increments, dim=0))
             theta, current = theta[rows], current[rows]
@@ -201,8 +246,11 @@ class ParticleBelief(Distribution):
             theta, current, history = state.theta, state.current, state.history
         self.particles = theta
         self.log_evidence = log_evidence
+        self.log_evidence_variance = variance
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
         self._log_likelihoods.append(log_likelihood)
+        self._anew = None
+        return num_explaining
 
     def _log_history(self, theta: Tensor) -> Tensor:
         """Return the log-likelihood of all observations so far."""
@@ -311,21 +359,20 @@ def _propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
     return old + scale * (first - second) + noise
 
 
+def _effective_share(log_weights: Tensor) -> float:
+    """Return the effective sample size of weights, as a share of their number."""
+    log_weights = torch.log_softmax(log_weights.double(), dim=0)
+    return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(log_weights)
+
+
 def _largest_step(log_likelihood: Tensor, most: float) -> float:
     """Return the step of the likelihood's power that keeps enough particles alive."""
-
-    def effective_share(step: float) -> float:
-        log_weights = torch.log_softmax(step * log_likelihood.double(), dim=0)
-        return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(
-            log_weights
-        )
-
-    if effective_share(most) >= _EFFECTIVE_SHARE:
+    if _effective_share(most * log_likelihood) >= _EFFECTIVE_SHARE:
         return most
     low, high = 0.0, most
     for _ in range(50):
         middle = 0.5 * (low + high)
-        if effective_share(middle) >= _EFFECTIVE_SHARE:
+        if _effective_share(middle * log_likelihood) >= _EFFECTIVE_SHARE:
             low = middle
         else:
             high = middle

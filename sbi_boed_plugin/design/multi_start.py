@@ -11,6 +11,7 @@ References:
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
 # Densities evaluated at once.
 MAX_PAIRS = 262_144
@@ -205,19 +206,35 @@ def multi_start_search(
     designs = _climb(estimators, prior, policy, objective, config, show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
-    candidates = []
+    candidates, errors = [], []
     for design in designs:
-        estimate = score_design(
-            estimators,
-            simulator,
-            prior=prior,
-            design=design,
-            objective=objective,
-            num_samples=config.num_candidate_samples,
-            num_workers=num_workers,
-            seed=seed,
-        )
+        try:
+            estimate = score_design(
+                estimators,
+                simulator,
+                prior=prior,
+                design=design,
+                objective=objective,
+                num_samples=config.num_candidate_samples,
+                num_workers=num_workers,
+                seed=seed,
+            )
+        except NoEstimateError as error:
+            # Networks know nothing of designs at which every simulation fails.
+            errors.append(f"{design.tolist()}: {error}")
+            continue
         candidates.append((design, estimate))
+    if not candidates:
+        raise ValueError(
+            "None of the designs that the search arrived at can be scored with "
+            f"simulations. {errors[0]}"
+        )
+    if errors:
+        warnings.warn(
+            f"{len(errors)} of {len(designs)} designs that the search arrived at "
+            f"cannot be scored with simulations and are left out. {errors[0]}",
+            stacklevel=4,
+        )
     return sorted(candidates, key=lambda candidate: -candidate[1].value)
 
 
@@ -240,7 +257,8 @@ def _climb(
         width = high - low
     else:
         designs = policy.sample(torch.Size((config.num_starts,)))
-        designs = torch.unique(designs, dim=0)
+        # The networks of sbi are in single precision, whatever the policy is.
+        designs = torch.unique(designs, dim=0).float()
         width = designs.std(dim=0, correction=0) * math.sqrt(12.0)
         # Equal values have no width to go by: they are searched at their own scale.
         width = torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
@@ -279,6 +297,7 @@ def _climb(
             )
             last = stage == 2
             values = judge(designs, num_samples * (4 if last else 2))
+            values = values.nan_to_num(nan=-torch.inf)
             ordered = designs[values.argsort(descending=True)]
             keep = config.num_candidates if last else len(designs) // 4
             keep = max(config.num_candidates, keep)

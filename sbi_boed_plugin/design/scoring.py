@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
@@ -40,6 +41,9 @@ def score_design(
         network.eval()
     by_likelihood = bound == "pce"
     estimator = estimators.likelihood if by_likelihood else estimators.posterior
+    if not by_likelihood and isinstance(prior, ParticleBelief):
+        # A posterior that was trained with its particles knows them.
+        prior = prior.anew()
     return estimate_eig(
         estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
     )

@@ -33,12 +33,16 @@ from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
 from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
-__all__ = ["EIGEstimate", "estimate_eig"]
+__all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
 
 Bound = Literal["pce", "snmc", "exact", "nwj", "marginal", "barber_agakov", "gkl"]
 
 # Whatever the estimators are, hence also if failed simulations count as zero.
 LOWER_BOUNDS = ("pce", "nwj", "barber_agakov", "gkl")
+
+
+class NoEstimateError(ValueError):
+    """Simulations of a design from which nothing can be estimated."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,7 @@ def estimate_eig(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    num_atoms = getattr(prior, "num_particles", None)
-    estimate = _summarize(lower, upper, bound, num_contrastive, num_atoms)
+    estimate = _summarize(lower, upper, bound, num_contrastive, prior)
     return replace(estimate, num_invalid_simulations=num_invalid)
 
 
@@ -239,7 +242,7 @@ def _check_valid(valid: Tensor, bound: str) -> int:
     """Return the number of failed simulations, and say what they mean."""
     num_invalid = int((~valid).sum())
     if num_invalid == len(valid):
-        raise ValueError(
+        raise NoEstimateError(
             f"All {len(valid)} simulations contain NaN or infinite values. Check the "
             "simulator at this design."
         )
@@ -263,7 +266,7 @@ def _summarize(
     upper: Tensor,
     bound: Bound,
     num_contrastive: int,
-    num_atoms: int | None,
+    prior: Distribution,
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
@@ -272,7 +275,7 @@ def _summarize(
         terms = (upper if bound == "snmc" else lower).double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
-        raise ValueError(
+        raise NoEstimateError(
             f"{num_infinite} of {terms.numel()} terms of bound='{bound}' are not "
             "finite: no contrastive parameter explains these data, or the estimator "
             "gives them no density. Increase num_contrastive, or use bound='pce'."
@@ -280,6 +283,14 @@ def _summarize(
     num_samples = terms.numel()
     value = terms.mean().item()
     error = terms.std().item() / math.sqrt(num_samples)
+    num_atoms = getattr(prior, "num_particles", None)
+    if num_atoms is not None:
+        # A belief has few parameters to draw, however many simulations there are.
+        error = math.hypot(error, terms.std().item() / math.sqrt(num_atoms))
+    if bound in ("barber_agakov", "gkl"):
+        # Where its density enters, all terms share the error of its evidence.
+        variance = getattr(prior, "log_evidence_variance", 0.0)
+        error = math.hypot(error, math.sqrt(variance))
     cap = None
     if bound == "pce":
         cap = math.log(num_contrastive + 1)

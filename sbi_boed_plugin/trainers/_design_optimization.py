@@ -1,6 +1,7 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -220,6 +221,11 @@ class DesignOptimizationMixin:
             "design_learning_rate": design_learning_rate,
             "clip_max_norm": clip_max_norm,
         }
+        if multi_start is not None and method == "joint" and not resume_training:
+            raise ValueError(
+                "multi_start=... is for a search with method='multi_start', but "
+                "method='joint'. Pass that method, or leave multi_start out."
+            )
         if resume_training:
             optimizer = self._resume_design_optimizer(settings)
         else:
@@ -236,6 +242,8 @@ class DesignOptimizationMixin:
             num_scoring += search.num_candidates * search.num_candidate_samples
 
         candidates: list[tuple[Tensor, EIGEstimate]] = []
+        started = time.perf_counter()
+        seconds_before = optimizer.progress.seconds
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
@@ -296,7 +304,9 @@ class DesignOptimizationMixin:
             raise
         finally:
             if optimizer.progress.step:
-                self._trained_by = (config.method, self._num_observations)
+                # Networks that only began to learn do not serve all designs yet.
+                kind = config.method if optimizer.finished else "unfinished"
+                self._trained_by = (kind, self._num_observations)
             if optimizer.estimators is not None:
                 self._neural_net = optimizer.estimators.likelihood
                 self._posterior_net = optimizer.estimators.posterior
@@ -328,7 +338,7 @@ class DesignOptimizationMixin:
                 + eig.num_invalid_simulations
                 + sum(e.num_invalid_simulations for _, e in candidates)
             ),
-            seconds=progress.seconds,
+            seconds=seconds_before + time.perf_counter() - started,
             stop_reason=stop_reason,
         )
 
@@ -394,13 +404,26 @@ class DesignOptimizationMixin:
             self._search_coordinates,
         )
 
-    def _is_trained_for_all_designs(self, needs: str | None) -> bool:
+    def _serves_all_designs(self, objective: str | None) -> bool:
         """Whether a multi-start search can use the networks as they are."""
+        objective = objective or self._default_objective("multi_start")
+        trained = self._trained_estimators()
+        if trained is None or objective not in POLICY_OBJECTIVES:
+            return False
+        needs = POLICY_OBJECTIVES[objective].needs
+        if not trained.serve(needs):
+            return False
         if self._trained_by is None:
             return needs is None  # A likelihood of simulations that the user stored.
         method, num_observations = self._trained_by
         current = needs is None or num_observations == self._num_observations
         return method == "multi_start" and current
+
+    def _default_objective(self, method: str) -> str:
+        has_belief = self._belief_or_prior is not self._prior
+        if method == "multi_start" and has_belief:
+            return "info_nce"
+        return "barber_agakov"
 
     def _trained_estimators(self) -> DesignEstimators | None:
         """Return the networks that there are."""
@@ -415,25 +438,20 @@ class DesignOptimizationMixin:
     ) -> DesignOptimizerConfig:
         """Return the settings with what depends on the state of the trainer."""
         settings = dict(settings)
-        multi_start = settings["method"] == "multi_start"
+        method = settings["method"]
         if settings["objective"] is None:
-            has_belief = self._belief_or_prior is not self._prior
-            settings["objective"] = (
-                "info_nce" if multi_start and has_belief else "barber_agakov"
-            )
+            settings["objective"] = self._default_objective(method)
         if settings["num_contrastive"] is None:
             settings["num_contrastive"] = min(
                 NUM_CONTRASTIVE[settings["objective"] == "info_nce"],
                 settings["training_batch_size"] - 1,
             )
         if settings["num_steps"] is None:
-            trained, objective = self._trained_estimators(), settings["objective"]
-            settings["num_steps"] = 1_000
-            if multi_start and trained is not None and objective in POLICY_OBJECTIVES:
-                # What is trained for the whole design space serves again.
-                needs = POLICY_OBJECTIVES[objective].needs
-                ready = trained.serve(needs) and self._is_trained_for_all_designs(needs)
-                settings["num_steps"] = 0 if ready else 1_000
+            # What is trained for the whole design space serves again.
+            ready = method == "multi_start" and self._serves_all_designs(
+                settings["objective"]
+            )
+            settings["num_steps"] = 0 if ready else 1_000
         if settings["num_warmup_steps"] is None:
             settings["num_warmup_steps"] = settings["num_steps"] // 20
         return DesignOptimizerConfig(**settings)

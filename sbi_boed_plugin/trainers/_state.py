@@ -72,6 +72,7 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
         else {
             "particles": belief.particles,
             "log_evidence": belief.log_evidence,
+            "log_evidence_variance": belief.log_evidence_variance,
             "acceptance_rate": belief.acceptance_rate,
         },
     }
@@ -83,23 +84,29 @@ def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
     Args:
         trainer: A trainer with the same prior, policy and kinds of networks.
         state: What `get_state` returned.
+
+    Raises:
+        ValueError: If the networks of the trainer are of another kind.
     """
     networks, dim_x = state["networks"], state["dim_x"]
+    # Everything is built before anything changes.
+    built = {
+        attribute: _build(trainer, networks, name, dim_x)
+        for name, attribute in _NETWORKS.items()
+        if networks[name] is not None
+    }
+    kept = []
+    for weights in state["kept_likelihoods"]:
+        likelihood = _build(trainer, {"likelihood": weights}, "likelihood", dim_x)
+        kept.append(likelihood.eval().requires_grad_(False))
+    for attribute in _NETWORKS.values():
+        setattr(trainer, attribute, built.get(attribute))
     trainer._trained_by = state["trained_by"]
-    for name, attribute in _NETWORKS.items():
-        network = None
-        if networks[name] is not None:
-            network = _build(trainer, networks, name, dim_x)
-        setattr(trainer, attribute, network)
     trainer._design_policy.load_state_dict(state["policy"])
     trainer._design_optimizer = None
     trainer._dim_design = trainer._design_policy.dim_design
     if networks["likelihood"] is None:
         trainer._dim_design = None
-    kept = []
-    for weights in state["kept_likelihoods"]:
-        likelihood = _build(trainer, {"likelihood": weights}, "likelihood", dim_x)
-        kept.append(likelihood.eval().requires_grad_(False))
     device = trainer._device
     trainer._observations = [
         Observation(o["design"].to(device), o["x"].to(device), kept[o["likelihood"]])
@@ -140,5 +147,12 @@ def _build(
     )
     # A copy: builders may put the same embedding into every network.
     network = deepcopy(getattr(built, name))
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The {name} network of the trainer ({type(network).__name__}) is another "
+            "than the one whose weights were saved: make the trainer with the "
+            "estimators, sizes and coordinates that it had."
+        ) from error
     return network

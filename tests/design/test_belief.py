@@ -134,3 +134,37 @@ def test_a_copy_is_updated_alone_and_pickles():
 def test_too_few_particles_are_refused():
     with pytest.raises(ValueError, match="num_particles=3"):
         ParticleBelief(PRIOR, identity_transform, num_particles=3)
+
+
+def test_the_variance_of_the_evidence_is_that_over_repetitions():
+    errors, variances = [], []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        belief = ParticleBelief(PRIOR, identity_transform, num_particles=256)
+        for observation in OBSERVATIONS[:2]:
+            belief.update(Measured(*observation))
+        errors.append(belief.log_evidence - exact(OBSERVATIONS[:2])[2])
+        variances.append(belief.log_evidence_variance)
+    actual = torch.tensor(errors).std().item()
+    expected = torch.tensor(variances).mean().sqrt().item()
+    # Particles that moved little are more alike than the formula knows.
+    assert 0.7 * expected < actual < 2.0 * expected
+
+
+def test_a_belief_anew_has_particles_of_its_own():
+    torch.manual_seed(0)
+    belief = ParticleBelief(PRIOR, identity_transform)
+    belief.update(Measured(*OBSERVATIONS[0]))
+    state = torch.get_rng_state()
+    other = belief.anew()
+    assert torch.equal(state, torch.get_rng_state())
+    assert belief.anew() is other and belief.copy().anew() is not other
+    ours, others = (set(map(tuple, b.particles.tolist())) for b in (belief, other))
+    assert not ours & others
+    mean, covariance, log_evidence = exact(OBSERVATIONS[:1])
+    error = (other.particles.double().mean(dim=0) - mean).abs()
+    assert (error < 5.0 * (covariance.diagonal() / 1_000).sqrt()).all()
+    assert other.log_evidence == pytest.approx(log_evidence, abs=0.1)
+    assert 0.0 < other.log_evidence_variance < belief.log_evidence_variance
+    belief.update(Measured(*OBSERVATIONS[1]))
+    assert belief.anew() is not other

@@ -209,3 +209,40 @@ def test_information_of_the_model_is_exact_with_exact_densities(objective):
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}={value} must be at least"):
         MultiStartConfig(**{name: value})
+
+
+def test_designs_that_always_fail_are_left_out():
+    """Networks know nothing of them, and may think them the best."""
+    estimators = exact_estimators(bumps, dim_theta=1, dim_design=1)
+
+    def simulate(theta, design):
+        x = (bumps(design) @ theta.unsqueeze(-1)).squeeze(-1)
+        x = x + torch.randn_like(x)
+        return torch.where(design > 0.0, torch.nan, x)
+
+    def candidates(policy):
+        return multi_start_search(
+            estimators,
+            normal_prior(1, 1.0),
+            policy,
+            simulate,
+            objective="barber_agakov",
+            config=QUICK,
+            show_progress_bar=False,
+        )
+
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="cannot be scored with simulations"):
+        found = candidates(box(-4.0, 4.0))
+    assert found[0][0].item() == pytest.approx(-2.0, abs=0.3)
+    with pytest.raises(ValueError, match="None of the designs.*All 400 simulations"):
+        candidates(box(1.0, 4.0))
+
+
+def test_policies_in_double_precision_without_a_box():
+    policy = NormalPolicy(torch.zeros(1, dtype=torch.float64), 1.0)
+    candidates = search(bumps, policy)
+    assert_ranked(candidates, 0.0)
+    options = torch.linspace(-3.0, 3.0, 4, dtype=torch.float64).unsqueeze(1)
+    candidates = search(bumps, CategoricalPolicy(options))
+    assert candidates[0][0].item() == pytest.approx(1.0)

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import message
@@ -179,3 +179,34 @@ def test_a_trainer_with_observations_pickles(trained):
     assert torch.equal(loaded.belief.particles, inference.belief.particles)
     theta = torch.zeros(1, 1)
     assert torch.equal(loaded.belief.log_prob(theta), inference.belief.log_prob(theta))
+
+
+def test_information_after_an_observation_is_no_fit_to_particles():
+    """Of data that tell nothing, networks must not report what they know by heart."""
+
+    def noise(theta, design):
+        return torch.randn(len(theta), 1)
+
+    torch.manual_seed(0)
+    prior = Independent(Normal(torch.zeros(2), 1.0), 1)
+    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+    inference = NLE_INCE(
+        prior,
+        "mdn",
+        design_policy=policy,
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+    inference.optimize_design(noise, **FEW)
+    inference.observe(DESIGN, X, num_particles=32)
+    result = inference.optimize_design(noise, num_steps=300)
+    # The posterior network has learned its 32 parameters by heart.
+    by_heart = estimate_eig(
+        result.posterior_estimator,
+        noise,
+        prior=inference.belief,
+        design=result.design,
+        bound="barber_agakov",
+    )
+    assert by_heart.value > 0.3
+    assert result.eig.value < 0.1

@@ -146,3 +146,25 @@ def test_a_policy_without_parameters_is_for_multi_start_alone():
     settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
     result = inference.optimize_design(Model.simulate, **settings)
     assert inference.design_policy.support.check(result.design)
+
+
+def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
+    inference = make()
+    calls = iter(range(100))
+
+    def interrupted(theta, design):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return Model.simulate(theta, design)
+
+    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
+    with pytest.raises(KeyboardInterrupt):
+        inference.optimize_design(interrupted, **settings)
+    assert not inference._serves_all_designs(None)
+    inference.optimize_design(Model.simulate, **settings, resume_training=True)
+    assert inference._serves_all_designs(None)
+
+
+def test_settings_of_a_multi_start_search_do_not_go_with_another():
+    with pytest.raises(ValueError, match="multi_start=.*method='joint'"):
+        make().optimize_design(Model.simulate, **FEW, multi_start=SEARCH)
