@@ -128,7 +128,8 @@ class DesignResult:
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
             They count as experiments that tell nothing.
-        seconds: Time spent, in seconds.
+        seconds: Time of the training steps, in seconds, without that of climbing and
+            scoring designs.
         stop_reason: The budget that was used up, or else what ended the search.
     """
 

@@ -9,6 +9,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
@@ -25,6 +26,10 @@ from sbi_boed_plugin.estimators.weights import measure_weights
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
+
+# Draws of the base that tell the gradient of a partition function.
+_NUM_GRADIENT_DRAWS = 1_000
+_GRADIENT_SEED = 20_231_003
 
 
 class HybridEstimator(ConditionalDensityEstimator):
@@ -359,7 +364,9 @@ class HybridEstimator(ConditionalDensityEstimator):
     ) -> Tensor:
         """Return log-densities, normalized with draws from the base.
 
-        The draws are the same at each call, and leave the random state alone.
+        The draws are the same at each call, and leave the random state alone. The
+        gradient in parameters, conditions and weights of the energy is that of the
+        normalized density; in weights of the base, that of the unnormalized one.
 
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
@@ -379,10 +386,37 @@ class HybridEstimator(ConditionalDensityEstimator):
         weights = measure_weights(self, condition, num_draws=num_partition_samples)
         weights.check_not_empty()
         log_prob = log_prob - weights.log_partition
+        weights_learn = any(p.requires_grad for p in self.energy.parameters())
+        if weights_learn or condition.requires_grad:
+            log_prob = log_prob - self.gradient_of_partition(condition)
         inside = self.inside(input)
         if inside is None:
             return log_prob
         return log_prob.masked_fill(~inside, -torch.inf)
+
+    def gradient_of_partition(self, condition: Tensor) -> Tensor:
+        r"""Return zeros that have the gradient of :math:`\log Z(x)`.
+
+        It is that in the weights of the energy and in the condition, from up to 1,000
+        draws of the base, the same at each call.
+
+        Args:
+            condition: Conditions of shape `(batch_dim, dim_condition)`.
+
+        Returns:
+            Zeros of shape `(batch_dim,)`.
+        """
+        if not torch.is_grad_enabled():
+            return torch.zeros(len(condition), device=condition.device)
+        fair = _NUM_GRADIENT_DRAWS * 100 // max(len(condition), 1)
+        num_draws = max(min(_NUM_GRADIENT_DRAWS, fair), self.num_partition_samples)
+        with isolated_rng(_GRADIENT_SEED):
+            partition = self.partition(
+                condition, num_draws, draws_follow_condition=condition.requires_grad
+            )
+        # Conditions with no draw in the support of the prior have no gradient.
+        relative = partition / partition.detach().clamp_min(torch.finfo().tiny)
+        return relative - relative.detach()
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row.

@@ -54,6 +54,7 @@ def sample_corrected(
             and checked.
         min_acceptance_rate: Rate of acceptance below which samples are resampled by
             importance, all of them from the same 100,000 draws of the base or more.
+            A base without a correction is never resampled.
         reject_outside_prior: Whether samples outside the support of the prior are
             rejected. Otherwise they weigh what the base says.
         max_sampling_batch_size: Number of draws of the base at a time.
@@ -76,7 +77,7 @@ def sample_corrected(
         )
         weights.check_not_empty()
         warn_of_resampling(weights, min_acceptance_rate)
-    hopeless = weights.acceptance_rate < min_acceptance_rate
+    hopeless = _hopeless(weights, min_acceptance_rate)
 
     def reject(rows: Tensor, log_bound: Tensor, left: float | None) -> Tensor:
         # Each batch is judged while it is drawn.
@@ -148,6 +149,15 @@ def sample_corrected(
     return samples
 
 
+def _hopeless(weights: WeightDiagnostics, min_acceptance_rate: float) -> Tensor:
+    """Return which rows to resample, of shape `(batch_dim,)`.
+
+    Not those of a base without a correction, of which hardly anything lies in the
+    prior: rejection is exact there, and sbi's own posterior takes as long.
+    """
+    return (weights.acceptance_rate < min_acceptance_rate) & ~weights.uncorrected
+
+
 def _groups(weights: WeightDiagnostics, rows: Tensor) -> list[Tensor]:
     """Split rows, of which all that are drawn together wait for the slowest one.
 
@@ -162,7 +172,7 @@ def _groups(weights: WeightDiagnostics, rows: Tensor) -> list[Tensor]:
     if not rows.any():
         return []
     rate = weights.acceptance_rate
-    if torch.allclose(rate[rows], weights.effective_share[rows], rtol=1e-3):
+    if weights.uncorrected[rows].all():
         return [rows]
     level = (-rate.log() / math.log(4.0)).floor()
     return [rows & (level == value) for value in level[rows].unique()]
@@ -244,10 +254,10 @@ def warn_of_resampling(weights: WeightDiagnostics, min_acceptance_rate: float) -
         weights: What was measured.
         min_acceptance_rate: Rate of acceptance below which it is.
     """
-    hopeless = weights.acceptance_rate < min_acceptance_rate
+    hopeless = _hopeless(weights, min_acceptance_rate)
     if not hopeless.any():
         return
-    row = int(weights.acceptance_rate.argmin())
+    row = int(weights.acceptance_rate.masked_fill(~hopeless, 1.0).argmin())
     warnings.warn(
         f"Rejection would accept {weights.acceptance_rate[row].item():.2g} of draws "
         f"of the base given the observation in row {row} of x, less than "

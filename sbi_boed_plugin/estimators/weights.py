@@ -84,6 +84,8 @@ class WeightDiagnostics:
             most so far, in total variation, are its samples from the hybrid. NaN
             where no draw has any weight.
         log_bound: :math:`\log M` in nats.
+        uncorrected: Whether all draws in the support of the prior have the same weight:
+            those that are not accepted lie outside.
         num_draws: Number of pilot draws of each observation.
     """
 
@@ -92,6 +94,7 @@ class WeightDiagnostics:
     log_partition: Tensor
     truncated_mass: Tensor
     log_bound: Tensor
+    uncorrected: Tensor
     num_draws: int
 
     def __getitem__(self, rows: slice) -> "WeightDiagnostics":
@@ -102,6 +105,7 @@ class WeightDiagnostics:
             log_partition=self.log_partition[rows],
             truncated_mass=self.truncated_mass[rows],
             log_bound=self.log_bound[rows],
+            uncorrected=self.uncorrected[rows],
             num_draws=self.num_draws,
         )
 
@@ -147,6 +151,7 @@ def measure_weights(
     num_draws: int | None = None,
     bound_quantile: float = DEFAULT_QUANTILE,
     reject_outside_prior: bool = True,
+    max_batch_size: int = _NUM_PILOT_DRAWS,
 ) -> WeightDiagnostics:
     """Measure the weights of draws of the base given each condition.
 
@@ -160,6 +165,8 @@ def measure_weights(
         reject_outside_prior: Whether draws outside the support of the prior weigh
             nothing. Otherwise they weigh what the base says: no energy was trained
             there.
+        max_batch_size: Number of draws at a time, for each of the observations that
+            are measured together; fewer of these, the more draws there are.
 
     Returns:
         The diagnostics.
@@ -171,9 +178,18 @@ def measure_weights(
     # Fewer rows at a time if they are wide: every draw is shown its own.
     width = max(1, condition[:1].numel() // 100)
     rows = max(1, _MAX_PILOT_DRAWS // (num_draws * width))
+    batches = [
+        min(max_batch_size, num_draws - start)
+        for start in range(0, num_draws, max_batch_size)
+    ]
     with isolated_rng(_SEED):
         parts = [
-            draw_weighted(hybrid, num_draws, chunk, reject_outside_prior)[1]
+            torch.cat(
+                [
+                    draw_weighted(hybrid, batch, chunk, reject_outside_prior)[1]
+                    for batch in batches
+                ]
+            )
             for chunk in condition.split(rows)
         ]
     # In double precision, which not every device has.
@@ -188,6 +204,10 @@ def measure_weights(
     truncated = (relative - 1.0).clamp(min=0.0).mean(dim=0) / mean
     effective = (2.0 * total - squares).exp()
     empty = bound == -torch.inf
+    largest = log_weights.amax(dim=0)
+    same = (log_weights == -torch.inf) | (log_weights == largest)
+    # A single draw with a weight tells nothing of others.
+    several = (log_weights > -torch.inf).sum(dim=0) > 1
     zero = torch.zeros_like(bound)
     like = log_weights.new_tensor(num_draws).log()
 
@@ -200,6 +220,7 @@ def measure_weights(
         log_partition=made(total - like),
         truncated_mass=made(truncated),
         log_bound=made(bound),
+        uncorrected=(same.all(dim=0) & several).to(condition.device),
         num_draws=num_draws,
     )
 

@@ -112,14 +112,16 @@ class HybridPosterior(DirectPosterior):
         Args:
             posterior_estimator: The trained hybrid.
             prior: Prior distribution; the posterior is zero outside of its support.
-            max_sampling_batch_size: Batchsize of draws from the base at each iteration.
+            max_sampling_batch_size: Batchsize of draws from the base at each iteration,
+                those that measure weights included.
             device: Training device, e.g., "cpu", "cuda" or "cuda:0".
             x_shape: Deprecated, should not be passed.
             enable_transform: Whether to transform parameters to unconstrained space
                 during MAP optimization.
             bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
                 bound :math:`M`: 1 is the largest weight of 10,000 draws. The lower, the
-                faster, and the more mass is lost.
+                faster, and the more mass is lost, up to 2 %: where a quantile would
+                lose more, the bound is the lowest that does not.
             min_acceptance_rate: Rate of acceptance below which samples are drawn by
                 sampling-importance-resampling instead.
 
@@ -205,7 +207,8 @@ class HybridPosterior(DirectPosterior):
             reject_outside_prior: Whether samples outside of the prior's support are
                 rejected. Otherwise they are those of the base, whose energy knows
                 nothing of them; draws inside are still corrected.
-            max_sampling_time: Time in seconds after which sampling gives up.
+            max_sampling_time: Time in seconds after which sampling gives up. What
+                `diagnostics` tells is measured before, if it was not yet.
             return_partial_on_timeout: Whether it then returns the samples it has, with
                 a warning, instead of raising a RuntimeError.
 
@@ -351,10 +354,10 @@ class HybridPosterior(DirectPosterior):
         Args:
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             num_rejection_samples: Number of draws of the base to tell it from.
-            force_update: Taken for the sake of `DirectPosterior`, like the following;
-                nothing is stored here.
+            force_update: Taken for the sake of `DirectPosterior`: nothing is stored
+                here.
             show_progress_bars: Without effect.
-            rejection_sampling_batch_size: Without effect.
+            rejection_sampling_batch_size: Number of these draws at a time.
 
         Returns:
             Shares of shape `(batch_dim,)`.
@@ -366,6 +369,7 @@ class HybridPosterior(DirectPosterior):
                 rows,
                 num_draws=num_rejection_samples,
                 reject_outside_prior=reject,
+                max_batch_size=rejection_sampling_batch_size,
             ).log_partition
             for reject in (True, False)
         )
@@ -402,7 +406,10 @@ class HybridPosterior(DirectPosterior):
             if kept_quantile == quantile and torch.equal(kept_rows, rows):
                 return kept
         measured = measure_weights(
-            self.posterior_estimator, rows, bound_quantile=quantile
+            self.posterior_estimator,
+            rows,
+            bound_quantile=quantile,
+            max_batch_size=self.max_sampling_batch_size,
         )
         self._warn_if_far(measured)
         # A copy: observations may be changed in place.
@@ -445,6 +452,7 @@ class HybridPosterior(DirectPosterior):
                 rows,
                 bound_quantile=self.bound_quantile,
                 reject_outside_prior=False,
+                max_batch_size=self.max_sampling_batch_size,
             )
         if num_samples == 0:
             return rows.new_empty(0, len(rows), *hybrid.input_shape)
@@ -493,13 +501,21 @@ class HybridPosterior(DirectPosterior):
         if not norm_posterior:
             return log_prob
         num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
-        return log_prob - self._log_partition(rows, num_draws)
+        log_prob = log_prob - self._log_partition(rows, num_draws)
+        if track_gradients and rows.requires_grad:
+            log_prob = log_prob - hybrid.gradient_of_partition(rows)
+        return log_prob
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
         """Return log Z of observations; that of the last ones is kept."""
         hybrid = self.posterior_estimator
         if num_draws is not None:
-            measured = measure_weights(hybrid, rows, num_draws=num_draws)
+            measured = measure_weights(
+                hybrid,
+                rows,
+                num_draws=num_draws,
+                max_batch_size=self.max_sampling_batch_size,
+            )
             measured.check_not_empty()
             return measured.log_partition
         kept = self._normalized
@@ -511,6 +527,11 @@ class HybridPosterior(DirectPosterior):
         affordable = _MAX_DRAWS // len(rows)
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
         if needed > measured.num_draws:
-            measured = measure_weights(hybrid, rows, num_draws=needed)
+            measured = measure_weights(
+                hybrid,
+                rows,
+                num_draws=needed,
+                max_batch_size=self.max_sampling_batch_size,
+            )
         self._normalized = rows.clone(), measured.log_partition
         return measured.log_partition

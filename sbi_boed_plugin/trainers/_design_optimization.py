@@ -1,7 +1,6 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -242,8 +241,6 @@ class DesignOptimizationMixin:
             num_scoring += search.num_candidates * search.num_candidate_samples
 
         candidates: list[tuple[Tensor, EIGEstimate]] = []
-        started = time.perf_counter()
-        seconds_before = optimizer.progress.seconds
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
@@ -338,7 +335,7 @@ class DesignOptimizationMixin:
                 + eig.num_invalid_simulations
                 + sum(e.num_invalid_simulations for _, e in candidates)
             ),
-            seconds=seconds_before + time.perf_counter() - started,
+            seconds=progress.seconds,
             stop_reason=stop_reason,
         )
 

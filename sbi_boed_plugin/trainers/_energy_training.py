@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,10 +78,20 @@ class EnergyConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         for name in ("num_partition_samples", "max_num_epochs", "stop_after_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if not self.learning_rate > 0.0:
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name}={value} must be a whole number, at least 1.")
+        if not 0.0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        clip = self.clip_max_norm
+        if clip is not None and not 0.0 < clip < math.inf:
+            raise ValueError(
+                f"clip_max_norm={clip} must be positive, or None for no clipping."
+            )
+        if not math.isfinite(self.min_standard_errors):
+            raise ValueError(
+                f"min_standard_errors={self.min_standard_errors} must be a number."
+            )
         if self.training_batch_size is not None and self.training_batch_size < 2:
             raise ValueError(
                 f"training_batch_size={self.training_batch_size} must be at least 2."

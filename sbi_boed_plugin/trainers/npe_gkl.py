@@ -50,7 +50,9 @@ class NPE_GKL(HybridTrainer):
     the generalized Kullback-Leibler divergence from the posterior. The energy corrects
     what the base cannot represent, above all the edges and gaps between modes that a
     flow smears out. If it does not improve the objective on the validation set, the
-    base is kept as it is.
+    base is kept as it is. Joint training is not judged in this way; and in rounds
+    from a proposal the judgement is that of the atomic loss, which sees no draws of
+    the base: how rare draws weigh is then for `diagnostics` to tell.
 
     It takes the place of `sbi.inference.NPE` in any pipeline, with the same arguments,
     summary, trackers and posteriors.
@@ -148,13 +150,16 @@ class NPE_GKL(HybridTrainer):
     ) -> "NPE_GKL":
         r"""Train an energy for a posterior that is there already.
 
-        The posterior itself stays as it is; its network is copied and frozen.
+        The posterior itself stays as it is; its network is copied and frozen. Which
+        simulations it was validated with is not known: the energy is judged by others
+        than it was trained with, most of which the posterior has seen. Where that fits
+        its simulations much better than new ones, pass new ones as `theta` and `x`.
 
         Args:
             posterior: A `DirectPosterior`, as `NPE.build_posterior()` returns, or the
                 estimator that `NPE.train()` returns.
             theta: Parameters of shape `(num_simulations, dim_theta)`, drawn from the
-                prior; best those that the posterior was trained with.
+                prior: those that the posterior was trained with, or others.
             x: Their simulations, of shape `(num_simulations, *x_event_shape)`. Rows
                 that are NaN or infinite are left out.
             prior: The prior. If `None`, that of the posterior.

@@ -1,5 +1,6 @@
 """NRE_GKL: neural ratio estimation with the generalized Kullback-Leibler divergence."""
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -89,6 +90,7 @@ class NRE_GKL(NRE_B):
     # The first round that the present training uses, and atoms of its validation.
     _first_round: int = 0
     _validation_atoms: Tensor | None = None
+    _warned_of_few_atoms: bool = False
 
     def append_simulations(
         self,
@@ -258,11 +260,24 @@ class NRE_GKL(NRE_B):
         else:
             # With batch normalization or dropout, ratios of one pass cannot be
             # compared with those of another.
+            self._warn_of_few_atoms(num_drawn)
             few = torch.cat([pairs.theta.unsqueeze(0), atoms[:num_drawn]])
             ratios = pairs.evaluate(few)
             loss = ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
+
+    def _warn_of_few_atoms(self, num_drawn: int) -> None:
+        if self._warned_of_few_atoms:
+            return
+        self._warned_of_few_atoms = True
+        warnings.warn(
+            "The classifier differs from pass to pass, as with dropout: the partition "
+            f"function of each row is estimated from {num_drawn} atoms, in the place "
+            "of all others of the batch. Use a classifier without dropout, or a larger "
+            "num_atoms.",
+            stacklevel=4,
+        )
 
     def _atoms(self, pairs: RatioPairs, num_atoms: int) -> Tensor:
         """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""

@@ -259,6 +259,74 @@ def test_gradients_flow_on_request():
     assert gradient.isfinite().all() and (gradient != 0).any()
 
 
+class Tilt(nn.Module):
+    """exp(a (theta_1 + theta_2)), which moves a Gaussian."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, input, condition):
+        return self.a * input.sum(dim=-1)
+
+
+def test_gradients_are_those_of_the_normalized_density(monkeypatch):
+    """The hybrid is N(x + 0.49 a, 0.49): exact in x and in the energy's weight."""
+    monkeypatch.setattr(
+        "sbi_boed_plugin.estimators.hybrid.reparameterize",
+        lambda base, draws, condition: draws.detach() - condition.detach() + condition,
+    )
+    energy = Tilt()
+    hybrid = HybridEstimator(GaussianBase(), energy)
+    theta = torch.tensor([[[0.9, 0.1]]])
+    x = X_O.clone().requires_grad_()
+    log_prob = hybrid.log_prob(theta, x)
+    mean = X_O + 0.49 * 0.5
+    exact = Independent(Normal(mean, 0.7), 1).log_prob(theta)
+    torch.testing.assert_close(log_prob, exact, atol=0.02, rtol=0.0)
+    of_x, of_a = torch.autograd.grad(log_prob.sum(), [x, energy.a])
+    slope = (theta[0] - mean) / 0.49
+    # A thousand draws, whose weights vary by a half.
+    torch.testing.assert_close(of_x, slope, atol=0.05, rtol=0.0)
+    torch.testing.assert_close(of_a, (theta[0] - mean).sum(), atol=0.08, rtol=0.0)
+
+    posterior = HybridPosterior(hybrid, PRIOR)
+    inside = posterior.log_prob(theta[0], x, track_gradients=True)
+    (of_x,) = torch.autograd.grad(inside.sum(), [x])
+    # The prior cuts off next to nothing.
+    torch.testing.assert_close(of_x, slope, atol=0.1, rtol=0.0)
+    state = torch.get_rng_state()
+    hybrid.log_prob(theta, x)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_base_without_a_correction_is_not_resampled():
+    """Next to nothing of it is in the prior: slow, but each draw is its own."""
+    posterior = hybrid_posterior(Zero())
+    x_o = torch.tensor([[5.4, 0.0]])
+    assert posterior.diagnostics(x_o).acceptance_rate < 1e-3
+    samples = draw(posterior, 200, x_o)
+    assert len(samples.unique(dim=0)) == 200
+
+
+def test_draws_come_in_batches_of_the_size_asked_for():
+    class Counting(GaussianBase):
+        most = 0
+
+        def sample(self, sample_shape, condition, **kwargs):
+            self.most = max(self.most, torch.Size(sample_shape).numel())
+            return super().sample(sample_shape, condition, **kwargs)
+
+    base = Counting()
+    posterior = HybridPosterior(
+        HybridEstimator(base, Ring()), PRIOR, max_sampling_batch_size=50
+    )
+    draw(posterior, 10, X_O)
+    posterior.log_prob(torch.zeros(1, 2), X_O)
+    posterior.leakage_correction(X_O, rejection_sampling_batch_size=50)
+    assert base.most == 50
+
+
 @pytest.mark.parametrize("copy", [deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
 def test_copies_draw_the_same(copy):
     posterior = hybrid_posterior().set_default_x(X_O)

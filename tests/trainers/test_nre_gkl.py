@@ -214,7 +214,8 @@ def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
 
     trainer = NRE_GKL(PRIOR, tracker=NoOpTracker(), **QUIET)
     trainer._neural_net = Noisy()
-    losses = trainer._loss(*batch, 10)
+    with pytest.warns(UserWarning, match="as with dropout.*from 9 atoms"):
+        losses = trainer._loss(*batch, 10)
     assert losses.isfinite().all()
     # All candidates, those that were drawn, and then a pass that stands alone.
     assert trainer._neural_net.num_pairs == [60 * 59, 60 * 10, 60 * 10]
