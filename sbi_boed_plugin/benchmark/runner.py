@@ -61,8 +61,8 @@ def run_benchmark(
         tasks: Names of sbibm's tasks.
         methods: Names of methods, or `module:function` for a function in the
             convention of sbibm: `function(task, num_samples, num_simulations,
-            num_observation, observation, **hyper)` returns samples, the number of
-            simulations, and the log probability of the true parameters or `None`.
+            num_observation, **hyper)` returns samples, the number of simulations, and
+            the log probability of the true parameters or `None`.
         num_simulations: Budgets of simulations.
         seeds: Seeds.
         observations: Numbers of observations, from 1 to 10.

@@ -222,14 +222,17 @@ def _setting(text: str) -> tuple[str, Any]:
     Example:
         >>> _setting("hidden_features=50"), _setting("neural_net=nsf")
         (('hidden_features', 50), ('neural_net', 'nsf'))
-        >>> _setting("npe.num_atoms=5")
-        ('npe.num_atoms', 5)
+        >>> _setting("npe.num_atoms=5"), _setting("z_score_x=none")
+        (('npe.num_atoms', 5), ('z_score_x', 'none'))
     """
     key, separator, value = text.partition("=")
     if not (separator and re.fullmatch(r"([\w.:]+\.)?[^\W\d]\w*", key)):
         raise ValueError(
             f"argument --set: must be KEY=VALUE or METHOD.KEY=VALUE, got {text!r}"
         )
+    if value in ("true", "false"):
+        # As in configuration files: no text is meant.
+        return key, value == "true"
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:

@@ -91,6 +91,11 @@ class RunSettings:
                 raise ValueError(
                     f"{name} must be an integer of at least {least}, got {value!r}."
                 )
+        if not isinstance(self.automatic_transforms_enabled, bool):
+            raise ValueError(
+                "automatic_transforms_enabled must be True or False, got "
+                f"{self.automatic_transforms_enabled!r}."
+            )
         for name, known in self._choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(

@@ -40,7 +40,7 @@ def test_lists_and_ranges_are_read(given, capsys):
     arguments += "--retry-failed --save-samples --quiet "
     arguments += (
         "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True "
-        "npe.num_atoms=5 a.b:c.d=1"
+        "npe.num_atoms=5 a.b:c.d=1 npe.automatic_transforms_enabled=false"
     )
     assert run(arguments.split(), capsys) == (0, "", "")
     assert given == [
@@ -61,6 +61,7 @@ def test_lists_and_ranges_are_read(given, capsys):
                 "rate": 1e-3,
                 "flag": True,
                 "npe.num_atoms": 5,
+                "npe.automatic_transforms_enabled": False,
                 "a.b:c.d": 1,
             },
             "num_workers": 2,
