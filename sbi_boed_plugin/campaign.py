@@ -1,7 +1,6 @@
 """A sequence of experiments: design, measure, learn, and again."""
 
 import hashlib
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import ExpTransform, Transform
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._checkpoint import load_checkpoint, save_checkpoint
@@ -27,6 +26,9 @@ from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
+
+# Torch does not export the kind of inverse transforms, which refer to another one.
+_INVERSE = type(ExpTransform().inv)
 
 
 @dataclass(frozen=True)
@@ -314,9 +316,17 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    if isinstance(value, (Transform, Coordinates)):
-        # What it was made with: some compute more when they are used.
-        names = inspect.signature(type(value)).parameters
-        parts = [(name, getattr(value, name, None)) for name in names]
-        return type(value).__name__, [(name, _plain(part)) for name, part in parts]
+    if isinstance(value, Coordinates):
+        return [_plain(part) for part in (value.theta, value.x, value.design)]
+    if isinstance(value, Transform):
+        name = type(value).__name__
+        if isinstance(value, _INVERSE):
+            return name, _plain(value.inv)
+        # Not what torch has computed on demand.
+        held = {
+            k: _plain(v)
+            for k, v in sorted(vars(value).items())
+            if not (k.startswith("_") or hasattr(type(value), k))
+        }
+        return name, held
     return value if isinstance(value, (bool, int, float, str)) else type(value).__name__

@@ -313,8 +313,9 @@ def test_a_policy_that_moved_starts_where_it_did(tmp_path):
 def test_other_networks_are_refused_and_change_nothing(tmp_path):
     def with_data_in(scale):
         policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+        # The inverse, as logarithms are that of the exponential.
         build = transformed_likelihood_nn(
-            "mdn", dim_design=1, x_transform=AffineTransform(0.0, scale)
+            "mdn", dim_design=1, x_transform=AffineTransform(0.0, scale).inv
         )
         kwargs = {"tracker": NoOpTracker(), "show_progress_bars": False}
         return NLE_INCE(Model.prior, build, design_policy=policy, **kwargs)

@@ -503,7 +503,8 @@ class HybridPosterior(DirectPosterior):
         num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
         log_prob = log_prob - self._log_partition(rows, num_draws)
         if track_gradients and rows.requires_grad:
-            log_prob = log_prob - hybrid.gradient_of_partition(rows)
+            with torch.enable_grad():
+                log_prob = log_prob - hybrid.gradient_of_partition(rows)
         return log_prob
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
