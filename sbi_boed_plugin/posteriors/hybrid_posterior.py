@@ -398,7 +398,9 @@ class HybridPosterior(DirectPosterior):
             )
         return rows
 
-    def _measure(self, rows: Tensor) -> WeightDiagnostics:
+    def _measure(
+        self, rows: Tensor, max_batch_size: int | None = None
+    ) -> WeightDiagnostics:
         """Return diagnostics; those of the last observations are kept."""
         quantile = self.bound_quantile
         if self._measured is not None:
@@ -409,7 +411,7 @@ class HybridPosterior(DirectPosterior):
             self.posterior_estimator,
             rows,
             bound_quantile=quantile,
-            max_batch_size=self.max_sampling_batch_size,
+            max_batch_size=max_batch_size or self.max_sampling_batch_size,
         )
         self._warn_if_far(measured)
         # A copy: observations may be changed in place.
@@ -444,21 +446,21 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Draw of each observation, of some of them at a time."""
         hybrid = self.posterior_estimator
+        batch_size = max_sampling_batch_size or self.max_sampling_batch_size
         if reject_outside_prior:
-            weights = self._measure(rows)
+            weights = self._measure(rows, batch_size)
         else:
             weights = measure_weights(
                 hybrid,
                 rows,
                 bound_quantile=self.bound_quantile,
                 reject_outside_prior=False,
-                max_batch_size=self.max_sampling_batch_size,
+                max_batch_size=batch_size,
             )
         if num_samples == 0:
             return rows.new_empty(0, len(rows), *hybrid.input_shape)
         weights.check_not_empty()
         warn_of_resampling(weights, self.min_acceptance_rate)
-        batch_size = max_sampling_batch_size or self.max_sampling_batch_size
         starts = range(0, len(rows), _MAX_ROWS)
         clock = SharedTime(max_sampling_time, len(starts), return_partial_on_timeout)
         parts = []
@@ -503,8 +505,7 @@ class HybridPosterior(DirectPosterior):
         num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
         log_prob = log_prob - self._log_partition(rows, num_draws)
         if track_gradients and rows.requires_grad:
-            with torch.enable_grad():
-                log_prob = log_prob - hybrid.gradient_of_partition(rows)
+            log_prob = log_prob - hybrid.gradient_of_partition(rows)
         return log_prob
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
