@@ -26,13 +26,19 @@ from torch.distributions.transforms import Transform
 
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.design.sequential_monte_carlo import (
+    MovedParticles,
+    effective_share,
+    largest_step,
+    nan_to_zero_density,
+    propose,
+    systematic_resample,
+)
 
 __all__ = ["ParticleBelief"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
-# Effective share of the particles that a step of the likelihood leaves.
-_EFFECTIVE_SHARE = 0.5
 # Moves go on until particles have moved this often on average, within limits.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
@@ -227,17 +233,17 @@ class ParticleBelief(Distribution):
         power = 0.0
         num_accepted = num_proposed = 0.0
         while power < 1.0:
-            step = _largest_step(current, 1.0 - power)
+            step = largest_step(current, 1.0 - power)
             increments = step * current
             log_evidence += float(
                 torch.logsumexp(increments, 0) - math.log(len(increments))
             )
-            variance += (1.0 / _effective_share(increments) - 1.0) / len(increments)
+            variance += (1.0 / effective_share(increments) - 1.0) / len(increments)
             power = min(1.0, power + step)
-            rows = _systematic_resample(torch.softmax(increments, dim=0))
+            rows = systematic_resample(torch.softmax(increments, dim=0))
             theta, current = theta[rows], current[rows]
             history = history[rows]
-            state = _State(theta, current, history, self._log_prior(theta))
+            state = MovedParticles(theta, current, history, self._log_prior(theta))
             accepted, proposed = self._move(state, log_likelihood, power)
             num_accepted, num_proposed = (
                 num_accepted + accepted,
@@ -262,7 +268,7 @@ class ParticleBelief(Distribution):
         return self._prior.log_prob(theta).to(theta)
 
     def _move(
-        self, state: "_State", log_likelihood: LogLikelihood, power: float
+        self, state: MovedParticles, log_likelihood: LogLikelihood, power: float
     ) -> tuple[float, float]:
         """Move the particles in place; return numbers of accepted and tried moves."""
         accepted = proposed = 0.0
@@ -275,11 +281,11 @@ class ParticleBelief(Distribution):
                 break
             for rows, others in (halves, halves[::-1]):
                 old, pool = unbounded[rows], unbounded[others]
-                new = _propose(old, pool, dim, jump=move % 5 == 4)
+                new = propose(old, pool, dim, jump=move % 5 == 4)
                 theta = self._inverse(new)
-                trial = _State(
+                trial = MovedParticles(
                     theta,
-                    _nan_to_zero_density(log_likelihood(theta)),
+                    nan_to_zero_density(log_likelihood(theta)),
                     self._log_history(theta),
                     self._log_prior(theta),
                 )
@@ -288,7 +294,7 @@ class ParticleBelief(Distribution):
                 difference = difference + self._log_det(theta, new).neg()
                 difference = difference + self._log_det(state.theta[rows], old)
                 uniform = torch.rand_like(difference).log()
-                is_accepted = uniform < _nan_to_zero_density(difference)
+                is_accepted = uniform < nan_to_zero_density(difference)
                 state.replace(rows, trial, is_accepted)
                 unbounded[rows] = torch.where(is_accepted.unsqueeze(1), new, old)
                 accepted += float(is_accepted.sum())
@@ -306,84 +312,3 @@ class ParticleBelief(Distribution):
         """Return the log-determinant of the map to unbounded coordinates."""
         log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
         return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
-
-
-def _nan_to_zero_density(values: Tensor) -> Tensor:
-    """Return log-densities in which what is undefined is impossible."""
-    return torch.where(values.isnan(), -torch.inf, values)
-
-
-class _State:
-    """Particles with the parts of their log-density, moved together."""
-
-    def __init__(
-        self, theta: Tensor, current: Tensor, history: Tensor, log_prior: Tensor
-    ) -> None:
-        self.theta = theta
-        self.current = current
-        self.history = history
-        self.log_prior = log_prior
-
-    def log_target(self, power: float, rows: slice = slice(None)) -> Tensor:
-        """Return the log-density with the new likelihood raised to `power`."""
-        target = self.log_prior[rows] + self.history[rows]
-        return target + power * self.current[rows]
-
-    def replace(self, rows: slice, other: "_State", where: Tensor) -> None:
-        """Take over the rows of another state."""
-        self.theta[rows] = torch.where(
-            where.unsqueeze(1), other.theta, self.theta[rows]
-        )
-        for name in ("current", "history", "log_prior"):
-            values = getattr(self, name)
-            values[rows] = torch.where(where, getattr(other, name), values[rows])
-
-
-def _propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
-    """Return differential-evolution moves along differences of the other half.
-
-    Symmetric, and scaled to the belief whatever its shape; full differences jump
-    between separate modes.
-    """
-    first, second = (
-        pool[torch.randint(len(pool), (len(old),), device=old.device)] for _ in range(2)
-    )
-    if jump:
-        scale = old.new_ones(len(old), 1)
-    else:
-        # From small to the best for a Normal: some of them fit a belief of any shape.
-        best = 2.38 / math.sqrt(2.0 * dim)
-        scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
-    spread = pool.std(dim=0)
-    noise = 1e-3 * spread * torch.randn_like(old)
-    return old + scale * (first - second) + noise
-
-
-def _effective_share(log_weights: Tensor) -> float:
-    """Return the effective sample size of weights, as a share of their number."""
-    log_weights = torch.log_softmax(log_weights.double(), dim=0)
-    return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(log_weights)
-
-
-def _largest_step(log_likelihood: Tensor, most: float) -> float:
-    """Return the step of the likelihood's power that keeps enough particles alive."""
-    if _effective_share(most * log_likelihood) >= _EFFECTIVE_SHARE:
-        return most
-    low, high = 0.0, most
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        if _effective_share(middle * log_likelihood) >= _EFFECTIVE_SHARE:
-            low = middle
-        else:
-            high = middle
-    # Where particles without any density alone are more than allowed.
-    return max(low, 1e-6 * most) if low == 0.0 else low
-
-
-def _systematic_resample(weights: Tensor) -> Tensor:
-    """Return rows, each as often as its weight says, up to rounding."""
-    num_rows = len(weights)
-    steps = torch.arange(num_rows, device=weights.device, dtype=torch.float64)
-    positions = (steps + torch.rand((), dtype=torch.float64).item()) / num_rows
-    rows = torch.searchsorted(weights.double().cumsum(0), positions)
-    return rows.clamp_max(num_rows - 1)

@@ -1,0 +1,99 @@
+"""Steps of sequential Monte Carlo: how far, which particles, where they move."""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MovedParticles",
+    "effective_share",
+    "largest_step",
+    "nan_to_zero_density",
+    "propose",
+    "systematic_resample",
+]
+
+# Effective share of the particles that a step of the likelihood leaves.
+_EFFECTIVE_SHARE = 0.5
+
+
+def nan_to_zero_density(values: Tensor) -> Tensor:
+    """Return log-densities in which what is undefined is impossible."""
+    return torch.where(values.isnan(), -torch.inf, values)
+
+
+class MovedParticles:
+    """Particles with the parts of their log-density, moved together."""
+
+    def __init__(
+        self, theta: Tensor, current: Tensor, history: Tensor, log_prior: Tensor
+    ) -> None:
+        self.theta = theta
+        self.current = current
+        self.history = history
+        self.log_prior = log_prior
+
+    def log_target(self, power: float, rows: slice = slice(None)) -> Tensor:
+        """Return the log-density with the new likelihood raised to `power`."""
+        target = self.log_prior[rows] + self.history[rows]
+        return target + power * self.current[rows]
+
+    def replace(self, rows: slice, other: "MovedParticles", where: Tensor) -> None:
+        """Take over the rows of another state."""
+        self.theta[rows] = torch.where(
+            where.unsqueeze(1), other.theta, self.theta[rows]
+        )
+        for name in ("current", "history", "log_prior"):
+            values = getattr(self, name)
+            values[rows] = torch.where(where, getattr(other, name), values[rows])
+
+
+def propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
+    """Return differential-evolution moves along differences of the other half.
+
+    Symmetric, and scaled to the belief whatever its shape; full differences jump
+    between separate modes.
+    """
+    first, second = (
+        pool[torch.randint(len(pool), (len(old),), device=old.device)] for _ in range(2)
+    )
+    if jump:
+        scale = old.new_ones(len(old), 1)
+    else:
+        # From small to the best for a Normal: some of them fit a belief of any shape.
+        best = 2.38 / math.sqrt(2.0 * dim)
+        scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
+    spread = pool.std(dim=0)
+    noise = 1e-3 * spread * torch.randn_like(old)
+    return old + scale * (first - second) + noise
+
+
+def effective_share(log_weights: Tensor) -> float:
+    """Return the effective sample size of weights, as a share of their number."""
+    log_weights = torch.log_softmax(log_weights.double(), dim=0)
+    return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(log_weights)
+
+
+def largest_step(log_likelihood: Tensor, most: float) -> float:
+    """Return the step of the likelihood's power that keeps enough particles alive."""
+    if effective_share(most * log_likelihood) >= _EFFECTIVE_SHARE:
+        return most
+    low, high = 0.0, most
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if effective_share(middle * log_likelihood) >= _EFFECTIVE_SHARE:
+            low = middle
+        else:
+            high = middle
+    # Where particles without any density alone are more than allowed.
+    return max(low, 1e-6 * most) if low == 0.0 else low
+
+
+def systematic_resample(weights: Tensor) -> Tensor:
+    """Return rows, each as often as its weight says, up to rounding."""
+    num_rows = len(weights)
+    steps = torch.arange(num_rows, device=weights.device, dtype=torch.float64)
+    positions = (steps + torch.rand((), dtype=torch.float64).item()) / num_rows
+    rows = torch.searchsorted(weights.double().cumsum(0), positions)
+    return rows.clamp_max(num_rows - 1)
