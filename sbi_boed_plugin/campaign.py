@@ -175,8 +175,8 @@ def run_experiments(
         for name, value in {"num_workers": 1, **search}.items()
     }
     campaign = {
-        "prior": _fingerprint(prior),
-        "policy": _fingerprint(policy, inference._policy_start),
+        "prior": _fingerprint_of_prior(prior),
+        "policy": _fingerprint_of_policy(policy, inference._policy_start or {}),
         "coordinates": repr(_plain(inference._search_coordinates)),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
@@ -288,26 +288,25 @@ def _learn(
     )
 
 
-def _fingerprint(distribution: Any, start: dict[str, Tensor] | None = None) -> str:
-    """Return what tells distributions apart: their kind, and draws from a fixed seed.
-
-    Args:
-        distribution: Prior or policy.
-        start: State of the policy that every search starts from.
-
-    Returns:
-        Name and digest.
-    """
+def _fingerprint_of_prior(prior: Any) -> str:
+    """Return what tells priors apart: their kind, and draws from a fixed seed."""
     with isolated_rng(0):
-        if isinstance(distribution, DesignPolicy):
-            # A trainer that was used already moved its policy.
-            state = sorted((start or distribution.state_dict()).items())
-            values = repr(getattr(distribution, "_schedule", None)).encode()
-            values += repr([name for name, _ in state]).encode()
-            values += b"".join(v.detach().cpu().numpy().tobytes() for _, v in state)
-        else:
-            values = distribution.sample(torch.Size((8,))).cpu().numpy().tobytes()
-    return f"{type(distribution).__name__}-{hashlib.sha256(values).hexdigest()[:16]}"
+        return _digest(prior, prior.sample(torch.Size((8,))).cpu().numpy().tobytes())
+
+
+def _fingerprint_of_policy(policy: DesignPolicy, start: dict[str, Tensor]) -> str:
+    """Return what tells policies apart: kind, schedule and state at the start.
+
+    That of the policy itself is where the last search has moved it.
+    """
+    values = repr(getattr(policy, "_schedule", None)).encode()
+    for name, value in sorted(start.items()):
+        values += name.encode() + value.detach().cpu().numpy().tobytes()
+    return _digest(policy, values)
+
+
+def _digest(value: Any, content: bytes) -> str:
+    return f"{type(value).__name__}-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:
