@@ -1,11 +1,19 @@
 """Keys of trainings: the same only where a training would be the same."""
 
+import collections
+import functools
+import importlib
+import linecache
+import operator
+import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import (
@@ -143,8 +151,112 @@ def test_unusual_objects_have_keys():
     assert key(MyTask(held=Plain(1.0))) != key(MyTask(held=Plain(2.0)))
 
 
-def test_what_cannot_be_compared_is_trained_again():
-    assert key(MyTask(held=object())) != key(MyTask(held=object()))
+class Slotted:
+    __slots__ = ("__private", "size")
+
+    def __init__(self, size):
+        self.size = 1.0
+        self.__private = size
+
+
+class Counts(dict):
+    """A dictionary of a type of its own."""
+
+
+def drawn(seed):
+    return random.Random(int(seed))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: functools.partial(scaled, value),
+        lambda value: functools.partial(scaled, scale=value),
+        lambda value: functools.partial(functools.partial(scaled, value)),
+        lambda value: Slotted(value),
+        lambda value: collections.deque([torch.tensor(value)]),
+        lambda value: Counts(scale=value),
+        lambda value: {"a", "b", str(value)},
+        lambda value: drawn(value),
+        lambda value: np.random.RandomState(int(value)),
+        lambda value: np.random.RandomState(int(value)).normal,
+        lambda value: operator.itemgetter(int(value)),
+        lambda value: torch.nn.Linear(2, 2).requires_grad_(False).weight.fill_(value),
+        lambda value: torch.Generator().manual_seed(int(value)),
+        lambda value: range(int(value)),
+    ],
+)
+def test_state_beyond_attributes_tells_apart(make):
+    assert key(MyTask(held=make(2.0))) == key(MyTask(held=make(2.0)))
+    assert key(MyTask(held=make(2.0))) != key(MyTask(held=make(3.0)))
+
+
+@pytest.mark.parametrize("make", [threading.Lock, lambda: (i for i in ())])
+def test_what_cannot_be_compared_is_trained_again(make):
+    one, other = make(), make()
+    assert key(MyTask(held=one)) != key(MyTask(held=other))
+    # ... but once: the observations of a task share what was trained for it.
+    assert key(MyTask(held=one)) == key(MyTask(held=one))
+
+
+def test_functions_that_wrap_one_of_a_package_are_told_apart():
+    from sbibm.tasks.two_moons.task import TwoMoons
+
+    def noisy(scale):
+        @functools.wraps(TwoMoons.get_simulator)
+        def get_simulator(self, max_calls=None):
+            return TwoMoons.get_simulator(self, max_calls) * scale
+
+        return get_simulator
+
+    wrapper = noisy(1.0)
+    assert wrapper.__module__.startswith("sbibm"), "it seems to be of that package"
+    assert key(MyTask(held=wrapper)) == key(MyTask(held=noisy(1.0)))
+    assert key(MyTask(held=wrapper)) != key(MyTask(held=noisy(2.0)))
+    assert key(MyTask(held=wrapper)) != key(MyTask(held=TwoMoons.get_simulator))
+
+
+def test_functions_of_a_package_are_told_apart_by_what_they_hold():
+    def closing(value):
+        # As of a package whose functions are known by their names.
+        made = {"__name__": "sbibm.made"}
+        exec("def outer(v):\n def inner(x): return v * x\n return inner", made)
+        return made["outer"](value)
+
+    assert key(MyTask(held=closing(1.0))) == key(MyTask(held=closing(1.0)))
+    assert key(MyTask(held=closing(1.0))) != key(MyTask(held=closing(2.0)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import helper\ndef simulate(theta): return helper.go(theta)",
+        "from helper import go\ndef simulate(theta): return go(theta)",
+        "import helper as h\nclass Simulate:\n    go = 1\nsimulate = Simulate()",
+    ],
+)
+@pytest.mark.parametrize("edited", ["helper", "deeper"])
+def test_modules_that_a_task_imports_tell_it_apart(tmp_path, monkeypatch, code, edited):
+    sources = {
+        "mine": code,
+        "helper": "import deeper\ndef go(theta): return deeper.go(theta)",
+        "deeper": "import helper\nSCALE = [2.0]\ndef go(theta): return theta",
+    }
+
+    def made(folder, **changed):
+        folder.mkdir()
+        for name, source in {**sources, **changed}.items():
+            (folder / f"{name}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        linecache.clearcache()
+        with monkeypatch.context() as context:
+            context.syspath_prepend(folder)
+            return key(MyTask(held=importlib.import_module("mine").simulate))
+
+    first = made(tmp_path / "first")
+    assert made(tmp_path / "same") == first
+    changed = {edited: sources[edited] + "\nNOISE = 1.0"}
+    assert made(tmp_path / "edited", **changed) != first
 
 
 def test_what_was_computed_on_demand_makes_no_difference():
@@ -164,6 +276,7 @@ def test_classes_of_a_name_in_other_modules_are_others(tmp_path, monkeypatch):
             f"NOISE = {noise}\nclass Mine:\n    dim_data = 2\n"
         )
         module = __import__(name)
+        monkeypatch.setattr(module, "__name__", "mine")
         monkeypatch.setattr(module.Mine, "__module__", "mine")
         monkeypatch.setitem(sys.modules, "mine", module)
         keys.append(key(module.Mine()))
@@ -228,16 +341,16 @@ def test_other_code_trains_again(two_moons, tmp_path, monkeypatch, name):
     copied = tmp_path / "package"
     shutil.copytree(Path(_key.__file__).parents[1], copied)
     monkeypatch.setattr(_key, "__file__", str(copied / "sbibm" / "_key.py"))
-    _key._code.cache_clear()
+    _key.code_digest.cache_clear()
     try:
         assert key(two_moons) == first
         with (copied / "cli" / "command.py").open("a") as file:
             file.write("# changed\n")
-        _key._code.cache_clear()
+        _key.code_digest.cache_clear()
         assert key(two_moons) == first, "no training comes through this"
         with (copied / name).open("a") as file:
             file.write("# changed\n")
-        _key._code.cache_clear()
+        _key.code_digest.cache_clear()
         assert key(two_moons) != first
     finally:
-        _key._code.cache_clear()
+        _key.code_digest.cache_clear()
