@@ -193,9 +193,11 @@ def describe_versions(versions: Mapping[str, str | None]) -> str:
 
     Example:
         >>> describe_versions({"sbi_boed_plugin": "0.1", "sbi": "0.27", "torch": "2"})
-        'sbi_boed_plugin 0.1, sbi 0.27, sbibm unknown'
+        'sbi_boed_plugin 0.1, sbi 0.27, sbibm unknown, torch 2'
     """
-    names = ("sbi_boed_plugin", "sbi", "sbibm")
+    names = ["sbi_boed_plugin", "sbi", "sbibm", "torch"]
+    # Results of before it was noted have none.
+    names += ["code"] if "code" in versions else []
     return ", ".join(f"{name} {versions.get(name) or 'unknown'}" for name in names)
 
 

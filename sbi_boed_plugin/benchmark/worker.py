@@ -10,16 +10,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin import __version__
 from sbi_boed_plugin._parallel import describe_error, one_thread
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._versions import code_digest, installed_versions
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.methods import run_job_method
 from sbi_boed_plugin.benchmark.metrics import compute_metric
@@ -46,6 +44,9 @@ _OUTPUT_CHARACTERS = 2_000
 # Of a job's warnings: a training may give thousands.
 _NUM_WARNINGS = 20
 _WARNING_CHARACTERS = 500
+
+# Of the digest of the code: enough to tell versions apart.
+_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,16 @@ def is_settled(record: Record | None, orders: Orders) -> bool:
     """
     if record is None:
         return False
-    if describe_failure(record, orders.metrics):
-        return not orders.retry_failed or record["finished"] >= orders.started
-    if orders.save_samples and not orders.store.has_samples(record):
+    may_retry = orders.retry_failed and record["finished"] < orders.started
+    if record["status"] == "failed":
+        return not may_retry
+    failed = set(record.get("metric_errors", {})) & set(orders.metrics)
+    # A metric that failed is no reason not to measure another.
+    if set(orders.metrics) - set(record["metrics"]) - failed:
         return False
-    return set(orders.metrics) <= set(record["metrics"])
+    if failed and may_retry:
+        return False
+    return not orders.save_samples or orders.store.has_samples(record)
 
 
 def run_job(job: Job, orders: Orders) -> Outcome:
@@ -163,16 +169,13 @@ def add_failure(
     return {**earlier, "metric_errors": errors, "finished": time.time()}
 
 
-@cache
 def present_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on."""
-    found: dict[str, str | None] = {"sbi_boed_plugin": __version__}
-    for name in ("sbi", "sbibm", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a copy of the sources
-            found[name] = None
-    return found
+    """Return the versions of the packages that results depend on.
+
+    `code` stands for what of ours trains, which may change between two releases.
+    """
+    packages = installed_versions(("sbi", "sbibm", "torch"))
+    return {**packages, "code": code_digest()[:_DIGITS]}
 
 
 def _read(job: Job, store: Store, notes: list[str]) -> Record | None:
@@ -248,13 +251,16 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
             record["samples"] = orders.store.write_samples(job, samples.numpy())
     else:
         record = done
-        wanted -= set(done["metrics"])
+        wanted -= set(done["metrics"]) - set(done.get("metric_errors", {}))
     started = time.perf_counter()
     metrics, errors = _measure(job, task, samples, wanted)
     seconds = record["metric_seconds"] + time.perf_counter() - started
     earlier_errors = record.get("metric_errors", {})
+    # What was measured before is kept where it cannot be measured now.
+    before = done["metrics"] if done else {}
+    kept = {name: before[name] for name in errors if name in before}
     measured = {
-        "metrics": {**record["metrics"], **metrics},
+        "metrics": {**record["metrics"], **kept, **metrics},
         "metric_errors": {
             name: errors.get(name) or earlier_errors[name]
             for name in sorted({*earlier_errors, *errors} - set(metrics))

@@ -1,25 +1,17 @@
 """Keys of trainings: a digest of all that a training depends on."""
 
-import contextlib
-import hashlib
 import platform
 from dataclasses import fields
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sbi_boed_plugin import __version__
+from sbi_boed_plugin._versions import code_digest, installed_versions
 from sbi_boed_plugin.sbibm._cache import cache_key
 from sbi_boed_plugin.sbibm._fingerprint import fingerprint
 from sbi_boed_plugin.sbibm.settings import RunSettings
 
-__all__ = ["code_digest", "training_key"]
-
-# Folders of our package that no training comes through.
-_NEVER_TRAINS = ("benchmark", "cli", "plotting", "reproduce")
+__all__ = ["training_key"]
 
 _PACKAGES = (
     "nflows",
@@ -64,27 +56,8 @@ def training_key(
             "num_simulations": num_simulations,
             "observation": x_o if settings.num_rounds > 1 else None,
             "task": fingerprint(task),
-            "versions": _versions(),
+            "python": platform.python_version(),
+            "versions": installed_versions(_PACKAGES),
             "code": code_digest(),
         }
     )
-
-
-def _versions() -> dict[str, str]:
-    """Return versions of all that has a part in a training."""
-    found = {"python": platform.python_version(), "sbi_boed_plugin": __version__}
-    for name in _PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-@cache
-def code_digest() -> str:
-    """Return a digest of our code that trains: between releases it has no version."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).parts[0] not in _NEVER_TRAINS:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()

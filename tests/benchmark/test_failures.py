@@ -1,5 +1,6 @@
 """Failures: what they leave behind, what survives them, and when they run again."""
 
+import json
 import math
 import re
 
@@ -117,6 +118,42 @@ def test_a_metric_that_fails_costs_neither_samples_nor_other_metrics(
     (mended,) = records().values()
     assert mended["metrics"] == {**record["metrics"], "ppc": 0.5}
     assert mended["metric_errors"] == {}
+
+
+def test_a_metric_that_failed_does_not_keep_others_from_being_measured(
+    bench, records, ppc
+):
+    ppc[:] = [math.nan]
+    assert bench(metrics=["ppc"], observations=[1]) == 1
+    assert bench(metrics=["ppc", "mmd"], observations=[1]) == 1
+    (record,) = records().values()
+    assert set(record["metrics"]) == {"mmd"} and set(record["metric_errors"]) == {"ppc"}
+    assert bench(metrics=["ppc", "mmd"], observations=[1]) == 1
+    assert list(records().values()) == [record], "it has run again for nothing"
+
+
+@pytest.mark.parametrize("save_samples", [False, True])
+def test_a_value_survives_when_it_cannot_be_measured_again(
+    bench, records, tmp_path, ppc, save_samples
+):
+    ppc[:] = [0.5]
+    settings = {"observations": [1], "save_samples": save_samples}
+    assert bench(metrics=["ppc"], **settings) == 0
+    # Those of other versions are made, and measured, again.
+    (file,) = (tmp_path / "out" / "results").rglob("*.json")
+    record = json.loads(file.read_text())
+    record["versions"]["code"] = "another"
+    file.write_text(json.dumps(record))
+    ppc[:] = [MemoryError("too many pairs")]
+    assert bench(metrics=["mmd"], **settings) == 0
+    (record,) = records().values()
+    assert record["metrics"]["ppc"] == 0.5 and "mmd" in record["metrics"]
+    assert "MemoryError" in record["metric_errors"]["ppc"]["error"]
+    ppc[:] = [0.25]
+    assert bench(metrics=["ppc"], **settings) == 1
+    assert bench(metrics=["ppc"], **settings, retry_failed=True) == 0
+    (record,) = records().values()
+    assert record["metrics"]["ppc"] == 0.25 and record["metric_errors"] == {}
 
 
 def test_a_result_survives_what_fails_later(bench, records, tmp_path):

@@ -40,7 +40,8 @@ def test_a_record_holds_what_there_is_to_know(bench, records):
     assert record["log_prob_true_parameters"] == 1.5
     assert record["training_seconds"] is None
     assert record["sampling_seconds"] > 0 and record["metric_seconds"] > 0
-    assert set(record["versions"]) == {"sbi_boed_plugin", "sbi", "sbibm", "torch"}
+    packages = {"sbi_boed_plugin", "sbi", "sbibm", "torch"}
+    assert set(record["versions"]) == {*packages, "code"}
     assert all(record["versions"].values())
 
 
@@ -85,22 +86,23 @@ def test_warnings_are_kept_once_each_and_shortened(bench, records, tmp_path, rec
     assert {record["status"] for record in records().values()} == {"done", "failed"}
 
 
+@pytest.mark.parametrize("name", ["sbi", "torch", "code"])
 def test_results_of_other_versions_are_kept_and_told_of_once(
-    bench, records, tmp_path, capsys
+    bench, records, tmp_path, capsys, name
 ):
     bench(observations=[1, 2, 3])
     assert "versions" not in capsys.readouterr().err
     paths = sorted((tmp_path / "out" / "results").rglob("*.json"))
     for path in paths[:2]:
         record = json.loads(path.read_text())
-        record["versions"]["sbi"] = "0.20"
+        record["versions"][name] = "0.20"
         path.write_text(json.dumps(record))
     before = records()
     bench(observations=[1, 2, 3])
     assert records() == before
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and err.count("versions") == 1
-    assert "2 of sbi_boed_plugin" in err and "sbi 0.20" in err and "--output" in err
+    assert "2 of sbi_boed_plugin" in err and f"{name} 0.20" in err and "--output" in err
 
 
 def test_hyperparameters_for_one_method_reach_it_only(bench, records):

@@ -26,6 +26,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import AffineTransform, ExpTransform
 
+from sbi_boed_plugin import _versions
 from sbi_boed_plugin.sbibm import TASKS, _key, get_task
 from sbi_boed_plugin.sbibm.settings import PosteriorSettings
 
@@ -326,11 +327,11 @@ def test_other_versions_train_again(two_moons, monkeypatch):
     for name in ("sbi", "torch", "zuko", "sbibm"):
         with monkeypatch.context() as context:
             context.setattr(
-                _key, "version", lambda asked, n=name: "9" if asked == n else "1"
+                _versions, "version", lambda asked, n=name: "9" if asked == n else "1"
             )
             changed = key(two_moons)
         with monkeypatch.context() as context:
-            context.setattr(_key, "version", lambda asked: "1")
+            context.setattr(_versions, "version", lambda asked: "1")
             assert key(two_moons) != changed
     assert key(two_moons) == first
 
@@ -339,18 +340,18 @@ def test_other_versions_train_again(two_moons, monkeypatch):
 def test_other_code_trains_again(two_moons, tmp_path, monkeypatch, name):
     first = key(two_moons)
     copied = tmp_path / "package"
-    shutil.copytree(Path(_key.__file__).parents[1], copied)
-    monkeypatch.setattr(_key, "__file__", str(copied / "sbibm" / "_key.py"))
-    _key.code_digest.cache_clear()
+    shutil.copytree(Path(_versions.__file__).parent, copied)
+    monkeypatch.setattr(_versions, "__file__", str(copied / "_versions.py"))
+    _versions.code_digest.cache_clear()
     try:
         assert key(two_moons) == first
         with (copied / "cli" / "command.py").open("a") as file:
             file.write("# changed\n")
-        _key.code_digest.cache_clear()
+        _versions.code_digest.cache_clear()
         assert key(two_moons) == first, "no training comes through this"
         with (copied / name).open("a") as file:
             file.write("# changed\n")
-        _key.code_digest.cache_clear()
+        _versions.code_digest.cache_clear()
         assert key(two_moons) != first
     finally:
-        _key.code_digest.cache_clear()
+        _versions.code_digest.cache_clear()

@@ -1,0 +1,43 @@
+"""Of which code a result is: versions of packages, and a digest of our own code."""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sbi_boed_plugin import __version__
+
+__all__ = ["code_digest", "installed_versions"]
+
+# Folders of our package that no training comes through.
+_NEVER_TRAINS = ("benchmark", "cli", "plotting", "reproduce")
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of packages, after our own.
+
+    Args:
+        packages: Names of packages, as they are installed.
+
+    Returns:
+        Versions by name, `None` for what is not installed or runs from its sources.
+    """
+    found: dict[str, str | None] = {"sbi_boed_plugin": __version__}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of our code that trains: between releases it has no version."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in _NEVER_TRAINS:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
