@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from html import escape
 
+from sbi_boed_plugin.benchmark.differences import paired_differences
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
 from sbi_boed_plugin.benchmark.published import (
     BUDGETS,
@@ -16,7 +17,7 @@ from sbi_boed_plugin.benchmark.published import (
 from sbi_boed_plugin.benchmark.summary import Group, Results
 from sbi_boed_plugin.benchmark.tables import format_number
 
-__all__ = ["complete_means", "metric_table", "runtime_table"]
+__all__ = ["complete_means", "difference_table", "metric_table", "runtime_table"]
 
 _BLUE, _VERMILLION = "0 114 178", "213 94 0"
 
@@ -77,6 +78,40 @@ def complete_means(results: Results, metric: str, budget: int) -> dict[str, floa
     }
 
 
+def difference_table(results: Results, metric: str) -> str:
+    """Return a table of paired differences, as HTML, empty if there are none."""
+    differences = paired_differences(results, metric)
+    places = sorted(
+        {(d.job.setting_key, d.reference, d.job.num_simulations) for d in differences},
+        key=lambda place: (results.settings.index(place[0]), place[2]),
+    )
+    if not places:
+        return ""
+    head = "".join(
+        f'<th scope="col" class="setting">{_breakable(results.labels[setting])} − '
+        f"{_breakable(reference)}<br>{budget:,}</th>"
+        for setting, reference, budget in places
+    )
+    found = {
+        (d.job.task, d.job.setting_key, d.job.num_simulations): d for d in differences
+    }
+    rows = []
+    for task in dict.fromkeys(d.job.task for d in differences):
+        cells = []
+        for setting, _, budget in places:
+            difference = found.get((task, setting, budget))
+            if difference is None:
+                cells.append("<td></td>")
+                continue
+            mean, error = difference.mean, difference.error
+            text = format_number(mean, signed=True)
+            if not math.isnan(error):
+                text += f"<small>± {format_number(error, like=mean)}</small>"
+            cells.append(f"<td>{text}</td>")
+        rows.append(f'<tr><th scope="row">{_breakable(task)}</th>{"".join(cells)}</tr>')
+    return _table("task", head, rows)
+
+
 def runtime_table(results: Results) -> str:
     """Return a table of median times over tasks, as HTML."""
     names = {"training_seconds": "training", "sampling_seconds": "sampling"}
@@ -92,6 +127,8 @@ def runtime_table(results: Results) -> str:
             for budget in results.budgets:
                 seconds = results.seconds(name, setting, budget)
                 text = format_number(statistics.median(seconds)) if seconds else "–"
+                if 0 < len(seconds) < (most := results.num_tasks(budget)):
+                    text += f"<small>{len(seconds)} of {most} tasks</small>"
                 cells.append(f"<td>{text}</td>")
         name = _breakable(results.labels[setting])
         rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
@@ -151,6 +188,7 @@ def _cell(
     )
     if group.num_done < group.num_expected:
         small += f"<small>{group.num_done} of {group.num_expected}</small>"
+    small += "".join(f"<small>{escape(text)}</small>" for text in group.caveats)
     if group.num_failed:
         small += f'<small class="fault">{group.num_failed} failed</small>'
     attributes = _attributes("best" if is_best else "", place(mean))
@@ -158,7 +196,7 @@ def _cell(
 
 
 def _comparable_mean(group: Group | None, metric: str) -> float:
-    if group is None or not group.is_complete:
+    if group is None or not group.is_comparable:
         return math.nan
     return group.value(metric)[0]
 
@@ -167,7 +205,7 @@ def _scale(metric: str, groups: Sequence[Group | None]) -> Callable[[float], flo
     """Return what places a value between 0, good, and 1, bad."""
     if metric in CLASSIFIER_METRICS:
         return _place_c2st
-    pairs = [g.value(metric) for g in groups if g is not None and g.is_complete]
+    pairs = [g.value(metric) for g in groups if g is not None and g.is_comparable]
     means = [mean for mean, _ in pairs if math.isfinite(mean)]
     errors = [error for _, error in pairs if math.isfinite(error)]
     low, high = min(means, default=0.0), max(means, default=0.0)

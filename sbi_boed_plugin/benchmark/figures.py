@@ -60,7 +60,8 @@ def metric_figure(results: Results, metric: str) -> Figure:
             other classifiers give other numbers, and only beside jobs like theirs.
 
     Returns:
-        The figure: markers are hollow where posteriors lack that other methods have.
+        The figure: markers are hollow where means are no fair comparison with others,
+        as posteriors lack or have cost more simulations.
     """
     tasks = results.tasks
     num_columns = min(_NUM_COLUMNS, len(tasks))
@@ -166,7 +167,7 @@ def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
                 # Side by side, as errors that overlap hide one another.
                 shift = 1.05 ** (index - (len(settings) - 1) / 2)
                 points.append(
-                    (budget * shift, *group.value(metric), not group.is_complete)
+                    (budget * shift, *group.value(metric), not group.is_comparable)
                 )
         if points:
             at, means, errors, _ = zip(*points, strict=True)
@@ -237,8 +238,10 @@ def _handles(results: Results, metric: str) -> list[Line2D]:
             )
             for name in published_beside(results.jobs())
         ]
-    if any(group.num_done and not group.is_complete for group in results.groups):
-        look = _line_look(0) | _HOLLOW | {"color": GREY, "label": "hollow: incomplete"}
+    if any(group.num_done and not group.is_comparable for group in results.groups):
+        look = (
+            _line_look(0) | _HOLLOW | {"color": GREY, "label": "hollow: not comparable"}
+        )
         handles.append(Line2D([], [], **look))
     return handles
 

@@ -19,6 +19,7 @@ from sbi_boed_plugin.benchmark._page_notes import (
 from sbi_boed_plugin.benchmark._page_style import STYLE
 from sbi_boed_plugin.benchmark._page_tables import (
     complete_means,
+    difference_table,
     metric_table,
     runtime_table,
 )
@@ -155,11 +156,20 @@ def _metric_section(results: Results, metric: str) -> str:
         )
     parts.append(
         f'<div class="key">{scale[0]}<i></i>{scale[1]}<span>bold: lowest of its '
-        "row, among methods that have all posteriors</span></div>"
+        "row, among methods with all posteriors, within the budget</span></div>"
     )
     for budget in results.budgets:
         parts.append(f"<h3>{budget:,} simulations</h3>")
         parts.append(metric_table(results, metric, budget))
+    if differences := difference_table(results, metric):
+        parts += [
+            "<h3>Ours minus sbi's</h3>",
+            '<p class="note">Mean ± standard error of the differences over the '
+            "observations that both have, from the same simulations: below 0, ours is "
+            "better. Observations share seeds, so the error leaves out how much "
+            "trainings differ.</p>",
+            differences,
+        ]
     keys = "".join(
         f"<span>{_image(figure, '')}{escape(name)}</span>"
         for name, figure in legend_keys(results, metric)
@@ -192,8 +202,8 @@ def _counts(results: Results) -> str:
             "summary.csv has the numbers of each cell"
         )
     return (
-        f"Mean ± standard error over observations; {of}. Where these share a training, "
-        "the error leaves out how much trainings differ."
+        f"Mean ± standard error over observations; {of}. Observations share seeds, and "
+        "mostly trainings: the error leaves out how much trainings differ."
     )
 
 
@@ -210,7 +220,8 @@ def _runtime_section(results: Results) -> str:
     return (
         '<section id="runtimes"><h2>Runtimes</h2><p>Per posterior, in one thread: '
         "training with its simulations, which the observations of a task share, and "
-        "the drawing of samples. Medians over tasks; in the figures, a dot per task "
+        "the drawing of samples. Medians over tasks, which compare only where methods "
+        "have the same ones; in the figures, a dot per task "
         "and a diamond for their median. Where a method does not tell them apart, all "
         f"of it is sampling.{load}</p>"
         f"{runtime_table(results)}{_grid(figures, wide=True)}</section>"

@@ -47,6 +47,7 @@ class Group:
         num_failed: Number of jobs that failed.
         num_expected: Number of pairs of observation and seed that any method has had
             at the task and budget.
+        caveats: What else its means are no fair comparison with others for, in words.
     """
 
     job: Job
@@ -56,14 +57,16 @@ class Group:
     num_done: int
     num_failed: int
     num_expected: int
+    caveats: tuple[str, ...] = ()
 
     @property
-    def is_complete(self) -> bool:
-        """Whether its means are over all observations and seeds, as those of others.
+    def is_comparable(self) -> bool:
+        """Whether its means are of all posteriors, at the price that others pay.
 
         Only such means may be ranked: who fails where it is hard would win.
         """
-        return self.num_done == self.num_expected and not self.num_failed
+        is_complete = self.num_done == self.num_expected and not self.num_failed
+        return is_complete and not self.caveats
 
     def value(self, name: str) -> tuple[float, float]:
         """Return mean and standard error of a metric or time, NaN if not known."""
@@ -177,6 +180,10 @@ class Results:
         """Return the group of a cell in a table, if there is one."""
         return self._by_cell.get((task, setting, budget))
 
+    def num_tasks(self, budget: int) -> int:
+        """Return the number of tasks that any method has a result on at a budget."""
+        return len({job.task for job in self.jobs(budget=budget)})
+
     def seconds(self, name: str, setting: str, budget: int) -> list[float]:
         """Return a time of a method on each task that has one."""
         groups = [self.group(task, setting, budget) for task in self.tasks]
@@ -251,11 +258,13 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
     """
     gathered: dict[tuple[str, str, int], list[Record]] = {}
     pairs: dict[tuple[str, int], set[tuple[int, int]]] = {}
+    most_samples: dict[tuple[str, int], int] = {}
     for record in records:
         job = Job(**record["job"])
         gathered.setdefault(_cell(job), []).append(record)
         place = (job.task, job.num_simulations)
         pairs.setdefault(place, set()).add((job.num_observation, job.seed))
+        most_samples[place] = max(most_samples.get(place, 0), job.num_samples)
     groups = []
     for (task, _, budget), members in gathered.items():
         done = [record for record in members if record["status"] == "done"]
@@ -268,18 +277,32 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
         for name in SECONDS:
             values[name] = _over_observations(done, lambda record, n=name: record[n])
         values["training_seconds"] = _over_trainings(done)
+        job = Job(**members[0]["job"])
         groups.append(
             Group(
-                Job(**members[0]["job"]),
+                job,
                 values,
                 len({record["job"]["num_observation"] for record in done}),
                 len({record["job"]["seed"] for record in done}),
                 len(done),
                 len(members) - len(done),
                 len(pairs[task, budget]),
+                _caveats(job, done, most_samples[task, budget]),
             )
         )
     return groups
+
+
+def _caveats(job: Job, done: Sequence[Record], most_samples: int) -> tuple[str, ...]:
+    """Say where a method was given more, or was judged by less, than others."""
+    caveats = []
+    # Classifiers tell fewer samples apart less well.
+    if job.num_samples < most_samples:
+        caveats.append(f"{job.num_samples:,} samples")
+    used = max((record["num_simulations_used"] or 0 for record in done), default=0)
+    if used > job.num_simulations:
+        caveats.append(f"uses {used:,} simulations")
+    return tuple(caveats)
 
 
 def _cell(job: Job) -> tuple[str, str, int]:

@@ -4,10 +4,17 @@ import json
 import math
 from typing import Any
 
+from sbi_boed_plugin.benchmark.differences import paired_differences
 from sbi_boed_plugin.benchmark.store import Record, describe_failure
 from sbi_boed_plugin.benchmark.summary import SECONDS, Group, Results
 
-__all__ = ["format_number", "job_table", "markdown", "summary_table"]
+__all__ = [
+    "difference_table",
+    "format_number",
+    "job_table",
+    "markdown",
+    "summary_table",
+]
 
 _MEASURED = (*SECONDS, "num_simulations_used", "log_prob_true_parameters")
 _SETTINGS = ("task", "method", "num_simulations", "num_rounds", "num_samples", "hyper")
@@ -60,6 +67,25 @@ def summary_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     return header, rows
 
 
+def difference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
+    """Return header and rows of a table of paired differences of all metrics."""
+    header = [*_SETTINGS, "reference", "metric", "difference", "difference_se"]
+    header += ["num_observations", "num_seeds"]
+    rows = []
+    for metric in results.metrics:
+        for found in paired_differences(results, metric):
+            job = found.job.to_plain()
+            error = None if math.isnan(found.error) else found.error
+            rows.append(
+                [
+                    *(_plain(job[name]) for name in _SETTINGS),
+                    *(found.reference, metric, found.mean, error),
+                    *(found.num_observations, found.num_seeds),
+                ]
+            )
+    return header, rows
+
+
 def markdown(results: Results) -> str:
     """Return tables of all metrics, tasks and budgets down, methods across."""
     labels = [results.labels[setting] for setting in results.settings]
@@ -68,7 +94,7 @@ def markdown(results: Results) -> str:
         lines += [f"All with {', '.join(results.shared)}.", ""]
     lines += [
         "Mean ± standard error over observations, each the mean over its seeds, and of "
-        "training_seconds over trainings; where observations share one, the errors of "
+        "training_seconds over trainings; observations share seeds, so the errors of "
         "metrics leave out how much trainings differ. In parentheses: number of "
         "observations × seeds; means over fewer posteriors than others have are not "
         "comparable with theirs.",
@@ -86,6 +112,8 @@ def markdown(results: Results) -> str:
                     row = [task, f"{budget:,}", *cells]
                     lines.append("| " + " | ".join(row) + " |")
         lines.append("")
+    for metric in results.metrics:
+        lines += _difference_lines(results, metric)
     if results.failures:
         lines += ["## Failures", ""]
         lines += [
@@ -94,6 +122,31 @@ def markdown(results: Results) -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _difference_lines(results: Results, metric: str) -> list[str]:
+    differences = paired_differences(results, metric)
+    if not differences:
+        return []
+    lines = [
+        f"## {metric}: ours minus sbi's",
+        "",
+        "Paired by observation and seed; below 0, ours is better.",
+        "",
+        "| task | simulations | methods | difference |",
+        "|---|---|---|---|",
+    ]
+    for found in differences:
+        text = format_number(found.mean, signed=True)
+        if not math.isnan(found.error):
+            text += f" ± {format_number(found.error, like=found.mean)}"
+        label = results.labels[found.job.setting_key]
+        lines.append(
+            f"| {found.job.task} | {found.job.num_simulations:,} | {label} − "
+            f"{found.reference} | {text} ({found.num_observations} × "
+            f"{found.num_seeds}) |"
+        )
+    return [*lines, ""]
 
 
 def _cell(group: Group | None, name: str) -> str:
@@ -108,15 +161,17 @@ def _cell(group: Group | None, name: str) -> str:
     text += f" ({group.num_observations} × {group.num_seeds})"
     if group.num_done < group.num_expected:
         text += f", {group.num_done} of {group.num_expected}"
+    text += "".join(f", {caveat}" for caveat in group.caveats)
     return text + (f", {group.num_failed} failed" if group.num_failed else "")
 
 
-def format_number(value: float, like: float | None = None) -> str:
+def format_number(value: float, like: float | None = None, signed: bool = False) -> str:
     """Return a number with what of it means something.
 
     Args:
         value: The number.
         like: A number whose digits to follow, such as the mean of a standard error.
+        signed: Whether to show the sign of positive numbers, as for differences.
 
     Returns:
         Text of a few characters, a dash for NaN.
@@ -130,7 +185,8 @@ def format_number(value: float, like: float | None = None) -> str:
     if math.isnan(value):
         return "–"
     size = abs(value if like is None else like)
+    sign = "+" if signed else ""
     if value and size < 0.0005:
-        return f"{value:.1e}"
+        return f"{value:{sign}.1e}"
     digits = 4 if size < 0.01 else 3 if size < 10 else 1 if size < 100 else 0
-    return f"{value:,.{digits}f}"
+    return f"{value:{sign},.{digits}f}"

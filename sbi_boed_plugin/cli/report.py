@@ -13,8 +13,9 @@ _DESCRIPTION = """\
 Make tables, figures and a page of the results of `sbi-boed bench`.
 
 Writes results.csv (one row per job), summary.csv and summary.md (means over seeds and
-observations), figures, and index.html, which holds everything in one file and needs no
-network. A benchmark that still runs may be reported on.
+observations), differences.csv (our methods minus those of sbi, paired), figures, and
+index.html, which holds everything in one file and needs no network. A benchmark that
+still runs may be reported on.
 """
 
 
@@ -49,8 +50,10 @@ def _report(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(str(error)) from error
     except OSError as error:
+        # One of the results, or what was to be written.
+        place = error.filename or output
         raise InputError(
-            f"cannot write the report to {output}: {error.strerror}."
+            f"cannot make the report in {output}: {place}: {error.strerror}."
         ) from error
     print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
     return 0

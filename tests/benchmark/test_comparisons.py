@@ -1,11 +1,14 @@
 """What a report compares: like with like, and it says where that cannot be."""
 
+import csv
 import math
 import re
 
 import pytest
 
+from sbi_boed_plugin.benchmark import make_report
 from sbi_boed_plugin.benchmark._page_tables import complete_means, runtime_table
+from sbi_boed_plugin.benchmark.differences import paired_differences
 from sbi_boed_plugin.benchmark.figures import legend_keys, metric_figure, runtime_panel
 from sbi_boed_plugin.benchmark.html import page
 from sbi_boed_plugin.benchmark.jobs import Job
@@ -30,7 +33,7 @@ def test_means_over_other_observations_are_not_ranked(tmp_path):
             if observation < 3:
                 add(tmp_path, Job(task, "nle", 10, 0, observation), {"c2st": 0.51})
     results = read_results(tmp_path)
-    complete = {group.job.method for group in results.groups if group.is_complete}
+    complete = {group.job.method for group in results.groups if group.is_comparable}
     assert complete == {"npe"}
     means = complete_means(results, "c2st", 10)
     assert {key for key, mean in means.items() if math.isfinite(mean)} == {
@@ -45,6 +48,95 @@ def test_means_over_other_observations_are_not_ranked(tmp_path):
     assert markdown(results).count("2 of 3") == 3 * 4
     labels = [name for name, _ in legend_keys(results, "c2st")]
     assert labels[-1].startswith("hollow")
+
+
+@pytest.mark.parametrize(
+    ("samples", "used", "caveat"),
+    [(10_000, 11, "uses 11 simulations"), (500, 10, "500 samples")],
+)
+def test_who_pays_less_or_is_judged_by_less_is_not_ranked(
+    tmp_path, samples, used, caveat
+):
+    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
+    job = Job("sir", "nre", 10, 0, 1, num_samples=samples)
+    add(tmp_path, job, {"c2st": 0.6}, num_simulations_used=used)
+    results = read_results(tmp_path)
+    html = page(results, "out")
+    assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"]
+    assert f"0.600<small>{caveat}</small>" in html
+    assert f"0.600 (1 × 1), {caveat}" in markdown(results)
+    assert "hollow: not comparable" in dict(legend_keys(results, "c2st"))
+
+
+def test_medians_of_times_say_over_how_many_tasks_they_are(tmp_path):
+    for task, method in (("sir", "npe"), ("slcp", "npe"), ("sir", "nre")):
+        add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": 0.7})
+    text = runtime_table(read_results(tmp_path))
+    assert text.count("<small>1 of 2 tasks</small>") == 2
+    npe, nre = re.findall(r'scope="row">(.*?)</tr>', text)
+    assert "small" not in npe and nre.count("small>1 of 2 tasks<") == 2
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A variant and its reference, on observations that only one has, too."""
+    values = {
+        "nre": {(1, 0): 0.5, (1, 1): 0.6, (2, 0): 0.7, (3, 0): 0.1},
+        "nre_gkl": {(1, 0): 0.6, (1, 1): 0.5, (2, 0): 0.8, (4, 0): 0.9},
+    }
+    for method, found in values.items():
+        for (observation, seed), value in found.items():
+            add(tmp_path, Job("sir", method, 10, seed, observation), {"c2st": value})
+    return tmp_path
+
+
+def test_differences_are_paired(pairs):
+    (found,) = paired_differences(read_results(pairs), "c2st")
+    # Of the first observation 0.1 and -0.1, of the second 0.1; others are no pairs.
+    assert (found.mean, found.error) == pytest.approx((0.05, 0.05))
+    assert (found.num_observations, found.num_seeds) == (2, 2)
+    assert (found.job.method, found.reference) == ("nre_gkl", "nre")
+
+
+def test_differences_are_shown_everywhere(pairs):
+    names = {path.name for path in make_report(pairs)}
+    assert "differences.csv" in names
+    with (pairs / "differences.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["difference"]) == pytest.approx(0.05)
+    assert (row["method"], row["reference"], row["metric"]) == (
+        "nre_gkl",
+        "nre",
+        "c2st",
+    )
+    assert "nre_gkl − nre | +0.050 ± 0.050 (2 × 2) |" in markdown(read_results(pairs))
+    html = (pairs / "index.html").read_text()
+    assert "+0.050<small>± 0.050</small>" in html
+
+
+def test_variants_are_compared_with_like_settings(tmp_path):
+    for method, changed, value in (
+        ("npe", {}, 0.5),
+        ("npe", {"hyper": {"net": "nsf"}}, 0.6),
+        ("npe", {"num_rounds": 2}, 0.7),
+        ("npe_gkl", {"hyper": {"net": "nsf"}}, 0.8),
+        ("npe_gkl", {"hyper": {"num_blocks": 3}}, 0.8),
+        ("npe_gkl", {"num_rounds": 2}, 0.8),
+        ("npe_gkl", {"num_samples": 500}, 0.8),
+        ("nle_ince", {}, 0.8),
+    ):
+        add(tmp_path, Job("sir", method, 10, 0, 1, **changed), {"c2st": value})
+    found = paired_differences(read_results(tmp_path), "c2st")
+    made = {(d.job.num_rounds, *d.job.hyper): d.mean for d in found}
+    expected = {(1, "net"): 0.2, (1, "num_blocks"): 0.3, (2,): 0.1}
+    assert made == pytest.approx(expected)
+    assert all(math.isnan(d.error) for d in found)
+
+
+def test_without_variants_there_are_no_differences(tmp_path):
+    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
+    assert "differences.csv" not in {path.name for path in make_report(tmp_path)}
+    assert "minus" not in (tmp_path / "index.html").read_text()
 
 
 def test_methods_with_everything_are_ranked(tmp_path):
