@@ -168,6 +168,7 @@ for method, value in table.items():
     print(f"{method:20} {value:.3f}")
 
 # %% [markdown]
-# The hybrid improves on its base, and both on nearest simulations, with two
-# observations and one seed: an impression, not a result. Standard errors over
-# observations say how far it carries; other seeds of the training are the rest.
+# With two observations and one seed this is an impression, not a result. Standard
+# errors over observations say how far it carries; other seeds of the training are the
+# rest. `differences.csv` has the hybrid minus its base, paired by observation, which
+# varies less than either.

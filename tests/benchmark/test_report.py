@@ -100,8 +100,17 @@ def test_means_are_over_observations_after_seeds(report):
         == ("slcp", "mine:<b>", "1000")
     )
     assert row["c2st"] == "" and row["num_failed"] == "4"
-    for row in rows:
-        assert all(float(row[name] or 0) >= 0 for name in ("c2st", "mmd", "c2st_se"))
+    means = {
+        (row["task"], row["method"]): (row["c2st"], row["mmd"])
+        for row in rows
+        if row["num_simulations"] == "10000"
+    }
+    assert {key: [float(v or "nan") for v in pair] for key, pair in means.items()} == {
+        ("two_moons", "npe"): pytest.approx([0.76, 0.0076]),
+        ("two_moons", "mine:<b>"): pytest.approx([0.8, math.nan], nan_ok=True),
+        ("slcp", "npe"): pytest.approx([0.76, 0.0076]),
+        ("slcp", "mine:<b>"): pytest.approx([math.nan, math.nan], nan_ok=True),
+    }
 
 
 def test_the_markdown_names_failures_and_numbers(report):

@@ -126,14 +126,18 @@ def test_a_bound_at_its_cap_is_told():
         )
 
 
-def test_policy_ignores_lambda():
+@pytest.mark.parametrize("objective", ["barber_agakov", "info_nce"])
+def test_policy_ignores_lambda(objective):
     """One step of the policy is the same whatever weighs the likelihood."""
     modes = []
     for strength in (0.0, 10.0):
         inference = trainer()
         torch.manual_seed(3)
         result = inference.optimize_design(
-            Model.simulate, num_steps=1, regularization_strength=strength
+            Model.simulate,
+            num_steps=1,
+            objective=objective,
+            regularization_strength=strength,
         )
         modes.append(result.design)
     assert torch.equal(*modes)

@@ -103,6 +103,8 @@ def test_configurations_say_what_the_defaults_are(application, name):
 
     from sbi_boed_plugin.sbibm.methods import _RECIPES
 
-    params = OmegaConf.to_container(configure(application, f"algorithm={name}"))
+    config = OmegaConf.to_container(configure(application, f"algorithm={name}"))
+    params = config["algorithm"]["params"]
     kind, _ = _RECIPES[name]
-    assert kind(**params["algorithm"]["params"]) == kind()
+    assert params == {key: getattr(kind(), key) for key in params}
+    assert {"num_rounds", "neural_net", "hidden_features"} <= set(params)
