@@ -1,6 +1,7 @@
 """A benchmark from its arguments to its end, and what the user sees of it."""
 
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,7 @@ def run_benchmark(
     num_workers: int | None = 1,
     retry_failed: bool = False,
     save_samples: bool = False,
+    time_limit: float | None = None,
     show_progress: bool = True,
 ) -> int:
     """Run every combination of tasks, methods, budgets, seeds and observations.
@@ -78,6 +80,10 @@ def run_benchmark(
             in any case. Workers elsewhere need the folder under the same path.
         retry_failed: Whether jobs that failed in an earlier run are tried again.
         save_samples: Whether samples are kept beside the results.
+        time_limit: Seconds that a method may take for a posterior, and then each
+            metric: what takes longer has failed. A training that another job has begun
+            is waited for within them. The end comes when Python next runs one of its
+            own instructions, not within a call into compiled code.
         show_progress: Whether to show progress, on standard error.
 
     Returns:
@@ -115,6 +121,7 @@ def run_benchmark(
             num_workers=num_workers,
             retry_failed=retry_failed,
             save_samples=save_samples,
+            time_limit=time_limit,
             show_progress=show_progress,
         )
     )
@@ -152,6 +159,7 @@ def plan_benchmark(
     num_workers: int | None,
     retry_failed: bool,
     save_samples: bool,
+    time_limit: float | None,
     show_progress: bool,
 ) -> Plan:
     """Check the arguments of `run_benchmark` and open its folder: all that it refuses.
@@ -169,12 +177,18 @@ def plan_benchmark(
         hyper=hyper,
     )
     check_num_workers(num_workers, None)
+    if time_limit is not None and not 0.0 < time_limit <= threading.TIMEOUT_MAX:
+        raise ValueError(
+            f"time_limit={time_limit} must be a positive number of seconds, or None."
+        )
     check_metrics(metrics)
     check_methods(methods, num_rounds, hyper_by_method(methods, hyper or {}))
     _check_tasks(tasks, observations)
     store = Store(Path(output).absolute())
     store.open()
-    orders = Orders(store, tuple(metrics), retry_failed, save_samples, time.time())
+    orders = Orders(
+        store, tuple(metrics), retry_failed, save_samples, time_limit, time.time()
+    )
     return Plan(jobs, orders, num_workers, show_progress)
 
 

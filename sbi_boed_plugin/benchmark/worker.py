@@ -18,6 +18,7 @@ from torch import Tensor
 from sbi_boed_plugin._parallel import describe_error, one_thread
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import code_digest, installed_versions
+from sbi_boed_plugin.benchmark._time_limit import time_limit
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.methods import run_job_method
 from sbi_boed_plugin.benchmark.metrics import compute_metric
@@ -58,6 +59,7 @@ class Orders:
         metrics: Metrics that each must have.
         retry_failed: Whether a job that failed earlier runs again.
         save_samples: Whether samples are kept.
+        time_limit: Seconds that a method may take, and then each metric.
         started: When the run began, in seconds since the epoch. What failed later
             than that was tried in the meantime.
     """
@@ -66,6 +68,7 @@ class Orders:
     metrics: tuple[str, ...]
     retry_failed: bool = False
     save_samples: bool = False
+    time_limit: float | None = None
     started: float = 0.0
 
 
@@ -231,7 +234,7 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
     wanted = {*orders.metrics, *(done["metrics"] if done else ())}
     samples = _kept_samples(job, orders.store, done)
     if done is None or samples is None:
-        with isolated_rng(job.seed):
+        with isolated_rng(job.seed), time_limit(orders.time_limit):
             run = run_job_method(job, task, orders.store.cache)
         samples = run.samples
         record = {
@@ -253,7 +256,7 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
         record = done
         wanted -= set(done["metrics"]) - set(done.get("metric_errors", {}))
     started = time.perf_counter()
-    metrics, errors = _measure(job, task, samples, wanted)
+    metrics, errors = _measure(job, task, samples, wanted, orders.time_limit)
     seconds = record["metric_seconds"] + time.perf_counter() - started
     earlier_errors = record.get("metric_errors", {})
     # What was measured before is kept where it cannot be measured now.
@@ -271,14 +274,18 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
 
 
 def _measure(
-    job: Job, task: Any, samples: Tensor, names: Iterable[str]
+    job: Job,
+    task: Any,
+    samples: Tensor,
+    names: Iterable[str],
+    seconds: float | None,
 ) -> tuple[dict[str, float], dict[str, dict[str, str]]]:
     """Return metrics, and what went wrong with those that failed."""
     values, errors = {}, {}
     for name in sorted(names):
         try:
             # Each from the seed, so that none depends on which others are computed.
-            with isolated_rng(job.seed):
+            with isolated_rng(job.seed), time_limit(seconds):
                 value = compute_metric(name, task, samples, job.num_observation)
             if not math.isfinite(value):
                 raise ValueError(f"its value is {value}")

@@ -126,6 +126,13 @@ def add_bench_command(commands: Any) -> None:
         "--save-samples", action="store_true", help="keep the samples of each job"
     )
     parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="fail what takes longer: a method for a posterior, or one of the metrics "
+        "(default: none)",
+    )
+    parser.add_argument(
         "--retry-failed",
         action="store_true",
         help="run jobs again that failed in an earlier run",
@@ -153,6 +160,7 @@ def _bench(options: argparse.Namespace) -> int:
             num_workers=options.jobs,
             retry_failed=options.retry_failed,
             save_samples=options.save_samples,
+            time_limit=options.time_limit,
             show_progress=not options.quiet,
         )
     except (ValueError, ImportError) as error:

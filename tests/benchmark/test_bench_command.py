@@ -37,7 +37,7 @@ def test_lists_and_ranges_are_read(given, capsys):
     arguments = "bench --tasks two_moons,slcp sir --methods npe,npe_gkl --seeds 0-2 "
     arguments += "--budgets 1000,10000 --observations 1-3,7 --metrics c2st,mmd ppc "
     arguments += "--num-rounds 2 --num-samples 500 --jobs 2 --output there "
-    arguments += "--retry-failed --save-samples --quiet "
+    arguments += "--retry-failed --save-samples --time-limit 60 --quiet "
     arguments += (
         "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True "
         "npe.num_atoms=5 a.b:c.d=1 npe.automatic_transforms_enabled=false"
@@ -67,6 +67,7 @@ def test_lists_and_ranges_are_read(given, capsys):
             "num_workers": 2,
             "retry_failed": True,
             "save_samples": True,
+            "time_limit": 60.0,
             "show_progress": False,
         }
     ]

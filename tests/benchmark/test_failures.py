@@ -3,11 +3,14 @@
 import json
 import math
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from sbi_boed_plugin.benchmark import _queue, metrics
+from sbi_boed_plugin.benchmark._time_limit import TimeLimitError, time_limit
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.worker import Orders, is_settled
@@ -69,6 +72,63 @@ def test_a_method_that_ends_the_program_fails_alone(bench, records):
     failed, done = records().values()
     assert failed["error"] == "SystemExit: no configuration"
     assert done["status"] == "done"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_method_that_does_not_end_fails_alone(bench, records, num_workers):
+    assert bench("endless", time_limit=0.5, num_workers=num_workers) == 1
+    failed, done = records().values()
+    assert failed["error"] == "TimeLimitError: it took longer than 0.5 s"
+    assert "in endless" in failed["traceback"]
+    assert done["status"] == "done"
+
+
+def test_a_metric_that_does_not_end_costs_neither_samples_nor_other_metrics(
+    bench, records, monkeypatch
+):
+    def wait(task, samples, number):
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setitem(metrics.METRICS, "c2st", wait)
+    wanted = ["c2st", "mmd", "ppc"]
+    assert bench(metrics=wanted, observations=[1], time_limit=1.0) == 1
+    (record,) = records().values()
+    assert set(record["metrics"]) == {"mmd", "ppc"}
+    assert "longer than 1 s" in record["metric_errors"]["c2st"]["error"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf])
+def test_a_limit_is_a_positive_number(bench, seconds):
+    with pytest.raises(ValueError, match="time_limit=.* positive number of seconds"):
+        bench(time_limit=seconds)
+
+
+def test_what_ends_in_time_is_left_alone():
+    """Also when it ends just then, and in threads other than the first."""
+
+    def run():
+        for _ in range(200):
+            started = time.perf_counter()
+            try:
+                with time_limit(0.002):
+                    while time.perf_counter() - started < 0.00195:
+                        pass
+            except TimeLimitError:
+                ended.append("late")
+            else:
+                ended.append("in time")
+            for _ in range(100):
+                pass
+
+    ended = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    run()
+    assert len(ended) == 400, "an error has arrived outside"
+    with time_limit(None):
+        pass
 
 
 @pytest.fixture

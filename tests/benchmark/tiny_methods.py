@@ -31,6 +31,13 @@ def logged(task, num_samples, num_simulations, num_observation, log, seconds=0.0
     return prior(task, num_samples, num_simulations)
 
 
+def endless(task, num_samples, num_simulations, num_observation):
+    """Never end for the first observation, as some samplers do not."""
+    while num_observation == 1:
+        time.sleep(0.01)
+    return prior(task, num_samples, num_simulations)
+
+
 def failing(task, num_samples, num_simulations, num_observation, mended):
     """Fail for the first observation until there is a file `mended`."""
     if num_observation == 1 and not Path(mended).exists():
