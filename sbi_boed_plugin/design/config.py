@@ -77,6 +77,13 @@ class DesignOptimizerConfig:
                     f"{name}='{getattr(self, name)}' is unknown. Use one of "
                     f"{sorted(known)}."
                 )
+        if multi_start and self.gradient not in ("score", "surrogate"):
+            # Neither the default nor what the climb does.
+            raise ValueError(
+                f"gradient='{self.gradient}' with method='multi_start': designs climb "
+                "the information of the learned model, through its own draws. Leave it "
+                "out, or use method='joint'."
+            )
         if self.training_batch_size % self.num_simulations_per_design:
             raise ValueError(
                 f"training_batch_size={self.training_batch_size} must be a multiple of "

@@ -36,6 +36,7 @@ MAX_PAIRS = 262_144
 
 __all__ = [
     "MultiStartConfig",
+    "MultiStartOutcome",
     "model_information",
     "multi_start_search",
     "uniform_designs",
@@ -174,6 +175,22 @@ def _information(
     return terms.reshape(num_samples, num_designs).mean(dim=0)
 
 
+@dataclass(frozen=True)
+class MultiStartOutcome:
+    """What a multi-start search found, and what it cost.
+
+    Attributes:
+        candidates: Designs of shape `(dim_design,)` with their estimates, best first.
+        num_simulations: Number of simulations that scored designs, also those of
+            designs that could not be scored.
+        num_invalid_simulations: How many of them failed.
+    """
+
+    candidates: list[tuple[Tensor, EIGEstimate]]
+    num_simulations: int
+    num_invalid_simulations: int
+
+
 def multi_start_search(
     estimators: DesignEstimators,
     prior: Distribution,
@@ -184,7 +201,7 @@ def multi_start_search(
     config: MultiStartConfig,
     num_workers: int = 1,
     show_progress_bar: bool = True,
-) -> list[tuple[Tensor, EIGEstimate]]:
+) -> MultiStartOutcome:
     """Climb from many designs and score the best with simulations.
 
     Args:
@@ -199,7 +216,10 @@ def multi_start_search(
         show_progress_bar: Whether to show a progress bar.
 
     Returns:
-        Designs of shape `(dim_design,)` with their estimates, best first.
+        The best designs and what they cost.
+
+    Raises:
+        ValueError: If none of the designs can be scored.
     """
     for network in estimators.all():
         network.eval()
@@ -207,6 +227,7 @@ def multi_start_search(
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
     candidates, errors = [], []
+    num_simulations, num_invalid = 0, 0
     for design in designs:
         try:
             estimate = score_design(
@@ -222,8 +243,12 @@ def multi_start_search(
         except NoEstimateError as error:
             # Networks know nothing of designs at which every simulation fails.
             errors.append(f"{design.tolist()}: {error}")
+            num_simulations += error.num_simulations
+            num_invalid += error.num_invalid_simulations
             continue
         candidates.append((design, estimate))
+        num_simulations += estimate.num_simulations
+        num_invalid += estimate.num_invalid_simulations
     if not candidates:
         raise ValueError(
             "None of the designs that the search arrived at can be scored with "
@@ -235,7 +260,8 @@ def multi_start_search(
             f"cannot be scored with simulations and are left out. {errors[0]}",
             stacklevel=4,
         )
-    return sorted(candidates, key=lambda candidate: -candidate[1].value)
+    ranked = sorted(candidates, key=lambda candidate: -candidate[1].value)
+    return MultiStartOutcome(ranked, num_simulations, num_invalid)
 
 
 def _climb(

@@ -20,7 +20,7 @@ References:
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -42,7 +42,19 @@ LOWER_BOUNDS = ("pce", "nwj", "barber_agakov", "gkl")
 
 
 class NoEstimateError(ValueError):
-    """Simulations of a design from which nothing can be estimated."""
+    """Simulations of a design from which nothing can be estimated.
+
+    Attributes:
+        num_simulations: Number of simulations that were spent on it.
+        num_invalid_simulations: How many of them failed.
+    """
+
+    def __init__(
+        self, message: str, num_simulations: int, num_invalid_simulations: int
+    ) -> None:
+        super().__init__(message)
+        self.num_simulations = num_simulations
+        self.num_invalid_simulations = num_invalid_simulations
 
 
 @dataclass(frozen=True)
@@ -194,8 +206,7 @@ def estimate_eig(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    estimate = _summarize(lower, upper, bound, num_contrastive, prior)
-    return replace(estimate, num_invalid_simulations=num_invalid)
+    return _summarize(lower, upper, bound, num_contrastive, prior, num_invalid)
 
 
 def _check_arguments(
@@ -244,7 +255,9 @@ def _check_valid(valid: Tensor, bound: str) -> int:
     if num_invalid == len(valid):
         raise NoEstimateError(
             f"All {len(valid)} simulations contain NaN or infinite values. Check the "
-            "simulator at this design."
+            "simulator at this design.",
+            len(valid),
+            num_invalid,
         )
     if num_invalid and bound not in LOWER_BOUNDS:
         raise ValueError(
@@ -267,6 +280,7 @@ def _summarize(
     bound: Bound,
     num_contrastive: int,
     prior: Distribution,
+    num_invalid: int,
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
@@ -278,7 +292,9 @@ def _summarize(
         raise NoEstimateError(
             f"{num_infinite} of {terms.numel()} terms of bound='{bound}' are not "
             "finite: no contrastive parameter explains these data, or the estimator "
-            "gives them no density. Increase num_contrastive, or use bound='pce'."
+            "gives them no density. Increase num_contrastive, or use bound='pce'.",
+            terms.numel(),
+            num_invalid,
         )
     num_samples = terms.numel()
     value = terms.mean().item()
@@ -315,4 +331,4 @@ def _summarize(
             "train it longer or over a wider range of designs.",
             stacklevel=3,
         )
-    return EIGEstimate(value, error, bound, cap, num_samples)
+    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)

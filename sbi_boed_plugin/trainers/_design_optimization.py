@@ -12,12 +12,15 @@ from torch.distributions import Distribution
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
+from sbi_boed_plugin.design.multi_start import (
+    MultiStartConfig,
+    MultiStartOutcome,
+    multi_start_search,
+)
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.transformed import coordinates_of
-from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
 
@@ -144,11 +147,11 @@ class DesignOptimizationMixin:
                 likelihood against a learned density of the data, which is no bound.
                 If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
                 search after an observation, which the posterior does not know of.
-            gradient: Gradient of the policy: `"score"`, unbiased for any simulator;
-                `"surrogate"` and `"implicit"`, through the learned likelihood, at its
-                own draws or at the simulated data; `"pathwise"`, through a
-                differentiable simulator; `"partial"`, which holds the data fixed, for
-                comparison with the paper's code only.
+            gradient: Gradient of the policy in a joint search: `"score"`, unbiased for
+                any simulator; `"surrogate"` and `"implicit"`, through the learned
+                likelihood, at its own draws or at the simulated data; `"pathwise"`,
+                through a differentiable simulator; `"partial"`, which holds the data
+                fixed, for comparison with the paper's code only.
             num_steps: Number of training steps. If `None`, 1,000, and none for a
                 multi-start search with trained estimators.
             num_warmup_steps: Number of steps in which the policy stays as it is:
@@ -176,7 +179,9 @@ class DesignOptimizationMixin:
                 design and those of a call that is resumed included.
             max_seconds: Training time in seconds, that of a call that is resumed
                 included, after which no further step is started.
-            num_workers: Number of processes that simulate, through joblib.
+            num_workers: Number of processes that simulate, through joblib. With
+                `gradient="pathwise"` only what scores designs: gradients do not come
+                back from other processes.
             resume_training: Continue the previous call, with its settings.
             num_eig_samples: Number of simulations that score the design found.
             num_eig_contrastive: Number of contrastive parameters of each of them.
@@ -240,7 +245,7 @@ class DesignOptimizationMixin:
         if config.method == "multi_start":
             num_scoring += search.num_candidates * search.num_candidate_samples
 
-        candidates: list[tuple[Tensor, EIGEstimate]] = []
+        found = MultiStartOutcome([], 0, 0)
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
@@ -270,7 +275,7 @@ class DesignOptimizationMixin:
                 prior = self._belief_or_prior
                 assert prior is not None
                 if config.method == "multi_start":
-                    candidates = multi_start_search(
+                    found = multi_start_search(
                         estimators,
                         prior,
                         optimizer.policy,
@@ -280,7 +285,7 @@ class DesignOptimizationMixin:
                         num_workers=num_workers,
                         show_progress_bar=self._show_progress_bars,
                     )
-                    design = candidates[0][0]
+                    design = found.candidates[0][0]
                 else:
                     design = optimizer.policy.mode
                 eig = score_design(
@@ -314,7 +319,6 @@ class DesignOptimizationMixin:
         if config.objective == "info_nce" and config.method == "joint":
             warn_if_capped(progress.history["eig"], config.num_contrastive)
         kept = deepcopy(estimators)
-        num_candidate_simulations = sum(e.num_simulations for _, e in candidates)
         return DesignResult(
             design=design,
             eig=eig,
@@ -324,16 +328,14 @@ class DesignOptimizationMixin:
             marginal_estimator=kept.marginal,
             config=config,
             history=deepcopy(progress.history),
-            candidates=tuple(candidates),
+            candidates=tuple(found.candidates),
             num_simulations=(
-                progress.num_simulations
-                + eig.num_simulations
-                + num_candidate_simulations
+                progress.num_simulations + eig.num_simulations + found.num_simulations
             ),
             num_invalid_simulations=(
                 progress.num_invalid_simulations
                 + eig.num_invalid_simulations
-                + sum(e.num_invalid_simulations for _, e in candidates)
+                + found.num_invalid_simulations
             ),
             seconds=progress.seconds,
             stop_reason=stop_reason,

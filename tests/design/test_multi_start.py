@@ -64,7 +64,7 @@ def search(
         objective=objective,
         config=config,
         show_progress_bar=False,
-    )
+    ).candidates
 
 
 def box(low, high, **kwargs):
@@ -214,11 +214,13 @@ def test_settings_out_of_range_are_named(name, value):
 def test_designs_that_always_fail_are_left_out():
     """Networks know nothing of them, and may think them the best."""
     estimators = exact_estimators(bumps, dim_theta=1, dim_design=1)
+    made = []
 
     def simulate(theta, design):
         x = (bumps(design) @ theta.unsqueeze(-1)).squeeze(-1)
         x = x + torch.randn_like(x)
-        return torch.where(design > 0.0, torch.nan, x)
+        made.append(torch.where(design > 0.0, torch.nan, x))
+        return made[-1]
 
     def candidates(policy):
         return multi_start_search(
@@ -234,7 +236,9 @@ def test_designs_that_always_fail_are_left_out():
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="cannot be scored with simulations"):
         found = candidates(box(-4.0, 4.0))
-    assert found[0][0].item() == pytest.approx(-2.0, abs=0.3)
+    assert found.candidates[0][0].item() == pytest.approx(-2.0, abs=0.3)
+    assert found.num_simulations == sum(map(len, made))
+    assert found.num_invalid_simulations == sum(int(x.isnan().sum()) for x in made) > 0
     with pytest.raises(ValueError, match="None of the designs.*All 400 simulations"):
         candidates(box(1.0, 4.0))
 

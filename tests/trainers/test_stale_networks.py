@@ -165,6 +165,12 @@ def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
     assert inference._serves_all_designs(None)
 
 
+@pytest.mark.parametrize("gradient", ["pathwise", "implicit", "partial"])
+def test_a_multi_start_search_has_a_gradient_of_its_own(gradient):
+    with pytest.raises(ValueError, match=f"gradient='{gradient}' with method='multi"):
+        make().optimize_design(Model.simulate, method="multi_start", gradient=gradient)
+
+
 def test_settings_of_a_multi_start_search_do_not_go_with_another():
     with pytest.raises(ValueError, match="multi_start=.*method='joint'"):
         make().optimize_design(Model.simulate, **FEW, multi_start=SEARCH)
