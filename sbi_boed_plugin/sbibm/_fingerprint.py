@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import sys
 import uuid
+import weakref
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import AffineTransform, Distribution, Transform
 
 from sbi_boed_plugin.sbibm._cache import cache_key
 
@@ -39,6 +40,8 @@ _VERSIONED = {
 
 _CODE = (FunctionType, classmethod, property, staticmethod)
 _BY_VALUE = (bool, int, float, complex, str, bytes, Tensor, np.ndarray, Path)
+
+_INVERSE = type(AffineTransform(0.0, 1.0).inv)
 
 # How objects say what state they are in, where they do so themselves.
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__")
@@ -93,6 +96,8 @@ def _plain(value: Any, above: tuple[int, ...]) -> Any:
         return _plain([value.fget, value.fset], above)
     if isinstance(value, MethodType):
         return [_plain(value.__func__, above), _plain(value.__self__, above)]
+    if isinstance(value, weakref.ref):
+        return _plain(value(), above)
     if isinstance(value, BuiltinFunctionType):
         owner = value.__self__
         if owner is None or isinstance(owner, ModuleType):
@@ -113,6 +118,11 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
             for name in value.arg_constraints:
                 held[name] = getattr(value, name)
         held = dict(sorted(held.items()))
+    if isinstance(value, Transform):
+        # Those two come with use, but an inverse is one of nothing else.
+        held.pop("_cached_x_y", None)
+        if kind is not _INVERSE:
+            held.pop("_inv", None)
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         for name in [slots] if isinstance(slots, str) else slots:
@@ -122,11 +132,8 @@ def _object(value: Any, above: tuple[int, ...]) -> Any:
                 name = f"_{base.__name__.lstrip('_')}{name}" if private else name
                 with contextlib.suppress(AttributeError):
                     held[f"{base.__name__}.{name}"] = getattr(value, name)
-    return [
-        _plain(kind, above),
-        _plain(held, above),
-        _plain(_beyond_attributes(value), above),
-    ]
+    beyond = None if isinstance(value, Transform) else _beyond_attributes(value)
+    return [_plain(part, above) for part in (kind, held, beyond)]
 
 
 def _beyond_attributes(value: Any) -> Any:
@@ -243,14 +250,18 @@ def _module_code(module: ModuleType) -> Any:
         found[name] = _package_version(module)
         if found[name] is None:
             found[name] = _source(module)
-            used = [
-                value
-                if isinstance(value, ModuleType)
-                else sys.modules.get(str(getattr(value, "__module__", None)))
-                for value in list(vars(module).values())
-            ]
+            used = [_module_of(value) for value in list(vars(module).values())]
             waiting += [each for each in used if each is not None]
     return sorted([name, code] for name, code in found.items())
+
+
+def _module_of(value: Any) -> ModuleType | None:
+    """Return the module that a value is, or that its code comes from."""
+    if isinstance(value, ModuleType):
+        return value
+    # Of others not the value is asked, which may answer with anything.
+    has_code = isinstance(value, (type, FunctionType))
+    return sys.modules.get(str((value if has_code else type(value)).__module__))
 
 
 def _package_version(module: ModuleType) -> str | None:

@@ -24,7 +24,11 @@ from torch.distributions import (
     TransformedDistribution,
     Uniform,
 )
-from torch.distributions.transforms import AffineTransform, ExpTransform
+from torch.distributions.transforms import (
+    AffineTransform,
+    ComposeTransform,
+    ExpTransform,
+)
 
 from sbi_boed_plugin import _versions
 from sbi_boed_plugin.sbibm import TASKS, _key, get_task
@@ -198,6 +202,22 @@ def test_what_cannot_be_compared_is_trained_again(make):
     assert key(MyTask(held=one)) != key(MyTask(held=other))
     # ... but once: the observations of a task share what was trained for it.
     assert key(MyTask(held=one)) == key(MyTask(held=one))
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+def test_what_transforms_remember_makes_no_difference(cache_size):
+    def make(scale):
+        transform = AffineTransform(0.0, scale, cache_size=cache_size)
+        return ComposeTransform([transform, ExpTransform()], cache_size=cache_size)
+
+    used = make(2.0)
+    before = key(MyTask(held=used))
+    inverse = used.inv
+    assert inverse(used(torch.ones(2))).allclose(torch.ones(2))
+    assert key(MyTask(held=used)) == before
+    assert key(MyTask(held=inverse)) != before
+    assert key(MyTask(held=inverse)) == key(MyTask(held=make(2.0).inv))
+    assert key(MyTask(held=inverse)) != key(MyTask(held=make(3.0).inv))
 
 
 def test_functions_that_wrap_one_of_a_package_are_told_apart():
