@@ -1,18 +1,29 @@
-"""What tells values apart that a task may hold: objects, functions, and their code."""
+"""What tells values apart that a task may hold: objects, functions, and their code.
 
-import builtins
+Code is looked at as it is loaded, not in its file, which may have been edited since.
+That of installed packages, and of Python, is known by versions.
+"""
+
 import contextlib
-import inspect
+import copyreg
+import dis
+import functools
+import hashlib
+import importlib
+import logging
 import sys
+import threading
 import uuid
 import weakref
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
     CodeType,
     FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
     MethodType,
     ModuleType,
 )
@@ -21,12 +32,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, Transform
+from torch.distributions.utils import lazy_property
 
 from sbi_boed_plugin.sbibm._cache import cache_key
 
 __all__ = ["fingerprint"]
 
-# Packages whose code is known by versions that every key has anyway.
+# Packages with versions that every key has anyway.
 _VERSIONED = {
     "numpy",
     "pyro",
@@ -38,10 +50,30 @@ _VERSIONED = {
     *sys.stdlib_module_names,
 }
 
-_CODE = (FunctionType, classmethod, property, staticmethod)
 _BY_VALUE = (bool, int, float, complex, str, bytes, Tensor, np.ndarray, Path)
-
+_CONTAINERS = (dict, list, tuple, set, frozenset)
 _INVERSE = type(AffineTransform(0.0, 1.0).inv)
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+
+# What Python itself keeps in classes, and does not compute with.
+_OF_PYTHON = {
+    "__abstractmethods__",
+    "__annotations__",
+    "__dataclass_fields__",
+    "__dataclass_params__",
+    "__dict__",
+    "__doc__",
+    "__firstlineno__",
+    "__match_args__",
+    "__module__",
+    "__orig_bases__",
+    "__parameters__",
+    "__qualname__",
+    "__slots__",
+    "__static_attributes__",
+    "__weakref__",
+    "_abc_impl",
+}
 
 # How objects say what state they are in, where they do so themselves.
 _STATE_METHODS = ("__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__")
@@ -54,7 +86,8 @@ def fingerprint(value: Any) -> Any:
     """Return what tells a value apart from others, in plain values and arrays.
 
     Two values have the same fingerprint only if they hold the same and were made by the
-    same code. What cannot be looked into has one of its own in each process.
+    same code. What cannot be looked into has one of its own in each process. Names that
+    code makes up as it runs, as in `getattr(self, "a" + "b")`, are not followed.
 
     Args:
         value: Anything that a task may hold.
@@ -62,78 +95,162 @@ def fingerprint(value: Any) -> Any:
     Returns:
         Numbers, texts, tensors, arrays, and lists of them.
     """
-    return _plain(value, ())
+    return _Walk().plain(value, ())
 
 
-def _plain(value: Any, above: tuple[int, ...]) -> Any:
-    """Return the fingerprint of a part.
+class _Walk:
+    """One way through all that a value consists of, each part of it once."""
 
-    Args:
-        value: The part.
-        above: Identities of what it is a part of, for parts that refer back.
-    """
-    if value is None or isinstance(value, _BY_VALUE):
-        return value
-    if id(value) in above:
-        return f"level {above.index(id(value))}"
-    above = (*above, id(value))
-    if type(value) is dict:
-        return [[_plain(k, above), _plain(v, above)] for k, v in value.items()]
-    if type(value) in (list, tuple):
-        return [_plain(part, above) for part in value]
-    if type(value) in (set, frozenset):
-        # Their order differs from process to process.
-        return sorted(cache_key({"": _plain(part, above)}) for part in value)
-    if isinstance(value, ModuleType):
-        return _module_code(value)
-    if isinstance(value, type):
-        return _class(value, above)
-    if isinstance(value, FunctionType):
-        return _function(value, above)
-    if isinstance(value, (staticmethod, classmethod)):
-        return _plain(value.__func__, above)
-    if isinstance(value, property):
-        return _plain([value.fget, value.fset], above)
-    if isinstance(value, MethodType):
-        return [_plain(value.__func__, above), _plain(value.__self__, above)]
-    if isinstance(value, weakref.ref):
-        return _plain(value(), above)
-    if isinstance(value, BuiltinFunctionType):
-        owner = value.__self__
-        if owner is None or isinstance(owner, ModuleType):
-            return _name(value)
-        return [value.__qualname__, _plain(owner, above)]
-    return _object(value, above)
+    def __init__(self) -> None:
+        # Parts so far, by identity. They are kept: that of what is gone would be given
+        # to something else.
+        self._parts: dict[int, tuple[int, Any]] = {}
 
+    def plain(self, value: Any, above: tuple[int, ...] = ()) -> Any:
+        """Return the fingerprint of a part.
 
-def _object(value: Any, above: tuple[int, ...]) -> Any:
-    """Return the type of an object with all that is known of its state."""
-    kind = type(value)
-    held = dict(getattr(value, "__dict__", {}))
-    if isinstance(value, Distribution):
-        # What torch has computed on demand is no part of the distribution.
-        held = {k: v for k, v in held.items() if not hasattr(kind, k)}
-        # Users write priors without them, of which torch has an error of its own.
-        with contextlib.suppress(NotImplementedError):
-            for name in value.arg_constraints:
-                held[name] = getattr(value, name)
-        held = dict(sorted(held.items()))
-    if isinstance(value, Transform):
-        # Those two come with use, but an inverse is one of nothing else.
-        held.pop("_cached_x_y", None)
-        if kind is not _INVERSE:
-            held.pop("_inv", None)
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in [slots] if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__"):
+        Args:
+            value: The part.
+            above: Identities of the containers that it is in, which may hold
+                themselves.
+        """
+        if value is None or isinstance(value, _BY_VALUE):
+            return value
+        if isinstance(value, MappingProxyType):
+            value = dict(value)
+        if type(value) in _CONTAINERS:
+            if id(value) in above:
+                return f"level {above.index(id(value))}"
+            return self._container(value, (*above, id(value)))
+        if isinstance(value, weakref.ref):
+            return self.plain(value())
+        if isinstance(value, (staticmethod, classmethod)):
+            return [type(value).__name__, self.plain(value.__func__)]
+        if isinstance(value, property):
+            return self.plain([value.fget, value.fset])
+        if isinstance(value, MethodType):
+            return self.plain([value.__func__, value.__self__])
+        if isinstance(value, logging.Logger):
+            return ["logger", value.name]
+        if isinstance(value, _LOCKS):
+            return "lock"
+        if id(value) in self._parts:
+            return f"part {self._parts[id(value)][0]}"
+        self._parts[id(value)] = (len(self._parts), value)
+        if isinstance(value, ModuleType):
+            return self._module(value)
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, FunctionType):
+            return self._function(value)
+        if isinstance(value, functools.cached_property):
+            return ["cached", self.plain(value.func)]
+        if isinstance(value, BuiltinFunctionType):
+            owner = value.__self__
+            if owner is None or isinstance(owner, ModuleType):
+                module = owner or sys.modules.get(str(value.__module__))
+                return [value.__qualname__, self.plain(module)]
+            return [value.__qualname__, self.plain(owner)]
+        return self._object(value)
+
+    def _container(self, value: Any, above: tuple[int, ...]) -> Any:
+        if isinstance(value, dict):
+            items = value.items()
+            return [[self.plain(k, above), self.plain(v, above)] for k, v in items]
+        if isinstance(value, (list, tuple)):
+            return [self.plain(part, above) for part in value]
+        # Their order differs from process to process: each part by itself, then.
+        return sorted(cache_key({"": _Walk().plain(part, above)}) for part in value)
+
+    def _object(self, value: Any) -> Any:
+        """Return the type of an object with all that is known of its state."""
+        kind = type(value)
+        held = dict(getattr(value, "__dict__", {}))
+        if isinstance(value, Distribution):
+            # What torch has computed on demand is no part of the distribution.
+            held = {k: v for k, v in held.items() if not _is_lazy(kind, k)}
+            # Users write priors without them, of which torch has an error of its own.
+            with contextlib.suppress(NotImplementedError):
+                for name in value.arg_constraints:
+                    held[name] = getattr(value, name)
+            held = dict(sorted(held.items()))
+        if isinstance(value, Transform):
+            # Those two come with use, but an inverse is one of nothing else.
+            held.pop("_cached_x_y", None)
+            if kind is not _INVERSE:
+                held.pop("_inv", None)
+        for base in kind.__mro__:
+            slots = vars(base).get("__slots__", ())
+            for name in [slots] if isinstance(slots, str) else slots:
                 # Python mangles private names; slots may be empty.
-                private = name.startswith("__") and not name.endswith("__")
-                name = f"_{base.__name__.lstrip('_')}{name}" if private else name
-                with contextlib.suppress(AttributeError):
-                    held[f"{base.__name__}.{name}"] = getattr(value, name)
-    beyond = None if isinstance(value, Transform) else _beyond_attributes(value)
-    return [_plain(part, above) for part in (kind, held, beyond)]
+                if name.startswith("__") and not name.endswith("__"):
+                    name = f"_{base.__name__.lstrip('_')}{name}"
+                if name not in _OF_PYTHON:
+                    with contextlib.suppress(AttributeError):
+                        held[f"{base.__name__}.{name}"] = getattr(value, name)
+        beyond = None if isinstance(value, Transform) else _beyond_attributes(value)
+        return [self.plain(kind), self.plain(held), self.plain(beyond)]
+
+    def _class(self, kind: type) -> Any:
+        """Return the name of a class, and its code or the version of its package."""
+        bases = []
+        for base in kind.__mro__:
+            known = _package_version(base.__module__)
+            if known is None:
+                members = {
+                    name: member
+                    for name, member in sorted(vars(base).items())
+                    if name not in _OF_PYTHON
+                    # Access to slots, whose values are those of objects.
+                    and not isinstance(
+                        member, (GetSetDescriptorType, MemberDescriptorType)
+                    )
+                }
+                bases.append([_name(base), self.plain(members)])
+            else:
+                bases.append([_name(base), known])
+        return bases
+
+    def _function(self, function: FunctionType) -> Any:
+        """Return the name of a function, what it holds, and its code.
+
+        The source of the code would not do: in a session there is none, and a global
+        value is not in it.
+        """
+        held: list[Any] = [function.__defaults__, function.__kwdefaults__]
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # It is empty yet.
+                held.append(cell.cell_contents)
+        held.append(vars(function))
+        # Not by its `__module__`: a wrapper takes that of what it wraps.
+        known = _package_version(str(function.__globals__.get("__name__")))
+        if known is not None:
+            return [_name(function), known, self.plain(held)]
+        code, names, imported = _instructions(function.__code__)
+        used = {
+            name: function.__globals__[name]
+            for name in sorted(names)
+            if name in function.__globals__
+        }
+        package = function.__globals__.get("__package__") or ""
+        modules = [_imported(level, name, package) for level, name in sorted(imported)]
+        return [_name(function), code, self.plain([*held, used, modules])]
+
+    def _module(self, module: ModuleType) -> Any:
+        """Return all that a module holds, or the version of its package."""
+        name = module.__name__
+        known = _package_version(name)
+        if known is not None:
+            return [name, known]
+        path = Path(str(getattr(module, "__file__", None) or ""))
+        if path.is_file() and path.suffix != ".py":  # It is compiled.
+            return [name, hashlib.sha256(path.read_bytes()).hexdigest()]
+        held = {
+            key: value
+            for key, value in sorted(vars(module).items())
+            if not (key.startswith("__") and key.endswith("__"))
+        }
+        return [name, self.plain(held)]
 
 
 def _beyond_attributes(value: Any) -> Any:
@@ -143,16 +260,17 @@ def _beyond_attributes(value: Any) -> Any:
     knows whether there is such a state: it would have to be in a pickle.
     """
     kind = type(value)
-    has_own = any(
+    reduce = copyreg.dispatch_table.get(kind)
+    has_own = reduce is not None or any(
         getattr(kind, name, None) is not getattr(object, name, None)
         for name in _STATE_METHODS
     )
     try:
-        reduced = value.__reduce_ex__(4)
+        reduced = value.__reduce_ex__(4) if reduce is None else reduce(value)
     except Exception:
         # Whatever it is that it raises: the state is not known.
         return _token(value)
-    if not has_own and not issubclass(kind, (list, tuple, dict, set, frozenset)):
+    if not has_own and not issubclass(kind, _CONTAINERS):
         return None
     if isinstance(reduced, str):
         return f"{kind.__module__}.{reduced}"
@@ -163,129 +281,74 @@ def _beyond_attributes(value: Any) -> Any:
 def _token(value: Any) -> str:
     """Return a text that stands for an object, and for no other in any process."""
     if id(value) not in _unknown:
-        # Kept, lest another object be given its identity.
         _unknown[id(value)] = (uuid.uuid4().hex, value)
     return _unknown[id(value)][0]
+
+
+def _is_lazy(kind: type, name: str) -> bool:
+    """Tell whether an attribute is one that torch computes when it is asked for."""
+    held = [vars(base)[name] for base in kind.__mro__ if name in vars(base)]
+    return name == "_validate_args" or bool(held) and isinstance(held[0], lazy_property)
 
 
 def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _is_versioned(module: str | None) -> bool:
-    """Tell whether code is that of a package, which is known by its version."""
-    return str(module).partition(".")[0] in _VERSIONED
+def _instructions(code: CodeType) -> tuple[Any, set[str], set[tuple[int, str]]]:
+    """Return what code does, the names that it uses, and the modules that it imports.
 
-
-def _class(kind: type, above: tuple[int, ...]) -> Any:
-    """Return the name of a class, and its code where that is not known by a version."""
-    bases = [base for base in kind.__mro__ if not _is_versioned(base.__module__)]
-    code = []
-    for base in bases:
-        members = {
-            name: member
-            for name, member in vars(base).items()
-            if isinstance(member, _CODE)
-            or not (
-                name.startswith("__")
-                or name == "_abc_impl"
-                # Python's own access to slots, whose names are told by values.
-                or inspect.ismemberdescriptor(member)
-            )
-        }
-        module = sys.modules.get(base.__module__)
-        code.append([_plain(module, above), _plain(members, above)])
-    return [_name(kind), code] if code else _name(kind)
-
-
-def _function(function: FunctionType, above: tuple[int, ...]) -> Any:
-    """Return the name of a function, what it holds, and its code.
-
-    The source of the code would not do: in a session there is none, and a global value
-    is not in it.
+    Modules are pairs of the number of dots before their name, and the name.
     """
-    held: list[Any] = [function.__defaults__, function.__kwdefaults__]
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # It is empty yet.
-            held.append(cell.cell_contents)
-    held.append(vars(function))
-    # Not by its `__module__`: a wrapper takes that of what it wraps.
-    if _is_versioned(function.__globals__.get("__name__")):
-        return [_name(function), _plain(held, above)]
-    code, names = _instructions(function.__code__)
-    used = {
-        name: function.__globals__[name]
-        for name in sorted(names)
-        if name in function.__globals__
-    }
-    return [_name(function), code, _plain([*held, used], above)]
-
-
-def _instructions(code: CodeType) -> tuple[Any, set[str]]:
-    """Return what code does, with that of functions within, and names that it uses."""
     names = set(code.co_names)
+    imported: set[tuple[int, str]] = set()
     constants = []
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            constant, within = _instructions(constant)
-            names |= within
+            constant, names_within, imported_within = _instructions(constant)
+            names |= names_within
+            imported |= imported_within
         elif isinstance(constant, frozenset):
             constant = sorted(map(repr, constant))
         constants.append(repr(constant))
-    return [code.co_code.hex(), list(code.co_names), constants], names
+    before: list[Any] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            # The number of dots is put on the stack before the names to import.
+            imported.add((before[-2], instruction.argval))
+        if instruction.opname.startswith("LOAD_"):
+            before.append(instruction.argval)
+    header = [
+        *(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
+        *(code.co_flags, list(code.co_varnames)),
+        *(list(code.co_freevars), list(code.co_cellvars)),
+    ]
+    # Which errors lead where is beside the instructions from Python 3.11 on.
+    errors = getattr(code, "co_exceptiontable", b"").hex()
+    made = [header, code.co_code.hex(), errors, list(code.co_names), constants]
+    return made, names, imported
 
 
-def _module_code(module: ModuleType) -> Any:
-    """Return the sources of a module and of all that it imports, as far as needed.
-
-    Installed packages are known by their versions, and not looked into.
-    """
-    found: dict[str, Any] = {}
-    waiting = [module]
-    while waiting:
-        module = waiting.pop()
-        name = module.__name__
-        if name in found:
-            continue
-        found[name] = _package_version(module)
-        if found[name] is None:
-            found[name] = _source(module)
-            used = [_module_of(value) for value in list(vars(module).values())]
-            waiting += [each for each in used if each is not None]
-    return sorted([name, code] for name, code in found.items())
+def _imported(level: int, name: str, package: str) -> Any:
+    """Return a module that a function imports when it runs."""
+    try:
+        return importlib.import_module("." * level + name, package or None)
+    except ImportError:
+        # It does without, or fails.
+        return f"no module {name}"
 
 
-def _module_of(value: Any) -> ModuleType | None:
-    """Return the module that a value is, or that its code comes from."""
-    if isinstance(value, ModuleType):
-        return value
-    # Of others not the value is asked, which may answer with anything.
-    has_code = isinstance(value, (type, FunctionType))
-    return sys.modules.get(str((value if has_code else type(value)).__module__))
-
-
-def _package_version(module: ModuleType) -> str | None:
-    """Return the version of the package of a module, `None` if it is not installed."""
-    package = module.__name__.partition(".")[0]
-    if _is_versioned(package) or module is builtins:
+@functools.cache
+def _package_version(module: str | None) -> str | None:
+    """Return the version of a module's package, `None` if it is not installed."""
+    package = str(module).partition(".")[0]
+    if package in _VERSIONED:
         return ""
-    path = str(getattr(module, "__file__", None) or "")
-    if not {"site-packages", "dist-packages"} & set(Path(path).parts):
+    loaded = sys.modules.get(package)
+    path = Path(str(getattr(loaded, "__file__", None) or ""))
+    if not {"site-packages", "dist-packages"} & set(path.parts):
         return None
-    return _installed_version(package)
-
-
-@cache
-def _installed_version(package: str) -> str | None:
     with contextlib.suppress(PackageNotFoundError):
         return version(package)
     # Packages may be installed under another name than they are imported by.
-    return getattr(sys.modules.get(package), "__version__", None)
-
-
-def _source(module: ModuleType) -> str | None:
-    """Return the source of a module, or `None` if it has no file."""
-    try:
-        return inspect.getsource(module)
-    except (OSError, TypeError):
-        return None
+    return getattr(loaded, "__version__", None)

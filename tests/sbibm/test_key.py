@@ -3,16 +3,21 @@
 import collections
 import functools
 import importlib
-import linecache
+import logging
+import math
 import operator
 import random
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from pathlib import Path
+from types import MappingProxyType
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -31,7 +36,7 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin import _versions
-from sbi_boed_plugin.sbibm import TASKS, _key, get_task
+from sbi_boed_plugin.sbibm import TASKS, _fingerprint, _key, get_task
 from sbi_boed_plugin.sbibm.settings import PosteriorSettings
 
 X_O = torch.zeros(1, 2)
@@ -196,7 +201,7 @@ def test_state_beyond_attributes_tells_apart(make):
     assert key(MyTask(held=make(2.0))) != key(MyTask(held=make(3.0)))
 
 
-@pytest.mark.parametrize("make", [threading.Lock, lambda: (i for i in ())])
+@pytest.mark.parametrize("make", [lambda: (i for i in ()), threading.local])
 def test_what_cannot_be_compared_is_trained_again(make):
     one, other = make(), make()
     assert key(MyTask(held=one)) != key(MyTask(held=other))
@@ -253,7 +258,10 @@ def test_functions_of_a_package_are_told_apart_by_what_they_hold():
     [
         "import helper\ndef simulate(theta): return helper.go(theta)",
         "from helper import go\ndef simulate(theta): return go(theta)",
-        "import helper as h\nclass Simulate:\n    go = 1\nsimulate = Simulate()",
+        "import helper as h\nclass Simulate:\n    def __call__(self, theta):\n        "
+        "return h.go(theta)\nsimulate = Simulate()",
+        "def simulate(theta):\n    from helper import go\n    return go(theta)",
+        "def simulate(theta):\n    import helper\n    return helper.go(theta)",
     ],
 )
 @pytest.mark.parametrize("edited", ["helper", "deeper"])
@@ -269,7 +277,6 @@ def test_modules_that_a_task_imports_tell_it_apart(tmp_path, monkeypatch, code, 
         for name, source in {**sources, **changed}.items():
             (folder / f"{name}.py").write_text(source)
             monkeypatch.delitem(sys.modules, name, raising=False)
-        linecache.clearcache()
         with monkeypatch.context() as context:
             context.syspath_prepend(folder)
             return key(MyTask(held=importlib.import_module("mine").simulate))
@@ -287,23 +294,124 @@ def test_what_was_computed_on_demand_makes_no_difference():
     assert key(MyTask(prior_dist=prior)) == before
 
 
-def test_classes_of_a_name_in_other_modules_are_others(tmp_path, monkeypatch):
-    """Also where the class itself is the same, and a function beside it is not."""
+def test_code_counts_as_it_is_loaded(tmp_path, monkeypatch):
+    """An edit since is not what trains, and values may have been set since."""
     monkeypatch.syspath_prepend(tmp_path)
-    keys = []
-    for number, noise in (("1", "0.1"), ("2", "0.1"), ("3", "0.2")):
-        name = f"mine_{number}"
-        (tmp_path / f"{name}.py").write_text(
-            f"NOISE = {noise}\nclass Mine:\n    dim_data = 2\n"
-        )
-        module = __import__(name)
-        monkeypatch.setattr(module, "__name__", "mine")
-        monkeypatch.setattr(module.Mine, "__module__", "mine")
-        monkeypatch.setitem(sys.modules, "mine", module)
-        keys.append(key(module.Mine()))
-    assert keys[0] == keys[1] != keys[2], "the class is the same, a value is not"
-    monkeypatch.setattr(module.Mine, "__module__", "mine_2")
-    assert key(module.Mine()) != keys[1]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.delitem(sys.modules, "helper", raising=False)
+    path = tmp_path / "helper.py"
+    path.write_text("SCALE = 1.0\ndef go(theta): return SCALE * theta")
+    helper = importlib.import_module("helper")
+    simulate = run_source("import helper\ndef held(theta): return helper.go(theta)")
+    task = MyTask(held=simulate["held"])
+    before = key(task)
+    path.write_text("SCALE = 1.0\ndef go(theta): return 30.0 * SCALE * theta")
+    assert key(task) == before
+    monkeypatch.setattr(helper, "SCALE", 5.0)
+    assert key(task) != before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (
+            "def held(g, y):\n try:\n  y = g(y)\n  y = g(y)\n except ValueError: y = 0",
+            "def held(g, y):\n try: y = g(y)\n except ValueError: y = 0\n"
+            " else: y = g(y)",
+        ),
+        ("def held(x): return x", "def held(*x): return x"),
+        ("def held(a, b): return a - b", "def held(b, a): return b - a"),
+        (
+            "import functools\nclass held:\n"
+            " __call__ = functools.lru_cache(lambda self, x: 2 * x)",
+            "import functools\nclass held:\n"
+            " __call__ = functools.lru_cache(lambda self, x: 3 * x)",
+        ),
+    ],
+)
+def test_code_is_told_apart_by_all_that_it_does(one, other):
+    keys = [key(MyTask(held=run_source(code)["held"])) for code in (one, one, other)]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_attributes_of_priors_are_told_apart_from_those_of_their_class():
+    class Plain(torch.distributions.Distribution):
+        arg_constraints = {}
+        scale = 1.0
+
+        def __init__(self, scale):
+            super().__init__(validate_args=False)
+            self.scale = scale
+
+    assert key(MyTask(held=Plain(2.0))) != key(MyTask(held=Plain(3.0)))
+
+
+class Cached:
+    @functools.cached_property
+    def twice(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        np.exp,
+        re.compile("a+"),
+        MappingProxyType({"a": 1}),
+        Cached(),
+        logging.getLogger("simulator"),
+        threading.Lock(),
+        threading.RLock(),
+        torch.float32,
+        torch.device("cpu"),
+        torch.Size([2]),
+        slice(1, 2),
+        weakref.ref(Cached),
+        math.sin,
+        torch.relu,
+        len,
+        TASKS,
+    ],
+)
+def test_usual_values_are_no_secrets(held, monkeypatch):
+    """They have keys that other processes have, too."""
+    monkeypatch.setattr(_fingerprint, "_unknown", {})
+    _fingerprint.fingerprint([held])
+    assert not _fingerprint._unknown
+
+
+def test_installed_packages_are_not_looked_into():
+    sklearn = pytest.importorskip("sklearn.preprocessing")
+
+    def simulate(theta):
+        return joblib.Parallel(1)(joblib.delayed(abs)(t) for t in theta)
+
+    for held in (sklearn.StandardScaler(), simulate):
+        assert len(str(_fingerprint.fingerprint(held))) < 10_000
+
+
+def test_functions_that_several_call_are_looked_at_once():
+    layers = "def f0(x): return x\ndef g0(x): return x\n"
+    for n in range(1, 16):
+        for name in "fg":
+            layers += f"def {name}{n}(x): return f{n - 1}(x) + g{n - 1}(x)\n"
+    found = _fingerprint.fingerprint(run_source(layers)["f15"])
+    # Each of the 32 functions once, and not once per path, of which there are 2**15.
+    assert len(str(found)) < 100_000
+
+
+def test_classes_of_a_name_in_other_modules_are_others():
+    """Also where the class itself is the same, and a value that it uses is not."""
+
+    def make(module, noise):
+        defined = {"__name__": module}
+        code = f"NOISE = {noise}\nclass Mine:\n    def noise(self): return NOISE"
+        exec(code, defined)
+        return MyTask(held=defined["Mine"]())
+
+    assert key(make("mine", "0.1")) == key(make("mine", "0.1"))
+    assert key(make("mine", "0.1")) != key(make("mine", "0.2"))
+    assert key(make("mine", "0.1")) != key(make("other", "0.1"))
 
 
 @pytest.mark.parametrize("name", TASKS)
