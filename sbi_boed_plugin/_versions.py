@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,12 +31,17 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-@cache
-def code_digest() -> str:
-    """Return a digest of our code that trains: between releases it has no version."""
+def code_digest(*others: str) -> str:
+    """Return a digest of our code that trains: between releases it has no version.
+
+    Args:
+        others: Files of folders that nothing trains in, to be included all the same.
+    """
     digest = hashlib.sha256()
     package = Path(__file__).parent
     for path in sorted(package.rglob("*.py")):
-        if path.relative_to(package).parts[0] not in _NEVER_TRAINS:
-            digest.update(path.read_bytes())
+        place = path.relative_to(package)
+        if place.parts[0] not in _NEVER_TRAINS or place.as_posix() in others:
+            content = path.read_bytes()
+            digest.update(f"{place.as_posix()} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -82,14 +82,17 @@ def difference_table(results: Results, metric: str) -> str:
     """Return a table of paired differences, as HTML, empty if there are none."""
     differences = paired_differences(results, metric)
     places = sorted(
-        {(d.job.setting_key, d.reference, d.job.num_simulations) for d in differences},
+        {
+            (d.job.setting_key, d.reference.setting_key, d.job.num_simulations)
+            for d in differences
+        },
         key=lambda place: (results.settings.index(place[0]), place[2]),
     )
     if not places:
         return ""
     head = "".join(
         f'<th scope="col" class="setting">{_breakable(results.labels[setting])} − '
-        f"{_breakable(reference)}<br>{budget:,}</th>"
+        f"{_breakable(results.labels[reference])}<br>{budget:,}</th>"
         for setting, reference, budget in places
     )
     found = {

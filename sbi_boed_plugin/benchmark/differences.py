@@ -1,17 +1,17 @@
 """Differences between our methods and those of sbi that they are variants of.
 
-Both see the same simulations and observations, so that their difference varies less
-than either of them.
+Both are judged by the same observations and, in their first round, see the same
+simulations, so that their difference varies less than either of them.
 """
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import Record
-from sbi_boed_plugin.benchmark.summary import Results
+from sbi_boed_plugin.benchmark.summary import Group, Results
+from sbi_boed_plugin.sbibm import check_hyper
 
 __all__ = ["VARIANT_OF", "Difference", "paired_differences"]
 
@@ -24,6 +24,7 @@ class Difference:
 
     Attributes:
         job: A job of the method.
+        reference: A job of the method that it is a variant of.
         metric: Name of the metric.
         mean: Mean difference over the observations that both have, each the mean over
             seeds; negative where the variant is better.
@@ -33,73 +34,65 @@ class Difference:
     """
 
     job: Job
+    reference: Job
     metric: str
     mean: float
     error: float
     num_observations: int
     num_seeds: int
 
-    @property
-    def reference(self) -> str:
-        """Name of the method that it is a variant of."""
-        return VARIANT_OF[self.job.method]
-
 
 def paired_differences(results: Results, metric: str) -> list[Difference]:
     """Return the differences of all variants, in the order of the results.
 
-    The other method is the one with the same rounds, samples and hyperparameters, or
-    else without hyperparameters.
+    The other method is the one with the same rounds, samples and those hyperparameters
+    that it knows. Who uses more simulations than the budget is left out.
 
     Args:
         results: Results of a benchmark.
         metric: Name of a metric.
     """
     measured: dict[tuple[str, str, int], dict[tuple[int, int], float]] = {}
-    jobs: dict[tuple[str, str, int], Job] = {}
     for record in results.records:
         job = Job(**record["job"])
-        cell = (job.task, job.setting_key, job.num_simulations)
-        jobs.setdefault(cell, job)
-        value = _value(record, metric)
-        if value is not None:
-            pair = (job.num_observation, job.seed)
-            measured.setdefault(cell, {})[pair] = value
+        value = record["metrics"].get(metric)
+        if value is not None and math.isfinite(value):
+            cell = (job.task, job.setting_key, job.num_simulations)
+            measured.setdefault(cell, {})[job.num_observation, job.seed] = value
     found = []
-    for (task, setting, budget), job in jobs.items():
+    for group in results.groups:
+        job = group.job
         if job.method not in VARIANT_OF:
             continue
-        ours = measured.get((task, setting, budget), {})
-        theirs = next(
-            (
-                measured[cell]
-                for key in _references(job)
-                if (cell := (task, key, budget)) in measured
-            ),
-            {},
-        )
-        shared = ours.keys() & theirs.keys()
+        reference = _reference(job)
+        place = (job.task, job.num_simulations)
+        beside = results.group(place[0], reference.setting_key, place[1])
+        if beside is None or _is_over(group) or _is_over(beside):
+            continue
+        ours = measured.get((place[0], job.setting_key, place[1]), {})
+        theirs = measured.get((place[0], reference.setting_key, place[1]), {})
+        shared = sorted(ours.keys() & theirs.keys())
         if not shared:
             continue
-        mean, error = _over_observations(
-            (number, ours[number, seed] - theirs[number, seed])
-            for number, seed in sorted(shared)
-        )
+        values = ((pair[0], ours[pair] - theirs[pair]) for pair in shared)
         counts = (len(set(column)) for column in zip(*shared, strict=True))
-        found.append(Difference(job, metric, mean, error, *counts))
+        found.append(
+            Difference(job, reference, metric, *_over_observations(values), *counts)
+        )
     return found
 
 
-def _value(record: Record, metric: str) -> float | None:
-    value = record["metrics"].get(metric)
-    return value if value is not None and math.isfinite(value) else None
+def _reference(job: Job) -> Job:
+    """Return a job of the method that the one of this job is a variant of."""
+    method = VARIANT_OF[job.method]
+    known = {field.name for field in fields(check_hyper(method))}
+    hyper = {name: value for name, value in job.hyper.items() if name in known}
+    return replace(job, method=method, hyper=hyper)
 
 
-def _references(job: Job) -> Iterable[str]:
-    """Yield keys of the settings that a variant is compared with, the best first."""
-    for hyper in (job.hyper, {}):
-        reference = {**job.to_plain(), "method": VARIANT_OF[job.method], "hyper": hyper}
-        yield Job(**reference).setting_key
+def _is_over(group: Group) -> bool:
+    """Tell whether a method has used more simulations than its budget."""
+    return any(caveat.startswith("uses") for caveat in group.caveats)
 
 
 def _over_observations(values: Iterable[tuple[int, float]]) -> tuple[float, float]:

@@ -165,9 +165,9 @@ def _metric_section(results: Results, metric: str) -> str:
         parts += [
             "<h3>Ours minus sbi's</h3>",
             '<p class="note">Mean ± standard error of the differences over the '
-            "observations that both have, from the same simulations: below 0, ours is "
-            "better. Observations share seeds, so the error leaves out how much "
-            "trainings differ.</p>",
+            "observations that both have: below 0, ours is better. With a single round "
+            "both have the same simulations. Observations share seeds, so the error "
+            "leaves out how much trainings differ.</p>",
             differences,
         ]
     keys = "".join(

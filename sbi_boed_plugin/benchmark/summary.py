@@ -182,7 +182,13 @@ class Results:
 
     def num_tasks(self, budget: int) -> int:
         """Return the number of tasks that any method has a result on at a budget."""
-        return len({job.task for job in self.jobs(budget=budget)})
+        return len(
+            {
+                group.job.task
+                for group in self.groups
+                if group.num_done and group.job.num_simulations == budget
+            }
+        )
 
     def seconds(self, name: str, setting: str, budget: int) -> list[float]:
         """Return a time of a method on each task that has one."""
@@ -264,7 +270,8 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
         gathered.setdefault(_cell(job), []).append(record)
         place = (job.task, job.num_simulations)
         pairs.setdefault(place, set()).add((job.num_observation, job.seed))
-        most_samples[place] = max(most_samples.get(place, 0), job.num_samples)
+        if record["status"] == "done":
+            most_samples[place] = max(most_samples.get(place, 0), job.num_samples)
     groups = []
     for (task, _, budget), members in gathered.items():
         done = [record for record in members if record["status"] == "done"]
@@ -287,7 +294,7 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
                 len(done),
                 len(members) - len(done),
                 len(pairs[task, budget]),
-                _caveats(job, done, most_samples[task, budget]),
+                _caveats(job, done, most_samples.get((task, budget), 0)),
             )
         )
     return groups

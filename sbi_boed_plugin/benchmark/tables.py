@@ -69,8 +69,8 @@ def summary_table(results: Results) -> tuple[list[str], list[list[Any]]]:
 
 def difference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows of a table of paired differences of all metrics."""
-    header = [*_SETTINGS, "reference", "metric", "difference", "difference_se"]
-    header += ["num_observations", "num_seeds"]
+    header = [*_SETTINGS, "reference", "reference_hyper", "metric", "difference"]
+    header += ["difference_se", "num_observations", "num_seeds"]
     rows = []
     for metric in results.metrics:
         for found in paired_differences(results, metric):
@@ -79,7 +79,8 @@ def difference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
             rows.append(
                 [
                     *(_plain(job[name]) for name in _SETTINGS),
-                    *(found.reference, metric, found.mean, error),
+                    *(found.reference.method, _plain(dict(found.reference.hyper))),
+                    *(metric, found.mean, error),
                     *(found.num_observations, found.num_seeds),
                 ]
             )
@@ -140,10 +141,12 @@ def _difference_lines(results: Results, metric: str) -> list[str]:
         text = format_number(found.mean, signed=True)
         if not math.isnan(found.error):
             text += f" ± {format_number(found.error, like=found.mean)}"
-        label = results.labels[found.job.setting_key]
+        ours, theirs = (
+            results.labels[job.setting_key] for job in (found.job, found.reference)
+        )
         lines.append(
-            f"| {found.job.task} | {found.job.num_simulations:,} | {label} − "
-            f"{found.reference} | {text} ({found.num_observations} × "
+            f"| {found.job.task} | {found.job.num_simulations:,} | {ours} − {theirs} "
+            f"| {text} ({found.num_observations} × "
             f"{found.num_seeds}) |"
         )
     return [*lines, ""]

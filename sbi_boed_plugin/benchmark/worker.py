@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from sbi_boed_plugin._parallel import describe_error, one_thread
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import code_digest, installed_versions
-from sbi_boed_plugin.benchmark._time_limit import time_limit
+from sbi_boed_plugin.benchmark._time_limit import call_within
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.methods import run_job_method
 from sbi_boed_plugin.benchmark.metrics import compute_metric
@@ -46,8 +47,12 @@ _OUTPUT_CHARACTERS = 2_000
 _NUM_WARNINGS = 20
 _WARNING_CHARACTERS = 500
 
-# Of the digest of the code: enough to tell versions apart.
-_DIGITS = 10
+# As they are loaded, whatever is installed in the course of a run. Ten digits of the
+# code are enough to tell it apart.
+_VERSIONS = {
+    **installed_versions(("sbi", "sbibm", "torch")),
+    "code": code_digest("benchmark/methods.py", "benchmark/metrics.py")[:10],
+}
 
 
 @dataclass(frozen=True)
@@ -175,10 +180,9 @@ def add_failure(
 def present_versions() -> dict[str, str | None]:
     """Return the versions of the packages that results depend on.
 
-    `code` stands for what of ours trains, which may change between two releases.
+    `code` stands for what of ours makes a result, which may change between releases.
     """
-    packages = installed_versions(("sbi", "sbibm", "torch"))
-    return {**packages, "code": code_digest()[:_DIGITS]}
+    return dict(_VERSIONS)
 
 
 def _read(job: Job, store: Store, notes: list[str]) -> Record | None:
@@ -234,8 +238,11 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
     wanted = {*orders.metrics, *(done["metrics"] if done else ())}
     samples = _kept_samples(job, orders.store, done)
     if done is None or samples is None:
-        with isolated_rng(job.seed), time_limit(orders.time_limit):
-            run = run_job_method(job, task, orders.store.cache)
+        with isolated_rng(job.seed):
+            run = call_within(
+                orders.time_limit,
+                lambda: run_job_method(job, task, orders.store.cache),
+            )
         samples = run.samples
         record = {
             "metrics": {},
@@ -249,21 +256,20 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
             "diagnostics": dict(run.diagnostics),
             "samples": None,
         }
+        if done:
+            record["earlier"] = _earlier(done)
         if orders.save_samples or (done and done["samples"]):
             # Before anything is measured: who runs out of memory there has them.
             record["samples"] = orders.store.write_samples(job, samples.numpy())
     else:
         record = done
-        wanted -= set(done["metrics"]) - set(done.get("metric_errors", {}))
+        wanted -= set(done["metrics"])
     started = time.perf_counter()
     metrics, errors = _measure(job, task, samples, wanted, orders.time_limit)
     seconds = record["metric_seconds"] + time.perf_counter() - started
     earlier_errors = record.get("metric_errors", {})
-    # What was measured before is kept where it cannot be measured now.
-    before = done["metrics"] if done else {}
-    kept = {name: before[name] for name in errors if name in before}
     measured = {
-        "metrics": {**record["metrics"], **kept, **metrics},
+        "metrics": {**record["metrics"], **metrics},
         "metric_errors": {
             name: errors.get(name) or earlier_errors[name]
             for name in sorted({*earlier_errors, *errors} - set(metrics))
@@ -271,6 +277,15 @@ def _compute(job: Job, orders: Orders, earlier: Record | None) -> Record:
         "metric_seconds": seconds,
     }
     return {**record, **_common(job, "done"), **measured}
+
+
+def _earlier(done: Record) -> list[dict[str, Any]]:
+    """Return what was measured on samples that there are no more, by versions.
+
+    It is no value of the new samples, whose metrics may fail, and took hours, perhaps.
+    """
+    values = {"metrics": done["metrics"], "versions": done["versions"]}
+    return [*done.get("earlier", []), values]
 
 
 def _measure(
@@ -285,8 +300,11 @@ def _measure(
     for name in sorted(names):
         try:
             # Each from the seed, so that none depends on which others are computed.
-            with isolated_rng(job.seed), time_limit(seconds):
-                value = compute_metric(name, task, samples, job.num_observation)
+            with isolated_rng(job.seed):
+                value = call_within(
+                    seconds,
+                    partial(compute_metric, name, task, samples, job.num_observation),
+                )
             if not math.isfinite(value):
                 raise ValueError(f"its value is {value}")
             values[name] = value
@@ -316,7 +334,7 @@ def _common(job: Job, status: str) -> Record:
         "job": job.to_plain(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "finished": time.time(),
-        "versions": dict(present_versions()),
+        "versions": present_versions(),
     }
 
 

@@ -24,6 +24,10 @@ _PACKAGES = (
     "zuko",
 )
 
+# As they are loaded, whatever is installed or edited in the course of a run.
+_VERSIONS = {"python": platform.python_version(), **installed_versions(_PACKAGES)}
+_CODE = code_digest()
+
 
 def training_key(
     method: str, settings: RunSettings, task: Any, num_simulations: int, x_o: Tensor
@@ -56,8 +60,7 @@ def training_key(
             "num_simulations": num_simulations,
             "observation": x_o if settings.num_rounds > 1 else None,
             "task": fingerprint(task),
-            "python": platform.python_version(),
-            "versions": installed_versions(_PACKAGES),
-            "code": code_digest(),
+            "versions": _VERSIONS,
+            "code": _CODE,
         }
     )

@@ -95,7 +95,7 @@ def test_differences_are_paired(pairs):
     # Of the first observation 0.1 and -0.1, of the second 0.1; others are no pairs.
     assert (found.mean, found.error) == pytest.approx((0.05, 0.05))
     assert (found.num_observations, found.num_seeds) == (2, 2)
-    assert (found.job.method, found.reference) == ("nre_gkl", "nre")
+    assert (found.job.method, found.reference.method) == ("nre_gkl", "nre")
 
 
 def test_differences_are_shown_everywhere(pairs):
@@ -115,22 +115,49 @@ def test_differences_are_shown_everywhere(pairs):
 
 
 def test_variants_are_compared_with_like_settings(tmp_path):
+    nsf = {"neural_net": "nsf"}
     for method, changed, value in (
         ("npe", {}, 0.5),
-        ("npe", {"hyper": {"net": "nsf"}}, 0.6),
+        ("npe", {"hyper": nsf}, 0.6),
         ("npe", {"num_rounds": 2}, 0.7),
-        ("npe_gkl", {"hyper": {"net": "nsf"}}, 0.8),
-        ("npe_gkl", {"hyper": {"num_blocks": 3}}, 0.8),
+        ("npe_gkl", {"hyper": nsf}, 0.8),
+        # The other method has no such thing.
+        ("npe_gkl", {"hyper": {"training": "joint"}}, 0.8),
         ("npe_gkl", {"num_rounds": 2}, 0.8),
+        # There is nothing to compare these with.
+        ("npe_gkl", {"hyper": {"hidden_features": 9}}, 0.8),
         ("npe_gkl", {"num_samples": 500}, 0.8),
         ("nle_ince", {}, 0.8),
     ):
         add(tmp_path, Job("sir", method, 10, 0, 1, **changed), {"c2st": value})
-    found = paired_differences(read_results(tmp_path), "c2st")
+    results = read_results(tmp_path)
+    found = paired_differences(results, "c2st")
     made = {(d.job.num_rounds, *d.job.hyper): d.mean for d in found}
-    expected = {(1, "net"): 0.2, (1, "num_blocks"): 0.3, (2,): 0.1}
+    expected = {(1, "neural_net"): 0.2, (1, "training"): 0.3, (2,): 0.1}
     assert made == pytest.approx(expected)
     assert all(math.isnan(d.error) for d in found)
+    text = markdown(results)
+    assert "npe_gkl, neural_net=nsf − npe, neural_net=nsf |" in text
+    assert "npe_gkl, training=joint − npe |" in text
+
+
+def test_who_uses_more_simulations_is_not_compared(tmp_path):
+    add(tmp_path, Job("sir", "nre", 10, 0, 1), {"c2st": 0.7})
+    job = Job("sir", "nre_gkl", 10, 0, 1)
+    add(tmp_path, job, {"c2st": 0.6}, num_simulations_used=1_000)
+    assert paired_differences(read_results(tmp_path), "c2st") == []
+
+
+def test_failures_alone_keep_nobody_from_being_ranked(tmp_path):
+    """Neither by their number of samples, nor by their task."""
+    for method, value in (("npe", 0.6), ("nre", 0.7)):
+        add(tmp_path, Job("sir", method, 10, 0, 1, num_samples=500), {"c2st": value})
+    for task in ("sir", "slcp"):
+        job = Job(task, "nle", 10, 0, 1)
+        Store(tmp_path).write(job, failed_record(job, "an error", ""))
+    results = read_results(tmp_path)
+    assert [g.is_comparable for g in results.groups if g.num_done] == [True, True]
+    assert "tasks</small>" not in runtime_table(results)
 
 
 def test_without_variants_there_are_no_differences(tmp_path):

@@ -36,6 +36,7 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin import _versions
+from sbi_boed_plugin._versions import code_digest
 from sbi_boed_plugin.sbibm import TASKS, _fingerprint, _key, get_task
 from sbi_boed_plugin.sbibm.settings import PosteriorSettings
 
@@ -450,36 +451,34 @@ def test_what_only_later_rounds_depend_on(two_moons):
     assert key(two_moons, max_sampling_time=5.0, **two) != key(two_moons, **two)
 
 
-def test_other_versions_train_again(two_moons, monkeypatch):
+def test_other_versions_and_other_code_train_again(two_moons, monkeypatch):
     first = key(two_moons)
-    for name in ("sbi", "torch", "zuko", "sbibm"):
+    for name in ("python", "sbi", "torch", "zuko", "sbibm", "sbi_boed_plugin"):
         with monkeypatch.context() as context:
-            context.setattr(
-                _versions, "version", lambda asked, n=name: "9" if asked == n else "1"
-            )
-            changed = key(two_moons)
-        with monkeypatch.context() as context:
-            context.setattr(_versions, "version", lambda asked: "1")
-            assert key(two_moons) != changed
+            assert _key._VERSIONS[name]
+            context.setitem(_key._VERSIONS, name, "9")
+            assert key(two_moons) != first
     assert key(two_moons) == first
+    monkeypatch.setattr(_key, "_CODE", "another")
+    assert key(two_moons) != first
 
 
-@pytest.mark.parametrize("name", ["trainers/nre_gkl.py", "_rng.py", "design/new.py"])
-def test_other_code_trains_again(two_moons, tmp_path, monkeypatch, name):
-    first = key(two_moons)
+@pytest.mark.parametrize(
+    "name", ["trainers/nre_gkl.py", "_rng.py", "design/new.py", "benchmark/metrics.py"]
+)
+def test_code_is_known_by_what_trains(tmp_path, monkeypatch, name):
+    included = ("benchmark/metrics.py",)
+    first = code_digest(*included)
+    assert code_digest() == _key._CODE != first
     copied = tmp_path / "package"
     shutil.copytree(Path(_versions.__file__).parent, copied)
     monkeypatch.setattr(_versions, "__file__", str(copied / "_versions.py"))
-    _versions.code_digest.cache_clear()
-    try:
-        assert key(two_moons) == first
-        with (copied / "cli" / "command.py").open("a") as file:
+    assert code_digest(*included) == first
+    for other in ("cli/command.py", "benchmark/html.py"):
+        with (copied / other).open("a") as file:
             file.write("# changed\n")
-        _versions.code_digest.cache_clear()
-        assert key(two_moons) == first, "no training comes through this"
-        with (copied / name).open("a") as file:
-            file.write("# changed\n")
-        _versions.code_digest.cache_clear()
-        assert key(two_moons) != first
-    finally:
-        _versions.code_digest.cache_clear()
+    assert code_digest(*included) == first, "no result comes through these"
+    with (copied / name).open("a") as file:
+        file.write("# changed\n")
+    assert code_digest(*included) != first
+    assert (code_digest() == _key._CODE) is (name == "benchmark/metrics.py")
