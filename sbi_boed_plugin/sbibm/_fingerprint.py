@@ -10,12 +10,13 @@ import dis
 import functools
 import hashlib
 import importlib
+import importlib.util
 import logging
 import sys
 import threading
 import uuid
 import weakref
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
@@ -330,12 +331,15 @@ def _instructions(code: CodeType) -> tuple[Any, set[str], set[tuple[int, str]]]:
 
 
 def _imported(level: int, name: str, package: str) -> Any:
-    """Return a module that a function imports when it runs."""
+    """Return a module that a function imports when it runs, or what is known of it."""
+    known = None if level else _package_version(name)
+    if known is not None:
+        return [name, known]  # To import it could take long, perhaps for nothing.
     try:
         return importlib.import_module("." * level + name, package or None)
-    except ImportError:
-        # It does without, or fails.
-        return f"no module {name}"
+    except Exception as error:
+        # The function does without, or fails likewise.
+        return f"{name}: {type(error).__name__}"
 
 
 @functools.cache
@@ -344,11 +348,19 @@ def _package_version(module: str | None) -> str | None:
     package = str(module).partition(".")[0]
     if package in _VERSIONED:
         return ""
-    loaded = sys.modules.get(package)
-    path = Path(str(getattr(loaded, "__file__", None) or ""))
+    path = Path(_place(package) or "")
     if not {"site-packages", "dist-packages"} & set(path.parts):
         return None
     with contextlib.suppress(PackageNotFoundError):
         return version(package)
-    # Packages may be installed under another name than they are imported by.
-    return getattr(loaded, "__version__", None)
+    # It is installed under another name than it is imported by.
+    names = sorted(set(packages_distributions().get(package, ())))
+    return ", ".join(f"{name} {version(name)}" for name in names) or None
+
+
+def _place(package: str) -> str | None:
+    """Return the file of a package, `None` if it has none or is not found."""
+    if package in sys.modules:
+        return getattr(sys.modules[package], "__file__", None)
+    with contextlib.suppress(ImportError, ValueError):
+        return getattr(importlib.util.find_spec(package), "origin", None)

@@ -391,6 +391,16 @@ def test_installed_packages_are_not_looked_into():
         assert len(str(_fingerprint.fingerprint(held))) < 10_000
 
 
+def test_what_a_function_may_import_is_not_imported_for_its_key(monkeypatch):
+    """It may take long, and `antlr4` belongs to a package of another name."""
+    for name in [name for name in sys.modules if name.startswith("antlr4")]:
+        monkeypatch.delitem(sys.modules, name)
+    code = "def held(theta):\n    import antlr4, nowhere\n    return antlr4.run(theta)"
+    assert key(MyTask(held=run_source(code)["held"]))
+    assert "antlr4" not in sys.modules
+    assert "antlr4-python3-runtime" in str(_fingerprint._package_version("antlr4"))
+
+
 def test_functions_that_several_call_are_looked_at_once():
     layers = "def f0(x): return x\ndef g0(x): return x\n"
     for n in range(1, 16):
