@@ -68,7 +68,8 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(bench, tmp_path):
     started = len(lines(log))
     kept = contents(folder)
     assert 0 < len(kept) < OBSERVATIONS
-    assert len(list(folder.rglob("*.begun"))) == 2
+    # One of the two may have been between two jobs.
+    assert len(list(folder.rglob("*.begun"))) in (1, 2)
 
     settings = {
         "observations": range(1, OBSERVATIONS + 1),
