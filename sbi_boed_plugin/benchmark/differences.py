@@ -5,12 +5,11 @@ simulations, so that their difference varies less than either of them.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
-from sbi_boed_plugin._statistics import mean_and_error
+from sbi_boed_plugin._statistics import grouped_mean_and_error
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.summary import Group, Results
+from sbi_boed_plugin.benchmark.summary import Results
 from sbi_boed_plugin.sbibm import check_hyper
 
 __all__ = ["VARIANT_OF", "Difference", "paired_differences"]
@@ -57,28 +56,28 @@ def paired_differences(results: Results, metric: str) -> list[Difference]:
         job = Job(**record["job"])
         value = record["metrics"].get(metric)
         if value is not None and math.isfinite(value):
-            cell = (job.task, job.setting_key, job.num_simulations)
-            measured.setdefault(cell, {})[job.num_observation, job.seed] = value
+            pairs = measured.setdefault(job.cell, {})
+            pairs[job.num_observation, job.seed] = value
     found = []
     for group in results.groups:
         job = group.job
         if job.method not in VARIANT_OF:
             continue
         reference = _reference(job)
-        place = (job.task, job.num_simulations)
-        beside = results.group(place[0], reference.setting_key, place[1])
-        if beside is None or _is_over(group) or _is_over(beside):
+        beside = results.group(*reference.cell)
+        if beside is None or group.exceeds_budget or beside.exceeds_budget:
             continue
-        ours = measured.get((place[0], job.setting_key, place[1]), {})
-        theirs = measured.get((place[0], reference.setting_key, place[1]), {})
+        ours = measured.get(job.cell, {})
+        theirs = measured.get(reference.cell, {})
         shared = sorted(ours.keys() & theirs.keys())
         if not shared:
             continue
-        values = ((pair[0], ours[pair] - theirs[pair]) for pair in shared)
-        counts = (len(set(column)) for column in zip(*shared, strict=True))
-        found.append(
-            Difference(job, reference, metric, *_over_observations(values), *counts)
+        mean, error = grouped_mean_and_error(
+            (number, ours[number, seed] - theirs[number, seed])
+            for number, seed in shared
         )
+        counts = (len(set(column)) for column in zip(*shared, strict=True))
+        found.append(Difference(job, reference, metric, mean, error, *counts))
     return found
 
 
@@ -88,15 +87,3 @@ def _reference(job: Job) -> Job:
     known = {field.name for field in fields(check_hyper(method))}
     hyper = {name: value for name, value in job.hyper.items() if name in known}
     return replace(job, method=method, hyper=hyper)
-
-
-def _is_over(group: Group) -> bool:
-    """Tell whether a method has used more simulations than its budget."""
-    return any(caveat.startswith("uses") for caveat in group.caveats)
-
-
-def _over_observations(values: Iterable[tuple[int, float]]) -> tuple[float, float]:
-    gathered: dict[int, list[float]] = {}
-    for number, value in values:
-        gathered.setdefault(number, []).append(value)
-    return mean_and_error([mean_and_error(v)[0] for v in gathered.values()])

@@ -90,6 +90,11 @@ class Job:
         return json.dumps(parts, sort_keys=True)
 
     @property
+    def cell(self) -> tuple[str, str, int]:
+        """Task, setting and budget: what jobs that are averaged have in common."""
+        return self.task, self.setting_key, self.num_simulations
+
+    @property
     def setting(self) -> str:
         """Method and what is unusual about it, in words.
 

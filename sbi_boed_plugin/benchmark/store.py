@@ -55,6 +55,7 @@ _KEYS = {
 
 _TYPES: dict[str, Any] = {
     "diagnostics": dict,
+    "earlier": list,
     "finished": (int, float),
     "metric_errors": dict,
     "metrics": dict,

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sbi_boed_plugin._statistics import mean_and_error
+from sbi_boed_plugin._statistics import grouped_mean_and_error, mean_and_error
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.published import PUBLISHED_C2ST
@@ -47,7 +47,8 @@ class Group:
         num_failed: Number of jobs that failed.
         num_expected: Number of pairs of observation and seed that any method has had
             at the task and budget.
-        caveats: What else its means are no fair comparison with others for, in words.
+        num_simulations_used: Largest number of simulations that a job used.
+        most_samples: Largest number of samples that any method is judged by there.
     """
 
     job: Job
@@ -57,7 +58,24 @@ class Group:
     num_done: int
     num_failed: int
     num_expected: int
-    caveats: tuple[str, ...] = ()
+    num_simulations_used: int
+    most_samples: int
+
+    @property
+    def exceeds_budget(self) -> bool:
+        """Whether a job used more simulations than it was to."""
+        return self.num_simulations_used > self.job.num_simulations
+
+    @property
+    def caveats(self) -> list[str]:
+        """Where it was given more, or judged by less, than others, in words."""
+        caveats = []
+        # Classifiers tell fewer samples apart less well.
+        if self.job.num_samples < self.most_samples:
+            caveats.append(f"{self.job.num_samples:,} samples")
+        if self.exceeds_budget:
+            caveats.append(f"uses {self.num_simulations_used:,} simulations")
+        return caveats
 
     @property
     def is_comparable(self) -> bool:
@@ -198,7 +216,7 @@ class Results:
 
     @cached_property
     def _by_cell(self) -> dict[tuple[str, str, int], Group]:
-        return {_cell(group.job): group for group in self.groups}
+        return {group.job.cell: group for group in self.groups}
 
 
 def describe_versions(versions: Mapping[str, str | None]) -> str:
@@ -267,7 +285,7 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
     most_samples: dict[tuple[str, int], int] = {}
     for record in records:
         job = Job(**record["job"])
-        gathered.setdefault(_cell(job), []).append(record)
+        gathered.setdefault(job.cell, []).append(record)
         place = (job.task, job.num_simulations)
         pairs.setdefault(place, set()).add((job.num_observation, job.seed))
         if record["status"] == "done":
@@ -294,37 +312,18 @@ def summarize(records: Sequence[Record], metrics: Sequence[str]) -> list[Group]:
                 len(done),
                 len(members) - len(done),
                 len(pairs[task, budget]),
-                _caveats(job, done, most_samples.get((task, budget), 0)),
+                max((r["num_simulations_used"] or 0 for r in done), default=0),
+                most_samples.get((task, budget), 0),
             )
         )
     return groups
 
 
-def _caveats(job: Job, done: Sequence[Record], most_samples: int) -> tuple[str, ...]:
-    """Say where a method was given more, or was judged by less, than others."""
-    caveats = []
-    # Classifiers tell fewer samples apart less well.
-    if job.num_samples < most_samples:
-        caveats.append(f"{job.num_samples:,} samples")
-    used = max((record["num_simulations_used"] or 0 for record in done), default=0)
-    if used > job.num_simulations:
-        caveats.append(f"uses {used:,} simulations")
-    return tuple(caveats)
-
-
-def _cell(job: Job) -> tuple[str, str, int]:
-    return job.task, job.setting_key, job.num_simulations
-
-
 def _over_observations(records: Sequence[Record], value: Any) -> tuple[float, float]:
-    per_observation: dict[int, list[float]] = {}
-    for record in records:
-        number = value(record)
-        per_observation.setdefault(record["job"]["num_observation"], []).append(
-            math.nan if number is None else number
-        )
-    means = [mean_and_error(values)[0] for values in per_observation.values()]
-    return mean_and_error(means)
+    numbers = ((record["job"]["num_observation"], value(record)) for record in records)
+    return grouped_mean_and_error(
+        (place, math.nan if number is None else number) for place, number in numbers
+    )
 
 
 def _over_trainings(records: Sequence[Record]) -> tuple[float, float]:

@@ -50,7 +50,12 @@ class NoEstimateError(ValueError):
     """
 
     def __init__(
-        self, message: str, num_simulations: int, num_invalid_simulations: int
+        self,
+        message: str,
+        # Python makes errors that come from other processes of the message alone, and
+        # fills in the rest.
+        num_simulations: int = 0,
+        num_invalid_simulations: int = 0,
     ) -> None:
         super().__init__(message)
         self.num_simulations = num_simulations

@@ -10,13 +10,11 @@ import dis
 import functools
 import hashlib
 import importlib
-import importlib.util
 import logging
 import sys
 import threading
 import uuid
 import weakref
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
@@ -35,21 +33,10 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Distribution, Transform
 from torch.distributions.utils import lazy_property
 
+from sbi_boed_plugin._versions import module_version
 from sbi_boed_plugin.sbibm._cache import cache_key
 
 __all__ = ["fingerprint"]
-
-# Packages with versions that every key has anyway.
-_VERSIONED = {
-    "numpy",
-    "pyro",
-    "sbi",
-    "sbi_boed_plugin",
-    "sbibm",
-    "scipy",
-    "torch",
-    *sys.stdlib_module_names,
-}
 
 _BY_VALUE = (bool, int, float, complex, str, bytes, Tensor, np.ndarray, Path)
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -196,7 +183,7 @@ class _Walk:
         """Return the name of a class, and its code or the version of its package."""
         bases = []
         for base in kind.__mro__:
-            known = _package_version(base.__module__)
+            known = module_version(base.__module__)
             if known is None:
                 members = {
                     name: member
@@ -224,7 +211,7 @@ class _Walk:
                 held.append(cell.cell_contents)
         held.append(vars(function))
         # Not by its `__module__`: a wrapper takes that of what it wraps.
-        known = _package_version(str(function.__globals__.get("__name__")))
+        known = module_version(str(function.__globals__.get("__name__")))
         if known is not None:
             return [_name(function), known, self.plain(held)]
         code, names, imported = _instructions(function.__code__)
@@ -240,7 +227,7 @@ class _Walk:
     def _module(self, module: ModuleType) -> Any:
         """Return all that a module holds, or the version of its package."""
         name = module.__name__
-        known = _package_version(name)
+        known = module_version(name)
         if known is not None:
             return [name, known]
         path = Path(str(getattr(module, "__file__", None) or ""))
@@ -332,7 +319,7 @@ def _instructions(code: CodeType) -> tuple[Any, set[str], set[tuple[int, str]]]:
 
 def _imported(level: int, name: str, package: str) -> Any:
     """Return a module that a function imports when it runs, or what is known of it."""
-    known = None if level else _package_version(name)
+    known = None if level else module_version(name)
     if known is not None:
         return [name, known]  # To import it could take long, perhaps for nothing.
     try:
@@ -340,27 +327,3 @@ def _imported(level: int, name: str, package: str) -> Any:
     except Exception as error:
         # The function does without, or fails likewise.
         return f"{name}: {type(error).__name__}"
-
-
-@functools.cache
-def _package_version(module: str | None) -> str | None:
-    """Return the version of a module's package, `None` if it is not installed."""
-    package = str(module).partition(".")[0]
-    if package in _VERSIONED:
-        return ""
-    path = Path(_place(package) or "")
-    if not {"site-packages", "dist-packages"} & set(path.parts):
-        return None
-    with contextlib.suppress(PackageNotFoundError):
-        return version(package)
-    # It is installed under another name than it is imported by.
-    names = sorted(set(packages_distributions().get(package, ())))
-    return ", ".join(f"{name} {version(name)}" for name in names) or None
-
-
-def _place(package: str) -> str | None:
-    """Return the file of a package, `None` if it has none or is not found."""
-    if package in sys.modules:
-        return getattr(sys.modules[package], "__file__", None)
-    with contextlib.suppress(ImportError, ValueError):
-        return getattr(importlib.util.find_spec(package), "origin", None)

@@ -1,10 +1,12 @@
 import math
+import pickle
 
 import pytest
 import torch
 from torch.distributions import Independent, Normal, Uniform
 
 from sbi_boed_plugin import estimate_eig, tasks
+from sbi_boed_plugin.objectives.eig import NoEstimateError
 from tests.oracles import LinearGaussian as Model
 
 
@@ -143,8 +145,11 @@ def test_invalid_simulations_tell_nothing():
     for bound in ("snmc", "exact"):
         with pytest.raises(ValueError, match=f"bound='{bound}' needs all of them"):
             estimate_eig(Model.log_likelihood, simulate, bound=bound, **kwargs)
-    with pytest.raises(ValueError, match="All 1000 simulations"):
+    with pytest.raises(NoEstimateError, match="All 1000 simulations") as raised:
         estimate_eig(Model.log_likelihood, lambda t, d: t * torch.nan, **kwargs)
+    # Also when it comes back from another process.
+    for error in (raised.value, pickle.loads(pickle.dumps(raised.value))):
+        assert (error.num_simulations, error.num_invalid_simulations) == (1000, 1000)
 
 
 @pytest.mark.parametrize(

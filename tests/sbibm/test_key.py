@@ -398,7 +398,7 @@ def test_what_a_function_may_import_is_not_imported_for_its_key(monkeypatch):
     code = "def held(theta):\n    import antlr4, nowhere\n    return antlr4.run(theta)"
     assert key(MyTask(held=run_source(code)["held"]))
     assert "antlr4" not in sys.modules
-    assert "antlr4-python3-runtime" in str(_fingerprint._package_version("antlr4"))
+    assert "antlr4-python3-runtime" in str(_versions.module_version("antlr4"))
 
 
 def test_functions_that_several_call_are_looked_at_once():

@@ -202,7 +202,7 @@ def test_designs_at_which_every_run_fails_count_as_telling_nothing():
         assert all(torch.tensor(result.history["eig"]).isfinite())
         modes.append(result.design.item())
     assert result.num_invalid_simulations >= 4
-    assert modes[0] > 1.8 and modes[1] < 1.55
+    assert modes[0] > 1.8 and modes[1] < 1.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
