@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
 
 class LinearGaussian:
@@ -46,3 +46,23 @@ class EnergyBetween(torch.nn.Module):
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         log_posterior = self.posterior.log_prob(input, condition)
         return log_posterior - self.base.log_prob(input, condition)
+
+
+class WithConstant(Distribution):
+    """A prior whose log-density is off by a constant."""
+
+    arg_constraints = {}
+
+    def __init__(self, prior, constant) -> None:
+        super().__init__(event_shape=prior.event_shape, validate_args=False)
+        self.prior, self.constant = prior, constant
+
+    @property
+    def support(self):
+        return self.prior.support
+
+    def sample(self, sample_shape=torch.Size()) -> Tensor:
+        return self.prior.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.prior.log_prob(value) + self.constant

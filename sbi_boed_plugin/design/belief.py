@@ -129,6 +129,11 @@ class ParticleBelief(Distribution):
         return belief
 
     @property
+    def base_prior(self) -> Distribution:
+        """Distribution of the parameters before any observation."""
+        return self._prior
+
+    @property
     def num_particles(self) -> int:
         """Number of particles."""
         return len(self.particles)

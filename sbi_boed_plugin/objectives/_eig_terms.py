@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -13,6 +14,7 @@ from sbi_boed_plugin.objectives.bounds import (
     generalized_kl_bound,
     marginal_difference,
     nwj_bound,
+    proposal_contrastive_bounds,
     ratio_critic,
 )
 from sbi_boed_plugin.objectives.generalized_kl import partition_function
@@ -29,21 +31,23 @@ def information_terms(
     bound: str,
     estimator: Any,
     marginal_estimator: Any | None,
+    posterior_estimator: Any | None,
     prior: Distribution,
     theta: Tensor,
     x: Tensor,
     design: Tensor,
     num_contrastive: int,
     max_pairs: int,
-) -> tuple[Tensor, Tensor]:
-    """Return each simulation's term, as a lower and an upper one.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each simulation's term, as a lower and an upper one, and its cap.
 
-    The two differ for the nested estimates alone.
+    Lower and upper terms differ for the nested estimates alone.
 
     Args:
         bound: Name of the bound.
         estimator: Likelihood or posterior.
         marginal_estimator: Density of the data, if the bound needs one.
+        posterior_estimator: Proposal of contrastive parameters, if the bound needs one.
         prior: Distribution of the parameters.
         theta: Parameters of shape `(num_samples, dim_theta)`.
         x: Data of shape `(num_samples, dim_x)`.
@@ -52,7 +56,8 @@ def information_terms(
         max_pairs: Largest number of densities evaluated at once.
 
     Returns:
-        Terms of shape `(num_samples,)` each, in nats.
+        Lower terms, upper terms and the largest values that the lower ones can take,
+        of shape `(num_samples,)` each, in nats.
     """
     # Chunks over simulations as well as over contrastive samples: the parameters of
     # all pairs at once may not fit either.
@@ -66,9 +71,10 @@ def information_terms(
                 for chunk in chunks
             ]
         )
-        return terms, terms
+        return terms, terms, torch.full_like(terms, torch.inf)
     log_prob = _as_conditional_log_prob(estimator, design.shape[-1])
-    lower, upper = [], []
+    lower, upper, caps = [], [], []
+    log_num_terms = math.log(num_contrastive + 1)
     for theta_0, x_0 in chunks:
         log_marginal = None
         if marginal_estimator is not None:
@@ -80,6 +86,24 @@ def information_terms(
             terms = marginal_difference(log_likelihood, cast(Tensor, log_marginal))
             lower.append(terms)
             upper.append(terms)
+            caps.append(torch.full_like(terms, torch.inf))
+            continue
+        if posterior_estimator is not None:
+            log_likelihood, weights = _proposal_weights(
+                log_prob,
+                posterior_estimator,
+                prior,
+                theta_0,
+                x_0,
+                design,
+                num_contrastive,
+                max_pairs,
+            )
+            terms = proposal_contrastive_bounds(log_likelihood, weights)
+            lower.append(terms[0])
+            upper.append(terms[1])
+            # That of the contrasts is on top of what the proposal knows.
+            caps.append(log_num_terms + log_likelihood - weights[0])
             continue
         contrast = fresh_contrast(prior, num_contrastive, len(x_0))
         theta_all = torch.cat([theta_0.unsqueeze(0), contrast])
@@ -91,11 +115,51 @@ def information_terms(
             terms = _nwj_terms(matrix, log_marginal)
             lower.append(terms)
             upper.append(terms)
+            caps.append(torch.full_like(terms, torch.inf))
             continue
         lower.append(contrastive_bound(matrix))
         mean = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
         upper.append(matrix[0] - mean)
-    return torch.cat(lower), torch.cat(upper)
+        caps.append(torch.full_like(mean, log_num_terms))
+    return torch.cat(lower), torch.cat(upper), torch.cat(caps)
+
+
+def _proposal_weights(
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    proposal: Any,
+    prior: Distribution,
+    theta: Tensor,
+    x: Tensor,
+    design: Tensor,
+    num_contrastive: int,
+    max_pairs: int,
+) -> tuple[Tensor, Tensor]:
+    """Return log-likelihoods and log-weights of contrasts from a posterior.
+
+    Returns:
+        Log-likelihoods of the simulations, of shape `(batch_dim,)`, and log-weights of
+        shape `(num_contrastive + 1, batch_dim)`, in nats.
+    """
+    # Any proposal that covers the posterior serves: a normalized one costs least.
+    proposal = getattr(proposal, "base", proposal)
+    data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
+    dtype = _precision_of(proposal, x.dtype)
+    draws = proposal.sample(torch.Size((num_contrastive,)), data.to(dtype)).to(theta)
+    theta_all = torch.cat([theta.unsqueeze(0), draws])
+    # A draw outside of the prior, or beyond all numbers, has no weight.
+    flat = theta_all.flatten(0, 1)
+    inside = torch.isfinite(flat).all(dim=-1)
+    inside[inside.clone()] = within_support(prior, flat[inside])
+    safe = theta.repeat(num_contrastive + 1, 1)
+    flat = torch.where(inside.unsqueeze(-1), flat, safe)
+    theta_all = flat.reshape(theta_all.shape)
+    conditions = torch.cat([theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1)
+    matrix = log_likelihood_matrix(log_prob, x, conditions, max_pairs=max_pairs)
+    log_proposal = _in_precision_of(proposal)(theta_all, data)
+    log_prior = prior.log_prob(flat).reshape(matrix.shape).to(matrix)
+    weights = matrix + log_prior - log_proposal.to(matrix)
+    weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
+    return matrix[0], weights
 
 
 def _nwj_terms(matrix: Tensor, log_marginal: Tensor | None) -> Tensor:
@@ -169,8 +233,6 @@ def _as_conditional_log_prob(
 
 def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the density of an estimator for inputs of any precision."""
-    if not isinstance(estimator, torch.nn.Module):
-        return estimator.log_prob
 
     def log_prob(input: Tensor, condition: Tensor) -> Tensor:
         dtype = _precision_of(estimator, input.dtype)
@@ -179,6 +241,8 @@ def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
     return log_prob
 
 
-def _precision_of(estimator: torch.nn.Module, default: torch.dtype) -> torch.dtype:
+def _precision_of(estimator: Any, default: torch.dtype) -> torch.dtype:
     """Return the precision of an estimator's weights, if it has any."""
+    if not isinstance(estimator, torch.nn.Module):
+        return default
     return next((weight.dtype for weight in estimator.parameters()), default)

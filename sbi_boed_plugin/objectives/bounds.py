@@ -13,6 +13,8 @@ References:
     2023, https://arxiv.org/abs/2310.01808.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,7 @@ __all__ = [
     "generalized_kl_bound",
     "marginal_difference",
     "nwj_bound",
+    "proposal_contrastive_bounds",
     "ratio_critic",
 ]
 
@@ -55,6 +58,39 @@ def marginal_difference(log_likelihood: Tensor, log_marginal: Tensor) -> Tensor:
         Terms of shape `(batch_dim,)`, in nats.
     """
     return log_likelihood - log_marginal
+
+
+def proposal_contrastive_bounds(
+    log_likelihood: Tensor, log_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""Return the contrastive bounds with contrasts from a learned posterior.
+
+    With :math:`\theta_1, \dots, \theta_L` from a proposal :math:`r(\theta \mid x)` and
+    weights :math:`f_l = q(x \mid \theta_l) \, p(\theta_l) / r(\theta_l \mid x)`,
+
+    .. math:: \log q(x \mid \theta_0) - \log \frac{1}{L + 1} \sum_{l=0}^L f_l
+        \quad \text{and} \quad
+        \log q(x \mid \theta_0) - \log \frac1L \sum_{l=1}^L f_l .
+
+    The first is a lower bound in expectation for any :math:`q` and :math:`r`: averaged
+    over the contrasts, :math:`r(\theta_0 \mid x) \, f_0` divided by the mean of the
+    :math:`f_l` is a normalized density of :math:`\theta_0`. It is at most
+    :math:`\log(L + 1)` above the Barber-Agakov bound of :math:`r`, so that a good
+    proposal needs few contrasts. The second is an upper bound if :math:`q` is the true
+    likelihood.
+
+    Args:
+        log_likelihood: Log-likelihood of the simulations, of shape `(batch_dim,)`.
+        log_weights: Logarithms of :math:`f_l`, of shape
+            `(num_contrastive + 1, batch_dim)`, those of the simulations first.
+
+    Returns:
+        Lower and upper terms of shape `(batch_dim,)`, in nats.
+    """
+    num_rows = len(log_weights)
+    lower = torch.logsumexp(log_weights, dim=0) - math.log(num_rows)
+    upper = torch.logsumexp(log_weights[1:], dim=0) - math.log(num_rows - 1)
+    return log_likelihood - lower, log_likelihood - upper
 
 
 def nwj_bound(critic: Tensor, marginal_critic: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ References:
     Foster et al., *A Unified Stochastic Gradient Approach to Designing Bayesian-Optimal
     Experiments*, AISTATS 2020, https://arxiv.org/abs/1911.00294 (prior contrastive
     estimate). Rainforth et al., *On Nesting Monte Carlo Estimators*, ICML 2018,
-    https://arxiv.org/abs/1709.06181.
+    https://arxiv.org/abs/1709.06181. The contrasts of `"lace"` from a learned
+    posterior are those of adaptive contrastive estimation in the first of them.
 """
 
 import math
@@ -24,10 +25,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from sbi.neural_nets.estimators import (
+    CategoricalMassEstimator,
+    ConditionalDensityEstimator,
+)
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._prior import (
+    discrete_columns,
+    draw_parameters,
+    log_normalization,
+)
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
@@ -35,10 +44,22 @@ from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
 __all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
 
-Bound = Literal["pce", "snmc", "exact", "nwj", "marginal", "barber_agakov", "gkl"]
+Bound = Literal[
+    "pce",
+    "snmc",
+    "lace",
+    "lace_upper",
+    "exact",
+    "nwj",
+    "marginal",
+    "barber_agakov",
+    "gkl",
+]
 
 # Whatever the estimators are, hence also if failed simulations count as zero.
-LOWER_BOUNDS = ("pce", "nwj", "barber_agakov", "gkl")
+LOWER_BOUNDS = ("pce", "lace", "nwj", "barber_agakov", "gkl")
+# Those in which the density of the prior enters, and with it its constant.
+_WITH_PRIOR_DENSITY = ("lace", "lace_upper", "barber_agakov", "gkl")
 
 
 class NoEstimateError(ValueError):
@@ -69,11 +90,11 @@ class EIGEstimate:
     Attributes:
         value: Estimate, in nats.
         standard_error: Its standard error, in nats.
-        bound: What the estimate is: `"pce"`, `"nwj"`, `"barber_agakov"` and `"gkl"`
-            lower bounds in expectation, `"snmc"` and `"marginal"` upper bounds if the
-            likelihood is the true one, `"exact"` consistent for the expected
-            information gain, with what remains of the nested bias counted in the
-            standard error.
+        bound: What the estimate is: `"pce"`, `"lace"`, `"nwj"`, `"barber_agakov"` and
+            `"gkl"` lower bounds in expectation, `"snmc"`, `"lace_upper"` and
+            `"marginal"` upper bounds if the likelihood is the true one, `"exact"`
+            consistent for the expected information gain, with what remains of the
+            nested bias counted in the standard error.
         cap: Largest value that the estimate can take, in nats, or `None`.
         num_simulations: Number of simulations that the estimate used.
         num_invalid_simulations: How many of them failed, and count as telling nothing.
@@ -99,6 +120,7 @@ def estimate_eig(
     design: Tensor,
     bound: Bound = "pce",
     marginal_estimator: Any | None = None,
+    posterior_estimator: Any | None = None,
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
     max_pairs: int = MAX_PAIRS,
@@ -115,9 +137,17 @@ def estimate_eig(
       q(x|\theta_l)`. A lower bound for any :math:`q`, at most :math:`\log(L + 1)`.
     - `"snmc"`: the sum without :math:`l = 0`, divided by :math:`L`. An upper bound if
       :math:`q` is the true likelihood; of no fixed sign if it is learned.
-    - `"exact"`: the mean of the two, which needs the true likelihood. Half of their
-      difference bounds the nested bias and is added to the standard error (in
-      squares), so that the error reported is honest where `num_contrastive` is small.
+    - `"lace"`: :math:`\log q(x|\theta_0) - \log \frac{1}{L+1} \sum_{l=0}^{L}
+      q(x|\theta_l) p(\theta_l) / r(\theta_l|x)` with :math:`\theta_1, \dots,
+      \theta_L` from `posterior_estimator` as :math:`r`. A lower bound for any
+      :math:`q` and :math:`r`, at most :math:`\log(L + 1)` above the value of
+      `"barber_agakov"` for :math:`r`: a good proposal needs few contrasts.
+    - `"lace_upper"`: the sum without :math:`l = 0`, divided by :math:`L`. An upper
+      bound if :math:`q` is the true likelihood.
+    - `"exact"`: the mean of `"pce"` and `"snmc"`, which needs the true likelihood.
+      Half of their difference bounds the nested bias and is added to the standard
+      error (in squares), so that the error reported is honest where `num_contrastive`
+      is small.
     - `"nwj"`: :math:`T(\theta_0) - \frac1e \frac{1}{L'} \sum_l e^{T(\theta_l)}` with
       :math:`T = 1 + \log q(x|\theta) - \log m(x)`. A lower bound for any :math:`q` and
       :math:`m`, without a cap, of high variance. :math:`m` is `marginal_estimator`,
@@ -148,6 +178,9 @@ def estimate_eig(
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.
         marginal_estimator: Density of the data alone, conditioned on the design.
+        posterior_estimator: Density of the parameters to draw contrasts from, an
+            estimator of sbi's kind conditioned on `(x, design)` in one row; of a
+            `HybridEstimator` its base.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
         max_pairs: Largest number of densities evaluated at once.
@@ -176,7 +209,9 @@ def estimate_eig(
         >>> abs(eig.value - 0.5 * torch.tensor(2.0).log().item()) < 0.1
         True
     """
-    design = _check_arguments(estimator, design, bound, marginal_estimator)
+    design = _check_arguments(
+        estimator, design, bound, marginal_estimator, posterior_estimator
+    )
     for name, value, least in (
         ("num_samples", num_samples, 2),
         ("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
@@ -187,35 +222,121 @@ def estimate_eig(
     with torch.no_grad(), isolated_rng(seed):
         theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
-        x, valid = run_simulator(
+        x, _ = run_simulator(
             simulator,
             theta,
             design.repeat(num_samples, 1),
             num_workers=num_workers,
             isolate_errors=True,
         )
-        num_invalid = _check_valid(valid, bound)
-        theta, x = theta[valid], x[valid]
-        lower, upper = information_terms(
+        return eig_of_simulations(
+            estimator,
+            theta,
+            x,
+            prior=prior,
+            design=design,
+            bound=bound,
+            marginal_estimator=marginal_estimator,
+            posterior_estimator=posterior_estimator,
+            num_contrastive=num_contrastive,
+            max_pairs=max_pairs,
+        )
+
+
+def eig_of_simulations(
+    estimator: Any,
+    theta: Tensor,
+    x: Tensor,
+    *,
+    prior: Distribution,
+    design: Tensor,
+    bound: Bound,
+    marginal_estimator: Any | None = None,
+    posterior_estimator: Any | None = None,
+    num_contrastive: int = 1_023,
+    max_pairs: int = MAX_PAIRS,
+) -> EIGEstimate:
+    """Estimate the information of a design from simulations that are there.
+
+    Args:
+        estimator: As for `estimate_eig`, like the following.
+        theta: Parameters from the prior, of shape `(num_samples, dim_theta)`.
+        x: Their data, of shape `(num_samples, dim_x)`; NaN where a simulation failed.
+        prior: Distribution of the parameters before the experiment.
+        design: Design of shape `(1, dim_design)`.
+        bound: Which estimate.
+        marginal_estimator: Density of the data alone.
+        posterior_estimator: Density of the parameters to draw contrasts from.
+        num_contrastive: Number of contrastive samples of each simulation.
+        max_pairs: Largest number of densities evaluated at once.
+
+    Returns:
+        The estimate.
+    """
+    constant = (0.0, 0.0)
+    if bound in _WITH_PRIOR_DENSITY:
+        # That of a belief is known up to the constant of the prior it came from.
+        before = getattr(prior, "base_prior", prior)
+        density = posterior_estimator if bound.startswith("lace") else estimator
+        _check_describes(density, before, bound)
+        constant = log_normalization(before)
+        _warn_of_constant(*constant)
+    valid = torch.isfinite(x).all(dim=1)
+    num_invalid = _check_valid(valid, bound)
+    with torch.no_grad():
+        lower, upper, caps = information_terms(
             bound,
             estimator,
             marginal_estimator,
+            posterior_estimator if bound in ("lace", "lace_upper") else None,
             prior,
-            theta,
-            x,
+            theta[valid],
+            x[valid],
             design,
             num_contrastive,
             max_pairs,
         )
-
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    return _summarize(lower, upper, bound, num_contrastive, prior, num_invalid)
+    return _summarize(
+        lower, upper, caps.mean().item(), bound, prior, num_invalid, constant
+    )
+
+
+def _check_describes(estimator: Any, prior: Distribution, bound: str) -> None:
+    """Raise if a density stands for parameters that take values which repeat."""
+    while isinstance(getattr(estimator, "net", None), ConditionalDensityEstimator):
+        estimator = estimator.net
+    if isinstance(estimator, CategoricalMassEstimator):
+        return
+    discrete = discrete_columns(prior).nonzero().flatten().tolist()
+    if discrete:
+        raise ValueError(
+            f"bound='{bound}' with a {type(estimator).__name__}: parameters {discrete} "
+            "of theta take values that repeat, of which no density gives the "
+            "information. Use bound='pce' (objective='info_nce')."
+        )
+
+
+def _warn_of_constant(constant: float, error: float) -> None:
+    """Say that a prior's density lacks its constant, if it does."""
+    if constant:
+        warnings.warn(
+            f"prior.log_prob is not normalized: its density integrates to "
+            f"{math.exp(constant):.3g}, and not to 1. The estimate allows for this "
+            f"({constant:+.2f} ± {error:.2f} nats). Subtract {constant:.2f} from "
+            "prior.log_prob.",
+            stacklevel=4,
+        )
 
 
 def _check_arguments(
-    estimator: Any, design: Tensor, bound: str, marginal_estimator: Any | None
+    estimator: Any,
+    design: Tensor,
+    bound: str,
+    marginal_estimator: Any | None,
+    posterior_estimator: Any | None,
 ) -> Tensor:
     """Return the design in shape `(1, dim_design)`, or raise."""
     design = torch.as_tensor(design)
@@ -251,6 +372,11 @@ def _check_arguments(
             "bound='marginal' needs marginal_estimator, the density of the data "
             "conditioned on the design."
         )
+    if bound in ("lace", "lace_upper") and posterior_estimator is None:
+        raise ValueError(
+            f"bound='{bound}' needs posterior_estimator, the density of the parameters "
+            "from which it draws contrasts. Without one use bound='pce'."
+        )
     return design
 
 
@@ -274,7 +400,7 @@ def _check_valid(valid: Tensor, bound: str) -> int:
             f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
             "values. They count as experiments that tell nothing; the estimate stays "
             "a lower bound.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return num_invalid
 
@@ -282,16 +408,17 @@ def _check_valid(valid: Tensor, bound: str) -> int:
 def _summarize(
     lower: Tensor,
     upper: Tensor,
+    largest: float,
     bound: Bound,
-    num_contrastive: int,
     prior: Distribution,
     num_invalid: int,
+    constant: tuple[float, float],
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
         terms = 0.5 * (lower + upper).double()
     else:
-        terms = (upper if bound == "snmc" else lower).double()
+        terms = (upper if bound in ("snmc", "lace_upper") else lower).double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
         raise NoEstimateError(
@@ -302,29 +429,30 @@ def _summarize(
             num_invalid,
         )
     num_samples = terms.numel()
-    value = terms.mean().item()
-    error = terms.std().item() / math.sqrt(num_samples)
+    # A failed run says nothing, whatever the constant of the prior.
+    value = terms.mean().item() + constant[0] * (1.0 - num_invalid / num_samples)
+    error = math.hypot(terms.std().item() / math.sqrt(num_samples), constant[1])
     num_atoms = getattr(prior, "num_particles", None)
     if num_atoms is not None:
         # A belief has few parameters to draw, however many simulations there are.
         error = math.hypot(error, terms.std().item() / math.sqrt(num_atoms))
-    if bound in ("barber_agakov", "gkl"):
+    if bound in _WITH_PRIOR_DENSITY:
         # Where its density enters, all terms share the error of its evidence.
         variance = getattr(prior, "log_evidence_variance", 0.0)
         error = math.hypot(error, math.sqrt(variance))
     cap = None
-    if bound == "pce":
-        cap = math.log(num_contrastive + 1)
-        if num_atoms is not None:
-            # Draws of a belief repeat its particles.
-            cap = min(cap, math.log(num_atoms))
-        if value > cap - 1.0:
-            warnings.warn(
-                f"The estimate {value:.2f} is within 1 nat of the largest value "
-                f"log(num_contrastive + 1) = {cap:.2f} that it can take, so the true "
-                "information gain may be much larger. Increase num_contrastive.",
-                stacklevel=3,
-            )
+    if bound == "lace":
+        cap = largest + constant[0]
+    elif bound == "pce":
+        # Draws of a belief repeat its particles.
+        cap = min(largest, math.log(num_atoms or math.inf))
+    if cap is not None and value > cap - 1.0:
+        warnings.warn(
+            f"The {bound} estimate {value:.2f} is within 1 nat of the largest value "
+            f"{cap:.2f} that it can take, so the true information gain may be much "
+            "larger. Increase num_contrastive.",
+            stacklevel=4,
+        )
     if bound == "exact":
         half_gap = 0.5 * (upper - lower).double().mean().item()
         error = math.hypot(error, half_gap)
@@ -334,6 +462,6 @@ def _summarize(
             f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
             "The estimator fits these simulations worse than no knowledge of theta: "
             "train it longer or over a wider range of designs.",
-            stacklevel=3,
+            stacklevel=4,
         )
     return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)

@@ -22,7 +22,10 @@ from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
-from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
+from sbi_boed_plugin.trainers._estimator_builders import (
+    check_posterior_describes,
+    estimator_builders,
+)
 
 __all__ = ["DesignOptimizationMixin"]
 
@@ -381,10 +384,13 @@ class DesignOptimizationMixin:
             )
         if settings["method"] == "joint":
             check_gradient(settings["gradient"], self._design_policy)
+        config = self._design_optimizer_config(settings)
+        needs = POLICY_OBJECTIVES[config.objective].needs
+        check_posterior_describes(self._prior, config.objective, needs)
         self._design_optimizer = DesignOptimizer(
             self._design_policy,
             prior,
-            self._design_optimizer_config(settings),
+            config,
             builders=self._estimator_builders(),
             estimators=self._trained_estimators(),
             device=self._device,

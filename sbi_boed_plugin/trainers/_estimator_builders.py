@@ -5,10 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution, biject_to
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions import Distribution
+from torch.distributions.transforms import identity_transform
 
+from sbi_boed_plugin._prior import discrete_columns, finite_values, to_real_numbers
 from sbi_boed_plugin.design.estimators import EstimatorBuilders
+from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.transformed import (
     Coordinates,
     coordinates_of,
@@ -16,7 +18,35 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_posterior_nn,
 )
 
-__all__ = ["estimator_builders", "to_real_numbers"]
+__all__ = ["check_posterior_describes", "estimator_builders"]
+
+
+def check_posterior_describes(
+    prior: Distribution, objective: str, needs: str | None
+) -> None:
+    """Raise if the posterior network of a search cannot describe the parameters.
+
+    Args:
+        prior: Distribution of the parameters.
+        objective: Name of the objective.
+        needs: Which network it needs beside the likelihood.
+
+    Raises:
+        ValueError: If parameters take values that repeat, unless all of them take
+            finitely many and the objective needs nothing but their probabilities.
+    """
+    if needs not in ("posterior", "hybrid"):
+        return
+    discrete = discrete_columns(prior).nonzero().flatten().tolist()
+    if not discrete or (needs == "posterior" and finite_values(prior) is not None):
+        return
+    raise ValueError(
+        f"objective='{objective}' needs a posterior network, but parameters {discrete} "
+        "of the prior take values that repeat, of which no density gives the "
+        "information. Use objective='info_nce', or, if all parameters take finitely "
+        "many values, a prior whose support says so (torch's boolean or "
+        "integer_interval) and objective='barber_agakov'."
+    )
 
 
 def estimator_builders(
@@ -30,7 +60,8 @@ def estimator_builders(
     """Return builders in which names stand for networks in suitable coordinates.
 
     A name gives a network in the coordinates of the likelihood and, for parameters of
-    bounded support, over all real numbers, so that no mass lies outside.
+    bounded support, over all real numbers, so that no mass lies outside. For parameters
+    of finitely many values the posterior is a categorical network.
 
     Args:
         likelihood: Builder of the likelihood.
@@ -53,20 +84,13 @@ def estimator_builders(
         "x_transform": coordinates.x,
         "design_transform": coordinates.design,
     }
+    values = finite_values(prior)
+    if isinstance(posterior, str) and values is not None:
+        transforms["theta_transform"] = identity_transform
+        build = CategoricalPosteriorBuilder(values)
+        posterior = transformed_posterior_nn(build, **transforms)
     if isinstance(posterior, str):
         posterior = transformed_posterior_nn(posterior, **transforms)
     if isinstance(marginal, str):
         marginal = transformed_likelihood_nn(marginal, **transforms)
     return EstimatorBuilders(likelihood, posterior, marginal)
-
-
-def to_real_numbers(prior: Distribution) -> Transform:
-    """Return the transform from the prior's support to all real numbers."""
-    try:
-        transform = biject_to(prior.support).inv
-        same_shape = transform.forward_shape(prior.event_shape) == prior.event_shape
-    except (NotImplementedError, AttributeError):
-        # torch knows no transform of this support, or the prior names none.
-        return identity_transform
-    # The one of a simplex changes the number of values, and with it the density.
-    return transform if same_shape and transform.bijective else identity_transform

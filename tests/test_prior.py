@@ -1,0 +1,98 @@
+"""What is told of a prior: which parameters are discrete, and its constant."""
+
+import pytest
+import torch
+from sbi.utils import BoxUniform, MultipleIndependent
+from torch.distributions import (
+    Bernoulli,
+    Cauchy,
+    Exponential,
+    Gamma,
+    HalfCauchy,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Poisson,
+    StudentT,
+)
+from torch.distributions.categorical import Categorical
+
+from sbi_boed_plugin import tasks
+from sbi_boed_plugin._prior import discrete_columns, finite_values, log_normalization
+from tests.oracles import WithConstant
+
+LOCATIONS = torch.tensor([[-10.0, 0.0], [0.0, 5.0], [10.0, 0.0]])
+SCALES = torch.tensor([[0.1], [1.0], [0.3]]).expand(3, 2)
+
+
+def independent(distribution):
+    return Independent(distribution, 1)
+
+
+# Whether the constant can be told.
+DENSITIES = {
+    "box": (BoxUniform(torch.zeros(2), torch.ones(2)), True),
+    "box10": (BoxUniform(torch.zeros(10), torch.ones(10)), True),
+    "tiny": (BoxUniform(torch.zeros(2), torch.full((2,), 1e-12)), True),
+    "normal5": (MultivariateNormal(torch.zeros(5), torch.eye(5)), True),
+    "normal20": (MultivariateNormal(torch.zeros(20), torch.eye(20)), True),
+    "half_cauchy": (independent(HalfCauchy(torch.ones(1))), True),
+    "cauchy": (independent(Cauchy(torch.zeros(2), 1.0)), False),
+    "student": (independent(StudentT(torch.full((2,), 1.5))), True),
+    "log_normal": (independent(LogNormal(torch.zeros(2), 2.0)), True),
+    "exponential": (independent(Exponential(torch.ones(3))), True),
+    "gamma": (independent(Gamma(torch.full((2,), 0.1), 1.0)), True),
+    "mixture": (
+        MixtureSameFamily(
+            Categorical(torch.ones(3)), independent(Normal(LOCATIONS, SCALES))
+        ),
+        False,
+    ),
+    "multiple": (
+        MultipleIndependent(
+            [BoxUniform(torch.zeros(1), torch.ones(1)), Gamma(torch.ones(1), 1.0)],
+            validate_args=False,
+        ),
+        True,
+    ),
+    **{name: (tasks.get_task(name).prior, True) for name in tasks.available_tasks()},
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_the_constant_of_a_density(name):
+    prior, can_be_told = DENSITIES[name]
+    assert not discrete_columns(prior).any()
+    assert log_normalization(prior) == (0.0, 0.0)
+    value, error = log_normalization(WithConstant(prior, -0.7))
+    assert (value != 0.0) == can_be_told
+    assert value == 0.0 or abs(value + 0.7) < 4.0 * error + 0.01
+
+
+def test_a_constant_of_probabilities_is_a_sum():
+    prior = independent(Bernoulli(torch.full((3,), 0.3)))
+    assert log_normalization(prior) == (0.0, 0.0)
+    assert log_normalization(WithConstant(prior, 0.7))[0] == pytest.approx(0.7)
+
+
+def test_kinds_of_parameters():
+    box, coin = BoxUniform(torch.zeros(1), torch.ones(1)), Bernoulli(torch.ones(1) / 2)
+    mixed = MultipleIndependent([box, coin], validate_args=False)
+    assert discrete_columns(mixed).tolist() == [False, True]
+    assert finite_values(mixed) is None
+    assert discrete_columns(independent(Poisson(torch.ones(1)))).tolist() == [True]
+    assert finite_values(independent(Poisson(torch.ones(1)))) is None
+    both = MultipleIndependent([coin, coin], validate_args=False)
+    assert [values.tolist() for values in finite_values(both)] == [[0.0, 1.0]] * 2
+    dice = independent(Categorical(torch.ones(2, 6)))
+    assert [len(values) for values in finite_values(dice)] == [6, 6]
+
+
+def test_kinds_are_told_without_touching_the_random_state():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    log_normalization(DENSITIES["box"][0])
+    assert torch.equal(torch.rand(3), expected)
