@@ -33,6 +33,10 @@ from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
 # Densities evaluated at once.
 MAX_PAIRS = 262_144
+# Contrastive parameters of a climb, at most. Their logarithm caps its estimates.
+MAX_CONTRASTIVE = 4_096
+# Starts that tell how many contrastive parameters there must be.
+_NUM_TO_SET_CONTRASTIVE = 64
 
 __all__ = [
     "MultiStartConfig",
@@ -53,7 +57,8 @@ class MultiStartConfig:
             which each design is judged while all climb. Twice as many for the best
             quarter, which goes on after a third of the steps, four times for its best
             quarter, and sixteen times to rank what that arrives at. For the
-            contrastive bound each is contrasted with all others.
+            contrastive bound each is contrasted with all others, and with as many
+            more parameters as keep estimates a nat below their cap, at most 4,096.
         num_climb_steps: Number of gradient steps.
         learning_rate: Step size of Adam in units of the design space.
         num_candidates: Number of designs that are scored with simulations.
@@ -111,6 +116,7 @@ def model_information(
     *,
     objective: str,
     num_samples: int,
+    num_contrastive: int = 0,
 ) -> Tensor:
     """Return the information of designs under the learned model, differentiably.
 
@@ -122,23 +128,33 @@ def model_information(
         designs: Designs of shape `(num_designs, dim_design)`.
         objective: Name of the objective.
         num_samples: Number of parameters.
+        num_contrastive: Number of parameters that the contrastive bound has in its
+            mean, if that is more; its estimates are at most the logarithm of it.
 
     Returns:
         Estimates of shape `(num_designs,)`, in nats.
     """
-    theta = draw_parameters(prior, num_samples).to(designs)
+    theta = _draw_for(objective, prior, num_samples, num_contrastive).to(designs)
     return torch.cat(
         [
-            _information(estimators, prior, theta, chunk, objective)
-            for chunk in designs.split(_rows_at_once(num_samples, objective))
+            _information(estimators, prior, theta, chunk, objective, num_samples)
+            for chunk in designs.split(_rows_at_once(len(theta), num_samples))
         ]
     )
 
 
-def _rows_at_once(num_samples: int, objective: str) -> int:
+def _draw_for(
+    objective: str, prior: Distribution, num_samples: int, num_contrastive: int
+) -> Tensor:
+    """Draw the parameters of data and, behind them, further contrastive ones."""
+    if objective == "info_nce":
+        num_samples = max(num_samples, num_contrastive)
+    return draw_parameters(prior, num_samples)
+
+
+def _rows_at_once(num_parameters: int, num_samples: int) -> int:
     """Return for how many designs all pairs fit into one evaluation."""
-    pairs_per_design = num_samples ** (2 if objective == "info_nce" else 1)
-    return max(1, MAX_PAIRS // pairs_per_design)
+    return max(1, MAX_PAIRS // (num_parameters * num_samples))
 
 
 def _information(
@@ -147,12 +163,17 @@ def _information(
     theta: Tensor,
     designs: Tensor,
     objective: str,
+    num_samples: int,
 ) -> Tensor:
-    num_samples, num_designs = len(theta), len(designs)
+    num_designs = len(designs)
     # Rows: all designs for the first parameters, then for the second, and so on.
     theta_rows = theta.repeat_interleave(num_designs, dim=0)
-    design_rows = designs.repeat(num_samples, 1)
-    condition = torch.cat([theta_rows, design_rows], dim=-1)
+    design_rows = designs.repeat(len(theta), 1)
+    conditions = torch.cat([theta_rows, design_rows], dim=-1)
+    own = slice(num_samples * num_designs)
+    condition, theta_rows, design_rows = (
+        rows[own] for rows in (conditions, theta_rows, design_rows)
+    )
     with torch.no_grad():
         x = estimators.likelihood.sample(torch.Size((1,)), condition)[0]
     if designs.requires_grad:
@@ -162,12 +183,12 @@ def _information(
         # their condition apart from their input do so once per pair of parameters
         # and design, whatever the number of contrastive samples.
         x_by_design = x.reshape(num_samples, 1, num_designs, *x.shape[1:])
-        x_all = x_by_design.expand(-1, num_samples, *x_by_design.shape[2:])
-        matrix = estimators.likelihood.log_prob(x_all.flatten(1, 2), condition)
-        matrix = matrix.reshape(num_samples, num_samples, num_designs)
-        own = matrix.diagonal(dim1=0, dim2=1).unsqueeze(0)  # (1, designs, samples)
-        mean = torch.logsumexp(matrix, dim=1).T.unsqueeze(0) - math.log(num_samples)
-        return (own - mean).squeeze(0).mean(dim=1)
+        x_all = x_by_design.expand(-1, len(theta), *x_by_design.shape[2:])
+        matrix = estimators.likelihood.log_prob(x_all.flatten(1, 2), conditions)
+        matrix = matrix.reshape(num_samples, len(theta), num_designs)
+        likelihood = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
+        mean = torch.logsumexp(matrix, dim=1).T - math.log(len(theta))
+        return (likelihood - mean).mean(dim=1)
     densities = Densities(
         estimators, prior, theta_rows, x, design_rows, theta_rows[:0].unsqueeze(0)
     )
@@ -293,16 +314,27 @@ def _climb(
     climbs = box is not None or policy.support.event_dim == 1 and _is_real(policy)
     num_steps = config.num_climb_steps if policy.has_rsample and climbs else 0
 
-    def judge(designs: Tensor, num_samples: int) -> Tensor:
-        with torch.no_grad():
-            return model_information(
-                estimators,
-                prior,
-                designs,
-                objective=objective,
-                num_samples=num_samples,
-            )
+    num_contrastive = 0
 
+    def judge(designs: Tensor, num_samples: int) -> Tensor:
+        nonlocal num_contrastive
+        while True:
+            with torch.no_grad():
+                values = model_information(
+                    estimators,
+                    prior,
+                    designs,
+                    objective=objective,
+                    num_samples=num_samples,
+                    num_contrastive=num_contrastive,
+                ).nan_to_num(nan=-torch.inf)
+            num_terms = max(num_samples, num_contrastive)
+            capped = objective == "info_nce" and values.max() > math.log(num_terms) - 1
+            if not capped or num_terms >= MAX_CONTRASTIVE:
+                return values
+            num_contrastive = min(4 * num_terms, MAX_CONTRASTIVE)
+
+    judge(designs[:_NUM_TO_SET_CONTRASTIVE], config.num_samples)
     bar = tqdm(total=num_steps, disable=not show_progress_bar, desc="Climbing designs")
     with bar:
         # As designs become fewer, each gets more: a step costs the same throughout.
@@ -317,13 +349,13 @@ def _climb(
                 box,
                 objective,
                 num_samples,
+                num_contrastive,
                 num_steps // 3,
                 config.learning_rate,
                 bar,
             )
             last = stage == 2
             values = judge(designs, num_samples * (4 if last else 2))
-            values = values.nan_to_num(nan=-torch.inf)
             ordered = designs[values.argsort(descending=True)]
             keep = config.num_candidates if last else len(designs) // 4
             keep = max(config.num_candidates, keep)
@@ -332,6 +364,15 @@ def _climb(
                 designs = torch.stack(_different(ordered, width, keep))
             else:
                 designs = ordered[:keep]
+    cap = math.log(max(16 * config.num_samples, num_contrastive))
+    if objective == "info_nce" and values.max() > cap - 1.0:
+        warnings.warn(
+            f"The information of the learned model, {float(values.max()):.2f} nats at "
+            f"the best design, is within a nat of its cap {cap:.2f} with "
+            f"{MAX_CONTRASTIVE:,} contrastive parameters: the search cannot tell the "
+            "best designs apart. Use objective='barber_agakov', which has no cap.",
+            stacklevel=5,
+        )
     return list(designs)
 
 
@@ -344,6 +385,7 @@ def _ascend(
     box: BoxUniform | None,
     objective: str,
     num_samples: int,
+    num_contrastive: int,
     num_steps: int,
     learning_rate: float,
     bar: tqdm,
@@ -354,13 +396,13 @@ def _ascend(
     unit = ((designs - origin) / width).detach().requires_grad_()
     optimizer = Adam([unit], lr=learning_rate)
     for _ in range(num_steps):
-        theta = draw_parameters(prior, num_samples).to(designs)
+        theta = _draw_for(objective, prior, num_samples, num_contrastive).to(designs)
         gradients = []
         # Each chunk's graph is gone before the next: memory is that of one chunk.
-        for rows in unit.detach().split(_rows_at_once(num_samples, objective)):
+        for rows in unit.detach().split(_rows_at_once(len(theta), num_samples)):
             rows.requires_grad_()
             information = _information(
-                estimators, prior, theta, origin + rows * width, objective
+                estimators, prior, theta, origin + rows * width, objective, num_samples
             )
             gradients += torch.autograd.grad(-information.sum(), [rows])
         unit.grad = torch.cat(gradients)

@@ -175,10 +175,10 @@ def warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
     """Warn if the bound was too close to its cap to tell good designs apart."""
     last = bounds[-max(1, len(bounds) // 10) :]
     mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
-    if mean > cap - 0.5:
+    if mean > cap - 1.0:
         warnings.warn(
-            f"At the end of the search the bound of {mean:.2f} nats was within half a "
-            f"nat of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
+            f"At the end of the search the bound of {mean:.2f} nats was within a nat "
+            f"of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
             "Increase num_contrastive to tell good designs apart.",
             stacklevel=4,
         )

@@ -1,5 +1,7 @@
 """A search from many designs, on models whose best designs are known."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def assert_ranked(candidates, distance):
             assert (design - other).abs().max() > distance
 
 
-@pytest.mark.filterwarnings("ignore:The estimate")
+@pytest.mark.filterwarnings("ignore:The pce estimate")
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
 def test_both_ends_of_a_straight_line_are_found(objective):
     """With one measurement of `gaussian_linear`, either end of the box is best."""
@@ -194,6 +196,38 @@ def test_information_of_the_model_is_exact_with_exact_densities(objective):
         stacked = torch.stack(found)
         error = 4 * stacked.std(dim=0) / 20**0.5 + bias
         assert ((stacked.mean(dim=0) - expected).abs() < error).all(), objective
+
+
+def test_contrasts_keep_up_with_the_information():
+    """Where 16 parameters could tell 2.77 nats, there are 5.70."""
+    policy, scale = box(0.0, 1.0), 300.0
+    with warnings.catch_warnings():
+        # What scores the candidates says for itself that it is capped.
+        warnings.filterwarnings("ignore", "The pce estimate")
+        warnings.filterwarnings("error", "The information of the learned model")
+        found = search(slope, policy, objective="info_nce", prior_scale=scale)
+    # Equally informative to within the error of 256 parameters, 0.05 nats.
+    assert found[0][0].item() > 0.9
+    values = model_information(
+        exact_estimators(slope, dim_theta=1, dim_design=1, prior_scale=scale),
+        normal_prior(1, scale),
+        torch.ones(1, 1),
+        objective="info_nce",
+        num_samples=400,
+        num_contrastive=4_096,
+    )
+    exact = information(slope, torch.ones(1, 1), scale).item()
+    # 400 terms of standard deviation 0.7; 0.05 of bias that 4,096 contrasts leave.
+    assert values.item() == pytest.approx(exact, abs=4 * 0.7 / 400**0.5 + 0.05)
+
+
+def test_a_climb_at_its_cap_says_so():
+    with (
+        pytest.warns(UserWarning, match="within a nat of its cap 8.32"),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "The pce estimate")
+        search(slope, box(0.5, 1.0), objective="info_nce", prior_scale=1e5)
 
 
 @pytest.mark.parametrize(

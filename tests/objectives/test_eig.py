@@ -49,7 +49,7 @@ def test_bounds_enclose_the_exact_value(design, num_contrastive):
     assert upper.cap is None and best.cap is None
 
 
-@pytest.mark.filterwarnings("ignore:The estimate")
+@pytest.mark.filterwarnings("ignore:The pce estimate")
 @pytest.mark.parametrize("num_contrastive", [1, 2, 7])
 def test_pce_never_exceeds_its_cap(num_contrastive):
     eig = estimate(1e4, num_contrastive=num_contrastive, num_samples=500, seed=1)

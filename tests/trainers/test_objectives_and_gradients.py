@@ -50,7 +50,7 @@ def exact_trainer(policy):
     )
 
 
-@pytest.mark.filterwarnings("ignore:The estimate", "ignore:At the end of the search")
+@pytest.mark.filterwarnings("ignore:The pce estimate", "ignore:At the end of the search")
 @pytest.mark.parametrize("gradient", POLICY_GRADIENTS)
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
 def test_every_objective_goes_with_every_gradient(objective, gradient):
@@ -71,7 +71,7 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     assert trained == {"likelihood"} | needed.get(objective, set())
 
 
-@pytest.mark.filterwarnings("ignore:The estimate", "ignore:At the end of the search")
+@pytest.mark.filterwarnings("ignore:The pce estimate", "ignore:At the end of the search")
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 @pytest.mark.parametrize(
     ("objective", "gradient"),
@@ -186,7 +186,7 @@ def test_made_has_no_samples_that_move():
         )
 
 
-@pytest.mark.filterwarnings("ignore:The estimate")
+@pytest.mark.filterwarnings("ignore:The pce estimate")
 def test_multi_start_trains_over_the_box_and_once_only():
     # A policy that would see hardly anything of it.
     policy = TruncatedNormalPolicy(*BOX, loc=torch.tensor([-1.0]), scale=0.01)
@@ -229,7 +229,7 @@ def test_multi_start_finds_the_ends_with_what_it_learned():
     assert Model.eig(result.candidates[0][0]).item() > 0.95 * best
 
 
-@pytest.mark.filterwarnings("ignore:The estimate")
+@pytest.mark.filterwarnings("ignore:The pce estimate")
 def test_multi_start_among_candidates():
     candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
     result = exact_trainer(CategoricalPolicy(candidates)).optimize_design(
