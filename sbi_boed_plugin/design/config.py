@@ -1,6 +1,6 @@
 """Settings and result of a design optimization."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -9,6 +9,7 @@ from torch import Tensor
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.design.trust import Arrival
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 
 __all__ = ["DesignOptimizerConfig", "DesignResult", "StopReason"]
@@ -116,7 +117,12 @@ class DesignResult:
     Attributes:
         design: The best design found, of shape `(dim_design,)`: the mode of the policy
             or, after a multi-start search, the best of the candidates.
-        eig: Its expected information gain, from simulations that were not trained on.
+        eig: Its expected information gain, from simulations that were not trained on:
+            the larger of the objective's own bound and `"lace"`.
+        bounds: Every bound that the networks give, from the same simulations, by its
+            name; `"linear"` is that of a linear regression.
+        arrival: Whether the policy arrived at the design, after a joint search.
+        doubts: What speaks against the result; each was also a warning.
         policy: The trained policy.
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
             in one row.
@@ -150,6 +156,23 @@ class DesignResult:
     num_invalid_simulations: int
     seconds: float
     stop_reason: StopReason
+    bounds: dict[str, EIGEstimate] = field(default_factory=dict)
+    arrival: Arrival | None = None
+    doubts: tuple[str, ...] = ()
     posterior_estimator: ConditionalDensityEstimator | None = None
     marginal_estimator: ConditionalDensityEstimator | None = None
     candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()
+
+    def __str__(self) -> str:
+        """Say what was found, and what is known of it."""
+        shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())
+        if len(self.design) > 6:
+            shown += ", …"
+        eig = self.eig
+        lines = [
+            f"design [{shown}]: at least {eig.value:.2f} nats (± "
+            f"{eig.standard_error:.2f}; lower bound, {eig.bound}), "
+            f"{self.num_simulations:,} simulations",
+            *(f"- {doubt}" for doubt in self.doubts),
+        ]
+        return "\n".join(lines)

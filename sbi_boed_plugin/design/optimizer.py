@@ -49,6 +49,8 @@ __all__ = ["DesignOptimizer"]
 
 # Learning rate of the networks, relative to that of the search, when refinement starts.
 _REFINEMENT_RATE = 0.2
+# Simulations whose designs and terms are kept, if half of the steps have as many.
+_NUM_RECENT = 4_000
 
 
 class DesignOptimizer:
@@ -119,6 +121,7 @@ class DesignOptimizer:
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
+        num_scoring: int = 0,
         num_workers: int = 1,
         tracker: Any | None = None,
         show_progress_bar: bool = True,
@@ -131,7 +134,9 @@ class DesignOptimizer:
                 standard error lower than over as many steps before. Never if `None`.
             max_num_simulations: Stop before the step that would exceed this number,
                 earlier runs included.
-            max_seconds: Stop after the step that exceeds this time, likewise.
+            max_seconds: Stop before the step that would end after this time, at the
+                pace of the steps so far, with `num_scoring` simulations after it.
+            num_scoring: Number of simulations that follow the last step.
             num_workers: Number of processes that simulate.
             tracker: sbi's tracker, to log each step to.
             show_progress_bar: Whether to show a progress bar.
@@ -159,7 +164,9 @@ class DesignOptimizer:
                 planned += self.config.training_batch_size
                 if max_num_simulations is not None and planned > max_num_simulations:
                     return "max_num_simulations"
-                if max_seconds is not None and self.progress.seconds >= max_seconds:
+                ahead = self.config.training_batch_size + num_scoring
+                ends = self.progress.seconds + ahead * self.progress.pace
+                if max_seconds is not None and (ends > max_seconds or not max_seconds):
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
@@ -268,6 +275,7 @@ class DesignOptimizer:
             ):
                 parameter.grad = gradient
         # Nothing is updated before this point; from here on the step counts.
+        moved = self._moves_policy
         with defer_interrupts():
             optimizer.step()
             if self._moves_policy and self.progress.step >= config.num_warmup_steps:
@@ -276,6 +284,11 @@ class DesignOptimizer:
                 self.policy.project()
             self._negligible = choose_negligible(densities.log_likelihoods)
             seconds = time.perf_counter() - started
+            if moved:
+                enough = max(config.num_steps // 10, _NUM_RECENT // len(batch.theta))
+                last = max(1, min(enough, config.num_steps // 2))
+                seen = batch.design.detach().cpu(), information.cpu()
+                self.progress.recent = [*self.progress.recent, seen][-last:]
             self._record(
                 losses["likelihood"], information, densities, batch.valid, seconds
             )

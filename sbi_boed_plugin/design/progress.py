@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ["Progress"]
 
@@ -19,6 +20,8 @@ class Progress:
         seconds: Time spent on completed steps.
         search_ended: Number of steps of the search, once the policy has stopped.
         history: One list per recorded quantity, with one entry per step.
+        recent: Designs and terms of the last steps in which the policy drew designs,
+            of shapes `(batch_dim, dim_design)` and `(batch_dim,)`.
     """
 
     step: int = 0
@@ -27,6 +30,12 @@ class Progress:
     seconds: float = 0.0
     search_ended: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
+    recent: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a step for each of its simulations, zero before the first."""
+        return self.seconds / max(1, self.num_simulations)
 
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""

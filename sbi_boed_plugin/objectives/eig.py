@@ -255,6 +255,8 @@ def eig_of_simulations(
     posterior_estimator: Any | None = None,
     num_contrastive: int = 1_023,
     max_pairs: int = MAX_PAIRS,
+    constant: tuple[float, float] | None = None,
+    warn: bool = True,
 ) -> EIGEstimate:
     """Estimate the information of a design from simulations that are there.
 
@@ -269,18 +271,20 @@ def eig_of_simulations(
         posterior_estimator: Density of the parameters to draw contrasts from.
         num_contrastive: Number of contrastive samples of each simulation.
         max_pairs: Largest number of densities evaluated at once.
+        constant: What `log_normalization` returned for the prior, if it was called.
+        warn: Whether to warn of what makes the estimate doubtful.
 
     Returns:
         The estimate.
     """
-    constant = (0.0, 0.0)
-    if bound in _WITH_PRIOR_DENSITY:
-        # That of a belief is known up to the constant of the prior it came from.
-        before = getattr(prior, "base_prior", prior)
+    # That of a belief is known up to the constant of the prior it came from.
+    before = getattr(prior, "base_prior", prior)
+    if bound not in _WITH_PRIOR_DENSITY:
+        constant = (0.0, 0.0)
+    else:
         density = posterior_estimator if bound.startswith("lace") else estimator
         _check_describes(density, before, bound)
-        constant = log_normalization(before)
-        _warn_of_constant(*constant)
+        constant = constant or log_normalization(before)
     valid = torch.isfinite(x).all(dim=1)
     num_invalid = _check_valid(valid, bound)
     with torch.no_grad():
@@ -299,9 +303,13 @@ def eig_of_simulations(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    return _summarize(
+    estimate = _summarize(
         lower, upper, caps.mean().item(), bound, prior, num_invalid, constant
     )
+    if warn:
+        _warn_of_constant(*constant)
+        _warn_of_value(estimate, len(valid))
+    return estimate
 
 
 def _check_describes(estimator: Any, prior: Distribution, bound: str) -> None:
@@ -381,7 +389,7 @@ def _check_arguments(
 
 
 def _check_valid(valid: Tensor, bound: str) -> int:
-    """Return the number of failed simulations, and say what they mean."""
+    """Return the number of failed simulations, or raise if there are too many."""
     num_invalid = int((~valid).sum())
     if num_invalid == len(valid):
         raise NoEstimateError(
@@ -394,13 +402,6 @@ def _check_valid(valid: Tensor, bound: str) -> int:
         raise ValueError(
             f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
             f"values, but bound='{bound}' needs all of them. Use bound='pce'."
-        )
-    if num_invalid:
-        warnings.warn(
-            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
-            "values. They count as experiments that tell nothing; the estimate stays "
-            "a lower bound.",
-            stacklevel=4,
         )
     return num_invalid
 
@@ -446,16 +447,29 @@ def _summarize(
     elif bound == "pce":
         # Draws of a belief repeat its particles.
         cap = min(largest, math.log(num_atoms or math.inf))
-    if cap is not None and value > cap - 1.0:
-        warnings.warn(
-            f"The {bound} estimate {value:.2f} is within 1 nat of the largest value "
-            f"{cap:.2f} that it can take, so the true information gain may be much "
-            "larger. Increase num_contrastive.",
-            stacklevel=4,
-        )
     if bound == "exact":
         half_gap = 0.5 * (upper - lower).double().mean().item()
         error = math.hypot(error, half_gap)
+    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)
+
+
+def _warn_of_value(estimate: EIGEstimate, num_simulations: int) -> None:
+    """Warn of failed simulations, of a value near its cap, and of a negative one."""
+    value, error, cap = estimate.value, estimate.standard_error, estimate.cap
+    if estimate.num_invalid_simulations:
+        warnings.warn(
+            f"{estimate.num_invalid_simulations} of {num_simulations} simulations "
+            "contain NaN or infinite values. They count as experiments that tell "
+            "nothing; the estimate stays a lower bound.",
+            stacklevel=4,
+        )
+    if cap is not None and value > cap - 1.0:
+        warnings.warn(
+            f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
+            f"value {cap:.2f} that it can take, so the true information gain may be "
+            "much larger. Increase num_contrastive.",
+            stacklevel=4,
+        )
     # An information of exactly zero comes out a little negative at times.
     if value < -max(3.0 * error, 0.01):
         warnings.warn(
@@ -464,4 +478,3 @@ def _summarize(
             "train it longer or over a wider range of designs.",
             stacklevel=4,
         )
-    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)

@@ -1,6 +1,7 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -9,17 +10,14 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin.design.assessment import assess_design
+from sbi_boed_plugin.design.budget import plan_spending
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.design.multi_start import (
-    MultiStartConfig,
-    MultiStartOutcome,
-    multi_start_search,
-)
+from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import (
@@ -31,6 +29,8 @@ __all__ = ["DesignOptimizationMixin"]
 
 # Contrastive samples of the likelihood's loss, by whether they also drive the policy.
 NUM_CONTRASTIVE = {True: 31, False: 3}
+# Simulations that score a design, whatever time is left.
+_MIN_SCORING = 100
 
 
 class DesignOptimizationMixin:
@@ -100,7 +100,7 @@ class DesignOptimizationMixin:
         num_steps: int | None = None,
         num_warmup_steps: int | None = None,
         num_refinement_steps: int = 0,
-        training_batch_size: int = 256,
+        training_batch_size: int | None = None,
         num_simulations_per_design: int = 1,
         num_contrastive: int | None = None,
         regularization_strength: float = 0.1,
@@ -112,7 +112,7 @@ class DesignOptimizationMixin:
         max_seconds: float | None = None,
         num_workers: int = 1,
         resume_training: bool = False,
-        num_eig_samples: int = 4_000,
+        num_eig_samples: int | None = None,
         num_eig_contrastive: int = 511,
         multi_start: MultiStartConfig | None = None,
     ) -> DesignResult:
@@ -155,8 +155,9 @@ class DesignOptimizationMixin:
                 likelihood, at its own draws or at the simulated data; `"pathwise"`,
                 through a differentiable simulator; `"partial"`, which holds the data
                 fixed, for comparison with the paper's code only.
-            num_steps: Number of training steps. If `None`, 1,000, and none for a
-                multi-start search with trained estimators.
+            num_steps: Number of training steps. If `None`, 1,000 or as many as
+                `max_num_simulations` allows, and none for a multi-start search with
+                trained estimators.
             num_warmup_steps: Number of steps in which the policy stays as it is:
                 untrained networks would lead it astray. If `None`, a twentieth of
                 `num_steps`.
@@ -164,7 +165,8 @@ class DesignOptimizationMixin:
                 policy has stopped, in which half of the simulations are at the design
                 found. They make the information that is reported there a tighter
                 bound. The learning rate starts anew from a fifth.
-            training_batch_size: Number of simulations of one step.
+            training_batch_size: Number of simulations of one step. If `None`, 256, or
+                what gives about 200 steps within `max_num_simulations`, at least 16.
             num_simulations_per_design: How many of them share a design.
             num_contrastive: Number :math:`L` of contrastive parameters of each
                 simulation, other rows of the batch. If `None`, 31 where they drive
@@ -179,19 +181,24 @@ class DesignOptimizationMixin:
                 many steps, is a standard error lower than over as many before. Never
                 if `None`.
             max_num_simulations: Largest number of simulations, those that score the
-                design and those of a call that is resumed included.
-            max_seconds: Training time in seconds, that of a call that is resumed
-                included, after which no further step is started.
+                design and those of a call that is resumed included. What is not given
+                otherwise is a share of it: a fifth scores the design, and a fifth of
+                the rest ranks the candidates of a multi-start search.
+            max_seconds: Time in seconds of training and scoring, that of a call that is
+                resumed included. No step is started that would end later, at the pace
+                of those before; the first one always is.
             num_workers: Number of processes that simulate, through joblib. With
                 `gradient="pathwise"` only what scores designs: gradients do not come
                 back from other processes.
             resume_training: Continue the previous call, with its settings.
-            num_eig_samples: Number of simulations that score the design found.
+            num_eig_samples: Number of simulations that score the design found. If
+                `None`, 4,000, or what `max_num_simulations` and `max_seconds` leave.
             num_eig_contrastive: Number of contrastive parameters of each of them.
             multi_start: Settings of the search with `method="multi_start"`.
 
         Returns:
-            The design with its expected information gain, the policy, and the history.
+            The design with its expected information gain, what speaks against either
+            (also as warnings), the policy, and the history.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
@@ -207,7 +214,7 @@ class DesignOptimizationMixin:
             ("num_eig_samples", num_eig_samples, 2),
             ("num_eig_contrastive", num_eig_contrastive, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
         if method not in ("joint", "multi_start"):
             raise ValueError(
@@ -235,20 +242,27 @@ class DesignOptimizationMixin:
             )
         if resume_training:
             optimizer = self._resume_design_optimizer(settings)
-        else:
+            known = optimizer.config
+            method = known.method
+            num_steps, training_batch_size = known.num_steps, known.training_batch_size
+        has_networks = method == "multi_start" and self._serves_all_designs(objective)
+        spending = plan_spending(
+            max_num_simulations,
+            method=method,
+            has_networks=has_networks,
+            num_simulations_per_design=num_simulations_per_design,
+            num_steps=num_steps,
+            training_batch_size=training_batch_size,
+            num_eig_samples=num_eig_samples,
+            multi_start=multi_start,
+        )
+        if not resume_training:
+            settings["num_steps"] = spending.num_steps
+            settings["training_batch_size"] = spending.training_batch_size
             optimizer = self._start_design_optimizer(settings)
-        config = optimizer.config
-        scoring = {
-            "num_samples": num_eig_samples,
-            "num_contrastive": num_eig_contrastive,
-            "num_workers": num_workers,
-        }
-        search = multi_start or MultiStartConfig()
-        num_scoring = num_eig_samples
-        if config.method == "multi_start":
-            num_scoring += search.num_candidates * search.num_candidate_samples
-
-        found = MultiStartOutcome([], 0, 0)
+        num_scoring = spending.num_scoring(method)
+        prior = self._belief_or_prior
+        assert prior is not None
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
@@ -260,44 +274,46 @@ class DesignOptimizationMixin:
                         else max_num_simulations - num_scoring
                     ),
                     max_seconds=max_seconds,
+                    num_scoring=num_scoring,
                     num_workers=num_workers,
                     tracker=self._tracker,
                     show_progress_bar=self._show_progress_bars,
                 )
-                estimators = optimizer.estimators
-                allowed = max_num_simulations
-                too_few = allowed is not None and allowed < num_scoring
-                idle = config.num_steps > 0 and not optimizer.progress.step
-                if estimators is None or idle or too_few:
+                idle = optimizer.config.num_steps > 0 and not optimizer.progress.step
+                if optimizer.estimators is None or idle:
                     raise ValueError(
                         f"No step was taken: max_num_simulations={max_num_simulations} "
                         f"and max_seconds={max_seconds} must allow for at least one "
-                        f"batch of {config.training_batch_size} simulations and "
-                        f"{num_scoring} that score the design."
+                        f"batch of {optimizer.config.training_batch_size} simulations "
+                        f"and {num_scoring} that score the design."
                     )
-                prior = self._belief_or_prior
-                assert prior is not None
-                if config.method == "multi_start":
+                found = None
+                design = optimizer.policy.mode
+                if method == "multi_start":
                     found = multi_start_search(
-                        estimators,
+                        optimizer.estimators,
                         prior,
                         optimizer.policy,
                         simulator,
-                        objective=config.objective,
-                        config=search,
+                        objective=optimizer.config.objective,
+                        config=spending.multi_start,
                         num_workers=num_workers,
                         show_progress_bar=self._show_progress_bars,
                     )
                     design = found.candidates[0][0]
-                else:
-                    design = optimizer.policy.mode
-                eig = score_design(
-                    estimators,
+                num_samples = spending.num_eig_samples
+                if num_eig_samples is None and max_seconds is not None:
+                    left = max_seconds - optimizer.progress.seconds
+                    fitting = left / max(optimizer.progress.pace, 1e-9)
+                    num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
+                assessed = assess_design(
+                    optimizer,
                     simulator,
                     prior=prior,
                     design=design,
-                    objective=config.objective,
-                    **scoring,
+                    num_samples=num_samples,
+                    num_contrastive=num_eig_contrastive,
+                    num_workers=num_workers,
                 )
         except BaseException as error:
             note = (
@@ -308,41 +324,44 @@ class DesignOptimizationMixin:
                 add_note(f"{optimizer.progress.step} {note} goes on from there.")
             raise
         finally:
-            if optimizer.progress.step:
-                # Networks that only began to learn do not serve all designs yet.
-                kind = config.method if optimizer.finished else "unfinished"
-                self._trained_by = (kind, self._num_observations)
-            if optimizer.estimators is not None:
-                self._neural_net = optimizer.estimators.likelihood
-                self._posterior_net = optimizer.estimators.posterior
-                self._marginal_net = optimizer.estimators.marginal
-                self._dim_design = optimizer.policy.dim_design
-
-        progress = optimizer.progress
+            self._keep_networks(optimizer)
+        config, progress = optimizer.config, optimizer.progress
         if config.objective == "info_nce" and config.method == "joint":
             warn_if_capped(progress.history["eig"], config.num_contrastive)
-        kept = deepcopy(estimators)
+        for doubt in assessed.doubts:
+            warnings.warn(doubt, stacklevel=2)
+        kept = deepcopy(optimizer.estimators)
+        parts = [progress, assessed, *([] if found is None else [found])]
         return DesignResult(
             design=design,
-            eig=eig,
+            eig=assessed.eig,
+            bounds=assessed.bounds,
+            arrival=assessed.arrival,
+            doubts=tuple(assessed.doubts),
             policy=deepcopy(optimizer.policy),
             likelihood_estimator=kept.likelihood,
             posterior_estimator=kept.posterior,
             marginal_estimator=kept.marginal,
             config=config,
             history=deepcopy(progress.history),
-            candidates=tuple(found.candidates),
-            num_simulations=(
-                progress.num_simulations + eig.num_simulations + found.num_simulations
-            ),
-            num_invalid_simulations=(
-                progress.num_invalid_simulations
-                + eig.num_invalid_simulations
-                + found.num_invalid_simulations
-            ),
+            candidates=() if found is None else tuple(found.candidates),
+            num_simulations=sum(part.num_simulations for part in parts),
+            num_invalid_simulations=sum(p.num_invalid_simulations for p in parts),
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )
+
+    def _keep_networks(self, optimizer: DesignOptimizer) -> None:
+        """Take over the networks of a search, however it ended."""
+        if optimizer.progress.step:
+            # Networks that only began to learn do not serve all designs yet.
+            kind = optimizer.config.method if optimizer.finished else "unfinished"
+            self._trained_by = (kind, self._num_observations)
+        if optimizer.estimators is not None:
+            self._neural_net = optimizer.estimators.likelihood
+            self._posterior_net = optimizer.estimators.posterior
+            self._marginal_net = optimizer.estimators.marginal
+            self._dim_design = optimizer.policy.dim_design
 
     def _resume_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
         """Return the design optimizer of the previous call, if nothing changed."""
@@ -451,12 +470,6 @@ class DesignOptimizationMixin:
                 NUM_CONTRASTIVE[settings["objective"] == "info_nce"],
                 settings["training_batch_size"] - 1,
             )
-        if settings["num_steps"] is None:
-            # What is trained for the whole design space serves again.
-            ready = method == "multi_start" and self._serves_all_designs(
-                settings["objective"]
-            )
-            settings["num_steps"] = 0 if ready else 1_000
         if settings["num_warmup_steps"] is None:
             settings["num_warmup_steps"] = settings["num_steps"] // 20
         return DesignOptimizerConfig(**settings)

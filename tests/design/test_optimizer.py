@@ -54,7 +54,7 @@ def test_history_has_one_entry_per_step_and_the_tracker_sees_it():
 
 def test_budgets_and_plateau():
     few = trainer().optimize_design(
-        Model.simulate, max_num_simulations=1_000, num_eig_samples=200
+        Model.simulate, num_steps=10, max_num_simulations=1_000, training_batch_size=256
     )
     assert few.stop_reason == "max_num_simulations"
     assert few.num_simulations == 3 * 256 + 200
@@ -115,7 +115,7 @@ def test_the_policy_waits_for_the_likelihood():
 
 
 def test_a_bound_at_its_cap_is_told():
-    with pytest.warns(UserWarning, match="within half a nat"):
+    with pytest.warns(UserWarning, match="within a nat"):
         trainer(low=1e3, high=1e4).optimize_design(
             Model.simulate,
             num_steps=60,

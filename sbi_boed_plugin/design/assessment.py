@@ -1,0 +1,122 @@
+"""What is known of the design that a search found."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.multi_start import uniform_designs
+from sbi_boed_plugin.design.optimizer import DesignOptimizer
+from sbi_boed_plugin.design.trust import (
+    Arrival,
+    estimate_bounds,
+    find_arrival,
+    find_doubts,
+    tightest,
+)
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+
+__all__ = ["Assessment", "assess_design"]
+
+# Share of a box within which a design is at its edge.
+_EDGE = 0.01
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is known of the design that a search found.
+
+    Attributes:
+        eig: Its expected information gain, the tightest of the bounds.
+        bounds: Every bound of it, from the same simulations.
+        arrival: Whether the policy arrived there, after a joint search.
+        doubts: What speaks against the result.
+        num_simulations: Number of simulations that were spent.
+        num_invalid_simulations: How many of them failed.
+    """
+
+    eig: EIGEstimate
+    bounds: dict[str, EIGEstimate]
+    arrival: Arrival | None
+    doubts: list[str]
+    num_simulations: int
+    num_invalid_simulations: int
+
+
+def assess_design(
+    optimizer: DesignOptimizer,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    prior: Distribution,
+    design: Tensor,
+    num_samples: int,
+    num_contrastive: int,
+    num_workers: int = 1,
+) -> Assessment:
+    """Score the design that a search found by every bound, and look for contradictions.
+
+    Args:
+        optimizer: The search.
+        simulator: Function from `theta` and `design` to `x`.
+        prior: Distribution of the parameters.
+        design: Design of shape `(dim_design,)`.
+        num_samples: Number of simulations.
+        num_contrastive: Number of contrastive parameters of the objective's bound.
+        num_workers: Number of processes that simulate.
+
+    Returns:
+        The assessment.
+    """
+    estimators, config = (
+        optimizer.estimators,
+        optimizer.config,
+    )
+    assert estimators is not None
+    for network in estimators.all():
+        network.eval()
+    # A posterior that was trained with the particles of a belief knows them.
+    fresh = prior.anew() if isinstance(prior, ParticleBelief) else prior
+    theta = draw_parameters(fresh, num_samples)
+    rows = design.to(theta).expand(num_samples, -1)
+    x, valid = run_simulator(
+        simulator, theta, rows, num_workers=num_workers, isolate_errors=True
+    )
+    bounds = estimate_bounds(
+        estimators,
+        theta,
+        x,
+        prior=prior,
+        fresh_prior=fresh,
+        design=design,
+        objective=config.objective,
+        num_contrastive=num_contrastive,
+    )
+    arrival, never_moved = None, False
+    if config.method == "joint":
+        steps = optimizer.progress.search_ended or optimizer.progress.step
+        never_moved = steps <= config.num_warmup_steps
+        if optimizer.policy.has_rsample:
+            arrival = find_arrival(optimizer.progress, _at_edge(optimizer, design))
+    return Assessment(
+        tightest(bounds),
+        bounds,
+        arrival,
+        find_doubts(bounds, arrival, never_moved=never_moved),
+        num_samples,
+        int((~valid).sum()),
+    )
+
+
+def _at_edge(optimizer: DesignOptimizer, design: Tensor) -> Tensor:
+    """Return for each value whether it is at the lower (-1) or upper (1) edge."""
+    box = uniform_designs(optimizer.policy)
+    if box is None:
+        return torch.zeros(len(design))
+    low, high = box.base_dist.low.to(design), box.base_dist.high.to(design)
+    share = (design - low) / (high - low)
+    return ((share > 1.0 - _EDGE).float() - (share < _EDGE).float()).cpu()
