@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import ExpTransform, Transform
+from torch.distributions.transforms import Transform
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._checkpoint import load_checkpoint, save_checkpoint
@@ -20,15 +20,12 @@ from sbi_boed_plugin._rng import (
     rng_state_to_plain,
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.estimators.transformed import Coordinates
+from sbi_boed_plugin.estimators.transformed import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
-
-# Torch does not export the kind of inverse transforms, which refer to another one.
-_INVERSE = type(ExpTransform().inv)
 
 
 @dataclass(frozen=True)
@@ -319,7 +316,7 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in (value.theta, value.x, value.design)]
     if isinstance(value, Transform):
         name = type(value).__name__
-        if isinstance(value, _INVERSE):
+        if isinstance(value, INVERSE_TRANSFORM):
             return name, _plain(value.inv)
         # Not what torch has computed on demand.
         held = {
