@@ -1,9 +1,13 @@
 """Tensors stay on their device, where there are no numbers of double precision."""
 
+import warnings
+
 import pytest
 import torch
+from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
+from torch.distributions import Independent, Normal, Uniform
 from torch.distributions.transforms import (
     AffineTransform,
     CatTransform,
@@ -14,12 +18,33 @@ from torch.distributions.transforms import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbi_boed_plugin import transformed_likelihood_nn, transformed_posterior_nn
+from sbi_boed_plugin import (
+    NLE_INCE,
+    MeasurementSetEmbedding,
+    transformed_likelihood_nn,
+    transformed_posterior_nn,
+)
+from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.estimators.transformed import move_transform
+from sbi_boed_plugin.objectives._eig_terms import information_terms
+from sbi_boed_plugin.objectives.eig import _summarize
+from sbi_boed_plugin.tasks import get_task
+from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
 from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+from tests.conftest import NoOpTracker
 
 aten = torch.ops.aten
 CPU, META = torch.device("cpu"), torch.device("meta")
+# Copies, and rows that are chosen by indices on the CPU.
+MAY_MIX = (
+    aten.copy_.default,
+    aten._to_copy.default,
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+)
 
 
 class OnDevice(TorchDispatchMode):
@@ -38,7 +63,7 @@ class OnDevice(TorchDispatchMode):
         if func is aten._to_copy.default and there and kwargs.get("device") == CPU:
             dtype = kwargs.get("dtype") or args[0].dtype
             return torch.ones(args[0].shape, dtype=dtype)
-        if there and func not in (aten.copy_.default, aten._to_copy.default):
+        if there and func not in MAY_MIX:
             here = [t for t in given if not t.is_meta and t.dim() > 0]
             assert not here, f"{func} got tensors of two devices."
         result = func(*args, **kwargs)
@@ -124,3 +149,69 @@ def test_networks_are_built_where_their_data_are():
         build = transformed_likelihood_nn("mdn", theta_transform=theta_transform)
         theta, x = torch.rand(50, 2), torch.randn(50, 1)
         assert build(theta, x).log_prob(x.unsqueeze(0), theta).shape == (1, 50)
+
+
+@pytest.mark.filterwarnings("ignore:Only 1 of 16 particles")
+def test_a_belief_is_updated_on_its_device():
+    prior = Independent(Uniform(on_device(2), on_device(2), validate_args=False), 1)
+    prior.has_finite_draws = True  # Numbers that are not there cannot be drawn again.
+    with OnDevice():
+        belief = ParticleBelief(
+            prior, to_real_numbers(prior), num_particles=16, device="meta"
+        )
+        for _ in range(2):
+            belief.update(lambda theta: -theta.square().sum(dim=1))
+        belief.anew()
+    assert belief.particles.is_meta
+
+
+def test_noise_of_a_mixture_moves_samples_on_their_device():
+    theta, x = torch.randn(50, 1), torch.randn(50, 1)
+    estimator = likelihood_nn("mdn")(theta, x).to(META)
+    condition = on_device(50, 1).requires_grad_()
+    with OnDevice():
+        moving = reparameterize(estimator, on_device(50, 1), condition)
+        moving.sum().backward()
+    assert moving.is_meta and moving.dtype == torch.float32
+    assert condition.grad is not None
+
+
+@pytest.mark.parametrize("bound", ["pce", "exact"])
+def test_information_is_estimated_on_the_device(bound):
+    prior = Independent(Normal(on_device(1), on_device(1), validate_args=False), 1)
+    prior.has_finite_draws = True
+
+    def log_likelihood(x, theta, design):
+        return Normal(theta * design, 1.0, validate_args=False).log_prob(x).sum(-1)
+
+    with OnDevice(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # All of its terms are one.
+        lower, upper = information_terms(
+            bound, log_likelihood, None, prior, *on_device(3, 20, 1), 7, 1000
+        )
+        eig = _summarize(lower, upper, bound, 7, prior, 0)
+    assert eig.num_simulations == 20
+
+
+def test_validation_losses_are_summed_on_the_cpu():
+    inference = NLE_INCE(density_estimator="mdn", tracker=NoOpTracker())
+    theta, x = torch.randn(40, 1), torch.randn(40, 1)
+    inference.append_simulations(theta, x).train(max_num_epochs=1)
+    inference._neural_net.to(META)
+    inference._device = "meta"
+    with OnDevice():
+        assert inference._validate_epoch([(theta[:4], x[:4])]) == 0.25
+
+
+def test_measurements_are_standardized_on_their_device():
+    embedding = MeasurementSetEmbedding(3, dim_x=1, dim_design=1).to(META)
+    with OnDevice():
+        embedding.standardize(on_device(20, 6))
+        assert embedding(on_device(5, 6)).is_meta
+
+
+def test_exact_answers_are_computed_on_the_cpu():
+    task = get_task("gaussian_linear")
+    with OnDevice():
+        assert task.exact_eig(on_device(task.dim_design))[0] > 0.0
+        assert unbiased_entropy(on_device(2, 3)).dtype == torch.float64

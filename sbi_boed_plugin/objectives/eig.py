@@ -416,9 +416,10 @@ def _summarize(
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
-        terms = 0.5 * (lower + upper).double()
+        terms = 0.5 * (lower + upper).cpu().double()
     else:
-        terms = (upper if bound in ("snmc", "lace_upper") else lower).double()
+        terms = upper if bound in ("snmc", "lace_upper") else lower
+        terms = terms.cpu().double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
         raise NoEstimateError(
@@ -454,7 +455,7 @@ def _summarize(
             stacklevel=4,
         )
     if bound == "exact":
-        half_gap = 0.5 * (upper - lower).double().mean().item()
+        half_gap = 0.5 * (upper - lower).cpu().double().mean().item()
         error = math.hypot(error, half_gap)
     # An information of exactly zero comes out a little negative at times.
     if value < -max(3.0 * error, 0.01):

@@ -181,7 +181,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
                 losses = info_nce_loss(matrix, self._regularization_strength)
                 assert_all_finite(losses, "InfoNCE loss")
                 terms = (losses, matrix[0], contrastive_bound(matrix))
-                totals += torch.stack([term.sum() for term in terms]).double().cpu()
+                totals += torch.stack([term.sum() for term in terms]).cpu().double()
                 num_rows += len(theta)
         val_loss, log_likelihood, eig = (totals / num_rows).tolist()
         self._epoch_metrics = {LOG_LIKELIHOOD_KEY: log_likelihood, EIG_KEY: eig}
