@@ -1,5 +1,6 @@
 """Tensors stay on their device, where there are no numbers of double precision."""
 
+import math
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
-from torch.distributions import Independent, Normal, Uniform
+from torch.distributions import Bernoulli, Independent, Normal, Uniform
 from torch.distributions.transforms import (
     AffineTransform,
     CatTransform,
@@ -21,21 +22,21 @@ from torch.utils._pytree import tree_leaves
 from sbi_boed_plugin import (
     NLE_INCE,
     MeasurementSetEmbedding,
+    estimate_eig,
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.estimators.transformed import move_transform
-from sbi_boed_plugin.objectives._eig_terms import information_terms
-from sbi_boed_plugin.objectives.eig import _summarize
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from tests.conftest import NoOpTracker
 
 aten = torch.ops.aten
 CPU, META = torch.device("cpu"), torch.device("meta")
+READ_AS = {torch.float32: 1.0, torch.bool: True, torch.int64: 0}
 # Copies, and rows that are chosen by indices on the CPU.
 MAY_MIX = (
     aten.copy_.default,
@@ -50,8 +51,9 @@ MAY_MIX = (
 class OnDevice(TorchDispatchMode):
     """Torch's meta device in the place of one like Apple's, without `float64`.
 
-    Its tensors hold no numbers: brought to the CPU, they are ones. An operation on
-    tensors of both devices fails, as it would there.
+    Its tensors hold no numbers: brought to the CPU, they are ones, counts are zero
+    and masks are true of all rows. An operation on tensors of both devices fails, as it
+    would there.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -59,13 +61,19 @@ class OnDevice(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if is_tensor(leaf)]
         there = any(tensor.is_meta for tensor in given)
         if func is aten._local_scalar_dense.default and there:
-            return torch.ones((), dtype=args[0].dtype).item()
+            return READ_AS[args[0].dtype]
         if func is aten._to_copy.default and there and kwargs.get("device") == CPU:
             dtype = kwargs.get("dtype") or args[0].dtype
             return torch.ones(args[0].shape, dtype=dtype)
         if there and func not in MAY_MIX:
             here = [t for t in given if not t.is_meta and t.dim() > 0]
             assert not here, f"{func} got tensors of two devices."
+        if there and func is aten.nonzero.default:
+            return torch.empty(len(args[0]), args[0].dim(), device=META).long()
+        if there and func is aten.index.Tensor and is_mask(args[1][0]):
+            return args[0].clone()
+        if there and func is aten.index_put_.default and is_mask(args[1][0]):
+            return args[0]
         result = func(*args, **kwargs)
         for tensor in filter(is_tensor, tree_leaves(result)):
             double = tensor.is_meta and tensor.dtype == torch.float64
@@ -75,6 +83,10 @@ class OnDevice(TorchDispatchMode):
 
 def is_tensor(value):
     return isinstance(value, Tensor)
+
+
+def is_mask(value):
+    return is_tensor(value) and value.dtype == torch.bool
 
 
 def on_device(*shape):
@@ -151,10 +163,11 @@ def test_networks_are_built_where_their_data_are():
         assert build(theta, x).log_prob(x.unsqueeze(0), theta).shape == (1, 50)
 
 
-@pytest.mark.filterwarnings("ignore:Only 1 of 16 particles")
-def test_a_belief_is_updated_on_its_device():
+@pytest.mark.filterwarnings("ignore:Only 0 of 16 particles")
+def test_a_belief_is_updated_on_its_device(monkeypatch):
+    monkeypatch.setattr("sbi_boed_plugin.design.belief._MAX_MOVES", 2)
     prior = Independent(Uniform(on_device(2), on_device(2), validate_args=False), 1)
-    prior.has_finite_draws = True  # Numbers that are not there cannot be drawn again.
+    prior.has_finite_draws = True
     with OnDevice():
         belief = ParticleBelief(
             prior, to_real_numbers(prior), num_particles=16, device="meta"
@@ -179,18 +192,34 @@ def test_noise_of_a_mixture_moves_samples_on_their_device():
 @pytest.mark.parametrize("bound", ["pce", "exact"])
 def test_information_is_estimated_on_the_device(bound):
     prior = Independent(Normal(on_device(1), on_device(1), validate_args=False), 1)
-    prior.has_finite_draws = True
+    prior.has_finite_draws = True  # Numbers that are not there cannot be drawn again.
+
+    def simulator(theta, design):
+        return theta * design + torch.randn_like(theta)
 
     def log_likelihood(x, theta, design):
         return Normal(theta * design, 1.0, validate_args=False).log_prob(x).sum(-1)
 
     with OnDevice(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # All of its terms are one.
-        lower, upper = information_terms(
-            bound, log_likelihood, None, prior, *on_device(3, 20, 1), 7, 1000
+        eig = estimate_eig(
+            log_likelihood,
+            simulator,
+            prior=prior,
+            design=torch.ones(1),
+            bound=bound,
+            num_samples=20,
+            num_contrastive=7,
         )
-        eig = _summarize(lower, upper, bound, 7, prior, 0)
     assert eig.num_simulations == 20
+
+
+def test_the_constant_of_a_discrete_prior_is_summed_on_its_device():
+    prior = Bernoulli(torch.full((1,), 0.5, device=META), validate_args=False)
+    with OnDevice():
+        # Two values with a log-density that reads as one nat.
+        value, error = log_normalization(Independent(prior, 1, validate_args=False))
+    assert (value, error) == (pytest.approx(1.0 + math.log(2.0)), 0.0)
 
 
 def test_validation_losses_are_summed_on_the_cpu():

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.estimators import DesignEstimators
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers._sequential import Observation
 
 __all__ = ["get_state", "set_state"]
