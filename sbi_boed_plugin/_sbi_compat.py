@@ -1,5 +1,8 @@
 """The only place that looks at sbi's version or touches sbi's private names."""
 
+import pickle
+from typing import Any, cast
+
 import sbi
 
 SUPPORTED_SBI = "0.27"
@@ -34,3 +37,32 @@ from sbi.inference.trainers.nle.nle_base import (  # noqa: E402
 from sbi.neural_nets.estimators.base import (  # noqa: E402
     ConditionalEstimatorBuilder as ConditionalEstimatorBuilder,
 )
+
+
+def if_it_pickles(value: Any) -> Any:
+    """Return a value that can be pickled, and `None` in the place of any other."""
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return value
+
+
+class KeepsTracker:
+    """A base in front of sbi's trainers: a tracker that can be pickled is kept.
+
+    sbi's trainers come back with a tracker of TensorBoard, which writes a folder,
+    whatever they had before.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of sbi's trainer, with the tracker."""
+        state = cast(Any, super()).__getstate__()
+        return {**state, "_tracker": if_it_pickles(vars(self)["_tracker"])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state; without a tracker as sbi does."""
+        if state["_tracker"] is None:
+            cast(Any, super()).__setstate__(state)
+        else:
+            vars(self).update(state)
