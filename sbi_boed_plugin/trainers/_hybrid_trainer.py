@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._sbi_compat import KeepsTracker, if_it_pickles
+from sbi_boed_plugin._sbi_compat import SbiTrainerMixin, if_it_pickles
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
@@ -44,7 +44,7 @@ _ENERGY_KEYS = (
 )
 
 
-class HybridTrainer(KeepsTracker, NPE_C):
+class HybridTrainer(SbiTrainerMixin, NPE_C):
     """Builds, trains and reports what `NPE_GKL` adds to NPE."""
 
     _neural_net: ConditionalDensityEstimator | None

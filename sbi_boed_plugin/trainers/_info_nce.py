@@ -9,7 +9,7 @@ from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.utils import data
 
-from sbi_boed_plugin._sbi_compat import KeepsTracker, LikelihoodEstimatorTrainer
+from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer, SbiTrainerMixin
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,
@@ -26,7 +26,7 @@ LOG_LIKELIHOOD_KEY = "validation_log_likelihood"
 EIG_KEY = "eig_lower_bound"
 
 
-class InfoNCETrainer(KeepsTracker, LikelihoodEstimatorTrainer):
+class InfoNCETrainer(SbiTrainerMixin, LikelihoodEstimatorTrainer):
     """Training and validation losses of InfoNCE-λ in the place of NLE's.
 
     A subclass sets the objective before it calls `train` of this class, and, if
