@@ -8,12 +8,13 @@ import torch
 from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent, Normal, Uniform
+from torch.distributions import Bernoulli, Independent, Normal, Uniform, constraints
 from torch.distributions.transforms import (
     AffineTransform,
     CatTransform,
     ComposeTransform,
     ExpTransform,
+    Transform,
     identity_transform,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,7 +30,7 @@ from sbi_boed_plugin import (
 from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
-from sbi_boed_plugin.estimators.transformed import move_transform
+from sbi_boed_plugin.estimators.transformed import TransformedEstimator, move_transform
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
 from tests.conftest import NoOpTracker
@@ -125,6 +126,34 @@ def test_a_moved_transform_is_the_same_elsewhere(transform):
     there = move_transform(transform, lambda tensor: tensor.to(META))
     with OnDevice():
         assert there(value.to(META)).is_meta
+
+
+class Learned(Transform, torch.nn.Module):
+    """A transform that is a module, and so a part of the network."""
+
+    domain = codomain = constraints.real
+
+    def __init__(self):
+        super().__init__()
+        self.loc = torch.nn.Parameter(torch.ones(1))
+
+    __hash__ = torch.nn.Module.__hash__
+
+    def _call(self, x):
+        return x + self.loc
+
+    def log_abs_det_jacobian(self, x, y):
+        return torch.zeros_like(x)
+
+
+def test_a_transform_that_is_a_module_stays_the_same_object():
+    learned = Learned()
+    network = likelihood_nn("mdn")(torch.randn(50, 1), torch.randn(50, 1))
+    estimator = TransformedEstimator(network, learned).double()
+    assert estimator.input_transform is learned
+    assert learned.loc.dtype == torch.float64 and "input_transform.loc" in dict(
+        estimator.named_parameters()
+    )
 
 
 @pytest.mark.parametrize("build", [transformed_likelihood_nn, transformed_posterior_nn])

@@ -166,7 +166,7 @@ class Coordinates:
         )
 
 
-def move_transform(transform: Transform, fn: Callable[[Tensor], Tensor]) -> Transform:
+def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a transform with a function applied to every tensor that it holds.
 
     Args:
@@ -175,24 +175,23 @@ def move_transform(transform: Transform, fn: Callable[[Tensor], Tensor]) -> Tran
         fn: Function of a tensor, such as a move to a device.
 
     Returns:
-        A copy; the identity is returned itself.
+        A copy; the identity itself, and what is a module, which moves with the network
+        that it is part of.
     """
-
-    def moved(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return fn(value)
-        if isinstance(value, Transform):
-            return move_transform(value, fn)
-        return type(value)(map(moved, value)) if type(value) in (list, tuple) else value
-
+    if isinstance(transform, Tensor):
+        return fn(transform)
+    if type(transform) in (list, tuple):
+        return type(transform)(move_transform(part, fn) for part in transform)
+    is_module = isinstance(transform, torch.nn.Module)
+    if is_module or not isinstance(transform, Transform):
+        return transform
     if transform is identity_transform:
         return transform
     if isinstance(transform, INVERSE_TRANSFORM):
         return move_transform(transform.inv, fn).inv
     other = copy(transform)
-    # The inverse that torch keeps refers to the original.
-    vars(other).update({k: moved(v) for k, v in vars(other).items() if k != "_inv"})
-    other._inv = None
+    other._inv = None  # The inverse that torch keeps is of the original.
+    vars(other).update({k: move_transform(v, fn) for k, v in vars(other).items()})
     return other
 
 
