@@ -28,6 +28,7 @@ from sbi_boed_plugin import (
     transformed_posterior_nn,
 )
 from sbi_boed_plugin._prior import log_normalization, to_real_numbers
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator, move_transform
@@ -273,3 +274,14 @@ def test_exact_answers_are_computed_on_the_cpu():
     with OnDevice():
         assert task.exact_eig(on_device(task.dim_design))[0] > 0.0
         assert unbiased_entropy(on_device(2, 3)).dtype == torch.float64
+
+
+def test_a_state_of_more_devices_than_there_are_is_taken_up(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", taken.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: None)
+    with isolated_rng({**get_rng_state(), "cuda": ["of the first", "of the second"]}):
+        pass
+    assert taken == [["of the first"]]
