@@ -153,7 +153,8 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
         values = finite_values(prior)
         if values is not None and math.prod(map(len, values)) <= _MAX_GRID:
             grid = torch.cartesian_prod(*values).reshape(-1, len(values))
-            total = float(torch.logsumexp(prior.log_prob(grid).double().cpu(), 0))
+            log_prob = prior.log_prob(grid.to(prior.sample(torch.Size((1,))).device))
+            total = float(torch.logsumexp(log_prob.cpu().double(), 0))
             return (total, 0.0) if abs(total) > 0.02 else (0.0, 0.0)
         if prior.event_shape.numel() > _MAX_DIM or bool(discrete_columns(prior).any()):
             return 0.0, 0.0

@@ -185,7 +185,7 @@ def total_information(
         terms = log_likelihood(
             x.repeat(len(theta), 1), rows, designs.repeat(len(theta), 1)
         )
-        return terms.double().reshape(len(theta), num_rounds).sum(dim=1)
+        return terms.cpu().double().reshape(len(theta), num_rounds).sum(dim=1)
 
     own = of_history(theta_0.reshape(1, -1))
     total = own.new_tensor(-torch.inf)

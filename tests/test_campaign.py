@@ -1,12 +1,5 @@
 """Sequences of experiments, killed and continued."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 from torch.distributions import Independent, Normal
@@ -147,68 +140,6 @@ def test_rounds_can_be_added_and_finished_ones_are_not_repeated(tmp_path):
     assert_same(run(path, num_rounds=3, observe=calls), longer)
 
 
-SCRIPT = """
-import sys
-from tests.test_campaign import make, measure, run
-class Slow:
-    calls = 0
-    def __call__(self, design):
-        Slow.calls += 1
-        if Slow.calls == 2:
-            print("in the middle", flush=True)
-            import time
-            time.sleep(60)
-        return measure(design)
-run(sys.argv[1], observe=Slow())
-"""
-
-
-def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
-    path = tmp_path / "campaign.pt"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == "in the middle"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(0.1)
-    assert_same(run(path), run())
-    assert [p.name for p in tmp_path.iterdir()] == ["campaign.pt"]
-
-
-def damaged(path):
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def foreign(path):
-    torch.save({"weights": torch.ones(3)}, path)
-
-
-def evil(path):
-    torch.save({"format": "sbi_boed_plugin.run_experiments", "prior": Model}, path)
-
-
-def text(path):
-    path.write_text("my notes")
-
-
-@pytest.mark.parametrize("spoil", [damaged, foreign, evil, text])
-def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tmp_path, spoil):
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=1)
-    spoil(path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="checkpoint=.*left as it is"):
-        run(path)
-    assert path.read_bytes() == before
-
-
 def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
     path = tmp_path / "campaign.pt"
     run(path, num_rounds=1)
@@ -300,6 +231,31 @@ def test_another_prior_or_schedule_is_another_sequence(tmp_path):
     with pytest.raises(ValueError, match="other experiments: search"):
         run(path, num_rounds=2, num_workers=2)
     assert len(run(path, num_rounds=2, num_workers=1).records) == 2
+
+
+class WithSchedule(TruncatedNormalPolicy):
+    """A policy of a user's own, with a function as its schedule."""
+
+    def __init__(self, schedule):
+        self.of_user = schedule
+        super().__init__(torch.tensor([0.5]), torch.tensor([3.0]))
+
+    def anneal(self, progress):
+        self.scale = self.of_user(progress) * (self.high - self.low)
+
+
+def test_schedules_of_users_are_told_apart_by_what_they_do(tmp_path):
+    def make_with(schedule):
+        policy = WithSchedule(schedule)
+        return NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
+
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1, inference=make_with(lambda p: 0.3 - 0.2 * p))
+    same = make_with(lambda progress: 0.3 + progress * -0.2)
+    assert len(run(path, num_rounds=2, inference=same).records) == 2
+    for other in (lambda p: 0.3 - 0.1 * p, lambda p: 0.3 - 0.2 * p**2):
+        with pytest.raises(ValueError, match="other experiments: policy"):
+            run(path, inference=make_with(other))
 
 
 def test_a_policy_that_moved_starts_where_it_did(tmp_path):

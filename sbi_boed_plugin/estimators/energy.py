@@ -240,7 +240,10 @@ class FlowNoise:
         self._context = context.repeat_interleave(num_samples, dim=0)
         # One row per draw, those of a condition in succession, as the flow has them.
         self._rows = torch.randn(
-            len(self._context), *base.input_shape, device=context.device
+            len(self._context),
+            *base.input_shape,
+            device=context.device,
+            dtype=context.dtype,
         )
         self._shape = (len(condition), num_samples, *base.input_shape)
 

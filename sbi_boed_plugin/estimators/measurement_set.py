@@ -114,8 +114,9 @@ class MeasurementSetEmbedding(nn.Module):
         pairs = self._pairs(rows).flatten(0, -2)
         # Double precision, so that tiny units keep their scale; what does not vary is
         # left in its own unit.
-        scale = pairs.double().std(dim=0)
-        scale = torch.where(scale > 1e-7 * pairs.double().abs().amax(0), scale, 1.0)
+        double = pairs.cpu().double()
+        scale = double.std(dim=0)
+        scale = torch.where(scale > 1e-7 * double.abs().amax(0), scale, 1.0)
         self.mean.copy_(pairs.mean(dim=0))
         self.scale.copy_(scale)
 

@@ -41,7 +41,8 @@ def to_noise(
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
 
     Returns:
-        Noise of shape `(batch_dim, dim)`, differentiable in both arguments.
+        Noise of shape `(batch_dim, dim)`, differentiable in both arguments. That of a
+        mixture is in double precision, on the CPU.
 
     Raises:
         NotImplementedError: If the estimator is of another kind.
@@ -83,14 +84,16 @@ def _mixture_to_noise(
     each value depends on itself and on later ones.
     """
     mixture = estimator.get_uncorrected_mog(condition)
-    factors = cast(Tensor, mixture.precision_factors).double()
+    # Precision that there is not on every device.
+    factors = cast(Tensor, mixture.precision_factors).cpu().double()
     centred = estimator._transform_input(input).unsqueeze(1) - mixture.means
-    standard = (factors @ centred.double().unsqueeze(-1)).squeeze(-1)
+    standard = (factors @ centred.cpu().double().unsqueeze(-1)).squeeze(-1)
     log_scale = factors.diagonal(dim1=-2, dim2=-1).abs().log()
     log_density = log_scale - 0.5 * standard.square()
     # Weight of the components once all later values are known.
     later = log_density.flip(-1).cumsum(-1).flip(-1) - log_density
-    weights = torch.log_softmax(mixture.logits.double().unsqueeze(-1) + later, dim=1)
+    logits = mixture.logits.cpu().double().unsqueeze(-1)
+    weights = torch.log_softmax(logits + later, dim=1)
     below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=1)
     above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=1)
     return below - above

@@ -1,7 +1,7 @@
 """Likelihoods that work in other coordinates than their users."""
 
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,12 +9,19 @@ import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
-from torch.distributions.transforms import CatTransform, Transform, identity_transform
+from torch.distributions.transforms import (
+    CatTransform,
+    ExpTransform,
+    Transform,
+    identity_transform,
+)
 
 __all__ = [
+    "INVERSE_TRANSFORM",
     "Coordinates",
     "TransformedEstimator",
     "coordinates_of",
+    "move_transform",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
 ]
@@ -22,6 +29,9 @@ __all__ = [
 
 # A network that has diverged puts all of its mass there: it must not draw forever.
 _MAX_ATTEMPTS = 20
+
+# Torch does not export the kind of inverse transforms, which refer to another one.
+INVERSE_TRANSFORM = type(ExpTransform().inv)
 
 
 class TransformedEstimator(ConditionalDensityEstimator):
@@ -55,6 +65,13 @@ class TransformedEstimator(ConditionalDensityEstimator):
         self.net: ConditionalDensityEstimator
         self.input_transform = input_transform
         self.condition_transform = condition_transform
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Move the tensors of the transforms as those of the network."""
+        super()._apply(fn, recurse)
+        self.input_transform = move_transform(self.input_transform, fn)
+        self.condition_transform = move_transform(self.condition_transform, fn)
+        return self
 
     @property
     def embedding_net(self) -> torch.nn.Module | None:
@@ -139,6 +156,44 @@ class Coordinates:
     x: Transform
     design: Transform
 
+    def to(self, device: str | torch.device) -> "Coordinates":
+        """Return the same coordinates for tensors on a device."""
+        return Coordinates(
+            *(
+                move_transform(transform, lambda tensor: tensor.to(device))
+                for transform in (self.theta, self.x, self.design)
+            )
+        )
+
+
+def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Return a transform with a function applied to every tensor that it holds.
+
+    Args:
+        transform: A transform. It holds tensors as attributes, in lists, and in the
+            transforms that it is made of. It is left as it is.
+        fn: Function of a tensor, such as a move to a device.
+
+    Returns:
+        A copy; the identity itself, and what is a module, which moves with the network
+        that it is part of.
+    """
+    if isinstance(transform, Tensor):
+        return fn(transform)
+    if type(transform) in (list, tuple):
+        return type(transform)(move_transform(part, fn) for part in transform)
+    is_module = isinstance(transform, torch.nn.Module)
+    if is_module or not isinstance(transform, Transform):
+        return transform
+    if transform is identity_transform:
+        return transform
+    if isinstance(transform, INVERSE_TRANSFORM):
+        return move_transform(transform.inv, fn).inv
+    other = copy(transform)
+    other._inv = None  # The inverse that torch keeps is of the original.
+    vars(other).update({k: move_transform(v, fn) for k, v in vars(other).items()})
+    return other
+
 
 class _NamedModel:
     """Builds an sbi model of a name; a class, so that it pickles.
@@ -181,14 +236,16 @@ class _TransformedBuilder:
         self.coordinates = coordinates
         self.dim_design = dim_design
 
-    def _beside_design(self, transform: Transform, rows: Tensor) -> Transform:
+    def _beside_design(
+        self, transform: Transform, of_design: Transform, rows: Tensor
+    ) -> Transform:
         """Return the transform of rows whose last values are the design."""
         if not self.dim_design:
             return transform
         if rows.shape[-1] == self.dim_design:
-            return self.coordinates.design
+            return of_design
         return CatTransform(
-            [transform, self.coordinates.design],
+            [transform, of_design],
             dim=-1,
             lengths=[rows.shape[-1] - self.dim_design, self.dim_design],
         )
@@ -196,16 +253,18 @@ class _TransformedBuilder:
 
 class _LikelihoodBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        of_x = self.coordinates.x
-        of_theta = self._beside_design(self.coordinates.theta, theta)
+        coordinates = self.coordinates.to(theta.device)
+        of_x = coordinates.x
+        of_theta = self._beside_design(coordinates.theta, coordinates.design, theta)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_x, of_theta)
 
 
 class _PosteriorBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        of_theta = self.coordinates.theta
-        of_x = self._beside_design(self.coordinates.x, x)
+        coordinates = self.coordinates.to(theta.device)
+        of_theta = coordinates.theta
+        of_x = self._beside_design(coordinates.x, coordinates.design, x)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_theta, of_x)
 

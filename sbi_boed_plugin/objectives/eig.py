@@ -417,9 +417,10 @@ def _summarize(
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
-        terms = 0.5 * (lower + upper).double()
+        terms = 0.5 * (lower + upper).cpu().double()
     else:
-        terms = (upper if bound in ("snmc", "lace_upper") else lower).double()
+        terms = upper if bound in ("snmc", "lace_upper") else lower
+        terms = terms.cpu().double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
         raise NoEstimateError(
@@ -448,7 +449,7 @@ def _summarize(
         # Draws of a belief repeat its particles.
         cap = min(largest, math.log(num_atoms or math.inf))
     if bound == "exact":
-        half_gap = 0.5 * (upper - lower).double().mean().item()
+        half_gap = 0.5 * (upper - lower).cpu().double().mean().item()
         error = math.hypot(error, half_gap)
     return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)
 

@@ -117,7 +117,7 @@ class GaussianLinear(Task):
         Raises:
             ValueError: If `design` has another shape or is not finite.
         """
-        matrix = regressors(self._single_design(design).detach().to(torch.float64))
+        matrix = regressors(self._single_design(design).detach().cpu().double())
         identity = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
         precision = identity + PRIOR_SCALE**2 * matrix.T @ matrix
         return 0.5 * float(torch.logdet(precision)), 0.0

@@ -67,7 +67,7 @@ def unbiased_entropy(counts: Tensor) -> Tensor:
         >>> unbiased_entropy(torch.tensor([[500.0, 500.0, 0.0]]))
         tensor([0.6931], dtype=torch.float64)
     """
-    counts = counts.to(torch.float64)
+    counts = counts.cpu().double()
     total = counts.sum(dim=-1)
     k = counts.clamp(min=1.0)
     sign = 1.0 - 2.0 * torch.remainder(k, 2.0)

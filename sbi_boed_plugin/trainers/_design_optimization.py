@@ -10,6 +10,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.design.assessment import assess_design
 from sbi_boed_plugin.design.budget import plan_spending
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
@@ -384,6 +385,7 @@ class DesignOptimizationMixin:
 
     def _start_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
         """Return a new design optimizer that continues from the current networks."""
+        check_default_dtype()
         if self._design_policy is None:
             raise ValueError(
                 "design_policy=None: pass a design policy to optimize, for instance "

@@ -1,6 +1,5 @@
 """The stages of `NPE_GKL`: a base in sbi's training loop, and an energy on it."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._sbi_compat import SbiTrainerMixin, if_it_pickles
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
@@ -44,7 +44,7 @@ _ENERGY_KEYS = (
 )
 
 
-class HybridTrainer(NPE_C):
+class HybridTrainer(SbiTrainerMixin, NPE_C):
     """Builds, trains and reports what `NPE_GKL` adds to NPE."""
 
     _neural_net: ConditionalDensityEstimator | None
@@ -289,11 +289,7 @@ class HybridTrainer(NPE_C):
 
     def __getstate__(self) -> dict:
         """Return the state to be pickled, without builders that cannot be."""
-        state = super().__getstate__()
-        try:
-            pickle.dumps(self._build_energy)
-        except (pickle.PicklingError, AttributeError, TypeError):
-            # Functions that users define where they are needed; used again, they are
-            # missed with an error.
-            state["_build_energy"] = None
-        return state
+        # Functions that users define where they are needed; used again, they are missed
+        # with an error.
+        build = if_it_pickles(self._build_energy)
+        return {**super().__getstate__(), "_build_energy": build}

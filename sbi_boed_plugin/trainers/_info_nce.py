@@ -9,7 +9,7 @@ from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.utils import data
 
-from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer
+from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer, SbiTrainerMixin
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,
@@ -26,7 +26,7 @@ LOG_LIKELIHOOD_KEY = "validation_log_likelihood"
 EIG_KEY = "eig_lower_bound"
 
 
-class InfoNCETrainer(LikelihoodEstimatorTrainer):
+class InfoNCETrainer(SbiTrainerMixin, LikelihoodEstimatorTrainer):
     """Training and validation losses of InfoNCE-λ in the place of NLE's.
 
     A subclass sets the objective before it calls `train` of this class, and, if
@@ -181,7 +181,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
                 losses = info_nce_loss(matrix, self._regularization_strength)
                 assert_all_finite(losses, "InfoNCE loss")
                 terms = (losses, matrix[0], contrastive_bound(matrix))
-                totals += torch.stack([term.sum() for term in terms]).double().cpu()
+                totals += torch.stack([term.sum() for term in terms]).cpu().double()
                 num_rows += len(theta)
         val_loss, log_likelihood, eig = (totals / num_rows).tolist()
         self._epoch_metrics = {LOG_LIKELIHOOD_KEY: log_likelihood, EIG_KEY: eig}

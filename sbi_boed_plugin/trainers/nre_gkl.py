@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._sbi_compat import SbiTrainerMixin
 from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
@@ -50,7 +51,7 @@ _NUM_VALIDATION = 1_000
 _NUM_STORED = 10_000
 
 
-class NRE_GKL(NRE_B):
+class NRE_GKL(SbiTrainerMixin, NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
     The ratio-only variant of the family: :math:`q(\theta \mid x) = p(\theta) \,

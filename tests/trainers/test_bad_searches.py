@@ -13,7 +13,6 @@ from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
     HIGH,
     LOW,
-    SCORING,
     SEARCH,
     FailsAt,
     make,

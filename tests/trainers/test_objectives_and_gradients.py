@@ -51,7 +51,7 @@ def exact_trainer(policy):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:The pce estimate", "ignore:At the end of the search"
+    "ignore:The pce", "ignore:At the end of the search"
 )
 @pytest.mark.parametrize("gradient", POLICY_GRADIENTS)
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
@@ -74,7 +74,7 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
 
 
 @pytest.mark.filterwarnings(
-    "ignore:The pce estimate", "ignore:At the end of the search"
+    "ignore:The pce", "ignore:At the end of the search"
 )
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 @pytest.mark.parametrize(
