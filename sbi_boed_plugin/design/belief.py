@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable
 from copy import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -127,6 +127,11 @@ class ParticleBelief(Distribution):
         belief.log_evidence_variance = log_evidence_variance
         belief.acceptance_rate = acceptance_rate
         return belief
+
+    @property
+    def support(self) -> Any:
+        """Support of the prior: no observation excludes any of it."""
+        return self._prior.support
 
     @property
     def num_particles(self) -> int:

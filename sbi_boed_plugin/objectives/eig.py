@@ -132,7 +132,8 @@ def estimate_eig(
       for any normalized :math:`q`, without a cap.
     - `"gkl"`: the same for a hybrid posterior :math:`b \, e^\rho`, :math:`\log b + \rho
       - \log p + 1 - Z(x)` with its partition function :math:`Z` from `num_contrastive`
-      draws of the base. A lower bound, without a cap.
+      draws of the base, of which those outside the support of `prior` count nothing.
+      A lower bound, without a cap.
 
     Args:
         estimator: For a likelihood: an estimator with sbi's
@@ -245,6 +246,12 @@ def _check_arguments(
             "bound='gkl' needs a HybridEstimator, a base with an energy ratio, got "
             f"{type(estimator).__name__}. Use bound='barber_agakov' for a normalized "
             "posterior."
+        )
+    if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
+        raise ValueError(
+            "bound='barber_agakov' needs a normalized posterior, but "
+            f"{type(estimator).__name__} has an energy ratio. Use bound='gkl', or pass "
+            "estimator.base for the information that its base alone tells."
         )
     if bound == "marginal" and marginal_estimator is None:
         raise ValueError(
