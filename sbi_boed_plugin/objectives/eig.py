@@ -40,6 +40,10 @@ Bound = Literal["pce", "snmc", "exact", "nwj", "marginal", "barber_agakov", "gkl
 # Whatever the estimators are, hence also if failed simulations count as zero.
 LOWER_BOUNDS = ("pce", "nwj", "barber_agakov", "gkl")
 
+# Far from seeds that people choose: with the same one, the parameters and data that a
+# network was trained with would come again to judge it.
+_STREAM = 5_104_627_393
+
 
 class NoEstimateError(ValueError):
     """Simulations of a design from which nothing can be estimated.
@@ -153,8 +157,9 @@ def estimate_eig(
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
         max_pairs: Largest number of densities evaluated at once.
         num_workers: Number of processes that simulate, through joblib.
-        seed: Seed of everything that is drawn. The global random state is left as it
-            was. If `None`, the global random state is used and advanced.
+        seed: Seed of everything that is drawn, which is not what is drawn after
+            `torch.manual_seed(seed)`. The global random state is left as it was. If
+            `None`, the global random state is used and advanced.
 
     Returns:
         The estimate with its standard error and cap.
@@ -185,7 +190,7 @@ def estimate_eig(
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}.")
 
-    with torch.no_grad(), isolated_rng(seed):
+    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
         theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
         x, valid = run_simulator(

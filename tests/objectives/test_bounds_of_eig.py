@@ -289,6 +289,20 @@ def test_the_seed_reproduces_and_chunks_do_not_matter(bound):
     assert abs(first.value - chunked.value) < 3.5 * error
 
 
+def test_what_a_network_was_trained_with_does_not_come_again():
+    """With the seed of the caller, who drew parameters and data for training."""
+    simulate, seen = simulator_of(slope), []
+
+    def simulator(theta, design):
+        seen.append(theta)
+        return simulate(theta, design)
+
+    estimate("slope", "barber_agakov", simulator=simulator, seed=3)
+    torch.manual_seed(3)
+    trained = normal_prior(1).sample((2_000,))
+    assert not torch.isin(seen[0], trained).any()
+
+
 def test_estimators_and_data_may_differ_in_precision():
     estimator = nn.Linear(1, 1)  # whose weights are in single precision.
     likelihood = exact_estimators(slope, **SLOPE).likelihood
