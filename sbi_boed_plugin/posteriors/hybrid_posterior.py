@@ -3,6 +3,7 @@ r"""The hybrid posterior: a normalized base times an energy ratio, by rejection.
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -76,16 +77,20 @@ def _check_shares(bound_quantile: float, min_acceptance_rate: float) -> None:
 
 @dataclass
 class _Measured:
-    """What was measured of some observations, by a network with some weights."""
+    """What was measured of some observations, and what it depends on.
 
-    state: list[Tensor]
-    bound_quantile: float
+    Observations and weights may be changed in place: they are compared by value.
+    """
+
+    values: list[Tensor]
+    parts: list[Any]
     diagnostics: WeightDiagnostics
     log_partition: Tensor | None = None
 
-    def is_of(self, state: list[Tensor], bound_quantile: float) -> bool:
-        return bound_quantile == self.bound_quantile and all(
-            torch.equal(kept, new) for kept, new in zip(self.state, state, strict=True)
+    def is_of(self, values: list[Tensor], parts: list[Any]) -> bool:
+        return parts == self.parts and all(
+            kept.dtype == new.dtype and torch.equal(kept, new)
+            for kept, new in zip(self.values, values, strict=True)
         )
 
 
@@ -424,20 +429,20 @@ class HybridPosterior(DirectPosterior):
         self, rows: Tensor, max_batch_size: int | None = None
     ) -> WeightDiagnostics:
         """Return diagnostics; those of the last observations are kept."""
-        quantile = self.bound_quantile
-        # Observations and weights may be changed in place.
-        state = [rows.detach(), *self.posterior_estimator.state_dict().values()]
-        if self._measured is not None and self._measured.is_of(state, quantile):
+        hybrid = self.posterior_estimator
+        values = [rows.detach(), *hybrid.state_dict().values()]
+        parts = [*hybrid.modules(), hybrid.prior, self.bound_quantile, len(values)]
+        if self._measured is not None and self._measured.is_of(values, parts):
             return self._measured.diagnostics
         measured = measure_weights(
-            self.posterior_estimator,
+            hybrid,
             rows,
-            bound_quantile=quantile,
+            bound_quantile=self.bound_quantile,
             max_batch_size=max_batch_size or self.max_sampling_batch_size,
         )
         self._warn_if_far(measured)
-        state = [values.clone() for values in state]
-        self._measured = _Measured(state, quantile, measured)
+        values = [value.clone() for value in values]
+        self._measured = _Measured(values, parts, measured)
         return measured
 
     def _warn_if_far(self, measured: WeightDiagnostics) -> None:

@@ -358,6 +358,14 @@ def test_networks_changed_in_place_are_measured_anew():
     assert torch.equal(after[1].log_partition, changed.diagnostics(X_O).log_partition)
     assert (after[0] - before[0]).abs() > 0.1
     assert after[1].log_partition != before[1].log_partition
+    # Another energy, with as many weights.
+    posterior.posterior_estimator.energy = Zero()
+    flat = posterior.log_prob(theta, X_O)
+    posterior.posterior_estimator.energy = Ring()
+    torch.testing.assert_close(
+        posterior.log_prob(theta, X_O), hybrid_posterior(Ring()).log_prob(theta, X_O)
+    )
+    torch.testing.assert_close(flat, hybrid_posterior(Zero()).log_prob(theta, X_O))
 
 
 def test_what_was_measured_in_inference_mode_serves_gradients():
