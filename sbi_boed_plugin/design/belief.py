@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable
 from copy import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -132,6 +132,11 @@ class ParticleBelief(Distribution):
     def base_prior(self) -> Distribution:
         """Distribution of the parameters before any observation."""
         return self._prior
+
+    @property
+    def support(self) -> Any:
+        """Support of the prior: no observation excludes any of it."""
+        return self._prior.support
 
     @property
     def num_particles(self) -> int:

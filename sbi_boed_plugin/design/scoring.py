@@ -40,7 +40,10 @@ def score_design(
     for network in estimators.all():
         network.eval()
     by_likelihood = bound == "pce"
-    estimator = estimators.likelihood if by_likelihood else estimators.posterior
+    if by_likelihood:
+        estimator = estimators.likelihood
+    else:
+        estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
     if not by_likelihood and isinstance(prior, ParticleBelief):
         # A posterior that was trained with its particles knows them.
         prior = prior.anew()

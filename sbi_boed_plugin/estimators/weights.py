@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_QUANTILE",
     "Corrected",
     "WeightDiagnostics",
+    "check_not_empty",
     "draw_weighted",
     "measure_weights",
 ]
@@ -111,15 +112,7 @@ class WeightDiagnostics:
 
     def check_not_empty(self) -> None:
         """Raise a `RuntimeError` if a base has no draw in the support of the prior."""
-        empty = (self.log_bound == -torch.inf).nonzero().flatten().tolist()
-        if empty:
-            raise RuntimeError(
-                f"None of {self.num_draws} draws of the base lie in the support of the "
-                f"prior given the observation in row {empty[0]} of x ({len(empty)} of "
-                f"{len(self.log_bound)} rows). It is probably far from all "
-                "simulations: check x, simulate closer to it, or use "
-                "sample_with='mcmc'."
-            )
+        check_not_empty(self.log_bound, self.num_draws)
 
     @property
     def effective_share(self) -> Tensor:
@@ -141,6 +134,23 @@ class WeightDiagnostics:
                 line += f"  ({low:.4f} to {high:.4f})"
             lines.append(line)
         return "\n".join(lines)
+
+
+def check_not_empty(largest: Tensor, num_draws: int) -> None:
+    """Raise a `RuntimeError` if a base has no draw in the support of the prior.
+
+    Args:
+        largest: Largest log-weight of each observation, of shape `(batch_dim,)`.
+        num_draws: Number of draws of each.
+    """
+    empty = (largest == -torch.inf).nonzero().flatten().tolist()
+    if empty:
+        raise RuntimeError(
+            f"None of {num_draws} draws of the base lie in the support of the prior "
+            f"given the observation in row {empty[0]} of x ({len(empty)} of "
+            f"{len(largest)} rows). It is probably far from all simulations: check x, "
+            "simulate closer to it, or use sample_with='mcmc'."
+        )
 
 
 @torch.no_grad()

@@ -187,19 +187,20 @@ def _posterior_terms(
     log_prior = prior.log_prob(theta)
     data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
     if not num_partition_samples:
-        normalized = getattr(estimator, "base", estimator)
-        log_prob = _in_precision_of(normalized)
+        log_prob = _in_precision_of(estimator)
         return barber_agakov_bound(
             log_prob(theta.unsqueeze(0), data)[0], log_prior.to(theta)
         )
     dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), data.to(dtype)
     draws = estimator.base.sample(torch.Size((num_partition_samples,)), data)
+    # No parameter outside of the support of the prior was drawn or has a posterior.
+    inside = estimator.with_prior(prior).inside(draws)
     return generalized_kl_bound(
         estimator.base.log_prob(theta.unsqueeze(0), data)[0],
         estimator.log_ratio(theta.unsqueeze(0), data)[0],
         log_prior.to(theta),
-        partition_function(estimator.log_ratio(draws, data)),
+        partition_function(estimator.log_ratio(draws, data), inside),
     )
 
 

@@ -61,6 +61,10 @@ LOWER_BOUNDS = ("pce", "lace", "nwj", "barber_agakov", "gkl")
 # Those in which the density of the prior enters, and with it its constant.
 _WITH_PRIOR_DENSITY = ("lace", "lace_upper", "barber_agakov", "gkl")
 
+# Far from seeds that people choose: with the same one, the parameters and data that a
+# network was trained with would come again to judge it.
+_STREAM = 5_104_627_393
+
 
 class NoEstimateError(ValueError):
     """Simulations of a design from which nothing can be estimated.
@@ -162,7 +166,8 @@ def estimate_eig(
       for any normalized :math:`q`, without a cap.
     - `"gkl"`: the same for a hybrid posterior :math:`b \, e^\rho`, :math:`\log b + \rho
       - \log p + 1 - Z(x)` with its partition function :math:`Z` from `num_contrastive`
-      draws of the base. A lower bound, without a cap.
+      draws of the base, of which those outside the support of `prior` count nothing.
+      A lower bound, without a cap.
 
     Args:
         estimator: For a likelihood: an estimator with sbi's
@@ -185,8 +190,9 @@ def estimate_eig(
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
         max_pairs: Largest number of densities evaluated at once.
         num_workers: Number of processes that simulate, through joblib.
-        seed: Seed of everything that is drawn. The global random state is left as it
-            was. If `None`, the global random state is used and advanced.
+        seed: Seed of everything that is drawn, which is not what is drawn after
+            `torch.manual_seed(seed)`. The global random state is left as it was. If
+            `None`, the global random state is used and advanced.
 
     Returns:
         The estimate with its standard error and cap.
@@ -219,7 +225,7 @@ def estimate_eig(
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}.")
 
-    with torch.no_grad(), isolated_rng(seed):
+    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
         theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
         x, _ = run_simulator(
@@ -374,6 +380,12 @@ def _check_arguments(
             "bound='gkl' needs a HybridEstimator, a base with an energy ratio, got "
             f"{type(estimator).__name__}. Use bound='barber_agakov' for a normalized "
             "posterior."
+        )
+    if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
+        raise ValueError(
+            "bound='barber_agakov' needs a normalized posterior, but "
+            f"{type(estimator).__name__} has an energy ratio. Use bound='gkl', or pass "
+            "estimator.base for the information that its base alone tells."
         )
     if bound == "marginal" and marginal_estimator is None:
         raise ValueError(

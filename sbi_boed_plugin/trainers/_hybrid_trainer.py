@@ -44,6 +44,10 @@ _ENERGY_KEYS = (
 )
 
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_004
+
+
 class HybridTrainer(SbiTrainerMixin, NPE_C):
     """Builds, trains and reports what `NPE_GKL` adds to NPE."""
 
@@ -141,7 +145,7 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
         if self._training == "joint":
-            with isolated_rng(0):
+            with isolated_rng(_VALIDATION_SEED):
                 return super()._validate_epoch(val_loader, loss_args)
         return super()._validate_epoch(val_loader, loss_args)
 
@@ -227,9 +231,12 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
         atomic: bool,
     ) -> HybridEstimator:
         """Put an energy on the trained base, train it, and report."""
-        # The random numbers of the base's training go on as if nothing came between.
-        start_idx = self._start_index
+        # Random numbers of its own: those of the base's training go on as if nothing
+        # came between, and whoever draws from them gets none that were used here.
         with isolated_rng(get_rng_state()):
+            seed = int(torch.randint(2**62, ()))
+        start_idx = self._start_index
+        with isolated_rng(seed):
             hybrid = self._make_hybrid(start_idx, frozen_base=True)
             hybrid.to(self._device)
             self._neural_net = hybrid

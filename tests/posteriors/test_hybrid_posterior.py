@@ -301,6 +301,84 @@ def test_gradients_are_those_of_the_normalized_density():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_gradients_reach_the_weights():
+    energy = Tilt()
+    posterior = hybrid_posterior(energy)
+    theta = torch.tensor([[0.9, 0.1]])
+    log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
+    (of_a,) = torch.autograd.grad(log_prob.sum(), [energy.a])
+    # The sum of theta less its mean; 0.02 is a standard error of 4,000 draws.
+    expected = (theta - X_O - 0.49 * 0.5).sum()
+    torch.testing.assert_close(of_a, expected, atol=0.08, rtol=0.0)
+
+
+COPIES = [deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_it_can_be_copied_after_any_call_with_gradients(copy):
+    posterior = hybrid_posterior(Tilt())
+    theta = torch.zeros(2, 2)
+    x = 1.0 * X_O.clone().requires_grad_()  # which is not a leaf.
+    tracked = {"track_gradients": True}
+    posterior.set_default_x(x)
+    quiet = {"show_progress_bars": False}
+    for call in (
+        lambda: posterior.log_prob(theta, **tracked),
+        lambda: posterior.log_prob(theta, norm_posterior=False, **tracked),
+        lambda: posterior.log_prob_batched(theta, x.repeat(2, 1), **tracked),
+        lambda: posterior.potential(theta, **tracked),
+        lambda: posterior.leakage_correction(x),
+        lambda: posterior.diagnostics(),
+        lambda: posterior.sample((3,), **quiet),
+        lambda: posterior.sample_batched((3,), x.repeat(2, 1), **quiet),
+        lambda: posterior.set_default_x(x.detach()),
+        lambda: posterior.map(num_iter=2, num_init_samples=20),
+        lambda: posterior.to("cpu"),
+    ):
+        call()
+        same = copy(posterior)
+        assert torch.equal(same.log_prob(theta), posterior.log_prob(theta))
+        assert torch.equal(same.potential(theta), posterior.potential(theta))
+        estimator = copy(posterior.posterior_estimator)
+        assert torch.equal(estimator.energy.a, posterior.posterior_estimator.energy.a)
+    # The posterior itself keeps its gradients.
+    assert posterior.log_prob(theta, **tracked).requires_grad
+
+
+def test_networks_changed_in_place_are_measured_anew():
+    energy = Tilt()
+    posterior = hybrid_posterior(energy)
+    theta = torch.tensor([[0.9, 0.1]])
+    before = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
+    energy.a.data.neg_()
+    after = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
+    changed = hybrid_posterior(energy)
+    torch.testing.assert_close(after[0], changed.log_prob(theta, X_O))
+    assert torch.equal(after[1].log_partition, changed.diagnostics(X_O).log_partition)
+    assert (after[0] - before[0]).abs() > 0.1
+    assert after[1].log_partition != before[1].log_partition
+    # Another energy, with as many weights.
+    posterior.posterior_estimator.energy = Zero()
+    flat = posterior.log_prob(theta, X_O)
+    posterior.posterior_estimator.energy = Ring()
+    torch.testing.assert_close(
+        posterior.log_prob(theta, X_O), hybrid_posterior(Ring()).log_prob(theta, X_O)
+    )
+    torch.testing.assert_close(flat, hybrid_posterior(Zero()).log_prob(theta, X_O))
+
+
+def test_what_was_measured_in_inference_mode_serves_gradients():
+    posterior = hybrid_posterior(Tilt())
+    theta = torch.tensor([[0.9, 0.1]])
+    with torch.inference_mode():
+        posterior.log_prob(theta, X_O.clone())
+    x = X_O.clone().requires_grad_()
+    log_prob = posterior.log_prob(theta, x, track_gradients=True)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
+    assert gradient.isfinite().all()
+
+
 def test_a_base_without_a_correction_is_not_resampled():
     """Next to nothing of it is in the prior: slow, but each draw is its own."""
     posterior = hybrid_posterior(Zero())

@@ -22,6 +22,7 @@ from sbi_boed_plugin import (
     HybridPosteriorParameters,
     energy_nn,
 )
+from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.trainers import _hybrid_trainer
 from tests.conftest import NoOpTracker
 from tests.posteriors.test_hybrid_posterior import GaussianBase
@@ -498,6 +499,39 @@ def test_building_a_posterior_takes_the_random_numbers_that_npe_takes():
         trainer.build_posterior()
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_no_random_numbers_of_the_energy_are_drawn_again():
+    """What a user draws next, as held-out data, is new; the base is as NPE's."""
+    of_energy = []
+
+    def build(theta, features):
+        of_energy.append(torch.rand(4))
+        return EnergyRatio(theta, features)
+
+    torch.manual_seed(0)
+    theta = PRIOR.sample((200,))
+    x = simulate(theta)
+    trainer = make(energy_net=build).append_simulations(theta, x)
+    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
+    npe.append_simulations(theta, x)
+    for resume in (False, True):
+        settings = {"max_num_epochs": 4 if resume else 2, "resume_training": resume}
+        torch.manual_seed(1)
+        trainer.train(energy=BRIEF, **settings)
+        drawn = torch.rand(4)
+        assert not torch.isclose(drawn, of_energy[-1]).any()
+        torch.manual_seed(1)
+        alone = npe.train(**settings)
+        assert torch.equal(torch.rand(4), drawn)
+        for key, value in alone.state_dict().items():
+            assert torch.equal(trainer._neural_net.base.state_dict()[key], value), key
+    # Another training has other numbers, the same seed the same ones.
+    assert not torch.equal(*of_energy)
+    again = make(energy_net=build).append_simulations(theta, x)
+    torch.manual_seed(1)
+    again.train(energy=BRIEF, max_num_epochs=2)
+    assert torch.equal(of_energy[0], of_energy[2])
 
 
 # --- Bad input, interruptions, state --------------------------------------------------

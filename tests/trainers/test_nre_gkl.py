@@ -199,6 +199,16 @@ def test_few_atoms_have_the_gradient_of_all_on_average(gaussian, batch):
     assert error.norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_mode_without_gradients_does_not_change_the_loss(gaussian, batch, mode):
+    """It is not taken for validation, which has other atoms."""
+    torch.manual_seed(0)
+    expected = gaussian._loss(*batch, 10).detach()
+    torch.manual_seed(0)
+    with mode():
+        assert torch.equal(gaussian._loss(*batch, 10), expected)
+
+
 def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
     class Noisy(nn.Module):
         """What is dropped differs from pass to pass."""

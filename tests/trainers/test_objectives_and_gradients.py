@@ -50,9 +50,7 @@ def exact_trainer(policy):
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The pce", "ignore:At the end of the search"
-)
+@pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
 @pytest.mark.parametrize("gradient", POLICY_GRADIENTS)
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
 def test_every_objective_goes_with_every_gradient(objective, gradient):
@@ -73,9 +71,7 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     assert trained == {"likelihood"} | needed.get(objective, set())
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The pce", "ignore:At the end of the search"
-)
+@pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
 @pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 @pytest.mark.parametrize(
     ("objective", "gradient"),
