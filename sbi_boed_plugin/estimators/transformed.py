@@ -1,9 +1,10 @@
 """Likelihoods that work in other coordinates than their users."""
 
+import warnings
 from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
@@ -15,6 +16,8 @@ from torch.distributions.transforms import (
     Transform,
     identity_transform,
 )
+
+from sbi_boed_plugin.estimators.units import Units
 
 __all__ = [
     "INVERSE_TRANSFORM",
@@ -150,11 +153,35 @@ class TransformedEstimator(ConditionalDensityEstimator):
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Coordinates that suit networks, as transforms from natural units."""
+    """Coordinates that suit networks, as transforms from natural units.
+
+    Those of the data can be `"auto"`: natural units in which the named networks take
+    the inverse hyperbolic sine of columns that are skewed in the first simulations.
+    """
 
     theta: Transform
-    x: Transform
+    x: Transform | Literal["auto"]
     design: Transform
+
+    @property
+    def of_x(self) -> Transform:
+        """Transform of the data before the networks."""
+        return identity_transform if isinstance(self.x, str) else self.x
+
+    @classmethod
+    def of(
+        cls,
+        theta: Transform = identity_transform,
+        x: Transform | Literal["auto"] | None = "auto",
+        design: Transform = identity_transform,
+    ) -> "Coordinates":
+        """Return coordinates, or raise if `x` names none."""
+        if not (x is None or x == "auto" or isinstance(x, Transform)):
+            raise ValueError(
+                f"x_transform={x!r} must be 'auto', None for natural units, or a "
+                "Transform of torch.distributions from natural units."
+            )
+        return cls(theta, identity_transform if x is None else x, design)
 
     def to(self, device: str | torch.device) -> "Coordinates":
         """Return the same coordinates for tensors on a device."""
@@ -196,31 +223,83 @@ def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
 
 
 class _NamedModel:
-    """Builds an sbi model of a name; a class, so that it pickles.
+    """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
 
     Each network gets an embedding of its own: sbi would train the one that it is given,
-    and share it between networks.
+    and share it between networks. Values that meet an embedding, or a standardization
+    that the user chose, keep their units.
     """
 
     def __init__(
-        self, factory: Callable[..., Any], model: str, rows: str, kwargs: dict[str, Any]
+        self,
+        factory: Callable[..., Any],
+        model: str,
+        condition: Literal["theta", "x"],
+        skew_x: bool,
+        dim_design: int,
+        kwargs: dict[str, Any],
     ) -> None:
         self.factory = factory
         self.model = model
-        self.rows = rows
+        self.condition = condition
+        self.skew_x = skew_x
+        self.dim_design = dim_design
         self.kwargs = kwargs
         factory(model, **kwargs)  # Refuses what it does not know now, not in training.
 
-    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        of_theta, of_x = self._units("theta", theta), self._units("x", x)
+        # The marginal, whose condition is the design alone, would say it once more.
+        if self.condition == "theta" and theta.shape[-1] != self.dim_design:
+            _tell_if_skewed(of_x, len(x))
+        theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
+        is_likelihood = self.condition == "theta"
         kwargs = dict(self.kwargs)
         embedding = kwargs.get("embedding_net")
         if embedding is not None:
             kwargs["embedding_net"] = embedding = deepcopy(embedding)
         if embedding is not None and hasattr(embedding, "standardize"):
-            conditions = theta if self.rows == "theta" else x
+            conditions = theta if is_likelihood else x
             embedding.to(conditions.device).standardize(conditions)
-            kwargs.setdefault(f"z_score_{self.rows}", "none")
-        return self.factory(self.model, **kwargs)(theta, x)
+            kwargs.setdefault(f"z_score_{self.condition}", "none")
+        network = self.factory(self.model, **kwargs)(theta, x)
+        maps = (of_x, of_theta) if is_likelihood else (of_theta, of_x)
+        return TransformedEstimator(network, *maps)
+
+    def _units(self, name: str, values: Tensor) -> Transform:
+        """Return the units of parameters or data, with the designs behind them."""
+        is_condition = name == self.condition
+        keeps = (
+            self.kwargs.get(f"z_score_{name}", "independent") != "independent"
+            or (is_condition and self.kwargs.get("embedding_net") is not None)
+            # Some of the values that these models describe are labels.
+            or (not is_condition and self.model in ("mnle", "mnpe"))
+        )
+        if keeps:
+            return identity_transform
+        may_skew = torch.ones(values.shape[-1], dtype=torch.bool)
+        if name == "x" and not self.skew_x:
+            # Where data are the condition, the last values of a row are the design.
+            num_designs = self.dim_design if is_condition else 0
+            may_skew[: len(may_skew) - num_designs] = False
+        return Units(values, may_skew=may_skew)
+
+
+def _tell_if_skewed(of_x: Transform, num_simulations: int) -> None:
+    """Warn of data that a likelihood sees as logarithms."""
+    if not isinstance(of_x, Units) or not of_x.skewed.any():
+        return
+    columns = of_x.skewed.reshape(-1).nonzero().flatten().tolist()
+    named = ", ".join(str(column) for column in columns[:8])
+    named += ", …" if len(columns) > 8 else ""
+    warnings.warn(
+        f"Column(s) {named} of x spread over decades in the first {num_simulations} "
+        "simulations (a largest value above 1,000 times the 5 % quantile, or far "
+        "outliers). The networks see asinh((x - centre) / scale) of them, which is "
+        "nearly a logarithm; densities stay those of x. Pass x_transform=None to keep "
+        "natural units, or a Transform of your own.",
+        stacklevel=3,
+    )
 
 
 class _TransformedBuilder:
@@ -254,7 +333,7 @@ class _TransformedBuilder:
 class _LikelihoodBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         coordinates = self.coordinates.to(theta.device)
-        of_x = coordinates.x
+        of_x = coordinates.of_x
         of_theta = self._beside_design(coordinates.theta, coordinates.design, theta)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_x, of_theta)
@@ -264,7 +343,7 @@ class _PosteriorBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         coordinates = self.coordinates.to(theta.device)
         of_theta = coordinates.theta
-        of_x = self._beside_design(coordinates.x, coordinates.design, x)
+        of_x = self._beside_design(coordinates.of_x, coordinates.design, x)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_theta, of_x)
 
@@ -273,14 +352,14 @@ def coordinates_of(build: object) -> Coordinates:
     """Return the coordinates that a builder of this module uses, else natural units."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates(identity_transform, identity_transform, identity_transform)
+    return Coordinates.of()
 
 
 def transformed_likelihood_nn(
     model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
     *,
     dim_design: int = 0,
-    x_transform: Transform = identity_transform,
+    x_transform: Transform | Literal["auto"] | None = "auto",
     theta_transform: Transform = identity_transform,
     design_transform: Transform = identity_transform,
     **kwargs,
@@ -291,7 +370,13 @@ def transformed_likelihood_nn(
         model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`, or a
             builder function.
         dim_design: Number of values of a design; 0 without designs.
-        x_transform: Transform of the data, for instance to logarithms.
+        x_transform: Transform of the data, for instance to logarithms; `None` for
+            natural units. With `"auto"` a named model sees a column of the data as
+            `asinh((x - centre) / scale)` if in the first simulations all its values
+            have one sign and the largest is more than 1,000 times the 5 % quantile
+            (`centre` 0, `scale` this quantile), or if it has both signs and the largest
+            distance from the median is more than 30 times the median distance
+            (`centre` and `scale` these medians). A warning says so.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
         **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is
@@ -309,11 +394,14 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
+    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
     if isinstance(model, str):
-        build: Any = _NamedModel(likelihood_nn, model, "theta", kwargs)
+        skew_x = coordinates.x == "auto"
+        build: Any = _NamedModel(
+            likelihood_nn, model, "theta", skew_x, dim_design, kwargs
+        )
     else:
         build = model
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _LikelihoodBuilder(build, coordinates, dim_design)
 
 
@@ -322,7 +410,7 @@ def transformed_posterior_nn(
     *,
     dim_design: int = 0,
     theta_transform: Transform = identity_transform,
-    x_transform: Transform = identity_transform,
+    x_transform: Transform | Literal["auto"] | None = "auto",
     design_transform: Transform = identity_transform,
     **kwargs,
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
@@ -336,7 +424,8 @@ def transformed_posterior_nn(
             builder function.
         dim_design: Number of values of a design, the last ones of a row of `x`.
         theta_transform: Transform of the parameters.
-        x_transform: Transform of the data.
+        x_transform: Transform of the data, `"auto"` or `None`, as for
+            :func:`transformed_likelihood_nn`.
         design_transform: Transform of the designs.
         **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
             copied; if it has a method `standardize`, this gets the rows of the first
@@ -356,9 +445,10 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
+    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
     if isinstance(model, str):
-        build: Any = _NamedModel(posterior_nn, model, "x", kwargs)
+        skew_x = coordinates.x == "auto"
+        build: Any = _NamedModel(posterior_nn, model, "x", skew_x, dim_design, kwargs)
     else:
         build = model
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _PosteriorBuilder(build, coordinates, dim_design)

@@ -54,8 +54,17 @@ class DesignOptimizationMixin:
         design_policy: DesignPolicy | None,
         posterior_estimator: str | Callable,
         marginal_estimator: str | Callable,
+        search_likelihood: Callable | None = None,
     ) -> None:
-        """Check and store what a search needs beside the trainer's own."""
+        """Check and store what a search needs beside the trainer's own.
+
+        Args:
+            design_policy: Distribution over designs.
+            posterior_estimator: Name or builder of the posterior.
+            marginal_estimator: Name or builder of the marginal.
+            search_likelihood: Builder of the likelihood with designs, if that is not
+                the one of the likelihood without.
+        """
         if design_policy is not None:
             if not isinstance(design_policy, DesignPolicy):
                 raise TypeError(
@@ -69,7 +78,10 @@ class DesignOptimizationMixin:
         self._marginal_model = marginal_estimator
         self._posterior_net: ConditionalDensityEstimator | None = None
         self._marginal_net: ConditionalDensityEstimator | None = None
-        self._search_coordinates = coordinates_of(self._build_neural_net)
+        self._search_likelihood = search_likelihood
+        self._search_coordinates = coordinates_of(
+            search_likelihood or self._build_neural_net
+        )
         # What the last search trained on: the method, and the number of observations
         # behind the belief that its parameters came from.
         self._trained_by: tuple[str, int] | None = None
@@ -422,7 +434,7 @@ class DesignOptimizationMixin:
         """Return what builds the networks of a search."""
         assert self._prior is not None and self._design_policy is not None
         return estimator_builders(
-            self._build_neural_net,
+            self._search_likelihood or self._build_neural_net,
             self._posterior_model,
             self._marginal_model,
             self._prior,

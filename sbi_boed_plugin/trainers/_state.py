@@ -139,7 +139,7 @@ def _build(
     theta = trainer._prior.sample(torch.Size((rows,))).cpu().float()
     design = trainer._design_policy.sample(torch.Size((rows,))).cpu().float()
     # Any data for which the coordinates of the network exist.
-    to_natural_units = trainer._search_coordinates.to("cpu").x.inv
+    to_natural_units = trainer._search_coordinates.to("cpu").of_x.inv
     x = to_natural_units(torch.randn(rows, dim_x))
     weights = networks[name]
     needs = {"likelihood": None, "marginal": "marginal", "posterior": "posterior"}[name]

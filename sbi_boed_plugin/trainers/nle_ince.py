@@ -13,6 +13,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
@@ -21,6 +22,7 @@ from sbi_boed_plugin._sbi_compat import (
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
@@ -91,6 +93,7 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
         marginal_estimator: str
         | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
+        x_transform: Transform | Literal["auto"] | None = "auto",
     ):
         r"""Initialize the trainer.
 
@@ -116,6 +119,16 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 `(x, design)` in one row.
             marginal_estimator: Network of the data alone, likewise: a model of
                 `likelihood_nn`, or a function that builds it from `design` and `x`.
+            x_transform: Coordinates of the data in which networks that are given by
+                name work where there are designs: a `Transform` from natural units,
+                `None` for these, or `"auto"`, which takes (almost) logarithms of data
+                that spread over decades, and warns, as
+                :func:`~sbi_boed_plugin.transformed_likelihood_nn` describes. Densities
+                are those of natural units always.
+
+        Raises:
+            ValueError: If `x_transform` is none of these, or there is no named network
+                of the likelihood to work in it.
         """
         super().__init__(
             prior=prior,
@@ -126,7 +139,20 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
-        self._set_design_search(design_policy, posterior_estimator, marginal_estimator)
+        search_likelihood = None
+        if isinstance(density_estimator, str):
+            search_likelihood = transformed_likelihood_nn(
+                density_estimator, x_transform=x_transform
+            )
+        elif x_transform != "auto":
+            raise ValueError(
+                f"x_transform={x_transform!r} is for networks that are given by name, "
+                "but density_estimator is a function. Give it the transform: "
+                "transformed_likelihood_nn(..., x_transform=...)."
+            )
+        self._set_design_search(
+            design_policy, posterior_estimator, marginal_estimator, search_likelihood
+        )
 
     def append_simulations(
         self,
@@ -184,6 +210,8 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        if dim_design and self._search_likelihood is not None:
+            self._build_neural_net = self._search_likelihood
         return self
 
     def train(
