@@ -28,6 +28,7 @@ from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
@@ -167,12 +168,19 @@ def _information(
         matrix = matrix.reshape(num_samples, num_samples, num_designs)
         own = matrix.diagonal(dim1=0, dim2=1).unsqueeze(0)  # (1, designs, samples)
         mean = torch.logsumexp(matrix, dim=1).T.unsqueeze(0) - math.log(num_samples)
-        return (own - mean).squeeze(0).mean(dim=1)
-    densities = Densities(
-        estimators, prior, theta_rows, x, design_rows, theta_rows[:0].unsqueeze(0)
-    )
-    terms = POLICY_OBJECTIVES[objective].terms(densities)
-    return terms.reshape(num_samples, num_designs).mean(dim=0)
+        terms = (own - mean).squeeze(0).T
+    else:
+        no_contrast = theta_rows[:0].unsqueeze(0)
+        densities = Densities(
+            estimators.trained, prior, theta_rows, x, design_rows, no_contrast
+        )
+        terms = POLICY_OBJECTIVES[objective].terms(densities)
+        terms = terms.reshape(num_samples, num_designs)
+    if isinstance(estimators.likelihood, LikelihoodWithFailures):
+        # Data that failed would have told nothing.
+        log_success = estimators.likelihood.log_success(condition)
+        terms = terms * log_success.exp().reshape(num_samples, num_designs)
+    return terms.mean(dim=0)
 
 
 @dataclass(frozen=True)
