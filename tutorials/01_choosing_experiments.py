@@ -397,9 +397,10 @@ for message in sorted({str(warning.message) for warning in caught}):
 
 # %% [markdown]
 # A failure counts as an experiment that tells nothing, so that the search keeps away
-# from designs that often fail, and the information reported stays a lower bound. The
-# likelihood is that of the outcomes that succeed. If failing depends on the parameters,
-# as that of the solver does, it tells something about them, which is left out.
+# from designs that often fail, and the information reported stays a lower bound. If
+# failing depends on the parameters, as that of the solver does, a finite outcome tells
+# that the parameters are not those that fail: the likelihood of the trainer contains
+# the probability of success, which a classifier learns from all simulations.
 #
 # ## Slow simulators
 #

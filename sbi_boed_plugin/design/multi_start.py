@@ -28,6 +28,7 @@ from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
@@ -186,14 +187,21 @@ def _information(
         x_all = x_by_design.expand(-1, len(theta), *x_by_design.shape[2:])
         matrix = estimators.likelihood.log_prob(x_all.flatten(1, 2), conditions)
         matrix = matrix.reshape(num_samples, len(theta), num_designs)
-        likelihood = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
+        own = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
         mean = torch.logsumexp(matrix, dim=1).T - math.log(len(theta))
-        return (likelihood - mean).mean(dim=1)
-    densities = Densities(
-        estimators, prior, theta_rows, x, design_rows, theta_rows[:0].unsqueeze(0)
-    )
-    terms = POLICY_OBJECTIVES[objective].terms(densities)
-    return terms.reshape(num_samples, num_designs).mean(dim=0)
+        terms = (own - mean).T
+    else:
+        no_contrast = theta_rows[:0].unsqueeze(0)
+        densities = Densities(
+            estimators.trained, prior, theta_rows, x, design_rows, no_contrast
+        )
+        terms = POLICY_OBJECTIVES[objective].terms(densities)
+        terms = terms.reshape(num_samples, num_designs)
+    if isinstance(estimators.likelihood, LikelihoodWithFailures):
+        # Data that failed would have told nothing.
+        log_success = estimators.likelihood.log_success(condition)
+        terms = terms * log_success.exp().reshape(num_samples, num_designs)
+    return terms.mean(dim=0)
 
 
 @dataclass(frozen=True)

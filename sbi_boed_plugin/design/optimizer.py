@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from sbi_boed_plugin.design.information import (
 from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.progress import Progress
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     in_batch_contrast,
@@ -51,6 +53,8 @@ __all__ = ["DesignOptimizer"]
 _REFINEMENT_RATE = 0.2
 # Simulations whose designs and terms are kept, if half of the steps have as many.
 _NUM_RECENT = 4_000
+# Simulations, the last ones, that tell when one fails.
+_MAX_OUTCOMES = 16_384
 
 
 class DesignOptimizer:
@@ -95,6 +99,11 @@ class DesignOptimizer:
         )
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
+        # Conditions of all simulations, and which did not fail.
+        self._outcomes: list[tuple[Tensor, Tensor]] = []
+        likelihood = None if estimators is None else estimators.likelihood
+        known = isinstance(likelihood, LikelihoodWithFailures)
+        self._known_failures = likelihood if known else None
 
     @property
     def finished(self) -> bool:
@@ -150,7 +159,7 @@ class DesignOptimizer:
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
-        with bar:
+        with bar, self._failures_learned():
             reopened = self._reopen_search()
             while True:
                 # Here rather than after a step: a step that was interrupted at its
@@ -175,6 +184,24 @@ class DesignOptimizer:
         ended = self.progress.search_ended
         early = ended is not None and ended < self.config.num_steps
         return "plateau" if early else "num_steps"
+
+    @contextmanager
+    def _failures_learned(self) -> Iterator[None]:
+        """Learn when simulations fail, however a run ends.
+
+        From all simulations of the search and what was known before it, so that runs
+        that were interrupted end as others do.
+        """
+        try:
+            yield
+        finally:
+            known, estimators = self._known_failures, self.estimators
+            if estimators is not None and self._outcomes:
+                condition, valid = map(torch.cat, zip(*self._outcomes, strict=True))
+                if known is not None or not valid.all():
+                    likelihood = LikelihoodWithFailures(estimators.trained.likelihood)
+                    likelihood.learn(condition, valid, start=known)
+                    self.estimators = replace(estimators, likelihood=likelihood)
 
     def _reopen_search(self) -> bool:
         """Let a search that stopped on a plateau go on when it is resumed."""
@@ -292,6 +319,9 @@ class DesignOptimizer:
             self._record(
                 losses["likelihood"], information, densities, batch.valid, seconds
             )
+            condition = torch.cat([batch.theta, batch.design.detach()], dim=-1)
+            self._outcomes.append((condition, batch.valid))
+            del self._outcomes[: -math.ceil(_MAX_OUTCOMES / len(condition))]
             self._rng_state = get_rng_state()
 
     @property
@@ -372,10 +402,11 @@ class DesignOptimizer:
                 self._spread(batch.design),
                 self._device,
             )
-            groups = [{"params": n.parameters()} for n in self.estimators.all()]
+            trained = self.estimators.trained.all()
+            groups = [{"params": network.parameters()} for network in trained]
             self._optimizer = Adam(groups, lr=self.config.learning_rate)
             self._set_learning_rates()
-        return self.estimators, self._optimizer
+        return self.estimators.trained, self._optimizer
 
     def _spread(self, design: Tensor) -> Tensor:
         """Return designs that differ, for networks to take a standardization from.

@@ -178,7 +178,9 @@ def estimate_eig(
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
             `design` of shape `(batch_dim, dim_design)` to `x` of shape
             `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
-            experiments that tell nothing.
+            experiments that tell nothing. If failing depends on `theta`, a likelihood
+            of finite outcomes among all outcomes, as `optimize_design` returns, gives
+            the tightest lower bound.
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.

@@ -141,8 +141,9 @@ class DesignOptimizationMixin:
         once, and the best are scored with simulations. Once trained, estimators serve
         every later search of that kind without new training.
 
-        Simulations with NaN or infinite values count as experiments that tell nothing;
-        the likelihood is that of the finite outcomes. A further call without
+        Simulations with NaN or infinite values count as experiments that tell nothing.
+        If there are any, the likelihood of a finite outcome contains the probability
+        that the simulation does not fail, learned beside it. A further call without
         `resume_training` trains the same policy and likelihood on: for an independent
         search make a new trainer and policy.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import data
 
 from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer, SbiTrainerMixin
+from sbi_boed_plugin.estimators.failures import without_failures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,
@@ -138,8 +139,8 @@ class InfoNCETrainer(SbiTrainerMixin, LikelihoodEstimatorTrainer):
 
         The contrastive rows bring their parameters; the design is that of the data.
         """
-        net = self._neural_net
-        assert net is not None
+        assert self._neural_net is not None
+        net = without_failures(self._neural_net)
         theta = reshape_to_batch_event(theta, event_shape=net.condition_shape)
         x = reshape_to_batch_event(x, event_shape=net.input_shape)
         if self._dim_design:

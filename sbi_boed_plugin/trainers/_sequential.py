@@ -212,8 +212,10 @@ class SequentialMixin(DesignOptimizationMixin):
         state = likelihood.state_dict()
         if self._observations:
             last = self._observations[-1].likelihood_estimator
-            same = all(torch.equal(v, state[k]) for k, v in last.state_dict().items())
-            if same:
+            kept = last.state_dict()
+            if kept.keys() == state.keys() and all(
+                torch.equal(value, state[name]) for name, value in kept.items()
+            ):
                 return last
         return deepcopy(likelihood).eval().requires_grad_(False)
 

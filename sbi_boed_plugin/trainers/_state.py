@@ -9,6 +9,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.trainers._sequential import Observation
 
 __all__ = ["get_state", "set_state"]
@@ -150,6 +151,8 @@ def _build(
     )
     # A copy: builders may put the same embedding into every network.
     network = deepcopy(getattr(built, name))
+    if any(key.startswith("success_net.") for key in weights):
+        network = LikelihoodWithFailures(network)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

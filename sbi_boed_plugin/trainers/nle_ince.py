@@ -172,7 +172,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             x: Simulation outputs of shape `(num_simulations, *x_event_shape)`.
             exclude_invalid_x: Whether invalid simulations are discarded during
                 training. If `False`, an error is raised when they are found. If
-                `True`, training can proceed, but gives systematically wrong results.
+                `True`, the likelihood is that of outcomes that do not fail: what it
+                tells that one did not is left out, and the posterior is wrong where
+                failing depends on the parameters.
             from_round: Which round the data stemmed from. Round 0 means from the prior.
             algorithm: Name of the algorithm in warnings and errors.
             data_device: Where to store the data, default is on the same device where

@@ -89,7 +89,7 @@ def test_draws_on_the_edge_of_a_prior_are_drawn_again():
 
 
 def test_failures_do_not_bend_the_likelihood():
-    """x says nothing of theta, but half of the thetas mostly fail."""
+    """x itself says nothing of theta, but half of the thetas mostly fail."""
 
     def simulate(theta, design):
         x = torch.randn_like(theta)
@@ -102,9 +102,11 @@ def test_failures_do_not_bend_the_likelihood():
         inference.optimize_design(simulate, num_steps=300, num_eig_samples=500)
     likelihood = inference._neural_net.eval()
     condition = torch.tensor([[-1.0, 2.0], [1.0, 2.0]])
-    density = likelihood.log_prob(torch.zeros(1, 2, 1), condition).exp()
+    density = likelihood.net.log_prob(torch.zeros(1, 2, 1), condition).exp()
     # Under the parameters that fail there are few data, hence the width.
     assert density[0].tolist() == pytest.approx([0.399, 0.399], abs=0.08)
+    success = likelihood.log_success(condition).exp()
+    assert success.tolist() == pytest.approx([0.1, 1.0], abs=0.04)
     spread = likelihood.sample(torch.Size((2_000,)), condition).std(dim=0)
     assert spread.flatten().tolist() == pytest.approx([1.0, 1.0], abs=0.3)
 
