@@ -1,6 +1,6 @@
 """Simulations of one step of a design search."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,8 @@ class Batch:
         designs: Different designs, of shape `(num_designs, dim_design)`.
         design: Design of each row, of shape `(batch_dim, dim_design)`.
         valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
+        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
+            learned from it.
     """
 
     theta: Tensor
@@ -31,6 +33,13 @@ class Batch:
     designs: Tensor
     design: Tensor
     valid: Tensor
+    information: Tensor | None = None
+
+    @classmethod
+    def join(cls, batches: "Sequence[Batch]") -> "Batch":
+        """Return all rows of several batches as one, without what they told."""
+        names = ("theta", "x", "designs", "design", "valid")
+        return cls(*(torch.cat([getattr(b, name) for b in batches]) for name in names))
 
     def finite(self) -> "Batch":
         """Return the simulations that did not fail."""

@@ -41,6 +41,7 @@ from sbi_boed_plugin.design.information import (
 from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.progress import Progress
+from sbi_boed_plugin.design.rehearsal import rehearse
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
@@ -51,10 +52,11 @@ __all__ = ["DesignOptimizer"]
 
 # Learning rate of the networks, relative to that of the search, when refinement starts.
 _REFINEMENT_RATE = 0.2
-# Simulations whose designs and terms are kept, if half of the steps have as many.
-_NUM_RECENT = 4_000
-# Simulations, the last ones, that tell when one fails.
-_MAX_OUTCOMES = 16_384
+# Simulations, the last ones, that are kept: they tell when one fails, whether the
+# policy arrived, and are learned from again.
+_MAX_STORED = 16_384
+# Rows that networks learn from, new ones or again.
+_NUM_ROWS_WANTED = 256_000
 
 
 class DesignOptimizer:
@@ -99,8 +101,7 @@ class DesignOptimizer:
         )
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
-        # Conditions of all simulations, and which did not fail.
-        self._outcomes: list[tuple[Tensor, Tensor]] = []
+        self._rehearsed_after = 0
         likelihood = None if estimators is None else estimators.likelihood
         known = isinstance(likelihood, LikelihoodWithFailures)
         self._known_failures = likelihood if known else None
@@ -185,6 +186,38 @@ class DesignOptimizer:
         early = ended is not None and ended < self.config.num_steps
         return "plateau" if early else "num_steps"
 
+    def rehearse(
+        self, *, max_seconds: float | None = None, show_progress_bar: bool = True
+    ) -> None:
+        """Let the networks learn again from the simulations that are kept.
+
+        So often that they see 256,000 rows in all, as in 1,000 steps of 256.
+
+        Args:
+            max_seconds: Time of training after which no further pass begins.
+            show_progress_bar: Whether to show a progress bar.
+        """
+        progress, estimators = self.progress, self.estimators
+        if estimators is None or self._rehearsed_after == progress.step:
+            return
+        rows = Batch.join(progress.stored).finite()
+        missing = _NUM_ROWS_WANTED - progress.num_simulations
+        num_passes = missing // max(1, len(rows.theta))
+        if num_passes < 1 or len(rows.theta) < 2:
+            return
+        started = time.perf_counter()
+        progress.overfit = rehearse(
+            estimators.trained,
+            self._prior,
+            rows,
+            num_passes=num_passes,
+            clip_max_norm=self.config.clip_max_norm,
+            max_seconds=None if max_seconds is None else max_seconds - progress.seconds,
+            show_progress_bar=show_progress_bar,
+        )
+        self._rehearsed_after = progress.step
+        progress.seconds += time.perf_counter() - started
+
     @contextmanager
     def _failures_learned(self) -> Iterator[None]:
         """Learn when simulations fail, however a run ends.
@@ -196,8 +229,10 @@ class DesignOptimizer:
             yield
         finally:
             known, estimators = self._known_failures, self.estimators
-            if estimators is not None and self._outcomes:
-                condition, valid = map(torch.cat, zip(*self._outcomes, strict=True))
+            if estimators is not None and self.progress.stored:
+                rows = Batch.join(self.progress.stored)
+                condition = torch.cat([rows.theta, rows.design], dim=-1)
+                valid = rows.valid
                 if known is not None or not valid.all():
                     likelihood = LikelihoodWithFailures(estimators.trained.likelihood)
                     likelihood.learn(condition, valid, start=known)
@@ -311,17 +346,18 @@ class DesignOptimizer:
                 self.policy.project()
             self._negligible = choose_negligible(densities.log_likelihoods)
             seconds = time.perf_counter() - started
-            if moved:
-                enough = max(config.num_steps // 10, _NUM_RECENT // len(batch.theta))
-                last = max(1, min(enough, config.num_steps // 2))
-                seen = batch.design.detach().cpu(), information.cpu()
-                self.progress.recent = [*self.progress.recent, seen][-last:]
+            kept = replace(
+                batch,
+                x=batch.x.detach(),
+                designs=batch.designs.detach(),
+                design=batch.design.detach(),
+                information=information if moved else None,
+            )
+            self.progress.stored.append(kept)
+            del self.progress.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
             self._record(
                 losses["likelihood"], information, densities, batch.valid, seconds
             )
-            condition = torch.cat([batch.theta, batch.design.detach()], dim=-1)
-            self._outcomes.append((condition, batch.valid))
-            del self._outcomes[: -math.ceil(_MAX_OUTCOMES / len(condition))]
             self._rng_state = get_rng_state()
 
     @property

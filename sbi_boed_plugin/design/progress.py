@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from sbi_boed_plugin.design.batch import Batch
 
 __all__ = ["Progress"]
 
@@ -20,8 +21,9 @@ class Progress:
         seconds: Time spent on completed steps.
         search_ended: Number of steps of the search, once the policy has stopped.
         history: One list per recorded quantity, with one entry per step.
-        recent: Designs and terms of the last steps in which the policy drew designs,
-            of shapes `(batch_dim, dim_design)` and `(batch_dim,)`.
+        stored: Simulations of the last steps.
+        overfit: How much more each network knows of simulations that it learned from
+            again than of others, in nats, by its name.
     """
 
     step: int = 0
@@ -30,7 +32,8 @@ class Progress:
     seconds: float = 0.0
     search_ended: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
-    recent: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    stored: list[Batch] = field(default_factory=list)
+    overfit: dict[str, float] = field(default_factory=dict)
 
     @property
     def pace(self) -> float:

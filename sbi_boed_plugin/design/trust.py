@@ -46,6 +46,8 @@ _PAIRS, _CONTRASTS = 262_144, {"lace": 63, "lace_upper": 63, "pce": 255, "snmc":
 _SLACK, _SHARE = 0.1, 0.2
 # Standard errors of a difference that is not one of luck.
 _ERRORS = 4.0
+# Simulations that tell the slope, if half of the steps have as many.
+_NUM_RECENT = 4_000
 # Rows of the linear bound for each number that it fits.
 _ROWS_PER_FEATURE = 5
 
@@ -221,10 +223,14 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
     Returns:
         The answer, or `None` if designs did not vary or were too few to tell.
     """
-    if not progress.recent:
+    told = [batch for batch in progress.stored if batch.information is not None]
+    if not told:
         return None
-    designs = torch.cat([designs for designs, _ in progress.recent]).double()
-    terms = torch.cat([terms for _, terms in progress.recent]).double()
+    enough = max(progress.step // 10, _NUM_RECENT // len(told[0].theta))
+    told = told[-max(1, min(enough, progress.step // 2)) :]
+    designs = torch.cat([batch.design for batch in told]).cpu().double()
+    terms = torch.cat([cast(Tensor, batch.information) for batch in told])
+    terms = terms.cpu().double()
     centred = designs - designs.mean(dim=0)
     scale = centred.std(dim=0)
     if len(terms) < 10 * (designs.shape[1] + 1) or not (scale > 0).all():

@@ -197,7 +197,9 @@ class DesignOptimizationMixin:
             max_num_simulations: Largest number of simulations, those that score the
                 design and those of a call that is resumed included. What is not given
                 otherwise is a share of it: a fifth scores the design, and a fifth of
-                the rest ranks the candidates of a multi-start search.
+                the rest ranks the candidates of a multi-start search. With a budget
+                the networks also learn again from the simulations of the search,
+                until they have seen 256,000 rows or gain no more on rows left out.
             max_seconds: Time in seconds of training and scoring, that of a call that is
                 resumed included. No step is started that would end later, at the pace
                 of those before; the first one always is.
@@ -257,12 +259,14 @@ class DesignOptimizationMixin:
         if resume_training:
             optimizer = self._resume_design_optimizer(settings)
             known = optimizer.config
-            method = known.method
+            search = known.method
             num_steps, training_batch_size = known.num_steps, known.training_batch_size
-        has_networks = method == "multi_start" and self._serves_all_designs(objective)
+        else:
+            search = method
+        has_networks = search == "multi_start" and self._serves_all_designs(objective)
         spending = plan_spending(
             max_num_simulations,
-            method=method,
+            method=search,
             has_networks=has_networks,
             num_simulations_per_design=num_simulations_per_design,
             num_steps=num_steps,
@@ -274,7 +278,7 @@ class DesignOptimizationMixin:
             settings["num_steps"] = spending.num_steps
             settings["training_batch_size"] = spending.training_batch_size
             optimizer = self._start_design_optimizer(settings)
-        num_scoring = spending.num_scoring(method)
+        num_scoring = spending.num_scoring(search)
         prior = self._belief_or_prior
         assert prior is not None
         try:
@@ -301,9 +305,14 @@ class DesignOptimizationMixin:
                         f"batch of {optimizer.config.training_batch_size} simulations "
                         f"and {num_scoring} that score the design."
                     )
+                if max_num_simulations is not None:
+                    optimizer.rehearse(
+                        max_seconds=max_seconds,
+                        show_progress_bar=self._show_progress_bars,
+                    )
                 found = None
                 design = optimizer.policy.mode
-                if method == "multi_start":
+                if search == "multi_start":
                     found = multi_start_search(
                         optimizer.estimators,
                         prior,
