@@ -37,9 +37,9 @@ from sbi_boed_plugin.objectives.generalized_kl import (
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 
 # Draws that tell the gradient of log Z of a condition: those of the base, and those of
-# the hybrid that are chosen of them. Of more than 20 conditions each has fewer.
-_NUM_BASE_DRAWS, _NUM_GRADIENT_DRAWS = 10_000, 4_000
-_MAX_ROWS_OF_ALL_DRAWS = 20
+# the hybrid that are chosen of them. Of more than 20 conditions each has fewer, but not
+# less than a tenth of those of the base, which find the support of the prior.
+_NUM_BASE_DRAWS, _NUM_GRADIENT_DRAWS, _MAX_ROWS = 10_000, 4_000, 20
 _GRADIENT_SEED = 20_231_003
 
 
@@ -445,13 +445,22 @@ class HybridEstimator(ConditionalDensityEstimator):
             return torch.zeros(len(condition), device=condition.device)
         # Fewer of each if there are many conditions, or wide ones.
         width = max(1, condition[:1].numel() // 100)
-        share = min(1.0, _MAX_ROWS_OF_ALL_DRAWS / (len(condition) * width))
-        num_base = 1 + int(share * _NUM_BASE_DRAWS)
+        share = min(1.0, _MAX_ROWS / (len(condition) * width))
+        num_base = int(max(share, 0.1) * _NUM_BASE_DRAWS)
+        at_once = max(1, _MAX_ROWS * _NUM_BASE_DRAWS // (num_base * width))
+        chosen, largest = [], []
         with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
-            draws, log_weights = draw_weighted(self, num_base, condition, True)
-            check_not_empty(log_weights.amax(dim=0), num_base)
-            chosen = draw_by_ratio(log_weights, 1 + int(share * _NUM_GRADIENT_DRAWS))
-            draws = draws.gather(0, chosen.unsqueeze(-1).expand(-1, -1, draws.shape[2]))
+            for rows in condition.split(at_once):
+                draws, log_weights = draw_weighted(self, num_base, rows, True)
+                largest.append(log_weights.amax(dim=0))
+                indices = draw_by_ratio(
+                    log_weights.clamp(min=-100.0),  # as good as none.
+                    1 + int(share * _NUM_GRADIENT_DRAWS),
+                )
+                indices = indices.unsqueeze(-1).expand(-1, -1, draws.shape[2])
+                chosen.append(draws.gather(0, indices))
+        check_not_empty(torch.cat(largest), num_base)
+        draws = torch.cat(chosen, dim=1)
         mean = self.log_unnormalized(draws, condition).mean(dim=0)
         return mean - mean.detach()
 
