@@ -139,9 +139,6 @@ def test_what_is_no_checkpoint_is_refused_and_kept(tmp_path, finished):
         assert_refused(path, content)
 
 
-KEY = "net._hidden_net.0.weight"
-
-
 def without(state, name):
     state.pop(name)
 
@@ -161,7 +158,7 @@ def transposed(weights):
         lambda state: state["rng"].update(numpy=[]),
         lambda state: without(state, "campaign"),
         lambda state: without(state["trainer"], "belief"),
-        lambda state: without(state["trainer"]["networks"]["likelihood"], KEY),
+        lambda state: state["trainer"]["networks"]["likelihood"].popitem(),
         lambda state: transposed(state["trainer"]["networks"]["likelihood"]),
         lambda state: transposed(state["trainer"]["kept_likelihoods"][0]),
         lambda state: state["trainer"].update(policy={}),
