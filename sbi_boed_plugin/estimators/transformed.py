@@ -93,6 +93,9 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats.
         """
+        # Units of several columns would broadcast one.
+        self._check_input_shape(input)
+        self._check_condition_shape(condition)
         transformed = self.input_transform(input)
         log_det = self.input_transform.log_abs_det_jacobian(input, transformed)
         # Elementwise transforms give one value per element, others one per event.
@@ -131,6 +134,7 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
+        self._check_condition_shape(condition)
         of_net = cast(Tensor, self.condition_transform(condition))
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
         samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
@@ -373,10 +377,11 @@ def transformed_likelihood_nn(
         x_transform: Transform of the data, for instance to logarithms; `None` for
             natural units. With `"auto"` a named model sees a column of the data as
             `asinh((x - centre) / scale)` if in the first simulations all its values
-            have one sign and the largest is more than 1,000 times the 5 % quantile
-            (`centre` 0, `scale` this quantile), or if it has both signs and the largest
-            distance from the median is more than 30 times the median distance
-            (`centre` and `scale` these medians). A warning says so.
+            have one sign and the largest is more than 1,000 times the 5 % quantile of
+            those that are not zero (`centre` 0, `scale` this quantile), or if it has
+            both signs and the largest distance from the median is more than 30 times
+            the median distance (`centre` and `scale` these medians), unless 5 % of the
+            values are the largest. A warning says so.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
         **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is

@@ -14,6 +14,8 @@ __all__ = ["Units"]
 # median exceeds this many times the median distance (163 in 256 draws of a Cauchy
 # distribution, 5 of a Normal, 20 of Student's t with two degrees of freedom).
 _DECADES, _TAILS = 1_000.0, 30.0
+# Share of values at the largest that tell a limit, near which small differences count.
+_CLIPPED = 0.05
 # Relative spread of a column that single precision cannot tell from a constant.
 _CONSTANT = 1e-7
 
@@ -65,6 +67,7 @@ class Units(Transform, nn.Module):
         place = num_zero + (share * (len(rows) - num_zero)).long()
         unit = sizes.gather(0, place.clamp_max(len(rows) - 1).unsqueeze(0))[0]
         skewed = sizes[-1] > torch.where(one_sign, _DECADES, _TAILS) * unit
+        skewed &= sizes[int((1.0 - _CLIPPED) * len(rows))] < sizes[-1]
         skewed &= torch.as_tensor(may_skew)
 
         spread = rows.std(dim=0)
