@@ -1,5 +1,6 @@
 """The state of a trainer between experiments as plain tensors, and back."""
 
+import math
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
                 "design": o.design,
                 "x": o.x,
                 "likelihood": kept.index(o.likelihood_estimator),
+                "predictive_p_value": o.predictive_p_value,
             }
             for o in observations
         ],
@@ -110,7 +112,12 @@ def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
         trainer._dim_design = None
     device = trainer._device
     trainer._observations = [
-        Observation(o["design"].to(device), o["x"].to(device), kept[o["likelihood"]])
+        Observation(
+            o["design"].to(device),
+            o["x"].to(device),
+            kept[o["likelihood"]],
+            o.get("predictive_p_value", math.nan),
+        )
         for o in state["observations"]
     ]
     trainer._belief = None
