@@ -1,5 +1,6 @@
 """The state of a trainer between experiments as plain tensors, and back."""
 
+import math
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -65,6 +66,7 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
                 "design": o.design,
                 "x": o.x,
                 "likelihood": kept.index(o.likelihood_estimator),
+                "predictive_p_value": o.predictive_p_value,
             }
             for o in observations
         ],
@@ -104,7 +106,12 @@ def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
     policy.load_state_dict(state["policy"])
     device = trainer._device
     observations = [
-        Observation(o["design"].to(device), o["x"].to(device), kept[o["likelihood"]])
+        Observation(
+            o["design"].to(device),
+            o["x"].to(device),
+            kept[o["likelihood"]],
+            o.get("predictive_p_value", math.nan),
+        )
         for o in state["observations"]
     ]
     belief = None

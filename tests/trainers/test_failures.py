@@ -176,6 +176,8 @@ def test_what_is_known_of_failures_is_kept(trained):
         condition = torch.cat([theta, torch.ones_like(theta)], dim=1)
         expected = first._neural_net.log_success(condition)
         assert torch.equal(other._neural_net.log_success(condition), expected)
+        (ours,), (others,) = first.observations, other.observations
+        assert ours.predictive_p_value == others.predictive_p_value > 0.0
     # Later searches go on from there, those without a failure included.
     for simulate in (simulator, LinearGaussian.simulate):
         second.optimize_design(simulate, num_steps=2, **SEARCH)
