@@ -1,6 +1,6 @@
 """Fixtures for every test, the package's doctests included.
 
-`TEST_SEED=1 make test` draws other random numbers: it is added to every seed, default 0.
+`TEST_SEED=1 make test` draws other random numbers: it is added to all seeds of tests.
 """
 
 import os

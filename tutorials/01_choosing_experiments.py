@@ -173,8 +173,8 @@ plot_eig_over_design(
 # %% [markdown]
 # The bound follows the truth from below: the posterior behind it is a mixture of
 # Gaussians that fits the real one nearly, not quite, and the gap is what it misses. For
-# choosing a design the shape of the curve matters, not its height. From 1 mM upwards all
-# concentrations are about equally good for a first measurement.
+# choosing a design the shape of the curve matters, not its height. From 1 mM upwards
+# all concentrations are about equally good for a first measurement.
 #
 # ## Measure and learn
 #

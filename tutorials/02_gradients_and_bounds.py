@@ -298,8 +298,8 @@ plot_trace(learned.history, eig=learned.eig, exact=exact)
 
 # %% [markdown]
 # The design found may be reported with less than the last steps had on average: in a
-# corner of the range, where the policy hardly ever draws all four positions at once, the
-# posterior often fits worse than a little inside. Compare the gaps:
+# corner of the range, where the policy hardly ever draws all four positions at once,
+# the posterior often fits worse than a little inside. Compare the gaps:
 
 # %%
 inside = 0.9 * learned.design
@@ -375,9 +375,10 @@ plot_policy(hills["mixture"].history, low, high, ["design"])
 
 # %% [markdown]
 # The single Normal starts at 3, beside the lower hill: no design that it draws can tell
-# it of the other. Components of a mixture start all over the range and hand their weight
-# to the best. The history of one search does not reveal whether it missed a hill; another
-# start does, or `method="multi_start"`, which trains over all designs alike.
+# it of the other. Components of a mixture start all over the range and hand their
+# weight to the best. The history of one search does not reveal whether it missed a
+# hill; another start does, or `method="multi_start"`, which trains over all designs
+# alike.
 #
 # | policy | what it is | when |
 # |---|---|---|
