@@ -297,12 +297,12 @@ def test_a_second_round_comes_closer():
     trainer = trained(500, seed=2, energy=energy)
     first = trainer.build_posterior().set_default_x(x_o)
     theta, x = simulate_for_sbi(
-        simulate, first, num_simulations=1_000, show_progress_bar=False
+        simulate, first, num_simulations=500, show_progress_bar=False
     )
     trainer.append_simulations(theta, x, proposal=first)
     trainer.train(max_num_epochs=40, learning_rate=5e-3, energy=energy)
     second = trainer.build_posterior().set_default_x(x_o)
-    truth = PRIOR.sample((20_000,))
+    truth = PRIOR.sample((5_000,))
     weights = log_posterior(truth, x_o).exp()
 
     def divergence(posterior):
