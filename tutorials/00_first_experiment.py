@@ -181,8 +181,8 @@ plot_posterior(samples, prior.sample((1_000,)), true_theta, parameter_names)
 
 # %% [markdown]
 # One number cannot determine two parameters: the posterior is a curved band along which
-# a higher initial concentration is made up for by a faster decay. But the decay rate is
-# known much better than before.
+# a higher initial concentration is made up for by a faster decay. How much better than
+# before the decay rate is known is printed below.
 #
 # ## Compare with a poor design
 #

@@ -171,10 +171,10 @@ plot_eig_over_design(
 )
 
 # %% [markdown]
-# The bound follows the truth from below, with a gap of about a tenth of a nat: the
-# posterior behind it is a mixture of Gaussians that fits the real one nearly, not
-# quite. For choosing a design its shape matters, not its height. Most of the range is
-# about equally good for a first measurement.
+# The bound follows the truth from below: the posterior behind it is a mixture of
+# Gaussians that fits the real one nearly, not quite, and the gap is what it misses. For
+# choosing a design the shape of the curve matters, not its height. From 1 mM upwards
+# all concentrations are about equally good for a first measurement.
 #
 # ## Measure and learn
 #
@@ -235,12 +235,12 @@ plot_posterior_sequence(
 
 # %% [markdown]
 # The first count leaves a band: a higher $V_\mathrm{max}$ is made up for by a higher
-# $K_\mathrm{m}$. Each later experiment cuts off a part of it, where the two parameters
-# are still confused, which nobody told the search.
+# $K_\mathrm{m}$. A later experiment is worth most where it cuts off a part of the band,
+# which nobody told the search.
 #
 # The bound is one of the information beyond the *learned* belief; the exact value is
-# that beyond the exact posterior. They differ by a few hundredths, and not always in
-# the direction of a bound.
+# that beyond the exact posterior. They differ by the errors of the belief, and not
+# always in the direction of a bound.
 #
 # ## Three ways to the posterior
 #

@@ -288,18 +288,18 @@ figure
 
 # %% [markdown]
 # With $L = 3$ the contrastive bound tells 1.38 of the 1.39 nats that it can, of an
-# experiment of 5.90; even with 4,095 it is not quite there. The learned posterior, with
-# no cap, is above the $\log 32 = 3.47$ that 31 contrastive parameters could ever tell,
-# and so many `objective="info_nce"` takes by default. Its own gap is that of a network
-# that was trained for seconds, and the bound still grows in the last steps.
+# experiment of 5.90; even with 4,095 it is not quite there. With 31, which
+# `objective="info_nce"` takes by default, it could never tell more than
+# $\log 32 = 3.47$. The learned posterior has no cap. Its own gap is that of a network
+# that was trained for seconds:
 
 # %%
 plot_trace(learned.history, eig=learned.eig, exact=exact)
 
 # %% [markdown]
-# The design found is reported with less than the last steps had on average. It lies in
-# a corner of the range, where the policy hardly ever draws all four positions at once,
-# so that the posterior fits better a little inside:
+# The design found may be reported with less than the last steps had on average: in a
+# corner of the range, where the policy hardly ever draws all four positions at once,
+# the posterior often fits worse than a little inside. Compare the gaps:
 
 # %%
 inside = 0.9 * learned.design
@@ -374,11 +374,11 @@ for name, policy in policies.items():
 plot_policy(hills["mixture"].history, low, high, ["design"])
 
 # %% [markdown]
-# The single Normal started at 3, climbed the hill beside it and stalled there: no
-# design that it drew could tell it of the other. Components of a mixture start all over
-# the range and hand their weight to the best. The history of one search does not reveal
-# which of the two happened; another start does, or `method="multi_start"`, which trains
-# over all designs alike.
+# The single Normal starts at 3, beside the lower hill: no design that it draws can tell
+# it of the other. Components of a mixture start all over the range and hand their
+# weight to the best. The history of one search does not reveal whether it missed a
+# hill; another start does, or `method="multi_start"`, which trains over all designs
+# alike.
 #
 # | policy | what it is | when |
 # |---|---|---|

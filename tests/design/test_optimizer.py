@@ -70,10 +70,8 @@ def test_budgets_and_plateau():
     assert len(flat.history["loss"]) < 500
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_plateau_comes_after_the_climb(seed):
+def test_the_plateau_comes_after_the_climb():
     inference = trainer()
-    torch.manual_seed(seed)
     result = inference.optimize_design(Model.simulate, stop_after_steps=25, **SMALL)
     assert result.stop_reason == "plateau"
     best = Model.eig(torch.tensor([2.0]))
@@ -138,6 +136,7 @@ def test_policy_ignores_lambda(objective):
             num_steps=1,
             objective=objective,
             regularization_strength=strength,
+            num_eig_samples=50,
         )
         modes.append(result.design)
     assert torch.equal(*modes)

@@ -103,7 +103,7 @@ def test_with_exact_densities_each_is_the_information(model, bound):
     print(f"{bound}: {eig.value:.3f} ± {eig.standard_error:.3f}, exact {exact:.3f}")
     # Nested estimates with 500 contrastive samples are off by less than 0.01.
     assert abs(eig.value - exact) < 3.5 * eig.standard_error + 0.01
-    assert eig.standard_error < 0.05
+    assert eig.standard_error < 0.1
     assert eig.bound == bound and eig.num_simulations == 2_000
     caps = {"pce": math.log(501), "lace": eig.value + math.log(501)}
     cap = caps.get(bound)
