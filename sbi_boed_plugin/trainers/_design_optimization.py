@@ -9,6 +9,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
@@ -243,16 +244,20 @@ class DesignOptimizationMixin:
             "num_contrastive": num_eig_contrastive,
             "num_workers": num_workers,
         }
+        # A search that goes on has had its simulator checked.
+        checked = CheckedSimulator(simulator, is_checked=optimizer.progress.step > 0)
         search = multi_start or MultiStartConfig()
         num_scoring = num_eig_samples
         if config.method == "multi_start":
             num_scoring += search.num_candidates * search.num_candidate_samples
+        if not config.num_steps:
+            num_scoring += checked.num_check_calls
 
         found = MultiStartOutcome([], 0, 0)
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
-                    simulator,
+                    checked,
                     stop_after_steps=stop_after_steps,
                     max_num_simulations=(
                         None
@@ -277,23 +282,27 @@ class DesignOptimizationMixin:
                     )
                 prior = self._belief_or_prior
                 assert prior is not None
+                if allowed is not None:
+                    checked.max_calls = allowed - optimizer.progress.num_simulations
                 if config.method == "multi_start":
+                    checked.set_aside(num_eig_samples)
                     found = multi_start_search(
                         estimators,
                         prior,
                         optimizer.policy,
-                        simulator,
+                        checked,
                         objective=config.objective,
                         config=search,
                         num_workers=num_workers,
                         show_progress_bar=self._show_progress_bars,
                     )
+                    checked.set_aside(-num_eig_samples)
                     design = found.candidates[0][0]
                 else:
                     design = optimizer.policy.mode
                 eig = score_design(
                     estimators,
-                    simulator,
+                    checked,
                     prior=prior,
                     design=design,
                     objective=config.objective,
