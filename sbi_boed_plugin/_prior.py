@@ -55,7 +55,7 @@ def draw_parameters(
         ValueError: If the prior gives hardly any of its own draws a density.
     """
     theta = prior.sample(torch.Size((num_samples,)))
-    theta = theta if dtype is None else theta.to(dtype)
+    theta = theta.to(dtype or theta.dtype, copy=True)  # A prior may keep what it drew.
     if theta.dim() != 2 or getattr(prior, "has_finite_draws", False):
         return theta
     for _ in range(_MAX_ATTEMPTS):

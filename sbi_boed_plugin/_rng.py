@@ -19,6 +19,7 @@ __all__ = [
     "isolated_rng",
     "rng_state_from_plain",
     "rng_state_to_plain",
+    "same_rng_state",
 ]
 
 
@@ -34,6 +35,19 @@ def get_rng_state() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are the same."""
+
+    def plain(state: dict[str, Any]) -> list[Any]:
+        kind, keys, *rest = state["numpy"]
+        tensors = [state["torch"], *state.get("cuda", ())]
+        tensors += [state["mps"]] if "mps" in state else []
+        numbers = [t.cpu().numpy().tobytes() for t in tensors]
+        return [kind, keys.tobytes(), rest, state["python"], numbers]
+
+    return plain(state) == plain(other)
 
 
 def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:

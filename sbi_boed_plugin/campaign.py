@@ -26,6 +26,7 @@ from sbi_boed_plugin._rng import (
     rng_state_from_plain,
     rng_state_to_plain,
 )
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.transformed import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
@@ -252,12 +253,14 @@ def _run_rounds(
         while len(records) < num_rounds:
             started = time.perf_counter()
             if "design" not in pending:
-                pending = _search(inference, simulator, search)
+                checked = CheckedSimulator(simulator, is_checked=bool(records))
+                pending = _search(inference, checked, search)
                 save()
             if "x" not in pending:
-                x = torch.as_tensor(observe(pending["design"])).reshape(-1)
+                # Copies: it may change what it gets, and use again what it returned.
+                x = torch.as_tensor(observe(pending["design"].clone())).reshape(-1)
                 _check_measured(x, inference)
-                pending = {**pending, "x": x.cpu()}
+                pending = {**pending, "x": x.cpu().clone()}
                 try:
                     save()
                 except OSError as error:
@@ -278,7 +281,7 @@ def _run_rounds(
 
 def _search(
     inference: NLE_INCE,
-    simulator: Callable[[Tensor, Tensor], Tensor],
+    simulator: CheckedSimulator,
     search: dict[str, Any],
 ) -> dict[str, Any]:
     """Search for the design of a round, and return what its record needs."""

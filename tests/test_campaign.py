@@ -14,6 +14,7 @@ from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import CHECK
 
 SEARCH = {
     "num_steps": 8,
@@ -73,6 +74,18 @@ class FailsInRound:
         return measure(design)
 
 
+def test_an_observer_may_change_what_it_gets_and_use_again_what_it_returned():
+    data = torch.zeros(1)
+
+    def observe(design):
+        data.copy_(measure(design).reshape(1))
+        design.mul_(0.5)
+        return data
+
+    expected = run(num_rounds=2)
+    assert_same(run(num_rounds=2, observe=observe), expected)
+
+
 def test_a_record_of_every_experiment():
     inference = make()
     before = torch.get_rng_state()
@@ -81,7 +94,7 @@ def test_a_record_of_every_experiment():
     assert result.designs.shape == (3, 1)
     assert result.x.shape == (3, 1)
     assert result.posterior_samples.shape == (128, 1)
-    assert result.num_simulations == 3 * (8 * 32 + 40)
+    assert result.num_simulations == 3 * (8 * 32 + 40) + CHECK
     assert len(inference.observations) == 3
     assert torch.equal(result.posterior_samples, inference.belief.particles)
     assert_same(run(), result)
@@ -124,7 +137,7 @@ def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
         Model.simulate, **{**SEARCH, **kwargs, "num_steps": 8, "num_warmup_steps": 0}
     )
     result = run(path, inference=inference, num_rounds=2, **kwargs)
-    num_scoring = 5 * 50 + 40
+    num_scoring = 5 * 50 + 40 + CHECK
     assert all(r.num_simulations <= num_scoring for r in result.records)
     longer = run(path, num_rounds=3, **kwargs)
     assert torch.equal(longer.designs[:2], result.designs)
@@ -296,7 +309,7 @@ def test_later_multi_start_searches_take_the_steps_they_were_given():
     kwargs = {"method": "multi_start", "multi_start": few, "num_warmup_steps": 2}
     result = run(num_rounds=2, **kwargs)
     # The first trains a posterior, the second is served by the likelihood.
-    num_scoring = 5 * 50 + 40
+    num_scoring = 5 * 50 + 40 + CHECK
     assert result.records[1].num_simulations <= num_scoring
     result = run(num_rounds=2, objective="barber_agakov", **kwargs)
     expected = SEARCH["num_steps"] * SEARCH["training_batch_size"]

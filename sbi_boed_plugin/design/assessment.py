@@ -1,6 +1,6 @@
 """What is known of the design that a search found."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
@@ -50,7 +50,7 @@ class Assessment:
 
 def assess_design(
     optimizer: DesignOptimizer,
-    simulator: Callable[[Tensor, Tensor], Tensor],
+    simulator: CheckedSimulator,
     *,
     prior: Distribution,
     design: Tensor,
@@ -62,7 +62,7 @@ def assess_design(
 
     Args:
         optimizer: The search.
-        simulator: Function from `theta` and `design` to `x`.
+        simulator: The simulator and its limit of calls.
         prior: Distribution of the parameters.
         design: Design of shape `(dim_design,)`.
         num_samples: Number of simulations.
@@ -72,10 +72,7 @@ def assess_design(
     Returns:
         The assessment.
     """
-    estimators, config = (
-        optimizer.estimators,
-        optimizer.config,
-    )
+    estimators, config = optimizer.estimators, optimizer.config
     assert estimators is not None
     for network in estimators.all():
         network.eval()
@@ -83,13 +80,20 @@ def assess_design(
     fresh = prior.anew() if isinstance(prior, ParticleBelief) else prior
     theta = draw_parameters(fresh, num_samples)
     rows = design.to(theta).expand(num_samples, -1)
-    x, valid = run_simulator(
-        simulator, theta, rows, num_workers=num_workers, isolate_errors=True
+    limited = simulator.max_calls is not None
+    made = run_simulator(
+        simulator,
+        theta,
+        rows,
+        num_workers=num_workers,
+        # Small calls where the first error may leave no budget for repetitions.
+        simulation_batch_size=math.isqrt(num_samples) if limited else None,
+        isolate_errors=True,
     )
     bounds = estimate_bounds(
         estimators,
         theta,
-        x,
+        made.x,
         prior=prior,
         fresh_prior=fresh,
         design=design,
@@ -107,8 +111,8 @@ def assess_design(
         bounds,
         arrival,
         find_doubts(bounds, arrival, never_moved=never_moved),
-        num_samples,
-        int((~valid).sum()),
+        made.num_calls,
+        int((~made.valid).sum()),
     )
 
 

@@ -44,6 +44,7 @@ def plan_spending(
     *,
     method: str,
     has_networks: bool,
+    num_check_calls: int,
     num_simulations_per_design: int,
     num_steps: int | None,
     training_batch_size: int | None,
@@ -61,6 +62,7 @@ def plan_spending(
         max_num_simulations: The budget, `None` for any.
         method: `"joint"` or `"multi_start"`.
         has_networks: Whether a multi-start search needs no training.
+        num_check_calls: Number that the check of the simulator takes.
         num_simulations_per_design: Number that divides the batch.
         num_steps: Number of steps, if it is given.
         training_batch_size: Number of simulations of a step, if it is given.
@@ -84,7 +86,7 @@ def plan_spending(
             multi_start or MultiStartConfig(),
         )
     idle = num_steps == 0 or (num_steps is None and has_networks)
-    left = max_num_simulations
+    left = max_num_simulations - num_check_calls
     if num_eig_samples is None:
         share = 0.5 if idle else _SCORING_SHARE
         num_eig_samples = max(2, min(_MAX_SCORING, int(share * left)))

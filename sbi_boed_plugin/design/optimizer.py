@@ -9,7 +9,7 @@ likelihood enters there: the policy would prefer quiet measurements to informati
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.batch import (
     Batch,
     Designs,
@@ -126,7 +127,7 @@ class DesignOptimizer:
 
     def run(
         self,
-        simulator: Callable[[Tensor, Tensor], Tensor],
+        simulator: CheckedSimulator,
         *,
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
@@ -143,7 +144,7 @@ class DesignOptimizer:
             stop_after_steps: Stop when the mean bound over this many steps is a
                 standard error lower than over as many steps before. Never if `None`.
             max_num_simulations: Stop before the step that would exceed this number,
-                earlier runs included.
+                earlier runs included, or within it if rows are repeated after errors.
             max_seconds: Stop before the step that would end after this time, at the
                 pace of the steps so far, with `num_scoring` simulations after it.
             num_scoring: Number of simulations that follow the last step.
@@ -171,16 +172,21 @@ class DesignOptimizer:
                 if self.finished:
                     break
                 planned = self.progress.num_simulations
-                planned += self.config.training_batch_size
-                if max_num_simulations is not None and planned > max_num_simulations:
-                    return "max_num_simulations"
+                planned += self.config.training_batch_size + simulator.num_check_calls
+                if max_num_simulations is not None:
+                    if planned > max_num_simulations:
+                        return "max_num_simulations"
+                    simulator.max_calls = (
+                        max_num_simulations - self.progress.num_simulations
+                    )
                 ahead = self.config.training_batch_size + num_scoring
                 ends = self.progress.seconds + ahead * self.progress.pace
                 if max_seconds is not None and (ends > max_seconds or not max_seconds):
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
-                self._take_step(simulator, num_workers)
+                if not self._take_step(simulator, num_workers):
+                    return "max_num_simulations"
                 self._report(bar, tracker)
         ended = self.progress.search_ended
         early = ended is not None and ended < self.config.num_steps
@@ -258,20 +264,17 @@ class DesignOptimizer:
         ):
             progress.search_ended = progress.step
 
-    def _take_step(
-        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
-    ) -> None:
+    def _take_step(self, simulator: CheckedSimulator, num_workers: int) -> bool:
         """Take a step; if it fails, forget networks that it has built."""
         estimators, optimizer = self.estimators, self._optimizer
         try:
-            self._step(simulator, num_workers)
+            return self._step(simulator, num_workers)
         except BaseException:
             self.estimators, self._optimizer = estimators, optimizer
             raise
 
-    def _step(
-        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
-    ) -> None:
+    def _step(self, simulator: CheckedSimulator, num_workers: int) -> bool:
+        """Take a step, and return whether the limit of simulations allowed for it."""
         started = time.perf_counter()
         config = self.config
         if self._moves_policy:
@@ -290,6 +293,9 @@ class DesignOptimizer:
             # Once is enough: the result counts them all.
             warn=self.progress.num_invalid_simulations == 0,
         )
+        if not batch.is_complete:
+            self.progress.num_simulations += batch.num_calls
+            return False
         finite = batch.finite()
         estimators, optimizer = self._ensure_estimators(finite)
         for network in estimators.all():
@@ -355,10 +361,9 @@ class DesignOptimizer:
             )
             self.progress.stored.append(kept)
             del self.progress.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
-            self._record(
-                losses["likelihood"], information, densities, batch.valid, seconds
-            )
+            self._record(losses["likelihood"], information, densities, batch, seconds)
             self._rng_state = get_rng_state()
+        return True
 
     @property
     def _objective(self) -> PolicyObjective:
@@ -484,13 +489,13 @@ class DesignOptimizer:
         loss: Tensor,
         information: Tensor,
         densities: Densities,
-        valid: Tensor,
+        batch: Batch,
         seconds: float,
     ) -> None:
         progress = self.progress
         progress.step += 1
-        progress.num_simulations += self.config.training_batch_size
-        progress.num_invalid_simulations += int((~valid).sum())
+        progress.num_simulations += batch.num_calls
+        progress.num_invalid_simulations += int((~batch.valid).sum())
         progress.seconds += seconds
         error = information.std() / math.sqrt(len(information))
         progress.record(

@@ -21,7 +21,7 @@ References:
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,13 +32,15 @@ from sbi.neural_nets.estimators import (
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_integer, check_seed
+from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._prior import (
     discrete_columns,
     draw_parameters,
     log_normalization,
 )
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
 from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
@@ -100,7 +102,8 @@ class EIGEstimate:
             consistent for the expected information gain, with what remains of the
             nested bias counted in the standard error.
         cap: Largest value that the estimate can take, in nats, or `None`.
-        num_simulations: Number of simulations that the estimate used.
+        num_simulations: Number of rows that the simulator got, those of its check and
+            those repeated after errors included.
         num_invalid_simulations: How many of them failed, and count as telling nothing.
     """
 
@@ -128,7 +131,7 @@ def estimate_eig(
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
     max_pairs: int = MAX_PAIRS,
-    num_workers: int = 1,
+    num_workers: int | None = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
     r"""Estimate the expected information gain of a design from fresh simulations.
@@ -220,35 +223,45 @@ def estimate_eig(
     design = _check_arguments(
         estimator, design, bound, marginal_estimator, posterior_estimator
     )
-    for name, value, least in (
-        ("num_samples", num_samples, 2),
-        ("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
+    num_samples = check_integer("num_samples", num_samples, 2)
+    num_contrastive = check_integer(
+        "num_contrastive", num_contrastive, 2 if bound == "nwj" else 1
+    )
+    max_pairs = check_integer("max_pairs", max_pairs, 1)
+    num_workers, seed = check_num_workers(num_workers), check_seed(seed)
+    # Small calls where the first error may leave no budget for repetitions.
+    limited = (
+        isinstance(simulator, CheckedSimulator) and simulator.max_calls is not None
+    )
 
     with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
         theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
-        x, _ = run_simulator(
+        made = run_simulator(
             simulator,
             theta,
             design.repeat(num_samples, 1),
             num_workers=num_workers,
+            simulation_batch_size=math.isqrt(num_samples) if limited else None,
             isolate_errors=True,
         )
-        return eig_of_simulations(
-            estimator,
-            theta,
-            x,
-            prior=prior,
-            design=design,
-            bound=bound,
-            marginal_estimator=marginal_estimator,
-            posterior_estimator=posterior_estimator,
-            num_contrastive=num_contrastive,
-            max_pairs=max_pairs,
-        )
+        try:
+            estimate = eig_of_simulations(
+                estimator,
+                theta,
+                made.x,
+                prior=prior,
+                design=design,
+                bound=bound,
+                marginal_estimator=marginal_estimator,
+                posterior_estimator=posterior_estimator,
+                num_contrastive=num_contrastive,
+                max_pairs=max_pairs,
+            )
+        except NoEstimateError as error:
+            error.num_simulations = made.num_calls
+            raise
+    return replace(estimate, num_simulations=made.num_calls)
 
 
 def eig_of_simulations(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._sbi_compat import check_default_dtype
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.assessment import assess_design
 from sbi_boed_plugin.design.budget import plan_spending
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
@@ -263,11 +264,13 @@ class DesignOptimizationMixin:
             num_steps, training_batch_size = known.num_steps, known.training_batch_size
         else:
             search = method
+        checked = CheckedSimulator(simulator)
         has_networks = search == "multi_start" and self._serves_all_designs(objective)
         spending = plan_spending(
             max_num_simulations,
             method=search,
             has_networks=has_networks,
+            num_check_calls=checked.num_check_calls,
             num_simulations_per_design=num_simulations_per_design,
             num_steps=num_steps,
             training_batch_size=training_batch_size,
@@ -279,12 +282,17 @@ class DesignOptimizationMixin:
             settings["training_batch_size"] = spending.training_batch_size
             optimizer = self._start_design_optimizer(settings)
         num_scoring = spending.num_scoring(search)
+        # A search that goes on has had its simulator checked.
+        if optimizer.progress.step:
+            checked.is_checked = True
+        if not optimizer.config.num_steps:
+            num_scoring += checked.num_check_calls
         prior = self._belief_or_prior
         assert prior is not None
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
-                    simulator,
+                    checked,
                     stop_after_steps=stop_after_steps,
                     max_num_simulations=(
                         None
@@ -310,19 +318,24 @@ class DesignOptimizationMixin:
                         max_seconds=max_seconds,
                         show_progress_bar=self._show_progress_bars,
                     )
+                if max_num_simulations is not None:
+                    spent = optimizer.progress.num_simulations
+                    checked.max_calls = max_num_simulations - spent
                 found = None
                 design = optimizer.policy.mode
                 if search == "multi_start":
+                    checked.set_aside(spending.num_eig_samples)
                     found = multi_start_search(
                         optimizer.estimators,
                         prior,
                         optimizer.policy,
-                        simulator,
+                        checked,
                         objective=optimizer.config.objective,
                         config=spending.multi_start,
                         num_workers=num_workers,
                         show_progress_bar=self._show_progress_bars,
                     )
+                    checked.set_aside(-spending.num_eig_samples)
                     design = found.candidates[0][0]
                 num_samples = spending.num_eig_samples
                 if num_eig_samples is None and max_seconds is not None:
@@ -331,7 +344,7 @@ class DesignOptimizationMixin:
                     num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
                 assessed = assess_design(
                     optimizer,
-                    simulator,
+                    checked,
                     prior=prior,
                     design=design,
                     num_samples=num_samples,

@@ -1,0 +1,154 @@
+"""Numbers that users pass, checked before any work."""
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["check_integer", "check_real", "check_seed"]
+
+
+def check_integer(
+    name: str,
+    value: Any,
+    least: int | None = None,
+    most: int | None = None,
+    *,
+    or_none: bool = False,
+    remedy: str = "",
+) -> Any:
+    """Return a whole number as Python's `int`, or say what is wrong with it.
+
+    Args:
+        name: Name of the argument.
+        value: What was passed: an integer of Python, NumPy or a tensor of one value.
+        least: Smallest allowed value.
+        most: Largest allowed value; `2**63 - 1` if `None`.
+        or_none: Whether `None` is allowed.
+        remedy: A sentence that says what to do instead.
+
+    Returns:
+        The integer, or `None`.
+
+    Raises:
+        TypeError: If it is not an integer; 3.0, `True` and "3" are not.
+        ValueError: If it is out of range.
+
+    Example:
+        >>> check_integer("num_steps", np.int64(3), 1)
+        3
+    """
+    if or_none and value is None:
+        return None
+    number = _plain(value)
+    if not isinstance(number, Integral) or isinstance(number, bool):
+        raise TypeError(_describe(name, value, "an integer", or_none, remedy))
+    number = int(number)
+    largest = 2**63 - 1 if most is None else most
+    if number > largest or (least is not None and number < least):
+        bounds = _bounds(least, largest if most is not None or number > 0 else None)
+        raise ValueError(_describe(name, value, bounds, or_none, remedy))
+    return number
+
+
+def check_real(
+    name: str,
+    value: Any,
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    or_infinite: bool = False,
+    or_none: bool = False,
+    remedy: str = "",
+) -> Any:
+    """Return a real number as Python's `float`, or say what is wrong with it.
+
+    Args:
+        name: Name of the argument.
+        value: What was passed: a number of Python, NumPy or a tensor of one value.
+        least: Smallest allowed value.
+        most: Largest allowed value.
+        above: Largest value that is too small.
+        below: Smallest value that is too large.
+        or_infinite: Whether infinity within these bounds is allowed.
+        or_none: Whether `None` is allowed.
+        remedy: A sentence that says what to do instead.
+
+    Returns:
+        The number, or `None`.
+
+    Raises:
+        TypeError: If it is not a number; `True` and "0.1" are not.
+        ValueError: If it is NaN, infinite or out of range.
+
+    Example:
+        >>> check_real("learning_rate", 5e-4, above=0.0)
+        0.0005
+    """
+    if or_none and value is None:
+        return None
+    number = _plain(value)
+    if not isinstance(number, Real) or isinstance(number, bool):
+        raise TypeError(_describe(name, value, "a number", or_none, remedy))
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
+    inside = (
+        least <= number <= most
+        and (above is None or number > above)
+        and (below is None or number < below)
+        and (or_infinite or math.isfinite(number))
+    )
+    if not inside:
+        parts = [
+            f"at least {least:g}" if least > -math.inf else "",
+            "positive"
+            if above == 0.0
+            else f"above {above:g}"
+            if above is not None
+            else "",
+            f"at most {most:g}" if most < math.inf else "",
+            f"below {below:g}" if below is not None else "",
+            "" if or_infinite else "finite",
+        ]
+        expected = " and ".join(part for part in parts if part)
+        raise ValueError(_describe(name, value, expected, or_none, remedy))
+    return number
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return the seed of the global generators as Python's `int`, or `None`.
+
+    Args:
+        seed: A whole number of at most 64 bits, or `None`.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is out of range.
+    """
+    return check_integer("seed", seed, -(2**63), 2**64 - 1, or_none=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return what a tensor, an array or a number of NumPy of one value holds."""
+    is_single = isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0
+    return value.item() if is_single else value
+
+
+def _bounds(least: int | None, most: int | None) -> str:
+    if least is None or most is None:
+        return f"at most {most}" if least is None else f"at least {least}"
+    return f"at least {least} and at most {most}"
+
+
+def _describe(name: str, value: Any, expected: str, or_none: bool, remedy: str) -> str:
+    shown = _plain(value)
+    is_number = isinstance(shown, (int, float)) and not isinstance(shown, bool)
+    kind = "" if is_number else f", got {type(value).__name__}"
+    none = " or None" if or_none else ""
+    return f"{name}={shown!r} must be {expected}{none}{kind}. {remedy}".rstrip()
