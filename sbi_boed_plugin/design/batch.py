@@ -24,10 +24,10 @@ class Batch:
         designs: Different designs, of shape `(num_designs, dim_design)`.
         design: Design of each row, of shape `(batch_dim, dim_design)`.
         valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
-        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
-            learned from it.
         num_calls: Number of rows that the simulator got, those repeated included.
         is_complete: Whether its limit of calls left every row its chance.
+        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
+            learned from it.
     """
 
     theta: Tensor
@@ -35,9 +35,9 @@ class Batch:
     designs: Tensor
     design: Tensor
     valid: Tensor
-    information: Tensor | None = None
     num_calls: int = 0
     is_complete: bool = True
+    information: Tensor | None = None
 
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
