@@ -78,3 +78,16 @@ def simulations():
 def message(*parts):
     """A pattern of literal parts in this order, with anything between them."""
     return r"(?s)" + ".*".join(re.escape(part) for part in parts)
+
+
+def make_trainer(prior, design_policy=None):
+    """A trainer with a mixture of Gaussians and, by default, a policy on a box."""
+    low, high = torch.tensor([0.1]), torch.tensor([4.0])
+    return NLE_INCE(
+        prior,
+        "mdn",
+        design_policy=design_policy
+        or TruncatedNormalPolicy(low, high, loc=torch.ones(1)),
+        tracker=NoOpTracker(),
+        **QUIET,
+    )
