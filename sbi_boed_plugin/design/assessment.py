@@ -101,6 +101,7 @@ def assess_design(
         num_contrastive=num_contrastive,
     )
     arrival, never_moved = None, False
+    overfit = optimizer.progress.overfit
     if config.method == "joint":
         steps = optimizer.progress.search_ended or optimizer.progress.step
         never_moved = steps <= config.num_warmup_steps
@@ -110,7 +111,12 @@ def assess_design(
         tightest(bounds),
         bounds,
         arrival,
-        find_doubts(bounds, arrival, never_moved=never_moved),
+        find_doubts(
+            bounds,
+            arrival,
+            never_moved=never_moved,
+            overfit=overfit.get("posterior", overfit.get("likelihood", 0.0)),
+        ),
         made.num_calls,
         int((~made.valid).sum()),
     )

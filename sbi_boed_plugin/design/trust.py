@@ -44,6 +44,8 @@ __all__ = [
 _PAIRS, _CONTRASTS = 262_144, {"lace": 63, "lace_upper": 63, "pce": 255, "snmc": 255}
 # Nats, and share of the information, by which bounds may differ for reasons of luck.
 _SLACK, _SHARE = 0.1, 0.2
+# Nats that are much, whatever share of the information they are.
+_MANY_NATS = 0.5
 # Standard errors of a difference that is not one of luck.
 _ERRORS = 4.0
 # Simulations that tell the slope, if half of the steps have as many.
@@ -254,7 +256,11 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
 
 
 def find_doubts(
-    bounds: dict[str, EIGEstimate], arrival: Arrival | None, *, never_moved: bool
+    bounds: dict[str, EIGEstimate],
+    arrival: Arrival | None = None,
+    *,
+    never_moved: bool = False,
+    overfit: float = 0.0,
 ) -> list[str]:
     """Return what speaks against a result, in sentences for its reader.
 
@@ -262,6 +268,8 @@ def find_doubts(
         bounds: What `estimate_bounds` returned.
         arrival: What `find_arrival` returned.
         never_moved: Whether a policy that was to be trained took no step.
+        overfit: Nats by which the network that drives the search knows more of the
+            simulations that it learned from than of others.
 
     Returns:
         Sentences that name what was found, what it can mean and what to do.
@@ -283,6 +291,12 @@ def find_doubts(
             f"A linear regression knows more than the networks ({linear.value:.2f} "
             f"against {reported.value:.2f} nats): they have hardly learned. Use more "
             "steps or simulations, or check the scales of theta, x and the design."
+        )
+    if overfit > min(_MANY_NATS, max(_SLACK, _SHARE * reported.value)):
+        doubts.append(
+            f"The networks know {overfit:.2f} nats more of the simulations that they "
+            f"learned from than of others: these are too few, and the information may "
+            "be so much higher than reported, or more. Allow for more simulations."
         )
     upper, own = bounds.get("lace_upper"), bounds.get("barber_agakov")
     if upper is not None and own is not None:

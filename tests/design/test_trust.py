@@ -38,9 +38,9 @@ CONSISTENT = {
 }
 
 
-def doubts_of(arrival=None, never_moved=False, **changed):
+def doubts_of(arrival=None, never_moved=False, overfit=0.0, **changed):
     bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
-    return find_doubts(bounds, arrival, never_moved=never_moved)
+    return find_doubts(bounds, arrival, never_moved=never_moved, overfit=overfit)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def doubts_of(arrival=None, never_moved=False, **changed):
         ({"linear": 2.5}, "linear regression knows more .*2.50 against 2.00"),
         ({"lace": 1.0, "lace_upper": 1.01, "pce": 1.0}, "likelihood knows less"),
         ({"never_moved": True}, "took no step"),
+        ({"overfit": 0.45}, "know 0.45 nats more of the simulations"),
     ],
 )
 def test_each_contradiction_is_one_doubt(changed, text):
@@ -59,7 +60,7 @@ def test_each_contradiction_is_one_doubt(changed, text):
 
 
 def test_bounds_that_agree_and_bounds_that_are_loose_leave_no_doubt():
-    assert doubts_of() == []
+    assert doubts_of() == [] and doubts_of(overfit=0.35) == []
     # A posterior network that is too simple is no contradiction: LACE is reported.
     assert doubts_of(barber_agakov=0.5, linear=0.4) == []
     # Nor is a contrastive bound at its cap.
@@ -136,7 +137,7 @@ def bounds_with(prior, num_samples=2_000):
 
 def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():
     bounds = bounds_with(normal_prior(1))
-    assert find_doubts(bounds, None, never_moved=False) == []
+    assert find_doubts(bounds) == []
     exact = information(slope, torch.tensor([[3.0]])).item()
     for name, bound in bounds.items():
         # Contrasts from the prior are off by 0.01, the fit of the line likewise.
@@ -151,7 +152,7 @@ def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():
 def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeypatch):
     monkeypatch.setattr(trust, "log_normalization", lambda prior: (0.0, 0.0))
     bounds = bounds_with(WithConstant(normal_prior(1), constant))
-    (doubt, *_) = find_doubts(bounds, None, never_moved=False)
+    (doubt, *_) = find_doubts(bounds)
     assert "density of the prior and its draws" in doubt
 
 
