@@ -110,7 +110,8 @@ def finite_values(prior: Distribution) -> list[Tensor] | None:
         Poisson distribution) or not one of torch's `boolean`, `integer_interval` and
         combinations of them.
     """
-    values = _values(getattr(prior, "support", None), prior.event_shape.numel())
+    shape = getattr(prior, "event_shape", torch.Size())
+    values = _values(getattr(prior, "support", None), shape.numel())
     if values is None or max(map(len, values)) > _MAX_VALUES:
         return None
     return values

@@ -28,7 +28,7 @@ from sbi_boed_plugin._rng import (
 )
 from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.estimators.transformed import INVERSE_TRANSFORM, Coordinates
+from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE

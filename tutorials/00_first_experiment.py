@@ -226,7 +226,7 @@ for when, rate in rates.items():
 # - `max_num_simulations` and `max_seconds` bound the search, and `stop_after_steps`
 #   ends it when the bound no longer grows. After an interruption,
 #   `optimize_design(simulator, resume_training=True)` goes on where it stopped.
-# - Positive quantities that span decades are easier to learn as logarithms: see
-#   `transformed_likelihood_nn`.
+# - Data that span decades are noticed in the first simulations and learned nearly as
+#   logarithms. `NLE_INCE(x_transform=...)` and `transformed_likelihood_nn` take others.
 # - `sbi-boed design sir` runs all of this for an epidemic, and writes what it found to
 #   a folder.

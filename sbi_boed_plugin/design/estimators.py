@@ -11,6 +11,7 @@ from torch import Tensor
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.estimators.failures import without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.units import warn_of_scales
 
 __all__ = ["DesignEstimators", "EstimatorBuilders"]
 
@@ -109,6 +110,7 @@ class EstimatorBuilders:
         data = torch.cat([x, design], dim=-1)
         if estimators is None:
             conditions = torch.cat([theta, design], dim=-1)
+            warn_of_scales(self.likelihood, conditions, x)
             estimators = DesignEstimators(self.likelihood(conditions, x))
         estimators = replace(estimators)  # a step that fails leaves the old ones.
         if needs in ("posterior", "hybrid") and estimators.posterior is None:

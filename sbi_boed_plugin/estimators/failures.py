@@ -148,8 +148,10 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
 
     def _features(self, condition: Tensor) -> Tensor:
         """Return the condition in the coordinates of the likelihood."""
-        if isinstance(self.net, TransformedEstimator):
-            return cast(Tensor, self.net.condition_transform(condition))
+        network = self.net
+        while isinstance(network, TransformedEstimator):
+            condition = cast(Tensor, network.condition_transform(condition))
+            network = network.net
         return condition
 
 

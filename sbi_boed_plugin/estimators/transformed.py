@@ -1,9 +1,7 @@
 """Likelihoods that work in other coordinates than their users."""
 
-import warnings
 from collections.abc import Callable
-from copy import copy, deepcopy
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any, Literal, cast
 
 import torch
@@ -12,19 +10,16 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions.transforms import (
     CatTransform,
-    ExpTransform,
     Transform,
     identity_transform,
 )
 
+from sbi_boed_plugin.estimators.coordinates import Coordinates, move_transform
 from sbi_boed_plugin.estimators.units import Units
 
 __all__ = [
-    "INVERSE_TRANSFORM",
-    "Coordinates",
     "TransformedEstimator",
     "coordinates_of",
-    "move_transform",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
 ]
@@ -32,9 +27,6 @@ __all__ = [
 
 # A network that has diverged puts all of its mass there: it must not draw forever.
 _MAX_ATTEMPTS = 20
-
-# Torch does not export the kind of inverse transforms, which refer to another one.
-INVERSE_TRANSFORM = type(ExpTransform().inv)
 
 
 class TransformedEstimator(ConditionalDensityEstimator):
@@ -155,77 +147,6 @@ class TransformedEstimator(ConditionalDensityEstimator):
         return samples
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """Coordinates that suit networks, as transforms from natural units.
-
-    Those of the data can be `"auto"`: natural units in which the named networks take
-    the inverse hyperbolic sine of columns that are skewed in the first simulations.
-    """
-
-    theta: Transform
-    x: Transform | Literal["auto"]
-    design: Transform
-
-    @property
-    def of_x(self) -> Transform:
-        """Transform of the data before the networks."""
-        return identity_transform if isinstance(self.x, str) else self.x
-
-    @classmethod
-    def of(
-        cls,
-        theta: Transform = identity_transform,
-        x: Transform | Literal["auto"] | None = "auto",
-        design: Transform = identity_transform,
-    ) -> "Coordinates":
-        """Return coordinates, or raise if `x` names none."""
-        if not (x is None or x == "auto" or isinstance(x, Transform)):
-            raise ValueError(
-                f"x_transform={x!r} must be 'auto', None for natural units, or a "
-                "Transform of torch.distributions from natural units."
-            )
-        return cls(theta, identity_transform if x is None else x, design)
-
-    def to(self, device: str | torch.device) -> "Coordinates":
-        """Return the same coordinates for tensors on a device."""
-        return Coordinates(
-            *(
-                move_transform(transform, lambda tensor: tensor.to(device))
-                for transform in (self.theta, self.x, self.design)
-            )
-        )
-
-
-def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Return a transform with a function applied to every tensor that it holds.
-
-    Args:
-        transform: A transform. It holds tensors as attributes, in lists, and in the
-            transforms that it is made of. It is left as it is.
-        fn: Function of a tensor, such as a move to a device.
-
-    Returns:
-        A copy; the identity itself, and what is a module, which moves with the network
-        that it is part of.
-    """
-    if isinstance(transform, Tensor):
-        return fn(transform)
-    if type(transform) in (list, tuple):
-        return type(transform)(move_transform(part, fn) for part in transform)
-    is_module = isinstance(transform, torch.nn.Module)
-    if is_module or not isinstance(transform, Transform):
-        return transform
-    if transform is identity_transform:
-        return transform
-    if isinstance(transform, INVERSE_TRANSFORM):
-        return move_transform(transform.inv, fn).inv
-    other = copy(transform)
-    other._inv = None  # The inverse that torch keeps is of the original.
-    vars(other).update({k: move_transform(v, fn) for k, v in vars(other).items()})
-    return other
-
-
 class _NamedModel:
     """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
 
@@ -253,11 +174,12 @@ class _NamedModel:
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x = self._units("theta", theta), self._units("x", x)
-        # The marginal, whose condition is the design alone, would say it once more.
-        if self.condition == "theta" and theta.shape[-1] != self.dim_design:
-            _tell_if_skewed(of_x, len(x))
-        theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         is_likelihood = self.condition == "theta"
+        # The marginal, whose condition is the design alone, would say it once more.
+        is_marginal = theta.shape[-1] == self.dim_design
+        if is_likelihood and isinstance(of_x, Units) and not is_marginal:
+            of_x.warn_if_skewed()
+        theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
         embedding = kwargs.get("embedding_net")
         if embedding is not None:
@@ -281,29 +203,7 @@ class _NamedModel:
         )
         if keeps:
             return identity_transform
-        may_skew = torch.ones(values.shape[-1], dtype=torch.bool)
-        if name == "x" and not self.skew_x:
-            # Where data are the condition, the last values of a row are the design.
-            num_designs = self.dim_design if is_condition else 0
-            may_skew[: len(may_skew) - num_designs] = False
-        return Units(values, may_skew=may_skew)
-
-
-def _tell_if_skewed(of_x: Transform, num_simulations: int) -> None:
-    """Warn of data that a likelihood sees as logarithms."""
-    if not isinstance(of_x, Units) or not of_x.skewed.any():
-        return
-    columns = of_x.skewed.reshape(-1).nonzero().flatten().tolist()
-    named = ", ".join(str(column) for column in columns[:8])
-    named += ", …" if len(columns) > 8 else ""
-    warnings.warn(
-        f"Column(s) {named} of x spread over decades in the first {num_simulations} "
-        "simulations (a largest value above 1,000 times the 5 % quantile, or far "
-        "outliers). The networks see asinh((x - centre) / scale) of them, which is "
-        "nearly a logarithm; densities stay those of x. Pass x_transform=None to keep "
-        "natural units, or a Transform of your own.",
-        stacklevel=3,
-    )
+        return Units(values, may_skew=is_condition or name == "theta" or self.skew_x)
 
 
 class _TransformedBuilder:
@@ -429,8 +329,8 @@ def transformed_posterior_nn(
             builder function.
         dim_design: Number of values of a design, the last ones of a row of `x`.
         theta_transform: Transform of the parameters.
-        x_transform: Transform of the data, `"auto"` or `None`, as for
-            :func:`transformed_likelihood_nn`.
+        x_transform: Transform of the data. As a condition, a skewed column may be seen
+            as logarithms whatever is given here.
         design_transform: Transform of the designs.
         **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
             copied; if it has a method `standardize`, this gets the rows of the first

@@ -1,13 +1,15 @@
 """Units that suit networks, measured on the first simulations."""
 
 import math
+import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-__all__ = ["Units"]
+__all__ = ["Units", "warn_of_scales"]
 
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
@@ -18,6 +20,8 @@ _DECADES, _TAILS = 1_000.0, 30.0
 _CLIPPED = 0.05
 # Relative spread of a column that single precision cannot tell from a constant.
 _CONSTANT = 1e-7
+# Standard deviations that sbi standardizes: at least 1e-7, and with a finite square.
+_LEAST, _MOST = 1e-6, 1e15
 
 
 class Units(Transform, nn.Module):
@@ -44,14 +48,13 @@ class Units(Transform, nn.Module):
     scale: Tensor
     skewed: Tensor
 
-    def __init__(self, values: Tensor, *, may_skew: Tensor | bool = True) -> None:
+    def __init__(self, values: Tensor, *, may_skew: bool = True) -> None:
         """Measure the units.
 
         Args:
             values: First simulations, of shape `(num_simulations, *event_shape)`. Rows
                 that are not finite do not count.
-            may_skew: Which columns may become logarithmic, of a shape that broadcasts
-                with `event_shape`.
+            may_skew: Whether skewed columns become logarithmic.
         """
         super().__init__()
         # On the CPU: not every device has double precision.
@@ -68,7 +71,7 @@ class Units(Transform, nn.Module):
         unit = sizes.gather(0, place.clamp_max(len(rows) - 1).unsqueeze(0))[0]
         skewed = sizes[-1] > torch.where(one_sign, _DECADES, _TAILS) * unit
         skewed &= sizes[int((1.0 - _CLIPPED) * len(rows))] < sizes[-1]
-        skewed &= torch.as_tensor(may_skew)
+        skewed &= may_skew
 
         spread = rows.std(dim=0)
         constant = spread <= _CONSTANT * rows.abs().amax(dim=0)
@@ -98,3 +101,50 @@ class Units(Transform, nn.Module):
         size = y.abs()
         log_cosh = size + torch.log1p(torch.exp(-2.0 * size)) - math.log(2.0)
         return torch.where(self.skewed, -log_cosh, 0.0) - self.scale.log()
+
+    def warn_if_skewed(self) -> None:
+        """Say which columns of the data networks see as logarithms, if any."""
+        columns = self.skewed.reshape(-1).nonzero().flatten().tolist()
+        if not columns:
+            return
+        warnings.warn(
+            f"Column(s) {_listed(columns)} of x spread over decades in the first "
+            "simulations (a largest value above 1,000 times the 5 % quantile, or far "
+            "outliers). The networks see asinh((x - centre) / scale) of them, which is "
+            "nearly a logarithm; densities stay those of x. Pass x_transform=None to "
+            "keep natural units, or a Transform of your own.",
+            stacklevel=3,
+        )
+
+
+def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
+    """Warn of columns whose scale is out of reach for a network that sbi builds.
+
+    Args:
+        build: What builds the network.
+        theta: Parameters of shape `(num_simulations, dim_theta)`.
+        x: Data of shape `(num_simulations, *x_event_shape)`.
+    """
+    if not getattr(build, "__module__", "").startswith("sbi."):
+        return
+    for name, values in (("theta", theta), ("x", x)):
+        rows = values[:1_000].detach().cpu().double().flatten(1)
+        rows = rows[torch.isfinite(rows).all(dim=1)]
+        spread = rows.std(dim=0) if len(rows) > 1 else rows.new_ones(rows.shape[1])
+        varies = spread > _CONSTANT * rows.abs().sum(dim=0) / max(1, len(rows))
+        wrong = varies & ((spread < _LEAST) | (spread > _MOST))
+        columns = wrong.nonzero().flatten().tolist()
+        if columns:
+            warnings.warn(
+                f"Column(s) {_listed(columns)} of {name} have a standard deviation of "
+                f"{spread[columns[0]].item():.3g}. Networks of sbi standardize in "
+                f"single precision, between about {_LEAST:g} and {_MOST:g}, and learn "
+                "nothing from such values. Use other units, or a network that "
+                "rescales: transformed_likelihood_nn(model) or "
+                "transformed_posterior_nn(model).",
+                stacklevel=3,
+            )
+
+
+def _listed(columns: list[int]) -> str:
+    return ", ".join(map(str, columns[:8])) + (", …" if len(columns) > 8 else "")

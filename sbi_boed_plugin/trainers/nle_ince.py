@@ -23,6 +23,7 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
+from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
@@ -214,6 +215,7 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         self._dim_design = dim_design
         if dim_design and self._search_likelihood is not None:
             self._build_neural_net = self._search_likelihood
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def train(

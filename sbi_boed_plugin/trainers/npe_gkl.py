@@ -27,6 +27,7 @@ from sbi_boed_plugin.estimators.design_conditioned_posterior import (
 )
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.trainers._checks import check_designs_given
 from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
 from sbi_boed_plugin.trainers._energy_training import (
@@ -279,6 +280,7 @@ class NPE_GKL(HybridTrainer):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def train(

@@ -27,6 +27,7 @@ from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignRatioPotential,
 )
 from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs, embed_parameters
+from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.objectives.generalized_kl import (
     draw_by_ratio,
     partition_by_draws,
@@ -147,6 +148,7 @@ class NRE_GKL(SbiTrainerMixin, NRE_B):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def build_posterior(

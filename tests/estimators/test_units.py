@@ -1,6 +1,7 @@
 """Units that networks of a name measure on the first simulations."""
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def columns(num=256):
         "student": (StudentT(3.0).sample((num,)), False),
         "counts with zeros": (counts, False),
         "yes or no": ((uniform > 0.5).float(), False),
+        "clipped decades": ((10.0 ** (6.0 * uniform - 2.0)).clamp(max=1e3), False),
         "constant": (torch.full((num,), 0.1), False),
         "zero": (torch.zeros(num), False),
         "decades": (10.0 ** (6.0 * uniform - 2.0), True),
@@ -146,13 +148,16 @@ def test_skewed_data_are_told_once_and_can_stay_as_they_are():
     theta, x = torch.randn(300, 1), columns(300)["decades"][0].unsqueeze(1)
     with pytest.warns(UserWarning, match=r"Column\(s\) 0 of x .*x_transform=None"):
         network = transformed_likelihood_nn("mdn")(theta, x)
-    copy = transformed_likelihood_nn("mdn", x_transform=None)(theta, x[:, :1] * 0 + 1)
     assert network.net.input_transform.skewed.all()
-    assert not copy.net.input_transform.skewed.any()
-    rows = torch.cat([x, x], dim=1)  # The second is the design.
-    kwargs = {"dim_design": 1, "x_transform": None}
-    posterior = transformed_posterior_nn("mdn", **kwargs)(theta, rows)
-    assert posterior.net.condition_transform.skewed.tolist() == [False, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        network = transformed_likelihood_nn("mdn", x_transform=None)(theta, x)
+        # Of the data alone: told with the likelihood.
+        transformed_likelihood_nn("mdn", dim_design=1)(theta, x)
+        posterior = transformed_posterior_nn("mdn", x_transform=None)(theta, x)
+    assert not network.net.input_transform.skewed.any()
+    # As a condition no density is changed.
+    assert posterior.net.condition_transform.skewed.all()
     with pytest.raises(ValueError, match="x_transform='log'"):
         transformed_likelihood_nn("mdn", x_transform="log")
 
