@@ -84,13 +84,13 @@ def check_sequence(names):
     assert kept == pytest.approx(names["x_first"].item(), rel=1e-6)
     for record, known in zip(later.records, names["weights"][1:], strict=False):
         exact = names["exact_information"](record.design.item(), known)
-        # Off by 0.05 with other seeds: errors of the estimate and of the belief.
+        # Off by up to 0.1 with other seeds: errors of the estimate and of the belief.
         assert abs(record.eig.value - exact) < 0.3
         # Chosen designs are better than most, by the same information.
         grid = names["designs"].tolist()
         assert exact > np.mean([names["exact_information"](d, known) for d in grid])
         # Nothing is trained in later rounds.
-        assert record.num_simulations < 0.05 * names["first"].num_simulations
+        assert record.num_simulations < 0.1 * names["first"].num_simulations
 
 
 def check_posteriors(names):

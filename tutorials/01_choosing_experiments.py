@@ -121,7 +121,7 @@ search = {
     "num_eig_samples": 2_000,
 }
 inference = make_trainer()
-first = inference.optimize_design(simulator, num_steps=500, **search)
+first = inference.optimize_design(simulator, num_steps=300, **search)
 
 # %%
 print(f"First concentration: {10 ** first.design.item():.2f} mM")

@@ -190,7 +190,7 @@ for gradient in ("score", "pathwise", "implicit", "surrogate"):
         torch.tensor([0.0]), torch.tensor([3.0]), loc=torch.tensor([1.0]), scale=0.1
     )
     result = new_trainer(standard_normal, policy).optimize_design(
-        line, gradient=gradient, num_steps=200, num_eig_samples=500
+        line, gradient=gradient, num_steps=100, num_eig_samples=500
     )
     found[gradient] = result.design.item()
     print(f"{gradient:<10} from 1.0 to {found[gradient]:.2f}")
@@ -252,7 +252,7 @@ with_exact = estimate_eig(ExactPosterior(), task.simulator, **settings, seed=0)
 trainer = new_trainer(
     task.prior, TruncatedNormalPolicy(task.design_low, task.design_high)
 )
-learned = trainer.optimize_design(task.simulator, num_steps=400)
+learned = trainer.optimize_design(task.simulator, num_steps=300)
 print(f"Exact information     {exact:.2f}")
 print(f"Exact posterior       {with_exact.value:.2f} ± {with_exact.standard_error:.2f}")
 print(
