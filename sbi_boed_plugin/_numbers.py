@@ -1,13 +1,31 @@
 """Numbers that users pass, checked before any work."""
 
 import math
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_integer", "check_real", "check_seed"]
+__all__ = [
+    "MOST_LEARNING_RATE",
+    "MOST_WEIGHT",
+    "WrongKindError",
+    "check_fields",
+    "check_integer",
+    "check_real",
+    "check_seed",
+]
+
+
+# Beyond these a training overflows in single precision: a mistake, not a choice.
+MOST_LEARNING_RATE = 1e3
+MOST_WEIGHT = 1e6
+
+
+class WrongKindError(TypeError, ValueError):
+    """An argument that is not the kind of number that it must be."""
 
 
 def check_integer(
@@ -33,7 +51,7 @@ def check_integer(
         The integer, or `None`.
 
     Raises:
-        TypeError: If it is not an integer; 3.0, `True` and "3" are not.
+        WrongKindError: If it is not an integer; 3.0, `True` and "3" are not.
         ValueError: If it is out of range.
 
     Example:
@@ -44,11 +62,11 @@ def check_integer(
         return None
     number = _plain(value)
     if not isinstance(number, Integral) or isinstance(number, bool):
-        raise TypeError(_describe(name, value, "an integer", or_none, remedy))
+        raise WrongKindError(_describe(name, value, "an integer", or_none, remedy))
     number = int(number)
     largest = 2**63 - 1 if most is None else most
     if number > largest or (least is not None and number < least):
-        bounds = _bounds(least, largest if most is not None or number > 0 else None)
+        bounds = _bounds(least, None if most is None and number <= largest else largest)
         raise ValueError(_describe(name, value, bounds, or_none, remedy))
     return number
 
@@ -82,7 +100,7 @@ def check_real(
         The number, or `None`.
 
     Raises:
-        TypeError: If it is not a number; `True` and "0.1" are not.
+        WrongKindError: If it is not a number; `True` and "0.1" are not.
         ValueError: If it is NaN, infinite or out of range.
 
     Example:
@@ -93,7 +111,7 @@ def check_real(
         return None
     number = _plain(value)
     if not isinstance(number, Real) or isinstance(number, bool):
-        raise TypeError(_describe(name, value, "a number", or_none, remedy))
+        raise WrongKindError(_describe(name, value, "a number", or_none, remedy))
     try:
         number = float(number)
     except OverflowError:
@@ -105,20 +123,33 @@ def check_real(
         and (or_infinite or math.isfinite(number))
     )
     if not inside:
+        expected = _bounds(least, most)
         parts = [
-            f"at least {least:g}" if least > -math.inf else "",
-            "positive"
-            if above == 0.0
-            else f"above {above:g}"
-            if above is not None
-            else "",
-            f"at most {most:g}" if most < math.inf else "",
-            f"below {below:g}" if below is not None else "",
-            "" if or_infinite else "finite",
+            expected if math.isfinite(least) or math.isfinite(most) else "",
+            "" if above is None else f"above {above:g}" if above else "positive",
+            "" if below is None else f"below {below:g}",
+            "" if or_infinite or "between" in expected else "finite",
         ]
         expected = " and ".join(part for part in parts if part)
         raise ValueError(_describe(name, value, expected, or_none, remedy))
     return number
+
+
+def check_fields(
+    config: Any, check: Callable[..., Any], names: Sequence[str], *args: Any, **kw: Any
+) -> None:
+    """Check fields of a frozen dataclass, and put plain numbers in their places.
+
+    Args:
+        config: Instance of the dataclass.
+        check: Function that checks one of them, such as `check_integer`.
+        names: Names of the fields.
+        *args: Further arguments of `check`.
+        **kw: Likewise.
+    """
+    for name in names:
+        value = check(name, getattr(config, name), *args, **kw)
+        object.__setattr__(config, name, value)
 
 
 def check_seed(seed: Any) -> int | None:
@@ -128,7 +159,7 @@ def check_seed(seed: Any) -> int | None:
         seed: A whole number of at most 64 bits, or `None`.
 
     Raises:
-        TypeError: If it is not an integer.
+        WrongKindError: If it is not an integer.
         ValueError: If it is out of range.
     """
     return check_integer("seed", seed, -(2**63), 2**64 - 1, or_none=True)
@@ -140,10 +171,16 @@ def _plain(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def _bounds(least: int | None, most: int | None) -> str:
-    if least is None or most is None:
-        return f"at most {most}" if least is None else f"at least {least}"
-    return f"at least {least} and at most {most}"
+def _bounds(least: float | None, most: float | None) -> str:
+    if most is None or most == math.inf:
+        return f"at least {_short(least)}"
+    if least is None or least == -math.inf:
+        return f"at most {_short(most)}"
+    return f"between {_short(least)} and {_short(most)}"
+
+
+def _short(number: float | None) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _describe(name: str, value: Any, expected: str, or_none: bool, remedy: str) -> str:

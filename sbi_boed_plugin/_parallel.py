@@ -91,17 +91,16 @@ def check_num_workers(num_workers: Any) -> int | None:
         num_workers: Number of workers, -1 for all cores, or `None`.
 
     Raises:
-        ValueError: If it is no integer, or zero.
+        WrongKindError: If it is no integer.
+        ValueError: If it is zero.
     """
-    try:
-        checked = check_integer("num_workers", num_workers, or_none=True)
-    except TypeError:
-        checked = 0
+    remedy = (
+        "Use a positive number, -1 for all cores, or None for the n_jobs of "
+        "joblib.parallel_config."
+    )
+    checked = check_integer("num_workers", num_workers, or_none=True, remedy=remedy)
     if checked == 0:
-        raise ValueError(
-            f"num_workers={num_workers!r} must be a positive number, -1 for all cores, "
-            "or None for the n_jobs of joblib.parallel_config."
-        )
+        raise ValueError(f"num_workers=0 starts no worker. {remedy}")
     return checked
 
 

@@ -20,6 +20,7 @@ from sbi_boed_plugin._checkpoint import (
     refuse_damaged,
     save_checkpoint,
 )
+from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import (
     get_rng_state,
     isolated_rng,
@@ -163,8 +164,9 @@ def run_experiments(
         )
         result.designs, result.x, result.records[-1].eig
     """
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds={num_rounds} must be at least 1.")
+    num_rounds = check_integer("num_rounds", num_rounds, 1)
+    num_particles = check_integer("num_particles", num_particles, 16)
+    seed = check_seed(seed)
     if "resume_training" in search:
         raise ValueError(
             "resume_training is not for run_experiments: pass checkpoint=... to "

@@ -24,6 +24,7 @@ from sbi.diagnostics.lc2st import LC2ST
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
@@ -176,8 +177,8 @@ def total_information(
         >>> lower < upper
         True
     """
-    if num_contrastive < 1:
-        raise ValueError(f"num_contrastive={num_contrastive} must be at least 1.")
+    num_contrastive = check_integer("num_contrastive", num_contrastive, 1)
+    seed = check_integer("seed", seed, 0, 2**32 - 1)
     num_rounds = len(designs)
 
     def of_history(theta: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.design.sequential_monte_carlo import (
@@ -87,8 +88,7 @@ class ParticleBelief(Distribution):
             num_particles: Number of particles.
             device: Device of the particles.
         """
-        if num_particles < 16:
-            raise ValueError(f"num_particles={num_particles} must be at least 16.")
+        num_particles = check_integer("num_particles", num_particles, 16)
         super().__init__(event_shape=prior.event_shape, validate_args=False)
         self._prior = prior
         self._transform = transform

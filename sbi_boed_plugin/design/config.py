@@ -6,6 +6,13 @@ from typing import Any, Literal
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    MOST_WEIGHT,
+    check_fields,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.policy import DesignPolicy
@@ -40,25 +47,21 @@ class DesignOptimizerConfig:
 
     def __post_init__(self) -> None:
         multi_start = self.method == "multi_start"
-        for name, least in (
-            # With trained estimators a multi-start search needs no further step.
-            ("num_steps", 0 if multi_start else 1),
-            ("training_batch_size", 1),
-            ("num_simulations_per_design", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}."
-                )
-        if not 0 <= self.num_warmup_steps < self.num_steps + multi_start:
+        # With trained estimators a multi-start search needs no further step.
+        check_fields(self, check_integer, ["num_steps"], 0 if multi_start else 1)
+        counts = [
+            "training_batch_size",
+            "num_simulations_per_design",
+            "num_contrastive",
+        ]
+        check_fields(self, check_integer, counts, 1)
+        check_fields(
+            self, check_integer, ["num_warmup_steps", "num_refinement_steps"], 0
+        )
+        if self.num_warmup_steps >= self.num_steps + multi_start:
             raise ValueError(
-                f"num_warmup_steps={self.num_warmup_steps} must not be negative and "
-                f"be less than num_steps={self.num_steps}."
-            )
-        if self.num_refinement_steps < 0:
-            raise ValueError(
-                f"num_refinement_steps={self.num_refinement_steps} must not be "
-                "negative."
+                f"num_warmup_steps={self.num_warmup_steps} must be less than "
+                f"num_steps={self.num_steps}."
             )
         if multi_start and self.num_refinement_steps:
             raise ValueError(
@@ -66,9 +69,18 @@ class DesignOptimizerConfig:
                 "method='multi_start': its networks serve all designs and are not "
                 "refined at one. Use method='joint' or leave it out."
             )
-        for name in ("learning_rate", "design_learning_rate"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        rates = ["learning_rate", "design_learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+        check_fields(
+            self,
+            check_real,
+            ["clip_max_norm"],
+            above=0.0,
+            or_infinite=True,
+            or_none=True,
+            remedy="None means no clipping.",
+        )
+        check_fields(self, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
         for name, known in (
             ("objective", POLICY_OBJECTIVES),
             ("gradient", POLICY_GRADIENTS),
@@ -96,17 +108,11 @@ class DesignOptimizerConfig:
                 "designs a step, but the baseline of the gradient compares designs. "
                 "Increase it or decrease num_simulations_per_design."
             )
-        if not 1 <= self.num_contrastive < self.training_batch_size:
+        if self.num_contrastive >= self.training_batch_size:
             raise ValueError(
-                f"num_contrastive={self.num_contrastive} must be at least 1 and less "
-                f"than training_batch_size={self.training_batch_size}: contrastive "
+                f"num_contrastive={self.num_contrastive} must be less than "
+                f"training_batch_size={self.training_batch_size}: contrastive "
                 "parameters are other rows of the batch."
-            )
-        if not 0.0 <= self.regularization_strength < float("inf"):
-            raise ValueError(
-                f"regularization_strength={self.regularization_strength} must be "
-                "finite and not negative: it weighs maximum likelihood beside the "
-                "contrastive bound."
             )
 
 

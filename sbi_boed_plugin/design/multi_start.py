@@ -23,6 +23,12 @@ from torch.distributions.constraints import independent, interval, real
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    check_fields,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
@@ -74,19 +80,12 @@ class MultiStartConfig:
     num_candidate_samples: int = 1_000
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_starts", 1),
-            ("num_samples", 2),
-            ("num_climb_steps", 0),
-            ("num_candidates", 1),
-            ("num_candidate_samples", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}."
-                )
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        check_fields(self, check_integer, ["num_starts", "num_candidates"], 1)
+        draws = ["num_samples", "num_candidate_samples"]
+        check_fields(self, check_integer, draws, 2)
+        check_fields(self, check_integer, ["num_climb_steps"], 0)
+        rates = ["learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
 
 
 def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:

@@ -19,6 +19,7 @@ from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.rejection import (
     MIN_ACCEPTANCE_RATE,
@@ -63,16 +64,8 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
     def validate(self) -> None:
         """Check the values."""
         super().validate()
-        _check_shares(self.bound_quantile, self.min_acceptance_rate)
-
-
-def _check_shares(bound_quantile: float, min_acceptance_rate: float) -> None:
-    for name, value in (
-        ("bound_quantile", bound_quantile),
-        ("min_acceptance_rate", min_acceptance_rate),
-    ):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value} must be between 0 and 1.")
+        shares = ["bound_quantile", "min_acceptance_rate"]
+        check_fields(self, check_real, shares, 0.0, 1.0)
 
 
 @dataclass
@@ -163,7 +156,13 @@ class HybridPosterior(DirectPosterior):
                 f"returns, got {type(posterior_estimator).__name__}. For other "
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
-        _check_shares(bound_quantile, min_acceptance_rate)
+        self.bound_quantile = check_real("bound_quantile", bound_quantile, 0.0, 1.0)
+        self.min_acceptance_rate = check_real(
+            "min_acceptance_rate", min_acceptance_rate, 0.0, 1.0
+        )
+        max_sampling_batch_size = check_integer(
+            "max_sampling_batch_size", max_sampling_batch_size, 1
+        )
         if posterior_estimator.prior is not prior:
             # Not set on the estimator, which other posteriors may share.
             posterior_estimator = posterior_estimator.with_prior(prior)
@@ -175,8 +174,6 @@ class HybridPosterior(DirectPosterior):
             x_shape=x_shape,
             enable_transform=enable_transform,
         )
-        self.bound_quantile = bound_quantile
-        self.min_acceptance_rate = min_acceptance_rate
         self._measured: _Measured | None = None
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
@@ -473,7 +470,13 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Draw of each observation, of some of them at a time."""
         hybrid = self.posterior_estimator
-        batch_size = max_sampling_batch_size or self.max_sampling_batch_size
+        batch_size = check_integer(
+            "max_sampling_batch_size",
+            self.max_sampling_batch_size
+            if max_sampling_batch_size is None
+            else max_sampling_batch_size,
+            1,
+        )
         if reject_outside_prior:
             weights = self._measure(rows, batch_size)
         else:

@@ -10,6 +10,8 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.assessment import assess_design
@@ -124,7 +126,7 @@ class DesignOptimizationMixin:
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
-        num_workers: int = 1,
+        num_workers: int | None = 1,
         resume_training: bool = False,
         num_eig_samples: int | None = None,
         num_eig_contrastive: int = 511,
@@ -222,17 +224,30 @@ class DesignOptimizationMixin:
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        if stop_after_steps is not None and stop_after_steps < 2:
-            raise ValueError(
-                f"stop_after_steps={stop_after_steps} must be at least 2, or None to "
-                "never stop early."
-            )
-        for name, value, least in (
-            ("num_eig_samples", num_eig_samples, 2),
-            ("num_eig_contrastive", num_eig_contrastive, 1),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
+        stop_after_steps = check_integer(
+            "stop_after_steps", stop_after_steps, 2, or_none=True
+        )
+        max_num_simulations = check_integer(
+            "max_num_simulations", max_num_simulations, 1, or_none=True
+        )
+        max_seconds = check_real(
+            "max_seconds", max_seconds, 0.0, or_infinite=True, or_none=True
+        )
+        num_workers = check_num_workers(num_workers)
+        num_eig_samples = check_integer(
+            "num_eig_samples", num_eig_samples, 2, or_none=True
+        )
+        num_eig_contrastive = check_integer(
+            "num_eig_contrastive", num_eig_contrastive, 1
+        )
+        # Other defaults depend on these.
+        num_steps = check_integer("num_steps", num_steps, 0, or_none=True)
+        training_batch_size = check_integer(
+            "training_batch_size", training_batch_size, 1, or_none=True
+        )
+        num_simulations_per_design = check_integer(
+            "num_simulations_per_design", num_simulations_per_design, 1
+        )
         if method not in ("joint", "multi_start"):
             raise ValueError(
                 f"method='{method}' is unknown. Use 'joint' or 'multi_start'."

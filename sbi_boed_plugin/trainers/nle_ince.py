@@ -29,6 +29,7 @@ from sbi_boed_plugin.trainers._checks import (
     check_design,
     check_designs_given,
     check_objective,
+    check_training,
 )
 from sbi_boed_plugin.trainers._info_nce import EIG_KEY, InfoNCETrainer
 from sbi_boed_plugin.trainers._sequential import SequentialMixin
@@ -271,8 +272,15 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             ValueError: If `num_contrastive` or `regularization_strength` is out of
                 range, or is changed on resuming.
         """
-        asked = (num_contrastive, regularization_strength)
-        check_objective(*asked)
+        asked = check_objective(num_contrastive, regularization_strength)
+        numbers = check_training(
+            training_batch_size,
+            learning_rate,
+            validation_fraction,
+            stop_after_epochs,
+            max_num_epochs,
+            clip_max_norm,
+        )
         if (
             resume_training
             and self._summary[EIG_KEY]
@@ -286,14 +294,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 "the same values or start a new training."
             )
         self._objective_asked = asked
-        self._regularization_strength = regularization_strength
+        self._regularization_strength = asked[1]
         return super().train(
-            training_batch_size=training_batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            max_num_epochs=max_num_epochs,
-            clip_max_norm=clip_max_norm,
+            **numbers,
             resume_training=resume_training,
             discard_prior_samples=discard_prior_samples,
             retrain_from_scratch=retrain_from_scratch,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin.design.policies._truncated import TruncatedNormals
 from sbi_boed_plugin.design.policy import DesignPolicy, ScaleSchedule
 
@@ -157,10 +158,12 @@ def check_dim_design(design: Tensor, dim_design: int) -> None:
 def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
     if isinstance(scale, ScaleSchedule):
         return scale
-    if isinstance(scale, (int, float)):
-        return ScaleSchedule(float(scale), float(scale))
-    start, end = scale
-    return ScaleSchedule(float(start), float(end))
+    if not isinstance(scale, (tuple, list)):
+        scale = check_real("scale", scale, above=0.0)
+        return ScaleSchedule(scale, scale)
+    if len(scale) != 2:
+        raise ValueError(f"scale={scale} must be one number, or (start, end).")
+    return ScaleSchedule(*scale)
 
 
 def draw_index(logits: Tensor, sample_shape: torch.Size) -> Tensor:
