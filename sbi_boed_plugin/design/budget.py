@@ -111,8 +111,8 @@ def plan_spending(
         raise ValueError(
             f"max_num_simulations={max_num_simulations} is too few: one step of "
             f"{training_batch_size} simulations and {needed - training_batch_size} "
-            f"that check the simulator and score the design need {needed}. Raise it, or "
-            "lower training_batch_size, num_eig_samples or the candidates of "
+            f"that check the simulator and score the design need {needed}. Raise it, "
+            "or lower training_batch_size, num_eig_samples or the candidates of "
             "multi_start."
         )
     return Spending(num_steps, training_batch_size, num_eig_samples, search)

@@ -1,6 +1,7 @@
 """The budget of a search is its budget."""
 
 import itertools
+import time
 
 import pytest
 import torch
@@ -138,3 +139,21 @@ def test_an_interrupted_rehearsal_leaves_networks_as_they_were(monkeypatch):
     monkeypatch.undo()
     after = optimizer.estimators.likelihood.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_time_is_kept_where_a_step_is_slow():
+    """A step takes half a second here, and the score as long as sixteen steps."""
+
+    def slow(theta, design):
+        time.sleep(0.03 * len(theta))
+        return Model.simulate(theta, design)
+
+    started = time.monotonic()
+    result = make_trainer(Model.prior).optimize_design(
+        slow, training_batch_size=16, max_seconds=4.0
+    )
+    seconds = time.monotonic() - started
+    assert result.stop_reason == "max_seconds"
+    # At least one step and a hundred simulations that score, of three seconds.
+    assert result.num_simulations < 400 and result.seconds < 4.0
+    assert seconds < 60.0  # On a busy machine; without the limit it were 120.
