@@ -72,7 +72,7 @@ def assess_design(
     Returns:
         The assessment.
     """
-    estimators, config = optimizer.estimators, optimizer.config
+    estimators, config = optimizer.networks, optimizer.config
     assert estimators is not None
     for network in estimators.all():
         network.eval()

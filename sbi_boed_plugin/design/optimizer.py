@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -102,10 +103,16 @@ class DesignOptimizer:
         )
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
-        self._rehearsed_after = 0
+        # Copies that learned from the simulations again; a search goes on without.
+        self._rehearsed: DesignEstimators | None = None
         likelihood = None if estimators is None else estimators.likelihood
         known = isinstance(likelihood, LikelihoodWithFailures)
         self._known_failures = likelihood if known else None
+
+    @property
+    def networks(self) -> DesignEstimators | None:
+        """The networks to use: those that have seen most."""
+        return self._rehearsed or self.estimators
 
     @property
     def finished(self) -> bool:
@@ -185,6 +192,7 @@ class DesignOptimizer:
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
+                self._rehearsed = None
                 if not self._take_step(simulator, num_workers):
                     return "max_num_simulations"
                 self._report(bar, tracker)
@@ -203,8 +211,8 @@ class DesignOptimizer:
             max_seconds: Time of training after which no further pass begins.
             show_progress_bar: Whether to show a progress bar.
         """
-        progress, estimators = self.progress, self.estimators
-        if estimators is None or self._rehearsed_after == progress.step:
+        progress = self.progress
+        if self.estimators is None or self._rehearsed is not None:
             return
         rows = Batch.join(progress.stored).finite()
         missing = _NUM_ROWS_WANTED - progress.num_simulations
@@ -212,8 +220,9 @@ class DesignOptimizer:
         if num_passes < 1 or len(rows.theta) < 2:
             return
         started = time.perf_counter()
+        rehearsed = deepcopy(self.estimators)
         progress.overfit = rehearse(
-            estimators.trained,
+            rehearsed.trained,
             self._prior,
             rows,
             num_passes=num_passes,
@@ -221,7 +230,7 @@ class DesignOptimizer:
             max_seconds=None if max_seconds is None else max_seconds - progress.seconds,
             show_progress_bar=show_progress_bar,
         )
-        self._rehearsed_after = progress.step
+        self._rehearsed = rehearsed
         progress.seconds += time.perf_counter() - started
 
     @contextmanager

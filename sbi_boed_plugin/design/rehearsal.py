@@ -39,7 +39,7 @@ def rehearse(
     """Train networks on stored simulations, each to its best on rows left out.
 
     Args:
-        estimators: The networks. They are as before if this is interrupted.
+        estimators: The networks, which are trained in place.
         prior: Distribution of the parameters.
         rows: Simulations that did not fail.
         num_passes: Most passes over them; fewer if no network gains for twenty.
@@ -63,47 +63,42 @@ def rehearse(
     groups = [{"params": network.parameters()} for network in networks.values()]
     optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_passes)
-    before = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
-    best, losses = dict(before), _mean_losses(estimators, prior, rows, held_out)
+    best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
+    losses = _mean_losses(estimators, prior, rows, held_out)
     since_best = 0
     bar = tqdm(
         total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
     )
-    try:
-        with bar:
-            for _ in range(num_passes):
-                seconds = time.perf_counter() - started
-                too_late = max_seconds is not None and seconds > max_seconds
-                if since_best >= _PATIENCE or too_late:
-                    break
+    with bar:
+        for _ in range(num_passes):
+            seconds = time.perf_counter() - started
+            too_late = max_seconds is not None and seconds > max_seconds
+            if since_best >= _PATIENCE or too_late:
+                break
+            for network in networks.values():
+                network.train()
+            for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
+                if len(some) < 2:
+                    continue  # Batch normalization needs two.
+                values = _losses(estimators, prior, rows, some)
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(values.values())).sum().backward()
                 for network in networks.values():
-                    network.train()
-                for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
-                    if len(some) < 2:
-                        continue  # Batch normalization needs two.
-                    values = _losses(estimators, prior, rows, some)
-                    optimizer.zero_grad(set_to_none=True)
-                    torch.stack(list(values.values())).sum().backward()
-                    for network in networks.values():
-                        if clip_max_norm is not None:
-                            clip_grad_norm_(network.parameters(), clip_max_norm)
-                    optimizer.step()
-                schedule.step()
-                since_best += 1
-                new = _mean_losses(estimators, prior, rows, held_out)
-                for name, value in new.items():
-                    if value < losses[name]:
-                        losses[name], since_best = value, 0
-                        best[name] = deepcopy(networks[name].state_dict())
-                bar.set_postfix(loss=f"{losses['likelihood']:.3f}", refresh=False)
-                bar.update()
-    except BaseException:
-        best = before
-        raise
-    finally:
-        for name, network in networks.items():
-            network.load_state_dict(best[name])
-            network.zero_grad(set_to_none=True)
+                    if clip_max_norm is not None:
+                        clip_grad_norm_(network.parameters(), clip_max_norm)
+                optimizer.step()
+            schedule.step()
+            since_best += 1
+            new = _mean_losses(estimators, prior, rows, held_out)
+            for name, value in new.items():
+                if value < losses[name]:
+                    losses[name], since_best = value, 0
+                    best[name] = deepcopy(networks[name].state_dict())
+            bar.set_postfix(loss=f"{losses['likelihood']:.3f}", refresh=False)
+            bar.update()
+    for name, network in networks.items():
+        network.load_state_dict(best[name])
+        network.zero_grad(set_to_none=True)
     known = _mean_losses(estimators, prior, rows, training[: 4 * num_held_out])
     return {name: losses[name] - loss for name, loss in known.items()}
 

@@ -341,7 +341,7 @@ class DesignOptimizationMixin:
                 if search == "multi_start":
                     checked.set_aside(spending.num_eig_samples)
                     found = multi_start_search(
-                        optimizer.estimators,
+                        optimizer.networks,
                         prior,
                         optimizer.policy,
                         checked,
@@ -381,7 +381,8 @@ class DesignOptimizationMixin:
             warn_if_capped(progress.history["eig"], config.num_contrastive)
         for doubt in assessed.doubts:
             warnings.warn(doubt, stacklevel=2)
-        kept = deepcopy(optimizer.estimators)
+        kept = deepcopy(optimizer.networks)
+        assert kept is not None
         parts = [progress, assessed, *([] if found is None else [found])]
         return DesignResult(
             design=design,
@@ -408,10 +409,11 @@ class DesignOptimizationMixin:
             # Networks that only began to learn do not serve all designs yet.
             kind = optimizer.config.method if optimizer.finished else "unfinished"
             self._trained_by = (kind, self._num_observations)
-        if optimizer.estimators is not None:
-            self._neural_net = optimizer.estimators.likelihood
-            self._posterior_net = optimizer.estimators.posterior
-            self._marginal_net = optimizer.estimators.marginal
+        networks = optimizer.networks
+        if networks is not None:
+            self._neural_net = networks.likelihood
+            self._posterior_net = networks.posterior
+            self._marginal_net = networks.marginal
             self._dim_design = optimizer.policy.dim_design
 
     def _resume_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:

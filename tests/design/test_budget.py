@@ -8,7 +8,6 @@ import torch
 
 from sbi_boed_plugin import MultiStartConfig
 from sbi_boed_plugin.design.budget import plan_spending
-from sbi_boed_plugin.design.estimators import DesignEstimators
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import make_trainer
 
@@ -119,26 +118,17 @@ def test_networks_learn_again_from_what_is_there():
     assert values[1] > values[0] + 0.1
 
 
-def test_an_interrupted_rehearsal_leaves_networks_as_they_were(monkeypatch):
+def test_a_search_that_goes_on_does_not_know_of_its_rehearsal():
     trainer = make_trainer(Model.prior)
     settings = {"num_steps": 5, "training_batch_size": 16, "num_eig_samples": 50}
-    trainer.optimize_design(Model.simulate, **settings)
-    before = {k: v.clone() for k, v in trainer._neural_net.state_dict().items()}
-    optimizer, calls = trainer._design_optimizer, []
-    every = DesignEstimators.all
-
-    def interrupt(self):
-        calls.append(None)
-        if len(calls) == 10:
-            raise KeyboardInterrupt
-        return every(self)
-
-    monkeypatch.setattr(DesignEstimators, "all", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.rehearse(show_progress_bar=False)
-    monkeypatch.undo()
-    after = optimizer.estimators.likelihood.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    trainer.optimize_design(Model.simulate, **settings, max_num_simulations=110)
+    optimizer = trainer._design_optimizer
+    assert trainer._neural_net is optimizer.networks.likelihood
+    assert optimizer.networks is not optimizer.estimators
+    assert not optimizer.finished
+    trainer.optimize_design(Model.simulate, resume_training=True, num_eig_samples=50)
+    assert optimizer.networks is optimizer.estimators
+    assert trainer._neural_net is optimizer.estimators.likelihood
 
 
 def test_time_is_kept_where_a_step_is_slow():
