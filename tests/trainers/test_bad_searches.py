@@ -280,6 +280,30 @@ def test_pooled_designs_are_warned_of(stored):
         trainer.train(max_num_epochs=1, num_contrastive=0)
 
 
+class HeavyTails(Independent):
+    """A prior of which some later draws overflow in single precision."""
+
+    def __init__(self):
+        super().__init__(Normal(torch.zeros(2), 1.0), 1)
+        self.num_draws = 0
+
+    def sample(self, sample_shape=torch.Size()):
+        draw = super().sample(sample_shape)
+        self.num_draws += len(draw) == SEARCH["training_batch_size"]
+        if self.num_draws > 2:
+            draw[3:4] = 1e18
+        return draw
+
+
+def test_a_loss_that_overflows_tells_what_is_extreme():
+    def bounded(theta, design):
+        return simulator(theta.clamp(-1.0, 1.0), design)
+
+    expected = message("not finite", "theta 1e+18", "x ", "design ", "shorter tails")
+    with pytest.raises(ValueError, match=expected):
+        make(prior=HeavyTails()).optimize_design(bounded, **SEARCH)
+
+
 # --- What a search counts -------------------------------------------------------------
 
 
