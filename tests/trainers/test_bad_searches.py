@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import MultiStartConfig, TruncatedNormalPolicy, vectorize
+from sbi_boed_plugin import (
+    MultiStartConfig,
+    NormalPolicy,
+    TruncatedNormalPolicy,
+    vectorize,
+)
 from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
     CHECK,
@@ -259,6 +264,14 @@ def test_a_result_keeps_its_likelihood_when_the_search_goes_on():
     trainer.optimize_design(simulator, **SEARCH)
     after = result.likelihood_estimator.log_prob(x, condition).detach()
     assert torch.equal(before, after)
+
+
+def test_a_design_found_stays_where_it_was_when_the_search_goes_on():
+    trainer = make(design_policy=NormalPolicy(torch.ones(1), scale=0.1))
+    design = trainer.optimize_design(simulator, **SEARCH).design
+    before = design.clone()
+    trainer.optimize_design(simulator, **SEARCH)
+    assert torch.equal(design, before)
 
 
 def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
