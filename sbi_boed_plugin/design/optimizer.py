@@ -345,7 +345,7 @@ class DesignOptimizer:
             if config.clip_max_norm is not None:
                 clip_grad_norm_(network.parameters(), max_norm=config.clip_max_norm)
             gradients += [parameter.grad for parameter in network.parameters()]
-        self._check_finite(losses, [*gradients, *policy_gradients])
+        self._check_finite(losses, [*gradients, *policy_gradients], finite)
         if self._moves_policy:
             for parameter, gradient in zip(
                 self._policy_parameters(), policy_gradients, strict=True
@@ -422,18 +422,33 @@ class DesignOptimizer:
         return torch.autograd.grad(loss, self._policy_parameters(), allow_unused=True)
 
     def _check_finite(
-        self, losses: dict[str, Tensor], gradients: list[Tensor | None]
+        self,
+        losses: dict[str, Tensor],
+        gradients: list[Tensor | None],
+        batch: Batch,
     ) -> None:
         """Raise before anything is updated with what is not finite."""
         values = [*losses.values(), *(g for g in gradients if g is not None)]
         if all(bool(torch.isfinite(value).all()) for value in values):
             return
         described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
+        parts = {
+            "theta": batch.theta,
+            "x": batch.x.detach(),
+            "design": batch.design.detach(),
+            "log prior": self._prior.log_prob(batch.theta),
+        }
+        sizes = ", ".join(
+            f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
+            for name, values in parts.items()
+        )
         raise ValueError(
             f"A loss at step {self.progress.step} or its gradient is not finite "
-            f"({described}). The state before this step is kept. Check the simulator "
-            "for extreme outputs, transform them (for instance to logarithms), or "
-            "lower learning_rate."
+            f"({described}). The state before this step is kept. Largest absolute "
+            f"values of its batch, and medians: {sizes}. Where theta or the log prior "
+            "stands out, draw from a prior with shorter tails or transform it; where x "
+            "does, transform it (for instance to logarithms) or check the simulator; "
+            "where nothing does, lower learning_rate."
         )
 
     def _ensure_estimators(self, batch: Batch) -> tuple[DesignEstimators, Adam]:

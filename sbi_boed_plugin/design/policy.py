@@ -123,7 +123,6 @@ class DesignPolicy(nn.Module, ABC):
     def mode(self) -> Tensor:
         """Most likely design, of shape `(dim_design,)`, detached."""
 
-    @abstractmethod
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw designs that carry the gradient of the policy's parameters.
 
@@ -137,6 +136,10 @@ class DesignPolicy(nn.Module, ABC):
             NotImplementedError: If designs are discrete; set `has_rsample = False` and
                 override `sample` then.
         """
+        raise NotImplementedError(
+            f"A {type(self).__name__} has no rsample: its designs carry no gradient. "
+            "Use gradient='score', or sample() to draw without gradient."
+        )
 
     @abstractmethod
     def log_prob(self, design: Tensor) -> Tensor:

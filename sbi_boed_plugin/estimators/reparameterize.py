@@ -69,8 +69,8 @@ def to_noise(
     raise NotImplementedError(
         f"{type(estimator).__name__} is neither a normalizing flow of nflows or zuko "
         "from Gaussian noise nor a mixture of Gaussians, and has no method to_noise, "
-        "so its samples cannot be reparameterised. Use gradient='score', or one of "
-        "'maf', 'nsf', 'mdn' as density_estimator."
+        "so its samples cannot be reparameterised. Use method='joint' with "
+        "gradient='score', or one of 'maf', 'nsf', 'mdn' as density_estimator."
     )
 
 

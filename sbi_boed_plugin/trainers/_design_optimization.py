@@ -337,7 +337,7 @@ class DesignOptimizationMixin:
                     spent = optimizer.progress.num_simulations
                     checked.max_calls = max_num_simulations - spent
                 found = None
-                design = optimizer.policy.mode
+                design = optimizer.policy.mode.clone()
                 if search == "multi_start":
                     checked.set_aside(spending.num_eig_samples)
                     found = multi_start_search(

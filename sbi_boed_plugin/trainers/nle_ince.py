@@ -105,7 +105,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 `.optimize_design()` is not available.
             density_estimator: A string (one of nsf, maf, mdn, made, or another model
                 of `likelihood_nn`) or a function that builds the network, as for
-                `NLE`. With designs it receives `(theta, design)` in one row in the
+                `NLE`. With one value of `x` a maf is no more than a Gaussian whose
+                mean and scale depend on `theta`: use mdn or nsf for other shapes.
+                With designs it receives `(theta, design)` in one row in the
                 place of `theta`.
             device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
             logging_level: Minimum severity of messages to log.

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import MultiStartConfig, TruncatedNormalPolicy, vectorize
+from sbi_boed_plugin import (
+    MultiStartConfig,
+    NormalPolicy,
+    TruncatedNormalPolicy,
+    vectorize,
+)
 from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
     CHECK,
@@ -261,6 +266,14 @@ def test_a_result_keeps_its_likelihood_when_the_search_goes_on():
     assert torch.equal(before, after)
 
 
+def test_a_design_found_stays_where_it_was_when_the_search_goes_on():
+    trainer = make(design_policy=NormalPolicy(torch.ones(1), scale=0.1))
+    design = trainer.optimize_design(simulator, **SEARCH).design
+    before = design.clone()
+    trainer.optimize_design(simulator, **SEARCH)
+    assert torch.equal(design, before)
+
+
 def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
     trainer = make(design_policy=None).append_simulations(stored["theta"], stored["x"])
     trainer.train(max_num_epochs=1)
@@ -278,6 +291,30 @@ def test_pooled_designs_are_warned_of(stored):
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", "Maximum number of epochs")
         trainer.train(max_num_epochs=1, num_contrastive=0)
+
+
+class HeavyTails(Independent):
+    """A prior of which some later draws overflow in single precision."""
+
+    def __init__(self):
+        super().__init__(Normal(torch.zeros(2), 1.0), 1)
+        self.num_draws = 0
+
+    def sample(self, sample_shape=torch.Size()):
+        draw = super().sample(sample_shape)
+        self.num_draws += len(draw) == SEARCH["training_batch_size"]
+        if self.num_draws > 2:
+            draw[3:4] = 1e18
+        return draw
+
+
+def test_a_loss_that_overflows_tells_what_is_extreme():
+    def bounded(theta, design):
+        return simulator(theta.clamp(-1.0, 1.0), design)
+
+    expected = message("not finite", "theta 1e+18", "x ", "design ", "shorter tails")
+    with pytest.raises(ValueError, match=expected):
+        make(prior=HeavyTails()).optimize_design(bounded, **SEARCH)
 
 
 # --- What a search counts -------------------------------------------------------------
