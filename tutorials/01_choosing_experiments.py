@@ -391,7 +391,8 @@ with warnings.catch_warnings(record=True) as caught:
     fragile = make_trainer().optimize_design(
         fragile_simulator, num_steps=40, num_eig_samples=2_000
     )
-print(f"{fragile.num_invalid_simulations} of {fragile.num_simulations:,} failed")
+print(f"{fragile.num_invalid_simulations} failed; with those that were repeated there")
+print(f"were {fragile.num_simulations:,} simulations")
 for message in sorted({str(warning.message) for warning in caught}):
     print("-", message)
 
