@@ -155,6 +155,23 @@ def test_the_information_counts_that_a_datum_is_finite(learned):
     assert value.item() == pytest.approx(exact, abs=0.1)
 
 
+def test_designs_that_always_fail_are_not_informative():
+    torch.manual_seed(0)
+    theta, design = torch.randn(2_000, 1), 3.0 * torch.rand(2_000, 1)
+    condition = torch.cat([theta, design], dim=1)
+    likelihood = LikelihoodWithFailures(Exact()).learn(condition, design[:, 0] < 1.5)
+    values = model_information(
+        DesignEstimators(likelihood),
+        LinearGaussian.prior,
+        torch.tensor([[1.3], [2.5]]),
+        objective="info_nce",
+        num_samples=256,
+    )
+    exact = LinearGaussian.eig(torch.tensor([[1.3]])).item()
+    assert values[0].item() == pytest.approx(exact, abs=0.1)
+    assert values[1].abs() < 0.01  # With data that did not fail it would be 0.99.
+
+
 def test_nothing_is_added_where_nothing_fails():
     torch.manual_seed(0)
     inference = make()
@@ -200,7 +217,7 @@ def test_a_search_that_was_interrupted_learns_the_same():
         inference, calls = make(), [0]
 
         def interrupted(theta, design):
-            calls[0] += 1
+            calls[0] += len(theta) == SEARCH["training_batch_size"]
             if calls[0] == error_at:
                 raise KeyboardInterrupt
             return simulator(theta, design)
