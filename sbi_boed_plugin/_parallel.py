@@ -68,7 +68,7 @@ class Chunk(NamedTuple):
         error: The first error.
         is_fatal: Whether it ends the whole simulation.
         num_calls: How many rows the simulator got.
-        num_left_out: How many rows a limit of calls left without a result.
+        left_out: Indices of the rows that a limit of calls left without a result.
         is_suspect: Whether a simulator raised whenever it was checked.
     """
 
@@ -77,7 +77,7 @@ class Chunk(NamedTuple):
     error: BaseException | None = None
     is_fatal: bool = False
     num_calls: int = 0
-    num_left_out: int = 0
+    left_out: Tensor | None = None
     is_suspect: bool = False
 
 

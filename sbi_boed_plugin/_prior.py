@@ -20,12 +20,16 @@ __all__ = [
     "finite_values",
     "log_normalization",
     "to_real_numbers",
+    "why_no_density",
 ]
 
 _MAX_ATTEMPTS = 100
 _SEED = 20_261_128
-# Draws that tell the kind of a prior, and the share of them that may repeat others.
-_NUM_DRAWS, _MAX_REPEATS = 1_000, 0.05
+# Draws that tell the kind of a prior; the share of them that may repeat others, and how
+# many may be the same: in single precision even densities have a few.
+_NUM_DRAWS, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
+# Smallest share of the variance that is left once the other parameters are known.
+_MIN_FREEDOM = 1e-5
 # Of a density that is fitted to draws of the prior, to integrate the prior's.
 _NUM_CENTRES, _NUM_POINTS, _MIN_EFFECTIVE = 1_000, 5_000, 200.0
 _MAX_DIM = 20
@@ -85,7 +89,8 @@ def discrete_columns(prior: Distribution) -> Tensor:
     """Return which parameters take values that repeat, which no density describes.
 
     Told from draws, since few priors name their support: a column is discrete where
-    more than 5 % of 1,000 draws repeat another one in single precision.
+    more than 5 % of 1,000 draws repeat another one in single precision, or five or more
+    of them are the same.
 
     Args:
         prior: Distribution of the parameters.
@@ -95,8 +100,36 @@ def discrete_columns(prior: Distribution) -> Tensor:
     """
     with isolated_rng(_SEED):
         theta = prior.sample(torch.Size((_NUM_DRAWS,))).float().cpu()
-    num_values = torch.tensor([len(column.unique()) for column in theta.T])
-    return num_values < (1.0 - _MAX_REPEATS) * len(theta)
+    counts = [column.unique(return_counts=True)[1] for column in theta.T]
+    few = torch.tensor([len(of) < (1.0 - _MAX_REPEATS) * len(theta) for of in counts])
+    return few | torch.tensor([int(of.max()) > _MAX_SAME for of in counts])
+
+
+def why_no_density(prior: Distribution) -> str | None:
+    """Return why no density describes the parameters, or `None` where one does.
+
+    Args:
+        prior: Distribution of the parameters.
+
+    Returns:
+        What is the matter, to stand behind a colon.
+    """
+    discrete = discrete_columns(prior).nonzero().flatten().tolist()
+    if discrete:
+        return f"parameters {discrete} of the prior take values that repeat"
+    if prior.event_shape.numel() > _NUM_DRAWS // 2:
+        return None  # So many always seem to depend on each other.
+    with isolated_rng(_SEED):
+        theta = prior.sample(torch.Size((_NUM_DRAWS,))).cpu().double()
+    # Ranks, so that heavy tails do not look like dependence.
+    ranks = theta.argsort(dim=0).argsort(dim=0).double()
+    for values in (theta, ranks):
+        freedom = torch.linalg.eigvalsh(
+            torch.atleast_2d(torch.corrcoef(values.T))
+        ).min()
+        if float(freedom) < _MIN_FREEDOM:
+            return "the parameters of the prior determine each other"
+    return None
 
 
 def finite_values(prior: Distribution) -> list[Tensor] | None:

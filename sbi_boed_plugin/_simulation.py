@@ -104,13 +104,18 @@ class Simulations:
         valid: Rows free of NaN and infinite values, of shape `(batch_dim,)`.
         num_calls: Number of rows that the simulator got, those of its check and those
             repeated after errors included.
-        is_complete: Whether the limit of calls left every row its chance.
+        tried: Rows that a limit of calls left their chance, of shape `(batch_dim,)`.
     """
 
     x: Tensor
     valid: Tensor
     num_calls: int
-    is_complete: bool = True
+    tried: Tensor
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row had its chance."""
+        return bool(self.tried.all())
 
 
 def run_simulator(
@@ -216,12 +221,15 @@ def run_simulator(
             show_progress_bar=show_progress_bar,
         )
     num_calls += simulator.count(chunks)
-    is_complete = num_rows == len(theta) and not any(c.num_left_out for c in chunks)
-    _report_errors(chunks, len(theta), is_complete, warn)
     rows = torch.arange(num_rows).split(sizes)
+    tried = torch.arange(len(theta)) < num_rows
+    for some, chunk in zip(rows, chunks, strict=True):
+        if chunk.left_out is not None:
+            tried[some[chunk.left_out]] = False
+    _report_errors(chunks, len(theta), int((~tried).sum()), warn)
     parts = [(r, c.x) for r, c in zip(rows, chunks, strict=True) if c.x is not None]
     x = _assemble(theta, parts)
-    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, is_complete)
+    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried.to(x.device))
 
 
 def _check_once(
@@ -271,14 +279,15 @@ class _Run:
         limit = math.inf if self.spare is None else len(theta) + self.spare
         is_suspect = self.simulator.is_suspect
         parts: list[tuple[Tensor, Tensor]] = []
-        num_calls, num_raised, num_left_out, first_error = 0, 0, 0, None
+        left_out: list[Tensor] = []
+        num_calls, num_raised, first_error = 0, 0, None
         all_rows = torch.arange(len(theta))
         todo = _alone(all_rows) if self.one_by_one else [all_rows]
         while todo and (parts or num_raised < MAX_FAILURES_WITHOUT_SUCCESS):
             rows = todo.pop()
             reserve = MOST_CHECK_CALLS if is_suspect and len(rows) > 1 else 0
             if num_calls + len(rows) + reserve > limit:
-                num_left_out += len(rows)
+                left_out.append(rows)
                 continue
             some_theta, some_design = (
                 values if len(rows) == len(theta) else values[rows]
@@ -311,7 +320,7 @@ class _Run:
             num_raised,
             first_error,
             num_calls=num_calls,
-            num_left_out=num_left_out,
+            left_out=torch.cat(left_out) if left_out else None,
         )
 
 
@@ -340,7 +349,7 @@ def _assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def _report_errors(
-    chunks: list[Chunk], num_rows: int, is_complete: bool, warn: bool
+    chunks: list[Chunk], num_rows: int, num_left_out: int, warn: bool
 ) -> None:
     """Warn of rows that raised; if there are no others, raise what they did."""
     num_raised = sum(chunk.num_raised for chunk in chunks)
@@ -353,9 +362,8 @@ def _report_errors(
             f"The simulator raised for each of {num_rows} simulations. {CONTRACT}",
         )
         raise error
-    if not warn or not (num_raised or not is_complete):
+    if not warn or not (num_raised or num_left_out):
         return
-    num_left_out = sum(chunk.num_left_out for chunk in chunks)
     left_out = f", {num_left_out} were left out, at the limit of calls," * bool(
         num_left_out
     )

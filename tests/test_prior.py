@@ -6,6 +6,7 @@ from sbi.utils import BoxUniform, MultipleIndependent
 from torch.distributions import (
     Bernoulli,
     Cauchy,
+    Dirichlet,
     Exponential,
     Gamma,
     HalfCauchy,
@@ -20,7 +21,12 @@ from torch.distributions import (
 from torch.distributions.categorical import Categorical
 
 from sbi_boed_plugin import tasks
-from sbi_boed_plugin._prior import discrete_columns, finite_values, log_normalization
+from sbi_boed_plugin._prior import (
+    discrete_columns,
+    finite_values,
+    log_normalization,
+    why_no_density,
+)
 from tests.oracles import WithConstant
 
 LOCATIONS = torch.tensor([[-10.0, 0.0], [0.0, 5.0], [10.0, 0.0]])
@@ -88,6 +94,21 @@ def test_kinds_of_parameters():
     assert [values.tolist() for values in finite_values(both)] == [[0.0, 1.0]] * 2
     dice = independent(Categorical(torch.ones(2, 6)))
     assert [len(values) for values in finite_values(dice)] == [6, 6]
+
+
+def test_parameters_without_a_density():
+    for prior, _ in DENSITIES.values():
+        assert why_no_density(prior) is None
+    assert "determine each other" in why_no_density(Dirichlet(torch.ones(3)))
+    assert "[0, 1]" in why_no_density(independent(Poisson(torch.ones(2))))
+    assert why_no_density(BoxUniform(torch.zeros(300), torch.ones(300))) is None
+
+    class WithAtom(BoxUniform):
+        def sample(self, sample_shape=torch.Size()):
+            theta = super().sample(sample_shape)
+            return torch.where(torch.rand_like(theta) < 0.02, 0.5, theta)
+
+    assert "[0]" in why_no_density(WithAtom(torch.zeros(1), torch.ones(1)))
 
 
 def test_kinds_are_told_without_touching_the_random_state():

@@ -10,8 +10,10 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
+from sbi_boed_plugin.design.policies import TruncatedNormalMixturePolicy
 from sbi_boed_plugin.design.trust import (
     Arrival,
     estimate_bounds,
@@ -26,6 +28,7 @@ __all__ = ["Assessment", "assess_design"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
+_BY_POSTERIOR = ("posterior", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def assess_design(
         simulation_batch_size=math.isqrt(num_samples) if limited else None,
         isolate_errors=True,
     )
+    # What the limit left out says nothing of the design.
+    theta, x, valid = (rows[made.tried] for rows in (theta, made.x, made.valid))
     bounds = estimate_bounds(
         estimators,
         theta,
-        made.x,
+        x,
         prior=prior,
         fresh_prior=fresh,
         design=design,
@@ -102,11 +107,15 @@ def assess_design(
         num_contrastive=num_contrastive,
     )
     arrival, never_moved = None, False
-    overfit = optimizer.progress.overfit
+    needs_posterior = POLICY_OBJECTIVES[config.objective].needs in _BY_POSTERIOR
+    network = "posterior" if needs_posterior else "likelihood"
+    finite = theta[valid].float()
     if config.method == "joint":
         steps = optimizer.progress.search_ended or optimizer.progress.step
         never_moved = steps <= config.num_warmup_steps
-        if optimizer.policy.has_rsample:
+        # Between the modes of a mixture there is a slope that leads nowhere.
+        several = isinstance(optimizer.policy, TruncatedNormalMixturePolicy)
+        if optimizer.policy.has_rsample and not several:
             arrival = find_arrival(optimizer.progress, _at_edge(optimizer, design))
     return Assessment(
         tightest(bounds),
@@ -116,16 +125,16 @@ def assess_design(
             bounds,
             arrival,
             never_moved=never_moved,
-            overfit=overfit.get("posterior", overfit.get("likelihood", 0.0)),
+            overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
             mismatch=likelihood_mismatch(
                 estimators.likelihood,
-                theta[made.valid],
-                rows[made.valid],
-                made.x[made.valid],
+                finite,
+                design.to(finite).expand(len(finite), -1),
+                x[valid].float(),
             ),
         ),
         made.num_calls,
-        int((~made.valid).sum()),
+        int((~valid).sum()),
     )
 
 

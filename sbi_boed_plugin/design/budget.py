@@ -47,6 +47,7 @@ def plan_spending(
     num_check_calls: int,
     num_simulations_per_design: int,
     num_steps: int | None,
+    num_refinement_steps: int,
     training_batch_size: int | None,
     num_eig_samples: int | None,
     multi_start: MultiStartConfig | None,
@@ -65,6 +66,7 @@ def plan_spending(
         num_check_calls: Number that the check of the simulator takes.
         num_simulations_per_design: Number that divides the batch.
         num_steps: Number of steps, if it is given.
+        num_refinement_steps: Number of steps after them.
         training_batch_size: Number of simulations of a step, if it is given.
         num_eig_samples: Number that scores the design, if it is given.
         multi_start: Settings of a multi-start search, if they are given.
@@ -101,19 +103,21 @@ def plan_spending(
         left -= search.num_candidates * search.num_candidate_samples
     if training_batch_size is None:
         steps = _STEPS_WANTED if num_steps is None else max(1, num_steps)
+        steps += num_refinement_steps
         low, high = _BATCH_SIZES
         size = min(max(low, left // steps), high)
         training_batch_size = _divisible(size, num_simulations_per_design)
     if num_steps is None:
-        num_steps = min(default_steps, max(0, left) // max(1, training_batch_size))
-    if left < (0 if idle else training_batch_size):
-        needed = max_num_simulations - left + (0 if idle else training_batch_size)
+        num_steps = max(0, left) // max(1, training_batch_size) - num_refinement_steps
+        num_steps = min(default_steps, num_steps)
+    least = 0 if idle else training_batch_size * (1 + num_refinement_steps)
+    if left < least:
+        other = max_num_simulations - left
         raise ValueError(
-            f"max_num_simulations={max_num_simulations} is too few: one step of "
-            f"{training_batch_size} simulations and {needed - training_batch_size} "
-            f"that check the simulator and score the design need {needed}. Raise it, "
-            "or lower training_batch_size, num_eig_samples or the candidates of "
-            "multi_start."
+            f"max_num_simulations={max_num_simulations} is too few: {least} "
+            f"simulations of training and {other} that check the simulator and score "
+            f"designs need {least + other}. Raise it, or lower training_batch_size, "
+            "num_refinement_steps, num_eig_samples or the candidates of multi_start."
         )
     return Spending(num_steps, training_batch_size, num_eig_samples, search)
 

@@ -133,7 +133,7 @@ def training_losses(
     *,
     contrastive: bool = True,
 ) -> dict[str, Tensor]:
-    """Return the mean training loss of each network, by its name.
+    """Return the training loss of each row for each network, by its name.
 
     Args:
         estimators: The networks.
@@ -145,7 +145,7 @@ def training_losses(
             the likelihood the chance of success.
 
     Returns:
-        Scalar losses, in nats.
+        Losses of shape `(batch_dim,)`, in nats.
     """
     matrix = densities.log_likelihoods
     if contrastive:
@@ -160,7 +160,7 @@ def training_losses(
         losses["posterior"] = -densities.log_posterior
     if estimators.marginal is not None:
         losses["marginal"] = -densities.log_marginal
-    return {name: loss.mean() for name, loss in losses.items()}
+    return losses
 
 
 @dataclass(frozen=True)

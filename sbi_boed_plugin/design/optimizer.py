@@ -140,6 +140,7 @@ class DesignOptimizer:
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
         num_scoring: int = 0,
+        max_scoring_seconds: float = math.inf,
         num_workers: int = 1,
         tracker: Any | None = None,
         show_progress_bar: bool = True,
@@ -155,6 +156,7 @@ class DesignOptimizer:
             max_seconds: Stop before the step that would end after this time, at the
                 pace of the steps so far, with `num_scoring` simulations after it.
             num_scoring: Number of simulations that follow the last step.
+            max_scoring_seconds: Time that is kept free for them, at most.
             num_workers: Number of processes that simulate.
             tracker: sbi's tracker, to log each step to.
             show_progress_bar: Whether to show a progress bar.
@@ -178,21 +180,20 @@ class DesignOptimizer:
                 reopened = False
                 if self.finished:
                     break
-                planned = self.progress.num_simulations
+                planned = self.progress.num_spent
                 planned += self.config.training_batch_size + simulator.num_check_calls
                 if max_num_simulations is not None:
                     if planned > max_num_simulations:
                         return "max_num_simulations"
-                    simulator.max_calls = (
-                        max_num_simulations - self.progress.num_simulations
-                    )
-                ahead = self.config.training_batch_size + num_scoring
-                ends = self.progress.seconds + ahead * self.progress.pace
+                    simulator.max_calls = max_num_simulations - self.progress.num_spent
+                pace = self.progress.pace
+                ends = self.progress.seconds + pace * self.config.training_batch_size
+                ends += min(pace * num_scoring, max_scoring_seconds)
                 if max_seconds is not None and (ends > max_seconds or not max_seconds):
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
-                self._rehearsed = None
+                self._rehearsed, self.progress.overfit = None, {}
                 if not self._take_step(simulator, num_workers):
                     return "max_num_simulations"
                 self._report(bar, tracker)
@@ -231,14 +232,17 @@ class DesignOptimizer:
             show_progress_bar=show_progress_bar,
         )
         self._rehearsed = rehearsed
-        progress.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        progress.rehearsal_seconds += seconds
+        progress.seconds += seconds
+        self._rng_state = get_rng_state()
 
     @contextmanager
     def _failures_learned(self) -> Iterator[None]:
         """Learn when simulations fail, however a run ends.
 
-        From all simulations of the search and what was known before it, so that runs
-        that were interrupted end as others do.
+        From the simulations that are kept and what was known before the search, so that
+        runs that were interrupted end as others do.
         """
         try:
             yield
@@ -328,6 +332,7 @@ class DesignOptimizer:
             config.regularization_strength,
             contrastive=bool(batch.valid.all()),
         )
+        losses = {name: loss.mean() for name, loss in losses.items()}
         # A failed simulation tells at least nothing.
         terms = self._objective.terms(densities).detach()
         information = terms.new_zeros(len(batch.theta))

@@ -22,8 +22,10 @@ class Progress:
         search_ended: Number of steps of the search, once the policy has stopped.
         history: One list per recorded quantity, with one entry per step.
         stored: Simulations of the last steps.
+        rehearsal_seconds: Time of learning again from them, part of `seconds`.
         overfit: How much more each network knows of simulations that it learned from
-            again than of others, in nats, by its name.
+            again than of others, in nats, with its standard error, by its name.
+        num_scored: Number of simulations that ranked and scored designs.
     """
 
     step: int = 0
@@ -33,12 +35,19 @@ class Progress:
     search_ended: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
     stored: list[Batch] = field(default_factory=list)
-    overfit: dict[str, float] = field(default_factory=dict)
+    rehearsal_seconds: float = 0.0
+    overfit: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num_scored: int = 0
 
     @property
     def pace(self) -> float:
         """Seconds of a step for each of its simulations, zero before the first."""
-        return self.seconds / max(1, self.num_simulations)
+        return (self.seconds - self.rehearsal_seconds) / max(1, self.num_simulations)
+
+    @property
+    def num_spent(self) -> int:
+        """Number of all simulations so far."""
+        return self.num_simulations + self.num_scored
 
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""

@@ -35,7 +35,7 @@ def rehearse(
     clip_max_norm: float | None,
     max_seconds: float | None = None,
     show_progress_bar: bool = True,
-) -> dict[str, float]:
+) -> dict[str, tuple[float, float]]:
     """Train networks on stored simulations, each to its best on rows left out.
 
     Args:
@@ -49,7 +49,7 @@ def rehearse(
 
     Returns:
         For each network by its name, how much smaller its loss is on the rows that it
-        learned from than on those left out, in nats.
+        learned from than on those left out, in nats, and the standard error of that.
     """
     started = time.perf_counter()
     networks = {
@@ -64,7 +64,7 @@ def rehearse(
     optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_passes)
     best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
-    losses = _mean_losses(estimators, prior, rows, held_out)
+    losses = _row_losses(estimators, prior, rows, held_out)
     since_best = 0
     bar = tqdm(
         total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
@@ -82,25 +82,33 @@ def rehearse(
                     continue  # Batch normalization needs two.
                 values = _losses(estimators, prior, rows, some)
                 optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(values.values())).sum().backward()
+                torch.stack(list(values.values())).mean(dim=1).sum().backward()
                 for network in networks.values():
                     if clip_max_norm is not None:
                         clip_grad_norm_(network.parameters(), clip_max_norm)
                 optimizer.step()
             schedule.step()
             since_best += 1
-            new = _mean_losses(estimators, prior, rows, held_out)
+            new = _row_losses(estimators, prior, rows, held_out)
             for name, value in new.items():
-                if value < losses[name]:
+                if value.mean() < losses[name].mean():
                     losses[name], since_best = value, 0
                     best[name] = deepcopy(networks[name].state_dict())
-            bar.set_postfix(loss=f"{losses['likelihood']:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{losses['likelihood'].mean():.3f}", refresh=False)
             bar.update()
     for name, network in networks.items():
         network.load_state_dict(best[name])
         network.zero_grad(set_to_none=True)
-    known = _mean_losses(estimators, prior, rows, training[: 4 * num_held_out])
-    return {name: losses[name] - loss for name, loss in known.items()}
+    known = _row_losses(estimators, prior, rows, training[: 4 * num_held_out])
+    return {name: _difference(losses[name], known[name]) for name in known}
+
+
+def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return the difference of two means, and its standard error."""
+    variance = sum(
+        float(v.var()) / len(v) if len(v) > 1 else 0.0 for v in (first, second)
+    )
+    return float(first.mean() - second.mean()), math.sqrt(variance)
 
 
 def _losses(
@@ -114,13 +122,10 @@ def _losses(
 
 
 @torch.no_grad()
-def _mean_losses(
+def _row_losses(
     estimators: DesignEstimators, prior: Distribution, rows: Batch, chosen: Tensor
-) -> dict[str, float]:
+) -> dict[str, Tensor]:
     for network in estimators.all():
         network.eval()
-    totals: dict[str, float] = {}
-    for some in chosen.split(1_024):
-        for name, loss in _losses(estimators, prior, rows, some).items():
-            totals[name] = totals.get(name, 0.0) + float(loss) * len(some)
-    return {name: total / len(chosen) for name, total in totals.items()}
+    parts = [_losses(estimators, prior, rows, some) for some in chosen.split(1_024)]
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}

@@ -7,9 +7,9 @@ says where they contradict each other.
 
 - Barber-Agakov (or its tightening by an energy) hangs on the posterior network, PCE on
   the likelihood and draws of the prior, LACE on both and on the prior's density.
-- For one likelihood, `[pce, snmc]` and `[lace, lace_upper]` enclose the same value, its
-  own estimate of the information. Where they do not meet, the density of the prior and
-  its draws do not belong together.
+- With the true likelihood, `[pce, snmc]` and `[lace, lace_upper]` enclose the
+  information. Where they do not meet, the density of the prior and its draws do not
+  belong together, or the likelihood is far off.
 - A straight line with a parabola, fitted to half of the simulations and scored on the
   other half, knows at most what a trained network knows.
 """
@@ -32,7 +32,11 @@ from sbi_boed_plugin._prior import (
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.progress import Progress
-from sbi_boed_plugin.objectives.eig import EIGEstimate, eig_of_simulations
+from sbi_boed_plugin.objectives.eig import (
+    EIGEstimate,
+    NoEstimateError,
+    eig_of_simulations,
+)
 
 __all__ = [
     "Arrival",
@@ -44,7 +48,16 @@ __all__ = [
 ]
 
 # Densities of a bound that is there to compare, and contrasts of each simulation.
-_PAIRS, _CONTRASTS = 262_144, {"lace": 63, "lace_upper": 63, "pce": 255, "snmc": 255}
+_PAIRS, _CONTRASTS = (
+    262_144,
+    {
+        "barber_agakov": 0,
+        "lace": 63,
+        "lace_upper": 63,
+        "pce": 255,
+        "snmc": 255,
+    },
+)
 # Nats, and share of the information, by which bounds may differ for reasons of luck.
 _SLACK, _SHARE = 0.1, 0.2
 # Nats that are much, whatever share of the information they are.
@@ -138,18 +151,22 @@ def estimate_bounds(
         contrasts = num_contrastive if is_own else _CONTRASTS.get(name, num_contrastive)
         most = len(theta) if is_own else max(256, _PAIRS // (contrasts + 1))
         by_posterior = {"barber_agakov": posterior, "gkl": estimators.posterior}
-        bounds[name] = eig_of_simulations(
-            by_posterior.get(name, estimators.likelihood),
-            theta[:most],
-            x[:most],
-            prior=prior if name in ("pce", "snmc") else fresh_prior,
-            design=design.to(theta).unsqueeze(0),
-            bound=name,
-            posterior_estimator=posterior,
-            num_contrastive=contrasts,
-            constant=constant,
-            warn=is_own,
-        )
+        try:
+            bounds[name] = eig_of_simulations(
+                by_posterior.get(name, estimators.likelihood),
+                theta[:most],
+                x[:most],
+                prior=prior if name in ("pce", "snmc") else fresh_prior,
+                design=design.to(theta).unsqueeze(0),
+                bound=name,
+                posterior_estimator=posterior,
+                num_contrastive=contrasts,
+                constant=constant,
+                warn=is_own,
+            )
+        except NoEstimateError:
+            if is_own:
+                raise  # The others are there to compare.
     linear = _linear_bound(theta, x, fresh_prior, constant[0])
     if linear is not None:
         bounds["linear"] = linear
@@ -238,12 +255,16 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
     designs = torch.cat([batch.design for batch in told]).cpu().double()
     terms = torch.cat([cast(Tensor, batch.information) for batch in told])
     terms = terms.cpu().double()
-    centred = designs - designs.mean(dim=0)
+    # Within each step: the policy drifts, and the networks learn.
+    rows = [len(batch.design) for batch in told]
+    centred, centred_terms = (
+        torch.cat([part - part.mean(dim=0) for part in values.split(rows)])
+        for values in (designs, terms)
+    )
     scale = centred.std(dim=0)
     if len(terms) < 10 * (designs.shape[1] + 1) or not (scale > 0).all():
         return None
     unit = centred / scale
-    centred_terms = terms - terms.mean()
     slope = torch.linalg.lstsq(unit, centred_terms.unsqueeze(1)).solution[:, 0]
     # Terms vary more at some designs than at others (White's standard errors).
     residual = unit * (centred_terms - unit @ slope).unsqueeze(1)
@@ -295,7 +316,7 @@ def find_doubts(
     arrival: Arrival | None = None,
     *,
     never_moved: bool = False,
-    overfit: float = 0.0,
+    overfit: tuple[float, float] = (0.0, 0.0),
     mismatch: float = 0.0,
 ) -> list[str]:
     """Return what speaks against a result, in sentences for its reader.
@@ -305,7 +326,7 @@ def find_doubts(
         arrival: What `find_arrival` returned.
         never_moved: Whether a policy that was to be trained took no step.
         overfit: Nats by which the network that drives the search knows more of the
-            simulations that it learned from than of others.
+            simulations that it learned from than of others, and its standard error.
         mismatch: What `likelihood_mismatch` returned.
 
     Returns:
@@ -318,25 +339,30 @@ def find_doubts(
             doubts.append(
                 f"The bounds contradict each other: {low} says at least "
                 f"{bounds[low].value:.2f} nats and {high} at most "
-                f"{bounds[high].value:.2f}, by the same likelihood. The density of the "
-                "prior and its draws do not belong together: check that "
-                "prior.log_prob is normalized and describes what prior.sample draws."
+                f"{bounds[high].value:.2f}, by the same likelihood. Either the density "
+                "of the prior and its draws do not belong together (check that "
+                "prior.log_prob is normalized and describes what prior.sample draws), "
+                "or the likelihood is far off: train it longer."
             )
     linear = bounds.get("linear")
-    if linear is not None and _exceeds(linear, reported):
+    capped = reported.cap is not None and reported.value > reported.cap - 1.0
+    if linear is not None and not capped and _exceeds(linear, reported):
         doubts.append(
             f"A linear regression knows more than the networks ({linear.value:.2f} "
             f"against {reported.value:.2f} nats): they have hardly learned. Use more "
             "steps or simulations, or check the scales of theta, x and the design."
         )
-    if overfit > min(_MANY_NATS, max(_SLACK, _SHARE * reported.value)):
+    gap, error = overfit
+    allowed = min(_MANY_NATS, max(_SLACK, _SHARE * reported.value))
+    if gap > allowed and gap > 2.0 * error:
         doubts.append(
-            f"The networks know {overfit:.2f} nats more of the simulations that they "
+            f"The networks know {gap:.2f} nats more of the simulations that they "
             f"learned from than of others: these are too few, and the information may "
             "be so much higher than reported, or more. Allow for more simulations."
         )
     # What 1,000 rows exceed by chance once in 10,000 times, and few rows likewise.
-    scarcity = max(1.0, 1_000 / max(1, reported.num_simulations)) ** 0.5
+    num_valid = reported.num_simulations - reported.num_invalid_simulations
+    scarcity = max(1.0, 1_000 / max(1, num_valid)) ** 0.5
     if mismatch > _MAX_MISMATCH * scarcity:
         doubts.append(
             "The likelihood draws other data than the simulator does at this design "
@@ -369,6 +395,12 @@ def find_doubts(
             "The policy stopped on a slope: a move by one standard deviation of its "
             f"draws gains another {arrival.gain:.2f} nats. Allow for more steps, or a "
             "larger design_learning_rate."
+        )
+    if arrival is not None and arrival.last_distance > 1.0 and not never_moved:
+        doubts.append(
+            f"The policy still moved, by {arrival.last_distance:.1f} standard "
+            "deviations of its draws in the last tenth of the steps. Allow for more "
+            "steps."
         )
     return doubts
 

@@ -35,9 +35,9 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._prior import (
-    discrete_columns,
     draw_parameters,
     log_normalization,
+    why_no_density,
 )
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
@@ -248,8 +248,9 @@ def estimate_eig(
         try:
             estimate = eig_of_simulations(
                 estimator,
-                theta,
-                made.x,
+                # What a limit of calls left out says nothing of the design.
+                theta[made.tried],
+                made.x[made.tried],
                 prior=prior,
                 design=design,
                 bound=bound,
@@ -339,12 +340,11 @@ def _check_describes(estimator: Any, prior: Distribution, bound: str) -> None:
         estimator = estimator.net
     if isinstance(estimator, CategoricalMassEstimator):
         return
-    discrete = discrete_columns(prior).nonzero().flatten().tolist()
-    if discrete:
+    fault = why_no_density(prior)
+    if fault is not None:
         raise ValueError(
-            f"bound='{bound}' with a {type(estimator).__name__}: parameters {discrete} "
-            "of theta take values that repeat, of which no density gives the "
-            "information. Use bound='pce' (objective='info_nce')."
+            f"bound='{bound}' with a {type(estimator).__name__}: {fault}, so that no "
+            "density gives the information. Use bound='pce' (objective='info_nce')."
         )
 
 
@@ -471,10 +471,11 @@ def _summarize(
         error = math.hypot(error, math.sqrt(variance))
     cap = None
     if bound == "lace":
-        cap = largest + constant[0]
+        cap = (largest + constant[0]) * (1.0 - num_invalid / num_samples)
     elif bound == "pce":
         # Draws of a belief repeat its particles.
         cap = min(largest, math.log(num_atoms or math.inf))
+        cap *= 1.0 - num_invalid / num_samples
     if bound == "exact":
         half_gap = 0.5 * (upper - lower).cpu().double().mean().item()
         error = math.hypot(error, half_gap)

@@ -1,6 +1,7 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -35,6 +36,8 @@ __all__ = ["DesignOptimizationMixin"]
 NUM_CONTRASTIVE = {True: 31, False: 3}
 # Simulations that score a design, whatever time is left.
 _MIN_SCORING = 100
+# Share of the time that is kept free for that.
+_SCORING_TIME = 0.2
 
 
 class DesignOptimizationMixin:
@@ -204,12 +207,13 @@ class DesignOptimizationMixin:
                 the networks also learn again from the simulations of the search,
                 until they have seen 256,000 rows or gain no more on rows left out.
             max_seconds: Time in seconds of training and scoring, that of a call that is
-                resumed included. No step is started that would end later, at the pace
-                of those before; the first one always is.
+                resumed included. No step but the first is started that would end later,
+                at the pace of those before.
             num_workers: Number of processes that simulate, through joblib. With
                 `gradient="pathwise"` only what scores designs: gradients do not come
                 back from other processes.
-            resume_training: Continue the previous call, with its settings.
+            resume_training: Continue the previous call, with its settings. Budgets,
+                what scores the design and `multi_start` are those of this call.
             num_eig_samples: Number of simulations that score the design found. If
                 `None`, 4,000, or what `max_num_simulations` and `max_seconds` leave.
             num_eig_contrastive: Number of contrastive parameters of each of them.
@@ -288,6 +292,7 @@ class DesignOptimizationMixin:
             num_check_calls=checked.num_check_calls,
             num_simulations_per_design=num_simulations_per_design,
             num_steps=num_steps,
+            num_refinement_steps=num_refinement_steps,
             training_batch_size=training_batch_size,
             num_eig_samples=num_eig_samples,
             multi_start=multi_start,
@@ -302,6 +307,18 @@ class DesignOptimizationMixin:
             checked.is_checked = True
         if not optimizer.config.num_steps:
             num_scoring += checked.num_check_calls
+        spent = optimizer.progress.num_spent
+        needed = spent + num_scoring
+        if spent and max_num_simulations is not None and needed > max_num_simulations:
+            raise ValueError(
+                f"max_num_simulations={max_num_simulations} is too few: the search to "
+                f"resume has had {spent}, and {num_scoring} score the design. Raise "
+                "it, or lower num_eig_samples."
+            )
+        # What is not asked for may score with less where time is short.
+        scoring_seconds = math.inf
+        if num_eig_samples is None and max_seconds is not None:
+            scoring_seconds = _SCORING_TIME * max_seconds
         prior = self._belief_or_prior
         assert prior is not None
         try:
@@ -316,6 +333,7 @@ class DesignOptimizationMixin:
                     ),
                     max_seconds=max_seconds,
                     num_scoring=num_scoring,
+                    max_scoring_seconds=scoring_seconds,
                     num_workers=num_workers,
                     tracker=self._tracker,
                     show_progress_bar=self._show_progress_bars,
@@ -330,11 +348,13 @@ class DesignOptimizationMixin:
                     )
                 if max_num_simulations is not None:
                     optimizer.rehearse(
-                        max_seconds=max_seconds,
+                        max_seconds=None
+                        if max_seconds is None
+                        else max_seconds - min(scoring_seconds, max_seconds / 2),
                         show_progress_bar=self._show_progress_bars,
                     )
                 if max_num_simulations is not None:
-                    spent = optimizer.progress.num_simulations
+                    spent = optimizer.progress.num_spent
                     checked.max_calls = max_num_simulations - spent
                 found = None
                 design = optimizer.policy.mode.clone()
@@ -383,7 +403,8 @@ class DesignOptimizationMixin:
             warnings.warn(doubt, stacklevel=2)
         kept = deepcopy(optimizer.networks)
         assert kept is not None
-        parts = [progress, assessed, *([] if found is None else [found])]
+        parts = [assessed, *([] if found is None else [found])]
+        progress.num_scored += sum(part.num_simulations for part in parts)
         return DesignResult(
             design=design,
             eig=assessed.eig,
@@ -397,8 +418,9 @@ class DesignOptimizationMixin:
             config=config,
             history=deepcopy(progress.history),
             candidates=() if found is None else tuple(found.candidates),
-            num_simulations=sum(part.num_simulations for part in parts),
-            num_invalid_simulations=sum(p.num_invalid_simulations for p in parts),
+            num_simulations=progress.num_spent,
+            num_invalid_simulations=progress.num_invalid_simulations
+            + sum(part.num_invalid_simulations for part in parts),
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )

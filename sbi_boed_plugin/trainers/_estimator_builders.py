@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import identity_transform
 
-from sbi_boed_plugin._prior import discrete_columns, finite_values, to_real_numbers
+from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_density
 from sbi_boed_plugin.design.estimators import EstimatorBuilders
 from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.coordinates import Coordinates
@@ -37,15 +37,14 @@ def check_posterior_describes(
     """
     if needs not in ("posterior", "hybrid"):
         return
-    discrete = discrete_columns(prior).nonzero().flatten().tolist()
-    if not discrete or (needs == "posterior" and finite_values(prior) is not None):
+    fault = why_no_density(prior)
+    if fault is None or (needs == "posterior" and finite_values(prior) is not None):
         return
     raise ValueError(
-        f"objective='{objective}' needs a posterior network, but parameters {discrete} "
-        "of the prior take values that repeat, of which no density gives the "
-        "information. Use objective='info_nce', or, if all parameters take finitely "
-        "many values, a prior whose support says so (torch's boolean or "
-        "integer_interval) and objective='barber_agakov'."
+        f"objective='{objective}' needs a posterior network, but {fault}, so that no "
+        "density gives the information. Use objective='info_nce', or, if all "
+        "parameters take finitely many values, a prior whose support says so (torch's "
+        "boolean or integer_interval) and objective='barber_agakov'."
     )
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import warnings
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ USUAL = {
     "num_check_calls": 7,
     "num_simulations_per_design": 1,
     "num_steps": None,
+    "num_refinement_steps": 0,
     "training_batch_size": None,
     "num_eig_samples": None,
     "multi_start": None,
@@ -73,6 +75,14 @@ def test_what_is_given_stays():
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
     settings = {**USUAL, "method": "multi_start", "multi_start": search}
     assert plan_spending(10_000, **settings).multi_start == search
+
+
+def test_refinement_has_its_share():
+    spending = plan_spending(2_000, **{**USUAL, "num_refinement_steps": 20})
+    steps = spending.num_steps + 20
+    assert spending.num_steps > 0
+    training = 2_000 - spending.num_eig_samples - USUAL["num_check_calls"]
+    assert 0 <= training - steps * spending.training_batch_size < 100
 
 
 @pytest.mark.parametrize("budget", [1, 10, 25])
@@ -146,4 +156,44 @@ def test_time_is_kept_where_a_step_is_slow():
     assert result.stop_reason == "max_seconds"
     # At least one step and a hundred simulations that score, of three seconds.
     assert result.num_simulations < 400 and result.seconds < 4.0
+    assert len(result.history["loss"]) > 3
     assert seconds < 60.0  # On a busy machine; without the limit it were 120.
+
+
+def test_a_resumed_search_pays_for_what_was_spent_before():
+    trainer = make_trainer(Model.prior)
+    settings = {"num_steps": 40, "training_batch_size": 16, "num_eig_samples": 50}
+    trainer.optimize_design(Model.simulate, **settings, max_num_simulations=200)
+    with pytest.raises(ValueError, match="to resume has had 1[89]"):
+        trainer.optimize_design(
+            Model.simulate, resume_training=True, max_num_simulations=200
+        )
+    result = trainer.optimize_design(
+        Model.simulate,
+        resume_training=True,
+        max_num_simulations=400,
+        num_eig_samples=50,
+    )
+    assert 300 < result.num_simulations <= 400
+
+
+def test_rows_that_a_limit_left_out_are_no_failures():
+    """The first error comes when the design is scored, with hardly a call to spare."""
+    num_rows = 0
+
+    def fails_late(theta, design):
+        nonlocal num_rows
+        num_rows += len(theta)
+        if num_rows > 170 and (theta > 1.5).any():
+            raise RuntimeError("the solver diverged")
+        return Model.simulate(theta, design)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = make_trainer(Model.prior).optimize_design(
+            fails_late, num_steps=10, training_batch_size=16, max_num_simulations=300
+        )
+    assert num_rows == result.num_simulations <= 300
+    scored = next(iter(result.bounds.values()))
+    # Some rows fail (7 % of the prior), many were never tried.
+    assert scored.num_invalid_simulations < 0.3 * scored.num_simulations < 30

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent
+from torch.distributions import Bernoulli, Independent, Uniform
 
 from sbi_boed_plugin import EIGEstimate, TruncatedNormalPolicy
 from sbi_boed_plugin.design import trust
@@ -38,7 +38,9 @@ CONSISTENT = {
 }
 
 
-def doubts_of(arrival=None, never_moved=False, overfit=0.0, mismatch=0.0, **changed):
+def doubts_of(
+    arrival=None, never_moved=False, overfit=(0.0, 0.0), mismatch=0.0, **changed
+):
     bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
     return find_doubts(
         bounds, arrival, never_moved=never_moved, overfit=overfit, mismatch=mismatch
@@ -53,7 +55,7 @@ def doubts_of(arrival=None, never_moved=False, overfit=0.0, mismatch=0.0, **chan
         ({"linear": 2.5}, "linear regression knows more .*2.50 against 2.00"),
         ({"lace": 1.0, "lace_upper": 1.01, "pce": 1.0}, "likelihood knows less"),
         ({"never_moved": True}, "took no step"),
-        ({"overfit": 0.45}, "know 0.45 nats more of the simulations"),
+        ({"overfit": (0.45, 0.2)}, "know 0.45 nats more of the simulations"),
         ({"mismatch": 0.12}, "draws other data than the simulator .* 0.12"),
     ],
 )
@@ -63,7 +65,8 @@ def test_each_contradiction_is_one_doubt(changed, text):
 
 
 def test_bounds_that_agree_and_bounds_that_are_loose_leave_no_doubt():
-    assert doubts_of() == [] and doubts_of(overfit=0.35) == []
+    assert doubts_of() == [] and doubts_of(overfit=(0.35, 0.01)) == []
+    assert doubts_of(overfit=(0.45, 0.3)) == []
     # A posterior network that is too simple is no contradiction: LACE is reported.
     assert doubts_of(barber_agakov=0.5, linear=0.4) == []
     # Nor is a contrastive bound at its cap.
@@ -156,7 +159,14 @@ def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeyp
     monkeypatch.setattr(trust, "log_normalization", lambda prior: (0.0, 0.0))
     bounds = bounds_with(WithConstant(normal_prior(1), constant))
     (doubt, *_) = find_doubts(bounds)
-    assert "density of the prior and its draws" in doubt
+    assert "of the prior and its draws do not belong together" in doubt
+
+
+def test_bounds_to_compare_do_not_end_a_search():
+    """Where every draw of the proposal leaves the prior, the others are still there."""
+    prior = Independent(Uniform(torch.zeros(1), torch.full((1,), 1e-3)), 1)
+    bounds = bounds_with(prior, num_samples=300)
+    assert "barber_agakov" in bounds and "lace_upper" not in bounds
 
 
 def search(policy=None, design_learning_rate=3e-2, **settings):

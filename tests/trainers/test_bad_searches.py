@@ -90,7 +90,7 @@ def test_settings_out_of_range_are_refused_before_any_simulation(wrong, parts):
 @pytest.mark.parametrize(
     "budget, text",
     [
-        ({"max_num_simulations": 15}, "is too few: one step of 16 .* need 35"),
+        ({"max_num_simulations": 15}, "is too few: 16 simulations of .* need 35"),
         ({"max_seconds": 0.0}, "No step was taken"),
     ],
 )
