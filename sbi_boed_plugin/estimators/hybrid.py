@@ -18,11 +18,12 @@ from sbi_boed_plugin.estimators.energy import (
     draw_noise,
     embed_condition,
     latent,
+    log_prob_with_latent,
     sample_with_latent,
 )
 from sbi_boed_plugin.estimators.rejection import sample_corrected
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
-from sbi_boed_plugin.estimators.weights import measure_weights
+from sbi_boed_plugin.estimators.weights import draws_at_once, measure_weights
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
@@ -60,6 +61,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         latent_features: bool = False,
         frozen_base: bool = False,
         trained_partition: bool = False,
+        corrects: bool = True,
     ) -> None:
         """Initialize the estimator.
 
@@ -79,6 +81,8 @@ class HybridEstimator(ConditionalDensityEstimator):
             frozen_base: Whether the base stays in evaluation mode, whatever
                 `train()` says.
             trained_partition: Whether the energy is trained to make :math:`Z(x)` one.
+            corrects: Whether the energy is asked at all. Otherwise all ratios are one,
+                and the posterior is that of the base.
         """
         super().__init__(
             net=base,
@@ -93,6 +97,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         self.latent_features = latent_features
         self.frozen_base = frozen_base
         self.trained_partition = trained_partition
+        self.corrects = corrects
         if frozen_base:
             base.eval()
 
@@ -157,6 +162,7 @@ class HybridEstimator(ConditionalDensityEstimator):
             latent_features=self.latent_features,
             frozen_base=self.frozen_base,
             trained_partition=self.trained_partition,
+            corrects=self.corrects,
         )
 
     def inside(self, input: Tensor) -> Tensor | None:
@@ -243,7 +249,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         # Where draws outside are kept their ratios are one, whatever the energy says.
         needs_parameters = self.prior is not None and not reject_outside_prior
         sees_parameters = getattr(self.energy, "sees_parameters", True)
-        if self.latent_features and not (sees_parameters or needs_parameters):
+        judges_noise = not (sees_parameters or needs_parameters)
+        if self.latent_features and self.corrects and judges_noise:
             drawn = draw_noise(self.net, num_samples, condition)
         if drawn is None:
             draws, noise = self.draw(num_samples, condition)
@@ -299,6 +306,9 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Ratios of shape `(sample_dim, batch_dim)`.
         """
+        if not self.corrects:
+            finite = input.isfinite().all(dim=-1)
+            return input.new_zeros(()).where(finite, -torch.inf)
         if noise is None:
             noise = self.latent(input, condition)
         return self.ratio_of_features(input, self.condition_features(condition), noise)
@@ -351,8 +361,11 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Logarithms of shape `(sample_dim, batch_dim)`, in nats.
         """
-        log_base = self.net.log_prob(input, condition, **kwargs)
-        return log_base + self.log_ratio(input, condition)
+        if not (self.latent_features and self.corrects) or kwargs:
+            log_base = self.net.log_prob(input, condition, **kwargs)
+            return log_base + self.log_ratio(input, condition)
+        log_base, noise = log_prob_with_latent(self.net, input, condition)
+        return log_base + self.log_ratio(input, condition, noise)
 
     def log_prob(
         self,
@@ -408,7 +421,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         """
         if not torch.is_grad_enabled():
             return torch.zeros(len(condition), device=condition.device)
-        fair = _NUM_GRADIENT_DRAWS * 100 // max(len(condition), 1)
+        fair = min(_NUM_GRADIENT_DRAWS * 100, draws_at_once(self, condition))
+        fair //= max(len(condition), 1)
         num_draws = max(min(_NUM_GRADIENT_DRAWS, fair), self.num_partition_samples)
         with isolated_rng(_GRADIENT_SEED):
             partition = self.partition(

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Corrected",
     "WeightDiagnostics",
     "draw_weighted",
+    "draws_at_once",
     "measure_weights",
 ]
 
@@ -42,6 +44,11 @@ _SEED = 20_231_001
 
 class Corrected(Protocol):
     """A base with a correction, as `HybridEstimator` is."""
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of a parameter."""
+        ...
 
     def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Draw from the base; see `HybridEstimator.draw`, and so on."""
@@ -165,8 +172,8 @@ def measure_weights(
         reject_outside_prior: Whether draws outside the support of the prior weigh
             nothing. Otherwise they weigh what the base says: no energy was trained
             there.
-        max_batch_size: Number of draws at a time, for each of the observations that
-            are measured together; fewer of these, the more draws there are.
+        max_batch_size: Number of draws of a condition at a time; fewer where they
+            would take more than about 256 MB.
 
     Returns:
         The diagnostics.
@@ -175,13 +182,9 @@ def measure_weights(
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
-    # Fewer rows at a time if they are wide: every draw is shown its own.
-    width = max(1, condition[:1].numel() // 100)
-    rows = max(1, _MAX_PILOT_DRAWS // (num_draws * width))
-    batches = [
-        min(max_batch_size, num_draws - start)
-        for start in range(0, num_draws, max_batch_size)
-    ]
+    at_once = draws_at_once(hybrid, condition)
+    size = min(max_batch_size, num_draws, at_once)
+    batches = [min(size, num_draws - start) for start in range(0, num_draws, size)]
     with isolated_rng(_SEED):
         parts = [
             torch.cat(
@@ -190,7 +193,7 @@ def measure_weights(
                     for batch in batches
                 ]
             )
-            for chunk in condition.split(rows)
+            for chunk in condition.split(max(1, at_once // size))
         ]
     # In double precision, which not every device has.
     log_weights = torch.cat(parts, dim=1).cpu().double()
@@ -223,6 +226,16 @@ def measure_weights(
         uncorrected=(same.all(dim=0) & several).to(condition.device),
         num_draws=num_draws,
     )
+
+
+def draws_at_once(hybrid: Corrected, condition: Tensor) -> int:
+    """Return how many draws fit into memory, of all conditions together.
+
+    Args:
+        hybrid: The estimator.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+    """
+    return rows_at_once(hybrid, hybrid.input_shape.numel() + condition[:1].numel())
 
 
 def draw_weighted(

@@ -32,6 +32,7 @@ from sbi.neural_nets.estimators import (
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import (
     discrete_columns,
     draw_parameters,
@@ -40,7 +41,6 @@ from sbi_boed_plugin._prior import (
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
-from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
 __all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
 
@@ -123,7 +123,7 @@ def estimate_eig(
     posterior_estimator: Any | None = None,
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
     num_workers: int = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
@@ -183,7 +183,8 @@ def estimate_eig(
             `HybridEstimator` its base.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
-        max_pairs: Largest number of densities evaluated at once.
+        max_pairs: Largest number of densities evaluated at once. If `None`, as many as
+            take about 256 MB, and 16,384 at most.
         num_workers: Number of processes that simulate, through joblib.
         seed: Seed of everything that is drawn. The global random state is left as it
             was. If `None`, the global random state is used and advanced.
@@ -254,7 +255,7 @@ def eig_of_simulations(
     marginal_estimator: Any | None = None,
     posterior_estimator: Any | None = None,
     num_contrastive: int = 1_023,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
 ) -> EIGEstimate:
     """Estimate the information of a design from simulations that are there.
 
@@ -268,7 +269,7 @@ def eig_of_simulations(
         marginal_estimator: Density of the data alone.
         posterior_estimator: Density of the parameters to draw contrasts from.
         num_contrastive: Number of contrastive samples of each simulation.
-        max_pairs: Largest number of densities evaluated at once.
+        max_pairs: Largest number of densities evaluated at once, or `None`.
 
     Returns:
         The estimate.
@@ -283,6 +284,12 @@ def eig_of_simulations(
         _warn_of_constant(*constant)
     valid = torch.isfinite(x).all(dim=1)
     num_invalid = _check_valid(valid, bound)
+    if max_pairs is None:
+        num_values = theta[0].numel() + x[0].numel() + design.numel()
+        max_pairs = min(
+            rows_at_once(density, num_values)
+            for density in (estimator, posterior_estimator)
+        )
     with torch.no_grad():
         lower, upper, caps = information_terms(
             bound,

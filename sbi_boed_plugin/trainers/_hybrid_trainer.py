@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior,
     HybridPosteriorParameters,
@@ -109,6 +111,27 @@ class HybridTrainer(NPE_C):
             estimator, prior, sample_with, device, posterior_parameters
         )
 
+    def _multiround_loss_is_per_row(self, proposal: Any | None) -> bool:
+        """Return whether a proposal has the density of a mixture of Gaussians.
+
+        That of a hybrid has, where the energy was not kept.
+        """
+        return super()._multiround_loss_is_per_row(_without_energy(proposal))
+
+    def _set_state_for_mog_proposal(self) -> None:
+        try:
+            super()._set_state_for_mog_proposal()
+        except NotImplementedError as error:
+            message = str(error).replace("NPE-C", type(self).__name__)
+            raise NotImplementedError(message) from None
+
+    def _log_prob_proposal_posterior_mog(
+        self, theta: Tensor, x: Tensor, proposal: Any
+    ) -> Tensor:
+        return super()._log_prob_proposal_posterior_mog(
+            theta, x, _without_energy(proposal)
+        )
+
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
         if isinstance(estimator, HybridEstimator):
             estimator = UnnormalizedHybrid(estimator)
@@ -197,7 +220,7 @@ class HybridTrainer(NPE_C):
         )
         features = []
         with torch.no_grad():
-            for chunk in torch.arange(len(theta)).split(4_096):
+            for chunk in torch.arange(len(theta)).split(draws_at_once(hybrid, x)):
                 own, data = theta[chunk], x[chunk]
                 noise = hybrid.latent(own.unsqueeze(0), data)[0]
                 features.append(
@@ -248,6 +271,7 @@ class HybridTrainer(NPE_C):
             )
         # Without an energy log Z is the share of the base inside of the prior.
         hybrid.trained_partition = history.kept and not atomic
+        hybrid.corrects = history.kept
         self._report_energy(history)
         return hybrid
 
@@ -297,3 +321,14 @@ class HybridTrainer(NPE_C):
             # missed with an error.
             state["_build_energy"] = None
         return state
+
+
+def _without_energy(proposal: Any) -> Any:
+    """Return the posterior of the base, if that is all that a hybrid posterior is."""
+    hybrid = getattr(proposal, "posterior_estimator", None)
+    if not isinstance(hybrid, HybridEstimator) or hybrid.corrects:
+        return proposal
+    # A new posterior would draw random numbers.
+    proposal = copy(proposal)
+    proposal.posterior_estimator = hybrid.base
+    return proposal
