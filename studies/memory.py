@@ -6,12 +6,13 @@ Every number comes from a process of its own: the largest resident memory that i
 imports included, and its processor time. 200 simulations and two epochs. The peer of
 `NLE_INCE` is `NLE`, of `NPE_GKL` is `NPE`, of `NRE_GKL` is `NRE_B`. A search for
 designs trains a likelihood and a posterior: the peer is `NLE`, then `NPE`, with as many
-simulations.
+simulations. Cells that the table has already are left out.
 """
 
 import argparse
 import contextlib
 import csv
+import functools
 import io
 import resource
 import subprocess
@@ -42,7 +43,26 @@ CLIMB = MultiStartConfig(
     num_starts=64, num_climb_steps=3, num_candidates=2, num_candidate_samples=100
 )
 DESIGN_PATHS = ("optimize_design", "multi_start", "estimate_eig", "observe")
-PATHS = ("NLE_INCE", "NPE_GKL", "NRE_GKL", *DESIGN_PATHS)
+NETWORKS = {"NPE_GKL": "mdn", "NLE_INCE": "maf", "NRE_GKL": "resnet"}
+# Searches through all dimensions would take hours: a flow of 1,000 values draws them
+# one after another.
+SEARCH_DIMS = ((2, 2), (50, 100), (200, 1_000))
+CELLS = [
+    *((path, *dims, NETWORKS[path]) for path in NETWORKS for dims in SEARCH_DIMS),
+    *(
+        (path, *dims, "maf")
+        for path in DESIGN_PATHS
+        for dims in SEARCH_DIMS
+        if path != "multi_start" or dims != SEARCH_DIMS[-1]
+    ),
+    *(
+        (path, dim_theta, dim_x, model)
+        for path, model in NETWORKS.items()
+        for dim_theta in DIMS_THETA
+        for dim_x in DIMS_X
+        if (dim_theta, dim_x) not in SEARCH_DIMS
+    ),
+]
 COLUMNS = (
     "path",
     "dim_theta",
@@ -83,7 +103,7 @@ def run_path(path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool) -
                 simulator, policy.mode, num_samples=NUM_SIMULATIONS, num_contrastive=63
             )
         elif path == "observe":
-            search.observe(policy.mode, x[:1])
+            search.observe(policy.mode, x[:1], num_particles=512)
         return
     trainers = {"NLE_INCE": NLE_INCE, "NPE_GKL": NPE_GKL, "NRE_GKL": NRE_GKL}
     peers = {"NLE_INCE": NLE_A, "NPE_GKL": NPE_C, "NRE_GKL": NRE_B}
@@ -93,12 +113,13 @@ def run_path(path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool) -
         network = "resnet" if name == "NRE_GKL" else model
         inference = trainer(prior, network, **settings)
         inference.append_simulations(theta, x).train(**EPOCHS)
-        if path == "NPE_GKL":
+        if name == path == "NPE_GKL":
             posterior = inference.build_posterior()
             samples = posterior.sample((1_000,), x=x[:1], **QUIET)
             posterior.log_prob(samples[:100], x=x[:1])
 
 
+@functools.cache
 def measure(
     path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool
 ) -> Tuple[float, float]:
@@ -114,19 +135,14 @@ def measure(
     return float(peak), float(seconds)
 
 
-def models_of(path: str, dim_x: int) -> Tuple[str, ...]:
-    """Return the networks to walk a path with.
-
-    A mixture over 1,000 values has 2 GB of weights: only posteriors have one there.
-    """
-    if path == "NRE_GKL":
-        return ("resnet",)
-    return ("maf", "mdn") if path == "NPE_GKL" or dim_x < 100 else ("maf",)
+def peer_of(path: str) -> str:
+    """Return the first path with the same peer, which is measured once for all."""
+    return DESIGN_PATHS[0] if path in DESIGN_PATHS else path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--paths", nargs="+", default=PATHS)
+    parser.add_argument("--paths", nargs="+", default=[*NETWORKS, *DESIGN_PATHS])
     parser.add_argument("--output", type=Path, help="folder for the table as CSV")
     parser.add_argument("--only", nargs=4, help="walk one path in this process")
     parser.add_argument("--ours", action="store_true", help="with --only: ours")
@@ -139,25 +155,23 @@ def main() -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         print(f"{used.ru_maxrss / 1_024:.0f} {used.ru_utime + used.ru_stime:.1f}")
         return
-    cells = [
-        (path, dim_theta, dim_x, model)
-        for path in args.paths
-        for dim_theta in DIMS_THETA
-        for dim_x in DIMS_X
-        for model in models_of(path, dim_x)
-    ]
-    rows = []
-    for cell in cells:
-        (peak, seconds), (of_sbi, seconds_of_sbi) = (
-            measure(*cell, ours=ours) for ours in (True, False)
-        )
-        rows.append((*cell, peak, of_sbi, seconds, seconds_of_sbi))
-        print(dict(zip(COLUMNS, rows[-1], strict=True)), flush=True)
+    done = set()
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
-        with (args.output / "memory.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerows([COLUMNS, *rows])
+        table = args.output / "memory.csv"
+        if not table.exists():
+            table.write_text(",".join(COLUMNS) + "\n")
+        done = {tuple(row[:4]) for row in csv.reader(table.open())}
+    for cell in (cell for cell in CELLS if cell[0] in args.paths):
+        if tuple(map(str, cell)) in done:
+            continue
+        peak, seconds = measure(*cell, ours=True)
+        of_sbi, seconds_of_sbi = measure(peer_of(cell[0]), *cell[1:], ours=False)
+        row = (*cell, peak, of_sbi, seconds, seconds_of_sbi)
+        print(dict(zip(COLUMNS, row, strict=True)), flush=True)
+        if args.output:
+            with table.open("a", newline="") as file:
+                csv.writer(file).writerow(row)
 
 
 if __name__ == "__main__":

@@ -284,3 +284,39 @@ def test_ratios_grow_with_the_energy_and_stay_within_their_bounds():
     assert ratio.max() <= 5.0
     assert (ratio.diff() >= 0.0).all()
     assert (ratio[(energy > -25.0) & (energy < 7.0)].diff() > 0.0).all()
+
+
+@pytest.mark.parametrize("model", ["maf", "nsf", "mdn"])
+def test_a_density_and_its_noise_come_from_one_pass(model):
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    base = posterior_nn(model)(theta, x)
+    hybrid = HybridEstimator(
+        base, EnergyRatio(theta, torch.randn(50, 5)), latent_features=True
+    )
+    torch.nn.init.normal_(hybrid.energy.last.weight)
+    num_passes = 0
+    transform = getattr(base.net, "_transform", None)
+
+    def count(*args):
+        nonlocal num_passes
+        num_passes += 1
+
+    if transform is not None:
+        transform.register_forward_hook(count)
+    found = hybrid.log_unnormalized(theta.unsqueeze(1), x[:1])
+    assert num_passes == (transform is not None)
+    expected = base.log_prob(theta.unsqueeze(1), x[:1])
+    expected = expected + hybrid.log_ratio(theta.unsqueeze(1), x[:1])
+    assert torch.equal(found, expected)
+
+
+def test_an_energy_that_does_not_correct_is_not_asked():
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    hybrid = HybridEstimator(
+        posterior_nn("maf")(theta, x), torch.nn.Bilinear(2, 3, 1), corrects=False
+    )
+    given = theta[:, None], x[:1]
+    assert torch.equal(hybrid.log_ratio(*given), torch.zeros(50, 1))
+    assert torch.equal(hybrid.log_unnormalized(*given), hybrid.base.log_prob(*given))
+    given[0][3] = torch.inf
+    assert hybrid.log_ratio(*given)[3] == -torch.inf
