@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself and leaves it alone when it is already right.
 # `make` alone lists the targets. PYTHON=python3.12 picks another interpreter;
-# ARGS="..." is handed on to pytest, the demo and the benchmark.
+# ARGS="..." is handed on to pytest, the demo and the benchmark. `make test TEST_SEED=1`
+# draws other random numbers.
 
 PYTHON ?= python3
 ARGS ?=

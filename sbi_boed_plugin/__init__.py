@@ -51,6 +51,7 @@ from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register
 from sbi_boed_plugin.registration import unregister as unregister
 from sbi_boed_plugin.simulation import simulate_for_boed as simulate_for_boed
+from sbi_boed_plugin.simulation import vectorize as vectorize
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig as EnergyConfig
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE as NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL as NPE_GKL

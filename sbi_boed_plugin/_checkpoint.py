@@ -1,34 +1,90 @@
-"""Checkpoints of a sequence of experiments: plain tensors and values, never code."""
+"""Checkpoints of a sequence of experiments: plain tensors and values, never code.
 
-import os
+A checkpoint is a file of `torch.save`, followed by the SHA-256 of its content, so that
+a single changed bit is noticed. One call of `run_experiments` uses it at a time.
+"""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._parallel import describe_error
+
+__all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
 FORMAT = "sbi_boed_plugin.run_experiments"
-VERSION = 2
+VERSION = 3
+
+_REMEDY = (
+    "It was left as it is. Pass another path, or move the file away to start anew."
+)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other calls, in this process and in others, from a checkpoint.
+
+    The lock ends with the block, or with the process however it ends. Its empty file
+    `.NAME.lock` stays beside the checkpoint.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        ValueError: If the path is a directory.
+        RuntimeError: If another call holds the checkpoint.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint={str(path)!r} is a directory. Pass the path of a file, for "
+            f"instance {str(path / 'campaign.pt')!r}."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RuntimeError(
+            f"checkpoint={str(path)!r} is in use by another call of run_experiments, "
+            "in this process or another. Wait until that has ended, or pass another "
+            "path for other experiments."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that a killed process leaves the old or the new one.
 
     Args:
-        path: File to write; its folder is made if needed.
+        path: File to write, locked.
         state: Tensors, numbers, strings, lists, tuples and dictionaries.
+
+    Raises:
+        OSError: If it cannot be written. The old one is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **state}, content)
+    data = content.getvalue()
     try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_bytes(path, data + hashlib.sha256(data).digest(), shared=False)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"checkpoint={str(path)!r} could not be written ({describe_error(error)}). "
+            "What was saved before is as it was. Make room or repair the disk, and "
+            "call run_experiments again with the same arguments to go on from there.",
+        ) from error
 
 
 def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
@@ -45,38 +101,58 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
         ValueError: If the file is damaged, is no checkpoint, or belongs to other
             experiments.
     """
-    remedy = "Pass another path, or move the file away to start anew."
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files it cannot read.
+    with refuse_damaged(path):
+        saved = path.read_bytes()
+        length = len(saved) - hashlib.sha256().digest_size
+        data, digest = saved[: max(0, length)], saved[max(0, length) :]
+        if hashlib.sha256(data).digest() != digest:
+            raise ValueError("its content does not match its checksum")
+        try:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            # Torch's own words advise to run the code that was found.
+            raise ValueError("it holds more than tensors and values") from None
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']!r}")
+        version, of_file = state["version"], state["campaign"]
+    if version != VERSION:
         raise ValueError(
-            f"checkpoint={str(path)!r} is damaged or is no checkpoint "
-            f"({type(error).__name__}). It was left as it is. {remedy}"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(
-            f"checkpoint={str(path)!r} is not one of run_experiments. It was left as "
-            f"it is. {remedy}"
+            f"checkpoint={str(path)!r} has version {version}, but this package reads "
+            f"version {VERSION}. {_REMEDY}"
         )
-    if state.get("version") != VERSION:
-        raise ValueError(
-            f"checkpoint={str(path)!r} has version {state.get('version')}, but this "
-            f"package reads version {VERSION}. It was left as it is. {remedy}"
-        )
-    saved = state.get("campaign", {})
     different = [
-        f"{name} was {saved.get(name)!r} and is {value!r}"
+        f"{name} was {of_file.get(name)!r} and is {value!r}"
         for name, value in campaign.items()
-        if saved.get(name) != value
+        if of_file.get(name) != value
     ]
     if different:
         moved = ""
-        if saved.get("policy") != campaign["policy"]:
+        if of_file.get("policy") != campaign["policy"]:
             moved = (
                 " A policy that a search has moved already is another: make it anew."
             )
         raise ValueError(
             f"checkpoint={str(path)!r} is of other experiments: "
-            f"{'; '.join(different)}. It was left as it is.{moved} {remedy}"
+            f"{'; '.join(different)}.{moved} {_REMEDY}"
         )
     return state
+
+
+@contextmanager
+def refuse_damaged(path: Path) -> Iterator[None]:
+    """Turn every error of a block that uses what was read into one that says so.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        ValueError: If the block raises an exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(describe_error(error).split())
+        raise ValueError(
+            f"checkpoint={str(path)!r} is damaged, or is no checkpoint of this trainer "
+            f"({told}). {_REMEDY}"
+        ) from error

@@ -17,8 +17,8 @@ _BYTES_PER_VALUE = 16
 def rows_at_once(density: Any, num_values: int) -> int:
     """Return how many pairs of an input and a condition are evaluated at a time.
 
-    A pair takes 16 bytes for each of its values and for each output of a linear layer:
-    of sbi's densities within a factor of three of what they hold for a gradient,
+    A pair takes 16 bytes for each of its values and for each output of a matrix of
+    weights. For a gradient, densities of sbi hold as much within a factor of three,
     whatever their dimensions. All pairs at a time take 256 MB.
 
     Args:
@@ -33,6 +33,7 @@ def rows_at_once(density: Any, num_values: int) -> int:
         (16384, 167)
     """
     if isinstance(density, nn.Module):
-        layers = [m for m in density.modules() if isinstance(m, nn.Linear)]
-        num_values += sum(layer.out_features for layer in layers)
+        # Of shape (out, in), or (num_networks, in, out) of several at once.
+        weights = [w for w in density.parameters() if w.dim() > 1]
+        num_values += sum(w.numel() // max(1, w.shape[1]) for w in weights)
     return max(1, min(MAX_ROWS, MEMORY_BYTES // (_BYTES_PER_VALUE * num_values)))

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
@@ -66,37 +67,41 @@ class Chunk(NamedTuple):
         num_raised: How many rows raised.
         error: The first error.
         is_fatal: Whether it ends the whole simulation.
+        num_calls: How many rows the simulator got.
+        num_left_out: How many rows a limit of calls left without a result.
+        is_suspect: Whether a simulator raised whenever it was checked.
     """
 
     x: Tensor | None
     num_raised: int = 0
     error: BaseException | None = None
     is_fatal: bool = False
+    num_calls: int = 0
+    num_left_out: int = 0
+    is_suspect: bool = False
 
 
 Function = Callable[[Tensor, Tensor], Chunk]
 
 
-def check_num_workers(num_workers: int | None, chunk_size: int | None) -> None:
-    """Refuse numbers of workers and of rows that mean nothing.
+def check_num_workers(num_workers: Any) -> int | None:
+    """Return a number of workers, or refuse what is none.
 
     Args:
-        num_workers: Number of workers, or `None`.
-        chunk_size: Number of rows per call of the simulator, or `None`.
+        num_workers: Number of workers, -1 for all cores, or `None`.
 
     Raises:
-        ValueError: If one of them is out of range.
+        WrongKindError: If it is no integer.
+        ValueError: If it is zero.
     """
-    if num_workers == 0 or not isinstance(num_workers, int | None):
-        raise ValueError(
-            f"num_workers={num_workers!r} must be a positive number, -1 for all cores, "
-            "or None for the n_jobs of joblib.parallel_config."
-        )
-    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
-        raise ValueError(
-            f"simulation_batch_size={chunk_size!r} must be at least 1, or None to have "
-            "it chosen."
-        )
+    remedy = (
+        "Use a positive number, -1 for all cores, or None for the n_jobs of "
+        "joblib.parallel_config."
+    )
+    checked = check_integer("num_workers", num_workers, or_none=True, remedy=remedy)
+    if checked == 0:
+        raise ValueError(f"num_workers=0 starts no worker. {remedy}")
+    return checked
 
 
 def default_chunk_size(num_rows: int) -> int:

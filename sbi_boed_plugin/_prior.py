@@ -55,7 +55,7 @@ def draw_parameters(
         ValueError: If the prior gives hardly any of its own draws a density.
     """
     theta = prior.sample(torch.Size((num_samples,)))
-    theta = theta if dtype is None else theta.to(dtype)
+    theta = theta.to(dtype or theta.dtype, copy=True)  # A prior may keep what it drew.
     if theta.dim() != 2 or getattr(prior, "has_finite_draws", False):
         return theta
     for _ in range(_MAX_ATTEMPTS):
@@ -110,7 +110,8 @@ def finite_values(prior: Distribution) -> list[Tensor] | None:
         Poisson distribution) or not one of torch's `boolean`, `integer_interval` and
         combinations of them.
     """
-    values = _values(getattr(prior, "support", None), prior.event_shape.numel())
+    shape = getattr(prior, "event_shape", torch.Size())
+    values = _values(getattr(prior, "support", None), shape.numel())
     if values is None or max(map(len, values)) > _MAX_VALUES:
         return None
     return values
@@ -153,7 +154,8 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
         values = finite_values(prior)
         if values is not None and math.prod(map(len, values)) <= _MAX_GRID:
             grid = torch.cartesian_prod(*values).reshape(-1, len(values))
-            total = float(torch.logsumexp(prior.log_prob(grid).double().cpu(), 0))
+            log_prob = prior.log_prob(grid.to(prior.sample(torch.Size((1,))).device))
+            total = float(torch.logsumexp(log_prob.cpu().double(), 0))
             return (total, 0.0) if abs(total) > 0.02 else (0.0, 0.0)
         if prior.event_shape.numel() > _MAX_DIM or bool(discrete_columns(prior).any()):
             return 0.0, 0.0

@@ -19,6 +19,7 @@ __all__ = [
     "isolated_rng",
     "rng_state_from_plain",
     "rng_state_to_plain",
+    "same_rng_state",
 ]
 
 
@@ -34,6 +35,19 @@ def get_rng_state() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are the same."""
+
+    def plain(state: dict[str, Any]) -> list[Any]:
+        kind, keys, *rest = state["numpy"]
+        tensors = [state["torch"], *state.get("cuda", ())]
+        tensors += [state["mps"]] if "mps" in state else []
+        numbers = [t.cpu().numpy().tobytes() for t in tensors]
+        return [kind, keys.tobytes(), rest, state["python"], numbers]
+
+    return plain(state) == plain(other)
 
 
 def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +74,8 @@ def _set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # There may have been more devices where the state was saved.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
 

@@ -1,6 +1,11 @@
 """The only place that looks at sbi's version or touches sbi's private names."""
 
+import pickle
+from typing import Any, cast
+
 import sbi
+import torch
+from torch.utils import data
 
 SUPPORTED_SBI = "0.27"
 
@@ -34,3 +39,66 @@ from sbi.inference.trainers.nle.nle_base import (  # noqa: E402
 from sbi.neural_nets.estimators.base import (  # noqa: E402
     ConditionalEstimatorBuilder as ConditionalEstimatorBuilder,
 )
+
+
+def if_it_pickles(value: Any) -> Any:
+    """Return a value that can be pickled, and `None` in the place of any other."""
+    try:
+        pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return value
+
+
+def check_default_dtype() -> None:
+    """Raise if networks would be built in another precision than data are kept in.
+
+    Raises:
+        RuntimeError: If torch's default dtype is not single precision.
+    """
+    dtype = torch.get_default_dtype()
+    if dtype != torch.float32:
+        raise RuntimeError(
+            f"torch's default dtype is {dtype}, in which sbi builds its networks, but "
+            "it keeps data in torch.float32. Call "
+            "torch.set_default_dtype(torch.float32) before training."
+        )
+
+
+class SbiTrainerMixin:
+    """A base in front of sbi's trainers, for what all of ours do otherwise.
+
+    A tracker that can be pickled is kept: sbi's trainers come back with a tracker of
+    TensorBoard, which writes a folder, whatever they had before. And another default
+    precision than that of data is refused before training.
+    """
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[data.DataLoader, data.DataLoader]:
+        """Return sbi's dataloaders for training and validation."""
+        check_default_dtype()
+        return cast(Any, super()).get_dataloaders(
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state of sbi's trainer, with the tracker."""
+        state = cast(Any, super()).__getstate__()
+        return {**state, "_tracker": if_it_pickles(vars(self)["_tracker"])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set the state; without a tracker as sbi does."""
+        if state["_tracker"] is None:
+            cast(Any, super()).__setstate__(state)
+        else:
+            vars(self).update(state)

@@ -3,32 +3,38 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import ExpTransform, Transform
+from torch.distributions.transforms import Transform
 from tqdm.auto import tqdm
 
-from sbi_boed_plugin._checkpoint import load_checkpoint, save_checkpoint
+from sbi_boed_plugin._checkpoint import (
+    load_checkpoint,
+    locked,
+    refuse_damaged,
+    save_checkpoint,
+)
+from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import (
     get_rng_state,
     isolated_rng,
     rng_state_from_plain,
     rng_state_to_plain,
 )
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.estimators.transformed import Coordinates
+from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
-
-# Torch does not export the kind of inverse transforms, which refer to another one.
-_INVERSE = type(ExpTransform().inv)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,9 @@ def run_experiments(
     With a `checkpoint`, the state is saved after every round, and within a round once
     its design is found and once it is measured: no experiment is run twice. A call with
     the same arguments, in this process or another, goes on from there and gives what an
-    undisturbed run would have given, to the last bit.
+    undisturbed run would have given, to the last bit. The arguments are the same if
+    priors draw the same from a fixed seed, and policies do so at the beginning, the
+    middle and the end of a search.
 
     Args:
         inference: Trainer with prior and design policy.
@@ -144,6 +152,8 @@ def run_experiments(
         ValueError: If there is no policy, an argument is out of range, or the
             checkpoint is damaged or belongs to other experiments. It is then left as
             it is.
+        RuntimeError: If another call uses the checkpoint at this time.
+        OSError: If the checkpoint cannot be written. It is then as it was before.
 
     Example:
     --------
@@ -154,8 +164,9 @@ def run_experiments(
         )
         result.designs, result.x, result.records[-1].eig
     """
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds={num_rounds} must be at least 1.")
+    num_rounds = check_integer("num_rounds", num_rounds, 1)
+    num_particles = check_integer("num_particles", num_particles, 16)
+    seed = check_seed(seed)
     if "resume_training" in search:
         raise ValueError(
             "resume_training is not for run_experiments: pass checkpoint=... to "
@@ -167,7 +178,6 @@ def run_experiments(
             "inference needs a prior and a design policy: NLE_INCE(prior, "
             "design_policy=TruncatedNormalPolicy(low, high))."
         )
-    path = None if checkpoint is None else Path(checkpoint)
     # Another number of workers gives the same results, but for one: it draws from the
     # generators of this process.
     named = {
@@ -176,22 +186,51 @@ def run_experiments(
     }
     campaign = {
         "prior": _fingerprint_of_prior(prior),
-        "policy": _fingerprint_of_policy(policy, inference._policy_start or {}),
+        "policy": _fingerprint_of_policy(policy, inference._policy_start),
         "coordinates": repr(_plain(inference._search_coordinates)),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
     }
+    # The file itself, wherever links and later changes of the folder lead.
+    path = None if checkpoint is None else Path(checkpoint).resolve()
+    with nullcontext() if path is None else locked(path):
+        return _run_rounds(
+            inference,
+            simulator,
+            observe,
+            num_rounds,
+            path,
+            campaign,
+            num_particles,
+            show_progress_bar,
+            search,
+        )
+
+
+def _run_rounds(
+    inference: NLE_INCE,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    observe: Callable[[Tensor], Tensor],
+    num_rounds: int,
+    path: Path | None,
+    campaign: dict[str, Any],
+    num_particles: int,
+    show_progress_bar: bool,
+    search: dict[str, Any],
+) -> ExperimentsResult:
+    """Run the rounds that a checkpoint does not have yet."""
     records: list[ExperimentRecord] = []
     pending: dict[str, Any] = {}
-    start: int | dict[str, Any] | None = seed
+    start: int | dict[str, Any] | None = campaign["seed"]
     if path is not None and path.exists():
         saved = load_checkpoint(path, campaign)
-        records = [ExperimentRecord._from_plain(r) for r in saved["records"]]
-        pending = saved["pending"]
-        with isolated_rng(0):  # The weights that are drawn here are replaced.
-            set_state(inference, saved["trainer"])
-        start = rng_state_from_plain(saved["rng"])
+        with refuse_damaged(path):
+            records = [ExperimentRecord._from_plain(r) for r in saved["records"]]
+            pending = dict(saved["pending"])
+            start = rng_state_from_plain(saved["rng"])
+            with isolated_rng(0):  # The weights that are drawn here are replaced.
+                set_state(inference, saved["trainer"])
 
     def save() -> None:
         if path is not None:
@@ -216,13 +255,23 @@ def run_experiments(
         while len(records) < num_rounds:
             started = time.perf_counter()
             if "design" not in pending:
-                pending = _search(inference, simulator, search)
+                checked = CheckedSimulator(simulator, is_checked=bool(records))
+                pending = _search(inference, checked, search)
                 save()
             if "x" not in pending:
-                x = torch.as_tensor(observe(pending["design"])).reshape(-1)
+                # Copies: it may change what it gets, and use again what it returned.
+                x = torch.as_tensor(observe(pending["design"].clone())).reshape(-1)
                 _check_measured(x, inference)
-                pending = {**pending, "x": x.cpu()}
-                save()
+                pending = {**pending, "x": x.cpu().clone()}
+                try:
+                    save()
+                except OSError as error:
+                    raise OSError(
+                        error.errno,
+                        f"{error.strerror} Not saved is the last measurement, "
+                        f"x={x.tolist()} at design={pending['design'].tolist()}: let "
+                        "observe(design) return it then.",
+                    ) from error
             pending["seconds"] += time.perf_counter() - started
             records.append(_learn(inference, num_particles, pending))
             pending = {}
@@ -234,7 +283,7 @@ def run_experiments(
 
 def _search(
     inference: NLE_INCE,
-    simulator: Callable[[Tensor, Tensor], Tensor],
+    simulator: CheckedSimulator,
     search: dict[str, Any],
 ) -> dict[str, Any]:
     """Search for the design of a round, and return what its record needs."""
@@ -294,15 +343,23 @@ def _fingerprint_of_prior(prior: Any) -> str:
         return _digest(prior, prior.sample(torch.Size((8,))).cpu().numpy().tobytes())
 
 
-def _fingerprint_of_policy(policy: DesignPolicy, start: dict[str, Tensor]) -> str:
-    """Return what tells policies apart: kind, schedule and state at the start.
+def _fingerprint_of_policy(
+    policy: DesignPolicy, start: dict[str, Tensor] | None
+) -> str:
+    """Return what tells policies apart: their kind, and how a search anneals them.
 
-    That of the policy itself is where the last search has moved it.
+    State and draws at the beginning, the middle and the end of a search, from where the
+    policy started: the last search has moved the policy itself.
     """
-    values = repr(getattr(policy, "_schedule", None)).encode()
-    for name, value in sorted(start.items()):
-        values += name.encode() + value.detach().cpu().numpy().tobytes()
-    return _digest(policy, values)
+    policy = deepcopy(policy)
+    policy.load_state_dict(start or {})
+    content = b""
+    for progress in (0.0, 0.5, 1.0):
+        policy.anneal(progress)
+        with isolated_rng(0):
+            values = [*policy.state_dict().values(), policy.sample(torch.Size((8,)))]
+        content += b"".join(v.detach().cpu().numpy().tobytes() for v in values)
+    return _digest(policy, content)
 
 
 def _digest(value: Any, content: bytes) -> str:
@@ -319,7 +376,7 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in (value.theta, value.x, value.design)]
     if isinstance(value, Transform):
         name = type(value).__name__
-        if isinstance(value, _INVERSE):
+        if isinstance(value, INVERSE_TRANSFORM):
             return name, _plain(value.inv)
         # Not what torch has computed on demand.
         held = {

@@ -24,6 +24,7 @@ from sbi.diagnostics.lc2st import LC2ST
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
@@ -176,8 +177,8 @@ def total_information(
         >>> lower < upper
         True
     """
-    if num_contrastive < 1:
-        raise ValueError(f"num_contrastive={num_contrastive} must be at least 1.")
+    num_contrastive = check_integer("num_contrastive", num_contrastive, 1)
+    seed = check_integer("seed", seed, 0, 2**32 - 1)
     num_rounds = len(designs)
 
     def of_history(theta: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ def total_information(
         terms = log_likelihood(
             x.repeat(len(theta), 1), rows, designs.repeat(len(theta), 1)
         )
-        return terms.double().reshape(len(theta), num_rounds).sum(dim=1)
+        return terms.cpu().double().reshape(len(theta), num_rounds).sum(dim=1)
 
     own = of_history(theta_0.reshape(1, -1))
     total = own.new_tensor(-torch.inf)

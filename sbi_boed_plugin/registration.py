@@ -7,7 +7,9 @@ the moment that somebody imports `sbibm.algorithms`, and sbibm itself runs besid
 current sbi and without Julia; until then, nothing of it is looked for.
 
 Importing the package registers it. Set the environment variable
-`SBI_BOED_PLUGIN_AUTOREGISTER=0` to prevent that, and call `register()` yourself.
+`SBI_BOED_PLUGIN_AUTOREGISTER=0` to prevent that, and call `register()` yourself. The
+values `false`, `no`, `off` and an empty one mean the same, in capitals or not; all
+others mean yes.
 """
 
 import os
@@ -29,6 +31,7 @@ from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
 __all__ = ["autoregister", "is_registered", "register", "unregister"]
 
 _AUTOREGISTER_VARIABLE = "SBI_BOED_PLUGIN_AUTOREGISTER"
+_NO = ("0", "false", "no", "off", "")
 
 _TRAINERS: dict[str, object] = {
     "NLE_INCE": NLE_INCE,
@@ -153,10 +156,10 @@ def is_registered() -> bool:
 def autoregister() -> None:
     """Register, unless the environment says `SBI_BOED_PLUGIN_AUTOREGISTER=0`.
 
-    The package calls it when it is imported.
+    Or `false`, `no`, `off` or nothing. The package calls it when it is imported.
 
     Raises:
         ValueError: As `register()` does.
     """
-    if os.environ.get(_AUTOREGISTER_VARIABLE) != "0":
+    if os.environ.get(_AUTOREGISTER_VARIABLE, "1").strip().lower() not in _NO:
         register()

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._contract import NUM_CHECKED
+from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import default_chunk_size
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.design.policy import DesignPolicy
 
-__all__ = ["simulate_for_boed"]
+__all__ = ["simulate_for_boed", "vectorize"]
 
 
 def simulate_for_boed(
@@ -40,7 +42,9 @@ def simulate_for_boed(
             With several workers it has to be picklable, as functions, lambdas and most
             objects are, and gets tensors on the CPU. Rows for which it raises an
             `Exception` become NaN; it is called again with parts of the rows to find
-            out which these are.
+            out which these are. Before its first use it is called with one row and
+            twice with three, to see that rows do not depend on each other; for a
+            function of one parameter vector and one design see :func:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -84,17 +88,24 @@ def simulate_for_boed(
         >>> theta.shape, design.shape, x.shape
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))
     """
-    if num_simulations < 1:
-        raise ValueError(f"num_simulations={num_simulations} must be at least 1.")
+    num_simulations = check_integer("num_simulations", num_simulations, 1)
+    seed = check_seed(seed)
+    simulation_batch_size = check_integer(
+        "simulation_batch_size", simulation_batch_size, 1, or_none=True
+    )
+    checked = CheckedSimulator(
+        simulator, num_checked=min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
+    )
     if simulation_batch_size is None:
         # Always chunks, for results that do not tell one worker from several.
         simulation_batch_size = default_chunk_size(num_simulations)
     shape = torch.Size((num_simulations,))
     with torch.no_grad(), isolated_rng(seed):
-        theta = prior.sample(shape).to(torch.float32)
-        design = _sample_designs(design_policy, shape).to(theta)
-        x, _ = run_simulator(
-            simulator,
+        # Copies, since a prior or policy may keep what it returned.
+        theta = prior.sample(shape).to(torch.float32, copy=True)
+        design = _sample_designs(design_policy, shape).to(theta, copy=True)
+        made = run_simulator(
+            checked,
             theta,
             design,
             num_workers=num_workers,
@@ -102,7 +113,7 @@ def simulate_for_boed(
             isolate_errors=True,
             show_progress_bar=show_progress_bar,
         )
-    return theta, design, x
+    return theta, design, made.x
 
 
 def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
@@ -121,3 +132,78 @@ def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
             "in torch.distributions.Independent."
         )
     return design
+
+
+class _RowByRow:
+    """What `vectorize` returns."""
+
+    is_row_by_row = True
+
+    def __init__(self, simulator: Callable[[Tensor, Tensor], Any]) -> None:
+        self.simulator = simulator
+
+    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        rows = [
+            _as_vector(self.simulator(*row), theta)
+            for row in zip(theta, design, strict=True)
+        ]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                "simulator returned vectors of different lengths: "
+                f"{sorted({len(row) for row in rows})}. Pad with NaN what has not been "
+                "measured."
+            )
+        return torch.stack(rows)
+
+    def __repr__(self) -> str:
+        return f"vectorize({self.simulator!r})"
+
+
+def _as_vector(x: Any, theta: Tensor) -> Tensor:
+    """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
+    if isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x):
+        x = torch.stack([torch.as_tensor(part).to(theta) for part in x])
+    vector = torch.as_tensor(x).to(theta)
+    if vector.numel() != max([1, *vector.shape]):
+        raise ValueError(
+            f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
+            "vector and one design, but must return a number or a vector of shape "
+            "(dim_x,)."
+        )
+    return vector.reshape(-1)
+
+
+def vectorize(
+    simulator: Callable[[Tensor, Tensor], Any],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a simulator of many rows from a function of one parameter vector.
+
+    The counterpart of sbi's `process_simulator`. Rows are simulated one after another,
+    or on several processes with `num_workers`; a row that raises costs no other row.
+
+    Args:
+        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
+            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
+            array or a list. To run on several processes it has to be picklable.
+
+    Returns:
+        Function from `theta` of shape `(batch_dim, dim_theta)` and `design` of shape
+        `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`. It carries
+        gradients if `simulator` does.
+
+    Raises:
+        TypeError: If `simulator` is not a function.
+
+    Example:
+        >>> def decay(theta, design):
+        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
+        >>> simulator = vectorize(decay)
+        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
+    if not callable(simulator):
+        raise TypeError(
+            "simulator must be a function of one parameter vector and one design, got "
+            f"{type(simulator).__name__}."
+        )
+    return _RowByRow(simulator)

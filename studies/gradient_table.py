@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin import TruncatedNormalPolicy
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.batch import simulate_batch
 from sbi_boed_plugin.design.gradients import DATA_PATHS, POLICY_GRADIENTS, score_loss
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
@@ -63,7 +64,7 @@ def batch_gradients(
     gradients = []
     for _ in range(num_batches):
         batch = simulate_batch(
-            simulate,
+            CheckedSimulator(simulate, is_checked=True),
             policy,
             PRIOR,
             num_simulations=batch_size,

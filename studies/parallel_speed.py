@@ -22,7 +22,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.simulation import simulate_for_boed
 
 PRIOR = BoxUniform(torch.zeros(2), torch.ones(2))
@@ -101,7 +101,7 @@ def ms_per_call(num_workers: int, simulation_batch_size: Optional[int] = None) -
     for _ in range(NUM_CALLS):
         started = time.perf_counter()
         run_simulator(
-            free_simulator,
+            CheckedSimulator(free_simulator, is_checked=True),
             theta,
             design,
             num_workers=num_workers,
@@ -119,7 +119,7 @@ def compare(num_simulations: int, ms_per_row: float, repeats: int) -> pd.DataFra
             load = os.getloadavg()[0]
             started = time.perf_counter()
             run_simulator(
-                free_simulator,
+                CheckedSimulator(free_simulator, is_checked=True),
                 PRIOR.sample((BATCH_SIZE,)),
                 DESIGNS.sample((BATCH_SIZE,)),
                 num_workers=num_workers,

@@ -365,7 +365,7 @@ def _npe_gkl(name: str, dim_design: int) -> TrainerCase:
         renamed_defaults={},
         extra_summary=(),
         train_kwargs={"energy": EnergyConfig(max_num_epochs=3)},
-        as_peer={},
+        as_peer={"energy": EnergyConfig(max_num_epochs=1)},
         objective={"training": "joint"},
         later_rounds_by_proposal=True,
         train_again={"force_first_round_loss": True},

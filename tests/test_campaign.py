@@ -1,12 +1,5 @@
 """Sequences of experiments, killed and continued."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
 import pytest
 import torch
 from torch.distributions import Independent, Normal
@@ -21,6 +14,7 @@ from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.design.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import CHECK
 
 SEARCH = {
     "num_steps": 8,
@@ -80,6 +74,18 @@ class FailsInRound:
         return measure(design)
 
 
+def test_an_observer_may_change_what_it_gets_and_use_again_what_it_returned():
+    data = torch.zeros(1)
+
+    def observe(design):
+        data.copy_(measure(design).reshape(1))
+        design.mul_(0.5)
+        return data
+
+    expected = run(num_rounds=2)
+    assert_same(run(num_rounds=2, observe=observe), expected)
+
+
 def test_a_record_of_every_experiment():
     inference = make()
     before = torch.get_rng_state()
@@ -88,7 +94,7 @@ def test_a_record_of_every_experiment():
     assert result.designs.shape == (3, 1)
     assert result.x.shape == (3, 1)
     assert result.posterior_samples.shape == (128, 1)
-    assert result.num_simulations == 3 * (8 * 32 + 40)
+    assert result.num_simulations == 3 * (8 * 32 + 40) + CHECK
     assert len(inference.observations) == 3
     assert torch.equal(result.posterior_samples, inference.belief.particles)
     assert_same(run(), result)
@@ -131,7 +137,7 @@ def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
         Model.simulate, **{**SEARCH, **kwargs, "num_steps": 8, "num_warmup_steps": 0}
     )
     result = run(path, inference=inference, num_rounds=2, **kwargs)
-    num_scoring = 5 * 50 + 40
+    num_scoring = 5 * 50 + 40 + CHECK
     assert all(r.num_simulations <= num_scoring for r in result.records)
     longer = run(path, num_rounds=3, **kwargs)
     assert torch.equal(longer.designs[:2], result.designs)
@@ -145,68 +151,6 @@ def test_rounds_can_be_added_and_finished_ones_are_not_repeated(tmp_path):
     assert_same(longer, run(num_rounds=3))
     calls = FailsInRound(1, AssertionError("experiment repeated"))
     assert_same(run(path, num_rounds=3, observe=calls), longer)
-
-
-SCRIPT = """
-import sys
-from tests.test_campaign import make, measure, run
-class Slow:
-    calls = 0
-    def __call__(self, design):
-        Slow.calls += 1
-        if Slow.calls == 2:
-            print("in the middle", flush=True)
-            import time
-            time.sleep(60)
-        return measure(design)
-run(sys.argv[1], observe=Slow())
-"""
-
-
-def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
-    path = tmp_path / "campaign.pt"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(path)],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline().strip() == "in the middle"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(0.1)
-    assert_same(run(path), run())
-    assert [p.name for p in tmp_path.iterdir()] == ["campaign.pt"]
-
-
-def damaged(path):
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-
-
-def foreign(path):
-    torch.save({"weights": torch.ones(3)}, path)
-
-
-def evil(path):
-    torch.save({"format": "sbi_boed_plugin.run_experiments", "prior": Model}, path)
-
-
-def text(path):
-    path.write_text("my notes")
-
-
-@pytest.mark.parametrize("spoil", [damaged, foreign, evil, text])
-def test_a_file_that_is_no_checkpoint_is_refused_and_kept(tmp_path, spoil):
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=1)
-    spoil(path)
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="checkpoint=.*left as it is"):
-        run(path)
-    assert path.read_bytes() == before
 
 
 def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
@@ -302,6 +246,31 @@ def test_another_prior_or_schedule_is_another_sequence(tmp_path):
     assert len(run(path, num_rounds=2, num_workers=1).records) == 2
 
 
+class WithSchedule(TruncatedNormalPolicy):
+    """A policy of a user's own, with a function as its schedule."""
+
+    def __init__(self, schedule):
+        self.of_user = schedule
+        super().__init__(torch.tensor([0.5]), torch.tensor([3.0]))
+
+    def anneal(self, progress):
+        self.scale = self.of_user(progress) * (self.high - self.low)
+
+
+def test_schedules_of_users_are_told_apart_by_what_they_do(tmp_path):
+    def make_with(schedule):
+        policy = WithSchedule(schedule)
+        return NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
+
+    path = tmp_path / "campaign.pt"
+    run(path, num_rounds=1, inference=make_with(lambda p: 0.3 - 0.2 * p))
+    same = make_with(lambda progress: 0.3 + progress * -0.2)
+    assert len(run(path, num_rounds=2, inference=same).records) == 2
+    for other in (lambda p: 0.3 - 0.1 * p, lambda p: 0.3 - 0.2 * p**2):
+        with pytest.raises(ValueError, match="other experiments: policy"):
+            run(path, inference=make_with(other))
+
+
 def test_a_policy_that_moved_starts_where_it_did(tmp_path):
     path = tmp_path / "campaign.pt"
     inference = make()
@@ -340,7 +309,7 @@ def test_later_multi_start_searches_take_the_steps_they_were_given():
     kwargs = {"method": "multi_start", "multi_start": few, "num_warmup_steps": 2}
     result = run(num_rounds=2, **kwargs)
     # The first trains a posterior, the second is served by the likelihood.
-    num_scoring = 5 * 50 + 40
+    num_scoring = 5 * 50 + 40 + CHECK
     assert result.records[1].num_simulations <= num_scoring
     result = run(num_rounds=2, objective="barber_agakov", **kwargs)
     expected = SEARCH["num_steps"] * SEARCH["training_batch_size"]

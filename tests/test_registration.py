@@ -150,7 +150,13 @@ def test_infer_finds_the_method():
     assert posterior.potential(torch.zeros(1, 2), x=torch.zeros(1, 2)).isfinite().all()
 
 
-@pytest.mark.parametrize("value, expected", [("0", False), ("1", True), (None, True)])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        *((no, False) for no in ("0", "false", "False", "NO", "off", " Off ", "")),
+        *((yes, True) for yes in ("1", "true", "on", "whatever", None)),
+    ],
+)
 def test_autoregister_follows_the_environment(monkeypatch, value, expected):
     if value is None:
         monkeypatch.delenv("SBI_BOED_PLUGIN_AUTOREGISTER", raising=False)

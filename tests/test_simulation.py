@@ -15,8 +15,9 @@ from torch.distributions import Uniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
 from sbi_boed_plugin._parallel import _draw_seeds
-from sbi_boed_plugin._simulation import run_simulator
-from sbi_boed_plugin.simulation import simulate_for_boed
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
+from sbi_boed_plugin.simulation import simulate_for_boed, vectorize
 from tests.trainers.cases import message
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
@@ -71,11 +72,11 @@ def global_states():
     return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
 
 
-def assert_only_bad_rows_are_missing(x, valid, theta, design):
+def assert_only_bad_rows_are_missing(made, theta, design):
     expected = echo(theta, design)
     expected[BAD] = torch.nan
-    assert torch.equal(valid, ~torch.isnan(expected[:, 0]))
-    assert torch.equal(x.nan_to_num(99.0), expected.nan_to_num(99.0))
+    assert torch.equal(made.valid, ~torch.isnan(expected[:, 0]))
+    assert torch.equal(made.x.nan_to_num(99.0), expected.nan_to_num(99.0))
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_the_order_of_the_workers_does_not_matter():
     results = []
     for simulator in (noisy, slow_at_first):
         torch.manual_seed(0)
-        results.append(run_simulator(simulator, theta, design, **WORKERS)[0])
+        results.append(run_simulator(simulator, theta, design, **WORKERS).x)
     assert torch.equal(*results)
 
 
@@ -139,9 +140,9 @@ def test_no_noise_is_used_twice(num_workers):
 def test_one_worker_is_one_plain_call():
     theta, design = rows()
     torch.manual_seed(1)
-    x, _ = run_simulator(lambda t, d: t + torch.randn_like(t), theta, design)
+    made = run_simulator(lambda t, d: t + torch.randn_like(t), theta, design)
     torch.manual_seed(1)
-    assert torch.equal(x, theta + torch.randn_like(theta))
+    assert torch.equal(made.x, theta + torch.randn_like(theta))
 
 
 # --- What the caller gets -------------------------------------------------------------
@@ -171,41 +172,42 @@ def test_failed_rows_can_be_left_out(tracker):
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
 def test_data_are_like_theta(kwargs):
     theta, design = rows()
-    x, _ = run_simulator(
+    x = run_simulator(
         lambda t, d: (t * d).float().numpy(), theta.double(), design.double(), **kwargs
-    )
+    ).x
     assert x.dtype == torch.float64 and x.shape == (50, 2)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"simulation_batch_size": 8}])
 def test_in_this_process_simulators_get_the_device_of_theta(kwargs):
     theta, design = (tensor.to("meta") for tensor in rows())
-    x, valid = run_simulator(lambda t, d: t * d, theta, design, **kwargs)
-    assert x.device.type == valid.device.type == "meta"
+    checked = CheckedSimulator(lambda t, d: t * d, is_checked=True)
+    made = run_simulator(checked, theta, design, **kwargs)
+    assert made.x.device.type == made.valid.device.type == "meta"
 
 
 def test_simulators_may_write_to_what_they_get():
     theta = torch.zeros(200_000, 3)  # large enough for joblib to map it into memory.
-    x, _ = run_simulator(
+    x = run_simulator(
         lambda t, d: t.add_(1.0),
         theta,
         theta,
         num_workers=2,
         simulation_batch_size=10**5,
-    )
+    ).x
     assert x.eq(1.0).all() and theta.eq(0.0).all()
 
 
 def test_workers_do_not_compete_for_cores():
     theta, design = rows()
     num_threads = torch.get_num_threads()
-    x, _ = run_simulator(
+    made = run_simulator(
         lambda t, d: torch.full((len(t), 1), torch.get_num_threads()),
         theta,
         design,
         num_workers=joblib.cpu_count(),
     )
-    assert x.eq(1.0).all()
+    assert made.x.eq(1.0).all()
     assert torch.get_num_threads() == num_threads
 
 
@@ -221,12 +223,12 @@ def test_rows_that_raise_are_the_only_ones_missing(kwargs):
     theta, design = rows(BAD)
     expected = message("4 of 50 simulations", "ZeroDivisionError: negative rate")
     with pytest.warns(UserWarning, match=expected) as caught:
-        x, valid = run_simulator(
+        made = run_simulator(
             raises_for_negative, theta, design, isolate_errors=True, **kwargs
         )
     assert len(caught) == 1
     assert caught[0].filename != run_simulator.__code__.co_filename
-    assert_only_bad_rows_are_missing(x, valid, theta, design)
+    assert_only_bad_rows_are_missing(made, theta, design)
 
 
 def nan_for_negative(theta, design):
@@ -237,10 +239,10 @@ def test_nan_rows_are_invalid_without_a_warning():
     theta, design = rows(BAD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        x, valid = run_simulator(
+        made = run_simulator(
             nan_for_negative, theta, design, isolate_errors=True, **WORKERS
         )
-    assert_only_bad_rows_are_missing(x, valid, theta, design)
+    assert_only_bad_rows_are_missing(made, theta, design)
 
 
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
@@ -346,6 +348,246 @@ def test_progress_counts_rows(capsys):
     assert "50/50" in capsys.readouterr().err
 
 
+# --- What a simulator promises --------------------------------------------------------
+
+
+def one_vector(theta, design):
+    """The user's own function of one parameter vector, with as many outputs."""
+    return np.array([theta[1] * design[0] + 1, theta[0] * design[0] + 2])
+
+
+def only_the_first(theta, design):
+    """Right for one vector; of many rows it takes the parameters of the first."""
+    return theta[0] * design + 0.1 * torch.randn(1)
+
+
+MIXING = {
+    "as many outputs as rows": one_vector,
+    "first row": only_the_first,
+    "last row": lambda t, d: t[-1] * d + 0.1 * torch.randn_like(t),
+    "sum": lambda t, d: t.sum() * d,
+    "matrix of all pairs": lambda t, d: (t @ t[0]) * d,
+    "standardized": lambda t, d: (t - t.mean(0)) * d,
+    "numpy noise": lambda t, d: t[0].numpy() * d.numpy() + np.random.randn(len(t), 2),
+    "one by one only": lambda t, d: t[:1] * d[0] + 0.1,
+    "second row": lambda t, d: t[1] * d,
+    "five rows": lambda t, d: torch.stack([t[4], t[3], t[2], t[1], t[0]]),
+}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 20, 100])
+@pytest.mark.parametrize("name", MIXING)
+def test_functions_of_one_vector_are_refused_for_every_size(name, number):
+    if number == 1 and name not in ("as many outputs as rows", "second row"):
+        return  # Of one row there is nothing to mix.
+    for options in ({}, {"simulation_batch_size": 2}, {"simulation_batch_size": 5}):
+        with pytest.raises((ValueError, IndexError)) as caught:
+            simulate(MIXING[name], num_simulations=number, **options)
+        notes = getattr(caught.value, "__notes__", ["vectorize"])
+        assert "vectorize" in str(caught.value) + "".join(notes)
+
+
+def own_generator(kind):
+    generator = np.random.default_rng(0)
+
+    def simulate(theta, design):
+        u = torch.from_numpy(generator.random((len(theta), 1))).float()
+        return {"yes or no": (u < 0.5).float(), "censored": u.clamp(0.4, 0.6)}.get(
+            kind, theta * design + u
+        )
+
+    return simulate
+
+
+def rejects(theta, design):
+    """Noise whose random numbers are as many as the parameters of all rows want."""
+    x = torch.randn(len(theta), 1)
+    while (outside := x.abs() > theta.abs().mean(1, keepdim=True)).any():
+        x[outside] = torch.randn(int(outside.sum()))
+    return x + design
+
+
+RIGHT = {
+    "own generator": own_generator("continuous"),
+    "own generator, yes or no": own_generator("yes or no"),
+    "own generator, censored": own_generator("censored"),
+    "number of draws depends on rows": rejects,
+    "common noise": lambda t, d: t * d + torch.randn(2),
+    "count": lambda t, d: torch.poisson(t.abs() * d),
+    "steps for all rows": lambda t, d: t * d * (1 + 1e-4 * t.max()),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_simulators_of_rows_are_taken_whatever_their_noise(name):
+    for seed in range(20):
+        simulate(RIGHT[name], seed=seed, num_simulations=20)
+
+
+def test_simulators_that_often_raise_by_chance_are_taken():
+    def unlucky(theta, design):
+        if random.random() < 0.3:
+            raise RuntimeError("diverged")
+        return theta * design
+
+    for seed in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theta, design, x = simulate(unlucky, seed=seed)
+        valid = x.isfinite().all(dim=1)
+        assert valid.any()
+        assert torch.equal(x[valid], (theta * design)[valid])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.usefixtures("threads")
+def test_the_check_changes_no_simulation(num_workers):
+    theta, design = rows()
+    results = []
+    for is_checked in (False, True):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        checked = CheckedSimulator(noisy, is_checked=is_checked)
+        results.append(run_simulator(checked, theta, design, num_workers=num_workers))
+    assert torch.equal(results[0].x, results[1].x)
+    assert [made.num_calls for made in results] == [57, 50]
+    assert run_simulator(checked, theta, design).num_calls == 50
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        one_vector,
+        lambda t, d: [t[1] * d[0] + 1, t[0] * d[0] + 2],
+        lambda t, d: torch.stack([t[1] * d[0] + 1, t[0] * d[0] + 2]).reshape(1, 2),
+        lambda t, d: (t.flip(0) * d + torch.tensor([1, 2])).double(),
+    ],
+    ids=["numpy", "list", "one row", "double"],
+)
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_functions_of_one_vector_can_be_vectorized(function, number):
+    theta, design, x = simulate(vectorize(function), num_simulations=number)
+    expected = theta.flip(1) * design + torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(x, expected)
+
+
+def test_vectorized_functions_may_return_a_number_and_run_on_workers():
+    results = [
+        simulate(vectorize(lambda t, d: float(t.sum() * d[0]) + torch.randn(())), n)
+        for n in (1, 2)
+    ]
+    assert torch.equal(results[0][2], results[1][2])
+    assert results[0][2].shape == (50, 1)
+    with pytest.raises(ValueError, match="shape .2, 2. for one parameter vector"):
+        simulate(vectorize(lambda t, d: t.expand(2, 2)))
+    with pytest.raises(TypeError, match="simulator must be a function"):
+        vectorize(3)
+
+
+def test_rows_that_raise_cost_a_vectorized_simulator_no_other_row():
+    theta, design = rows(BAD)
+    calls = []
+
+    def fails(theta, design):
+        calls.append(1)
+        if theta[0] < 0:
+            raise ZeroDivisionError("negative rate")
+        return torch.cat([theta, design])
+
+    with pytest.warns(UserWarning, match="4 of 50"):
+        made = run_simulator(vectorize(fails), theta, design, isolate_errors=True)
+    assert_only_bad_rows_are_missing(made, theta, design)
+    assert made.num_calls == len(calls) == 50
+
+
+# --- Values that are changed in place -------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+@pytest.mark.usefixtures("threads")
+def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
+    buffer = torch.zeros(100, 3)
+
+    def in_place(theta, design):
+        out = buffer[: len(theta)]
+        out.copy_(torch.cat([theta, design], dim=1))
+        theta.mul_(2.0), design.add_(10.0)
+        return out
+
+    settings = {"num_workers": num_workers, "simulation_batch_size": batch_size}
+    theta, design, x = simulate(in_place, **settings)
+    for kept, expected in zip(
+        (theta, design), simulate(echo, **settings), strict=False
+    ):
+        assert torch.equal(kept, expected)
+    assert torch.equal(x, echo(theta, design))
+
+
+class Storage(BoxUniform):
+    """A distribution that returns the same tensor at each draw."""
+
+    def sample(self, sample_shape=torch.Size()):
+        if not hasattr(self, "kept"):
+            self.kept = super().sample(torch.Size((100,)))
+        draw = self.kept[: torch.Size(sample_shape).numel()]
+        return draw.copy_(super().sample(sample_shape))
+
+
+def test_what_priors_and_policies_return_is_copied():
+    prior = Storage(torch.zeros(2), torch.ones(2))
+    policy = Storage(torch.zeros(1), torch.ones(1))
+    theta, design, x = simulate_for_boed(
+        echo, prior, policy, 50, show_progress_bar=False
+    )
+    prior.sample((50,)), policy.sample((50,))
+    assert torch.equal(x, echo(theta, design))
+    theta = draw_parameters(prior, 50)
+    before = theta.clone()
+    prior.sample((50,))
+    assert torch.equal(theta, before)
+
+
+# --- What is counted ------------------------------------------------------------------
+
+
+class Counts:
+    """A simulator that raises for rows with a large parameter, and counts rows."""
+
+    def __init__(self, limit=0.9):
+        self.limit, self.num_rows = limit, 0
+
+    def __call__(self, theta, design):
+        self.num_rows += len(theta)
+        if (theta > self.limit).any():
+            raise RuntimeError("the solver diverged")
+        return echo(theta, design)
+
+
+@pytest.mark.filterwarnings("ignore:.*raised an error")
+@pytest.mark.parametrize("max_calls", [None, 0, 5, 20, 50, 60, 100, 300])
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("limit", [0.5, 0.95, 2.0])
+def test_the_calls_that_are_counted_are_the_calls_that_are_made(
+    max_calls, batch_size, limit
+):
+    torch.manual_seed(0)
+    theta, design = torch.rand(50, 2), torch.rand(50, 1)
+    counts = Counts(limit)
+    simulator = CheckedSimulator(counts, max_calls)
+    made = run_simulator(
+        simulator, theta, design, simulation_batch_size=batch_size, isolate_errors=True
+    )
+    assert made.num_calls == counts.num_rows
+    assert max_calls is None or counts.num_rows <= max_calls
+    works = (theta <= limit).all(dim=1)
+    assert not (made.valid & ~works).any()
+    if made.is_complete:
+        assert torch.equal(made.valid, works)
+    assert made.is_complete or max_calls is not None
+    if max_calls == 300 and batch_size is None:
+        assert made.is_complete
+
+
 # --- A cluster ------------------------------------------------------------------------
 
 
@@ -381,10 +623,10 @@ def test_a_dask_cluster_gives_the_same(reference):
 def test_on_a_dask_cluster_rows_that_raise_are_the_only_ones_missing():
     theta, design = rows(BAD)
     with pytest.warns(UserWarning, match="4 of 50 .* ZeroDivisionError: negative"):
-        x, valid = run_simulator(
+        made = run_simulator(
             raises_for_negative, theta, design, isolate_errors=True, **WORKERS
         )
-    assert_only_bad_rows_are_missing(x, valid, theta, design)
+    assert_only_bad_rows_are_missing(made, theta, design)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -96,21 +96,22 @@ print(f"{result.num_simulations:,} simulations, {result.seconds:.0f} s")
 # %% [markdown]
 # Three things to know about the number:
 #
-# - **It is a lower bound** (`"barber_agakov"`). It comes from a posterior $q$ that is
-#   trained beside the likelihood: the average of
-#   $\log q(\theta \mid x) - \log p(\theta)$ over simulations that were not trained on.
-#   Its expectation is at most the EIG, however good or bad that posterior is, and close
-#   to it if it is good.
+# - **It is a lower bound**, from a posterior $q$ that is trained beside the likelihood:
+#   `"barber_agakov"` is the average of $\log q(\theta \mid x) - \log p(\theta)$ over
+#   simulations that were not trained on, and `"lace"` lets the likelihood correct $q$.
+#   Reported is the larger of the two. The expectation of each is at most the EIG,
+#   however good or bad the networks are, and close to it if they are good.
 # - **The standard error** is that of the average over these simulations, whose number
 #   is `num_eig_samples`. It says nothing about how far the bound lies below the EIG.
-# - **It has no cap.** The bound of the likelihood alone, `objective="info_nce"`, has
-#   one: with $L$ contrastive parameters it cannot exceed $\log(L + 1)$. This experiment
-#   is far below that, and the likelihood's bound of the same design should be similar.
+# - **It has hardly a cap.** The bound of the likelihood alone, `objective="info_nce"`,
+#   has one: with $L$ contrastive parameters it cannot exceed $\log(L + 1)$. Where an
+#   experiment is far below that, the two should be similar.
 
 # %%
 contrastive = inference.estimate_eig(simulator, result.design, objective="info_nce")
-print(f"From the posterior   {eig.value:.2f} nats, cap {eig.cap}")
-print(f"From the likelihood  {contrastive.value:.2f} nats, cap {contrastive.cap:.2f}")
+for name, bound in (("Reported", eig), ("From the likelihood", contrastive)):
+    cap = "none" if bound.cap is None else f"{bound.cap:.2f}"
+    print(f"{name:<20} {bound.value:.2f} nats, cap {cap}")
 
 # %% [markdown]
 # `result.history` has one entry per training step. The bound of a step is an average
@@ -181,8 +182,8 @@ plot_posterior(samples, prior.sample((1_000,)), true_theta, parameter_names)
 
 # %% [markdown]
 # One number cannot determine two parameters: the posterior is a curved band along which
-# a higher initial concentration is made up for by a faster decay. But the decay rate is
-# known much better than before.
+# a higher initial concentration is made up for by a faster decay. How much better than
+# before the decay rate is known is printed below.
 #
 # ## Compare with a poor design
 #
@@ -226,7 +227,7 @@ for when, rate in rates.items():
 # - `max_num_simulations` and `max_seconds` bound the search, and `stop_after_steps`
 #   ends it when the bound no longer grows. After an interruption,
 #   `optimize_design(simulator, resume_training=True)` goes on where it stopped.
-# - Positive quantities that span decades are easier to learn as logarithms: see
-#   `transformed_likelihood_nn`.
+# - Data that span decades are noticed in the first simulations and learned nearly as
+#   logarithms. `NLE_INCE(x_transform=...)` and `transformed_likelihood_nn` take others.
 # - `sbi-boed design sir` runs all of this for an epidemic, and writes what it found to
 #   a folder.

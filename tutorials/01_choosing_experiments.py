@@ -121,7 +121,7 @@ search = {
     "num_eig_samples": 2_000,
 }
 inference = make_trainer()
-first = inference.optimize_design(simulator, num_steps=500, **search)
+first = inference.optimize_design(simulator, num_steps=300, **search)
 
 # %%
 print(f"First concentration: {10 ** first.design.item():.2f} mM")
@@ -171,10 +171,10 @@ plot_eig_over_design(
 )
 
 # %% [markdown]
-# The bound follows the truth from below, with a gap of about a tenth of a nat: the
-# posterior behind it is a mixture of Gaussians that fits the real one nearly, not
-# quite. For choosing a design its shape matters, not its height. Most of the range is
-# about equally good for a first measurement.
+# The bound follows the truth from below: the posterior behind it is a mixture of
+# Gaussians that fits the real one nearly, not quite, and the gap is what it misses. For
+# choosing a design the shape of the curve matters, not its height. From 1 mM upwards
+# all concentrations are about equally good for a first measurement.
 #
 # ## Measure and learn
 #
@@ -235,12 +235,12 @@ plot_posterior_sequence(
 
 # %% [markdown]
 # The first count leaves a band: a higher $V_\mathrm{max}$ is made up for by a higher
-# $K_\mathrm{m}$. Each later experiment cuts off a part of it, where the two parameters
-# are still confused, which nobody told the search.
+# $K_\mathrm{m}$. A later experiment is worth most where it cuts off a part of the band,
+# which nobody told the search.
 #
 # The bound is one of the information beyond the *learned* belief; the exact value is
-# that beyond the exact posterior. They differ by a few hundredths, and not always in
-# the direction of a bound.
+# that beyond the exact posterior. They differ by the errors of the belief, and not
+# always in the direction of a bound.
 #
 # ## Three ways to the posterior
 #
@@ -391,15 +391,17 @@ with warnings.catch_warnings(record=True) as caught:
     fragile = make_trainer().optimize_design(
         fragile_simulator, num_steps=40, num_eig_samples=2_000
     )
-print(f"{fragile.num_invalid_simulations} of {fragile.num_simulations:,} failed")
+print(f"{fragile.num_invalid_simulations} failed; with those that were repeated there")
+print(f"were {fragile.num_simulations:,} simulations")
 for message in sorted({str(warning.message) for warning in caught}):
     print("-", message)
 
 # %% [markdown]
 # A failure counts as an experiment that tells nothing, so that the search keeps away
-# from designs that often fail, and the information reported stays a lower bound. The
-# likelihood is that of the outcomes that succeed. If failing depends on the parameters,
-# as that of the solver does, it tells something about them, which is left out.
+# from designs that often fail, and the information reported stays a lower bound. If
+# failing depends on the parameters, as that of the solver does, a finite outcome tells
+# that the parameters are not those that fail: the likelihood of the trainer contains
+# the probability of success, which a classifier learns from all simulations.
 #
 # ## Slow simulators
 #

@@ -60,9 +60,9 @@ print(f"{theta.shape[1]} parameters, {x.shape[1]} data, without Julia")
 
 # %%
 two_moons = get_task("two_moons")
-quick = {"neural_net": "maf", "seed": 0}
+hyper = {"neural_net": "maf", "max_num_epochs": 40, "training_batch_size": 50}
 samples, num_simulations, log_prob = npe_gkl(
-    two_moons, 1_000, 1_000, num_observation=1, **quick
+    two_moons, 500, 500, num_observation=1, seed=0, **hyper
 )
 print(tuple(samples.shape), num_simulations, log_prob)
 
@@ -71,7 +71,7 @@ print(tuple(samples.shape), num_simulations, log_prob)
 # the method says of itself. The second observation needs no training.
 
 # %%
-outcome = run_method("npe_gkl", two_moons, 1_000, 1_000, 2, **quick)
+outcome = run_method("npe_gkl", two_moons, 500, 500, 2, seed=0, **hyper)
 print(
     f"trained before: {outcome.from_cache}; sampled in {outcome.sampling_seconds:.1f} s"
 )
@@ -84,7 +84,7 @@ print({name: round(value, 3) for name, value in outcome.diagnostics.items()})
 
 # %%
 reference = two_moons.get_reference_posterior_samples(2)
-forest = float(c2st(outcome.samples, reference[:1_000]))
+forest = float(c2st(outcome.samples, reference[:500]))
 print(f"C2ST, random forest: {forest:.2f}")
 
 # %% [markdown]
@@ -124,8 +124,8 @@ sys.path.insert(0, str(folder))
 #
 # ```
 # sbi-boed bench --tasks two_moons --methods npe npe_gkl my_methods:nearest \
-#   --budgets 1000 --observations 1-2 --metrics c2st_forest,ppc --num-samples 1000 \
-#   --set neural_net=maf --output results
+#   --budgets 500 --observations 1-2 --metrics c2st_forest,ppc --num-samples 500 \
+#   --set neural_net=maf max_num_epochs=40 training_batch_size=50 --output results
 # sbi-boed report results
 # ```
 #
@@ -136,13 +136,13 @@ sys.path.insert(0, str(folder))
 # %%
 results = folder / "results"
 settings = {
-    "num_simulations": [1_000],
+    "num_simulations": [500],
     "seeds": [0],
     "observations": [1, 2],
     "metrics": ["c2st_forest", "ppc"],
     "output": results,
-    "num_samples": 1_000,
-    "hyper": {"neural_net": "maf"},
+    "num_samples": 500,
+    "hyper": hyper,
     "show_progress": False,
 }
 methods = ["npe", "npe_gkl", "my_methods:nearest"]

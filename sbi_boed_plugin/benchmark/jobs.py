@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+from sbi_boed_plugin._numbers import check_integer
 
 __all__ = ["NUM_SAMPLES", "Job", "expand_jobs", "hyper_by_method"]
 
@@ -259,21 +260,10 @@ def _listed(name: str, values: Iterable[Any], least: int | None = None) -> list[
     if not entries:
         raise ValueError(f"{name}={values!r} must be a list of at least one entry.")
     if least is not None:
-        entries = [_whole(name, value, least) for value in entries]
+        entries = [check_integer(name, value, least, 2**32 - 1) for value in entries]
     if len(set(entries)) < len(entries):
         raise ValueError(f"{name}={entries} must not repeat an entry.")
     return entries
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    # Seeds of numpy have 32 bits, and True is an integer to Python.
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        number = int(value)
-        if least <= number < 2**32:
-            return number
-    raise ValueError(
-        f"{name}={value!r} must be an integer of at least {least} and below 2**32."
-    )
 
 
 def _as_kept(hyper: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin.benchmark._queue import run_all, say, settled_record
 from sbi_boed_plugin.benchmark.jobs import (
@@ -176,11 +177,15 @@ def plan_benchmark(
         num_samples=num_samples,
         hyper=hyper,
     )
-    check_num_workers(num_workers, None)
-    if time_limit is not None and not 0.0 < time_limit <= threading.TIMEOUT_MAX:
-        raise ValueError(
-            f"time_limit={time_limit} must be a positive number of seconds, or None."
-        )
+    num_workers = check_num_workers(num_workers)
+    time_limit = check_real(
+        "time_limit",
+        time_limit,
+        most=threading.TIMEOUT_MAX,
+        above=0.0,
+        or_none=True,
+        remedy="Pass a positive number of seconds.",
+    )
     check_metrics(metrics)
     check_methods(methods, num_rounds, hyper_by_method(methods, hyper or {}))
     _check_tasks(tasks, observations)

@@ -1,6 +1,6 @@
 """Simulations of one step of a design search."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import Simulator, run_simulator
 from sbi_boed_plugin.design.policy import DesignPolicy
 
 __all__ = ["Batch", "Designs", "DesignsAtMode", "simulate_batch"]
@@ -24,6 +24,10 @@ class Batch:
         designs: Different designs, of shape `(num_designs, dim_design)`.
         design: Design of each row, of shape `(batch_dim, dim_design)`.
         valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
+        num_calls: Number of rows that the simulator got, those repeated included.
+        is_complete: Whether its limit of calls left every row its chance.
+        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
+            learned from it.
     """
 
     theta: Tensor
@@ -31,6 +35,15 @@ class Batch:
     designs: Tensor
     design: Tensor
     valid: Tensor
+    num_calls: int = 0
+    is_complete: bool = True
+    information: Tensor | None = None
+
+    @classmethod
+    def join(cls, batches: "Sequence[Batch]") -> "Batch":
+        """Return all rows of several batches as one, without what they told."""
+        names = ("theta", "x", "designs", "design", "valid")
+        return cls(*(torch.cat([getattr(b, name) for b in batches]) for name in names))
 
     def finite(self) -> "Batch":
         """Return the simulations that did not fail."""
@@ -55,7 +68,6 @@ class DesignsAtMode:
 
     def sample(self, sample_shape: torch.Size) -> Tensor:
         """Return designs of shape `(*sample_shape, dim_design)`."""
-        # A policy may return a view of what it keeps.
         designs = self.policy.sample(sample_shape).clone()
         designs[::2] = self.policy.mode.to(designs)
         return designs
@@ -64,23 +76,8 @@ class DesignsAtMode:
 Designs = DesignPolicy | Distribution | DesignsAtMode
 
 
-class _KeepsGradient:
-    """A simulator at designs that carry a gradient, and what it returned."""
-
-    def __init__(
-        self, simulator: Callable[[Tensor, Tensor], Tensor], design: Tensor
-    ) -> None:
-        self.simulator = simulator
-        self.design = design
-        self.x: Tensor | None = None
-
-    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
-        self.x = self.simulator(theta, self.design)
-        return self.x
-
-
 def simulate_batch(
-    simulator: Callable[[Tensor, Tensor], Tensor],
+    simulator: Simulator,
     policy: Designs,
     prior: Distribution,
     *,
@@ -117,29 +114,28 @@ def simulate_batch(
         designs = policy.sample(shape)
     else:
         designs = policy.rsample(shape)
+    designs = designs.clone()  # A policy may return a view of what it keeps.
     # The networks of sbi are in single precision, whatever prior and policy are.
     theta = draw_parameters(prior, num_simulations, torch.float32).to(device)
     design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)
-    if gradient == "pathwise":
-        # In this process and in one call: a gradient does not travel.
-        keeper = _KeepsGradient(simulator, design)
-        x, valid = run_simulator(keeper, theta, design.detach())
-        x = x if keeper.x is None else keeper.x.to(x)
-    else:
-        x, valid = run_simulator(
-            simulator,
-            theta,
-            design.detach(),
-            num_workers=num_workers,
-            isolate_errors=True,
-            warn=warn,
-        )
-    num_valid = int(valid.sum())
-    if num_valid * 10 < len(theta):
+    pathwise = gradient == "pathwise"
+    made = run_simulator(
+        simulator,
+        theta,
+        design if pathwise else design.detach(),
+        num_workers=num_workers,
+        isolate_errors=not pathwise,
+        keep_gradient=pathwise,
+        warn=warn,
+    )
+    num_valid = int(made.valid.sum())
+    if made.is_complete and num_valid * 10 < len(theta):
         raise ValueError(
             f"Only {num_valid} of {len(theta)} simulations are free of NaN and "
             f"infinite values, at designs between {designs.min().item():.4g} and "
             f"{designs.max().item():.4g}. Check the simulator there, or restrict the "
             "support of the design policy."
         )
-    return Batch(theta, x, designs, design, valid)
+    return Batch(
+        theta, made.x, designs, design, made.valid, made.num_calls, made.is_complete
+    )

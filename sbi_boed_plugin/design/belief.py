@@ -14,16 +14,17 @@ References:
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from copy import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.design.sequential_monte_carlo import (
@@ -34,16 +35,22 @@ from sbi_boed_plugin.design.sequential_monte_carlo import (
     propose,
     systematic_resample,
 )
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
 
-__all__ = ["ParticleBelief"]
+__all__ = ["SURPRISING", "ParticleBelief", "predictive_p_value"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
 # Moves go on until particles have moved this often on average, within limits.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
-# Particles that explain an observation, below which there is a warning.
-_MIN_EXPLAINING = 16
+# Draws that data are compared with, and particles by which their density is judged.
+_NUM_DRAWS, _NUM_JUDGES = 1_000, 64
+# P-values below are of data that lie beyond all draws.
+SURPRISING = 1.5 / _NUM_DRAWS
+# Different particles that an update must leave, a quarter of few.
+_MIN_DIFFERENT = 64
 # Of particles that are independent of those that networks were trained with.
 _SEED = 7_919
 
@@ -81,8 +88,7 @@ class ParticleBelief(Distribution):
             num_particles: Number of particles.
             device: Device of the particles.
         """
-        if num_particles < 16:
-            raise ValueError(f"num_particles={num_particles} must be at least 16.")
+        num_particles = check_integer("num_particles", num_particles, 16)
         super().__init__(event_shape=prior.event_shape, validate_args=False)
         self._prior = prior
         self._transform = transform
@@ -134,6 +140,11 @@ class ParticleBelief(Distribution):
         return self._prior
 
     @property
+    def support(self) -> Any:
+        """Support of the prior: no observation excludes any of it."""
+        return self._prior.support
+
+    @property
     def num_particles(self) -> int:
         """Number of particles."""
         return len(self.particles)
@@ -164,7 +175,7 @@ class ParticleBelief(Distribution):
                     device=str(self.particles.device),
                 )
                 for log_likelihood in self._log_likelihoods:
-                    other._update(log_likelihood)
+                    other.update(log_likelihood)
             both = torch.tensor([self.log_evidence, other.log_evidence]).double()
             other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
             variances = self.log_evidence_variance + other.log_evidence_variance
@@ -208,20 +219,9 @@ class ParticleBelief(Distribution):
                 to the log-likelihood of the observation, of shape `(batch_dim,)`.
 
         Raises:
-            ValueError: If no particle gives the observation a density.
+            ValueError: If no particle gives the observation a density, or hardly any
+                different particles are left. The belief is then as it was.
         """
-        num_explaining = self._update(log_likelihood)
-        if num_explaining < _MIN_EXPLAINING:
-            warnings.warn(
-                f"Only {num_explaining} of {self.num_particles} particles of the "
-                "belief come near to explaining x_o: the belief may have collapsed "
-                "onto few parameters. Use more num_particles, or check that x_o "
-                "belongs to this design.",
-                stacklevel=3,
-            )
-
-    def _update(self, log_likelihood: LogLikelihood) -> int:
-        """Update, and return how many particles came near to explaining the data."""
         theta = self.particles
         current = log_likelihood(theta)
         if not torch.isfinite(current).any():
@@ -232,7 +232,6 @@ class ParticleBelief(Distribution):
                 "the likelihood further."
             )
         current = torch.where(current.isnan(), -torch.inf, current)
-        num_explaining = int((current > current.max() - 20.0).sum())
         history = self._log_history(theta)
         log_evidence, variance = self.log_evidence, self.log_evidence_variance
         power = 0.0
@@ -255,13 +254,30 @@ class ParticleBelief(Distribution):
                 num_proposed + proposed,
             )
             theta, current, history = state.theta, state.current, state.history
+        self._refuse_collapse(theta)
         self.particles = theta
         self.log_evidence = log_evidence
         self.log_evidence_variance = variance
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
         self._log_likelihoods.append(log_likelihood)
         self._anew = None
-        return num_explaining
+
+    def _refuse_collapse(self, theta: Tensor) -> None:
+        """Raise if hardly any particles differ, unless parameters are discrete."""
+        num_different = len(theta.unique(dim=0))
+        if num_different >= min(_MIN_DIFFERENT, len(theta) // 4):
+            return
+        with isolated_rng(_SEED):
+            draws = draw_parameters(self._prior, len(theta))
+        if len(draws.unique(dim=0)) < 0.9 * len(draws):
+            return
+        raise ValueError(
+            f"x_o would leave {num_different} different particles of {len(theta)}: the "
+            "belief would collapse onto them. It was left as it is. Check that x_o "
+            "belongs to this design and has the units of the simulations. If it does, "
+            "use more num_particles, or scale parameters so that their precision "
+            "suffices (they are in single precision)."
+        )
 
     def _log_history(self, theta: Tensor) -> Tensor:
         """Return the log-likelihood of all observations so far."""
@@ -270,7 +286,15 @@ class ParticleBelief(Distribution):
         )
 
     def _log_prior(self, theta: Tensor) -> Tensor:
-        return self._prior.log_prob(theta).to(theta)
+        values = self._prior.log_prob(theta).to(theta)
+        try:
+            support = self._prior.support
+        except (NotImplementedError, AttributeError):
+            return values  # The prior names none.
+        if support is not None and support.is_discrete:
+            # Formulas of discrete distributions have values in between, too.
+            values = torch.where(support.check(theta), values, -torch.inf)
+        return values
 
     def _move(
         self, state: MovedParticles, log_likelihood: LogLikelihood, power: float
@@ -317,3 +341,46 @@ class ParticleBelief(Distribution):
         """Return the log-determinant of the map to unbounded coordinates."""
         log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
         return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
+
+
+@torch.no_grad()
+def predictive_p_value(
+    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
+) -> float:
+    """Return how much of what is predicted is as surprising as the data.
+
+    The smaller of two shares of 1,000 draws from the predictive distribution, at least
+    1/1,001: of those whose predictive density is no higher, and of those of which a
+    value lies as far from its median. The second does not ask the likelihood for a
+    density that is far from all that it was trained with.
+
+    Args:
+        likelihood: Likelihood, conditioned on `(theta, design)` in one row.
+        theta: Draws from what is known before, of shape `(num_particles, dim_theta)`.
+        design: Design of shape `(dim_design,)`.
+        x: Data of shape `(1, *x_event_shape)`.
+
+    Returns:
+        The share.
+    """
+    conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
+    weights = theta.new_ones(len(theta))
+    if isinstance(likelihood, LikelihoodWithFailures):
+        weights = likelihood.log_success(conditions).exp()
+    with isolated_rng(_SEED):
+        rows = torch.multinomial(weights, _NUM_DRAWS, replacement=True)
+        draws = likelihood.sample(torch.Size((1,)), conditions[rows])[0]
+        judges = torch.randint(len(theta), (_NUM_JUDGES, 1), device=theta.device)
+    x = torch.cat([x, draws])
+    log_density = log_likelihood_matrix(
+        likelihood.log_prob, x, conditions[judges].expand(-1, len(x), -1)
+    ).logsumexp(dim=0)
+    log_density = nan_to_zero_density(log_density)
+    offsets = (x - draws.median(dim=0).values).abs().flatten(1)
+    width = offsets[1:].quantile(0.9, dim=0)
+    # Data that hardly vary: any other value is far away.
+    distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
+    shares = [
+        (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)
+    ]
+    return (1.0 + _NUM_DRAWS * float(min(shares))) / (1.0 + _NUM_DRAWS)

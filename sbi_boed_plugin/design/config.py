@@ -1,14 +1,22 @@
 """Settings and result of a design optimization."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    MOST_WEIGHT,
+    check_fields,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.design.trust import Arrival
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 
 __all__ = ["DesignOptimizerConfig", "DesignResult", "StopReason"]
@@ -39,25 +47,21 @@ class DesignOptimizerConfig:
 
     def __post_init__(self) -> None:
         multi_start = self.method == "multi_start"
-        for name, least in (
-            # With trained estimators a multi-start search needs no further step.
-            ("num_steps", 0 if multi_start else 1),
-            ("training_batch_size", 1),
-            ("num_simulations_per_design", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}."
-                )
-        if not 0 <= self.num_warmup_steps < self.num_steps + multi_start:
+        # With trained estimators a multi-start search needs no further step.
+        check_fields(self, check_integer, ["num_steps"], 0 if multi_start else 1)
+        counts = [
+            "training_batch_size",
+            "num_simulations_per_design",
+            "num_contrastive",
+        ]
+        check_fields(self, check_integer, counts, 1)
+        check_fields(
+            self, check_integer, ["num_warmup_steps", "num_refinement_steps"], 0
+        )
+        if self.num_warmup_steps >= self.num_steps + multi_start:
             raise ValueError(
-                f"num_warmup_steps={self.num_warmup_steps} must not be negative and "
-                f"be less than num_steps={self.num_steps}."
-            )
-        if self.num_refinement_steps < 0:
-            raise ValueError(
-                f"num_refinement_steps={self.num_refinement_steps} must not be "
-                "negative."
+                f"num_warmup_steps={self.num_warmup_steps} must be less than "
+                f"num_steps={self.num_steps}."
             )
         if multi_start and self.num_refinement_steps:
             raise ValueError(
@@ -65,9 +69,18 @@ class DesignOptimizerConfig:
                 "method='multi_start': its networks serve all designs and are not "
                 "refined at one. Use method='joint' or leave it out."
             )
-        for name in ("learning_rate", "design_learning_rate"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        rates = ["learning_rate", "design_learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+        check_fields(
+            self,
+            check_real,
+            ["clip_max_norm"],
+            above=0.0,
+            or_infinite=True,
+            or_none=True,
+            remedy="None means no clipping.",
+        )
+        check_fields(self, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
         for name, known in (
             ("objective", POLICY_OBJECTIVES),
             ("gradient", POLICY_GRADIENTS),
@@ -95,17 +108,11 @@ class DesignOptimizerConfig:
                 "designs a step, but the baseline of the gradient compares designs. "
                 "Increase it or decrease num_simulations_per_design."
             )
-        if not 1 <= self.num_contrastive < self.training_batch_size:
+        if self.num_contrastive >= self.training_batch_size:
             raise ValueError(
-                f"num_contrastive={self.num_contrastive} must be at least 1 and less "
-                f"than training_batch_size={self.training_batch_size}: contrastive "
+                f"num_contrastive={self.num_contrastive} must be less than "
+                f"training_batch_size={self.training_batch_size}: contrastive "
                 "parameters are other rows of the batch."
-            )
-        if not 0.0 <= self.regularization_strength < float("inf"):
-            raise ValueError(
-                f"regularization_strength={self.regularization_strength} must be "
-                "finite and not negative: it weighs maximum likelihood beside the "
-                "contrastive bound."
             )
 
 
@@ -116,7 +123,12 @@ class DesignResult:
     Attributes:
         design: The best design found, of shape `(dim_design,)`: the mode of the policy
             or, after a multi-start search, the best of the candidates.
-        eig: Its expected information gain, from simulations that were not trained on.
+        eig: Its expected information gain, from simulations that were not trained on:
+            the larger of the objective's own bound and `"lace"`.
+        bounds: Every bound that the networks give, from the same simulations, by its
+            name; `"linear"` is that of a linear regression.
+        arrival: Whether the policy arrived at the design, after a joint search.
+        doubts: What speaks against the result; each was also a warning.
         policy: The trained policy.
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
             in one row.
@@ -150,6 +162,23 @@ class DesignResult:
     num_invalid_simulations: int
     seconds: float
     stop_reason: StopReason
+    bounds: dict[str, EIGEstimate] = field(default_factory=dict)
+    arrival: Arrival | None = None
+    doubts: tuple[str, ...] = ()
     posterior_estimator: ConditionalDensityEstimator | None = None
     marginal_estimator: ConditionalDensityEstimator | None = None
     candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()
+
+    def __str__(self) -> str:
+        """Say what was found, and what is known of it."""
+        shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())
+        if len(self.design) > 6:
+            shown += ", …"
+        eig = self.eig
+        lines = [
+            f"design [{shown}]: at least {eig.value:.2f} nats (± "
+            f"{eig.standard_error:.2f}; lower bound, {eig.bound}), "
+            f"{self.num_simulations:,} simulations",
+            *(f"- {doubt}" for doubt in self.doubts),
+        ]
+        return "\n".join(lines)

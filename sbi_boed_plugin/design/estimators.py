@@ -9,7 +9,9 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.failures import without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.units import warn_of_scales
 
 __all__ = ["DesignEstimators", "EstimatorBuilders"]
 
@@ -21,7 +23,8 @@ class DesignEstimators:
     """Networks over parameters, data and designs.
 
     Attributes:
-        likelihood: Of `x`, conditioned on `(theta, design)` in one row.
+        likelihood: Of `x`, conditioned on `(theta, design)` in one row; a
+            `LikelihoodWithFailures` if simulations have failed.
         posterior: Of `theta`, conditioned on `(x, design)` in one row; a
             `HybridEstimator` if it has an energy ratio.
         marginal: Of `x`, conditioned on `design`.
@@ -35,6 +38,11 @@ class DesignEstimators:
         """Return the networks that there are."""
         networks = (self.likelihood, self.posterior, self.marginal)
         return [network for network in networks if network is not None]
+
+    @property
+    def trained(self) -> "DesignEstimators":
+        """The networks that learn from finite outcomes."""
+        return replace(self, likelihood=without_failures(self.likelihood))
 
     def serve(self, needs: str | None) -> bool:
         """Whether the networks that an objective needs beside the likelihood exist."""
@@ -102,6 +110,7 @@ class EstimatorBuilders:
         data = torch.cat([x, design], dim=-1)
         if estimators is None:
             conditions = torch.cat([theta, design], dim=-1)
+            warn_of_scales(self.likelihood, conditions, x)
             estimators = DesignEstimators(self.likelihood(conditions, x))
         estimators = replace(estimators)  # a step that fails leaves the old ones.
         if needs in ("posterior", "hybrid") and estimators.posterior is None:

@@ -116,7 +116,7 @@ class Densities:
     def partition(self) -> Tensor:
         """Partition function of the hybrid posterior, of shape `(batch_dim,)`."""
         return self._estimators.hybrid.partition(
-            self.data, draws_follow_condition=self.data.requires_grad
+            self.data, whole_gradient=self.data.requires_grad
         )
 
     @cached_property

@@ -26,11 +26,18 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._memory import rows_at_once
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    check_fields,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.scoring import score_design
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
@@ -74,19 +81,12 @@ class MultiStartConfig:
     num_candidate_samples: int = 1_000
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("num_starts", 1),
-            ("num_samples", 2),
-            ("num_climb_steps", 0),
-            ("num_candidates", 1),
-            ("num_candidate_samples", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {least}."
-                )
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        check_fields(self, check_integer, ["num_starts", "num_candidates"], 1)
+        draws = ["num_samples", "num_candidate_samples"]
+        check_fields(self, check_integer, draws, 2)
+        check_fields(self, check_integer, ["num_climb_steps"], 0)
+        rates = ["learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
 
 
 def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
@@ -202,14 +202,21 @@ def _information(
                 evaluate = log_prob
             parts.append(evaluate(x_all.flatten(1, 2), part))
         matrix = torch.cat(parts, dim=1).reshape(num_samples, len(theta), num_designs)
-        likelihood = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
+        own = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
         mean = torch.logsumexp(matrix, dim=1).T - math.log(len(theta))
-        return (likelihood - mean).mean(dim=1)
-    densities = Densities(
-        estimators, prior, theta_rows, x, design_rows, theta_rows[:0].unsqueeze(0)
-    )
-    terms = POLICY_OBJECTIVES[objective].terms(densities)
-    return terms.reshape(num_samples, num_designs).mean(dim=0)
+        terms = (own - mean).T
+    else:
+        no_contrast = theta_rows[:0].unsqueeze(0)
+        densities = Densities(
+            estimators.trained, prior, theta_rows, x, design_rows, no_contrast
+        )
+        terms = POLICY_OBJECTIVES[objective].terms(densities)
+        terms = terms.reshape(num_samples, num_designs)
+    if isinstance(estimators.likelihood, LikelihoodWithFailures):
+        # Data that failed would have told nothing.
+        log_success = estimators.likelihood.log_success(condition)
+        terms = terms * log_success.exp().reshape(num_samples, num_designs)
+    return terms.mean(dim=0)
 
 
 @dataclass(frozen=True)

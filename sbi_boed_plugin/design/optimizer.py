@@ -9,8 +9,10 @@ likelihood enters there: the policy would prefer quiet measurements to informati
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._interrupts import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.batch import (
     Batch,
     Designs,
@@ -40,6 +43,8 @@ from sbi_boed_plugin.design.information import (
 from sbi_boed_plugin.design.multi_start import uniform_designs
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.design.progress import Progress
+from sbi_boed_plugin.design.rehearsal import rehearse
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     in_batch_contrast,
@@ -49,6 +54,11 @@ __all__ = ["DesignOptimizer"]
 
 # Learning rate of the networks, relative to that of the search, when refinement starts.
 _REFINEMENT_RATE = 0.2
+# Simulations, the last ones, that are kept: they tell when one fails, whether the
+# policy arrived, and are learned from again.
+_MAX_STORED = 16_384
+# Rows that networks learn from, new ones or again.
+_NUM_ROWS_WANTED = 256_000
 
 
 class DesignOptimizer:
@@ -93,6 +103,16 @@ class DesignOptimizer:
         )
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
+        # Copies that learned from the simulations again; a search goes on without.
+        self._rehearsed: DesignEstimators | None = None
+        likelihood = None if estimators is None else estimators.likelihood
+        known = isinstance(likelihood, LikelihoodWithFailures)
+        self._known_failures = likelihood if known else None
+
+    @property
+    def networks(self) -> DesignEstimators | None:
+        """The networks to use: those that have seen most."""
+        return self._rehearsed or self.estimators
 
     @property
     def finished(self) -> bool:
@@ -114,11 +134,12 @@ class DesignOptimizer:
 
     def run(
         self,
-        simulator: Callable[[Tensor, Tensor], Tensor],
+        simulator: CheckedSimulator,
         *,
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
+        num_scoring: int = 0,
         num_workers: int = 1,
         tracker: Any | None = None,
         show_progress_bar: bool = True,
@@ -130,8 +151,10 @@ class DesignOptimizer:
             stop_after_steps: Stop when the mean bound over this many steps is a
                 standard error lower than over as many steps before. Never if `None`.
             max_num_simulations: Stop before the step that would exceed this number,
-                earlier runs included.
-            max_seconds: Stop after the step that exceeds this time, likewise.
+                earlier runs included, or within it if rows are repeated after errors.
+            max_seconds: Stop before the step that would end after this time, at the
+                pace of the steps so far, with `num_scoring` simulations after it.
+            num_scoring: Number of simulations that follow the last step.
             num_workers: Number of processes that simulate.
             tracker: sbi's tracker, to log each step to.
             show_progress_bar: Whether to show a progress bar.
@@ -145,7 +168,7 @@ class DesignOptimizer:
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
-        with bar:
+        with bar, self._failures_learned():
             reopened = self._reopen_search()
             while True:
                 # Here rather than after a step: a step that was interrupted at its
@@ -156,18 +179,79 @@ class DesignOptimizer:
                 if self.finished:
                     break
                 planned = self.progress.num_simulations
-                planned += self.config.training_batch_size
-                if max_num_simulations is not None and planned > max_num_simulations:
-                    return "max_num_simulations"
-                if max_seconds is not None and self.progress.seconds >= max_seconds:
+                planned += self.config.training_batch_size + simulator.num_check_calls
+                if max_num_simulations is not None:
+                    if planned > max_num_simulations:
+                        return "max_num_simulations"
+                    simulator.max_calls = (
+                        max_num_simulations - self.progress.num_simulations
+                    )
+                ahead = self.config.training_batch_size + num_scoring
+                ends = self.progress.seconds + ahead * self.progress.pace
+                if max_seconds is not None and (ends > max_seconds or not max_seconds):
                     return "max_seconds"
                 # Whatever interrupts the step, the next attempt starts from here.
                 self._rng_state = get_rng_state()
-                self._take_step(simulator, num_workers)
+                self._rehearsed = None
+                if not self._take_step(simulator, num_workers):
+                    return "max_num_simulations"
                 self._report(bar, tracker)
         ended = self.progress.search_ended
         early = ended is not None and ended < self.config.num_steps
         return "plateau" if early else "num_steps"
+
+    def rehearse(
+        self, *, max_seconds: float | None = None, show_progress_bar: bool = True
+    ) -> None:
+        """Let the networks learn again from the simulations that are kept.
+
+        So often that they see 256,000 rows in all, as in 1,000 steps of 256.
+
+        Args:
+            max_seconds: Time of training after which no further pass begins.
+            show_progress_bar: Whether to show a progress bar.
+        """
+        progress = self.progress
+        if self.estimators is None or self._rehearsed is not None:
+            return
+        rows = Batch.join(progress.stored).finite()
+        missing = _NUM_ROWS_WANTED - progress.num_simulations
+        num_passes = missing // max(1, len(rows.theta))
+        if num_passes < 1 or len(rows.theta) < 2:
+            return
+        started = time.perf_counter()
+        rehearsed = deepcopy(self.estimators)
+        progress.overfit = rehearse(
+            rehearsed.trained,
+            self._prior,
+            rows,
+            num_passes=num_passes,
+            clip_max_norm=self.config.clip_max_norm,
+            max_seconds=None if max_seconds is None else max_seconds - progress.seconds,
+            show_progress_bar=show_progress_bar,
+        )
+        self._rehearsed = rehearsed
+        progress.seconds += time.perf_counter() - started
+
+    @contextmanager
+    def _failures_learned(self) -> Iterator[None]:
+        """Learn when simulations fail, however a run ends.
+
+        From all simulations of the search and what was known before it, so that runs
+        that were interrupted end as others do.
+        """
+        try:
+            yield
+        finally:
+            known, estimators = self._known_failures, self.estimators
+            if estimators is not None and self.progress.stored:
+                rows = Batch.join(self.progress.stored)
+                condition = torch.cat([rows.theta, rows.design], dim=-1)
+                valid = rows.valid
+                if known is not None or not valid.all():
+                    likelihood = LikelihoodWithFailures(estimators.trained.likelihood)
+                    likelihood.learn(condition, valid, start=known)
+                    self.estimators = replace(estimators, likelihood=likelihood)
 
     def _reopen_search(self) -> bool:
         """Let a search that stopped on a plateau go on when it is resumed."""
@@ -189,20 +273,17 @@ class DesignOptimizer:
         ):
             progress.search_ended = progress.step
 
-    def _take_step(
-        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
-    ) -> None:
+    def _take_step(self, simulator: CheckedSimulator, num_workers: int) -> bool:
         """Take a step; if it fails, forget networks that it has built."""
         estimators, optimizer = self.estimators, self._optimizer
         try:
-            self._step(simulator, num_workers)
+            return self._step(simulator, num_workers)
         except BaseException:
             self.estimators, self._optimizer = estimators, optimizer
             raise
 
-    def _step(
-        self, simulator: Callable[[Tensor, Tensor], Tensor], num_workers: int
-    ) -> None:
+    def _step(self, simulator: CheckedSimulator, num_workers: int) -> bool:
+        """Take a step, and return whether the limit of simulations allowed for it."""
         started = time.perf_counter()
         config = self.config
         if self._moves_policy:
@@ -221,6 +302,9 @@ class DesignOptimizer:
             # Once is enough: the result counts them all.
             warn=self.progress.num_invalid_simulations == 0,
         )
+        if not batch.is_complete:
+            self.progress.num_simulations += batch.num_calls
+            return False
         finite = batch.finite()
         estimators, optimizer = self._ensure_estimators(finite)
         for network in estimators.all():
@@ -261,13 +345,14 @@ class DesignOptimizer:
             if config.clip_max_norm is not None:
                 clip_grad_norm_(network.parameters(), max_norm=config.clip_max_norm)
             gradients += [parameter.grad for parameter in network.parameters()]
-        self._check_finite(losses, [*gradients, *policy_gradients])
+        self._check_finite(losses, [*gradients, *policy_gradients], finite)
         if self._moves_policy:
             for parameter, gradient in zip(
                 self._policy_parameters(), policy_gradients, strict=True
             ):
                 parameter.grad = gradient
         # Nothing is updated before this point; from here on the step counts.
+        moved = self._moves_policy
         with defer_interrupts():
             optimizer.step()
             if self._moves_policy and self.progress.step >= config.num_warmup_steps:
@@ -276,10 +361,18 @@ class DesignOptimizer:
                 self.policy.project()
             self._negligible = choose_negligible(densities.log_likelihoods)
             seconds = time.perf_counter() - started
-            self._record(
-                losses["likelihood"], information, densities, batch.valid, seconds
+            kept = replace(
+                batch,
+                x=batch.x.detach(),
+                designs=batch.designs.detach(),
+                design=batch.design.detach(),
+                information=information if moved else None,
             )
+            self.progress.stored.append(kept)
+            del self.progress.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
+            self._record(losses["likelihood"], information, densities, batch, seconds)
             self._rng_state = get_rng_state()
+        return True
 
     @property
     def _objective(self) -> PolicyObjective:
@@ -329,18 +422,33 @@ class DesignOptimizer:
         return torch.autograd.grad(loss, self._policy_parameters(), allow_unused=True)
 
     def _check_finite(
-        self, losses: dict[str, Tensor], gradients: list[Tensor | None]
+        self,
+        losses: dict[str, Tensor],
+        gradients: list[Tensor | None],
+        batch: Batch,
     ) -> None:
         """Raise before anything is updated with what is not finite."""
         values = [*losses.values(), *(g for g in gradients if g is not None)]
         if all(bool(torch.isfinite(value).all()) for value in values):
             return
         described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
+        parts = {
+            "theta": batch.theta,
+            "x": batch.x.detach(),
+            "design": batch.design.detach(),
+            "log prior": self._prior.log_prob(batch.theta),
+        }
+        sizes = ", ".join(
+            f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
+            for name, values in parts.items()
+        )
         raise ValueError(
             f"A loss at step {self.progress.step} or its gradient is not finite "
-            f"({described}). The state before this step is kept. Check the simulator "
-            "for extreme outputs, transform them (for instance to logarithms), or "
-            "lower learning_rate."
+            f"({described}). The state before this step is kept. Largest absolute "
+            f"values of its batch, and medians: {sizes}. Where theta or the log prior "
+            "stands out, draw from a prior with shorter tails or transform it; where x "
+            "does, transform it (for instance to logarithms) or check the simulator; "
+            "where nothing does, lower learning_rate."
         )
 
     def _ensure_estimators(self, batch: Batch) -> tuple[DesignEstimators, Adam]:
@@ -359,10 +467,11 @@ class DesignOptimizer:
                 self._spread(batch.design),
                 self._device,
             )
-            groups = [{"params": n.parameters()} for n in self.estimators.all()]
+            trained = self.estimators.trained.all()
+            groups = [{"params": network.parameters()} for network in trained]
             self._optimizer = Adam(groups, lr=self.config.learning_rate)
             self._set_learning_rates()
-        return self.estimators, self._optimizer
+        return self.estimators.trained, self._optimizer
 
     def _spread(self, design: Tensor) -> Tensor:
         """Return designs that differ, for networks to take a standardization from.
@@ -404,13 +513,13 @@ class DesignOptimizer:
         loss: Tensor,
         information: Tensor,
         densities: Densities,
-        valid: Tensor,
+        batch: Batch,
         seconds: float,
     ) -> None:
         progress = self.progress
         progress.step += 1
-        progress.num_simulations += self.config.training_batch_size
-        progress.num_invalid_simulations += int((~valid).sum())
+        progress.num_simulations += batch.num_calls
+        progress.num_invalid_simulations += int((~batch.valid).sum())
         progress.seconds += seconds
         error = information.std() / math.sqrt(len(information))
         progress.record(

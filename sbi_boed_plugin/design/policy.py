@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from sbi_boed_plugin._numbers import check_fields, check_real
+
 __all__ = ["DesignPolicy", "ScaleSchedule"]
 
 
@@ -27,12 +29,7 @@ class ScaleSchedule:
     end: float
 
     def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            value = getattr(self, name)
-            if not 0.0 < value < float("inf"):
-                raise ValueError(
-                    f"{name}={value} of a scale schedule must be positive and finite."
-                )
+        check_fields(self, check_real, ["start", "end"], above=0.0)
 
     def __call__(self, progress: float) -> float:
         """Return the value at a progress between 0 and 1."""
@@ -126,7 +123,6 @@ class DesignPolicy(nn.Module, ABC):
     def mode(self) -> Tensor:
         """Most likely design, of shape `(dim_design,)`, detached."""
 
-    @abstractmethod
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw designs that carry the gradient of the policy's parameters.
 
@@ -140,6 +136,10 @@ class DesignPolicy(nn.Module, ABC):
             NotImplementedError: If designs are discrete; set `has_rsample = False` and
                 override `sample` then.
         """
+        raise NotImplementedError(
+            f"A {type(self).__name__} has no rsample: its designs carry no gradient. "
+            "Use gradient='score', or sample() to draw without gradient."
+        )
 
     @abstractmethod
     def log_prob(self, design: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from sbi_boed_plugin.design.batch import Batch
+
 __all__ = ["Progress"]
 
 
@@ -19,6 +21,9 @@ class Progress:
         seconds: Time spent on completed steps.
         search_ended: Number of steps of the search, once the policy has stopped.
         history: One list per recorded quantity, with one entry per step.
+        stored: Simulations of the last steps.
+        overfit: How much more each network knows of simulations that it learned from
+            again than of others, in nats, by its name.
     """
 
     step: int = 0
@@ -27,6 +32,13 @@ class Progress:
     seconds: float = 0.0
     search_ended: int | None = None
     history: dict[str, list[Any]] = field(default_factory=dict)
+    stored: list[Batch] = field(default_factory=list)
+    overfit: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a step for each of its simulations, zero before the first."""
+        return self.seconds / max(1, self.num_simulations)
 
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""

@@ -71,12 +71,13 @@ def propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
 
 def effective_share(log_weights: Tensor) -> float:
     """Return the effective sample size of weights, as a share of their number."""
-    log_weights = torch.log_softmax(log_weights.double(), dim=0)
+    log_weights = torch.log_softmax(log_weights.cpu().double(), dim=0)
     return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(log_weights)
 
 
 def largest_step(log_likelihood: Tensor, most: float) -> float:
     """Return the step of the likelihood's power that keeps enough particles alive."""
+    log_likelihood = log_likelihood.cpu()
     if effective_share(most * log_likelihood) >= _EFFECTIVE_SHARE:
         return most
     low, high = 0.0, most
@@ -93,7 +94,7 @@ def largest_step(log_likelihood: Tensor, most: float) -> float:
 def systematic_resample(weights: Tensor) -> Tensor:
     """Return rows, each as often as its weight says, up to rounding."""
     num_rows = len(weights)
-    steps = torch.arange(num_rows, device=weights.device, dtype=torch.float64)
+    steps = torch.arange(num_rows, dtype=torch.float64)
     positions = (steps + torch.rand((), dtype=torch.float64).item()) / num_rows
-    rows = torch.searchsorted(weights.double().cumsum(0), positions)
-    return rows.clamp_max(num_rows - 1)
+    rows = torch.searchsorted(weights.cpu().double().cumsum(0), positions)
+    return rows.clamp_max(num_rows - 1).to(weights.device)

@@ -1,9 +1,13 @@
 """Posteriors of parameters that take finitely many values."""
 
+from typing import cast
+
 import torch
-from sbi.neural_nets.estimators import CategoricalMassEstimator
 from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimator
 from torch import Tensor
+
+from sbi_boed_plugin.estimators.transformed import TransformedEstimator
+from sbi_boed_plugin.estimators.units import Units
 
 __all__ = ["CategoricalPosteriorBuilder"]
 
@@ -24,7 +28,7 @@ class CategoricalPosteriorBuilder:
         """
         self.values = values
 
-    def __call__(self, theta: Tensor, x: Tensor) -> CategoricalMassEstimator:
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         """Build the network.
 
         Args:
@@ -38,6 +42,11 @@ class CategoricalPosteriorBuilder:
         num_values = torch.tensor([len(values) for values in self.values])
         rows = torch.arange(int(num_values.max()))
         every = torch.stack([v[rows % len(v)].to(theta) for v in self.values], dim=1)
-        return build_categoricalmassestimator(
-            every, x, num_categories_per_variable=num_values, num_hidden=50
+        units = Units(x)
+        network = build_categoricalmassestimator(
+            every,
+            cast(Tensor, units(x)),
+            num_categories_per_variable=num_values,
+            num_hidden=50,
         )
+        return TransformedEstimator(network, condition_transform=units)

@@ -14,6 +14,7 @@ from sbi_boed_plugin.estimators.design_conditioned_posterior import (
 )
 from sbi_boed_plugin.estimators.reparameterize import mixture_to_noise, to_noise
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
+from sbi_boed_plugin.estimators.units import Units
 
 __all__ = [
     "EnergyRatio",
@@ -64,8 +65,11 @@ class EnergyRatio(nn.Module):
         super().__init__()
         self.sees_parameters = sees_parameters
         features = self._features(input, condition)
+        self.units = Units(features)
+        features = cast(Tensor, self.units(features))
+        scale = features.std(dim=0)
         self.register_buffer("mean", features.mean(dim=0))
-        self.register_buffer("scale", features.std(dim=0).clamp_min(1e-6))
+        self.register_buffer("scale", torch.where(scale > 1e-6, scale, 1.0))
         self.first = nn.Linear(features.shape[-1], hidden_features)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -91,7 +95,8 @@ class EnergyRatio(nn.Module):
         Returns:
             Ratios of shape `batch_shape`.
         """
-        features = (self._features(input, condition) - self.mean) / self.scale
+        features = cast(Tensor, self.units(self._features(input, condition)))
+        features = (features - self.mean) / self.scale
         hidden = self.first(features)
         for block in self.blocks:
             hidden = hidden + block(hidden)
@@ -284,7 +289,10 @@ class FlowNoise:
         self._context = context.repeat_interleave(num_samples, dim=0)
         # One row per draw, those of a condition in succession, as the flow has them.
         self._rows = torch.randn(
-            len(self._context), *base.input_shape, device=context.device
+            len(self._context),
+            *base.input_shape,
+            device=context.device,
+            dtype=context.dtype,
         )
         self._shape = (len(condition), num_samples, *base.input_shape)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 
 __all__ = ["SMALL_DATA", "EnergyBuilder", "energy_nn"]
@@ -65,7 +66,7 @@ def energy_nn(
         Function of `theta` and features.
 
     Raises:
-        ValueError: If the model is unknown.
+        ValueError: If the model is unknown, or a number is out of range.
 
     Example:
         >>> from sbi_boed_plugin import NPE_GKL, energy_nn
@@ -73,4 +74,9 @@ def energy_nn(
     """
     if model != "resnet":
         raise ValueError(f"model='{model}' is unknown. Use 'resnet'.")
-    return _ResidualBuilder(hidden_features, num_blocks, dropout, sees_parameters)
+    return _ResidualBuilder(
+        check_integer("hidden_features", hidden_features, 1),
+        check_integer("num_blocks", num_blocks, 0),
+        check_real("dropout", dropout, 0.0, below=1.0, or_none=True),
+        sees_parameters,
+    )

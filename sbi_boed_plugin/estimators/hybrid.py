@@ -1,13 +1,17 @@
 r"""A normalized base times an energy ratio."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import within_support
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
@@ -22,14 +26,24 @@ from sbi_boed_plugin.estimators.energy import (
     sample_with_latent,
 )
 from sbi_boed_plugin.estimators.rejection import sample_corrected
-from sbi_boed_plugin.estimators.reparameterize import reparameterize
-from sbi_boed_plugin.estimators.weights import draws_at_once, measure_weights
-from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
+from sbi_boed_plugin.estimators.weights import (
+    check_not_empty,
+    draw_in_parts,
+    draws_at_once,
+    measure_weights,
+)
+from sbi_boed_plugin.objectives.generalized_kl import (
+    draw_by_ratio,
+    hybrid_loss,
+    partition_function,
+)
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 
-# Draws of the base that tell the gradient of a partition function.
-_NUM_GRADIENT_DRAWS = 1_000
+# Draws that tell the gradient of log Z of a condition: those of the base, and those of
+# the hybrid that are chosen of them. Of more than 20 conditions each has fewer, but not
+# less than a tenth of those of the base, which find the support of the prior.
+_NUM_BASE_DRAWS, _NUM_GRADIENT_DRAWS, _MAX_ROWS = 10_000, 4_000, 20
 _GRADIENT_SEED = 20_231_003
 
 
@@ -100,6 +114,14 @@ class HybridEstimator(ConditionalDensityEstimator):
         self.corrects = corrects
         if frozen_base:
             base.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Move a copy of the prior, which others may share, with the networks."""
+        like = next(self.parameters(), torch.empty(0)).new_empty(0)
+        device = fn(like).device
+        if self.prior is not None and device != like.device:
+            self.prior = move_distribution_to_device(deepcopy(self.prior), device)
+        return super()._apply(fn, recurse)
 
     @property
     def base(self) -> ConditionalDensityEstimator:
@@ -213,9 +235,9 @@ class HybridEstimator(ConditionalDensityEstimator):
 
         Returns:
             Draws of shape `(num_samples, batch_dim, dim_theta)`, and what `latent`
-            returns for them.
+            returns for them; no values if the energy is not asked.
         """
-        if self.latent_features:
+        if self.latent_features and self.corrects:
             return sample_with_latent(self.net, num_samples, condition)
         draws = self.net.sample(torch.Size((num_samples,)), condition)
         return draws, draws[..., :0]
@@ -325,16 +347,21 @@ class HybridEstimator(ConditionalDensityEstimator):
         condition: Tensor,
         num_samples: int | None = None,
         *,
-        draws_follow_condition: bool = False,
+        whole_gradient: bool = False,
     ) -> Tensor:
         r"""Return estimates of :math:`Z(x)` from new draws of the base.
+
+        The whole gradient, :math:`E_b[w (\nabla \log b + \nabla \rho)]` with weights
+        :math:`w = e^{\rho}` inside of the prior's support and zero outside, is taken at
+        fixed draws. Draws that moved with the condition would not tell how many of them
+        cross the edge of the support.
 
         Args:
             condition: Conditions of shape `(batch_dim, dim_condition)`.
             num_samples: Number of draws; that of the estimator if `None`.
-            draws_follow_condition: Whether the gradient in the condition includes that
-                of the draws. Otherwise the energy alone carries a gradient, as its
-                training needs.
+            whole_gradient: Whether the gradient is that in conditions and all weights.
+                Otherwise it reaches the weights of the energy alone, as their training
+                needs.
 
         Returns:
             Estimates of shape `(batch_dim,)`.
@@ -342,13 +369,22 @@ class HybridEstimator(ConditionalDensityEstimator):
         num_samples = num_samples or self.num_partition_samples
         with torch.no_grad():
             draws = self.net.sample(torch.Size((num_samples,)), condition)
-        if not draws_follow_condition:
-            log_ratio = self._ratio_in_training(draws, condition)
-            return partition_function(log_ratio, self.inside(draws))
-        rows = condition.repeat(num_samples, *(1 for _ in self.condition_shape))
-        flat = reparameterize(self.net, draws.flatten(0, 1), rows)
-        draws = flat.reshape(draws.shape)
-        return partition_function(self.log_ratio(draws, condition), self.inside(draws))
+        inside = self.inside(draws)
+        if not whole_gradient:
+            return partition_function(self._ratio_in_training(draws, condition), inside)
+        log_ratio = self.log_ratio(draws, condition)
+        weights = log_ratio.detach().exp()
+        if inside is not None:
+            weights = weights * inside
+        if num_samples > 1:
+            # The other draws are the baseline, as the mean of the scores is zero.
+            weights = (weights - weights.mean(dim=0)) * num_samples / (num_samples - 1)
+        # A flow may overflow; such draws have no ratio, and no score either.
+        finite = draws.isfinite().all(dim=-1)
+        draws = draws.where(finite.unsqueeze(-1), 0.0)
+        log_base = self.net.log_prob(draws, condition).masked_fill(~finite, 0.0)
+        score = (weights * (log_base - log_base.detach())).mean(dim=0)
+        return partition_function(log_ratio, inside) + score
 
     def log_unnormalized(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, inside and outside.
@@ -378,8 +414,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         """Return log-densities, normalized with draws from the base.
 
         The draws are the same at each call, and leave the random state alone. The
-        gradient in parameters, conditions and weights of the energy is that of the
-        normalized density; in weights of the base, that of the unnormalized one.
+        gradient, in parameters, conditions and all weights, is that of the normalized
+        density.
 
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
@@ -399,38 +435,55 @@ class HybridEstimator(ConditionalDensityEstimator):
         weights = measure_weights(self, condition, num_draws=num_partition_samples)
         weights.check_not_empty()
         log_prob = log_prob - weights.log_partition
-        weights_learn = any(p.requires_grad for p in self.energy.parameters())
-        if weights_learn or condition.requires_grad:
-            log_prob = log_prob - self.gradient_of_partition(condition)
+        log_prob = log_prob - self.gradient_of_log_partition(condition)
         inside = self.inside(input)
         if inside is None:
             return log_prob
         return log_prob.masked_fill(~inside, -torch.inf)
 
-    def gradient_of_partition(self, condition: Tensor) -> Tensor:
+    def gradient_of_log_partition(self, condition: Tensor) -> Tensor:
         r"""Return zeros that have the gradient of :math:`\log Z(x)`.
 
-        It is that in the weights of the energy and in the condition, from up to 1,000
-        draws of the base, the same at each call.
+        It is :math:`E_q[\nabla \log b + \nabla \rho]`, in the condition and in all
+        weights, from draws of the hybrid :math:`q`, the same at each call.
 
         Args:
             condition: Conditions of shape `(batch_dim, dim_condition)`.
 
         Returns:
             Zeros of shape `(batch_dim,)`.
+
+        Raises:
+            RuntimeError: If the base has no draw in the support of the prior.
         """
-        if not torch.is_grad_enabled():
+        learns = any(weight.requires_grad for weight in self.parameters())
+        if not (torch.is_grad_enabled() and (learns or condition.requires_grad)):
             return torch.zeros(len(condition), device=condition.device)
-        fair = min(_NUM_GRADIENT_DRAWS * 100, draws_at_once(self, condition))
-        fair //= max(len(condition), 1)
-        num_draws = max(min(_NUM_GRADIENT_DRAWS, fair), self.num_partition_samples)
-        with isolated_rng(_GRADIENT_SEED):
-            partition = self.partition(
-                condition, num_draws, draws_follow_condition=condition.requires_grad
-            )
-        # Conditions with no draw in the support of the prior have no gradient.
-        relative = partition / partition.detach().clamp_min(torch.finfo().tiny)
-        return relative - relative.detach()
+        # Fewer of each if there are many conditions, or if memory is short.
+        share = min(1.0, _MAX_ROWS / max(len(condition), 1))
+        num_base = int(max(share, 0.1) * _NUM_BASE_DRAWS)
+        at_once = draws_at_once(self, condition)
+        num_draws = 1 + min(int(share * _NUM_GRADIENT_DRAWS), at_once)
+        chosen, largest = [], []
+        with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
+            for draws, log_weights in draw_in_parts(self, num_base, condition):
+                largest.append(log_weights.amax(dim=0))
+                indices = draw_by_ratio(
+                    log_weights.clamp(min=-100.0),  # as good as none.
+                    num_draws,
+                )
+                indices = indices.unsqueeze(-1).expand(-1, -1, draws.shape[2])
+                chosen.append(draws.gather(0, indices))
+        check_not_empty(torch.cat(largest), num_base)
+        draws = torch.cat(chosen, dim=1)
+        size = max(1, at_once // num_draws)
+        evaluate = self.log_unnormalized
+        if len(condition) > size:
+            # What does not fit at once is evaluated again for its gradient.
+            evaluate = partial(checkpoint, evaluate, use_reentrant=False)
+        parts = zip(draws.split(size, dim=1), condition.split(size), strict=True)
+        mean = torch.cat([evaluate(*part).mean(dim=0) for part in parts])
+        return mean - mean.detach()
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row.

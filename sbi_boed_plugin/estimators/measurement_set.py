@@ -3,6 +3,8 @@ r"""Features of several measurements that do not depend on their order."""
 import torch
 from torch import Tensor, nn
 
+from sbi_boed_plugin._numbers import check_integer
+
 __all__ = ["MeasurementSetEmbedding"]
 
 
@@ -80,16 +82,12 @@ class MeasurementSetEmbedding(nn.Module):
             ValueError: If a number is less than one.
         """
         super().__init__()
-        for name, value in (
-            ("num_measurements", num_measurements),
-            ("dim_x", dim_x),
-            ("dim_design", dim_design),
-            ("hidden_features", hidden_features),
-            ("num_layers", num_layers),
-            ("output_dim", output_dim),
-        ):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
+        num_measurements = check_integer("num_measurements", num_measurements, 1)
+        dim_x = check_integer("dim_x", dim_x, 1)
+        dim_design = check_integer("dim_design", dim_design, 1)
+        hidden_features = check_integer("hidden_features", hidden_features, 1)
+        num_layers = check_integer("num_layers", num_layers, 1)
+        output_dim = check_integer("output_dim", output_dim, 1)
         self.num_measurements = num_measurements
         self.dim_x = dim_x
         self.dim_design = dim_design
@@ -114,8 +112,9 @@ class MeasurementSetEmbedding(nn.Module):
         pairs = self._pairs(rows).flatten(0, -2)
         # Double precision, so that tiny units keep their scale; what does not vary is
         # left in its own unit.
-        scale = pairs.double().std(dim=0)
-        scale = torch.where(scale > 1e-7 * pairs.double().abs().amax(0), scale, 1.0)
+        double = pairs.cpu().double()
+        scale = double.std(dim=0)
+        scale = torch.where(scale > 1e-7 * double.abs().amax(0), scale, 1.0)
         self.mean.copy_(pairs.mean(dim=0))
         self.scale.copy_(scale)
 

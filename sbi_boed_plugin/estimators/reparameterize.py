@@ -41,7 +41,8 @@ def to_noise(
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
 
     Returns:
-        Noise of shape `(batch_dim, dim)`, differentiable in both arguments.
+        Noise of shape `(batch_dim, dim)`, differentiable in both arguments. That of a
+        mixture is in double precision, on the CPU.
 
     Raises:
         NotImplementedError: If the estimator is of another kind.
@@ -64,18 +65,23 @@ def to_noise(
     if isinstance(estimator, ZukoFlow):
         return estimator.inverse_transform(input, condition)
     if isinstance(estimator, MixtureDensityEstimator):
-        # In double precision: gradients are divided by one another.
-        return mixture_to_noise(estimator, input.double().unsqueeze(0), condition)[0]
+        # Gradients are divided by one another.
+        samples = input.unsqueeze(0)
+        return mixture_to_noise(estimator, samples, condition, double=True)[0]
     raise NotImplementedError(
         f"{type(estimator).__name__} is neither a normalizing flow of nflows or zuko "
         "from Gaussian noise nor a mixture of Gaussians, and has no method to_noise, "
-        "so its samples cannot be reparameterised. Use gradient='score', or one of "
-        "'maf', 'nsf', 'mdn' as density_estimator."
+        "so its samples cannot be reparameterised. Use method='joint' with "
+        "gradient='score', or one of 'maf', 'nsf', 'mdn' as density_estimator."
     )
 
 
 def mixture_to_noise(
-    estimator: MixtureDensityEstimator, input: Tensor, condition: Tensor
+    estimator: MixtureDensityEstimator,
+    input: Tensor,
+    condition: Tensor,
+    *,
+    double: bool = False,
 ) -> Tensor:
     """Return log-odds of the conditional distribution functions, from last to first.
 
@@ -87,19 +93,25 @@ def mixture_to_noise(
         estimator: The mixture, which is computed once for each condition.
         input: Samples of shape `(sample_dim, batch_dim, dim)`.
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        double: Whether to compute in double precision, on the CPU: not every device
+            has it.
 
     Returns:
-        Noise of shape `(sample_dim, batch_dim, dim)`, in the precision of the samples.
+        Noise of shape `(sample_dim, batch_dim, dim)`.
     """
     mixture = estimator.get_uncorrected_mog(condition)
-    factors = cast(Tensor, mixture.precision_factors).to(input)
     centred = estimator._transform_input(input).unsqueeze(2) - mixture.means
+    logits, factors = mixture.logits, cast(Tensor, mixture.precision_factors)
+    if double:
+        centred, logits, factors = (
+            values.cpu().double() for values in (centred, logits, factors)
+        )
     standard = torch.einsum("bkij,sbkj->sbki", factors, centred)
     log_scale = factors.diagonal(dim1=-2, dim2=-1).abs().log()
     log_density = log_scale - 0.5 * standard.square()
     # Weight of the components once all later values are known.
     later = log_density.flip(-1).cumsum(-1).flip(-1) - log_density
-    weights = torch.log_softmax(mixture.logits.to(input).unsqueeze(-1) + later, dim=2)
+    weights = torch.log_softmax(logits.unsqueeze(-1) + later, dim=2)
     below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=2)
     above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=2)
     return below - above

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
-from torch.distributions.transforms import CatTransform, Transform, identity_transform
+from torch.distributions.transforms import (
+    CatTransform,
+    Transform,
+    identity_transform,
+)
+
+from sbi_boed_plugin.estimators.coordinates import Coordinates, move_transform
+from sbi_boed_plugin.estimators.units import Units
 
 __all__ = [
-    "Coordinates",
     "TransformedEstimator",
     "coordinates_of",
     "transformed_likelihood_nn",
@@ -56,6 +61,13 @@ class TransformedEstimator(ConditionalDensityEstimator):
         self.input_transform = input_transform
         self.condition_transform = condition_transform
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Move the tensors of the transforms as those of the network."""
+        super()._apply(fn, recurse)
+        self.input_transform = move_transform(self.input_transform, fn)
+        self.condition_transform = move_transform(self.condition_transform, fn)
+        return self
+
     @property
     def embedding_net(self) -> torch.nn.Module | None:
         """Embedding network of the estimator."""
@@ -73,6 +85,9 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats.
         """
+        # Units of several columns would broadcast one.
+        self._check_input_shape(input)
+        self._check_condition_shape(condition)
         transformed = self.input_transform(input)
         log_det = self.input_transform.log_abs_det_jacobian(input, transformed)
         # Elementwise transforms give one value per element, others one per event.
@@ -111,6 +126,7 @@ class TransformedEstimator(ConditionalDensityEstimator):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
+        self._check_condition_shape(condition)
         of_net = cast(Tensor, self.condition_transform(condition))
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
         samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
@@ -131,41 +147,63 @@ class TransformedEstimator(ConditionalDensityEstimator):
         return samples
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """Coordinates that suit networks, as transforms from natural units."""
-
-    theta: Transform
-    x: Transform
-    design: Transform
-
-
 class _NamedModel:
-    """Builds an sbi model of a name; a class, so that it pickles.
+    """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
 
     Each network gets an embedding of its own: sbi would train the one that it is given,
-    and share it between networks.
+    and share it between networks. Values that meet an embedding, or a standardization
+    that the user chose, keep their units.
     """
 
     def __init__(
-        self, factory: Callable[..., Any], model: str, rows: str, kwargs: dict[str, Any]
+        self,
+        factory: Callable[..., Any],
+        model: str,
+        condition: Literal["theta", "x"],
+        skew_x: bool,
+        dim_design: int,
+        kwargs: dict[str, Any],
     ) -> None:
         self.factory = factory
         self.model = model
-        self.rows = rows
+        self.condition = condition
+        self.skew_x = skew_x
+        self.dim_design = dim_design
         self.kwargs = kwargs
         factory(model, **kwargs)  # Refuses what it does not know now, not in training.
 
-    def __call__(self, theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        of_theta, of_x = self._units("theta", theta), self._units("x", x)
+        is_likelihood = self.condition == "theta"
+        # The marginal, whose condition is the design alone, would say it once more.
+        is_marginal = theta.shape[-1] == self.dim_design
+        if is_likelihood and isinstance(of_x, Units) and not is_marginal:
+            of_x.warn_if_skewed()
+        theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
         embedding = kwargs.get("embedding_net")
         if embedding is not None:
             kwargs["embedding_net"] = embedding = deepcopy(embedding)
         if embedding is not None and hasattr(embedding, "standardize"):
-            conditions = theta if self.rows == "theta" else x
+            conditions = theta if is_likelihood else x
             embedding.to(conditions.device).standardize(conditions)
-            kwargs.setdefault(f"z_score_{self.rows}", "none")
-        return self.factory(self.model, **kwargs)(theta, x)
+            kwargs.setdefault(f"z_score_{self.condition}", "none")
+        network = self.factory(self.model, **kwargs)(theta, x)
+        maps = (of_x, of_theta) if is_likelihood else (of_theta, of_x)
+        return TransformedEstimator(network, *maps)
+
+    def _units(self, name: str, values: Tensor) -> Transform:
+        """Return the units of parameters or data, with the designs behind them."""
+        is_condition = name == self.condition
+        keeps = (
+            self.kwargs.get(f"z_score_{name}", "independent") != "independent"
+            or (is_condition and self.kwargs.get("embedding_net") is not None)
+            # Some of the values that these models describe are labels.
+            or (not is_condition and self.model in ("mnle", "mnpe"))
+        )
+        if keeps:
+            return identity_transform
+        return Units(values, may_skew=is_condition or name == "theta" or self.skew_x)
 
 
 class _TransformedBuilder:
@@ -181,14 +219,16 @@ class _TransformedBuilder:
         self.coordinates = coordinates
         self.dim_design = dim_design
 
-    def _beside_design(self, transform: Transform, rows: Tensor) -> Transform:
+    def _beside_design(
+        self, transform: Transform, of_design: Transform, rows: Tensor
+    ) -> Transform:
         """Return the transform of rows whose last values are the design."""
         if not self.dim_design:
             return transform
         if rows.shape[-1] == self.dim_design:
-            return self.coordinates.design
+            return of_design
         return CatTransform(
-            [transform, self.coordinates.design],
+            [transform, of_design],
             dim=-1,
             lengths=[rows.shape[-1] - self.dim_design, self.dim_design],
         )
@@ -196,16 +236,18 @@ class _TransformedBuilder:
 
 class _LikelihoodBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        of_x = self.coordinates.x
-        of_theta = self._beside_design(self.coordinates.theta, theta)
+        coordinates = self.coordinates.to(theta.device)
+        of_x = coordinates.of_x
+        of_theta = self._beside_design(coordinates.theta, coordinates.design, theta)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_x, of_theta)
 
 
 class _PosteriorBuilder(_TransformedBuilder):
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        of_theta = self.coordinates.theta
-        of_x = self._beside_design(self.coordinates.x, x)
+        coordinates = self.coordinates.to(theta.device)
+        of_theta = coordinates.theta
+        of_x = self._beside_design(coordinates.of_x, coordinates.design, x)
         estimator = self.build(of_theta(theta), of_x(x))
         return TransformedEstimator(estimator, of_theta, of_x)
 
@@ -214,14 +256,14 @@ def coordinates_of(build: object) -> Coordinates:
     """Return the coordinates that a builder of this module uses, else natural units."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates(identity_transform, identity_transform, identity_transform)
+    return Coordinates.of()
 
 
 def transformed_likelihood_nn(
     model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
     *,
     dim_design: int = 0,
-    x_transform: Transform = identity_transform,
+    x_transform: Transform | Literal["auto"] | None = "auto",
     theta_transform: Transform = identity_transform,
     design_transform: Transform = identity_transform,
     **kwargs,
@@ -232,7 +274,14 @@ def transformed_likelihood_nn(
         model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`, or a
             builder function.
         dim_design: Number of values of a design; 0 without designs.
-        x_transform: Transform of the data, for instance to logarithms.
+        x_transform: Transform of the data, for instance to logarithms; `None` for
+            natural units. With `"auto"` a named model sees a column of the data as
+            `asinh((x - centre) / scale)` if in the first simulations all its values
+            have one sign and the largest is more than 1,000 times the 5 % quantile of
+            those that are not zero (`centre` 0, `scale` this quantile), or if it has
+            both signs and the largest distance from the median is more than 30 times
+            the median distance (`centre` and `scale` these medians), unless 5 % of the
+            values are the largest. A warning says so.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
         **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is
@@ -250,11 +299,14 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
+    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
     if isinstance(model, str):
-        build: Any = _NamedModel(likelihood_nn, model, "theta", kwargs)
+        skew_x = coordinates.x == "auto"
+        build: Any = _NamedModel(
+            likelihood_nn, model, "theta", skew_x, dim_design, kwargs
+        )
     else:
         build = model
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _LikelihoodBuilder(build, coordinates, dim_design)
 
 
@@ -263,7 +315,7 @@ def transformed_posterior_nn(
     *,
     dim_design: int = 0,
     theta_transform: Transform = identity_transform,
-    x_transform: Transform = identity_transform,
+    x_transform: Transform | Literal["auto"] | None = "auto",
     design_transform: Transform = identity_transform,
     **kwargs,
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
@@ -277,7 +329,8 @@ def transformed_posterior_nn(
             builder function.
         dim_design: Number of values of a design, the last ones of a row of `x`.
         theta_transform: Transform of the parameters.
-        x_transform: Transform of the data.
+        x_transform: Transform of the data. As a condition, a skewed column may be seen
+            as logarithms whatever is given here.
         design_transform: Transform of the designs.
         **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
             copied; if it has a method `standardize`, this gets the rows of the first
@@ -297,9 +350,10 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
+    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
     if isinstance(model, str):
-        build: Any = _NamedModel(posterior_nn, model, "x", kwargs)
+        skew_x = coordinates.x == "auto"
+        build: Any = _NamedModel(posterior_nn, model, "x", skew_x, dim_design, kwargs)
     else:
         build = model
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _PosteriorBuilder(build, coordinates, dim_design)

@@ -12,7 +12,7 @@ Pilot draws come from a fixed seed, inside a random state of their own: measurin
 the caller's random numbers alone, and the same observations get the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +26,8 @@ __all__ = [
     "DEFAULT_QUANTILE",
     "Corrected",
     "WeightDiagnostics",
+    "check_not_empty",
+    "draw_in_parts",
     "draw_weighted",
     "draws_at_once",
     "measure_weights",
@@ -118,15 +120,7 @@ class WeightDiagnostics:
 
     def check_not_empty(self) -> None:
         """Raise a `RuntimeError` if a base has no draw in the support of the prior."""
-        empty = (self.log_bound == -torch.inf).nonzero().flatten().tolist()
-        if empty:
-            raise RuntimeError(
-                f"None of {self.num_draws} draws of the base lie in the support of the "
-                f"prior given the observation in row {empty[0]} of x ({len(empty)} of "
-                f"{len(self.log_bound)} rows). It is probably far from all "
-                "simulations: check x, simulate closer to it, or use "
-                "sample_with='mcmc'."
-            )
+        check_not_empty(self.log_bound, self.num_draws)
 
     @property
     def effective_share(self) -> Tensor:
@@ -148,6 +142,23 @@ class WeightDiagnostics:
                 line += f"  ({low:.4f} to {high:.4f})"
             lines.append(line)
         return "\n".join(lines)
+
+
+def check_not_empty(largest: Tensor, num_draws: int) -> None:
+    """Raise a `RuntimeError` if a base has no draw in the support of the prior.
+
+    Args:
+        largest: Largest log-weight of each observation, of shape `(batch_dim,)`.
+        num_draws: Number of draws of each.
+    """
+    empty = (largest == -torch.inf).nonzero().flatten().tolist()
+    if empty:
+        raise RuntimeError(
+            f"None of {num_draws} draws of the base lie in the support of the prior "
+            f"given the observation in row {empty[0]} of x ({len(empty)} of "
+            f"{len(largest)} rows). It is probably far from all simulations: check x, "
+            "simulate closer to it, or use sample_with='mcmc'."
+        )
 
 
 @torch.no_grad()
@@ -182,18 +193,12 @@ def measure_weights(
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
-    at_once = draws_at_once(hybrid, condition)
-    size = min(max_batch_size, num_draws, at_once)
-    batches = [min(size, num_draws - start) for start in range(0, num_draws, size)]
     with isolated_rng(_SEED):
         parts = [
-            torch.cat(
-                [
-                    draw_weighted(hybrid, batch, chunk, reject_outside_prior)[1]
-                    for batch in batches
-                ]
+            log_weights
+            for _, log_weights in draw_in_parts(
+                hybrid, num_draws, condition, reject_outside_prior, max_batch_size
             )
-            for chunk in condition.split(max(1, at_once // size))
         ]
     # In double precision, which not every device has.
     log_weights = torch.cat(parts, dim=1).cpu().double()
@@ -236,6 +241,37 @@ def draws_at_once(hybrid: Corrected, condition: Tensor) -> int:
         condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
     """
     return rows_at_once(hybrid, hybrid.input_shape.numel() + condition[:1].numel())
+
+
+def draw_in_parts(
+    hybrid: Corrected,
+    num_draws: int,
+    condition: Tensor,
+    reject_outside_prior: bool = True,
+    max_batch_size: int = _NUM_PILOT_DRAWS,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw from the base, with log-weights, what fits into memory at a time.
+
+    Args:
+        hybrid: The estimator.
+        num_draws: Number of draws of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        reject_outside_prior: As for `measure_weights`, like the following.
+        max_batch_size: Number of draws of a condition at a time.
+
+    Yields:
+        What `draw_weighted` returns, of the first conditions, of the next, and so on.
+    """
+    at_once = draws_at_once(hybrid, condition)
+    size = min(max_batch_size, num_draws, at_once)
+    batches = [min(size, num_draws - start) for start in range(0, num_draws, size)]
+    for rows in condition.split(max(1, at_once // size)):
+        parts = [
+            draw_weighted(hybrid, batch, rows, reject_outside_prior)
+            for batch in batches
+        ]
+        draws, log_weights = zip(*parts, strict=True)
+        yield torch.cat(draws), torch.cat(log_weights)
 
 
 def draw_weighted(

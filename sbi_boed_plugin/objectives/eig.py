@@ -21,7 +21,7 @@ References:
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -33,13 +33,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._memory import rows_at_once
+from sbi_boed_plugin._numbers import check_integer, check_seed
+from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._prior import (
     discrete_columns,
     draw_parameters,
     log_normalization,
 )
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import run_simulator
+from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
 
 __all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
@@ -60,6 +62,10 @@ Bound = Literal[
 LOWER_BOUNDS = ("pce", "lace", "nwj", "barber_agakov", "gkl")
 # Those in which the density of the prior enters, and with it its constant.
 _WITH_PRIOR_DENSITY = ("lace", "lace_upper", "barber_agakov", "gkl")
+
+# Far from seeds that people choose: with the same one, the parameters and data that a
+# network was trained with would come again to judge it.
+_STREAM = 5_104_627_393
 
 
 class NoEstimateError(ValueError):
@@ -96,7 +102,8 @@ class EIGEstimate:
             consistent for the expected information gain, with what remains of the
             nested bias counted in the standard error.
         cap: Largest value that the estimate can take, in nats, or `None`.
-        num_simulations: Number of simulations that the estimate used.
+        num_simulations: Number of rows that the simulator got, those of its check and
+            those repeated after errors included.
         num_invalid_simulations: How many of them failed, and count as telling nothing.
     """
 
@@ -124,7 +131,7 @@ def estimate_eig(
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
     max_pairs: int | None = None,
-    num_workers: int = 1,
+    num_workers: int | None = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
     r"""Estimate the expected information gain of a design from fresh simulations.
@@ -162,7 +169,8 @@ def estimate_eig(
       for any normalized :math:`q`, without a cap.
     - `"gkl"`: the same for a hybrid posterior :math:`b \, e^\rho`, :math:`\log b + \rho
       - \log p + 1 - Z(x)` with its partition function :math:`Z` from `num_contrastive`
-      draws of the base. A lower bound, without a cap.
+      draws of the base, of which those outside the support of `prior` count nothing.
+      A lower bound, without a cap.
 
     Args:
         estimator: For a likelihood: an estimator with sbi's
@@ -173,7 +181,9 @@ def estimate_eig(
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
             `design` of shape `(batch_dim, dim_design)` to `x` of shape
             `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
-            experiments that tell nothing.
+            experiments that tell nothing. If failing depends on `theta`, a likelihood
+            of finite outcomes among all outcomes, as `optimize_design` returns, gives
+            the tightest lower bound.
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.
@@ -186,8 +196,9 @@ def estimate_eig(
         max_pairs: Largest number of densities evaluated at once. If `None`, as many as
             take about 256 MB, and 16,384 at most.
         num_workers: Number of processes that simulate, through joblib.
-        seed: Seed of everything that is drawn. The global random state is left as it
-            was. If `None`, the global random state is used and advanced.
+        seed: Seed of everything that is drawn, which is not what is drawn after
+            `torch.manual_seed(seed)`. The global random state is left as it was. If
+            `None`, the global random state is used and advanced.
 
     Returns:
         The estimate with its standard error and cap.
@@ -213,35 +224,45 @@ def estimate_eig(
     design = _check_arguments(
         estimator, design, bound, marginal_estimator, posterior_estimator
     )
-    for name, value, least in (
-        ("num_samples", num_samples, 2),
-        ("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
+    num_samples = check_integer("num_samples", num_samples, 2)
+    num_contrastive = check_integer(
+        "num_contrastive", num_contrastive, 2 if bound == "nwj" else 1
+    )
+    max_pairs = check_integer("max_pairs", max_pairs, 1, or_none=True)
+    num_workers, seed = check_num_workers(num_workers), check_seed(seed)
+    # Small calls where the first error may leave no budget for repetitions.
+    limited = (
+        isinstance(simulator, CheckedSimulator) and simulator.max_calls is not None
+    )
 
-    with torch.no_grad(), isolated_rng(seed):
+    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
         theta = draw_parameters(prior, num_samples)
         design = design.to(theta)
-        x, _ = run_simulator(
+        made = run_simulator(
             simulator,
             theta,
             design.repeat(num_samples, 1),
             num_workers=num_workers,
+            simulation_batch_size=math.isqrt(num_samples) if limited else None,
             isolate_errors=True,
         )
-        return eig_of_simulations(
-            estimator,
-            theta,
-            x,
-            prior=prior,
-            design=design,
-            bound=bound,
-            marginal_estimator=marginal_estimator,
-            posterior_estimator=posterior_estimator,
-            num_contrastive=num_contrastive,
-            max_pairs=max_pairs,
-        )
+        try:
+            estimate = eig_of_simulations(
+                estimator,
+                theta,
+                made.x,
+                prior=prior,
+                design=design,
+                bound=bound,
+                marginal_estimator=marginal_estimator,
+                posterior_estimator=posterior_estimator,
+                num_contrastive=num_contrastive,
+                max_pairs=max_pairs,
+            )
+        except NoEstimateError as error:
+            error.num_simulations = made.num_calls
+            raise
+    return replace(estimate, num_simulations=made.num_calls)
 
 
 def eig_of_simulations(
@@ -256,6 +277,8 @@ def eig_of_simulations(
     posterior_estimator: Any | None = None,
     num_contrastive: int = 1_023,
     max_pairs: int | None = None,
+    constant: tuple[float, float] | None = None,
+    warn: bool = True,
 ) -> EIGEstimate:
     """Estimate the information of a design from simulations that are there.
 
@@ -270,18 +293,20 @@ def eig_of_simulations(
         posterior_estimator: Density of the parameters to draw contrasts from.
         num_contrastive: Number of contrastive samples of each simulation.
         max_pairs: Largest number of densities evaluated at once, or `None`.
+        constant: What `log_normalization` returned for the prior, if it was called.
+        warn: Whether to warn of what makes the estimate doubtful.
 
     Returns:
         The estimate.
     """
-    constant = (0.0, 0.0)
-    if bound in _WITH_PRIOR_DENSITY:
-        # That of a belief is known up to the constant of the prior it came from.
-        before = getattr(prior, "base_prior", prior)
+    # That of a belief is known up to the constant of the prior it came from.
+    before = getattr(prior, "base_prior", prior)
+    if bound not in _WITH_PRIOR_DENSITY:
+        constant = (0.0, 0.0)
+    else:
         density = posterior_estimator if bound.startswith("lace") else estimator
         _check_describes(density, before, bound)
-        constant = log_normalization(before)
-        _warn_of_constant(*constant)
+        constant = constant or log_normalization(before)
     valid = torch.isfinite(x).all(dim=1)
     num_invalid = _check_valid(valid, bound)
     if max_pairs is None:
@@ -306,9 +331,13 @@ def eig_of_simulations(
     # With any critic that gives failed runs the same density, the bound is one of the
     # information in outcomes and failures together, and a failed run adds nothing.
     lower = torch.cat([lower, lower.new_zeros(num_invalid)])
-    return _summarize(
+    estimate = _summarize(
         lower, upper, caps.mean().item(), bound, prior, num_invalid, constant
     )
+    if warn:
+        _warn_of_constant(*constant)
+        _warn_of_value(estimate, len(valid))
+    return estimate
 
 
 def _check_describes(estimator: Any, prior: Distribution, bound: str) -> None:
@@ -374,6 +403,12 @@ def _check_arguments(
             f"{type(estimator).__name__}. Use bound='barber_agakov' for a normalized "
             "posterior."
         )
+    if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
+        raise ValueError(
+            "bound='barber_agakov' needs a normalized posterior, but "
+            f"{type(estimator).__name__} has an energy ratio. Use bound='gkl', or pass "
+            "estimator.base for the information that its base alone tells."
+        )
     if bound == "marginal" and marginal_estimator is None:
         raise ValueError(
             "bound='marginal' needs marginal_estimator, the density of the data "
@@ -388,7 +423,7 @@ def _check_arguments(
 
 
 def _check_valid(valid: Tensor, bound: str) -> int:
-    """Return the number of failed simulations, and say what they mean."""
+    """Return the number of failed simulations, or raise if there are too many."""
     num_invalid = int((~valid).sum())
     if num_invalid == len(valid):
         raise NoEstimateError(
@@ -401,13 +436,6 @@ def _check_valid(valid: Tensor, bound: str) -> int:
         raise ValueError(
             f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
             f"values, but bound='{bound}' needs all of them. Use bound='pce'."
-        )
-    if num_invalid:
-        warnings.warn(
-            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
-            "values. They count as experiments that tell nothing; the estimate stays "
-            "a lower bound.",
-            stacklevel=4,
         )
     return num_invalid
 
@@ -423,9 +451,10 @@ def _summarize(
 ) -> EIGEstimate:
     """Turn the terms of both nested estimates into the one asked for."""
     if bound == "exact":
-        terms = 0.5 * (lower + upper).double()
+        terms = 0.5 * (lower + upper).cpu().double()
     else:
-        terms = (upper if bound in ("snmc", "lace_upper") else lower).double()
+        terms = upper if bound in ("snmc", "lace_upper") else lower
+        terms = terms.cpu().double()
     num_infinite = int((~torch.isfinite(terms)).sum())
     if num_infinite:
         raise NoEstimateError(
@@ -453,16 +482,29 @@ def _summarize(
     elif bound == "pce":
         # Draws of a belief repeat its particles.
         cap = min(largest, math.log(num_atoms or math.inf))
-    if cap is not None and value > cap - 1.0:
+    if bound == "exact":
+        half_gap = 0.5 * (upper - lower).cpu().double().mean().item()
+        error = math.hypot(error, half_gap)
+    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)
+
+
+def _warn_of_value(estimate: EIGEstimate, num_simulations: int) -> None:
+    """Warn of failed simulations, of a value near its cap, and of a negative one."""
+    value, error, cap = estimate.value, estimate.standard_error, estimate.cap
+    if estimate.num_invalid_simulations:
         warnings.warn(
-            f"The {bound} estimate {value:.2f} is within 1 nat of the largest value "
-            f"{cap:.2f} that it can take, so the true information gain may be much "
-            "larger. Increase num_contrastive.",
+            f"{estimate.num_invalid_simulations} of {num_simulations} simulations "
+            "contain NaN or infinite values. They count as experiments that tell "
+            "nothing; the estimate stays a lower bound.",
             stacklevel=4,
         )
-    if bound == "exact":
-        half_gap = 0.5 * (upper - lower).double().mean().item()
-        error = math.hypot(error, half_gap)
+    if cap is not None and value > cap - 1.0:
+        warnings.warn(
+            f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
+            f"value {cap:.2f} that it can take, so the true information gain may be "
+            "much larger. Increase num_contrastive.",
+            stacklevel=4,
+        )
     # An information of exactly zero comes out a little negative at times.
     if value < -max(3.0 * error, 0.01):
         warnings.warn(
@@ -471,4 +513,3 @@ def _summarize(
             "train it longer or over a wider range of designs.",
             stacklevel=4,
         )
-    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)

@@ -3,6 +3,7 @@ r"""The hybrid posterior: a normalized base times an energy ratio, by rejection.
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -18,6 +19,7 @@ from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.rejection import (
     MIN_ACCEPTANCE_RATE,
@@ -63,16 +65,35 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
     def validate(self) -> None:
         """Check the values."""
         super().validate()
-        _check_shares(self.bound_quantile, self.min_acceptance_rate)
+        shares = ["bound_quantile", "min_acceptance_rate"]
+        check_fields(self, check_real, shares, 0.0, 1.0)
 
 
-def _check_shares(bound_quantile: float, min_acceptance_rate: float) -> None:
-    for name, value in (
-        ("bound_quantile", bound_quantile),
-        ("min_acceptance_rate", min_acceptance_rate),
-    ):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name}={value} must be between 0 and 1.")
+@dataclass
+class _Measured:
+    """What was measured of some observations, and what it depends on.
+
+    Observations and weights may be changed in place: they are compared by value.
+    """
+
+    values: list[Tensor]
+    parts: list[Any]
+    diagnostics: WeightDiagnostics
+    log_partition: Tensor | None = None
+
+    def is_of(self, values: list[Tensor], parts: list[Any]) -> bool:
+        return parts == self.parts and all(
+            kept.dtype == new.dtype and torch.equal(kept, new)
+            for kept, new in zip(self.values, values, strict=True)
+        )
+
+
+class _Potential(PosteriorBasedPotential):
+    """A potential that can be copied after its gradient in `x` was asked for."""
+
+    def __getstate__(self) -> dict:
+        x_o = None if self._x_o is None else self._x_o.detach()
+        return {**self.__dict__, "_x_o": x_o}
 
 
 class HybridPosterior(DirectPosterior):
@@ -136,7 +157,13 @@ class HybridPosterior(DirectPosterior):
                 f"returns, got {type(posterior_estimator).__name__}. For other "
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
-        _check_shares(bound_quantile, min_acceptance_rate)
+        self.bound_quantile = check_real("bound_quantile", bound_quantile, 0.0, 1.0)
+        self.min_acceptance_rate = check_real(
+            "min_acceptance_rate", min_acceptance_rate, 0.0, 1.0
+        )
+        max_sampling_batch_size = check_integer(
+            "max_sampling_batch_size", max_sampling_batch_size, 1
+        )
         if posterior_estimator.prior is not prior:
             # Not set on the estimator, which other posteriors may share.
             posterior_estimator = posterior_estimator.with_prior(prior)
@@ -148,10 +175,7 @@ class HybridPosterior(DirectPosterior):
             x_shape=x_shape,
             enable_transform=enable_transform,
         )
-        self.bound_quantile = bound_quantile
-        self.min_acceptance_rate = min_acceptance_rate
-        self._measured: tuple[Tensor, float, WeightDiagnostics] | None = None
-        self._normalized: tuple[Tensor, Tensor] | None = None
+        self._measured: _Measured | None = None
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
             within the prior bounds."""
@@ -163,11 +187,11 @@ class HybridPosterior(DirectPosterior):
             device: Device to move the posterior to.
         """
         super().to(device)
-        self._measured, self._normalized = None, None
+        self._measured = None
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
-        self.potential_fn = PosteriorBasedPotential(
+        self.potential_fn = _Potential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
             device=self.potential_fn.device,
@@ -403,20 +427,21 @@ class HybridPosterior(DirectPosterior):
         self, rows: Tensor, max_batch_size: int | None = None
     ) -> WeightDiagnostics:
         """Return diagnostics; those of the last observations are kept."""
-        quantile = self.bound_quantile
-        if self._measured is not None:
-            kept_rows, kept_quantile, kept = self._measured
-            if kept_quantile == quantile and torch.equal(kept_rows, rows):
-                return kept
+        hybrid = self.posterior_estimator
+        values = [rows.detach(), *hybrid.state_dict().values()]
+        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects]
+        parts += [self.bound_quantile, len(values)]
+        if self._measured is not None and self._measured.is_of(values, parts):
+            return self._measured.diagnostics
         measured = measure_weights(
-            self.posterior_estimator,
+            hybrid,
             rows,
-            bound_quantile=quantile,
+            bound_quantile=self.bound_quantile,
             max_batch_size=max_batch_size or self.max_sampling_batch_size,
         )
         self._warn_if_far(measured)
-        # A copy: observations may be changed in place.
-        self._measured = rows.clone(), quantile, measured
+        values = [value.clone() for value in values]
+        self._measured = _Measured(values, parts, measured)
         return measured
 
     def _warn_if_far(self, measured: WeightDiagnostics) -> None:
@@ -447,7 +472,13 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Draw of each observation, of some of them at a time."""
         hybrid = self.posterior_estimator
-        batch_size = max_sampling_batch_size or self.max_sampling_batch_size
+        batch_size = check_integer(
+            "max_sampling_batch_size",
+            self.max_sampling_batch_size
+            if max_sampling_batch_size is None
+            else max_sampling_batch_size,
+            1,
+        )
         if reject_outside_prior:
             weights = self._measure(rows, batch_size)
         else:
@@ -498,16 +529,15 @@ class HybridPosterior(DirectPosterior):
         hybrid = self.posterior_estimator
         with torch.set_grad_enabled(track_gradients):
             log_prob = hybrid.log_unnormalized(theta, rows)
-        inside = hybrid.inside(theta)
-        if inside is not None:
-            log_prob = log_prob.masked_fill(~inside, -math.inf)
-        if not norm_posterior:
-            return log_prob
-        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
-        log_prob = log_prob - self._log_partition(rows, num_draws)
-        if track_gradients and rows.requires_grad:
-            log_prob = log_prob - hybrid.gradient_of_partition(rows)
-        return log_prob
+            if norm_posterior:
+                given = leakage_correction_params or {}
+                num_draws = given.get("num_rejection_samples")
+                log_prob = log_prob - self._log_partition(rows, num_draws)
+                log_prob = log_prob - hybrid.gradient_of_log_partition(rows)
+            inside = hybrid.inside(theta)
+            if inside is None:
+                return log_prob
+            return log_prob.masked_fill(~inside, -math.inf)
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
         """Return log Z of observations; that of the last ones is kept."""
@@ -521,10 +551,11 @@ class HybridPosterior(DirectPosterior):
             )
             measured.check_not_empty()
             return measured.log_partition
-        kept = self._normalized
-        if kept is not None and torch.equal(kept[0], rows):
-            return kept[1]
         measured = self._measure(rows)
+        kept = self._measured
+        assert kept is not None
+        if kept.log_partition is not None:
+            return kept.log_partition
         measured.check_not_empty()
         variance = measured.num_draws / measured.effective_sample_size - 1.0
         # Where draws are dear, no more than so many evaluations of the base.
@@ -538,5 +569,10 @@ class HybridPosterior(DirectPosterior):
                 num_draws=needed,
                 max_batch_size=self.max_sampling_batch_size,
             )
-        self._normalized = rows.clone(), measured.log_partition
+        kept.log_partition = measured.log_partition
         return measured.log_partition
+
+    def __getstate__(self) -> dict:
+        """Return the state to be copied: without what is measured again at once."""
+        x = None if self._x is None else self._x.detach()
+        return {**self.__dict__, "_x": x, "_measured": None}

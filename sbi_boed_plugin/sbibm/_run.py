@@ -17,6 +17,7 @@ from torch.distributions import (
     biject_to,
 )
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.sbibm._cache import TrainingCache
 from sbi_boed_plugin.sbibm._key import training_key
@@ -226,8 +227,8 @@ def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Ten
 
 
 def _check(num_samples: int, num_simulations: int, settings: RunSettings) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    check_integer("num_samples", num_samples, 1)
+    check_integer("num_simulations", num_simulations, 1)
     if num_simulations < settings.num_rounds:
         raise ValueError(
             f"num_simulations={num_simulations} is less than one per round of "

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from sbi.neural_nets.factory import model_builders
 
+from sbi_boed_plugin._numbers import check_fields, check_integer
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = [
@@ -85,12 +86,8 @@ class RunSettings:
             ValueError: If a value is out of range.
         """
         for name, least in _LEAST.items():
-            value = getattr(self, name, least)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (whole and value >= least):
-                raise ValueError(
-                    f"{name} must be an integer of at least {least}, got {value!r}."
-                )
+            if hasattr(self, name):
+                check_fields(self, check_integer, [name], least)
         if not isinstance(self.automatic_transforms_enabled, bool):
             raise ValueError(
                 "automatic_transforms_enabled must be True or False, got "

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks._entropy import (
     gaussian_information,
     nested_information,
@@ -99,11 +100,7 @@ class GridTask(Task):
                 are fewer than two samples.
         """
         _check_rows("designs", designs, self.dim_design)
-        if num_samples < 2:
-            raise ValueError(
-                f"`num_samples` must be at least 2, got {num_samples}: the default is "
-                "8192."
-            )
+        num_samples = check_integer("num_samples", num_samples, 2)
         designs = designs.detach().to("cpu", torch.float64)
         self._check_design("designs", designs)
         if len(designs) == 0:

@@ -5,13 +5,12 @@ Addressing*, Cell Systems 2022, in its simplest form: one ligand, one receptor o
 type, and one step of binding.
 """
 
-import math
-
 import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
 
 __all__ = ["BMP", "bound_fraction"]
@@ -76,13 +75,13 @@ class BMP(GaussianTask):
     design_transform = ExpTransform().inv
 
     def __init__(self, *, dim_design: int = 1, noise: float = 0.02) -> None:
-        if dim_design < 1:
-            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
-        if not 0.0 <= noise < math.inf:
-            raise ValueError(
-                f"`noise` must be a standard deviation of at least 0, got {noise}: "
-                "0 is the model without noise, 0.02 the default."
-            )
+        dim_design = check_integer("dim_design", dim_design, 1)
+        noise = check_real(
+            "noise",
+            noise,
+            0.0,
+            remedy="It is a standard deviation: 0 is the model without noise.",
+        )
         self.noise = float(noise)
         self.prior = BoxUniform(torch.zeros(2), torch.ones(2))
         self.design_low = torch.full((dim_design,), 1e-6)

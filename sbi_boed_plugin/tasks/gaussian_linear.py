@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = ["GaussianLinear", "regression_mean", "regressors"]
@@ -71,8 +72,7 @@ class GaussianLinear(Task):
     parameter_names = ("intercept θ₀", "slope θ₁")
 
     def __init__(self, *, dim_design: int = 1) -> None:
-        if dim_design < 1:
-            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
+        dim_design = check_integer("dim_design", dim_design, 1)
         scale = torch.full((2,), PRIOR_SCALE)
         self.prior = Independent(Normal(torch.zeros(2), scale), 1)
         self.design_low = torch.full((dim_design,), -10.0)
@@ -117,7 +117,7 @@ class GaussianLinear(Task):
         Raises:
             ValueError: If `design` has another shape or is not finite.
         """
-        matrix = regressors(self._single_design(design).detach().to(torch.float64))
+        matrix = regressors(self._single_design(design).detach().cpu().double())
         identity = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
         precision = identity + PRIOR_SCALE**2 * matrix.T @ matrix
         return 0.5 * float(torch.logdet(precision)), 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks._gaussian_task import GaussianTask
 
 __all__ = ["LocationFinding"]
@@ -54,9 +55,8 @@ class LocationFinding(GaussianTask):
     x_names = ("log signal x",)
 
     def __init__(self, *, num_sources: int = 2, dim_space: int = 2) -> None:
-        for argument, value in (("num_sources", num_sources), ("dim_space", dim_space)):
-            if value < 1:
-                raise ValueError(f"`{argument}` must be at least 1, got {value}.")
+        num_sources = check_integer("num_sources", num_sources, 1)
+        dim_space = check_integer("dim_space", dim_space, 1)
         self.num_sources = num_sources
         self.dim_space = dim_space
         dim_theta = num_sources * dim_space

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks.gaussian_linear import (
     PRIOR_SCALE,
     GaussianLinear,
@@ -158,11 +159,8 @@ class NoisyLinear(GaussianLinear):
                 fewer than two samples or nodes.
         """
         design = self._single_design(design).detach().to("cpu", torch.float64)
-        if num_samples < 2 or num_nodes < 2:
-            raise ValueError(
-                "`num_samples` and `num_nodes` must be at least 2, got "
-                f"{num_samples} and {num_nodes}."
-            )
+        num_samples = check_integer("num_samples", num_samples, 2)
+        num_nodes = check_integer("num_nodes", num_nodes, 2)
         if design.shape[0] == 1:
             signal_variance = PRIOR_SCALE**2 * float(1.0 + design.square())
             data_entropy = _noise_entropy(math.sqrt(1.0 + signal_variance))

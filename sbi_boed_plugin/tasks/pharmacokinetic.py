@@ -17,6 +17,7 @@ from torch.distributions.transforms import (
     ExpTransform,
 )
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
 
 __all__ = ["Pharmacokinetic", "concentration"]
@@ -97,8 +98,7 @@ class Pharmacokinetic(GaussianTask):
     )
 
     def __init__(self, *, dim_design: int = 1) -> None:
-        if dim_design < 1:
-            raise ValueError(f"`dim_design` must be at least 1, got {dim_design}.")
+        dim_design = check_integer("dim_design", dim_design, 1)
         self.prior = Independent(
             LogNormal(
                 torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),

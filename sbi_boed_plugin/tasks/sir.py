@@ -17,6 +17,7 @@ from torch.distributions.transforms import (
     ExpTransform,
 )
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks.sir_dynamics import infected_at
 from sbi_boed_plugin.tasks.task import Task
 
@@ -90,13 +91,9 @@ class SIR(Task):
         drop_extinct: bool = False,
         max_redraws: int = 20,
     ) -> None:
-        for argument, value, least in (
-            ("dim_design", dim_design, 1),
-            ("num_steps", num_steps, 1),
-            ("max_redraws", max_redraws, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{argument}` must be at least {least}, got {value}.")
+        dim_design = check_integer("dim_design", dim_design, 1)
+        num_steps = check_integer("num_steps", num_steps, 1)
+        max_redraws = check_integer("max_redraws", max_redraws, 0)
         self.num_steps = num_steps
         self.dequantize = dequantize
         self.drop_extinct = drop_extinct

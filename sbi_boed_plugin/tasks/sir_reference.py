@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks.sir import PRIOR_MEDIAN, PRIOR_SCALE
 from sbi_boed_plugin.tasks.sir_dynamics import POPULATION, infected_at
 
@@ -67,7 +68,7 @@ def unbiased_entropy(counts: Tensor) -> Tensor:
         >>> unbiased_entropy(torch.tensor([[500.0, 500.0, 0.0]]))
         tensor([0.6931], dtype=torch.float64)
     """
-    counts = counts.to(torch.float64)
+    counts = counts.cpu().double()
     total = counts.sum(dim=-1)
     k = counts.clamp(min=1.0)
     sign = 1.0 - 2.0 * torch.remainder(k, 2.0)
@@ -127,11 +128,9 @@ def brute_force_eig(
             "`times` must be a vector of times that are not negative, got "
             f"{times.tolist()}."
         )
-    if num_replicates < 2:
-        raise ValueError(
-            "`num_replicates` must be at least 2, or there is no standard error; got "
-            f"{num_replicates}."
-        )
+    num_replicates = check_integer(
+        "num_replicates", num_replicates, 2, remedy="One has no standard error."
+    )
     generator = torch.Generator().manual_seed(seed)
     per_replicate = math.ceil(num_parameters / num_replicates)
     num_trajectories += num_trajectories % 2

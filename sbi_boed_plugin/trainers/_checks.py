@@ -2,11 +2,17 @@
 
 import math
 import warnings
-from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    MOST_WEIGHT,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin.design.gradients import DATA_PATHS
 from sbi_boed_plugin.design.policy import DesignPolicy
 
@@ -16,6 +22,7 @@ __all__ = [
     "check_designs_given",
     "check_gradient",
     "check_objective",
+    "check_training",
     "resolve_num_contrastive",
     "warn_if_capped",
 ]
@@ -26,26 +33,19 @@ DEFAULT_NUM_CONTRASTIVE = 3
 
 def check_objective(
     num_contrastive: int | None, regularization_strength: float
-) -> None:
-    """Raise if the objective has a value out of range or nothing to train on."""
-    if num_contrastive is not None and not isinstance(num_contrastive, Integral):
-        raise TypeError(
-            f"num_contrastive={num_contrastive} must be an integer or None, got "
-            f"{type(num_contrastive).__name__}."
-        )
-    if num_contrastive is not None and num_contrastive < 0:
-        raise ValueError(f"num_contrastive={num_contrastive} must not be negative.")
-    if not 0.0 <= regularization_strength < float("inf"):
-        raise ValueError(
-            f"regularization_strength={regularization_strength} must be finite and not "
-            "negative: it weighs maximum likelihood beside the contrastive bound."
-        )
+) -> tuple[int | None, float]:
+    """Return plain numbers, or raise if one is wrong or nothing is to train on."""
+    num_contrastive = check_integer("num_contrastive", num_contrastive, 0, or_none=True)
+    regularization_strength = check_real(
+        "regularization_strength", regularization_strength, 0.0, MOST_WEIGHT
+    )
     if num_contrastive == 0 and regularization_strength == 0.0:
         raise ValueError(
             "num_contrastive=0 with regularization_strength=0 leaves nothing to train "
             "on. Use num_contrastive of at least 1, or regularization_strength=1 for "
             "maximum likelihood."
         )
+    return num_contrastive, regularization_strength
 
 
 def resolve_num_contrastive(
@@ -182,3 +182,35 @@ def warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
             "Increase num_contrastive to tell good designs apart.",
             stacklevel=4,
         )
+
+
+def check_training(
+    training_batch_size: int,
+    learning_rate: float,
+    validation_fraction: float,
+    stop_after_epochs: int,
+    max_num_epochs: int,
+    clip_max_norm: float | None,
+) -> dict[str, Any]:
+    """Return the numbers that sbi's training takes by name, or raise."""
+    return {
+        "training_batch_size": check_integer(
+            "training_batch_size", training_batch_size, 1
+        ),
+        "learning_rate": check_real(
+            "learning_rate", learning_rate, most=MOST_LEARNING_RATE, above=0.0
+        ),
+        "validation_fraction": check_real(
+            "validation_fraction", validation_fraction, above=0.0, below=1.0
+        ),
+        "stop_after_epochs": check_integer("stop_after_epochs", stop_after_epochs, 1),
+        "max_num_epochs": check_integer("max_num_epochs", max_num_epochs, 1),
+        "clip_max_norm": check_real(
+            "clip_max_norm",
+            clip_max_norm,
+            above=0.0,
+            or_infinite=True,
+            or_none=True,
+            remedy="None means no clipping.",
+        ),
+    }

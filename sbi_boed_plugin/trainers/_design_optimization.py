@@ -1,6 +1,7 @@
 """Learning the design of an experiment, for trainers that estimate likelihoods."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -9,17 +10,18 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin._parallel import check_num_workers
+from sbi_boed_plugin._sbi_compat import check_default_dtype
+from sbi_boed_plugin._simulation import CheckedSimulator
+from sbi_boed_plugin.design.assessment import assess_design
+from sbi_boed_plugin.design.budget import plan_spending
 from sbi_boed_plugin.design.config import DesignOptimizerConfig, DesignResult
 from sbi_boed_plugin.design.estimators import DesignEstimators, EstimatorBuilders
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.design.multi_start import (
-    MultiStartConfig,
-    MultiStartOutcome,
-    multi_start_search,
-)
+from sbi_boed_plugin.design.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.design.optimizer import DesignOptimizer
 from sbi_boed_plugin.design.policy import DesignPolicy
-from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import (
@@ -31,6 +33,8 @@ __all__ = ["DesignOptimizationMixin"]
 
 # Contrastive samples of the likelihood's loss, by whether they also drive the policy.
 NUM_CONTRASTIVE = {True: 31, False: 3}
+# Simulations that score a design, whatever time is left.
+_MIN_SCORING = 100
 
 
 class DesignOptimizationMixin:
@@ -53,8 +57,17 @@ class DesignOptimizationMixin:
         design_policy: DesignPolicy | None,
         posterior_estimator: str | Callable,
         marginal_estimator: str | Callable,
+        search_likelihood: Callable | None = None,
     ) -> None:
-        """Check and store what a search needs beside the trainer's own."""
+        """Check and store what a search needs beside the trainer's own.
+
+        Args:
+            design_policy: Distribution over designs.
+            posterior_estimator: Name or builder of the posterior.
+            marginal_estimator: Name or builder of the marginal.
+            search_likelihood: Builder of the likelihood with designs, if that is not
+                the one of the likelihood without.
+        """
         if design_policy is not None:
             if not isinstance(design_policy, DesignPolicy):
                 raise TypeError(
@@ -68,7 +81,10 @@ class DesignOptimizationMixin:
         self._marginal_model = marginal_estimator
         self._posterior_net: ConditionalDensityEstimator | None = None
         self._marginal_net: ConditionalDensityEstimator | None = None
-        self._search_coordinates = coordinates_of(self._build_neural_net)
+        self._search_likelihood = search_likelihood
+        self._search_coordinates = coordinates_of(
+            search_likelihood or self._build_neural_net
+        )
         # What the last search trained on: the method, and the number of observations
         # behind the belief that its parameters came from.
         self._trained_by: tuple[str, int] | None = None
@@ -100,7 +116,7 @@ class DesignOptimizationMixin:
         num_steps: int | None = None,
         num_warmup_steps: int | None = None,
         num_refinement_steps: int = 0,
-        training_batch_size: int = 256,
+        training_batch_size: int | None = None,
         num_simulations_per_design: int = 1,
         num_contrastive: int | None = None,
         regularization_strength: float = 0.1,
@@ -110,9 +126,9 @@ class DesignOptimizationMixin:
         stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
         max_seconds: float | None = None,
-        num_workers: int = 1,
+        num_workers: int | None = 1,
         resume_training: bool = False,
-        num_eig_samples: int = 4_000,
+        num_eig_samples: int | None = None,
         num_eig_contrastive: int = 511,
         multi_start: MultiStartConfig | None = None,
     ) -> DesignResult:
@@ -128,8 +144,9 @@ class DesignOptimizationMixin:
         once, and the best are scored with simulations. Once trained, estimators serve
         every later search of that kind without new training.
 
-        Simulations with NaN or infinite values count as experiments that tell nothing;
-        the likelihood is that of the finite outcomes. A further call without
+        Simulations with NaN or infinite values count as experiments that tell nothing.
+        If there are any, the likelihood of a finite outcome contains the probability
+        that the simulation does not fail, learned beside it. A further call without
         `resume_training` trains the same policy and likelihood on: for an independent
         search make a new trainer and policy.
 
@@ -155,8 +172,9 @@ class DesignOptimizationMixin:
                 likelihood, at its own draws or at the simulated data; `"pathwise"`,
                 through a differentiable simulator; `"partial"`, which holds the data
                 fixed, for comparison with the paper's code only.
-            num_steps: Number of training steps. If `None`, 1,000, and none for a
-                multi-start search with trained estimators.
+            num_steps: Number of training steps. If `None`, 1,000 or as many as
+                `max_num_simulations` allows, and none for a multi-start search with
+                trained estimators.
             num_warmup_steps: Number of steps in which the policy stays as it is:
                 untrained networks would lead it astray. If `None`, a twentieth of
                 `num_steps`.
@@ -164,7 +182,8 @@ class DesignOptimizationMixin:
                 policy has stopped, in which half of the simulations are at the design
                 found. They make the information that is reported there a tighter
                 bound. The learning rate starts anew from a fifth.
-            training_batch_size: Number of simulations of one step.
+            training_batch_size: Number of simulations of one step. If `None`, 256, or
+                what gives about 200 steps within `max_num_simulations`, at least 16.
             num_simulations_per_design: How many of them share a design.
             num_contrastive: Number :math:`L` of contrastive parameters of each
                 simulation, other rows of the batch. If `None`, 31 where they drive
@@ -179,36 +198,56 @@ class DesignOptimizationMixin:
                 many steps, is a standard error lower than over as many before. Never
                 if `None`.
             max_num_simulations: Largest number of simulations, those that score the
-                design and those of a call that is resumed included.
-            max_seconds: Training time in seconds, that of a call that is resumed
-                included, after which no further step is started.
+                design and those of a call that is resumed included. What is not given
+                otherwise is a share of it: a fifth scores the design, and a fifth of
+                the rest ranks the candidates of a multi-start search. With a budget
+                the networks also learn again from the simulations of the search,
+                until they have seen 256,000 rows or gain no more on rows left out.
+            max_seconds: Time in seconds of training and scoring, that of a call that is
+                resumed included. No step is started that would end later, at the pace
+                of those before; the first one always is.
             num_workers: Number of processes that simulate, through joblib. With
                 `gradient="pathwise"` only what scores designs: gradients do not come
                 back from other processes.
             resume_training: Continue the previous call, with its settings.
-            num_eig_samples: Number of simulations that score the design found.
+            num_eig_samples: Number of simulations that score the design found. If
+                `None`, 4,000, or what `max_num_simulations` and `max_seconds` leave.
             num_eig_contrastive: Number of contrastive parameters of each of them.
             multi_start: Settings of the search with `method="multi_start"`.
 
         Returns:
-            The design with its expected information gain, the policy, and the history.
+            The design with its expected information gain, what speaks against either
+            (also as warnings), the policy, and the history.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        if stop_after_steps is not None and stop_after_steps < 2:
-            raise ValueError(
-                f"stop_after_steps={stop_after_steps} must be at least 2, or None to "
-                "never stop early."
-            )
-        for name, value, least in (
-            ("num_eig_samples", num_eig_samples, 2),
-            ("num_eig_contrastive", num_eig_contrastive, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}={value} must be at least {least}.")
+        stop_after_steps = check_integer(
+            "stop_after_steps", stop_after_steps, 2, or_none=True
+        )
+        max_num_simulations = check_integer(
+            "max_num_simulations", max_num_simulations, 1, or_none=True
+        )
+        max_seconds = check_real(
+            "max_seconds", max_seconds, 0.0, or_infinite=True, or_none=True
+        )
+        num_workers = check_num_workers(num_workers)
+        num_eig_samples = check_integer(
+            "num_eig_samples", num_eig_samples, 2, or_none=True
+        )
+        num_eig_contrastive = check_integer(
+            "num_eig_contrastive", num_eig_contrastive, 1
+        )
+        # Other defaults depend on these.
+        num_steps = check_integer("num_steps", num_steps, 0, or_none=True)
+        training_batch_size = check_integer(
+            "training_batch_size", training_batch_size, 1, or_none=True
+        )
+        num_simulations_per_design = check_integer(
+            "num_simulations_per_design", num_simulations_per_design, 1
+        )
         if method not in ("joint", "multi_start"):
             raise ValueError(
                 f"method='{method}' is unknown. Use 'joint' or 'multi_start'."
@@ -235,24 +274,40 @@ class DesignOptimizationMixin:
             )
         if resume_training:
             optimizer = self._resume_design_optimizer(settings)
+            known = optimizer.config
+            search = known.method
+            num_steps, training_batch_size = known.num_steps, known.training_batch_size
         else:
+            search = method
+        checked = CheckedSimulator(simulator)
+        has_networks = search == "multi_start" and self._serves_all_designs(objective)
+        spending = plan_spending(
+            max_num_simulations,
+            method=search,
+            has_networks=has_networks,
+            num_check_calls=checked.num_check_calls,
+            num_simulations_per_design=num_simulations_per_design,
+            num_steps=num_steps,
+            training_batch_size=training_batch_size,
+            num_eig_samples=num_eig_samples,
+            multi_start=multi_start,
+        )
+        if not resume_training:
+            settings["num_steps"] = spending.num_steps
+            settings["training_batch_size"] = spending.training_batch_size
             optimizer = self._start_design_optimizer(settings)
-        config = optimizer.config
-        scoring = {
-            "num_samples": num_eig_samples,
-            "num_contrastive": num_eig_contrastive,
-            "num_workers": num_workers,
-        }
-        search = multi_start or MultiStartConfig()
-        num_scoring = num_eig_samples
-        if config.method == "multi_start":
-            num_scoring += search.num_candidates * search.num_candidate_samples
-
-        found = MultiStartOutcome([], 0, 0)
+        num_scoring = spending.num_scoring(search)
+        # A search that goes on has had its simulator checked.
+        if optimizer.progress.step:
+            checked.is_checked = True
+        if not optimizer.config.num_steps:
+            num_scoring += checked.num_check_calls
+        prior = self._belief_or_prior
+        assert prior is not None
         try:
             with optimizer.random_state():
                 stop_reason = optimizer.run(
-                    simulator,
+                    checked,
                     stop_after_steps=stop_after_steps,
                     max_num_simulations=(
                         None
@@ -260,44 +315,56 @@ class DesignOptimizationMixin:
                         else max_num_simulations - num_scoring
                     ),
                     max_seconds=max_seconds,
+                    num_scoring=num_scoring,
                     num_workers=num_workers,
                     tracker=self._tracker,
                     show_progress_bar=self._show_progress_bars,
                 )
-                estimators = optimizer.estimators
-                allowed = max_num_simulations
-                too_few = allowed is not None and allowed < num_scoring
-                idle = config.num_steps > 0 and not optimizer.progress.step
-                if estimators is None or idle or too_few:
+                idle = optimizer.config.num_steps > 0 and not optimizer.progress.step
+                if optimizer.estimators is None or idle:
                     raise ValueError(
                         f"No step was taken: max_num_simulations={max_num_simulations} "
                         f"and max_seconds={max_seconds} must allow for at least one "
-                        f"batch of {config.training_batch_size} simulations and "
-                        f"{num_scoring} that score the design."
+                        f"batch of {optimizer.config.training_batch_size} simulations "
+                        f"and {num_scoring} that score the design."
                     )
-                prior = self._belief_or_prior
-                assert prior is not None
-                if config.method == "multi_start":
+                if max_num_simulations is not None:
+                    optimizer.rehearse(
+                        max_seconds=max_seconds,
+                        show_progress_bar=self._show_progress_bars,
+                    )
+                if max_num_simulations is not None:
+                    spent = optimizer.progress.num_simulations
+                    checked.max_calls = max_num_simulations - spent
+                found = None
+                design = optimizer.policy.mode.clone()
+                if search == "multi_start":
+                    checked.set_aside(spending.num_eig_samples)
                     found = multi_start_search(
-                        estimators,
+                        optimizer.networks,
                         prior,
                         optimizer.policy,
-                        simulator,
-                        objective=config.objective,
-                        config=search,
+                        checked,
+                        objective=optimizer.config.objective,
+                        config=spending.multi_start,
                         num_workers=num_workers,
                         show_progress_bar=self._show_progress_bars,
                     )
+                    checked.set_aside(-spending.num_eig_samples)
                     design = found.candidates[0][0]
-                else:
-                    design = optimizer.policy.mode
-                eig = score_design(
-                    estimators,
-                    simulator,
+                num_samples = spending.num_eig_samples
+                if num_eig_samples is None and max_seconds is not None:
+                    left = max_seconds - optimizer.progress.seconds
+                    fitting = left / max(optimizer.progress.pace, 1e-9)
+                    num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
+                assessed = assess_design(
+                    optimizer,
+                    checked,
                     prior=prior,
                     design=design,
-                    objective=config.objective,
-                    **scoring,
+                    num_samples=num_samples,
+                    num_contrastive=num_eig_contrastive,
+                    num_workers=num_workers,
                 )
         except BaseException as error:
             note = (
@@ -308,41 +375,46 @@ class DesignOptimizationMixin:
                 add_note(f"{optimizer.progress.step} {note} goes on from there.")
             raise
         finally:
-            if optimizer.progress.step:
-                # Networks that only began to learn do not serve all designs yet.
-                kind = config.method if optimizer.finished else "unfinished"
-                self._trained_by = (kind, self._num_observations)
-            if optimizer.estimators is not None:
-                self._neural_net = optimizer.estimators.likelihood
-                self._posterior_net = optimizer.estimators.posterior
-                self._marginal_net = optimizer.estimators.marginal
-                self._dim_design = optimizer.policy.dim_design
-
-        progress = optimizer.progress
+            self._keep_networks(optimizer)
+        config, progress = optimizer.config, optimizer.progress
         if config.objective == "info_nce" and config.method == "joint":
             warn_if_capped(progress.history["eig"], config.num_contrastive)
-        kept = deepcopy(estimators)
+        for doubt in assessed.doubts:
+            warnings.warn(doubt, stacklevel=2)
+        kept = deepcopy(optimizer.networks)
+        assert kept is not None
+        parts = [progress, assessed, *([] if found is None else [found])]
         return DesignResult(
             design=design,
-            eig=eig,
+            eig=assessed.eig,
+            bounds=assessed.bounds,
+            arrival=assessed.arrival,
+            doubts=tuple(assessed.doubts),
             policy=deepcopy(optimizer.policy),
             likelihood_estimator=kept.likelihood,
             posterior_estimator=kept.posterior,
             marginal_estimator=kept.marginal,
             config=config,
             history=deepcopy(progress.history),
-            candidates=tuple(found.candidates),
-            num_simulations=(
-                progress.num_simulations + eig.num_simulations + found.num_simulations
-            ),
-            num_invalid_simulations=(
-                progress.num_invalid_simulations
-                + eig.num_invalid_simulations
-                + found.num_invalid_simulations
-            ),
+            candidates=() if found is None else tuple(found.candidates),
+            num_simulations=sum(part.num_simulations for part in parts),
+            num_invalid_simulations=sum(p.num_invalid_simulations for p in parts),
             seconds=progress.seconds,
             stop_reason=stop_reason,
         )
+
+    def _keep_networks(self, optimizer: DesignOptimizer) -> None:
+        """Take over the networks of a search, however it ended."""
+        if optimizer.progress.step:
+            # Networks that only began to learn do not serve all designs yet.
+            kind = optimizer.config.method if optimizer.finished else "unfinished"
+            self._trained_by = (kind, self._num_observations)
+        networks = optimizer.networks
+        if networks is not None:
+            self._neural_net = networks.likelihood
+            self._posterior_net = networks.posterior
+            self._marginal_net = networks.marginal
+            self._dim_design = optimizer.policy.dim_design
 
     def _resume_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
         """Return the design optimizer of the previous call, if nothing changed."""
@@ -365,6 +437,7 @@ class DesignOptimizationMixin:
 
     def _start_design_optimizer(self, settings: dict[str, Any]) -> DesignOptimizer:
         """Return a new design optimizer that continues from the current networks."""
+        check_default_dtype()
         if self._design_policy is None:
             raise ValueError(
                 "design_policy=None: pass a design policy to optimize, for instance "
@@ -401,7 +474,7 @@ class DesignOptimizationMixin:
         """Return what builds the networks of a search."""
         assert self._prior is not None and self._design_policy is not None
         return estimator_builders(
-            self._build_neural_net,
+            self._search_likelihood or self._build_neural_net,
             self._posterior_model,
             self._marginal_model,
             self._prior,
@@ -451,12 +524,6 @@ class DesignOptimizationMixin:
                 NUM_CONTRASTIVE[settings["objective"] == "info_nce"],
                 settings["training_batch_size"] - 1,
             )
-        if settings["num_steps"] is None:
-            # What is trained for the whole design space serves again.
-            ready = method == "multi_start" and self._serves_all_designs(
-                settings["objective"]
-            )
-            settings["num_steps"] = 0 if ready else 1_000
         if settings["num_warmup_steps"] is None:
             settings["num_warmup_steps"] = settings["num_steps"] // 20
         return DesignOptimizerConfig(**settings)

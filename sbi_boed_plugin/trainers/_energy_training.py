@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -23,6 +22,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    MOST_WEIGHT,
+    check_fields,
+    check_integer,
+    check_real,
+)
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy_builder import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
@@ -80,27 +86,23 @@ class EnergyConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("num_partition_samples", "max_num_epochs", "stop_after_epochs"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name}={value} must be a whole number, at least 1.")
-        if not 0.0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
-        clip = self.clip_max_norm
-        if clip is not None and not 0.0 < clip < math.inf:
-            raise ValueError(
-                f"clip_max_norm={clip} must be positive, or None for no clipping."
-            )
-        if not math.isfinite(self.min_standard_errors):
-            raise ValueError(
-                f"min_standard_errors={self.min_standard_errors} must be a number."
-            )
-        if self.training_batch_size is not None and self.training_batch_size < 2:
-            raise ValueError(
-                f"training_batch_size={self.training_batch_size} must be at least 2."
-            )
-        if self.weight_decay is not None and self.weight_decay < 0.0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+        counts = ["num_partition_samples", "max_num_epochs", "stop_after_epochs"]
+        check_fields(self, check_integer, counts, 1)
+        check_fields(self, check_integer, ["training_batch_size"], 2, or_none=True)
+        rates = ["learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+        check_fields(
+            self,
+            check_real,
+            ["clip_max_norm"],
+            above=0.0,
+            or_infinite=True,
+            or_none=True,
+            remedy="None means no clipping.",
+        )
+        decay = ["weight_decay"]
+        check_fields(self, check_real, decay, 0.0, MOST_WEIGHT, or_none=True)
+        check_fields(self, check_real, ["min_standard_errors"])
 
     def for_data(self, num_simulations: int) -> tuple[int, float]:
         """Return batch size and weight decay for a number of simulations."""

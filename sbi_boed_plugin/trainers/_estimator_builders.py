@@ -11,8 +11,8 @@ from torch.distributions.transforms import identity_transform
 from sbi_boed_plugin._prior import discrete_columns, finite_values, to_real_numbers
 from sbi_boed_plugin.design.estimators import EstimatorBuilders
 from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
+from sbi_boed_plugin.estimators.coordinates import Coordinates
 from sbi_boed_plugin.estimators.transformed import (
-    Coordinates,
     coordinates_of,
     transformed_likelihood_nn,
     transformed_posterior_nn,

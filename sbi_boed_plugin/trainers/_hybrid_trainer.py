@@ -1,6 +1,5 @@
 """The stages of `NPE_GKL`: a base in sbi's training loop, and an energy on it."""
 
-import pickle
 import warnings
 from collections.abc import Callable
 from copy import copy
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._sbi_compat import SbiTrainerMixin, if_it_pickles
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
@@ -46,7 +46,11 @@ _ENERGY_KEYS = (
 )
 
 
-class HybridTrainer(NPE_C):
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_004
+
+
+class HybridTrainer(SbiTrainerMixin, NPE_C):
     """Builds, trains and reports what `NPE_GKL` adds to NPE."""
 
     _neural_net: ConditionalDensityEstimator | None
@@ -164,7 +168,7 @@ class HybridTrainer(NPE_C):
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
         if self._training == "joint":
-            with isolated_rng(0):
+            with isolated_rng(_VALIDATION_SEED):
                 return super()._validate_epoch(val_loader, loss_args)
         return super()._validate_epoch(val_loader, loss_args)
 
@@ -250,9 +254,12 @@ class HybridTrainer(NPE_C):
         atomic: bool,
     ) -> HybridEstimator:
         """Put an energy on the trained base, train it, and report."""
-        # The random numbers of the base's training go on as if nothing came between.
-        start_idx = self._start_index
+        # Random numbers of its own: those of the base's training go on as if nothing
+        # came between, and whoever draws from them gets none that were used here.
         with isolated_rng(get_rng_state()):
+            seed = int(torch.randint(2**62, ()))
+        start_idx = self._start_index
+        with isolated_rng(seed):
             hybrid = self._make_hybrid(start_idx, frozen_base=True)
             hybrid.to(self._device)
             self._neural_net = hybrid
@@ -313,14 +320,10 @@ class HybridTrainer(NPE_C):
 
     def __getstate__(self) -> dict:
         """Return the state to be pickled, without builders that cannot be."""
-        state = super().__getstate__()
-        try:
-            pickle.dumps(self._build_energy)
-        except (pickle.PicklingError, AttributeError, TypeError):
-            # Functions that users define where they are needed; used again, they are
-            # missed with an error.
-            state["_build_energy"] = None
-        return state
+        # Functions that users define where they are needed; used again, they are missed
+        # with an error.
+        build = if_it_pickles(self._build_energy)
+        return {**super().__getstate__(), "_build_energy": build}
 
 
 def _without_energy(proposal: Any) -> Any:

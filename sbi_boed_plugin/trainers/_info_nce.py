@@ -9,7 +9,8 @@ from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.utils import data
 
-from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer
+from sbi_boed_plugin._sbi_compat import LikelihoodEstimatorTrainer, SbiTrainerMixin
+from sbi_boed_plugin.estimators.failures import without_failures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,
@@ -26,7 +27,7 @@ LOG_LIKELIHOOD_KEY = "validation_log_likelihood"
 EIG_KEY = "eig_lower_bound"
 
 
-class InfoNCETrainer(LikelihoodEstimatorTrainer):
+class InfoNCETrainer(SbiTrainerMixin, LikelihoodEstimatorTrainer):
     """Training and validation losses of InfoNCE-λ in the place of NLE's.
 
     A subclass sets the objective before it calls `train` of this class, and, if
@@ -138,8 +139,8 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
 
         The contrastive rows bring their parameters; the design is that of the data.
         """
-        net = self._neural_net
-        assert net is not None
+        assert self._neural_net is not None
+        net = without_failures(self._neural_net)
         theta = reshape_to_batch_event(theta, event_shape=net.condition_shape)
         x = reshape_to_batch_event(x, event_shape=net.input_shape)
         if self._dim_design:
@@ -181,7 +182,7 @@ class InfoNCETrainer(LikelihoodEstimatorTrainer):
                 losses = info_nce_loss(matrix, self._regularization_strength)
                 assert_all_finite(losses, "InfoNCE loss")
                 terms = (losses, matrix[0], contrastive_bound(matrix))
-                totals += torch.stack([term.sum() for term in terms]).double().cpu()
+                totals += torch.stack([term.sum() for term in terms]).cpu().double()
                 num_rows += len(theta)
         val_loss, log_likelihood, eig = (totals / num_rows).tolist()
         self._epoch_metrics = {LOG_LIKELIHOOD_KEY: log_likelihood, EIG_KEY: eig}

@@ -1,5 +1,7 @@
 """Experiments one after another, for trainers that learn designs."""
 
+import math
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +16,11 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_boed_plugin._memory import rows_at_once
-from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.belief import (
+    SURPRISING,
+    ParticleBelief,
+    predictive_p_value,
+)
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
@@ -38,11 +44,14 @@ class Observation:
         x: Data of shape `(1, dim_x)`.
         likelihood_estimator: Likelihood, conditioned on `(theta, design)` in one row,
             as it was when the data were observed.
+        predictive_p_value: How much of what was predicted before is as surprising as
+            `x`, see :func:`~sbi_boed_plugin.design.belief.predictive_p_value`.
     """
 
     design: Tensor
     x: Tensor
     likelihood_estimator: ConditionalDensityEstimator
+    predictive_p_value: float = math.nan
 
     @torch.no_grad()
     def log_likelihood(self, theta: Tensor) -> Tensor:
@@ -111,7 +120,10 @@ class SequentialMixin(DesignOptimizationMixin):
         Args:
             design: Design of the experiment, of shape `(dim_design,)`, or one row for
                 each of several experiments, `(num_experiments, dim_design)`.
-            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`.
+            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
+                is a warning if it lies beyond all of 1,000 draws of the learned
+                predictive distribution; `observations[-1].predictive_p_value` says how
+                surprising it was.
             num_particles: Number of particles of the belief; fixed by the first call.
 
         Returns:
@@ -120,8 +132,8 @@ class SequentialMixin(DesignOptimizationMixin):
         Raises:
             RuntimeError: If there is no likelihood yet, or it has no designs.
             ValueError: If shapes do not match, a value is not finite, the design lies
-                outside the support of the policy, or the likelihood gives the data no
-                density.
+                outside the support of the policy, the likelihood gives the data no
+                density, or the belief would collapse. Nothing has changed then.
         """
         likelihood = self._neural_net
         if likelihood is None or not self._dim_design:
@@ -134,30 +146,85 @@ class SequentialMixin(DesignOptimizationMixin):
         design = check_design(design, self._dim_design, self._design_policy)
         x = _check_observed(x, len(design), likelihood.input_shape)
         kept = self._kept_likelihood(likelihood)
-        reference = next(kept.parameters())
         belief = self._belief
-        if belief is None:
-            belief = ParticleBelief(
-                self._prior,
-                to_real_numbers(self._prior),
-                num_particles=num_particles,
-                device=self._device,
-            )
-        else:
-            belief = belief.copy()
-        observations = [
-            Observation(one.to(reference), data.unsqueeze(0).to(reference), kept)
-            for one, data in zip(design, x, strict=True)
-        ]
-        for observation in observations:
+        belief = self._new_belief(num_particles) if belief is None else belief.copy()
+        observations = []
+        pairs = zip(
+            design.to(belief.particles),
+            x.to(belief.particles).unsqueeze(1),
+            strict=True,
+        )
+        for one, data in pairs:
+            p_value = predictive_p_value(kept, belief.particles, one, data)
+            observation = Observation(one, data, kept, p_value)
             belief.update(observation.log_likelihood)
+            observations.append(observation)
+            if p_value < SURPRISING:
+                warnings.warn(
+                    f"x={data[0].tolist()} lies beyond all draws of what the learned "
+                    f"likelihood predicts at design={one.tolist()}. It may belong to "
+                    "another design or have other units, or the simulator cannot "
+                    "produce it; what follows from it is then worth nothing. forget() "
+                    "takes the last observation back.",
+                    stacklevel=2,
+                )
         # Nothing has changed before this point, if anything was wrong.
-        self._belief = belief
-        self._observations += observations
+        self._set_observations([*self._observations, *observations], belief)
+        return self
+
+    def forget(self, num_observations: int = 1) -> Self:
+        """Take the last observations back.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. Later searches start from there, with the policy as it was at first.
+        The networks of a posterior and a marginal that were trained after a forgotten
+        observation are forgotten too; the likelihood knows nothing of observations.
+
+        Args:
+            num_observations: How many of them.
+
+        Returns:
+            The trainer (returned so that this function is chainable).
+
+        Raises:
+            ValueError: If there are not as many observations.
+        """
+        num_left = len(self._observations) - num_observations
+        if num_observations < 1 or num_left < 0:
+            raise ValueError(
+                f"num_observations={num_observations} must be between 1 and the number "
+                f"of observations, {len(self._observations)}."
+            )
+        observations, belief = self._observations[:num_left], None
+        if observations:
+            assert self._belief is not None
+            belief = self._new_belief(self._belief.num_particles)
+            for observation in observations:
+                belief.update(observation.log_likelihood)
+        self._set_observations(observations, belief)
+        if self._trained_by is not None and self._trained_by[1] > num_left:
+            self._posterior_net = self._marginal_net = None
+            self._trained_by = (self._trained_by[0], num_left)
+        return self
+
+    def _new_belief(self, num_particles: int) -> ParticleBelief:
+        """Return the belief before any observation."""
+        assert self._prior is not None
+        return ParticleBelief(
+            self._prior,
+            to_real_numbers(self._prior),
+            num_particles=num_particles,
+            device=self._device,
+        )
+
+    def _set_observations(
+        self, observations: list[Observation], belief: ParticleBelief | None
+    ) -> None:
+        """Let searches start from a belief, with the policy as it was at first."""
+        self._observations, self._belief = observations, belief
         self._design_optimizer = None
         if self._design_policy is not None and self._policy_start is not None:
             self._design_policy.load_state_dict(self._policy_start)
-        return self
 
     def estimate_eig(
         self,
@@ -219,8 +286,10 @@ class SequentialMixin(DesignOptimizationMixin):
         state = likelihood.state_dict()
         if self._observations:
             last = self._observations[-1].likelihood_estimator
-            same = all(torch.equal(v, state[k]) for k, v in last.state_dict().items())
-            if same:
+            kept = last.state_dict()
+            if kept.keys() == state.keys() and all(
+                torch.equal(value, state[name]) for name, value in kept.items()
+            ):
                 return last
         return deepcopy(likelihood).eval().requires_grad_(False)
 

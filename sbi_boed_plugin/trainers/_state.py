@@ -1,14 +1,16 @@
 """The state of a trainer between experiments as plain tensors, and back."""
 
+import math
 from copy import deepcopy
 from typing import Any, Protocol
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.design.estimators import DesignEstimators
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.trainers._sequential import Observation
 
 __all__ = ["get_state", "set_state"]
@@ -64,6 +66,7 @@ def get_state(trainer: _Trainer) -> dict[str, Any]:
                 "design": o.design,
                 "x": o.x,
                 "likelihood": kept.index(o.likelihood_estimator),
+                "predictive_p_value": o.predictive_p_value,
             }
             for o in observations
         ],
@@ -86,7 +89,7 @@ def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
         state: What `get_state` returned.
 
     Raises:
-        ValueError: If the networks of the trainer are of another kind.
+        Exception: If the state is not one of such a trainer, which is left as it was.
     """
     networks, dim_x = state["networks"], state["dim_x"]
     # Everything is built before anything changes.
@@ -99,30 +102,38 @@ def set_state(trainer: _Trainer, state: dict[str, Any]) -> None:
     for weights in state["kept_likelihoods"]:
         likelihood = _build(trainer, {"likelihood": weights}, "likelihood", dim_x)
         kept.append(likelihood.eval().requires_grad_(False))
-    for attribute in _NETWORKS.values():
-        setattr(trainer, attribute, built.get(attribute))
-    trainer._trained_by = state["trained_by"]
-    trainer._design_policy.load_state_dict(state["policy"])
-    trainer._design_optimizer = None
-    trainer._dim_design = trainer._design_policy.dim_design
-    if networks["likelihood"] is None:
-        trainer._dim_design = None
+    policy = deepcopy(trainer._design_policy)
+    policy.load_state_dict(state["policy"])
     device = trainer._device
-    trainer._observations = [
-        Observation(o["design"].to(device), o["x"].to(device), kept[o["likelihood"]])
+    observations = [
+        Observation(
+            o["design"].to(device),
+            o["x"].to(device),
+            kept[o["likelihood"]],
+            o.get("predictive_p_value", math.nan),
+        )
         for o in state["observations"]
     ]
-    trainer._belief = None
+    belief = None
     if state["belief"] is not None:
-        trainer._belief = ParticleBelief.restore(
+        belief = ParticleBelief.restore(
             trainer._prior,
             to_real_numbers(trainer._prior),
-            [o.log_likelihood for o in trainer._observations],
+            [o.log_likelihood for o in observations],
             **{
                 name: value.to(device) if isinstance(value, torch.Tensor) else value
                 for name, value in state["belief"].items()
             },
         )
+    trained_by = state["trained_by"]
+    for attribute in _NETWORKS.values():
+        setattr(trainer, attribute, built.get(attribute))
+    trainer._trained_by = trained_by
+    trainer._design_policy.load_state_dict(state["policy"])
+    trainer._design_optimizer = None
+    is_trained = networks["likelihood"] is not None
+    trainer._dim_design = policy.dim_design if is_trained else None
+    trainer._observations, trainer._belief = observations, belief
 
 
 def _build(
@@ -136,7 +147,7 @@ def _build(
     theta = trainer._prior.sample(torch.Size((rows,))).cpu().float()
     design = trainer._design_policy.sample(torch.Size((rows,))).cpu().float()
     # Any data for which the coordinates of the network exist.
-    to_natural_units = trainer._search_coordinates.x.inv
+    to_natural_units = trainer._search_coordinates.to("cpu").of_x.inv
     x = to_natural_units(torch.randn(rows, dim_x))
     weights = networks[name]
     needs = {"likelihood": None, "marginal": "marginal", "posterior": "posterior"}[name]
@@ -147,6 +158,8 @@ def _build(
     )
     # A copy: builders may put the same embedding into every network.
     network = deepcopy(getattr(built, name))
+    if any(key.startswith("success_net.") for key in weights):
+        network = LikelihoodWithFailures(network)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -13,6 +13,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
@@ -21,11 +22,14 @@ from sbi_boed_plugin._sbi_compat import (
 )
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
+from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
     check_designs_given,
     check_objective,
+    check_training,
 )
 from sbi_boed_plugin.trainers._info_nce import EIG_KEY, InfoNCETrainer
 from sbi_boed_plugin.trainers._sequential import SequentialMixin
@@ -91,6 +95,7 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
         marginal_estimator: str
         | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
+        x_transform: Transform | Literal["auto"] | None = "auto",
     ):
         r"""Initialize the trainer.
 
@@ -100,7 +105,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 `.optimize_design()` is not available.
             density_estimator: A string (one of nsf, maf, mdn, made, or another model
                 of `likelihood_nn`) or a function that builds the network, as for
-                `NLE`. With designs it receives `(theta, design)` in one row in the
+                `NLE`. With one value of `x` a maf is no more than a Gaussian whose
+                mean and scale depend on `theta`: use mdn or nsf for other shapes.
+                With designs it receives `(theta, design)` in one row in the
                 place of `theta`.
             device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
             logging_level: Minimum severity of messages to log.
@@ -116,6 +123,16 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 `(x, design)` in one row.
             marginal_estimator: Network of the data alone, likewise: a model of
                 `likelihood_nn`, or a function that builds it from `design` and `x`.
+            x_transform: Coordinates of the data in which networks that are given by
+                name work where there are designs: a `Transform` from natural units,
+                `None` for these, or `"auto"`, which takes (almost) logarithms of data
+                that spread over decades, and warns, as
+                :func:`~sbi_boed_plugin.transformed_likelihood_nn` describes. Densities
+                are those of natural units always.
+
+        Raises:
+            ValueError: If `x_transform` is none of these, or there is no named network
+                of the likelihood to work in it.
         """
         super().__init__(
             prior=prior,
@@ -126,7 +143,20 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             tracker=tracker,
             show_progress_bars=show_progress_bars,
         )
-        self._set_design_search(design_policy, posterior_estimator, marginal_estimator)
+        search_likelihood = None
+        if isinstance(density_estimator, str):
+            search_likelihood = transformed_likelihood_nn(
+                density_estimator, x_transform=x_transform
+            )
+        elif x_transform != "auto":
+            raise ValueError(
+                f"x_transform={x_transform!r} is for networks that are given by name, "
+                "but density_estimator is a function. Give it the transform: "
+                "transformed_likelihood_nn(..., x_transform=...)."
+            )
+        self._set_design_search(
+            design_policy, posterior_estimator, marginal_estimator, search_likelihood
+        )
 
     def append_simulations(
         self,
@@ -146,7 +176,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             x: Simulation outputs of shape `(num_simulations, *x_event_shape)`.
             exclude_invalid_x: Whether invalid simulations are discarded during
                 training. If `False`, an error is raised when they are found. If
-                `True`, training can proceed, but gives systematically wrong results.
+                `True`, the likelihood is that of outcomes that do not fail: what it
+                tells that one did not is left out, and the posterior is wrong where
+                failing depends on the parameters.
             from_round: Which round the data stemmed from. Round 0 means from the prior.
             algorithm: Name of the algorithm in warnings and errors.
             data_device: Where to store the data, default is on the same device where
@@ -184,6 +216,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        if dim_design and self._search_likelihood is not None:
+            self._build_neural_net = self._search_likelihood
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def train(
@@ -239,8 +274,15 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             ValueError: If `num_contrastive` or `regularization_strength` is out of
                 range, or is changed on resuming.
         """
-        asked = (num_contrastive, regularization_strength)
-        check_objective(*asked)
+        asked = check_objective(num_contrastive, regularization_strength)
+        numbers = check_training(
+            training_batch_size,
+            learning_rate,
+            validation_fraction,
+            stop_after_epochs,
+            max_num_epochs,
+            clip_max_norm,
+        )
         if (
             resume_training
             and self._summary[EIG_KEY]
@@ -254,14 +296,9 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
                 "the same values or start a new training."
             )
         self._objective_asked = asked
-        self._regularization_strength = regularization_strength
+        self._regularization_strength = asked[1]
         return super().train(
-            training_batch_size=training_batch_size,
-            learning_rate=learning_rate,
-            validation_fraction=validation_fraction,
-            stop_after_epochs=stop_after_epochs,
-            max_num_epochs=max_num_epochs,
-            clip_max_norm=clip_max_norm,
+            **numbers,
             resume_training=resume_training,
             discard_prior_samples=discard_prior_samples,
             retrain_from_scratch=retrain_from_scratch,

@@ -21,13 +21,15 @@ from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.trainers._checks import check_designs_given
+from sbi_boed_plugin.estimators.units import warn_of_scales
+from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
 from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
@@ -201,11 +203,13 @@ class NPE_GKL(HybridTrainer):
             )
         shown = x if design is None else append_design_to_data(x, design, None)[0]
         _check_matches(estimator, theta, shown)
-        if not 0.0 < validation_fraction < 1.0:
-            raise ValueError(
-                f"validation_fraction={validation_fraction} must be between 0 and 1: "
-                "the energy is kept only if it helps simulations that it has not seen."
-            )
+        validation_fraction = check_real(
+            "validation_fraction",
+            validation_fraction,
+            above=0.0,
+            below=1.0,
+            remedy="An energy must help simulations that it has not seen.",
+        )
         if device is None:
             device = str(next(estimator.parameters()).device)
         trainer = cls(
@@ -279,6 +283,7 @@ class NPE_GKL(HybridTrainer):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def train(
@@ -349,6 +354,15 @@ class NPE_GKL(HybridTrainer):
                 noise and `latent_features` is true.
         """
         energy = energy or EnergyConfig()
+        numbers = check_training(
+            training_batch_size,
+            learning_rate,
+            validation_fraction,
+            stop_after_epochs,
+            max_num_epochs,
+            clip_max_norm,
+        )
+        num_atoms = check_integer("num_atoms", num_atoms, 1)
         if training not in ("two_stage", "joint"):
             raise ValueError(
                 f"training='{training}' is unknown. Use 'two_stage' or 'joint'."
@@ -384,12 +398,7 @@ class NPE_GKL(HybridTrainer):
         try:
             trained = super().train(
                 num_atoms=num_atoms,
-                training_batch_size=training_batch_size,
-                learning_rate=learning_rate,
-                validation_fraction=validation_fraction,
-                stop_after_epochs=stop_after_epochs,
-                max_num_epochs=max_num_epochs,
-                clip_max_norm=clip_max_norm,
+                **numbers,
                 calibration_kernel=calibration_kernel,
                 resume_training=resume_training,
                 force_first_round_loss=force_first_round_loss,

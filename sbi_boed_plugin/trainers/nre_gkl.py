@@ -21,11 +21,13 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._sbi_compat import SbiTrainerMixin
 from sbi_boed_plugin.estimators.design_conditioned_ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
 )
 from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs, embed_parameters
+from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.objectives.generalized_kl import (
     draw_by_ratio,
     partition_by_draws,
@@ -49,8 +51,11 @@ _NUM_VALIDATION = 1_000
 # itself.
 _NUM_STORED = 10_000
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_005
 
-class NRE_GKL(NRE_B):
+
+class NRE_GKL(SbiTrainerMixin, NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
     The ratio-only variant of the family: :math:`q(\theta \mid x) = p(\theta) \,
@@ -87,7 +92,8 @@ class NRE_GKL(NRE_B):
 
     # Number of values of a design, known once there are simulations.
     _dim_design: int | None = None
-    # The first round that the present training uses, and atoms of its validation.
+    # The first round that the present training uses, and the atoms of its validation:
+    # `None` while it trains.
     _first_round: int = 0
     _validation_atoms: Tensor | None = None
     _warned_of_few_atoms: bool = False
@@ -142,6 +148,7 @@ class NRE_GKL(NRE_B):
             data_device=data_device,
         )
         self._dim_design = dim_design
+        warn_of_scales(self._build_neural_net, theta, x)
         return self
 
     def build_posterior(
@@ -239,7 +246,7 @@ class NRE_GKL(NRE_B):
         mean of exponentials tells nothing. It is taken over many atoms, and its
         gradient from those that make up the mean.
         """
-        is_training = torch.is_grad_enabled()
+        is_training = self._validation_atoms is None
         num_candidates = _NUM_CANDIDATES if is_training else _NUM_VALIDATION
         pairs = RatioPairs(self._neural_net, theta, x)
         atoms = self._atoms(pairs, max(num_atoms, num_candidates) - 1)
@@ -282,11 +289,11 @@ class NRE_GKL(NRE_B):
     def _atoms(self, pairs: RatioPairs, num_atoms: int) -> Tensor:
         """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
         batch_dim = len(pairs.theta)
-        if torch.is_grad_enabled() and batch_dim > 1:
+        stored = self._validation_atoms
+        if stored is None and batch_dim > 1:
             return in_batch_contrast(pairs.theta, min(num_atoms, batch_dim - 1))
         # A batch has fewer others than validation needs, and a batch of one has none:
         # those of the training rows serve as well.
-        stored = self._validation_atoms
         if stored is None:
             stored = _without(self._some_stored(), pairs.theta[0])
             if not len(stored):
@@ -318,7 +325,7 @@ class NRE_GKL(NRE_B):
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same atoms each time, so that epochs can be compared."""
-        with isolated_rng(0):
+        with isolated_rng(_VALIDATION_SEED):
             with torch.no_grad():
                 self._validation_atoms = self._some_stored()
             try:

@@ -93,7 +93,7 @@ def test_a_job_comes_back_from_its_plain_form():
         ({"num_simulations": [0]}, "num_simulations=0"),
         ({"num_simulations": [1e3]}, "num_simulations=1000.0"),
         ({"seeds": [-1]}, "seeds=-1"),
-        ({"seeds": [2**32]}, "below"),
+        ({"seeds": [2**32]}, "between 0 and"),
         ({"seeds": [0, 0]}, "repeat"),
         ({"observations": [0]}, "observations=0"),
         ({"observations": "1"}, "must be a list"),

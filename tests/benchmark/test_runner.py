@@ -257,7 +257,10 @@ def test_a_method_that_takes_rounds_is_told_how_many(bench, records):
         ({"metrics": ["c2ts"]}, "c2st"),
         ({"num_workers": 0}, "num_workers=0"),
         ({"methods": ["npe"], "hyper": {"hidden_featurs": 3}}, "hidden_features"),
-        ({"methods": ["npe"], "hyper": {"hidden_features": "3"}}, "integer.*'3'"),
+        (
+            {"methods": ["npe"], "hyper": {"hidden_features": "3"}},
+            "'3' must be an int",
+        ),
         ({"methods": ["nre"], "hyper": {"neural_net": "maf"}}, "'maf'.*resnet"),
         ({"methods": ["npe", "nle"], "hyper": {"num_atoms": 3}}, "'nle'.*num_atoms"),
         ({"methods": ["npe"], "hyper": {"nle.num_atoms": 3}}, "'nle'.*npe"),

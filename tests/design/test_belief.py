@@ -6,11 +6,16 @@ import pickle
 import pytest
 import torch
 from sbi.utils import BoxUniform
-from torch.distributions import Independent, MultivariateNormal, Normal
+from torch.distributions import Independent, MultivariateNormal, Normal, Poisson
 from torch.distributions.transforms import identity_transform
 
-from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.design.belief import (
+    SURPRISING,
+    ParticleBelief,
+    predictive_p_value,
+)
 from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+from tests.oracles import LinearGaussian
 
 PRIOR = Independent(Normal(torch.zeros(2), 3.0), 1)
 
@@ -168,3 +173,96 @@ def test_a_belief_anew_has_particles_of_its_own():
     assert 0.0 < other.log_evidence_variance < belief.log_evidence_variance
     belief.update(Measured(*OBSERVATIONS[1]))
     assert belief.anew() is not other
+
+
+@pytest.mark.parametrize("dim", [1, 10])
+def test_data_a_thousand_times_as_precise_as_the_prior_are_followed(dim):
+    prior = Independent(Normal(torch.zeros(dim), 1.0), 1)
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, identity_transform)
+    truth, noise, total = torch.randn(dim), 1e-3, torch.zeros(dim)
+    for count in (1, 2):
+        x = truth + noise * torch.randn(dim)
+        belief.update(lambda theta, x=x: Normal(theta, noise).log_prob(x).sum(dim=1))
+        total = total + x
+        mean, std = total / count, noise / math.sqrt(count)
+        # 4,096 particles, of which moves leave perhaps a fourth independent.
+        assert ((belief.particles.mean(dim=0) - mean) / std).abs().max() < 0.15
+        widths = belief.particles.std(dim=0) / std
+        torch.testing.assert_close(widths, torch.ones(dim), atol=0.1, rtol=0.0)
+
+
+def test_a_collapse_is_refused_and_changes_nothing():
+    prior = BoxUniform(-2.0 * torch.ones(1), 2.0 * torch.ones(1))
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, to_real_numbers(prior))
+    belief.update(lambda theta: Normal(theta[:, 0], 0.5).log_prob(_tensor(1)))
+    particles, log_evidence = belief.particles.clone(), belief.log_evidence
+    # 30,000 standard deviations beyond the edge, where numbers are 1e-7 apart.
+    with pytest.raises(ValueError, match="different particles of 4096.*units"):
+        belief.update(lambda theta: Normal(theta[:, 0], 0.01).log_prob(_tensor(300)))
+    assert torch.equal(belief.particles, particles)
+    assert belief.log_evidence == log_evidence
+    theta = torch.zeros(1, 1)
+    assert belief.log_prob(theta).isfinite() and len(belief._log_likelihoods) == 1
+
+
+def test_discrete_parameters_stay_discrete_and_may_become_certain():
+    prior = Independent(Poisson(torch.full((1,), 20.0)), 1)
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, identity_transform)
+    belief.update(lambda theta: Normal(theta[:, 0], 0.1).log_prob(_tensor(17)))
+    assert belief.particles.unique().tolist() == [17.0]
+    belief = ParticleBelief(prior, identity_transform)
+    belief.update(lambda theta: Normal(theta[:, 0], 1.0).log_prob(_tensor(17)))
+    counts = torch.arange(10.0, 25.0)
+    log_weight = prior.log_prob(counts.unsqueeze(1)) - 0.5 * (counts - 17.0) ** 2
+    found = (belief.particles == counts).float().mean(dim=0)
+    torch.testing.assert_close(found, log_weight.softmax(0), atol=0.03, rtol=0.0)
+
+
+def test_p_values_of_data_that_are_predicted_are_uniform():
+    torch.manual_seed(0)
+    prior, design = LinearGaussian.prior, torch.tensor([2.0])
+    theta = prior.sample(torch.Size((4_096,)))
+    truths = prior.sample(torch.Size((200, 1)))
+    values = torch.tensor(
+        [
+            predictive_p_value(
+                ExactLinear(), theta, design, LinearGaussian.simulate(truth, design)
+            )
+            for truth in truths
+        ]
+    )
+    # The smaller of two that are nearly the same. Standard error 0.035.
+    assert (values < 0.5).float().mean().item() == pytest.approx(0.5, abs=0.13)
+    assert (values < SURPRISING).sum() <= 2
+
+
+@pytest.mark.parametrize("distance", [20.0, 100.0, 300.0])
+@pytest.mark.parametrize("likelihood", ["exact", "high far away"])
+def test_data_far_from_all_that_is_predicted_are_told(distance, likelihood):
+    class HighFarAway(ExactLinear):
+        def log_prob(self, input, condition):
+            return torch.where(
+                input[..., 0] > 30.0, 10.0, super().log_prob(input, condition)
+            )
+
+    torch.manual_seed(0)
+    theta = LinearGaussian.prior.sample(torch.Size((256,)))
+    model = ExactLinear() if likelihood == "exact" else HighFarAway()
+    # The predictive standard deviation is the root of five.
+    x = torch.tensor([[5.0**0.5 * distance]])
+    p_value = predictive_p_value(model, theta, torch.tensor([2.0]), x)
+    assert p_value < SURPRISING
+
+
+class ExactLinear:
+    """The likelihood of a straight line in the calling convention of estimators."""
+
+    def log_prob(self, input, condition):
+        return LinearGaussian.log_prob(input, condition)
+
+    def sample(self, sample_shape, condition):
+        mean = condition[:, :1] * condition[:, 1:]
+        return mean + torch.randn(*sample_shape, *mean.shape)

@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.distributions import constraints
 
 from sbi_boed_plugin.design import CategoricalPolicy
+from sbi_boed_plugin.design.policy import DesignPolicy
 from tests.design.expectations import by_score, simulated, smooth
 
 CANDIDATES = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, -0.5], [1e-9, 1e6]])
@@ -113,3 +115,27 @@ def test_designs_carry_no_gradient():
 def test_bad_arguments_are_named(candidates, logits, match):
     with pytest.raises(ValueError, match=match):
         CategoricalPolicy(candidates, logits=logits)
+
+
+class Coin(DesignPolicy):
+    """What the documentation asks of a policy with discrete designs."""
+
+    has_rsample = False
+    support = constraints.independent(constraints.boolean, 1)
+    mode = torch.ones(1)
+
+    def __init__(self):
+        super().__init__(1)
+        self.logit = torch.nn.Parameter(torch.zeros(1))
+
+    def sample(self, sample_shape=torch.Size()):
+        return torch.bernoulli(self.logit.detach().sigmoid().expand(*sample_shape, 1))
+
+    def log_prob(self, design):
+        return -torch.nn.functional.softplus(-self.logit * (2 * design - 1)).sum(-1)
+
+
+def test_a_discrete_policy_of_ones_own_needs_no_rsample():
+    assert Coin().sample(torch.Size((5,))).shape == (5, 1)
+    with pytest.raises(NotImplementedError, match="Coin has no rsample"):
+        Coin().rsample()

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.design.multi_start import (
     MultiStartConfig,
@@ -261,7 +262,7 @@ def test_designs_that_always_fail_are_left_out():
             estimators,
             normal_prior(1, 1.0),
             policy,
-            simulate,
+            CheckedSimulator(simulate, is_checked=True),
             objective="barber_agakov",
             config=QUICK,
             show_progress_bar=False,

@@ -165,3 +165,9 @@ def test_bad_arguments_are_named(kwargs, match):
     kwargs = {"low": torch.zeros(1), "high": torch.ones(1), **kwargs}
     with pytest.raises(ValueError, match=match):
         TruncatedNormalPolicy(**kwargs)
+
+
+def test_numbers_are_corners_of_a_box_of_one_value():
+    this = TruncatedNormalPolicy(0.0, 2.0, loc=0.5)
+    assert this.dim_design == 1 and this.mode.tolist() == [0.5]
+    assert this.sample(torch.Size((3,))).shape == (3, 1)

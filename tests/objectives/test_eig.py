@@ -8,6 +8,7 @@ from torch.distributions import Independent, Normal, Uniform
 from sbi_boed_plugin import estimate_eig, tasks
 from sbi_boed_plugin.objectives.eig import NoEstimateError
 from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import CHECK
 
 
 def estimate(design, **kwargs):
@@ -149,7 +150,8 @@ def test_invalid_simulations_tell_nothing():
         estimate_eig(Model.log_likelihood, lambda t, d: t * torch.nan, **kwargs)
     # Also when it comes back from another process.
     for error in (raised.value, pickle.loads(pickle.dumps(raised.value))):
-        assert (error.num_simulations, error.num_invalid_simulations) == (1000, 1000)
+        assert error.num_simulations == 1000 + CHECK
+        assert error.num_invalid_simulations == 1000
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from sbi.inference.posteriors import DirectPosterior, MCMCPosterior
 from sbi.inference.potentials import posterior_estimator_based_potential
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
-from sbi.utils.metrics import c2st
 from torch import nn
 from torch.distributions import Independent, Normal
 
@@ -81,6 +80,26 @@ def grid(half=3.0, num=601):
     return torch.cartesian_prod(axis, axis), (2.0 * half / (num - 1)) ** 2
 
 
+def assert_samples_follow(posterior, x, samples, share=1.0, bias=0.01):
+    """Means of the samples are those of the density, within four standard errors.
+
+    Of correlated samples a `share` counts; the bound cuts off mass, hence the bias.
+    """
+    theta, _ = grid()
+    weights = posterior.log_prob(theta, x).softmax(dim=0).unsqueeze(1)
+    for statistic in (
+        lambda values: values,
+        lambda values: values.square(),
+        lambda values: values.prod(dim=1, keepdim=True),
+        lambda values: torch.cos(4.0 * values),
+    ):
+        exact = (weights * statistic(theta)).sum(dim=0)
+        variance = (weights * statistic(theta).square()).sum(dim=0) - exact.square()
+        error = (variance / (share * len(samples))).sqrt()
+        found = statistic(samples).mean(dim=0)
+        assert ((found - exact).abs() < 4.0 * error + bias).all()
+
+
 # --- Without a correction it is its base ----------------------------------------------
 
 
@@ -103,15 +122,16 @@ def test_without_energy_its_density_is_that_of_its_base():
         hybrid.log_prob(theta, X_O, norm_posterior=False),
         direct.log_prob(theta, X_O, norm_posterior=False),
     )
-    # Near a corner two thirds of the base are outside; 10,000 draws tell 1 %.
+    # Near a corner two thirds of the base are outside, which 10,000 draws tell to 1.4 %
+    # each: four standard errors of the difference.
     x_o = torch.tensor([[2.8, 2.9]])
     torch.testing.assert_close(
-        hybrid.log_prob(theta, x_o), direct.log_prob(theta, x_o), atol=0.05, rtol=0
+        hybrid.log_prob(theta, x_o), direct.log_prob(theta, x_o), atol=0.08, rtol=0
     )
     torch.testing.assert_close(
         hybrid.leakage_correction(x_o),
         direct.leakage_correction(x_o),
-        atol=0.02,
+        atol=0.03,
         rtol=0,
     )
 
@@ -124,8 +144,9 @@ def test_the_density_integrates_to_one_over_the_prior(x_o):
     posterior = hybrid_posterior()
     theta, cell = grid()
     total = posterior.log_prob(theta, x_o).exp().sum() * cell
-    # Three standard errors of the normalization.
-    assert total.item() == pytest.approx(1.0, abs=0.02)
+    # Four standard errors of the normalization by 10,000 draws, of which so many count.
+    error = posterior.diagnostics(x_o).effective_sample_size.item() ** -0.5
+    assert total.item() == pytest.approx(1.0, abs=4 * error)
     outside = torch.tensor([[3.5, 0.0]])
     assert posterior.log_prob(outside, x_o).item() == -torch.inf
     assert posterior.potential(outside, x_o).item() == -torch.inf
@@ -133,15 +154,7 @@ def test_the_density_integrates_to_one_over_the_prior(x_o):
 
 def test_samples_have_the_moments_of_the_density():
     posterior = hybrid_posterior(bound_quantile=1.0)
-    theta, _ = grid()
-    weights = posterior.log_prob(theta, X_O).softmax(dim=0).unsqueeze(1)
-    mean = (weights * theta).sum(dim=0)
-    variance = (weights * (theta - mean).square()).sum(dim=0)
-    torch.manual_seed(0)
-    samples = draw(posterior, 20_000)
-    error = (variance / 20_000).sqrt()
-    assert ((samples.mean(dim=0) - mean).abs() < 4 * error).all()
-    torch.testing.assert_close(samples.var(dim=0), variance, rtol=0.06, atol=0)
+    assert_samples_follow(posterior, X_O, draw(posterior, 20_000), bias=1e-3)
 
 
 def test_rejection_resampling_and_mcmc_agree():
@@ -151,15 +164,18 @@ def test_rejection_resampling_and_mcmc_agree():
         UnnormalizedHybrid(rejection.posterior_estimator), PRIOR, None
     )
     mcmc = MCMCPosterior(
-        potential, PRIOR, transform, method="slice_np_vectorized", num_chains=100
+        potential,
+        PRIOR,
+        transform,
+        method="slice_np_vectorized",
+        num_chains=200,
+        warmup_steps=20,
     )
-    torch.manual_seed(0)
-    first = draw(rejection, 2_000)
+    assert_samples_follow(rejection, X_O, draw(rejection, 2_000))
     with pytest.warns(UserWarning, match="resampled by importance"):
-        second = draw(resampling, 2_000)
-    third = draw(mcmc, 2_000)
-    for other in (second, third):
-        assert abs(c2st(first, other).item() - 0.5) < 0.03
+        assert_samples_follow(rejection, X_O, draw(resampling, 2_000), share=0.5)
+    # Ten samples of each chain, whose neighbours are alike.
+    assert_samples_follow(rejection, X_O, draw(mcmc, 2_000), share=0.2)
 
 
 def test_diagnostics_are_those_of_the_weights():
@@ -224,12 +240,10 @@ def test_what_is_measured_does_not_touch_the_random_state():
 def test_many_observations_at_once_are_as_each_alone():
     posterior = hybrid_posterior()
     x = torch.tensor([[0.5, -0.4], [-2.0, 1.0], [2.9, 0.0]])
-    torch.manual_seed(0)
     samples = posterior.sample_batched((2_000,), x=x, show_progress_bars=False)
     assert samples.shape == (2_000, 3, 2)
     for row in range(3):
-        alone = draw(posterior, 2_000, x[row : row + 1])
-        assert abs(c2st(samples[:, row], alone).item() - 0.5) < 0.03
+        assert_samples_follow(posterior, x[row : row + 1], samples[:, row])
     theta = PRIOR.sample((3,))
     together = posterior.log_prob_batched(theta, x)
     alone = [
@@ -299,6 +313,84 @@ def test_gradients_are_those_of_the_normalized_density():
     state = torch.get_rng_state()
     hybrid.log_prob(theta, x)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_gradients_reach_the_weights():
+    energy = Tilt()
+    posterior = hybrid_posterior(energy)
+    theta = torch.tensor([[0.9, 0.1]])
+    log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
+    (of_a,) = torch.autograd.grad(log_prob.sum(), [energy.a])
+    # The sum of theta less its mean; 0.02 is a standard error of 4,000 draws.
+    expected = (theta - X_O - 0.49 * 0.5).sum()
+    torch.testing.assert_close(of_a, expected, atol=0.08, rtol=0.0)
+
+
+COPIES = [deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_it_can_be_copied_after_any_call_with_gradients(copy):
+    posterior = hybrid_posterior(Tilt())
+    theta = torch.zeros(2, 2)
+    x = 1.0 * X_O.clone().requires_grad_()  # which is not a leaf.
+    tracked = {"track_gradients": True}
+    posterior.set_default_x(x)
+    quiet = {"show_progress_bars": False}
+    for call in (
+        lambda: posterior.log_prob(theta, **tracked),
+        lambda: posterior.log_prob(theta, norm_posterior=False, **tracked),
+        lambda: posterior.log_prob_batched(theta, x.repeat(2, 1), **tracked),
+        lambda: posterior.potential(theta, **tracked),
+        lambda: posterior.leakage_correction(x),
+        lambda: posterior.diagnostics(),
+        lambda: posterior.sample((3,), **quiet),
+        lambda: posterior.sample_batched((3,), x.repeat(2, 1), **quiet),
+        lambda: posterior.set_default_x(x.detach()),
+        lambda: posterior.map(num_iter=2, num_init_samples=20),
+        lambda: posterior.to("cpu"),
+    ):
+        call()
+        same = copy(posterior)
+        assert torch.equal(same.log_prob(theta), posterior.log_prob(theta))
+        assert torch.equal(same.potential(theta), posterior.potential(theta))
+        estimator = copy(posterior.posterior_estimator)
+        assert torch.equal(estimator.energy.a, posterior.posterior_estimator.energy.a)
+    # The posterior itself keeps its gradients.
+    assert posterior.log_prob(theta, **tracked).requires_grad
+
+
+def test_networks_changed_in_place_are_measured_anew():
+    energy = Tilt()
+    posterior = hybrid_posterior(energy)
+    theta = torch.tensor([[0.9, 0.1]])
+    before = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
+    energy.a.data.neg_()
+    after = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
+    changed = hybrid_posterior(energy)
+    torch.testing.assert_close(after[0], changed.log_prob(theta, X_O))
+    assert torch.equal(after[1].log_partition, changed.diagnostics(X_O).log_partition)
+    assert (after[0] - before[0]).abs() > 0.1
+    assert after[1].log_partition != before[1].log_partition
+    # Another energy, with as many weights.
+    posterior.posterior_estimator.energy = Zero()
+    flat = posterior.log_prob(theta, X_O)
+    posterior.posterior_estimator.energy = Ring()
+    torch.testing.assert_close(
+        posterior.log_prob(theta, X_O), hybrid_posterior(Ring()).log_prob(theta, X_O)
+    )
+    torch.testing.assert_close(flat, hybrid_posterior(Zero()).log_prob(theta, X_O))
+
+
+def test_what_was_measured_in_inference_mode_serves_gradients():
+    posterior = hybrid_posterior(Tilt())
+    theta = torch.tensor([[0.9, 0.1]])
+    with torch.inference_mode():
+        posterior.log_prob(theta, X_O.clone())
+    x = X_O.clone().requires_grad_()
+    log_prob = posterior.log_prob(theta, x, track_gradients=True)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
+    assert gradient.isfinite().all()
 
 
 def test_a_base_without_a_correction_is_not_resampled():
@@ -507,6 +599,7 @@ def test_time_is_limited():
 
     estimator = HybridEstimator(Slow(), Ring(), prior=PRIOR)
     posterior = HybridPosterior(estimator, PRIOR)
+    posterior.diagnostics(X_O)  # which is kept: not to wait for batches of ten of it.
     limited = {"max_sampling_time": 0.1, "max_sampling_batch_size": 10}
     with pytest.raises(RuntimeError, match="max_sampling_time"):
         draw(posterior, 1_000, **limited)

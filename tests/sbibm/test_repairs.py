@@ -91,7 +91,7 @@ def test_a_process_of_a_launcher_of_hydra_finds_our_methods():
 
 
 def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
-    monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "0")
+    monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "False")
     found = run_python(
         """
         import sbibm, hydra_plugins.sbi_boed_plugin_search_path

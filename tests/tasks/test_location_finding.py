@@ -109,5 +109,5 @@ def test_likelihood_is_on_the_device_of_the_data():
 
 @pytest.mark.parametrize("argument", ["num_sources", "dim_space"])
 def test_sizes_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{argument}=0 must be at least 1"):
         LocationFinding(**{argument: 0})

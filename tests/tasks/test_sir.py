@@ -236,5 +236,5 @@ def test_negative_rates_and_times_are_refused(theta, design, message):
 
 @pytest.mark.parametrize("argument", ["dim_design", "num_steps"])
 def test_numbers_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"`{argument}` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{argument}=0 must be at least 1"):
         SIR(**{argument: 0})

@@ -126,5 +126,5 @@ def test_information_gain_of_an_epidemic_with_another_seed():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="`times` must be a vector"):
         brute_force_eig(torch.tensor([-1.0]))
-    with pytest.raises(ValueError, match="`num_replicates` must be at least 2"):
+    with pytest.raises(ValueError, match="num_replicates=1 must be at least 2"):
         brute_force_eig(torch.tensor([1.0]), num_replicates=1)

@@ -153,7 +153,7 @@ def test_simulator_refuses_what_it_cannot_use(name, change, message):
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_dim_design_must_be_positive(name):
-    with pytest.raises(ValueError, match="`dim_design` must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="dim_design=0 must be at least 1"):
         get_task(name, dim_design=0)
 
 

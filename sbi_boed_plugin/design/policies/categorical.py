@@ -122,20 +122,6 @@ class CategoricalPolicy(DesignPolicy):
         drawn = self.candidates.index_select(0, index.flatten())
         return drawn.reshape(*sample_shape, self.dim_design)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Raise, since discrete designs carry no gradient.
-
-        Args:
-            sample_shape: Shape of the draw; not used.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "Designs of a CategoricalPolicy are discrete and carry no gradient. Use "
-            "gradient='score', or sample() to draw without gradient."
-        )
-
     def log_prob(self, design: Tensor) -> Tensor:
         """Return the log-probability of designs.
 

@@ -1,11 +1,10 @@
 """Mixtures of truncated Normals on a box, for information with several modes."""
 
-from numbers import Integral
-
 import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
+from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.design.policies._box import (
     BoxPolicy,
     check_dim_design,
@@ -90,10 +89,7 @@ class TruncatedNormalMixturePolicy(BoxPolicy):
                 or not finite, shapes do not match, `loc` lies outside the box or a
                 scale is not positive.
         """
-        if not isinstance(num_components, Integral) or num_components < 1:
-            raise ValueError(
-                f"num_components={num_components} must be an integer of at least 1."
-            )
+        num_components = check_integer("num_components", num_components, 1)
         super().__init__(
             low,
             high,

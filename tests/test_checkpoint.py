@@ -1,0 +1,216 @@
+"""Files of campaigns: one call at a time, damage, full disks."""
+
+import errno
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from sbi_boed_plugin._checkpoint import load_checkpoint
+from tests.oracles import LinearGaussian as Model
+from tests.test_campaign import assert_same, make, measure, run
+
+SCRIPT = """
+import sys
+from tests.test_campaign import make, measure, run
+class Slow:
+    calls = 0
+    def __call__(self, design):
+        Slow.calls += 1
+        if Slow.calls == 2:
+            print("in the middle", flush=True)
+            import time
+            time.sleep(60)
+        return measure(design)
+run(sys.argv[1], observe=Slow())
+"""
+
+
+def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
+    path = tmp_path / "campaign.pt"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "in the middle"
+    # As long as that process measures, nobody else does.
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="in use by another call.*Wait until"):
+        run(path, observe=never)
+    assert path.read_bytes() == before
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # What it may have been writing when it was killed is written over.
+    (tmp_path / ".campaign.pt.tmp").write_text("half of a checkpoint")
+    assert_same(run(path), run())
+    assert {p.name for p in tmp_path.iterdir()} == {"campaign.pt", ".campaign.pt.lock"}
+
+
+def never(design):
+    raise AssertionError("an experiment was run")
+
+
+def test_one_call_at_a_time_uses_a_checkpoint(tmp_path):
+    path, link = tmp_path / "campaign.pt", tmp_path / "link.pt"
+    link.symlink_to(path)
+    errors = []
+
+    def try_again():
+        for same in (path, str(path), link):
+            try:
+                run(same, observe=never)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+    def measure_meanwhile(design):
+        thread = threading.Thread(target=try_again)
+        thread.start()
+        thread.join()
+        try_again()
+        return measure(design)
+
+    result = run(link, num_rounds=1, observe=measure_meanwhile)
+    assert len(errors) == 6 and all("in use" in error for error in errors)
+    assert link.is_symlink(), "the link was replaced by a file"
+    # Free again, also after an error.
+    with pytest.raises(ZeroDivisionError):
+        run(path, num_rounds=2, observe=lambda design: 1 / 0)
+    assert_same(run(path, num_rounds=1), result)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The bytes of the checkpoint of one round."""
+    path = tmp_path_factory.mktemp("finished") / "campaign.pt"
+    run(path, num_rounds=1)
+    return path.read_bytes()
+
+
+def with_checksum(state):
+    content = io.BytesIO()
+    torch.save(state, content)
+    data = content.getvalue()
+    return data + hashlib.sha256(data).digest()
+
+
+def state_of(checkpoint):
+    return torch.load(io.BytesIO(checkpoint), weights_only=True)
+
+
+def assert_refused(path, content, inference=None):
+    path.write_bytes(content)
+    inference = inference or make()
+    with pytest.raises(ValueError, match="checkpoint=.*left as it is. Pass another"):
+        run(path, inference=inference, observe=never)
+    assert path.read_bytes() == content
+    assert inference._neural_net is None and inference.belief is None
+
+
+def test_a_single_changed_bit_is_noticed(tmp_path, finished):
+    """In the headers and the directory of the archive, and all over its content."""
+    path = tmp_path / "campaign.pt"
+    size = len(finished)
+    places = {*range(60), *range(0, size, size // 60), *range(size - 120, size)}
+    for place in sorted(places):
+        changed = bytearray(finished)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="is damaged.*checksum.*left as it is"):
+            load_checkpoint(path, {})
+
+
+def test_what_is_no_checkpoint_is_refused_and_kept(tmp_path, finished):
+    path = tmp_path / "campaign.pt"
+    weights = io.BytesIO()
+    torch.save({"weights": torch.ones(3)}, weights)
+    of_no_size = [b"", b"my notes", finished[:31], finished[:-1], finished + b"0"]
+    for content in [*of_no_size, finished[: len(finished) // 2], weights.getvalue()]:
+        assert_refused(path, content)
+
+
+def without(state, name):
+    state.pop(name)
+
+
+def transposed(weights):
+    weights.update({k: v.T.contiguous() for k, v in weights.items() if v.dim() == 2})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.update(format="of somebody else"),
+        lambda state: state.update(prior=Model),
+        lambda state: state.update(records=3),
+        lambda state: state.update(pending=None),
+        lambda state: state["records"][0].update(extra=1),
+        lambda state: state["rng"].update(numpy=[]),
+        lambda state: without(state, "campaign"),
+        lambda state: without(state["trainer"], "belief"),
+        lambda state: state["trainer"]["networks"]["likelihood"].popitem(),
+        lambda state: transposed(state["trainer"]["networks"]["likelihood"]),
+        lambda state: transposed(state["trainer"]["kept_likelihoods"][0]),
+        lambda state: state["trainer"].update(policy={}),
+        lambda state: state["trainer"].update(dim_x="one"),
+        lambda state: state["trainer"]["belief"].update(particles=2.0),
+        lambda state: state["trainer"]["observations"][0].update(likelihood=7),
+    ],
+)
+def test_a_state_that_is_not_of_this_trainer_is_refused(tmp_path, finished, spoil):
+    state = state_of(finished)
+    spoil(state)
+    assert_refused(tmp_path / "campaign.pt", with_checksum(state))
+
+
+def test_a_directory_is_called_a_directory(tmp_path):
+    for path in (tmp_path, ""):
+        with pytest.raises(ValueError, match="is a directory. Pass the path of a file"):
+            run(path, observe=never)
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_checkpoint(
+    tmp_path, monkeypatch, finished, failing
+):
+    path = tmp_path / "campaign.pt"
+    path.write_bytes(finished)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, full)
+        with pytest.raises(OSError, match="could not be written.*No space") as info:
+            run(path, num_rounds=2, observe=never)
+    assert info.value.errno == errno.ENOSPC
+    assert path.read_bytes() == finished
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"campaign.pt", ".campaign.pt.lock"}
+    assert_same(run(path, num_rounds=2), run(num_rounds=2))
+
+
+def test_a_measurement_that_cannot_be_saved_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "campaign.pt"
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def measure_until_full(design):
+        monkeypatch.setattr(os, "fsync", full)
+        return torch.tensor([0.25])
+
+    with pytest.raises(OSError, match=r"x=\[0\.25\] at design=.*let observe"):
+        run(path, observe=measure_until_full)
+    monkeypatch.undo()
+    assert run(path, num_rounds=1, observe=lambda _: torch.tensor([0.25])).x == 0.25

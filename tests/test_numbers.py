@@ -1,0 +1,270 @@
+"""Every public number is refused before any work if it makes no sense."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sbi.utils import BoxUniform
+
+from sbi_boed_plugin import (
+    EnergyConfig,
+    MeasurementSetEmbedding,
+    MultiStartConfig,
+    ScaleSchedule,
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+    energy_nn,
+    estimate_eig,
+    run_experiments,
+    simulate_for_boed,
+)
+from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin.benchmark.jobs import expand_jobs
+from sbi_boed_plugin.design.belief import ParticleBelief
+from sbi_boed_plugin.evaluation import total_information
+from sbi_boed_plugin.tasks import get_task
+from tests.trainers.cases import SEARCH, make, message
+
+PRIOR = BoxUniform(torch.zeros(2), torch.ones(2))
+BOX = torch.zeros(1), torch.ones(1)
+
+
+class Simulated(BaseException):
+    """The first simulation, hence the arguments are accepted."""
+
+
+def simulator(theta, design):
+    raise Simulated
+
+
+def search(**kwargs):
+    make().optimize_design(simulator, **{**SEARCH, "num_warmup_steps": 0, **kwargs})
+
+
+def train(**kwargs):
+    """Without simulations, of which sbi complains once the numbers are right."""
+    with pytest.raises((RuntimeError, AssertionError, IndexError)):
+        make().train(**kwargs)
+    raise Simulated
+
+
+def information(**kwargs):
+    estimate_eig(
+        lambda x, theta, design: x.sum(-1),
+        simulator,
+        prior=PRIOR,
+        design=torch.ones(1),
+        **kwargs,
+    )
+
+
+def simulate(**kwargs):
+    settings = {"num_simulations": 9, "show_progress_bar": False, **kwargs}
+    simulate_for_boed(simulator, PRIOR, TruncatedNormalPolicy(*BOX), **settings)
+
+
+def experiments(**kwargs):
+    settings = {"num_rounds": 1, "show_progress_bar": False, **SEARCH, **kwargs}
+    run_experiments(make(), simulator, lambda design: design, **settings)
+
+
+def belief(**kwargs):
+    ParticleBelief(PRIOR, torch.distributions.identity_transform, **kwargs)
+
+
+def bounds(**kwargs):
+    total_information(
+        lambda x, theta, design: -(x - theta[:, :1]).square().sum(-1),
+        PRIOR,
+        torch.ones(2),
+        torch.ones(1, 1),
+        torch.ones(1, 1),
+        **{"num_contrastive": 9, **kwargs},
+    )
+
+
+def jobs(**kwargs):
+    settings = {"num_simulations": [9], "seeds": [0], "observations": [1], **kwargs}
+    expand_jobs(["sir"], ["npe"], **settings)
+
+
+def embedding(**kwargs):
+    MeasurementSetEmbedding(**{"num_measurements": 2, **kwargs})
+
+
+def mixture(**kwargs):
+    TruncatedNormalMixturePolicy(*BOX, **kwargs)
+
+
+def task(name):
+    return lambda **kwargs: get_task(name, **kwargs)
+
+
+# Function, argument, and a value that makes sense.
+INTEGERS = [
+    *[
+        (search, name, value)
+        for name, value in (
+            ("num_steps", 6),
+            ("num_warmup_steps", 2),
+            ("num_refinement_steps", 2),
+            ("training_batch_size", 16),
+            ("num_simulations_per_design", 2),
+            ("num_contrastive", 7),
+            ("stop_after_steps", 2),
+            ("max_num_simulations", 1000),
+            ("num_workers", 1),
+            ("num_eig_samples", 12),
+            ("num_eig_contrastive", 15),
+        )
+    ],
+    *[
+        (MultiStartConfig, name, 2)
+        for name in (
+            "num_starts",
+            "num_samples",
+            "num_climb_steps",
+            "num_candidates",
+            "num_candidate_samples",
+        )
+    ],
+    (train, "num_contrastive", 2),
+    (train, "training_batch_size", 20),
+    (train, "stop_after_epochs", 2),
+    (train, "max_num_epochs", 2),
+    (EnergyConfig, "num_partition_samples", 2),
+    (EnergyConfig, "max_num_epochs", 2),
+    (EnergyConfig, "stop_after_epochs", 2),
+    (EnergyConfig, "training_batch_size", 2),
+    (energy_nn, "hidden_features", 2),
+    (energy_nn, "num_blocks", 2),
+    (embedding, "num_measurements", 2),
+    (embedding, "dim_x", 2),
+    (embedding, "output_dim", 2),
+    (mixture, "num_components", 2),
+    (information, "num_samples", 20),
+    (information, "num_contrastive", 20),
+    (information, "max_pairs", 20),
+    (information, "num_workers", 1),
+    (information, "seed", 3),
+    (simulate, "num_simulations", 20),
+    (simulate, "num_workers", 1),
+    (simulate, "simulation_batch_size", 4),
+    (simulate, "seed", 3),
+    (experiments, "num_rounds", 1),
+    (experiments, "num_particles", 20),
+    (experiments, "seed", 3),
+    (experiments, "num_eig_samples", 20),
+    (belief, "num_particles", 20),
+    (bounds, "num_contrastive", 20),
+    (bounds, "seed", 3),
+    (jobs, "num_rounds", 2),
+    (jobs, "num_samples", 20),
+    (task("sir"), "dim_design", 2),
+    (task("sir"), "num_steps", 20),
+    (task("bmp"), "dim_design", 2),
+    (task("noisy_linear"), "dim_design", 2),
+    (task("location_finding"), "num_sources", 2),
+]
+# The same, and the values among `EXTREME` that make sense as well.
+REALS = [
+    (search, "learning_rate", 0.01, ()),
+    (search, "design_learning_rate", 0.01, ()),
+    (search, "regularization_strength", 0.1, (0,)),
+    (search, "clip_max_norm", 5.0, (math.inf, 10**30)),
+    (search, "max_seconds", 5.0, (math.inf, 10**30)),
+    (train, "regularization_strength", 0.1, (0,)),
+    (train, "learning_rate", 0.01, ()),
+    (train, "validation_fraction", 0.1, ()),
+    (train, "clip_max_norm", 5.0, (math.inf, 10**30)),
+    (MultiStartConfig, "learning_rate", 0.01, ()),
+    (EnergyConfig, "learning_rate", 0.01, ()),
+    (EnergyConfig, "weight_decay", 0.01, (0,)),
+    (EnergyConfig, "clip_max_norm", 5.0, (math.inf, 10**30)),
+    (EnergyConfig, "min_standard_errors", 2.0, (0, -1, 10**30)),
+    (energy_nn, "dropout", 0.1, (0,)),
+    (lambda start: ScaleSchedule(start, 1.0), "start", 2.0, (10**30,)),
+    (lambda **kw: TruncatedNormalPolicy(*BOX, **kw), "scale", 0.5, (10**30,)),
+    (task("bmp"), "noise", 0.1, (0, 10**30)),
+]
+EXTREME = (0, -1, math.inf, 10**30)
+NONSENSE = (math.nan, True, "3", "0.1", torch.ones(2), [3], 1j)
+TAKES_NEGATIVE = ("seed", "num_workers")
+TAKES_ZERO = (
+    "seed",
+    "num_steps",
+    "num_warmup_steps",
+    "num_refinement_steps",
+    "num_climb_steps",
+    "num_blocks",
+    "num_contrastive",
+)
+
+
+def describe(value):
+    return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
+
+
+def accepted(function, name, value):
+    """Whether a value is taken; if not, the message names argument and value."""
+    try:
+        function(**{name: value})
+    except Simulated:
+        return True
+    except (TypeError, ValueError) as error:
+        assert name in str(error)
+        return False
+    return True
+
+
+@pytest.mark.parametrize("function, name, value", INTEGERS, ids=describe)
+def test_whole_numbers(function, name, value):
+    for right in (value, np.int64(value), torch.tensor(value), np.array(value)):
+        assert accepted(function, name, right), right
+    for wrong in (float(value), np.float64(value), torch.tensor(float(value))):
+        assert not accepted(function, name, wrong), wrong
+    for wrong in (*NONSENSE, math.inf, 10**30):
+        assert not accepted(function, name, wrong), wrong
+    if name not in TAKES_NEGATIVE:
+        assert not accepted(function, name, -1)
+    if name not in TAKES_ZERO:
+        assert not accepted(function, name, 0)
+
+
+@pytest.mark.parametrize("function, name, value, also", REALS, ids=describe)
+def test_real_numbers(function, name, value, also):
+    for right in (value, np.float64(value), np.float32(value), torch.tensor(value)):
+        assert accepted(function, name, right), right
+    for wrong in NONSENSE:
+        assert not accepted(function, name, wrong), wrong
+    for extreme in EXTREME:
+        assert accepted(function, name, extreme) == (extreme in also), extreme
+
+
+def test_what_is_returned_are_numbers_of_python():
+    for three in (3, np.uint8(3), torch.tensor(3), np.array(3)):
+        assert type(check_integer("n", three)) is int
+        assert type(check_real("n", three)) is float
+    assert check_integer("n", None, or_none=True) is None
+    assert check_real("n", torch.tensor(0.5)) == 0.5
+
+
+@pytest.mark.parametrize(
+    "check, args, options, parts",
+    [
+        (check_integer, (0, 1), {}, ("n=0 must be at least 1.",)),
+        (check_integer, (9, 1, 5), {}, ("n=9 must be between 1 and 5.",)),
+        (check_integer, (10**30,), {}, ("must be at most 9223372036854775807",)),
+        (check_integer, (3.0, 1), {"or_none": True}, ("n=3.0", "an integer or None")),
+        (check_integer, ("3",), {"remedy": "Use 3."}, ("n='3'", "got str. Use 3.")),
+        (check_integer, (True,), {}, ("n=True must be an integer, got bool",)),
+        (check_real, (math.nan,), {}, ("n=nan must be finite.",)),
+        (check_real, (0,), {"above": 0.0}, ("n=0 must be positive and finite.",)),
+        (check_real, (2, 0.0, 1.0), {}, ("n=2 must be between 0 and 1.",)),
+        (check_real, (np.float64(1),), {"below": 1.0}, ("n=1.0 must be below 1",)),
+    ],
+)
+def test_messages_say_what_is_right(check, args, options, parts):
+    with pytest.raises((TypeError, ValueError), match=message(*parts)):
+        check("n", *args, **options)

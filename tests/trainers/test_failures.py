@@ -1,0 +1,238 @@
+"""Simulations that fail, more often for some parameters than for others."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
+from sbi_boed_plugin.design.estimators import DesignEstimators
+from sbi_boed_plugin.design.multi_start import model_information
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.trainers._state import get_state, set_state
+from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*contain NaN or infinite")
+
+PRIOR = BoxUniform(torch.tensor([-2.0]), torch.tensor([2.0]))
+DESIGN, X = torch.ones(1), torch.zeros(1)
+GRID = torch.linspace(-2.0, 2.0, 2_001).unsqueeze(1)
+SEARCH = {"training_batch_size": 128, "num_eig_samples": 50, "num_eig_contrastive": 31}
+
+
+def log_success(theta):
+    return torch.nn.functional.logsigmoid(-4.0 * theta[..., 0])
+
+
+def simulator(theta, design):
+    x = theta * design + torch.randn(len(theta), 1)
+    fails = torch.rand(len(theta)) > log_success(theta).exp()
+    return torch.where(fails.unsqueeze(1), torch.nan, x)
+
+
+class Exact(torch.nn.Module):
+    """The likelihood of finite outcomes, as an estimator."""
+
+    input_shape, condition_shape = torch.Size([1]), torch.Size([2])
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def log_prob(self, input, condition):
+        return LinearGaussian.log_prob(input, condition)
+
+    def sample(self, sample_shape, condition):
+        mean = condition[:, :1] * condition[:, 1:]
+        return mean + torch.randn(*sample_shape, *mean.shape)
+
+
+def make():
+    return NLE_INCE(
+        PRIOR,
+        "mdn",
+        design_policy=TruncatedNormalPolicy(0.9 * DESIGN, 1.1 * DESIGN),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    inference = make()
+    inference.optimize_design(simulator, num_steps=60, **SEARCH)
+    return inference
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """The exact likelihood of finite outcomes with a learned chance of success."""
+    torch.manual_seed(0)
+    theta = PRIOR.sample(torch.Size((20_000,)))
+    condition = torch.cat([theta, torch.ones_like(theta)], dim=1)
+    valid = torch.rand(len(theta)) < log_success(theta).exp()
+    return LikelihoodWithFailures(Exact()).learn(condition, valid)
+
+
+def exact_mean():
+    log_weight = -0.5 * GRID[:, 0] ** 2 + log_success(GRID)
+    return (torch.softmax(log_weight, 0) * GRID[:, 0]).sum().item()
+
+
+def test_a_finite_outcome_speaks_for_parameters_that_rarely_fail(trained):
+    inference = copy.deepcopy(trained)
+    torch.manual_seed(0)
+    inference.observe(DESIGN, X)
+    # Without the chance of success -0.01. Over eight seeds of the search the belief
+    # has a mean of -0.63 and a
+    # standard deviation of 0.03.
+    assert exact_mean() == pytest.approx(-0.65, abs=0.01)
+    assert inference.belief.particles.mean().item() == pytest.approx(-0.65, abs=0.15)
+    # What chains, importance and rejection draw from is the same density.
+    at_design = inference.build_posterior(design=DESIGN).set_default_x(X)
+    for posterior in (inference.build_posterior(), at_design):
+        weights = torch.softmax(posterior.potential(GRID), dim=0)
+        assert (weights * GRID[:, 0]).sum().item() == pytest.approx(-0.65, abs=0.15)
+
+
+def test_the_chance_of_success_is_learned(learned):
+    condition = torch.cat([GRID, torch.ones_like(GRID)], dim=1)
+    error = (learned.log_success(condition).exp() - log_success(GRID).exp()).abs()
+    # 20,000 outcomes: a standard error of 0.03 for each hundredth of the parameters.
+    assert error.max() < 0.05
+    x = torch.randn(3, 4, 1)
+    density = learned.log_prob(x, condition[:4])
+    expected = learned.net.log_prob(x, condition[:4])
+    torch.testing.assert_close(
+        density - expected, learned.log_success(condition[:4]) * torch.ones(3, 1)
+    )
+
+
+def test_few_outcomes_are_not_overinterpreted():
+    """Ten failures by chance: about the same probability for all parameters."""
+    torch.manual_seed(1)
+    condition = torch.randn(200, 5)
+    valid = torch.arange(200) >= 10
+    likelihood = LikelihoodWithFailures(Exact())
+    likelihood.success_net = type(likelihood.success_net)(5)
+    probability = likelihood.learn(condition, valid).log_success(condition).exp()
+    assert probability.mean().item() == pytest.approx(0.95, abs=0.03)
+    assert probability.std() < 0.05
+
+
+def exact_information():
+    """Information of finite outcomes at design 1, by quadrature, in nats."""
+    x = torch.linspace(-8.0, 8.0, 801).unsqueeze(0)
+    log_density = torch.distributions.Normal(GRID, 1.0).log_prob(x)
+    log_density = log_density + log_success(GRID).unsqueeze(1)
+    log_marginal = torch.logsumexp(log_density, 0) - torch.tensor(len(GRID)).log()
+    terms = log_density.exp() * (log_density - log_marginal)
+    return torch.trapezoid(terms.mean(dim=0), x[0]).item()
+
+
+def test_the_information_counts_that_a_datum_is_finite(learned):
+    kwargs = {"prior": PRIOR, "design": DESIGN, "num_samples": 1_500, "seed": 0}
+    kwargs["num_contrastive"] = 511
+    with_failures = estimate_eig(learned, simulator, **kwargs)
+    without = estimate_eig(learned.net, simulator, **kwargs)
+    exact = exact_information()
+    margin = 4.0 * with_failures.standard_error
+    assert with_failures.value == pytest.approx(exact, abs=margin)
+    assert without.value < exact - margin
+    # The model says the same without simulations.
+    torch.manual_seed(0)
+    value = model_information(
+        DesignEstimators(learned),
+        PRIOR,
+        DESIGN.unsqueeze(0),
+        objective="info_nce",
+        num_samples=512,
+    )
+    assert value.item() == pytest.approx(exact, abs=0.1)
+
+
+def test_designs_that_always_fail_are_not_informative():
+    torch.manual_seed(0)
+    theta, design = torch.randn(2_000, 1), 3.0 * torch.rand(2_000, 1)
+    condition = torch.cat([theta, design], dim=1)
+    likelihood = LikelihoodWithFailures(Exact()).learn(condition, design[:, 0] < 1.5)
+    values = model_information(
+        DesignEstimators(likelihood),
+        LinearGaussian.prior,
+        torch.tensor([[1.3], [2.5]]),
+        objective="info_nce",
+        num_samples=256,
+    )
+    exact = LinearGaussian.eig(torch.tensor([[1.3]])).item()
+    assert values[0].item() == pytest.approx(exact, abs=0.1)
+    assert values[1].abs() < 0.01  # With data that did not fail it would be 0.99.
+
+
+def test_nothing_is_added_where_nothing_fails():
+    torch.manual_seed(0)
+    inference = make()
+    result = inference.optimize_design(LinearGaussian.simulate, num_steps=3, **SEARCH)
+    assert not isinstance(result.likelihood_estimator, LikelihoodWithFailures)
+
+
+def test_what_is_known_of_failures_is_kept(trained):
+    theta = torch.linspace(-1.5, 1.5, 7).unsqueeze(1)
+    first = copy.deepcopy(trained)
+    torch.manual_seed(0)
+    first.observe(DESIGN, X, num_particles=64)
+    second = make()
+    set_state(second, get_state(first))
+    with pytest.warns(UserWarning, match="pickled"):
+        third = pickle.loads(pickle.dumps(first))
+    for other in (second, third):
+        assert torch.equal(first.belief.log_prob(theta), other.belief.log_prob(theta))
+        condition = torch.cat([theta, torch.ones_like(theta)], dim=1)
+        expected = first._neural_net.log_success(condition)
+        assert torch.equal(other._neural_net.log_success(condition), expected)
+        (ours,), (others,) = first.observations, other.observations
+        assert ours.predictive_p_value == others.predictive_p_value > 0.0
+    # Later searches go on from there, those without a failure included.
+    for simulate in (simulator, LinearGaussian.simulate):
+        second.optimize_design(simulate, num_steps=2, **SEARCH)
+        assert isinstance(second._neural_net, LikelihoodWithFailures)
+        second.observe(DESIGN, X)
+    # What trains further is the likelihood of finite outcomes alone.
+    before = copy.deepcopy(second._neural_net.success_net.state_dict())
+    valid = LinearGaussian.simulate(theta, torch.ones_like(theta))
+    second.append_simulations(
+        theta.repeat(9, 1), valid.repeat(9, 1), design=torch.ones(63, 1)
+    )
+    second.train(training_batch_size=20, max_num_epochs=2)
+    after = second._neural_net.success_net.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_search_that_was_interrupted_learns_the_same():
+    def run(error_at):
+        torch.manual_seed(0)
+        inference, calls = make(), [0]
+
+        def interrupted(theta, design):
+            calls[0] += len(theta) == SEARCH["training_batch_size"]
+            if calls[0] == error_at:
+                raise KeyboardInterrupt
+            return simulator(theta, design)
+
+        settings = {**SEARCH, "num_steps": 6}
+        if error_at is None:
+            inference.optimize_design(interrupted, **settings)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                inference.optimize_design(interrupted, **settings)
+            # What is known by then serves until the search goes on.
+            assert isinstance(inference._neural_net, LikelihoodWithFailures)
+            inference.optimize_design(interrupted, resume_training=True, **SEARCH)
+        return inference._neural_net.state_dict()
+
+    whole, parts = run(None), run(4)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())

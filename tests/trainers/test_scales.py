@@ -1,0 +1,285 @@
+"""Searches in other units, over decades, and with priors of heavy tails."""
+
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+from sbi.inference import NLE
+from sbi.neural_nets import likelihood_nn
+from sbi.utils import BoxUniform
+from torch.distributions import (
+    Cauchy,
+    HalfCauchy,
+    Independent,
+    LogNormal,
+    Normal,
+)
+from torch.distributions.transforms import ExpTransform
+
+from sbi_boed_plugin import (
+    NLE_INCE,
+    NPE_GKL,
+    NRE_GKL,
+    TruncatedNormalPolicy,
+    estimate_eig,
+    transformed_likelihood_nn,
+    transformed_posterior_nn,
+)
+from sbi_boed_plugin.campaign import run_experiments
+from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from tests.conftest import NoOpTracker
+
+LOG = ExpTransform().inv
+FEW = MultiStartConfig(
+    num_starts=16, num_climb_steps=9, num_candidates=2, num_candidate_samples=100
+)
+
+
+def make(prior, low, high, model="mdn", **kwargs):
+    return NLE_INCE(
+        prior,
+        model,
+        design_policy=TruncatedNormalPolicy(low * torch.ones(1), high * torch.ones(1)),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    "kind, search",
+    [
+        ("line", {"method": "multi_start", "multi_start": FEW}),
+        ("line", {"objective": "gkl", "gradient": "implicit"}),
+        ("label", {}),
+        ("failures", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "default",
+)
+@pytest.mark.filterwarnings("ignore:.*contain NaN or infinite")
+def test_searches_find_the_same_in_other_units(kind, search):
+    found = []
+    # Powers of two, so that all numbers are the same up to rounding.
+    for theta_scale, x_scale, width in ((0, 0, 0), (-40, -66, -40), (40, 50, 40)):
+        s, c, w = (2.0**power for power in (theta_scale, x_scale, width))
+        prior = BoxUniform(torch.zeros(1), s * torch.ones(1))
+        if kind == "label":
+            prior = Independent(torch.distributions.Bernoulli(0.5 * torch.ones(1)), 1)
+            s = 1.0
+
+        def simulator(theta, design, s=s, c=c, w=w):
+            x = theta / s * design / w + 0.1 * torch.randn_like(theta)
+            if kind == "failures":
+                fails = torch.rand_like(theta) < theta / s
+                x = torch.where(fails, torch.nan, x)
+            return c * x
+
+        torch.manual_seed(0)
+        trainer = make(prior, 0.0, w)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Column")
+            result = trainer.optimize_design(
+                simulator,
+                num_steps=30,
+                training_batch_size=128,
+                num_eig_samples=200,
+                **search,
+            )
+        trainer.observe(result.design, torch.tensor([0.5 * c]), num_particles=500)
+        next_one = trainer.estimate_eig(simulator, result.design, num_samples=100)
+        particles = trainer.belief.particles / s
+        numbers = [result.design / w, torch.tensor([result.eig.value])]
+        numbers += [torch.tensor([next_one.value]), particles.mean(0), particles.std(0)]
+        found.append(torch.cat(numbers))
+    assert found[0][1] > 0.2
+    # Rounding is enough for a particle to take another way.
+    for numbers in found[1:]:
+        torch.testing.assert_close(numbers, found[0], rtol=0.03, atol=0.03)
+
+
+def growth(theta, time):
+    """Size of a culture that grows from about 0.1 to 10,000, with its noise."""
+    line = theta[..., :1] + theta[..., 1:] * time
+    limited = line - torch.nn.functional.softplus(line - math.log(1e4))
+    return LogNormal(limited, 0.2 + torch.exp(-0.5 * time))
+
+
+GROWTH_PRIOR = BoxUniform(
+    torch.tensor([math.log(1e-2), 0.2]), torch.tensor([math.log(1e1), 2.0])
+)
+
+
+def grow(theta, time):
+    return growth(theta, time).sample()
+
+
+def exact_growth(design):
+    def log_likelihood(x, theta, time):
+        return growth(theta, time).log_prob(x).sum(dim=-1)
+
+    kwargs = {"prior": GROWTH_PRIOR, "design": design, "bound": "exact"}
+    return estimate_eig(log_likelihood, grow, num_samples=1_000, **kwargs).value
+
+
+def test_data_over_decades_show_their_design():
+    torch.manual_seed(1)
+    trainer = make(GROWTH_PRIOR, 0.0, 10.0)
+    with pytest.warns(UserWarning, match="x_transform=None") as told:
+        result = trainer.optimize_design(grow, num_steps=200, num_eig_samples=1_000)
+        trainer.optimize_design(grow, num_steps=1, num_eig_samples=10)
+    assert sum("Column" in str(warning.message) for warning in told) == 1
+    # Best is 2.39 at 6.0. In natural units searches end above 8, where 2.1 is right and
+    # at most 1.4 is reported: the limits lie in the middle.
+    exact = exact_growth(result.design)
+    assert exact > 2.25
+    assert 1.7 < result.eig.value < exact + 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Column")
+def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
+    def run(num_rounds, checkpoint):
+        trainer = make(GROWTH_PRIOR, 0.0, 10.0)
+        settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
+        return trainer, run_experiments(
+            trainer,
+            grow,
+            lambda design: grow(torch.tensor([[0.0, 1.0]]), design),
+            num_rounds,
+            checkpoint=checkpoint,
+            num_steps=8,
+            num_eig_samples=40,
+            objective="gkl",
+            **settings,
+        )
+
+    path = tmp_path / "campaign.pt"
+    run(1, path)
+    trainer, resumed = run(2, path)
+    once, expected = run(2, None)
+    assert torch.equal(resumed.designs, expected.designs)
+    assert torch.equal(resumed.posterior_samples, expected.posterior_samples)
+    assert trainer._posterior_net is not None
+    for name, value in once._posterior_net.state_dict().items():
+        assert torch.equal(trainer._posterior_net.state_dict()[name], value)
+    # The posterior network, too, is that of the data, not of those it was rebuilt from.
+    skewed = trainer._posterior_net.base.net.condition_transform.skewed
+    assert skewed.tolist() == [True, False]
+
+
+def saturation(theta, design):
+    return theta / (theta.abs() + design)
+
+
+def exact_saturation(prior, design):
+    """Information by quadrature over quantiles of the prior."""
+    levels = (torch.arange(4_000) + 0.5) / 4_000
+    theta = prior.icdf(levels.double()).unsqueeze(1)
+    noise = Normal(saturation(theta, design.double()), 0.1)
+    x = torch.linspace(-2.0, 2.0, 2_001, dtype=torch.float64)
+    density = noise.log_prob(x).exp().mean(dim=0)
+    entropy = -torch.trapezoid(torch.xlogy(density, density), x)
+    return float(entropy) - 0.5 * math.log(2 * math.pi * math.e * 0.01)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [HalfCauchy(1.0), Cauchy(0.0, 1.0), LogNormal(0.0, 3.0)],
+    ids=["half-Cauchy", "Cauchy", "log-normal"],
+)
+def test_heavy_tails_leave_a_tight_lower_bound(prior):
+    torch.manual_seed(0)
+    trainer = make(Independent(prior.expand((1,)), 1), 0.1, 3.0)
+    result = trainer.optimize_design(
+        lambda theta, design: saturation(theta, design) + 0.1 * torch.randn_like(theta),
+        num_steps=150,
+        num_eig_samples=2_000,
+    )
+    exact = exact_saturation(prior, result.design)
+    error = result.eig.standard_error
+    assert exact - 0.25 < result.eig.value < exact + 4 * error
+    # At the design found nothing but the ratio to it matters.
+    trainer.observe(result.design, torch.tensor([0.5]), num_particles=1_000)
+    median = trainer.belief.particles.median() / result.design
+    assert 0.7 < median < 1.4
+
+
+def stored(num=400):
+    theta, design = torch.rand(num, 1), torch.rand(num, 1) + 0.5
+    return theta, (10.0 ** (6.0 * theta * design)) * (1 + torch.rand(num, 1)), design
+
+
+@pytest.mark.filterwarnings("ignore:Column")
+def test_stored_simulations_train_the_network_of_a_search():
+    theta, x, design = stored()
+    trainer = make(BoxUniform(torch.zeros(1), torch.ones(1)), 0.5, 1.5)
+    trainer.append_simulations(theta, x, design=design)
+    network = trainer.train(max_num_epochs=1)
+    assert network.net.input_transform.skewed.all()
+    again = pickle.loads(pickle.dumps(trainer))
+    args = x[:9].unsqueeze(0), torch.cat([theta, design], dim=1)[:9]
+    assert torch.equal(again._neural_net.log_prob(*args), network.log_prob(*args))
+
+
+def test_without_designs_the_network_is_that_of_sbi():
+    """Whatever the data, as long as sbi can standardize them."""
+    theta, x, _ = stored()
+    values = []
+    for trainer in (NLE(), NLE_INCE()):
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Column")
+            trainer.append_simulations(theta, x)
+        kwargs = {}
+        if isinstance(trainer, NLE_INCE):
+            kwargs = {"num_contrastive": 0, "regularization_strength": 1.0}
+        network = trainer.train(max_num_epochs=1, **kwargs)
+        values.append(network.log_prob(x.unsqueeze(0), theta))
+    assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("trainer", [NLE_INCE, NPE_GKL, NRE_GKL])
+@pytest.mark.parametrize("scale", [1e-12, 1e20])
+def test_scales_out_of_reach_are_told_with_the_remedy(trainer, scale):
+    theta, x = torch.rand(50, 2), torch.randn(50, 2)
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0, 1 of theta.*other units"):
+        trainer().append_simulations(scale * theta, x)
+    x[:, 1] *= scale
+    with pytest.warns(UserWarning, match=r"Column\(s\) 1 of x"):
+        trainer().append_simulations(theta, x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Column")
+        constant = torch.full_like(x, scale)
+        trainer().append_simulations(theta, constant)
+        if trainer is NLE_INCE:
+            trainer(None, transformed_likelihood_nn("mdn")).append_simulations(theta, x)
+        if trainer is NPE_GKL:
+            trainer(None, transformed_posterior_nn("mdn")).append_simulations(theta, x)
+
+
+def test_a_search_with_a_network_of_sbi_is_told_too():
+    trainer = make(
+        BoxUniform(torch.zeros(1), torch.ones(1)), 0.0, 1.0, likelihood_nn("mdn")
+    )
+    with pytest.warns(UserWarning, match=r"Column\(s\) 0 of x .*transformed_like"):
+        trainer.optimize_design(
+            lambda theta, design: 1e-12 * (theta + design + torch.rand_like(theta)),
+            num_steps=2,
+            num_eig_samples=10,
+        )
+
+
+def test_the_transform_of_the_data_can_be_chosen():
+    prior = BoxUniform(torch.zeros(1), torch.ones(1))
+    theta, x, design = stored()
+    for given, expected in ((LOG, x.log()), (None, x)):
+        trainer = make(prior, 0.5, 1.5, x_transform=given)
+        trainer.append_simulations(theta, x, design=design)
+        network = trainer.train(max_num_epochs=1)
+        assert torch.equal(network.input_transform(x), expected)
+        assert not network.net.input_transform.skewed.any()
+    with pytest.raises(ValueError, match="x_transform='logs'"):
+        make(prior, 0.5, 1.5, x_transform="logs")
+    with pytest.raises(ValueError, match="x_transform=None is for networks"):
+        make(prior, 0.5, 1.5, likelihood_nn("mdn"), x_transform=None)
