@@ -17,6 +17,7 @@ from sbi_boed_plugin.design.trust import (
     estimate_bounds,
     find_arrival,
     find_doubts,
+    likelihood_mismatch,
     tightest,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
@@ -116,6 +117,12 @@ def assess_design(
             arrival,
             never_moved=never_moved,
             overfit=overfit.get("posterior", overfit.get("likelihood", 0.0)),
+            mismatch=likelihood_mismatch(
+                estimators.likelihood,
+                theta[made.valid],
+                rows[made.valid],
+                made.x[made.valid],
+            ),
         ),
         made.num_calls,
         int((~made.valid).sum()),

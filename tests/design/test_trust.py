@@ -25,7 +25,7 @@ from tests.trainers.cases import make_trainer
 
 
 def estimate(value, error=0.02, bound="pce"):
-    return EIGEstimate(value, error, bound)
+    return EIGEstimate(value, error, bound, num_simulations=1_000)
 
 
 CONSISTENT = {
@@ -38,9 +38,11 @@ CONSISTENT = {
 }
 
 
-def doubts_of(arrival=None, never_moved=False, overfit=0.0, **changed):
+def doubts_of(arrival=None, never_moved=False, overfit=0.0, mismatch=0.0, **changed):
     bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
-    return find_doubts(bounds, arrival, never_moved=never_moved, overfit=overfit)
+    return find_doubts(
+        bounds, arrival, never_moved=never_moved, overfit=overfit, mismatch=mismatch
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def doubts_of(arrival=None, never_moved=False, overfit=0.0, **changed):
         ({"lace": 1.0, "lace_upper": 1.01, "pce": 1.0}, "likelihood knows less"),
         ({"never_moved": True}, "took no step"),
         ({"overfit": 0.45}, "know 0.45 nats more of the simulations"),
+        ({"mismatch": 0.12}, "draws other data than the simulator .* 0.12"),
     ],
 )
 def test_each_contradiction_is_one_doubt(changed, text):

@@ -69,10 +69,8 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     )
     assert not torch.equal(result.design, before)
     assert torch.equal(result.design, result.policy.mode)
-    own, *others = result.bounds
-    assert own == POLICY_OBJECTIVES[objective].bound
-    assert result.eig.bound in (own, "lace")
-    assert {"pce", "snmc"} <= {own, *others}
+    own = POLICY_OBJECTIVES[objective].bound
+    assert own in result.bounds and result.eig.bound in (own, "lace")  # the larger.
     assert math.isfinite(result.eig.value)
     assert all(map(math.isfinite, result.history["eig"]))
     assert (result.config.objective, result.config.gradient) == (objective, gradient)

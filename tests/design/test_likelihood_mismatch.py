@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from sbi_boed_plugin.design.scoring import likelihood_mismatch
+from sbi_boed_plugin.design.trust import likelihood_mismatch
 from tests.oracles import LinearGaussian
 
 
