@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from sbi.neural_nets import posterior_nn
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES, rows_at_once
+from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.energy import latent
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from studies.memory import measure
 
 
@@ -45,6 +47,22 @@ def test_rows_at_once_take_the_memory_that_is_meant(model, dims):
     # Not much less either, but for the limit of rows.
     at_once = rows_at_once(estimator, sum(dims))
     assert at_once == MAX_ROWS or taken > MEMORY_BYTES / 4.0
+
+
+def test_networks_that_are_not_those_of_sbi_take_no_more():
+    x = torch.randn(20, 3)
+    theta = torch.arange(20.0).unsqueeze(1).expand(-1, 2) % 5.0
+    values = [torch.arange(5.0)] * 2
+    categorical = CategoricalPosteriorBuilder(values)(theta, x)
+    failing = LikelihoodWithFailures(likelihood_nn("mdn", hidden_features=2)(theta, x))
+    for estimator, input, condition in ((categorical, theta, x), (failing, x, theta)):
+        few, more = (
+            num_bytes(estimator.log_prob, input[None, :num], condition[:num])
+            for num in (5, 20)
+        )
+        at_once = rows_at_once(estimator, 5)
+        assert (more - few) / 15 * at_once < 4.0 * MEMORY_BYTES
+    assert rows_at_once(failing, 2_000) < rows_at_once(failing.net, 2_000)
 
 
 def test_the_noise_of_a_mixture_takes_one_mixture_for_each_condition():
