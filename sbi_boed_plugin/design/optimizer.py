@@ -212,7 +212,7 @@ class DesignOptimizer:
             show_progress_bar: Whether to show a progress bar.
         """
         progress = self.progress
-        if self.estimators is None or self._rehearsed is not None:
+        if self.estimators is None or self._rehearsed or not progress.stored:
             return
         rows = Batch.join(progress.stored).finite()
         missing = _NUM_ROWS_WANTED - progress.num_simulations
