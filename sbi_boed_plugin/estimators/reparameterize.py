@@ -101,11 +101,11 @@ def mixture_to_noise(
     """
     mixture = estimator.get_uncorrected_mog(condition)
     centred = estimator._transform_input(input).unsqueeze(2) - mixture.means
-    logits, factors = mixture.logits, cast(Tensor, mixture.precision_factors)
-    if double:
-        centred, logits, factors = (
-            values.cpu().double() for values in (centred, logits, factors)
-        )
+    given = [centred, mixture.logits, cast(Tensor, mixture.precision_factors)]
+    # Not every device has double precision, or log_ndtr.
+    if double or not input.is_cuda:
+        given = [values.cpu() for values in given]
+    centred, logits, factors = [v.double() for v in given] if double else given
     standard = torch.einsum("bkij,sbkj->sbki", factors, centred)
     log_scale = factors.diagonal(dim1=-2, dim2=-1).abs().log()
     log_density = log_scale - 0.5 * standard.square()
@@ -114,7 +114,7 @@ def mixture_to_noise(
     weights = torch.log_softmax(logits.unsqueeze(-1) + later, dim=2)
     below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=2)
     above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=2)
-    return below - above
+    return below - above if double else (below - above).to(input.device)
 
 
 def reparameterize(
