@@ -171,7 +171,7 @@ def main() -> None:
         print(dict(zip(COLUMNS, row, strict=True)), flush=True)
         if args.output:
             with table.open("a", newline="") as file:
-                csv.writer(file).writerow(row)
+                csv.writer(file, lineterminator="\n").writerow(row)
 
 
 if __name__ == "__main__":
