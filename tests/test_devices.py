@@ -32,6 +32,7 @@ from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.estimators.coordinates import move_transform
+from sbi_boed_plugin.estimators.energy import latent
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.tasks import get_task
@@ -55,9 +56,9 @@ MAY_MIX = (
 class OnDevice(TorchDispatchMode):
     """Torch's meta device in the place of one like Apple's, without `float64`.
 
-    Its tensors hold no numbers: brought to the CPU, they are ones, counts are zero
-    and masks are true of all rows. An operation on tensors of both devices fails, as it
-    would there.
+    Nor has it `log_ndtr`. Its tensors hold no numbers: brought to the CPU, they are
+    ones, counts are zero and masks are true of all rows. An operation on tensors of
+    both devices fails, as it would there.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -81,6 +82,7 @@ class OnDevice(TorchDispatchMode):
             return args[0].clone()
         if there and func is aten.index_put_.default and is_mask(args[1][0]):
             return args[0]
+        assert not (there and func is aten.special_log_ndtr.default), "Not there."
         result = func(*args, **kwargs)
         for tensor in filter(is_tensor, tree_leaves(result)):
             double = tensor.is_meta and tensor.dtype == torch.float64
@@ -222,6 +224,10 @@ def test_noise_of_a_mixture_moves_samples_on_their_device():
         moving.sum().backward()
     assert moving.is_meta and moving.dtype == torch.float32
     assert condition.grad is not None
+    with OnDevice():
+        noise = latent(estimator, on_device(3, 50, 1), on_device(50, 1))
+    assert noise.is_meta and noise.dtype == torch.float32
+    assert noise.shape == (3, 50, 1)
 
 
 @pytest.mark.parametrize("bound", ["pce", "exact"])

@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from sbi.utils import BoxUniform
@@ -21,8 +22,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import independent, interval, real
 from torch.optim.adam import Adam
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
     check_fields,
@@ -38,8 +41,6 @@ from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 
-# Densities evaluated at once.
-MAX_PAIRS = 262_144
 # Contrastive parameters of a climb, at most. Their logarithm caps its estimates.
 MAX_CONTRASTIVE = 4_096
 # Starts that tell how many contrastive parameters there must be.
@@ -138,7 +139,9 @@ def model_information(
     return torch.cat(
         [
             _information(estimators, prior, theta, chunk, objective, num_samples)
-            for chunk in designs.split(_rows_at_once(len(theta), num_samples))
+            for chunk in designs.split(
+                max(1, _pairs_at_once(estimators) // (len(theta) * num_samples))
+            )
         ]
     )
 
@@ -152,9 +155,11 @@ def _draw_for(
     return draw_parameters(prior, num_samples)
 
 
-def _rows_at_once(num_parameters: int, num_samples: int) -> int:
-    """Return for how many designs all pairs fit into one evaluation."""
-    return max(1, MAX_PAIRS // (num_parameters * num_samples))
+def _pairs_at_once(estimators: DesignEstimators) -> int:
+    """Return how many pairs of parameters and data fit into one evaluation."""
+    likelihood = estimators.likelihood
+    num_values = likelihood.input_shape.numel() + likelihood.condition_shape.numel()
+    return min(rows_at_once(network, num_values) for network in estimators.all())
 
 
 def _information(
@@ -183,9 +188,20 @@ def _information(
         # their condition apart from their input do so once per pair of parameters
         # and design, whatever the number of contrastive samples.
         x_by_design = x.reshape(num_samples, 1, num_designs, *x.shape[1:])
-        x_all = x_by_design.expand(-1, len(theta), *x_by_design.shape[2:])
-        matrix = estimators.likelihood.log_prob(x_all.flatten(1, 2), conditions)
-        matrix = matrix.reshape(num_samples, len(theta), num_designs)
+        log_prob = estimators.likelihood.log_prob
+        size = max(1, _pairs_at_once(estimators) // len(x))
+        parts = []
+        for part in conditions.split(size * num_designs):
+            x_all = x_by_design.expand(
+                -1, len(part) // num_designs, *x_by_design.shape[2:]
+            )
+            # What does not fit at once is evaluated again for its gradient.
+            if size < len(theta) and designs.requires_grad:
+                evaluate = partial(checkpoint, log_prob, use_reentrant=False)
+            else:
+                evaluate = log_prob
+            parts.append(evaluate(x_all.flatten(1, 2), part))
+        matrix = torch.cat(parts, dim=1).reshape(num_samples, len(theta), num_designs)
         own = matrix.diagonal(dim1=0, dim2=1)  # (designs, samples)
         mean = torch.logsumexp(matrix, dim=1).T - math.log(len(theta))
         terms = (own - mean).T
@@ -406,7 +422,8 @@ def _ascend(
         theta = _draw_for(objective, prior, num_samples, num_contrastive).to(designs)
         gradients = []
         # Each chunk's graph is gone before the next: memory is that of one chunk.
-        for rows in unit.detach().split(_rows_at_once(len(theta), num_samples)):
+        size = max(1, _pairs_at_once(estimators) // (len(theta) * num_samples))
+        for rows in unit.detach().split(size):
             rows.requires_grad_()
             information = _information(
                 estimators, prior, theta, origin + rows * width, objective, num_samples

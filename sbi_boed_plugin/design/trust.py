@@ -24,6 +24,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import (
     discrete_columns,
     log_normalization,
@@ -304,8 +305,14 @@ def likelihood_mismatch(
         Largest difference of the two distribution functions, between 0 and 1.
     """
     condition = torch.cat([theta, design], dim=-1)
-    draws = likelihood.sample(torch.Size((1,)), condition)
-    values = likelihood.log_prob(torch.cat([x.unsqueeze(0), draws]), condition)
+    num_values = condition[:1].numel() + x[:1].numel()
+    size = max(1, rows_at_once(likelihood, num_values) // 2)
+    parts = []
+    for given, data in zip(condition.split(size), x.split(size), strict=True):
+        draws = likelihood.sample(torch.Size((1,)), given)
+        both = torch.cat([data.unsqueeze(0), draws])
+        parts.append(likelihood.log_prob(both, given))
+    values = torch.cat(parts, dim=1)
     simulated, drawn = values.nan_to_num(nan=-torch.inf).cpu().numpy()
     statistic, _ = ks_2samp(simulated, drawn)
     return float(statistic)

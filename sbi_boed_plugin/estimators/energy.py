@@ -5,12 +5,14 @@ from typing import Any, cast
 import torch
 from nflows.distributions.normal import StandardNormal
 from sbi.neural_nets.estimators import ConditionalDensityEstimator, NFlowsFlow, ZukoFlow
+from sbi.neural_nets.estimators.mixture_density_estimator import MixtureDensityEstimator
 from torch import Tensor, nn
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
-from sbi_boed_plugin.estimators.reparameterize import to_noise
+from sbi_boed_plugin.estimators.reparameterize import mixture_to_noise, to_noise
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.estimators.units import Units
 
@@ -22,6 +24,7 @@ __all__ = [
     "embed_condition",
     "has_latent",
     "latent",
+    "log_prob_with_latent",
     "sample_with_latent",
 ]
 
@@ -30,9 +33,6 @@ __all__ = [
 # network may say anything, and one such draw with a huge ratio would fill the samples.
 # A base that must be corrected by more would have hardly a draw accepted.
 _LOWEST, _FREE_BELOW, _FREE_ABOVE, _HIGHEST = -20.0, -15.0, 3.0, 5.0
-
-# Numbers in the repeated conditions of one call.
-_MAX_REPEATED = 2**24
 
 
 class EnergyRatio(nn.Module):
@@ -184,26 +184,70 @@ def latent(
     """
     if isinstance(base, DesignConditionedPosterior):
         return latent(base.net, input, base.with_design(condition))
+    if isinstance(base, TransformedEstimator):
+        return latent(
+            base.net,
+            cast(Tensor, base.input_transform(input)),
+            cast(Tensor, base.condition_transform(condition)),
+        )
+    if isinstance(base, MixtureDensityEstimator) and not hasattr(base, "to_noise"):
+        return mixture_to_noise(base, input, condition)
     if isinstance(base, ZukoFlow):
         return base.inverse_transform(input, condition)
+    if _is_gaussian_flow(base):
+        return _flow_to_noise(base, input, condition)[0]
     sample_dim, batch_dim = input.shape[:2]
     flat = input.flatten(0, 1)
-    if isinstance(base, NFlowsFlow):
-        flow = cast(Any, base.net)
-        if isinstance(flow._distribution, StandardNormal):
-            # Embedded once, not once per sample.
-            context = flow._embedding_net(condition)
-            context = context.expand(sample_dim, *context.shape).flatten(0, 1)
-            noise = flow._transform(flat, context=context)[0]
-            return noise.reshape(sample_dim, batch_dim, -1)
     rows = torch.arange(batch_dim, device=input.device).repeat(sample_dim)
-    # Conditions are repeated for each sample, a few at a time if they are large.
-    size = max(1, _MAX_REPEATED // condition[:1].numel())
+    # Conditions are repeated for each sample.
+    num_values = input[0, :1].numel() + condition[:1].numel()
+    size = rows_at_once(base, num_values)
     noise = [
         to_noise(base, some, condition[of])
         for some, of in zip(flat.split(size), rows.split(size), strict=True)
     ]
     return torch.cat(noise).reshape(sample_dim, batch_dim, -1).to(input)
+
+
+def _is_gaussian_flow(base: ConditionalDensityEstimator) -> bool:
+    return isinstance(base, NFlowsFlow) and isinstance(
+        cast(Any, base.net)._distribution, StandardNormal
+    )
+
+
+def _flow_to_noise(
+    base: ConditionalDensityEstimator, input: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return noise of the shape of `input`, and logarithms of determinants."""
+    flow = cast(Any, base.net)
+    # Embedded once, not once per sample.
+    context = flow._embedding_net(condition)
+    context = context.expand(len(input), *context.shape).flatten(0, 1)
+    noise, log_det = flow._transform(input.flatten(0, 1), context=context)
+    return noise.reshape(input.shape), log_det.reshape(input.shape[:2])
+
+
+def log_prob_with_latent(
+    base: ConditionalDensityEstimator, input: Tensor, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log-densities of a base, and the noise, from one pass of a flow.
+
+    Args:
+        base: As for `latent`.
+        input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+
+    Returns:
+        Log-densities of shape `(sample_dim, batch_dim)` in nats, and what `latent`
+        returns.
+    """
+    if isinstance(base, DesignConditionedPosterior):
+        return log_prob_with_latent(base.net, input, base.with_design(condition))
+    if not _is_gaussian_flow(base):
+        return base.log_prob(input, condition), latent(base, input, condition)
+    noise, log_det = _flow_to_noise(base, input, condition)
+    gaussian = cast(Any, base.net)._distribution.log_prob(noise.flatten(0, 1))
+    return gaussian.reshape(log_det.shape) + log_det, noise
 
 
 def sample_with_latent(
@@ -294,8 +338,6 @@ def draw_noise(
     """
     if isinstance(base, DesignConditionedPosterior):
         return draw_noise(base.net, num_samples, base.with_design(condition))
-    if isinstance(base, NFlowsFlow) and isinstance(
-        cast(Any, base.net)._distribution, StandardNormal
-    ):
-        return FlowNoise(base, num_samples, condition)
+    if _is_gaussian_flow(base):
+        return FlowNoise(cast(NFlowsFlow, base), num_samples, condition)
     return None

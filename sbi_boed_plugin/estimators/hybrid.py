@@ -2,6 +2,7 @@ r"""A normalized base times an energy ratio."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from sbi.utils.sbiutils import within_support
 from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.utils.checkpoint import checkpoint
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
@@ -20,12 +22,14 @@ from sbi_boed_plugin.estimators.energy import (
     draw_noise,
     embed_condition,
     latent,
+    log_prob_with_latent,
     sample_with_latent,
 )
 from sbi_boed_plugin.estimators.rejection import sample_corrected
 from sbi_boed_plugin.estimators.weights import (
     check_not_empty,
-    draw_weighted,
+    draw_in_parts,
+    draws_at_once,
     measure_weights,
 )
 from sbi_boed_plugin.objectives.generalized_kl import (
@@ -71,6 +75,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         latent_features: bool = False,
         frozen_base: bool = False,
         trained_partition: bool = False,
+        corrects: bool = True,
     ) -> None:
         """Initialize the estimator.
 
@@ -90,6 +95,8 @@ class HybridEstimator(ConditionalDensityEstimator):
             frozen_base: Whether the base stays in evaluation mode, whatever
                 `train()` says.
             trained_partition: Whether the energy is trained to make :math:`Z(x)` one.
+            corrects: Whether the energy is asked at all. Otherwise all ratios are one,
+                and the posterior is that of the base.
         """
         super().__init__(
             net=base,
@@ -104,6 +111,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         self.latent_features = latent_features
         self.frozen_base = frozen_base
         self.trained_partition = trained_partition
+        self.corrects = corrects
         if frozen_base:
             base.eval()
 
@@ -176,6 +184,7 @@ class HybridEstimator(ConditionalDensityEstimator):
             latent_features=self.latent_features,
             frozen_base=self.frozen_base,
             trained_partition=self.trained_partition,
+            corrects=self.corrects,
         )
 
     def inside(self, input: Tensor) -> Tensor | None:
@@ -226,9 +235,9 @@ class HybridEstimator(ConditionalDensityEstimator):
 
         Returns:
             Draws of shape `(num_samples, batch_dim, dim_theta)`, and what `latent`
-            returns for them.
+            returns for them; no values if the energy is not asked.
         """
-        if self.latent_features:
+        if self.latent_features and self.corrects:
             return sample_with_latent(self.net, num_samples, condition)
         draws = self.net.sample(torch.Size((num_samples,)), condition)
         return draws, draws[..., :0]
@@ -262,7 +271,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         # Where draws outside are kept their ratios are one, whatever the energy says.
         needs_parameters = self.prior is not None and not reject_outside_prior
         sees_parameters = getattr(self.energy, "sees_parameters", True)
-        if self.latent_features and not (sees_parameters or needs_parameters):
+        judges_noise = not (sees_parameters or needs_parameters)
+        if self.latent_features and self.corrects and judges_noise:
             drawn = draw_noise(self.net, num_samples, condition)
         if drawn is None:
             draws, noise = self.draw(num_samples, condition)
@@ -318,6 +328,9 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Ratios of shape `(sample_dim, batch_dim)`.
         """
+        if not self.corrects:
+            finite = input.isfinite().all(dim=-1)
+            return input.new_zeros(()).where(finite, -torch.inf)
         if noise is None:
             noise = self.latent(input, condition)
         return self.ratio_of_features(input, self.condition_features(condition), noise)
@@ -384,8 +397,11 @@ class HybridEstimator(ConditionalDensityEstimator):
         Returns:
             Logarithms of shape `(sample_dim, batch_dim)`, in nats.
         """
-        log_base = self.net.log_prob(input, condition, **kwargs)
-        return log_base + self.log_ratio(input, condition)
+        if not (self.latent_features and self.corrects) or kwargs:
+            log_base = self.net.log_prob(input, condition, **kwargs)
+            return log_base + self.log_ratio(input, condition)
+        log_base, noise = log_prob_with_latent(self.net, input, condition)
+        return log_base + self.log_ratio(input, condition, noise)
 
     def log_prob(
         self,
@@ -443,25 +459,30 @@ class HybridEstimator(ConditionalDensityEstimator):
         learns = any(weight.requires_grad for weight in self.parameters())
         if not (torch.is_grad_enabled() and (learns or condition.requires_grad)):
             return torch.zeros(len(condition), device=condition.device)
-        # Fewer of each if there are many conditions, or wide ones.
-        width = max(1, condition[:1].numel() // 100)
-        share = min(1.0, _MAX_ROWS / (len(condition) * width))
+        # Fewer of each if there are many conditions, or if memory is short.
+        share = min(1.0, _MAX_ROWS / max(len(condition), 1))
         num_base = int(max(share, 0.1) * _NUM_BASE_DRAWS)
-        at_once = max(1, _MAX_ROWS * _NUM_BASE_DRAWS // (num_base * width))
+        at_once = draws_at_once(self, condition)
+        num_draws = 1 + min(int(share * _NUM_GRADIENT_DRAWS), at_once)
         chosen, largest = [], []
         with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
-            for rows in condition.split(at_once):
-                draws, log_weights = draw_weighted(self, num_base, rows, True)
+            for draws, log_weights in draw_in_parts(self, num_base, condition):
                 largest.append(log_weights.amax(dim=0))
                 indices = draw_by_ratio(
                     log_weights.clamp(min=-100.0),  # as good as none.
-                    1 + int(share * _NUM_GRADIENT_DRAWS),
+                    num_draws,
                 )
                 indices = indices.unsqueeze(-1).expand(-1, -1, draws.shape[2])
                 chosen.append(draws.gather(0, indices))
         check_not_empty(torch.cat(largest), num_base)
         draws = torch.cat(chosen, dim=1)
-        mean = self.log_unnormalized(draws, condition).mean(dim=0)
+        size = max(1, at_once // num_draws)
+        evaluate = self.log_unnormalized
+        if len(condition) > size:
+            # What does not fit at once is evaluated again for its gradient.
+            evaluate = partial(checkpoint, evaluate, use_reentrant=False)
+        parts = zip(draws.split(size, dim=1), condition.split(size), strict=True)
+        mean = torch.cat([evaluate(*part).mean(dim=0) for part in parts])
         return mean - mean.detach()
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:

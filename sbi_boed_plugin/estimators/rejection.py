@@ -8,10 +8,12 @@ import torch
 from sbi.samplers.rejection.rejection import accept_reject_sample
 from torch import Tensor
 
+from sbi_boed_plugin._memory import MEMORY_BYTES
 from sbi_boed_plugin.estimators.weights import (
     Corrected,
     WeightDiagnostics,
     draw_weighted,
+    draws_at_once,
     measure_weights,
 )
 
@@ -23,8 +25,6 @@ __all__ = [
 ]
 
 MIN_ACCEPTANCE_RATE = 1e-3
-# Draws of all rows together that are held at a time.
-_MAX_DRAWS_AT_A_TIME = 100_000
 # Draws of the base to resample from: all of them serve every sample.
 _POOL_PER_SAMPLE, _MIN_POOL, _MAX_POOL = 64, 100_000, 1_000_000
 # For a first batch, however little time there is.
@@ -79,6 +79,8 @@ def sample_corrected(
         warn_of_resampling(weights, min_acceptance_rate)
     hopeless = _hopeless(weights, min_acceptance_rate)
 
+    at_once = draws_at_once(hybrid, condition)
+
     def reject(rows: Tensor, log_bound: Tensor, left: float | None) -> Tensor:
         # Each batch is judged while it is drawn.
         accepted = rows.new_empty(0)
@@ -112,7 +114,7 @@ def sample_corrected(
             warn_acceptance=min_acceptance_rate,
             # Fewer of each, the more rows there are.
             max_sampling_batch_size=min(
-                max_sampling_batch_size, max(1, _MAX_DRAWS_AT_A_TIME // len(rows))
+                max_sampling_batch_size, max(1, at_once // len(rows))
             ),
             proposal_sampling_kwargs={"condition": rows},
             alternative_method="build_posterior(..., sample_with='mcmc')",
@@ -136,7 +138,7 @@ def sample_corrected(
             num_samples,
             condition[row],
             reject_outside_prior,
-            max_sampling_batch_size,
+            min(max_sampling_batch_size, at_once),
             clock.next_share(),
             return_partial_on_timeout,
         )
@@ -190,6 +192,7 @@ def _resample(
 ) -> Tensor:
     """Return samples of one row, chosen by weight from many draws, some repeatedly."""
     num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
+    num_pool = min(num_pool, MEMORY_BYTES // (4 * hybrid.input_shape.numel()))
     started = time.monotonic()
     parts = []
     for start in range(0, num_pool, max_batch_size):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
-__all__ = ["reparameterize", "to_noise"]
+__all__ = ["mixture_to_noise", "reparameterize", "to_noise"]
 
 
 def to_noise(
@@ -65,7 +65,9 @@ def to_noise(
     if isinstance(estimator, ZukoFlow):
         return estimator.inverse_transform(input, condition)
     if isinstance(estimator, MixtureDensityEstimator):
-        return _mixture_to_noise(estimator, input, condition)
+        # Gradients are divided by one another.
+        samples = input.unsqueeze(0)
+        return mixture_to_noise(estimator, samples, condition, double=True)[0]
     raise NotImplementedError(
         f"{type(estimator).__name__} is neither a normalizing flow of nflows or zuko "
         "from Gaussian noise nor a mixture of Gaussians, and has no method to_noise, "
@@ -74,29 +76,45 @@ def to_noise(
     )
 
 
-def _mixture_to_noise(
-    estimator: MixtureDensityEstimator, input: Tensor, condition: Tensor
+def mixture_to_noise(
+    estimator: MixtureDensityEstimator,
+    input: Tensor,
+    condition: Tensor,
+    *,
+    double: bool = False,
 ) -> Tensor:
     """Return log-odds of the conditional distribution functions, from last to first.
 
     Unlike the functions themselves, they keep a gradient however far out a sample is.
     The factor of a component's precision is upper triangular: standardized with it,
     each value depends on itself and on later ones.
+
+    Args:
+        estimator: The mixture, which is computed once for each condition.
+        input: Samples of shape `(sample_dim, batch_dim, dim)`.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        double: Whether to compute in double precision, on the CPU: not every device
+            has it.
+
+    Returns:
+        Noise of shape `(sample_dim, batch_dim, dim)`.
     """
     mixture = estimator.get_uncorrected_mog(condition)
-    # Precision that there is not on every device.
-    factors = cast(Tensor, mixture.precision_factors).cpu().double()
-    centred = estimator._transform_input(input).unsqueeze(1) - mixture.means
-    standard = (factors @ centred.cpu().double().unsqueeze(-1)).squeeze(-1)
+    centred = estimator._transform_input(input).unsqueeze(2) - mixture.means
+    given = [centred, mixture.logits, cast(Tensor, mixture.precision_factors)]
+    # Not every device has double precision, or log_ndtr.
+    if double or not input.is_cuda:
+        given = [values.cpu() for values in given]
+    centred, logits, factors = [v.double() for v in given] if double else given
+    standard = torch.einsum("bkij,sbkj->sbki", factors, centred)
     log_scale = factors.diagonal(dim1=-2, dim2=-1).abs().log()
     log_density = log_scale - 0.5 * standard.square()
     # Weight of the components once all later values are known.
     later = log_density.flip(-1).cumsum(-1).flip(-1) - log_density
-    logits = mixture.logits.cpu().double().unsqueeze(-1)
-    weights = torch.log_softmax(logits + later, dim=1)
-    below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=1)
-    above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=1)
-    return below - above
+    weights = torch.log_softmax(logits.unsqueeze(-1) + later, dim=2)
+    below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=2)
+    above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=2)
+    return below - above if double else (below - above).to(input.device)
 
 
 def reparameterize(

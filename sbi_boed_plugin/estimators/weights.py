@@ -12,13 +12,14 @@ Pilot draws come from a fixed seed, inside a random state of their own: measurin
 the caller's random numbers alone, and the same observations get the same numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "Corrected",
     "WeightDiagnostics",
     "check_not_empty",
+    "draw_in_parts",
     "draw_weighted",
+    "draws_at_once",
     "measure_weights",
 ]
 
@@ -43,6 +46,11 @@ _SEED = 20_231_001
 
 class Corrected(Protocol):
     """A base with a correction, as `HybridEstimator` is."""
+
+    @property
+    def input_shape(self) -> torch.Size:
+        """Shape of a parameter."""
+        ...
 
     def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Draw from the base; see `HybridEstimator.draw`, and so on."""
@@ -175,8 +183,8 @@ def measure_weights(
         reject_outside_prior: Whether draws outside the support of the prior weigh
             nothing. Otherwise they weigh what the base says: no energy was trained
             there.
-        max_batch_size: Number of draws at a time, for each of the observations that
-            are measured together; fewer of these, the more draws there are.
+        max_batch_size: Number of draws of a condition at a time; fewer where they
+            would take more than about 256 MB.
 
     Returns:
         The diagnostics.
@@ -185,22 +193,12 @@ def measure_weights(
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(batch_dim, 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
-    # Fewer rows at a time if they are wide: every draw is shown its own.
-    width = max(1, condition[:1].numel() // 100)
-    rows = max(1, _MAX_PILOT_DRAWS // (num_draws * width))
-    batches = [
-        min(max_batch_size, num_draws - start)
-        for start in range(0, num_draws, max_batch_size)
-    ]
     with isolated_rng(_SEED):
         parts = [
-            torch.cat(
-                [
-                    draw_weighted(hybrid, batch, chunk, reject_outside_prior)[1]
-                    for batch in batches
-                ]
+            log_weights
+            for _, log_weights in draw_in_parts(
+                hybrid, num_draws, condition, reject_outside_prior, max_batch_size
             )
-            for chunk in condition.split(rows)
         ]
     # In double precision, which not every device has.
     log_weights = torch.cat(parts, dim=1).cpu().double()
@@ -233,6 +231,47 @@ def measure_weights(
         uncorrected=(same.all(dim=0) & several).to(condition.device),
         num_draws=num_draws,
     )
+
+
+def draws_at_once(hybrid: Corrected, condition: Tensor) -> int:
+    """Return how many draws fit into memory, of all conditions together.
+
+    Args:
+        hybrid: The estimator.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+    """
+    return rows_at_once(hybrid, hybrid.input_shape.numel() + condition[:1].numel())
+
+
+def draw_in_parts(
+    hybrid: Corrected,
+    num_draws: int,
+    condition: Tensor,
+    reject_outside_prior: bool = True,
+    max_batch_size: int = _NUM_PILOT_DRAWS,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw from the base, with log-weights, what fits into memory at a time.
+
+    Args:
+        hybrid: The estimator.
+        num_draws: Number of draws of each condition.
+        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
+        reject_outside_prior: As for `measure_weights`, like the following.
+        max_batch_size: Number of draws of a condition at a time.
+
+    Yields:
+        What `draw_weighted` returns, of the first conditions, of the next, and so on.
+    """
+    at_once = draws_at_once(hybrid, condition)
+    size = min(max_batch_size, num_draws, at_once)
+    batches = [min(size, num_draws - start) for start in range(0, num_draws, size)]
+    for rows in condition.split(max(1, at_once // size)):
+        parts = [
+            draw_weighted(hybrid, batch, rows, reject_outside_prior)
+            for batch in batches
+        ]
+        draws, log_weights = zip(*parts, strict=True)
+        yield torch.cat(draws), torch.cat(log_weights)
 
 
 def draw_weighted(

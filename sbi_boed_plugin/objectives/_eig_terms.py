@@ -67,7 +67,7 @@ def information_terms(
     if bound in ("barber_agakov", "gkl"):
         terms = torch.cat(
             [
-                _posterior_terms(estimator, prior, *chunk, design, num_inner)
+                _posterior_terms(estimator, prior, *chunk, design, num_inner, max_pairs)
                 for chunk in chunks
             ]
         )
@@ -144,7 +144,8 @@ def _proposal_weights(
     proposal = getattr(proposal, "base", proposal)
     data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
     dtype = _precision_of(proposal, x.dtype)
-    draws = proposal.sample(torch.Size((num_contrastive,)), data.to(dtype)).to(theta)
+    size = max(1, max_pairs // len(data))
+    draws = _draw(proposal, num_contrastive, data.to(dtype), size).to(theta)
     theta_all = torch.cat([theta.unsqueeze(0), draws])
     # A draw outside of the prior, or beyond all numbers, has no weight.
     flat = theta_all.flatten(0, 1)
@@ -155,7 +156,8 @@ def _proposal_weights(
     theta_all = flat.reshape(theta_all.shape)
     conditions = torch.cat([theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1)
     matrix = log_likelihood_matrix(log_prob, x, conditions, max_pairs=max_pairs)
-    log_proposal = _in_precision_of(proposal)(theta_all, data)
+    density = _in_precision_of(proposal)
+    log_proposal = torch.cat([density(part, data) for part in theta_all.split(size)])
     log_prior = prior.log_prob(flat).reshape(matrix.shape).to(matrix)
     weights = matrix + log_prior - log_proposal.to(matrix)
     weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
@@ -182,6 +184,7 @@ def _posterior_terms(
     x: Tensor,
     design: Tensor,
     num_partition_samples: int,
+    max_pairs: int,
 ) -> Tensor:
     """Return the terms of a posterior, unnormalized if there are draws to take."""
     log_prior = prior.log_prob(theta)
@@ -193,14 +196,24 @@ def _posterior_terms(
         )
     dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), data.to(dtype)
-    draws = estimator.base.sample(torch.Size((num_partition_samples,)), data)
+    size = max(1, max_pairs // len(data))
+    draws = _draw(estimator.base, num_partition_samples, data, size)
+    ratios = [estimator.log_ratio(part, data) for part in draws.split(size)]
     # No parameter outside of the support of the prior was drawn or has a posterior.
     inside = estimator.with_prior(prior).inside(draws)
     return generalized_kl_bound(
         estimator.base.log_prob(theta.unsqueeze(0), data)[0],
         estimator.log_ratio(theta.unsqueeze(0), data)[0],
         log_prior.to(theta),
-        partition_function(estimator.log_ratio(draws, data), inside),
+        partition_function(torch.cat(ratios), inside),
+    )
+
+
+def _draw(density: Any, num_samples: int, condition: Tensor, size: int) -> Tensor:
+    """Draw of each condition, at most `size` times at once."""
+    parts = torch.arange(num_samples).split(size)
+    return torch.cat(
+        [density.sample(torch.Size((len(part),)), condition) for part in parts]
     )
 
 

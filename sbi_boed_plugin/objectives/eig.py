@@ -32,6 +32,7 @@ from sbi.neural_nets.estimators import (
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._prior import (
@@ -42,7 +43,6 @@ from sbi_boed_plugin._prior import (
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
-from sbi_boed_plugin.objectives.info_nce import MAX_PAIRS
 
 __all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
 
@@ -130,7 +130,7 @@ def estimate_eig(
     posterior_estimator: Any | None = None,
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
     num_workers: int | None = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
@@ -193,7 +193,8 @@ def estimate_eig(
             `HybridEstimator` its base.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
-        max_pairs: Largest number of densities evaluated at once.
+        max_pairs: Largest number of densities evaluated at once. If `None`, as many as
+            take about 256 MB, and 16,384 at most.
         num_workers: Number of processes that simulate, through joblib.
         seed: Seed of everything that is drawn, which is not what is drawn after
             `torch.manual_seed(seed)`. The global random state is left as it was. If
@@ -227,7 +228,7 @@ def estimate_eig(
     num_contrastive = check_integer(
         "num_contrastive", num_contrastive, 2 if bound == "nwj" else 1
     )
-    max_pairs = check_integer("max_pairs", max_pairs, 1)
+    max_pairs = check_integer("max_pairs", max_pairs, 1, or_none=True)
     num_workers, seed = check_num_workers(num_workers), check_seed(seed)
     # Small calls where the first error may leave no budget for repetitions.
     limited = (
@@ -276,7 +277,7 @@ def eig_of_simulations(
     marginal_estimator: Any | None = None,
     posterior_estimator: Any | None = None,
     num_contrastive: int = 1_023,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
     constant: tuple[float, float] | None = None,
     warn: bool = True,
 ) -> EIGEstimate:
@@ -292,7 +293,7 @@ def eig_of_simulations(
         marginal_estimator: Density of the data alone.
         posterior_estimator: Density of the parameters to draw contrasts from.
         num_contrastive: Number of contrastive samples of each simulation.
-        max_pairs: Largest number of densities evaluated at once.
+        max_pairs: Largest number of densities evaluated at once, or `None`.
         constant: What `log_normalization` returned for the prior, if it was called.
         warn: Whether to warn of what makes the estimate doubtful.
 
@@ -309,6 +310,12 @@ def eig_of_simulations(
         constant = constant or log_normalization(before)
     valid = torch.isfinite(x).all(dim=1)
     num_invalid = _check_valid(valid, bound)
+    if max_pairs is None:
+        num_values = theta[0].numel() + x[0].numel() + design.numel()
+        max_pairs = min(
+            rows_at_once(density, num_values)
+            for density in (estimator, posterior_estimator)
+        )
     with torch.no_grad():
         lower, upper, caps = information_terms(
             bound,

@@ -29,6 +29,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
+from sbi_boed_plugin._memory import rows_at_once
+
 __all__ = [
     "choose_negligible",
     "contrastive_bound",
@@ -40,10 +42,6 @@ __all__ = [
 
 # Weight of a column's pairs that training leaves out of the gradient.
 NEGLIGIBLE = 1e-2
-
-# Pairs evaluated at once by default. Larger batches are no faster on a CPU, whose
-# caches they leave, and a spline flow holds about 10 kB per pair for its gradient.
-MAX_PAIRS = 16_384
 
 
 def in_batch_contrast(
@@ -113,7 +111,7 @@ def log_likelihood_matrix(
     x: Tensor,
     conditions: Tensor,
     *,
-    max_pairs: int = MAX_PAIRS,
+    max_pairs: int | None = None,
     negligible: float = 0.0,
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
@@ -138,13 +136,18 @@ def log_likelihood_matrix(
         x: Data of shape `(batch_dim, *x_event_shape)`.
         conditions: Conditions of shape
             `(num_contrastive + 1, batch_dim, *condition_event_shape)`.
-        max_pairs: Largest number of pairs evaluated at once.
+        max_pairs: Largest number of pairs evaluated at once. If `None`, as many as take
+            about 256 MB, and 16,384 at most.
         negligible: Total weight of the pairs of a column that may go without gradient.
 
     Returns:
         Log-likelihoods of shape `(num_contrastive + 1, batch_dim)`, in nats.
     """
     num_rows, batch_dim = conditions.shape[:2]
+    if max_pairs is None:
+        network = getattr(log_prob, "__self__", None)
+        num_values = x[0].numel() + conditions[0, 0].numel()
+        max_pairs = rows_at_once(network, num_values)
     pairs = conditions.flatten(0, 1)
     columns = torch.arange(batch_dim, device=x.device).repeat(num_rows)
     sparse = negligible > 0.0 and torch.is_grad_enabled()

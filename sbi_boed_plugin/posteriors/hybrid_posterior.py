@@ -30,6 +30,7 @@ from sbi_boed_plugin.estimators.rejection import (
 from sbi_boed_plugin.estimators.weights import (
     DEFAULT_QUANTILE,
     WeightDiagnostics,
+    draws_at_once,
     measure_weights,
 )
 
@@ -45,7 +46,7 @@ _MAX_ROWS = 100
 # Relative standard error of a normalization, and the draws that it may take, those of
 # all observations together.
 _PARTITION_ERROR = 0.006
-_MAX_DRAWS = 200_000
+_MAX_DRAWS, _MAX_EVALUATIONS = 200_000, 16
 
 
 @dataclass(frozen=True)
@@ -428,7 +429,8 @@ class HybridPosterior(DirectPosterior):
         """Return diagnostics; those of the last observations are kept."""
         hybrid = self.posterior_estimator
         values = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [*hybrid.modules(), hybrid.prior, self.bound_quantile, len(values)]
+        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects]
+        parts += [self.bound_quantile, len(values)]
         if self._measured is not None and self._measured.is_of(values, parts):
             return self._measured.diagnostics
         measured = measure_weights(
@@ -556,7 +558,9 @@ class HybridPosterior(DirectPosterior):
             return kept.log_partition
         measured.check_not_empty()
         variance = measured.num_draws / measured.effective_sample_size - 1.0
-        affordable = _MAX_DRAWS // len(rows)
+        # Where draws are dear, no more than so many evaluations of the base.
+        most = min(_MAX_DRAWS, _MAX_EVALUATIONS * draws_at_once(hybrid, rows))
+        affordable = most // len(rows)
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
         if needed > measured.num_draws:
             measured = measure_weights(

@@ -21,6 +21,7 @@ from torch.optim.adamw import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
     MOST_WEIGHT,
@@ -31,6 +32,7 @@ from sbi_boed_plugin._numbers import (
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy_builder import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.objectives.generalized_kl import (
     atomic_hybrid_loss,
     hybrid_loss,
@@ -41,12 +43,13 @@ __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
 # Draws of the base for each simulation: to train with, to validate with after each
 # epoch, and, at least, to decide in the end whether the energy helps. In the end there
-# are more of them for few simulations: as many as all together may have.
+# are more of them for few simulations: as many as so many evaluations of the base take.
 _POOL_SIZE, _VALIDATION_POOL, _FINAL_POOL = 24, 32, 128
-_MAX_FINAL_DRAWS, _MAX_FINAL_POOL = 2**18, 1_024
-# Pairs evaluated at a time: what fits into the cache of a processor.
-_CHUNK = 2**14
-_MAX_POOL_VALUES = 2**26
+_MAX_FINAL_EVALUATIONS, _MAX_FINAL_POOL = 16, 1_024
+# However little memory there is.
+_LEAST_POOL = 4
+# Validation simulations from which on those that decide are not those that choose.
+_MIN_ROWS_TO_SPLIT = 4
 _VALIDATION_SEED = 20_231_002
 
 
@@ -118,7 +121,8 @@ class EnergyHistory:
     Attributes:
         training_loss: Mean loss of each epoch, without that of the base (nats).
         validation_loss: The same of the validation set, with the same draws each time.
-        gain: Mean improvement of held-out log-densities over the base (nats).
+        gain: Mean improvement of held-out log-densities over the base (nats), of
+            simulations that neither trained the energy nor chose its epoch.
         gain_standard_error: Its standard error.
         objective_gain: Mean improvement of the held-out objective (nats).
         kept: Whether the energy is kept.
@@ -182,8 +186,11 @@ def train_energy(
 ) -> EnergyHistory:
     """Train the energy of a hybrid on simulations, in place.
 
-    If the energy does not improve held-out log-densities, its weights are set back to
-    what they were before. Whatever interrupts the training, the best so far are kept.
+    Every other validation simulation chooses the best epoch; the rest decide whether
+    the energy is kept. With fewer than four of them all do both, and an energy that
+    fits noise is kept more often. If the energy does not improve the log-densities of
+    those that decide, its weights are set back to what they were before. Whatever
+    interrupts the training, the best so far are kept.
 
     Args:
         hybrid: Base, trained, and energy.
@@ -216,11 +223,20 @@ def train_energy(
             device,
         )
 
-    values = max(1, train_rows.numel() * (2 * theta.shape[1] + 1))
-    pool_size = min(_POOL_SIZE, max(4, _MAX_POOL_VALUES // values))
-    training = prepare(train_rows, max(pool_size, config.num_partition_samples))
+    choosing = deciding = validation_rows
+    if len(validation_rows) >= _MIN_ROWS_TO_SPLIT:
+        choosing, deciding = validation_rows[::2], validation_rows[1::2]
+
+    def affordable(rows: Tensor, wanted: int) -> int:
+        """Return how many draws of each row to keep, with their noise and weight."""
+        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
+        return min(wanted, MEMORY_BYTES // (bytes_of_draw * max(1, len(rows))))
+
+    least = max(_LEAST_POOL, config.num_partition_samples)
+    training = prepare(train_rows, max(least, affordable(train_rows, _POOL_SIZE)))
     with isolated_rng(_VALIDATION_SEED):
-        validation = prepare(validation_rows, _VALIDATION_POOL)
+        num_draws = max(_LEAST_POOL, affordable(choosing, _VALIDATION_POOL))
+        validation = prepare(choosing, num_draws)
 
     batch_size, weight_decay = config.for_data(len(train_rows))
     num_batches = max(1, len(train_rows) // batch_size)
@@ -278,20 +294,21 @@ def train_energy(
         hybrid.energy.zero_grad(set_to_none=True)
         hybrid.energy.eval()
 
-    fair = _MAX_FINAL_DRAWS // len(validation_rows)
+    at_once = draws_at_once(hybrid, x)
+    fair = _MAX_FINAL_EVALUATIONS * at_once // len(deciding)
     num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
     # Of some rows at a time, as there may be more draws than in training. Atoms are
     # other rows, of which none may be missing.
-    at_a_time = len(validation_rows)
+    at_a_time = len(deciding)
     if atomic_prior is None:
-        at_a_time = _MAX_FINAL_DRAWS // num_draws
+        at_a_time = max(1, MAX_ROWS // num_draws)
+    parts = []
     with isolated_rng(_VALIDATION_SEED + 1):
-        parts = [
-            _gains(hybrid, prepare(rows, num_draws), device)
-            for rows in validation_rows.split(at_a_time)
-        ]
-    scale = validation.kernel.mean().to(device)
-    gains, of_objective = (torch.cat(part) / scale for part in zip(*parts, strict=True))
+        for rows in deciding.split(at_a_time):
+            final = prepare(rows, num_draws)
+            parts.append((*_gains(hybrid, final, device), final.kernel.to(device)))
+    gains, of_objective, kernel = (torch.cat(part) for part in zip(*parts, strict=True))
+    gains, of_objective = gains / kernel.mean(), of_objective / kernel.mean()
     _judge(history, gains, of_objective, config.min_standard_errors)
     if not history.kept:
         hybrid.energy.load_state_dict(initial)
@@ -370,7 +387,7 @@ def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> tuple[Tensor, T
 
 
 def _chunks(rows: _Rows, device: str) -> Any:
-    size = max(1, _CHUNK // len(rows.pool_theta))
+    size = max(1, MAX_ROWS // len(rows.pool_theta))
     draws = torch.arange(len(rows.pool_theta))
     for indices in torch.arange(len(rows.theta)).split(size):
         yield rows.take(indices, draws, device)
@@ -388,7 +405,8 @@ def _prepare(
 ) -> _Rows:
     """Compute what does not change while the energy learns, in chunks of rows."""
     parts = []
-    for rows in torch.arange(len(theta)).split(max(1, _CHUNK // num_draws)):
+    size = max(1, draws_at_once(hybrid, x) // num_draws)
+    for rows in torch.arange(len(theta)).split(size):
         own, data = theta[rows].to(device), x[rows].to(device)
         if atomic_prior is None:
             pool, pool_noise = hybrid.draw(num_draws, data)

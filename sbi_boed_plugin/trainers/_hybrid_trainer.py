@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from sbi_boed_plugin._sbi_compat import SbiTrainerMixin, if_it_pickles
 from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior,
     HybridPosteriorParameters,
@@ -113,6 +115,27 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
             estimator, prior, sample_with, device, posterior_parameters
         )
 
+    def _multiround_loss_is_per_row(self, proposal: Any | None) -> bool:
+        """Return whether a proposal has the density of a mixture of Gaussians.
+
+        That of a hybrid has, where the energy was not kept.
+        """
+        return super()._multiround_loss_is_per_row(_without_energy(proposal))
+
+    def _set_state_for_mog_proposal(self) -> None:
+        try:
+            super()._set_state_for_mog_proposal()
+        except NotImplementedError as error:
+            message = str(error).replace("NPE-C", type(self).__name__)
+            raise NotImplementedError(message) from None
+
+    def _log_prob_proposal_posterior_mog(
+        self, theta: Tensor, x: Tensor, proposal: Any
+    ) -> Tensor:
+        return super()._log_prob_proposal_posterior_mog(
+            theta, x, _without_energy(proposal)
+        )
+
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
         if isinstance(estimator, HybridEstimator):
             estimator = UnnormalizedHybrid(estimator)
@@ -201,7 +224,7 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
         )
         features = []
         with torch.no_grad():
-            for chunk in torch.arange(len(theta)).split(4_096):
+            for chunk in torch.arange(len(theta)).split(draws_at_once(hybrid, x)):
                 own, data = theta[chunk], x[chunk]
                 noise = hybrid.latent(own.unsqueeze(0), data)[0]
                 features.append(
@@ -255,6 +278,7 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
             )
         # Without an energy log Z is the share of the base inside of the prior.
         hybrid.trained_partition = history.kept and not atomic
+        hybrid.corrects = history.kept
         self._report_energy(history)
         return hybrid
 
@@ -300,3 +324,14 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
         # with an error.
         build = if_it_pickles(self._build_energy)
         return {**super().__getstate__(), "_build_energy": build}
+
+
+def _without_energy(proposal: Any) -> Any:
+    """Return the posterior of the base, if that is all that a hybrid posterior is."""
+    hybrid = getattr(proposal, "posterior_estimator", None)
+    if not isinstance(hybrid, HybridEstimator) or hybrid.corrects:
+        return proposal
+    # A new posterior would draw random numbers.
+    proposal = copy(proposal)
+    proposal.posterior_estimator = hybrid.base
+    return proposal

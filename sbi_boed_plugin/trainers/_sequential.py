@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from typing_extensions import Self
 
+from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin.design.belief import (
     SURPRISING,
     ParticleBelief,
@@ -63,8 +64,14 @@ class Observation:
             Log-likelihoods of shape `(batch_dim,)`, in nats.
         """
         condition = torch.cat([theta, self.design.expand(len(theta), -1)], dim=-1)
-        x = self.x.expand(len(theta), *self.x.shape[1:])
-        return self.likelihood_estimator.log_prob(x.unsqueeze(0), condition)[0]
+        x = self.x.unsqueeze(0)
+        likelihood = self.likelihood_estimator
+        size = rows_at_once(likelihood, x.numel() + condition[:1].numel())
+        parts = [
+            likelihood.log_prob(x.expand(1, len(part), *x.shape[2:]), part)[0]
+            for part in condition.split(size)
+        ]
+        return torch.cat(parts)
 
 
 class SequentialMixin(DesignOptimizationMixin):

@@ -253,7 +253,7 @@ class NPE_GKL(HybridTrainer):
             x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
                 designs of shape `(num_simulations, dim_x)`.
             proposal: The distribution that the parameters were sampled from. `None` for
-                the prior; another triggers the atomic loss.
+                the prior; another triggers the loss of later rounds.
             exclude_invalid_x: Whether invalid simulations are discarded during
                 training, as for `NPE`. If `None`, in the first round only.
             data_device: Where to store the data, default is on the same device where
@@ -313,7 +313,13 @@ class NPE_GKL(HybridTrainer):
         numbers. The summary and the tracker also get the losses of each epoch of the
         energy, `energy_training_loss` and `energy_validation_loss`, the number of these
         epochs, and `energy_gain` with its standard error: the nats by which the energy
-        raises log-densities of the validation set, on which the best epoch was chosen.
+        raises log-densities of every other row of the validation set. They decide
+        whether it is kept; the rest choose the best epoch. With fewer than four rows
+        all do both.
+
+        In later rounds a mixture of Gaussians as base has the closed-form loss of
+        `NPE`, if the proposal is a mixture without an energy that was kept. Otherwise
+        the loss is atomic.
 
         Args:
             num_atoms: Number of atoms of the base's loss in later rounds.

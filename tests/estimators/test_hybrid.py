@@ -11,6 +11,7 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Normal
 
+from sbi_boed_plugin import _memory
 from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded, draw_noise
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
@@ -158,6 +159,41 @@ def test_gradients_are_those_of_the_normalized_density(
         # Sums over three rows of means over 4,000 of 10,000 draws, whose terms have
         # deviations of 1 to 1.5: four standard errors.
         torch.testing.assert_close(gradient, expected, atol=0.15, rtol=0)
+
+
+class CountingNormal(LearnedNormal):
+    """Counts the rows that are drawn or evaluated at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.most = 0
+
+    def log_prob(self, input, condition, **kwargs):
+        self.most = max(self.most, input.shape[:2].numel())
+        return super().log_prob(input, condition)
+
+    def sample(self, sample_shape, condition, **kwargs):
+        self.most = max(self.most, torch.Size(sample_shape).numel() * len(condition))
+        return super().sample(sample_shape, condition)
+
+
+def test_the_gradient_is_the_same_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(_memory, "MAX_ROWS", 5_000)
+    estimator = HybridEstimator(CountingNormal(), LearnedTilt(), prior=BOX)
+    x = torch.tensor([[-1.0], [0.3], [1.5]], requires_grad=True)
+    wanted = [x, *estimator.parameters()]
+    found = estimator.gradient_of_log_partition(x).sum()
+    exact = log_partition(estimator, x, 0.0, 1.0).sum()
+    for gradient, expected in zip(
+        torch.autograd.grad(found, wanted),
+        torch.autograd.grad(exact, wanted),
+        strict=True,
+    ):
+        # As above.
+        torch.testing.assert_close(gradient, expected, atol=0.15, rtol=0)
+    estimator.net.most = 0
+    estimator.gradient_of_log_partition(x).sum().backward()
+    assert 0 < estimator.net.most <= 5_000
 
 
 def test_the_gradient_of_a_truncated_normal_is_known():
@@ -422,3 +458,39 @@ def test_ratios_grow_with_the_energy_and_stay_within_their_bounds():
     assert ratio.max() <= 5.0
     assert (ratio.diff() >= 0.0).all()
     assert (ratio[(energy > -25.0) & (energy < 7.0)].diff() > 0.0).all()
+
+
+@pytest.mark.parametrize("model", ["maf", "nsf", "mdn"])
+def test_a_density_and_its_noise_come_from_one_pass(model):
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    base = posterior_nn(model)(theta, x)
+    hybrid = HybridEstimator(
+        base, EnergyRatio(theta, torch.randn(50, 5)), latent_features=True
+    )
+    torch.nn.init.normal_(hybrid.energy.last.weight)
+    num_passes = 0
+    transform = getattr(base.net, "_transform", None)
+
+    def count(*args):
+        nonlocal num_passes
+        num_passes += 1
+
+    if transform is not None:
+        transform.register_forward_hook(count)
+    found = hybrid.log_unnormalized(theta.unsqueeze(1), x[:1])
+    assert num_passes == (transform is not None)
+    expected = base.log_prob(theta.unsqueeze(1), x[:1])
+    expected = expected + hybrid.log_ratio(theta.unsqueeze(1), x[:1])
+    assert torch.equal(found, expected)
+
+
+def test_an_energy_that_does_not_correct_is_not_asked():
+    theta, x = torch.randn(50, 2), torch.randn(50, 3)
+    hybrid = HybridEstimator(
+        posterior_nn("maf")(theta, x), torch.nn.Bilinear(2, 3, 1), corrects=False
+    )
+    given = theta[:, None], x[:1]
+    assert torch.equal(hybrid.log_ratio(*given), torch.zeros(50, 1))
+    assert torch.equal(hybrid.log_unnormalized(*given), hybrid.base.log_prob(*given))
+    given[0][3] = torch.inf
+    assert hybrid.log_ratio(*given)[3] == -torch.inf

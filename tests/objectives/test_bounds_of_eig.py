@@ -304,6 +304,32 @@ def test_the_seed_reproduces_and_chunks_do_not_matter(bound):
     assert abs(first.value - chunked.value) < 3.5 * error
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_no_more_densities_are_evaluated_at_once_than_are_allowed(bound, monkeypatch):
+    """Also where the contrasts of a single simulation are more."""
+    most = 0
+
+    def counted(method, num_rows):
+        def call(self, first, condition):
+            nonlocal most
+            most = max(most, num_rows(first, condition))
+            return method(self, first, condition)
+
+        return call
+
+    def rows(input, condition):
+        return input.shape[:2].numel()
+
+    def draws(sample_shape, condition):
+        return sample_shape.numel() * len(condition)
+
+    for name, num_rows in (("log_prob", rows), ("sample", draws)):
+        method = getattr(GaussianEstimator, name)
+        monkeypatch.setattr(GaussianEstimator, name, counted(method, num_rows))
+    estimate("line", bound, num_samples=20, num_contrastive=30, seed=3, max_pairs=7)
+    assert 0 < most <= 7
+
+
 def test_what_a_network_was_trained_with_does_not_come_again():
     """With the seed of the caller, who drew parameters and data for training."""
     simulate, seen = simulator_of(slope), []

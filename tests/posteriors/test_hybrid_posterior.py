@@ -380,6 +380,10 @@ def test_networks_changed_in_place_are_measured_anew():
         posterior.log_prob(theta, X_O), hybrid_posterior(Ring()).log_prob(theta, X_O)
     )
     torch.testing.assert_close(flat, hybrid_posterior(Zero()).log_prob(theta, X_O))
+    # The same energy, which is no longer asked.
+    posterior.posterior_estimator.corrects = False
+    torch.testing.assert_close(posterior.log_prob(theta, X_O), flat)
+    assert posterior.diagnostics(X_O).uncorrected.all()
 
 
 def test_what_was_measured_in_inference_mode_serves_gradients():

@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
+from sbi_boed_plugin.estimators.energy_builder import energy_nn
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.trainers._energy_training import (
+    EnergyConfig,
     EnergyHistory,
     _gains,
     _judge,
     _Rows,
+    train_energy,
 )
+from tests.posteriors.test_hybrid_posterior import GaussianBase
 
 NUM_ROWS, NUM_DRAWS = 50, 400
 
@@ -91,3 +96,45 @@ def test_rare_draws_with_huge_ratios_are_refused():
     assert of_objective.mean() < -math.exp(15.0) / (NUM_DRAWS * NUM_ROWS) / 2.0
     assert spoilt.objective_gain == of_objective.mean()
     assert not spoilt.kept
+
+
+def trained_energy(theta, x, num_train, **kwargs):
+    """Train a small energy on a base that is a Gaussian around the data."""
+    build = energy_nn(hidden_features=16, num_blocks=1, dropout=0.0)
+    hybrid = HybridEstimator(GaussianBase(1.0), build(theta, x), frozen_base=True)
+    rows = torch.arange(len(theta))
+    settings = {"learning_rate": 0.03, "weight_decay": 0.0, **kwargs}
+    history = train_energy(
+        hybrid,
+        theta,
+        x,
+        train_rows=rows[:num_train],
+        validation_rows=rows[num_train:],
+        config=EnergyConfig(**settings),
+    )
+    return hybrid, history
+
+
+def test_simulations_that_choose_the_epoch_do_not_decide():
+    torch.manual_seed(0)
+    x = torch.randn(400, 2)
+    # The base is three times too wide, and only a little for those that choose.
+    theta = x + 0.3 * torch.randn(400, 2)
+    theta[200::2] = x[200::2] + 0.6 * torch.randn(100, 2)
+    hybrid, history = trained_energy(theta, x, 200, max_num_epochs=30)
+    assert history.kept
+    gains = hybrid.log_prob(theta[None], x)[0] - hybrid.base.log_prob(theta[None], x)[0]
+    # Partition functions from other draws: 1,000 or more, with weights up to e^3.
+    assert history.gain == pytest.approx(gains[201::2].mean().item(), abs=0.05)
+    assert history.gain > gains[200:].mean().item() + 0.1
+
+
+def test_an_energy_that_fits_noise_is_hardly_ever_kept():
+    """At two standard errors of ten simulations chance keeps one in 26."""
+    num_kept = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x = torch.randn(60, 2)
+        theta = x + torch.randn(60, 2)
+        num_kept += trained_energy(theta, x, 40, max_num_epochs=12)[1].kept
+    assert num_kept <= 4
