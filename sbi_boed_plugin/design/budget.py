@@ -107,10 +107,11 @@ def plan_spending(
         low, high = _BATCH_SIZES
         size = min(max(low, left // steps), high)
         training_batch_size = _divisible(size, num_simulations_per_design)
+    least = 0 if idle else training_batch_size
     if num_steps is None:
+        least *= 1 + num_refinement_steps
         num_steps = max(0, left) // max(1, training_batch_size) - num_refinement_steps
         num_steps = min(default_steps, num_steps)
-    least = 0 if idle else training_batch_size * (1 + num_refinement_steps)
     if left < least:
         other = max_num_simulations - left
         raise ValueError(

@@ -54,11 +54,11 @@ def resume_after_other_work(trainer):
     return result
 
 
-def assert_same_search(result, network, uninterrupted):
+def assert_same_search(result, network, uninterrupted, num_scored_before=0):
     expected, weights = uninterrupted
     assert torch.equal(result.design, expected.design)
     assert result.eig == expected.eig
-    assert result.num_simulations == expected.num_simulations
+    assert result.num_simulations == expected.num_simulations + num_scored_before
     assert result.stop_reason == expected.stop_reason
     for key in set(expected.history) - {"seconds"}:
         assert result.history[key] == expected.history[key], key
@@ -149,7 +149,9 @@ def test_a_search_stopped_by_its_budget_ends_the_same(uninterrupted):
     assert len(partial.history["loss"]) == 3
     result = resume_after_other_work(trainer)
     assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
-    assert_same_search(result, trainer._neural_net, uninterrupted)
+    assert_same_search(
+        result, trainer._neural_net, uninterrupted, SEARCH["num_eig_samples"]
+    )
 
 
 def test_a_finished_search_can_be_resumed_without_effect(uninterrupted):
@@ -157,7 +159,9 @@ def test_a_finished_search_can_be_resumed_without_effect(uninterrupted):
     seed_all()
     trainer.optimize_design(simulator, **SEARCH)
     result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
+    assert_same_search(
+        result, trainer._neural_net, uninterrupted, SEARCH["num_eig_samples"]
+    )
 
 
 def test_without_a_completed_step_there_is_nothing_to_keep():
