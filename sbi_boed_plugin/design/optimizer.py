@@ -59,6 +59,7 @@ _REFINEMENT_RATE = 0.2
 _MAX_STORED = 16_384
 # Rows that networks learn from, new ones or again.
 _NUM_ROWS_WANTED = 256_000
+_REHEARSAL_SEED = 20_261_129
 
 
 class DesignOptimizer:
@@ -222,20 +223,22 @@ class DesignOptimizer:
             return
         started = time.perf_counter()
         rehearsed = deepcopy(self.estimators)
-        progress.overfit = rehearse(
-            rehearsed.trained,
-            self._prior,
-            rows,
-            num_passes=num_passes,
-            clip_max_norm=self.config.clip_max_norm,
-            max_seconds=None if max_seconds is None else max_seconds - progress.seconds,
-            show_progress_bar=show_progress_bar,
-        )
+        left = None if max_seconds is None else max_seconds - progress.seconds
+        # What comes after it is drawn as if it had not been.
+        with isolated_rng(_REHEARSAL_SEED):
+            progress.overfit = rehearse(
+                rehearsed.trained,
+                self._prior,
+                rows,
+                num_passes=num_passes,
+                clip_max_norm=self.config.clip_max_norm,
+                max_seconds=left,
+                show_progress_bar=show_progress_bar,
+            )
         self._rehearsed = rehearsed
         seconds = time.perf_counter() - started
         progress.rehearsal_seconds += seconds
         progress.seconds += seconds
-        self._rng_state = get_rng_state()
 
     @contextmanager
     def _failures_learned(self) -> Iterator[None]:
