@@ -125,6 +125,7 @@ def assess_design(
             bounds,
             arrival,
             never_moved=never_moved,
+            num_learned_from=optimizer.num_learned_from,
             overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
             mismatch=likelihood_mismatch(
                 estimators.likelihood,

@@ -102,6 +102,7 @@ class DesignOptimizer:
         self._policy_optimizer = (
             Adam(parameters, lr=config.design_learning_rate) if parameters else None
         )
+        self._has_new_networks = estimators is None
         self._rng_state: dict[str, Any] | None = None
         self._negligible = 0.0
         # Copies that learned from the simulations again; a search goes on without.
@@ -114,6 +115,11 @@ class DesignOptimizer:
     def networks(self) -> DesignEstimators | None:
         """The networks to use: those that have seen most."""
         return self._rehearsed or self.estimators
+
+    @property
+    def num_learned_from(self) -> int | None:
+        """Number of simulations behind the networks, if they are of this search."""
+        return self.progress.num_simulations if self._has_new_networks else None
 
     @property
     def finished(self) -> bool:

@@ -62,7 +62,9 @@ _PAIRS, _CONTRASTS = (
 # Nats, and share of the information, by which bounds may differ for reasons of luck.
 _SLACK, _SHARE = 0.1, 0.2
 # Nats that are much, whatever share of the information they are.
-_MANY_NATS = 0.5
+_MANY_NATS = 0.3
+# Simulations from which networks may have learned little, whatever they seem to know.
+_FEW_SIMULATIONS = 2_000
 # Standard errors of a difference that is not one of luck.
 _ERRORS = 4.0
 # Simulations that tell the slope, if half of the steps have as many.
@@ -323,6 +325,7 @@ def find_doubts(
     arrival: Arrival | None = None,
     *,
     never_moved: bool = False,
+    num_learned_from: int | None = None,
     overfit: tuple[float, float] = (0.0, 0.0),
     mismatch: float = 0.0,
 ) -> list[str]:
@@ -332,6 +335,7 @@ def find_doubts(
         bounds: What `estimate_bounds` returned.
         arrival: What `find_arrival` returned.
         never_moved: Whether a policy that was to be trained took no step.
+        num_learned_from: Number of simulations that new networks learned from.
         overfit: Nats by which the network that drives the search knows more of the
             simulations that it learned from than of others, and its standard error.
         mismatch: What `likelihood_mismatch` returned.
@@ -366,6 +370,12 @@ def find_doubts(
             f"The networks know {gap:.2f} nats more of the simulations that they "
             f"learned from than of others: these are too few, and the information may "
             "be so much higher than reported, or more. Allow for more simulations."
+        )
+    elif num_learned_from is not None and num_learned_from < _FEW_SIMULATIONS:
+        doubts.append(
+            f"The networks learned from {num_learned_from:,} simulations only: what "
+            "they do not know yet is not in the bound, and the information may be well "
+            "above it. Allow for more simulations."
         )
     # What 1,000 rows exceed by chance once in 10,000 times, and few rows likewise.
     num_valid = reported.num_simulations - reported.num_invalid_simulations

@@ -38,13 +38,13 @@ CONSISTENT = {
 }
 
 
-def doubts_of(
-    arrival=None, never_moved=False, overfit=(0.0, 0.0), mismatch=0.0, **changed
-):
+OTHERS = ("arrival", "never_moved", "num_learned_from", "overfit", "mismatch")
+
+
+def doubts_of(arrival=None, **changed):
+    others = {name: changed.pop(name) for name in OTHERS if name in changed}
     bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
-    return find_doubts(
-        bounds, arrival, never_moved=never_moved, overfit=overfit, mismatch=mismatch
-    )
+    return find_doubts(bounds, arrival, **others)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,7 @@ def doubts_of(
         ({"lace": 1.0, "lace_upper": 1.01, "pce": 1.0}, "likelihood knows less"),
         ({"never_moved": True}, "took no step"),
         ({"overfit": (0.45, 0.2)}, "know 0.45 nats more of the simulations"),
+        ({"num_learned_from": 900}, "learned from 900 simulations only"),
         ({"mismatch": 0.12}, "draws other data than the simulator .* 0.12"),
     ],
 )
@@ -65,7 +66,7 @@ def test_each_contradiction_is_one_doubt(changed, text):
 
 
 def test_bounds_that_agree_and_bounds_that_are_loose_leave_no_doubt():
-    assert doubts_of() == [] and doubts_of(overfit=(0.35, 0.01)) == []
+    assert doubts_of() == [] and doubts_of(overfit=(0.25, 0.01)) == []
     assert doubts_of(overfit=(0.45, 0.3)) == []
     # A posterior network that is too simple is no contradiction: LACE is reported.
     assert doubts_of(barber_agakov=0.5, linear=0.4) == []
