@@ -163,7 +163,7 @@ def _log_densities(
     hybrid: HybridEstimator, theta: Tensor, x: Tensor, num_draws: int
 ) -> tuple[Tensor, Tensor]:
     draws, noise = hybrid.draw(num_draws, x)
-    ratio = hybrid.ratio_of_features(draws, hybrid.condition_features(x), noise)
+    ratio = hybrid.log_ratio(draws, x, noise)
     weight = torch.zeros_like(ratio)
     inside = hybrid.inside(draws)
     if inside is not None:

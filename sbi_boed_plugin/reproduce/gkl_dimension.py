@@ -122,6 +122,10 @@ class _Exact:
     base: ConditionalDensityEstimator
     target: LinearGaussian
 
+    @property
+    def input_shape(self) -> torch.Size:
+        return self.base.input_shape
+
     def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
         draws = self.base.sample(torch.Size((num_samples,)), condition)
         return draws, draws[..., :0]

@@ -113,8 +113,9 @@ def test_the_reported_bound_gets_tighter():
         inference = make_trainer(task, show_progress_bars=False)
         result = find_design(inference, task, num_refinement_steps=num_steps)
         exact, _ = task.exact_eig(result.design)
-        reported.append(result.eig.value)
-        assert result.eig.value < exact
+        # Of the network that drives the search; LACE is tighter before refinement.
+        reported.append(result.bounds["barber_agakov"].value)
+        assert reported[-1] <= result.eig.value < exact
     print(f"reported {reported[0]:.3f}, after refinement {reported[1]:.3f}")
     # Standard errors are 0.02; measured: 0.7 nats.
     assert reported[1] > reported[0] + 0.4
