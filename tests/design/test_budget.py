@@ -111,21 +111,21 @@ def test_searches_keep_to_it(budget, method):
 
 
 def test_networks_learn_again_from_what_is_there():
-    """Twenty steps of sixteen simulations are worth more when they are seen again."""
+    """Six steps of 32 simulations are worth more when they are seen again."""
     values = []
     for budget in (None, 600):
         torch.manual_seed(0)
         result = make_trainer(Model.prior).optimize_design(
             Model.simulate,
-            num_steps=20,
-            training_batch_size=16,
+            num_steps=6,
+            training_batch_size=32,
             max_num_simulations=budget,
             num_eig_samples=200,
         )
         exact = Model.eig(result.design).item()
         values.append(result.eig.value / exact)
-    # Over ten seeds 0.2 to 0.5 against 0.7 to 1.0 of the information.
-    assert values[1] > values[0] + 0.1
+    # Over eight seeds 0.1 to 0.3 against 0.8 to 1.1 of the information.
+    assert values[1] > values[0] + 0.2
 
 
 def test_a_search_that_goes_on_does_not_know_of_its_rehearsal():
