@@ -89,6 +89,8 @@ def test_the_summary_agrees_with_the_task(summary):
     value, error = task.exact_eig(design)
     assert summary["exact_eig"] == pytest.approx(value)
     assert summary["exact_eig_standard_error"] == error
+    assert summary["eig"] in summary["bounds"].values()
+    assert isinstance(summary["doubts"], list)
     assert summary["reference_eig"]["value"] == pytest.approx(value, abs=1e-6)
     assert summary["true_parameters"] == task.true_parameters[0].tolist()
     assert len(summary["x_o"]) == task.dim_x

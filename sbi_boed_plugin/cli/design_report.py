@@ -96,6 +96,8 @@ def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any
         "design": result.design.tolist(),
         "design_names": list(task.design_names),
         "eig": result.eig.to_dict(),
+        "bounds": {name: eig.to_dict() for name, eig in result.bounds.items()},
+        "doubts": list(result.doubts),
         "candidates": [
             {"design": design.tolist(), "eig": eig.to_dict()}
             for design, eig in result.candidates
