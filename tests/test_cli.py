@@ -81,7 +81,8 @@ def test_the_summary_agrees_with_the_task(summary):
     design = torch.tensor(summary["design"])
     assert summary["task"] == "gaussian_linear"
     assert summary["seed"] == 3
-    assert summary["objective"] == summary["eig"]["bound"] == "barber_agakov"
+    assert summary["objective"] == "barber_agakov"
+    assert summary["eig"]["bound"] in ("barber_agakov", "lace")  # the larger.
     assert (summary["method"], summary["gradient"]) == ("joint", "score")
     assert (summary["policy"], summary["candidates"]) == ("truncated_normal", [])
     assert summary["complete"]
