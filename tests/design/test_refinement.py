@@ -75,12 +75,17 @@ def test_a_search_that_stopped_on_a_plateau_goes_on_when_it_is_resumed():
     torch.manual_seed(0)
     inference = trainer()
     tells_nothing = lambda theta, design: torch.randn_like(theta)
+    # Each of the 39 comparisons stops it with a chance of one in six.
     first = inference.optimize_design(
-        tells_nothing, num_steps=60, num_warmup_steps=0, stop_after_steps=5
+        tells_nothing,
+        num_steps=200,
+        num_warmup_steps=0,
+        training_batch_size=32,
+        stop_after_steps=5,
     )
-    assert first.stop_reason == "plateau" and len(first.history["loss"]) < 60
+    assert first.stop_reason == "plateau" and len(first.history["loss"]) < 200
     result = inference.optimize_design(tells_nothing, resume_training=True)
-    assert result.stop_reason == "num_steps" and len(result.history["loss"]) == 60
+    assert result.stop_reason == "num_steps" and len(result.history["loss"]) == 200
 
 
 class Expanding(TruncatedNormalPolicy):

@@ -90,8 +90,8 @@ def test_its_whole_gradient_is_that_of_the_base_too():
     (expected,) = torch.autograd.grad(exact.sum(), data)
     moving = estimator.partition(data, 20_000, whole_gradient=True)
     (gradient,) = torch.autograd.grad(moving.sum(), data)
-    # Weights of relative deviation 0.6 over 20,000 draws: 1 % is 2.5 standard errors.
-    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.02)
+    # Standard errors of about 0.01 over 20,000 draws: five of them, for ten numbers.
+    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.05)
     assert not estimator.partition(data).requires_grad
 
 

@@ -126,7 +126,7 @@ def test_densities_that_depend_on_the_batch_are_taken_from_one_pass(options):
     x = 5 * theta + torch.randn(256, 2)
     estimator = likelihood_nn("maf", **options)(theta, x).train()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         estimator.loss(x, theta).mean().backward()
         optimizer.step()
