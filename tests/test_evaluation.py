@@ -61,7 +61,7 @@ def test_their_means_enclose_the_exact_information():
     bounds = torch.tensor(
         [
             total_information(
-                log_likelihood, prior(), t, DESIGNS, d, num_contrastive=63, seed=i
+                log_likelihood, prior(), t, DESIGNS, d, num_contrastive=15, seed=i
             )
             for i, (t, d) in enumerate(zip(theta, x, strict=True))
         ]
@@ -75,11 +75,8 @@ def test_their_means_enclose_the_exact_information():
     )
     bias = bounds - exact.unsqueeze(1)
     error = bias.std(dim=0) / math.sqrt(len(bias))
-    assert bias[:, 0].mean() < 2.0 * error[0]
-    assert bias[:, 1].mean() > -2.0 * error[1]
-    gap = bounds[:, 1] - bounds[:, 0]
-    # Of heavy tails: their mean is a matter of a few sequences.
-    assert (gap > 0.0).float().mean() > 0.9 and gap.median() > 0.01
+    assert bias[:, 0].mean() < -2.0 * error[0]
+    assert bias[:, 1].mean() > 2.0 * error[1]
 
 
 def test_the_bounds_are_those_of_their_own_functions():

@@ -88,10 +88,10 @@ def test_its_whole_gradient_is_that_of_the_base_too():
     mean, variance = moments(base, data)
     exact = torch.exp(TILT * mean + 0.5 * TILT**2 * variance)
     (expected,) = torch.autograd.grad(exact.sum(), data)
-    moving = estimator.partition(data, 20_000, whole_gradient=True)
+    moving = estimator.partition(data, 200_000, whole_gradient=True)
     (gradient,) = torch.autograd.grad(moving.sum(), data)
-    # Standard errors of about 0.01 over 20,000 draws: five of them, for ten numbers.
-    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.05)
+    # Over 200,000 draws the largest standard error is 0.008, of a gradient of 0.4.
+    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.02)
     assert not estimator.partition(data).requires_grad
 
 
