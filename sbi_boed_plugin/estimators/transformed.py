@@ -15,7 +15,7 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin.estimators.coordinates import Coordinates, move_transform
-from sbi_boed_plugin.estimators.units import Units
+from sbi_boed_plugin.estimators.units import Units, warn_if_gaussian
 
 __all__ = [
     "TransformedEstimator",
@@ -179,6 +179,8 @@ class _NamedModel:
         is_marginal = theta.shape[-1] == self.dim_design
         if is_likelihood and isinstance(of_x, Units) and not is_marginal:
             of_x.warn_if_skewed()
+        if is_likelihood and not is_marginal:
+            warn_if_gaussian(self.model, x)
         theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
         embedding = kwargs.get("embedding_net")

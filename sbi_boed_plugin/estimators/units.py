@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-__all__ = ["Units", "warn_of_scales"]
+__all__ = ["Units", "warn_if_gaussian", "warn_of_scales"]
 
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
@@ -144,6 +144,22 @@ def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
                 "transformed_posterior_nn(model).",
                 stacklevel=3,
             )
+
+
+def warn_if_gaussian(model: object, x: Tensor) -> None:
+    """Warn where a named flow is a Gaussian, since a simulation has one value.
+
+    Args:
+        model: The `density_estimator` that was asked for.
+        x: Data of shape `(num_simulations, *x_event_shape)`.
+    """
+    if model in ("maf", "zuko_maf") and x[:1].numel() == 1:
+        warnings.warn(
+            f"x has one value per simulation: there, density_estimator={model!r} is a "
+            "Gaussian whose mean and standard deviation depend on theta. Use 'nsf' or "
+            "'mdn' unless that is the shape of your data.",
+            stacklevel=3,
+        )
 
 
 def _listed(columns: list[int]) -> str:

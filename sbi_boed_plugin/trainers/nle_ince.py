@@ -23,7 +23,7 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.design.policy import DesignPolicy
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
-from sbi_boed_plugin.estimators.units import warn_of_scales
+from sbi_boed_plugin.estimators.units import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.trainers._checks import (
     append_designs,
     check_design,
@@ -144,6 +144,7 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             show_progress_bars=show_progress_bars,
         )
         search_likelihood = None
+        self._model = density_estimator if isinstance(density_estimator, str) else None
         if isinstance(density_estimator, str):
             search_likelihood = transformed_likelihood_nn(
                 density_estimator, x_transform=x_transform
@@ -219,6 +220,8 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         if dim_design and self._search_likelihood is not None:
             self._build_neural_net = self._search_likelihood
         warn_of_scales(self._build_neural_net, theta, x)
+        if not dim_design:
+            warn_if_gaussian(self._model, x)
         return self
 
     def train(

@@ -288,3 +288,15 @@ def test_the_transform_of_the_data_can_be_chosen():
         make(prior, 0.5, 1.5, x_transform="logs")
     with pytest.raises(ValueError, match="x_transform=None is for networks"):
         make(prior, 0.5, 1.5, likelihood_nn("mdn"), x_transform=None)
+
+
+@pytest.mark.parametrize("with_design", [False, True])
+def test_flows_of_one_value_are_told_to_be_gaussian(with_design):
+    theta = torch.randn(60, 2)
+    design = torch.rand(60, 1) if with_design else None
+    inference = NLE_INCE(
+        Independent(Normal(torch.zeros(2), 1.0), 1), "maf", tracker=NoOpTracker()
+    )
+    with pytest.warns(UserWarning, match="Use 'nsf' or 'mdn'"):
+        inference.append_simulations(theta, theta[:, :1], design=design)
+        inference.train(max_num_epochs=1, num_contrastive=1)
