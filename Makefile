@@ -15,7 +15,7 @@ STAMP := .venv/.installed
 QUIET := -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench clean
+.PHONY: help install demo test test-slow check bench reproduce clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,10 +53,13 @@ check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/pyright
 
 bench: $(STAMP) ## Measure the speed of training and design
-	$(BIN)/python studies/speed.py $(ARGS)
-	$(BIN)/python studies/search_speed.py $(ARGS)
-	$(BIN)/python studies/parallel_speed.py $(ARGS)
-	$(BIN)/python studies/hybrid_speed.py $(ARGS)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/search_speed.py $(ARGS)
+	$(BIN)/python benchmarks/parallel_speed.py $(ARGS)
+	$(BIN)/python benchmarks/hybrid_speed.py $(ARGS)
+
+reproduce: $(STAMP) ## Make a table of a paper: NAME=two-moons, ARGS=--list or --quick
+	$(BIN)/python -m benchmarks.papers $(NAME) $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
 	rm -rf .venv build dist .pytest_cache .ruff_cache sbi-logs

@@ -11,19 +11,6 @@ from sbi_boed_plugin import tasks as tasks
 from sbi_boed_plugin.campaign import ExperimentRecord as ExperimentRecord
 from sbi_boed_plugin.campaign import ExperimentsResult as ExperimentsResult
 from sbi_boed_plugin.campaign import run_experiments as run_experiments
-from sbi_boed_plugin.design.config import DesignResult as DesignResult
-from sbi_boed_plugin.design.multi_start import MultiStartConfig as MultiStartConfig
-from sbi_boed_plugin.design.policies import CategoricalPolicy as CategoricalPolicy
-from sbi_boed_plugin.design.policies import NormalPolicy as NormalPolicy
-from sbi_boed_plugin.design.policies import PointPolicy as PointPolicy
-from sbi_boed_plugin.design.policies import (
-    TruncatedNormalMixturePolicy as TruncatedNormalMixturePolicy,
-)
-from sbi_boed_plugin.design.policies import (
-    TruncatedNormalPolicy as TruncatedNormalPolicy,
-)
-from sbi_boed_plugin.design.policy import DesignPolicy as DesignPolicy
-from sbi_boed_plugin.design.policy import ScaleSchedule as ScaleSchedule
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
@@ -40,6 +27,17 @@ from sbi_boed_plugin.estimators.transformed import (
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate as EIGEstimate
 from sbi_boed_plugin.objectives.eig import estimate_eig as estimate_eig
+from sbi_boed_plugin.policies import CategoricalPolicy as CategoricalPolicy
+from sbi_boed_plugin.policies import NormalPolicy as NormalPolicy
+from sbi_boed_plugin.policies import PointPolicy as PointPolicy
+from sbi_boed_plugin.policies import (
+    TruncatedNormalMixturePolicy as TruncatedNormalMixturePolicy,
+)
+from sbi_boed_plugin.policies import (
+    TruncatedNormalPolicy as TruncatedNormalPolicy,
+)
+from sbi_boed_plugin.policies.policy import DesignPolicy as DesignPolicy
+from sbi_boed_plugin.policies.policy import ScaleSchedule as ScaleSchedule
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior as HybridPosterior,
 )
@@ -50,6 +48,8 @@ from sbi_boed_plugin.registration import autoregister as _autoregister
 from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register
 from sbi_boed_plugin.registration import unregister as unregister
+from sbi_boed_plugin.search.config import DesignResult as DesignResult
+from sbi_boed_plugin.search.multi_start import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.simulation import simulate_for_boed as simulate_for_boed
 from sbi_boed_plugin.simulation import vectorize as vectorize
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig as EnergyConfig

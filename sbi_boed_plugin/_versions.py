@@ -26,7 +26,7 @@ _KNOWN = {
 }
 
 # Folders of our package that no training comes through.
-_NEVER_TRAINS = ("benchmark", "cli", "plotting", "reproduce")
+_NEVER_TRAINS = ("benchmark", "cli", "plotting")
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import default_chunk_size
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
-from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy
 
 __all__ = ["simulate_for_boed", "vectorize"]
 

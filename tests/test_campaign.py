@@ -11,7 +11,7 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
 )
 from sbi_boed_plugin.campaign import run_experiments
-from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import CHECK

@@ -9,7 +9,7 @@ import torch
 from sbi_boed_plugin import NLE_INCE, experiment
 from sbi_boed_plugin.cli import design_run, main
 from sbi_boed_plugin.cli.search_settings import NUM_STEPS
-from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks import available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
 

@@ -30,11 +30,11 @@ from sbi_boed_plugin import (
 from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator
-from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.estimators.energy import latent
 from sbi_boed_plugin.estimators.reparameterize import reparameterize
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
+from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
 from tests.conftest import NoOpTracker
@@ -202,7 +202,7 @@ def test_networks_are_built_where_their_data_are():
 
 @pytest.mark.filterwarnings("ignore:Only 0 of 16 particles")
 def test_a_belief_is_updated_on_its_device(monkeypatch):
-    monkeypatch.setattr("sbi_boed_plugin.design.belief._MAX_MOVES", 2)
+    monkeypatch.setattr("sbi_boed_plugin.search.belief._MAX_MOVES", 2)
     prior = Independent(Uniform(on_device(2), on_device(2), validate_args=False), 1)
     prior.has_finite_draws = True
     with OnDevice():

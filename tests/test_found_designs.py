@@ -5,8 +5,8 @@ Run with `make test-slow ARGS="-s -k found_designs"` to see the figures.
 
 import pytest
 
-from studies.design_recovery import recover
-from studies.sir_check import check
+from benchmarks.design_recovery import recover
+from benchmarks.sir_check import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -6,11 +6,11 @@ from sbi.neural_nets import likelihood_nn, posterior_nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import measure
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES, rows_at_once
 from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.energy import latent
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
-from studies.memory import measure
 
 
 class Allocations(TorchDispatchMode):

@@ -21,8 +21,8 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.benchmark.jobs import expand_jobs
-from sbi_boed_plugin.design.belief import ParticleBelief
 from sbi_boed_plugin.evaluation import total_information
+from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
 from tests.trainers.cases import SEARCH, make, message
 

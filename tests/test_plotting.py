@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sbi_boed_plugin import EIGEstimate, plotting
-from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
 # sbi passes torch tensors to numpy functions.
 pytestmark = pytest.mark.filterwarnings(

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from sbi_boed_plugin import plotting
-from sbi_boed_plugin.design.policies import (
+from sbi_boed_plugin.plotting._policy_density import policy_densities
+from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     NormalPolicy,
     PointPolicy,
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
-from sbi_boed_plugin.plotting._policy_density import policy_densities
 from tests.test_plotting import legend_texts, policy, policy_with_units
 
 LOW, HIGH = torch.tensor([0.0, -5.0]), torch.tensor([24.0, 5.0])

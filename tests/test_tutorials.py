@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import PointPolicy
-from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
 # sbi passes torch tensors to numpy functions.
 pytestmark = pytest.mark.filterwarnings(

@@ -36,9 +36,9 @@ from sbi.utils import BoxUniform
 from sbi.utils.metrics import c2st
 from torch.distributions import Independent, Normal
 
+from benchmarks.papers.two_moons import log_likelihood, simulate
 from sbi_boed_plugin import NPE_GKL, EnergyConfig, HybridPosteriorParameters
 from sbi_boed_plugin.experiment import NoOpTracker
-from sbi_boed_plugin.reproduce.two_moons import log_likelihood, simulate
 
 torch.manual_seed(0)
 quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}

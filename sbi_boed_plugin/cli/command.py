@@ -1,7 +1,7 @@
 """The command `sbi-boed`: design an experiment, measure, infer, and keep the results.
 
 Progress goes to standard error, results to standard output and to files. The exit code
-is 0 on success, 1 if jobs of a study failed, 2 for wrong input and 130 after an
+is 0 on success, 1 if jobs failed, 2 for wrong input and 130 after an
 interruption.
 """
 
@@ -16,7 +16,6 @@ from sbi_boed_plugin.cli.arguments import InputError
 from sbi_boed_plugin.cli.bench import add_bench_command
 from sbi_boed_plugin.cli.design import add_design_command
 from sbi_boed_plugin.cli.report import add_report_command
-from sbi_boed_plugin.cli.reproduce import add_reproduce_command
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 __all__ = ["main"]
@@ -69,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     tasks.set_defaults(run=_list_tasks)
 
     add_design_command(commands)
-    add_reproduce_command(commands)
     add_bench_command(commands)
     add_report_command(commands)
     return parser

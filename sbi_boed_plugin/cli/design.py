@@ -13,9 +13,9 @@ from sbi_boed_plugin.cli.search_settings import (
     SearchSettings,
     check_settings,
 )
-from sbi_boed_plugin.design.gradients import POLICY_GRADIENTS
-from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.experiment import POLICIES
+from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.tasks import available_tasks, get_task
 from sbi_boed_plugin.tasks.task import Task
 

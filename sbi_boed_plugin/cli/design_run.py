@@ -14,7 +14,6 @@ from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.cli import design_report
 from sbi_boed_plugin.cli.search_settings import SearchSettings
-from sbi_boed_plugin.design.config import DesignResult
 from sbi_boed_plugin.experiment import (
     design_grid,
     eig_over_designs,
@@ -27,6 +26,7 @@ from sbi_boed_plugin.experiment import (
     simulate_predictions,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.search.config import DesignResult
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = ["run_design"]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.design.policies._truncated import TruncatedNormals
+from sbi_boed_plugin.policies._truncated import TruncatedNormals
 
 __all__ = ["has_density", "policy_densities"]
 

@@ -13,8 +13,8 @@ from sbi_boed_plugin._numbers import (
     check_integer,
     check_real,
 )
-from sbi_boed_plugin.design.gradients import DATA_PATHS
-from sbi_boed_plugin.design.policy import DesignPolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.gradients import DATA_PATHS
 
 __all__ = [
     "append_designs",

@@ -9,7 +9,6 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_density
-from sbi_boed_plugin.design.estimators import EstimatorBuilders
 from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.coordinates import Coordinates
 from sbi_boed_plugin.estimators.transformed import (
@@ -17,6 +16,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.search.estimators import EstimatorBuilders
 
 __all__ = ["check_posterior_describes", "estimator_builders"]
 

@@ -16,18 +16,18 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_boed_plugin._memory import rows_at_once
-from sbi_boed_plugin.design.belief import (
-    SURPRISING,
-    ParticleBelief,
-    predictive_p_value,
-)
-from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.design.scoring import score_design
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.search.belief import (
+    SURPRISING,
+    ParticleBelief,
+    predictive_p_value,
+)
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.scoring import score_design
 from sbi_boed_plugin.trainers._checks import check_design
 from sbi_boed_plugin.trainers._design_optimization import DesignOptimizationMixin
 from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
@@ -45,7 +45,7 @@ class Observation:
         likelihood_estimator: Likelihood, conditioned on `(theta, design)` in one row,
             as it was when the data were observed.
         predictive_p_value: How much of what was predicted before is as surprising as
-            `x`, see :func:`~sbi_boed_plugin.design.belief.predictive_p_value`.
+            `x`, see :func:`~sbi_boed_plugin.search.belief.predictive_p_value`.
     """
 
     design: Tensor

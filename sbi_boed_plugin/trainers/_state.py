@@ -8,9 +8,9 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 
 from sbi_boed_plugin._prior import to_real_numbers
-from sbi_boed_plugin.design.belief import ParticleBelief
-from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.trainers._sequential import Observation
 
 __all__ = ["get_state", "set_state"]

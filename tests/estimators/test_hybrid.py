@@ -11,12 +11,12 @@ from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import Normal
 
+from benchmarks.exact_estimators import exact_estimators, slope
 from sbi_boed_plugin import _memory
 from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded, draw_noise
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
-from studies.exact_estimators import exact_estimators, slope
 from tests.oracles import EnergyBetween
 
 SLOPE = {"dim_theta": 1, "dim_design": 1}

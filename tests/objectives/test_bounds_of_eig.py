@@ -7,9 +7,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch import nn
 
-from sbi_boed_plugin import estimate_eig
-from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from studies.exact_estimators import (
+from benchmarks.exact_estimators import (
     GaussianEstimator,
     exact_estimators,
     information,
@@ -17,6 +15,8 @@ from studies.exact_estimators import (
     slope,
     straight_line,
 )
+from sbi_boed_plugin import estimate_eig
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from tests.oracles import EnergyBetween
 from tests.trainers.cases import CHECK
 

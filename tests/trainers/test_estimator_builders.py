@@ -17,12 +17,12 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin import transformed_likelihood_nn
-from sbi_boed_plugin.design.estimators import DesignEstimators
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
 
 LOG = ExpTransform().inv

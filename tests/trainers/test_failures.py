@@ -8,9 +8,9 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
-from sbi_boed_plugin.design.estimators import DesignEstimators
-from sbi_boed_plugin.design.multi_start import model_information
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.multi_start import model_information
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian

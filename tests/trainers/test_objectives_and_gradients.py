@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sbi_boed_plugin import NLE_INCE
-from sbi_boed_plugin.design.gradients import DATA_PATHS, POLICY_GRADIENTS
-from sbi_boed_plugin.design.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.design.multi_start import MultiStartConfig
-from sbi_boed_plugin.design.policies import (
+from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     PointPolicy,
     TruncatedNormalPolicy,
 )
+from sbi_boed_plugin.search.gradients import DATA_PATHS, POLICY_GRADIENTS
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.contract_cases import seed_everything
 from tests.oracles import LinearGaussian as Model

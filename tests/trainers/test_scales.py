@@ -28,7 +28,7 @@ from sbi_boed_plugin import (
     transformed_posterior_nn,
 )
 from sbi_boed_plugin.campaign import run_experiments
-from sbi_boed_plugin.design.multi_start import MultiStartConfig
+from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 
 LOG = ExpTransform().inv

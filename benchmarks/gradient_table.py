@@ -1,0 +1,140 @@
+"""Policy gradients with exact densities, against finite differences.
+
+    python benchmarks/gradient_table.py --output docs/results/gradients.csv
+
+x = theta * design + noise, all Normal, and a policy of scale 0.4 around a location.
+Each gradient is that in the location, in nats per unit of the design: its mean and
+standard error over batches, and the standard deviation of one batch. The finite
+difference is that of the exact information, averaged over the policy by quadrature.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor
+
+from benchmarks.exact_estimators import (
+    exact_estimators,
+    information,
+    normal_prior,
+    slope,
+)
+from sbi_boed_plugin import TruncatedNormalPolicy
+from sbi_boed_plugin._simulation import CheckedSimulator
+from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
+from sbi_boed_plugin.search.batch import simulate_batch
+from sbi_boed_plugin.search.gradients import DATA_PATHS, POLICY_GRADIENTS, score_loss
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
+
+LOW, HIGH = -10.0, 10.0
+SCALE = 0.4
+PRIOR = normal_prior(1)
+
+
+def simulate(theta: Tensor, design: Tensor) -> Tensor:
+    return theta * design + torch.randn_like(theta)
+
+
+def policy_at(loc: float, scale: float = SCALE) -> TruncatedNormalPolicy:
+    return TruncatedNormalPolicy(
+        torch.tensor([LOW]),
+        torch.tensor([HIGH]),
+        loc=torch.tensor([loc]),
+        scale=scale / (HIGH - LOW),
+    )
+
+
+def batch_gradients(
+    method: str,
+    objective: str,
+    loc: float,
+    *,
+    scale: float = SCALE,
+    num_batches: int = 400,
+    batch_size: int = 256,
+    num_contrastive: int = 100,
+) -> Tensor:
+    """Return the gradient of each batch, of shape `(num_batches,)`."""
+    policy = policy_at(loc, scale)
+    estimators = exact_estimators(slope, dim_theta=1, dim_design=1)
+    terms_of = POLICY_OBJECTIVES[objective].terms
+    gradients = []
+    for _ in range(num_batches):
+        batch = simulate_batch(
+            CheckedSimulator(simulate, is_checked=True),
+            policy,
+            PRIOR,
+            num_simulations=batch_size,
+            num_simulations_per_design=1,
+            gradient=method,
+            device="cpu",
+        )
+        path = DATA_PATHS.get(method)
+        x = batch.x.detach() if path is None else path(batch, estimators)
+        contrast = in_batch_contrast(batch.theta, num_contrastive)
+        densities = Densities(estimators, PRIOR, batch.theta, x, batch.design, contrast)
+        terms = terms_of(densities)
+        if path is None:
+            loss = score_loss(terms, policy.log_prob(batch.designs))
+        else:
+            loss = -terms.mean()
+        (gradient,) = torch.autograd.grad(loss, list(policy.parameters()))
+        gradients.append(-gradient.item() / (HIGH - LOW))  # per unit of the design.
+    return torch.tensor(gradients)
+
+
+def finite_difference(loc: float, scale: float = SCALE, step: float = 1e-2) -> float:
+    """Return the derivative of the exact information, averaged over the policy."""
+
+    def average(loc: float) -> float:
+        policy = policy_at(loc, scale).double()
+        grid = torch.linspace(LOW, HIGH, 20_001, dtype=torch.float64).unsqueeze(1)
+        density = policy.log_prob(grid).exp().detach()
+        return torch.trapezoid(density * information(slope, grid), dx=1e-3).item()
+
+    return (average(loc + step) - average(loc - step)) / (2 * step)
+
+
+def gradient_row(method: str, objective: str, loc: float, **kwargs) -> Dict[str, Any]:
+    """Return a row of the table."""
+    gradients = batch_gradients(method, objective, loc, **kwargs)
+    deviation = gradients.std().item()
+    return {
+        "objective": objective,
+        "gradient": method,
+        "location": loc,
+        "value": round(gradients.mean().item(), 4),
+        "standard_error": round(deviation / len(gradients) ** 0.5, 4),
+        "finite_difference": round(
+            finite_difference(loc, kwargs.get("scale", SCALE)), 4
+        ),
+        "deviation_of_a_batch": round(deviation, 4),
+        "variance_of_a_batch": float(f"{deviation**2:.3g}"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--num-batches", type=int, default=400)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows: List[Dict[str, Any]] = []
+    for objective in ("info_nce", "barber_agakov"):
+        for loc in (1.0, 3.0):
+            for method in POLICY_GRADIENTS:
+                row = gradient_row(method, objective, loc, num_batches=args.num_batches)
+                rows.append(row)
+                print(row, flush=True)
+    with args.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

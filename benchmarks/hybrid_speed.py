@@ -1,0 +1,137 @@
+"""Speed of hybrid posteriors: sampling and training, as ratios to sbi in the same run.
+
+    OMP_NUM_THREADS=1 python benchmarks/hybrid_speed.py --output docs/results
+
+Two moons, 10,000 simulations. Processor time of one thread.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import statistics
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, List
+
+import torch
+from sbi.inference import NLE, NPE
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+
+from benchmarks.papers.two_moons import prior as make_prior
+from benchmarks.papers.two_moons import simulate
+from sbi_boed_plugin import NPE_GKL, energy_nn
+from sbi_boed_plugin.experiment import NoOpTracker
+
+QUIET: Dict[str, Any] = {"show_progress_bars": False}
+
+
+def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+    """Return the median processor time of some calls."""
+    times = []
+    for _ in range(repeats):
+        started = time.process_time()
+        function()
+        times.append(time.process_time() - started)
+    return statistics.median(times)
+
+
+def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
+    """Train a base, its hybrid and a likelihood, and time them."""
+    torch.manual_seed(0)
+    prior = make_prior()
+    theta = prior.sample(torch.Size((num_simulations,)))
+    x = simulate(theta)
+    x_o = torch.zeros(1, 2)
+    settings = {"tracker": NoOpTracker(), **QUIET}
+    rows = []
+
+    def add(what: str, value: float, peer: str, of_peer: float, target: str) -> None:
+        rows.append(
+            {
+                "base": base,
+                "what": what,
+                "seconds": round(value, 3),
+                "peer": peer,
+                "seconds_of_peer": round(of_peer, 3),
+                "ratio": round(value / of_peer, 3),
+                "target": target,
+            }
+        )
+        print(rows[-1], flush=True)
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        npe = NPE(prior, base, **settings).append_simulations(theta, x)
+        started = time.process_time()
+        npe.train()
+        of_base = time.process_time() - started
+    direct = npe.build_posterior()
+    started = time.process_time()
+    refined = NPE_GKL.refine(direct, theta, x, **settings)
+    of_energy = time.process_time() - started
+    add("training of the energy", of_energy, "of the base", of_base, "<= 0.7")
+    hybrid = refined.build_posterior()
+
+    num = (10_000,)
+    of_direct = seconds(lambda: direct.sample(num, x=x_o, **QUIET))
+
+    def anew() -> None:
+        # What is measured of an observation is part of the first draw given it.
+        hybrid._measured = None
+        hybrid.sample(num, x=x_o, **QUIET)
+
+    of_hybrid = seconds(anew)
+    add("10,000 samples", of_hybrid, "DirectPosterior", of_direct, "<= 5")
+
+    noise_first = NPE_GKL.refine(
+        direct, theta, x, energy_net=energy_nn(sees_parameters=False), **settings
+    ).build_posterior()
+
+    def anew_noise_first() -> None:
+        noise_first._measured = None
+        noise_first.sample(num, x=x_o, **QUIET)
+
+    of_noise_first = seconds(anew_noise_first)
+    what = "10,000 samples, noise judged first"
+    add(what, of_noise_first, "DirectPosterior", of_direct, "<= 5")
+
+    nle = NLE(prior, "maf", **settings).append_simulations(theta, x)
+    with contextlib.redirect_stdout(io.StringIO()):
+        nle.train(max_num_epochs=5)
+    parameters = MCMCPosteriorParameters(method="slice_np_vectorized", num_chains=100)
+    mcmc = nle.build_posterior(posterior_parameters=parameters)
+    of_mcmc = seconds(lambda: mcmc.sample(num, x=x_o, **QUIET), repeats=1)
+    add("10,000 samples", of_hybrid, "NLE_A, slice sampling", of_mcmc, "<= 0.02")
+    add(what, of_noise_first, "NLE_A, slice sampling", of_mcmc, "<= 0.02")
+
+    many = simulate(prior.sample(torch.Size((100,))))
+    batched = seconds(lambda: hybrid.sample_batched((100,), x=many, **QUIET), repeats=1)
+    loop = seconds(
+        lambda: [hybrid.sample((100,), x=row, **QUIET) for row in many.split(1)],
+        repeats=1,
+    )
+    # The loop also takes five times as many pilot draws of each observation.
+    add("100 observations, 100 samples each", batched, "a loop", loop, "< 1")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bases", nargs="+", default=["maf", "nsf"])
+    parser.add_argument("--simulations", type=int, default=10_000)
+    parser.add_argument("--output", type=Path, help="folder for the table as CSV")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    rows = [row for base in args.bases for row in measure(base, args.simulations)]
+    if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        with (args.output / "speed_hybrid.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

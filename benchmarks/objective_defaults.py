@@ -1,0 +1,148 @@
+"""Compare settings of the InfoNCE-λ objective with NLE on stored simulations.
+
+For each task, seed and setting: train on the same simulations, draw from the posterior
+of sbibm's observations, and measure C2ST against the reference posterior (sbi's
+random-forest C2ST, not sbibm's) and the held-out log-likelihood on new simulations.
+
+    python benchmarks/objective_defaults.py --output docs/results/objective_defaults.csv
+
+Rows that the output holds already are not computed again.
+"""
+
+import argparse
+import csv
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Dict
+
+import sbibm
+import torch
+from sbi.inference import NLE
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.utils.metrics import c2st
+
+from sbi_boed_plugin import NLE_INCE
+
+MODELS = {"two_moons": "nsf", "slcp": "maf"}
+# Name: (num_contrastive, regularization_strength); None is sbi's NLE.
+SETTINGS = {
+    "nle": None,
+    "ince L=15 λ=1": (15, 1.0),
+    "ince L=15 λ=10": (15, 10.0),
+    "ince L=3 λ=1": (3, 1.0),
+    "ince L=3 λ=10": (3, 10.0),
+}
+FIELDS = [
+    "task", "model", "num_simulations", "seed", "setting",
+    "c2st", "held_out_log_likelihood", "epochs", "seconds",
+]  # fmt: skip
+
+
+def run(
+    task_name: str, num_simulations: int, seed: int, setting: str
+) -> Dict[str, Any]:
+    """Train one setting and return its row."""
+    torch.manual_seed(seed)
+    task = sbibm.get_task(task_name)
+    prior, simulator = task.get_prior_dist(), task.get_simulator()
+    theta = prior.sample((num_simulations,))
+    x = simulator(theta)
+    held_out_theta = prior.sample((5_000,))
+    held_out_x = simulator(held_out_theta)
+
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    model = MODELS[task_name]
+    if SETTINGS[setting] is None:
+        inference = NLE(prior, model, show_progress_bars=False)
+        train_kwargs = {}
+    else:
+        inference = NLE_INCE(prior, model, show_progress_bars=False)
+        num_contrastive, strength = SETTINGS[setting]
+        train_kwargs = {
+            "num_contrastive": num_contrastive,
+            "regularization_strength": strength,
+        }
+    estimator = inference.append_simulations(theta, x).train(**train_kwargs)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        held_out = -estimator.loss(held_out_x, held_out_theta).mean().item()
+    scores = []
+    for num_observation in (1, 2, 3):
+        samples = sample_posterior(inference, task.get_observation(num_observation))
+        reference = task.get_reference_posterior_samples(num_observation)[:1_000]
+        scores.append(c2st(samples, reference, seed=0).item())
+    return {
+        "task": task_name,
+        "model": model,
+        "num_simulations": num_simulations,
+        "seed": seed,
+        "setting": setting,
+        "c2st": sum(scores) / len(scores),
+        "held_out_log_likelihood": held_out,
+        "epochs": inference.summary["epochs_trained"][-1],
+        "seconds": seconds,
+    }
+
+
+def sample_posterior(inference: NLE, x_o: torch.Tensor) -> torch.Tensor:
+    """Return 1,000 posterior samples.
+
+    With two parameters by rejection from the prior, which is exact up to the largest
+    weight of so many draws; else by slice sampling with 100 chains.
+    """
+    prior = inference._prior
+    if prior.event_shape[0] > 2:
+        parameters = MCMCPosteriorParameters(
+            method="slice_np_vectorized", num_chains=100, thin=2, warmup_steps=100
+        )
+        posterior = inference.build_posterior(posterior_parameters=parameters)
+        return posterior.sample((1_000,), x=x_o, show_progress_bars=False)
+    posterior = inference.build_posterior(sample_with="rejection")
+    theta = prior.sample((600_000,))
+    with torch.no_grad():
+        log_weights = posterior.potential(theta, x=x_o) - prior.log_prob(theta)
+    accepted = theta[torch.rand(len(theta)).log() < log_weights - log_weights.max()]
+    if len(accepted) < 1_000:
+        raise RuntimeError(f"Only {len(accepted)} draws from the prior were accepted.")
+    return accepted[:1_000]
+
+
+def main() -> None:
+    """Run what is missing and append it to the output."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument(
+        "--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS
+    )
+    parser.add_argument("--num-simulations", type=int, default=1_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+
+    done = set()
+    if args.output.exists():
+        with args.output.open(newline="") as file:
+            done = {
+                (row["task"], int(row["num_simulations"]), int(row["seed"]),
+                 row["setting"])
+                for row in csv.DictReader(file)
+            }  # fmt: skip
+    else:
+        args.output.write_text(",".join(FIELDS) + "\n")
+    for seed in range(args.seeds):
+        for task_name in args.tasks:
+            for setting in args.settings:
+                key = (task_name, args.num_simulations, seed, setting)
+                if key in done:
+                    continue
+                row = run(*key)
+                with args.output.open("a", newline="") as file:
+                    csv.DictWriter(file, FIELDS).writerow(row)
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tables and figures of papers, each made by `make reproduce NAME=NAME`."""

@@ -1,0 +1,91 @@
+"""Bounds of the total information of many experiments: a table and a figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.papers._campaigns import (
+    summarize,
+    with_error,
+)
+from benchmarks.papers.study import Row
+from sbi_boed_plugin._statistics import mean_and_error
+from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
+
+__all__ = ["pooled", "pooled_plot"]
+
+
+def pooled(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return bounds of each method with standard errors over single experiments.
+
+    Truths differ in how much there is to learn about them, so that means vary; the
+    difference from random designs for the same truths, `"beyond_random"`, varies less.
+
+    Args:
+        rows: Rows of `run_group` and `run_random` with a column `"method"`.
+
+    Returns:
+        One row per method.
+    """
+    columns = {"kl_prior": 4, "kl_chosen": 4, "training_seconds": 0, "cpu_seconds": 0}
+    table = summarize(rows, ["method"], columns)
+    for line in table:
+        group = [row for row in rows if row["method"] == line["method"]]
+        line["experiments"] = len(_each(group, "spce"))
+        for name in ("spce", "snmc"):
+            line[name] = with_error(_each(group, name), 2)
+        line["beyond_random"] = with_error(_beyond_random(rows, group), 2)
+    return table
+
+
+def pooled_plot(rows: Sequence[Row], published: float, label: str) -> Figure:
+    """Draw the bounds of each method, with every experiment as a dot.
+
+    Args:
+        rows: Rows of `run_group` and `run_random` with a column `"method"`.
+        published: Value to compare with, in nats.
+        label: What it is.
+
+    Returns:
+        The figure.
+    """
+    figure = Figure(figsize=(7.0, 3.8), layout="constrained")
+    ax = figure.subplots()
+    names = list(dict.fromkeys(str(row["method"]) for row in rows))
+    bounds = {"spce": "lower bound (sPCE)", "snmc": "upper bound (sNMC)"}
+    for place, name in enumerate(names):
+        group = [row for row in rows if row["method"] == name]
+        for index, (column, text) in enumerate(bounds.items()):
+            values, at = _each(group, column), place + 0.24 * (index - 0.5)
+            style = {"color": LINES[index], "ls": "none"}
+            ax.plot(values, [at] * len(values), marker="o", ms=3, alpha=0.25, **style)
+            mean, error = mean_and_error(values)
+            label_once = None if place else text
+            ax.errorbar(mean, at, xerr=error, marker="|", ms=12, mew=2, **style)
+            ax.plot([], [], marker="o", label=label_once, **style)
+    ax.axvline(published, color=GREY, ls="--", lw=1, label=label)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlabel("total information [nats]")
+    despine(ax)
+    legend_above(ax, num_columns=2)
+    return figure
+
+
+def _beyond_random(rows: Sequence[Row], group: Sequence[Row]) -> list[float]:
+    """Return differences in sPCE from random designs for the same truths."""
+    random = {r["seed"]: r for r in rows if r["method"] == "random, uniform"}
+    differences = []
+    for row in group:
+        if row["seed"] in random and row["method"] != "random, uniform":
+            pair = zip(
+                _each([row], "spce"), _each([random[row["seed"]]], "spce"), strict=True
+            )
+            differences += [value - other for value, other in pair]
+    return differences
+
+
+def _each(rows: Sequence[Row], name: str) -> list[float]:
+    """Return the values of single experiments."""
+    return [float(v) for row in rows for v in str(row[f"{name}_each"]).split()]

@@ -1,0 +1,181 @@
+"""A choice among given designs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from sbi_boed_plugin.policies._box import check_dim_design, draw_index
+from sbi_boed_plugin.policies.policy import DesignPolicy
+
+__all__ = ["CategoricalPolicy", "OneOf"]
+
+# Networks see designs in single precision: what agrees there is one design.
+_RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
+
+
+class OneOf(Constraint):
+    """Constrains vectors to a list of candidates, up to single precision.
+
+    Example:
+        >>> import torch
+        >>> one_of = OneOf(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+        >>> one_of.check(torch.tensor([[2.0, 3.0], [0.0, 3.0]]))
+        tensor([ True, False])
+    """
+
+    is_discrete = True
+    event_dim = 1
+
+    def __init__(self, candidates: Tensor) -> None:
+        """Initialize the constraint.
+
+        Args:
+            candidates: Vectors of shape `(num_candidates, dim)`.
+        """
+        self.candidates = candidates
+        super().__init__()
+
+    def __repr__(self) -> str:
+        """Return the candidates; torch would cut off the first letter of the name."""
+        return f"OneOf({self.candidates.tolist()})"
+
+    def check(self, value: Any) -> Tensor:
+        """Return whether each vector is one of the candidates."""
+        return _matches(value, self.candidates, _RELATIVE_TOLERANCE).any(dim=-1)
+
+
+class CategoricalPolicy(DesignPolicy):
+    r"""A distribution over given candidate designs, with learned weights.
+
+    .. math:: \pi_\psi(\xi) = \sum_k w_k \, 1[\xi = \xi_k], \quad
+        w = \operatorname{softmax}(\psi).
+
+    For instruments with fixed settings, or any list of experiments that can be done.
+    The weights start equal and end, if training is long enough, at the best candidate:
+    nothing is annealed. Designs are discrete and carry no gradient; the score does.
+
+    Example:
+        >>> import torch
+        >>> policy = CategoricalPolicy(torch.tensor([[1.0], [2.0], [5.0], [10.0]]))
+        >>> policy.sample((3,)).shape
+        torch.Size([3, 1])
+        >>> policy.log_prob(torch.tensor([[5.0], [6.0]])).exp()
+        tensor([0.2500, 0.0000], grad_fn=<ExpBackward0>)
+    """
+
+    has_rsample = False
+
+    candidates: Tensor
+
+    def __init__(self, candidates: Tensor, *, logits: Tensor | None = None) -> None:
+        """Initialize the policy.
+
+        Args:
+            candidates: Designs to choose from, of shape
+                `(num_candidates, dim_design)`, all different in single precision.
+            logits: Initial log-weights up to a constant, of shape
+                `(num_candidates,)`, in nats. If `None`, equal.
+
+        Raises:
+            ValueError: If shapes are wrong, values are not finite or candidates agree
+                in single precision.
+        """
+        candidates = _check_candidates(candidates)
+        super().__init__(dim_design=candidates.shape[1])
+        self.register_buffer("candidates", candidates)
+        if logits is None:
+            logits = candidates.new_zeros(len(candidates))
+        logits = torch.as_tensor(
+            logits, dtype=candidates.dtype, device=candidates.device
+        )
+        logits = logits.detach().clone()
+        if logits.shape != (len(candidates),) or not torch.isfinite(logits).all():
+            raise ValueError(
+                f"logits={logits.tolist()} must be finite and have shape "
+                f"({len(candidates)},), one per candidate. Leave out a candidate that "
+                "must never be chosen."
+            )
+        self.logits = nn.Parameter(logits)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Weights of the candidates, of shape `(num_candidates,)`, with gradient."""
+        return self.logits.softmax(dim=-1)
+
+    @property
+    def support(self) -> Constraint:
+        """The candidates."""
+        return OneOf(self.candidates)
+
+    @property
+    def mode(self) -> Tensor:
+        """Most probable candidate, of shape `(dim_design,)`, detached."""
+        best = self.logits.detach().argmax(dim=0, keepdim=True)
+        return self.candidates.index_select(0, best).squeeze(0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw candidates, of shape `(*sample_shape, dim_design)`."""
+        index = draw_index(self.logits, sample_shape)
+        drawn = self.candidates.index_select(0, index.flatten())
+        return drawn.reshape(*sample_shape, self.dim_design)
+
+    def log_prob(self, design: Tensor) -> Tensor:
+        """Return the log-probability of designs.
+
+        Args:
+            design: Designs of shape `(*batch_shape, dim_design)`.
+
+        Returns:
+            Log-weight of the candidate that a design agrees with in single precision,
+            of shape `batch_shape`, in nats; `-inf` if there is none.
+
+        Raises:
+            ValueError: If the last dimension is not `dim_design`.
+        """
+        check_dim_design(design, self.dim_design)
+        matches = _matches(design, self.candidates, _RELATIVE_TOLERANCE)
+        log_weights = self.logits.log_softmax(dim=-1)
+        # Candidates differ by more than the tolerance: at most one of them matches.
+        log_prob = torch.where(matches, log_weights, 0.0).sum(dim=-1)
+        return torch.where(matches.any(dim=-1), log_prob, -torch.inf)
+
+    def describe(self) -> dict[str, Tensor]:
+        """Return the mode and the weights of the candidates."""
+        return {
+            "mode": self.mode.clone(),
+            "probabilities": self.probabilities.detach().clone(),
+        }
+
+
+def _check_candidates(candidates: Tensor) -> Tensor:
+    candidates = torch.as_tensor(candidates).detach().clone()
+    if not candidates.is_floating_point():
+        candidates = candidates.to(torch.get_default_dtype())
+    if candidates.dim() != 2 or candidates.numel() == 0:
+        raise ValueError(
+            f"candidates has shape {tuple(candidates.shape)}, but must have shape "
+            "(num_candidates, dim_design), one design per row."
+        )
+    if not torch.isfinite(candidates).all():
+        raise ValueError(f"candidates={candidates.tolist()} must be finite.")
+    # Wide enough that no design can match two candidates.
+    same = _matches(candidates, candidates, 4 * _RELATIVE_TOLERANCE)
+    first, second = same.triu(diagonal=1).nonzero(as_tuple=True)
+    if len(first):
+        row, other = int(first[0]), int(second[0])
+        raise ValueError(
+            f"candidates[{row}]={candidates[row].tolist()} and candidates[{other}]="
+            f"{candidates[other].tolist()} are the same in single precision, in which "
+            "networks see designs. Give each design once, or rescale or shift them."
+        )
+    return candidates
+
+
+def _matches(design: Tensor, candidates: Tensor, tolerance: float) -> Tensor:
+    """Return which candidate each design agrees with, `(*batch, num_candidates)`."""
+    design = design.unsqueeze(-2)
+    largest = torch.maximum(design.abs(), candidates.abs())
+    return ((design - candidates).abs() <= tolerance * largest).all(dim=-1)

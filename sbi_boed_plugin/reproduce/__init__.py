@@ -1,1 +1,0 @@
-"""Tables and figures of papers, each made by `sbi-boed reproduce NAME`."""

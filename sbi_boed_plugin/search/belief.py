@@ -1,0 +1,386 @@
+r"""What is known about the parameters between experiments, as weighted particles.
+
+The belief after observations :math:`(\xi_t, x_t)` is proportional to :math:`p(\theta)
+\prod_t q_t(x_t \mid \theta, \xi_t)`, with each observation's own likelihood. It is
+carried from experiment to experiment by sequential Monte Carlo: the new likelihood
+enters in steps small enough for the particles to follow; after each they are resampled
+and moved by Markov chains that leave the belief as it is.
+
+References:
+    Del Moral, Doucet and Jasra, *Sequential Monte Carlo Samplers*, JRSS B 2006. Chopin,
+    *A Sequential Particle Filter Method for Static Models*, Biometrika 2002. ter Braak,
+    *A Markov Chain Monte Carlo version of the genetic algorithm Differential
+    Evolution*, Statistics and Computing 2006 (the moves).
+"""
+
+import math
+from collections.abc import Callable
+from copy import copy
+from typing import Any, cast
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
+
+from sbi_boed_plugin._numbers import check_integer
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
+from sbi_boed_plugin.search.sequential_monte_carlo import (
+    MovedParticles,
+    effective_share,
+    largest_step,
+    nan_to_zero_density,
+    propose,
+    systematic_resample,
+)
+
+__all__ = ["SURPRISING", "ParticleBelief", "predictive_p_value"]
+
+LogLikelihood = Callable[[Tensor], Tensor]
+
+# Moves go on until particles have moved this often on average, within limits.
+_MOVES_WANTED = 5.0
+_MAX_MOVES = 60
+# Draws that data are compared with, and particles by which their density is judged.
+_NUM_DRAWS, _NUM_JUDGES = 1_000, 64
+# P-values below are of data that lie beyond all draws.
+SURPRISING = 1.5 / _NUM_DRAWS
+# Different particles that an update must leave, a quarter of few.
+_MIN_DIFFERENT = 64
+# Of particles that are independent of those that networks were trained with.
+_SEED = 7_919
+
+
+class ParticleBelief(Distribution):
+    r"""Particles of the belief about parameters, with prior and observations.
+
+    It serves where a prior does: `sample` draws particles and `log_prob` returns the
+    log-density of the belief, normalized by the estimated evidence.
+
+    Attributes:
+        particles: Draws from the belief, of shape `(num_particles, dim_theta)`.
+        log_evidence: Estimate of the log-density of all observations under the prior,
+            in nats.
+        log_evidence_variance: Its variance, from the weights of every step.
+        acceptance_rate: Share of accepted moves in the last update, 1 before.
+    """
+
+    has_finite_draws = True
+
+    def __init__(
+        self,
+        prior: Distribution,
+        transform: Transform,
+        *,
+        num_particles: int = 4_096,
+        device: str = "cpu",
+    ) -> None:
+        """Initialize with draws from the prior.
+
+        Args:
+            prior: Distribution of the parameters before any experiment.
+            transform: From the parameters to coordinates without bounds, in which
+                particles move.
+            num_particles: Number of particles.
+            device: Device of the particles.
+        """
+        num_particles = check_integer("num_particles", num_particles, 16)
+        super().__init__(event_shape=prior.event_shape, validate_args=False)
+        self._prior = prior
+        self._transform = transform
+        self._log_likelihoods: list[LogLikelihood] = []
+        theta = draw_parameters(prior, num_particles, torch.float32)
+        self.particles: Tensor = theta.to(device)
+        self.log_evidence = 0.0
+        self.log_evidence_variance = 0.0
+        self.acceptance_rate = 1.0
+        self._anew: ParticleBelief | None = None
+
+    @classmethod
+    def restore(
+        cls,
+        prior: Distribution,
+        transform: Transform,
+        log_likelihoods: list[LogLikelihood],
+        *,
+        particles: Tensor,
+        log_evidence: float,
+        log_evidence_variance: float,
+        acceptance_rate: float,
+    ) -> "ParticleBelief":
+        """Return a belief as it was after some observations.
+
+        Args:
+            prior: As for the constructor.
+            transform: As for the constructor.
+            log_likelihoods: Those of the observations, oldest first.
+            particles: Particles of shape `(num_particles, dim_theta)`.
+            log_evidence: Log-density of the observations, in nats.
+            log_evidence_variance: Variance of that estimate.
+            acceptance_rate: Share of accepted moves in the last update.
+
+        Returns:
+            The belief.
+        """
+        belief = cls(prior, transform, num_particles=len(particles))
+        belief._log_likelihoods = list(log_likelihoods)
+        belief.particles = particles
+        belief.log_evidence = log_evidence
+        belief.log_evidence_variance = log_evidence_variance
+        belief.acceptance_rate = acceptance_rate
+        return belief
+
+    @property
+    def base_prior(self) -> Distribution:
+        """Distribution of the parameters before any observation."""
+        return self._prior
+
+    @property
+    def support(self) -> Any:
+        """Support of the prior: no observation excludes any of it."""
+        return self._prior.support
+
+    @property
+    def num_particles(self) -> int:
+        """Number of particles."""
+        return len(self.particles)
+
+    def copy(self) -> "ParticleBelief":
+        """Return a belief to update without changing this one."""
+        other = copy(self)
+        other._log_likelihoods = list(self._log_likelihoods)
+        other._anew = None
+        return other
+
+    def anew(self) -> "ParticleBelief":
+        """Return the same belief with particles that are independent of these.
+
+        Networks that learn from particles fit these particles: what they tell of the
+        parameters is to be judged by others. They are made once, in as much time as all
+        updates took, from a seed of their own. The evidence is that of both beliefs.
+
+        Returns:
+            The belief.
+        """
+        if self._anew is None:
+            with isolated_rng(_SEED):
+                other = ParticleBelief(
+                    self._prior,
+                    self._transform,
+                    num_particles=self.num_particles,
+                    device=str(self.particles.device),
+                )
+                for log_likelihood in self._log_likelihoods:
+                    other.update(log_likelihood)
+            both = torch.tensor([self.log_evidence, other.log_evidence]).double()
+            other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
+            variances = self.log_evidence_variance + other.log_evidence_variance
+            other.log_evidence_variance = 0.25 * variances
+            self._anew = other
+        return self._anew
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw particles with replacement.
+
+        Args:
+            sample_shape: Shape of the draw.
+
+        Returns:
+            Parameters of shape `(*sample_shape, dim_theta)`.
+        """
+        rows = torch.randint(
+            len(self.particles), tuple(sample_shape), device=self.particles.device
+        )
+        return self.particles[rows]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of the belief.
+
+        Args:
+            value: Parameters of shape `(batch_dim, dim_theta)`.
+
+        Returns:
+            Log-densities of shape `(batch_dim,)`, in nats, `-inf` outside the prior.
+        """
+        total = self._log_prior(value)
+        for log_likelihood in self._log_likelihoods:
+            total = total + log_likelihood(value)
+        return total - self.log_evidence
+
+    def update(self, log_likelihood: LogLikelihood) -> None:
+        """Take an observation into account.
+
+        Args:
+            log_likelihood: Function from parameters of shape `(batch_dim, dim_theta)`
+                to the log-likelihood of the observation, of shape `(batch_dim,)`.
+
+        Raises:
+            ValueError: If no particle gives the observation a density, or hardly any
+                different particles are left. The belief is then as it was.
+        """
+        theta = self.particles
+        current = log_likelihood(theta)
+        if not torch.isfinite(current).any():
+            raise ValueError(
+                "x_o has no finite log-likelihood for any of the "
+                f"{len(theta)} particles of the belief: it lies far outside of all "
+                "simulations, or does not belong to this design. Check both, or train "
+                "the likelihood further."
+            )
+        current = torch.where(current.isnan(), -torch.inf, current)
+        history = self._log_history(theta)
+        log_evidence, variance = self.log_evidence, self.log_evidence_variance
+        power = 0.0
+        num_accepted = num_proposed = 0.0
+        while power < 1.0:
+            step = largest_step(current, 1.0 - power)
+            increments = step * current
+            log_evidence += float(
+                torch.logsumexp(increments, 0) - math.log(len(increments))
+            )
+            variance += (1.0 / effective_share(increments) - 1.0) / len(increments)
+            power = min(1.0, power + step)
+            rows = systematic_resample(torch.softmax(increments, dim=0))
+            theta, current = theta[rows], current[rows]
+            history = history[rows]
+            state = MovedParticles(theta, current, history, self._log_prior(theta))
+            accepted, proposed = self._move(state, log_likelihood, power)
+            num_accepted, num_proposed = (
+                num_accepted + accepted,
+                num_proposed + proposed,
+            )
+            theta, current, history = state.theta, state.current, state.history
+        self._refuse_collapse(theta)
+        self.particles = theta
+        self.log_evidence = log_evidence
+        self.log_evidence_variance = variance
+        self.acceptance_rate = num_accepted / max(1.0, num_proposed)
+        self._log_likelihoods.append(log_likelihood)
+        self._anew = None
+
+    def _refuse_collapse(self, theta: Tensor) -> None:
+        """Raise if hardly any particles differ, unless parameters are discrete."""
+        num_different = len(theta.unique(dim=0))
+        if num_different >= min(_MIN_DIFFERENT, len(theta) // 4):
+            return
+        with isolated_rng(_SEED):
+            draws = draw_parameters(self._prior, len(theta))
+        if len(draws.unique(dim=0)) < 0.9 * len(draws):
+            return
+        raise ValueError(
+            f"x_o would leave {num_different} different particles of {len(theta)}: the "
+            "belief would collapse onto them. It was left as it is. Check that x_o "
+            "belongs to this design and has the units of the simulations. If it does, "
+            "use more num_particles, or scale parameters so that their precision "
+            "suffices (they are in single precision)."
+        )
+
+    def _log_history(self, theta: Tensor) -> Tensor:
+        """Return the log-likelihood of all observations so far."""
+        return sum(
+            (f(theta) for f in self._log_likelihoods), theta.new_zeros(len(theta))
+        )
+
+    def _log_prior(self, theta: Tensor) -> Tensor:
+        values = self._prior.log_prob(theta).to(theta)
+        try:
+            support = self._prior.support
+        except (NotImplementedError, AttributeError):
+            return values  # The prior names none.
+        if support is not None and support.is_discrete:
+            # Formulas of discrete distributions have values in between, too.
+            values = torch.where(support.check(theta), values, -torch.inf)
+        return values
+
+    def _move(
+        self, state: MovedParticles, log_likelihood: LogLikelihood, power: float
+    ) -> tuple[float, float]:
+        """Move the particles in place; return numbers of accepted and tried moves."""
+        accepted = proposed = 0.0
+        unbounded = self._to_unbounded(state.theta)
+        num_particles, dim = unbounded.shape
+        half = num_particles // 2
+        halves = (slice(0, half), slice(half, None))
+        for move in range(_MAX_MOVES):
+            if accepted >= _MOVES_WANTED * num_particles:
+                break
+            for rows, others in (halves, halves[::-1]):
+                old, pool = unbounded[rows], unbounded[others]
+                new = propose(old, pool, dim, jump=move % 5 == 4)
+                theta = self._inverse(new)
+                trial = MovedParticles(
+                    theta,
+                    nan_to_zero_density(log_likelihood(theta)),
+                    self._log_history(theta),
+                    self._log_prior(theta),
+                )
+                difference = trial.log_target(power) - state.log_target(power, rows)
+                # Densities are of natural units, moves symmetric in unbounded ones.
+                difference = difference + self._log_det(theta, new).neg()
+                difference = difference + self._log_det(state.theta[rows], old)
+                uniform = torch.rand_like(difference).log()
+                is_accepted = uniform < nan_to_zero_density(difference)
+                state.replace(rows, trial, is_accepted)
+                unbounded[rows] = torch.where(is_accepted.unsqueeze(1), new, old)
+                accepted += float(is_accepted.sum())
+                proposed += float(len(is_accepted))
+        return accepted, proposed
+
+    def _to_unbounded(self, theta: Tensor) -> Tensor:
+        return cast(Tensor, self._transform(theta)).to(theta)
+
+    def _inverse(self, unbounded: Tensor) -> Tensor:
+        inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
+        return inverse(unbounded).to(unbounded)
+
+    def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
+        """Return the log-determinant of the map to unbounded coordinates."""
+        log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
+        return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
+
+
+@torch.no_grad()
+def predictive_p_value(
+    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
+) -> float:
+    """Return how much of what is predicted is as surprising as the data.
+
+    The smaller of two shares of 1,000 draws from the predictive distribution, at least
+    1/1,001: of those whose predictive density is no higher, and of those of which a
+    value lies as far from its median. The second does not ask the likelihood for a
+    density that is far from all that it was trained with.
+
+    Args:
+        likelihood: Likelihood, conditioned on `(theta, design)` in one row.
+        theta: Draws from what is known before, of shape `(num_particles, dim_theta)`.
+        design: Design of shape `(dim_design,)`.
+        x: Data of shape `(1, *x_event_shape)`.
+
+    Returns:
+        The share.
+    """
+    conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
+    weights = theta.new_ones(len(theta))
+    if isinstance(likelihood, LikelihoodWithFailures):
+        weights = likelihood.log_success(conditions).exp()
+    with isolated_rng(_SEED):
+        rows = torch.multinomial(weights, _NUM_DRAWS, replacement=True)
+        draws = likelihood.sample(torch.Size((1,)), conditions[rows])[0]
+        judges = torch.randint(len(theta), (_NUM_JUDGES, 1), device=theta.device)
+    x = torch.cat([x, draws])
+    log_density = log_likelihood_matrix(
+        likelihood.log_prob, x, conditions[judges].expand(-1, len(x), -1)
+    ).logsumexp(dim=0)
+    log_density = nan_to_zero_density(log_density)
+    offsets = (x - draws.median(dim=0).values).abs().flatten(1)
+    width = offsets[1:].quantile(0.9, dim=0)
+    # Data that hardly vary: any other value is far away.
+    distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
+    shares = [
+        (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)
+    ]
+    return (1.0 + _NUM_DRAWS * float(min(shares))) / (1.0 + _NUM_DRAWS)

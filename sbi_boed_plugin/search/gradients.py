@@ -1,0 +1,120 @@
+r"""Gradients of the information with respect to the design policy.
+
+All estimate :math:`\nabla_\psi E_{\pi_\psi(\xi)} E[g(\theta, x, \xi)]`, where :math:`g`
+is a row's term of a bound. The score function needs the values of :math:`g` alone. The
+others differentiate :math:`g` at reparameterised designs and differ in how the data
+follow the design; each is a *path*, a function that returns the data of a batch
+attached to its designs.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.estimators import DesignEstimators
+
+__all__ = [
+    "DATA_PATHS",
+    "POLICY_GRADIENTS",
+    "implicit_path",
+    "leave_one_out_baseline",
+    "partial_path",
+    "pathwise_path",
+    "score_loss",
+    "surrogate_path",
+]
+
+
+def leave_one_out_baseline(information: Tensor) -> Tensor:
+    """Return, for each design, the mean over all other designs.
+
+    Independent of the design's own draw, hence it reduces the variance of the
+    score-function gradient and leaves its expectation as it is.
+
+    Args:
+        information: Values of shape `(num_designs,)`, at least two.
+
+    Returns:
+        Baselines of shape `(num_designs,)`.
+
+    Example:
+        >>> import torch
+        >>> leave_one_out_baseline(torch.tensor([0.0, 1.0, 2.0]))
+        tensor([1.5000, 1.0000, 0.5000])
+    """
+    num_designs = information.shape[0]
+    return (information.sum() - information) / (num_designs - 1)
+
+
+def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
+    r"""Return minus :math:`E[(g - b) \log \pi_\psi(\xi)]`, with :math:`g, b` constant.
+
+    The gradient is unbiased for the bound of the current estimators and valid for any
+    simulator. The design is a sampled value here: no derivative of :math:`g` enters.
+
+    Args:
+        information: Terms of the bound, averaged over the simulations of each design,
+            of shape `(num_designs,)`.
+        log_prob: Log-density of the designs under the policy, of shape
+            `(num_designs,)`, with gradient.
+
+    Returns:
+        Scalar loss.
+    """
+    information = information.detach()
+    advantage = information - leave_one_out_baseline(information)
+    return -(advantage * log_prob).mean()
+
+
+def partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    r"""Return the data as they are: the gradient is :math:`\partial_\xi g` at fixed x.
+
+    As the code published with SBI-BOED does. It leaves out how the data depend on the
+    design: with the true likelihood the expectation for the contrastive bound is
+    exactly zero, by the score identity for its first term and by exchangeability of
+    :math:`\theta_0, \dots, \theta_L` for the second. Offered to reproduce the paper.
+    """
+    return batch.x.detach()
+
+
+def pathwise_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    """Return the data of a differentiable simulator, with its own gradient."""
+    if not batch.x.requires_grad:
+        raise ValueError(
+            "gradient='pathwise' differentiates through the simulator, but the x that "
+            "it returned carries no gradient of the design. Compute x from `design` "
+            "with torch alone, or use gradient='score', which takes any simulator."
+        )
+    return batch.x
+
+
+def implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    r"""Return the simulated data, moving with the design at fixed noise of the flow.
+
+    :math:`dx/d\xi = -(\partial T / \partial x)^{-1} \partial T / \partial \xi`, with
+    :math:`T` the transform of the learned likelihood to noise. Exact where the
+    likelihood is, whatever the simulator.
+    """
+    condition = torch.cat([batch.theta, batch.design], dim=-1)
+    return reparameterize(estimators.likelihood, batch.x, condition)
+
+
+def surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+    """Return new data, drawn from the learned likelihood and moving with the design."""
+    condition = torch.cat([batch.theta, batch.design], dim=-1)
+    with torch.no_grad():
+        x = estimators.likelihood.sample(torch.Size((1,)), condition)[0]
+    return reparameterize(estimators.likelihood, x, condition)
+
+
+DATA_PATHS: dict[str, Callable[[Batch, DesignEstimators], Tensor]] = {
+    "implicit": implicit_path,
+    "partial": partial_path,
+    "pathwise": pathwise_path,
+    "surrogate": surrogate_path,
+}
+
+POLICY_GRADIENTS: tuple[str, ...] = ("score", *DATA_PATHS)

@@ -1,0 +1,209 @@
+r"""What can drive a policy: bounds of the information from the densities of a batch.
+
+A policy objective is one function from :class:`Densities` to terms whose mean
+estimates the information in nats, with the names of the estimators that it needs
+beside the likelihood. To add one, write the function and enter it in
+`POLICY_OBJECTIVES`: training of its estimators, every gradient and the search loops
+follow from there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.objectives.bounds import (
+    barber_agakov_bound,
+    generalized_kl_bound,
+    marginal_difference,
+)
+from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss
+from sbi_boed_plugin.objectives.info_nce import (
+    contrastive_bound,
+    info_nce_loss,
+    log_likelihood_matrix,
+)
+from sbi_boed_plugin.search.estimators import DesignEstimators
+
+__all__ = ["POLICY_OBJECTIVES", "Densities", "PolicyObjective", "training_losses"]
+
+
+class Densities:
+    """Log-densities of simulations, each evaluated when it is first asked for.
+
+    Differentiable in the data and designs where these carry a gradient.
+    """
+
+    def __init__(
+        self,
+        estimators: DesignEstimators,
+        prior: Distribution,
+        theta: Tensor,
+        x: Tensor,
+        design: Tensor,
+        contrast: Tensor,
+        *,
+        negligible: float = 0.0,
+    ) -> None:
+        """Initialize without evaluating anything.
+
+        Args:
+            estimators: The networks.
+            prior: Distribution of the parameters.
+            theta: Parameters of shape `(batch_dim, dim_theta)`.
+            x: Data of shape `(batch_dim, dim_x)`.
+            design: Designs of shape `(batch_dim, dim_design)`.
+            contrast: Contrastive parameters of shape
+                `(num_contrastive, batch_dim, dim_theta)`.
+            negligible: As for
+                :func:`~sbi_boed_plugin.objectives.info_nce.log_likelihood_matrix`.
+        """
+        self._estimators = estimators
+        self._prior = prior
+        self._contrast = contrast
+        self._negligible = negligible
+        self.theta = theta
+        self.x = x
+        self.design = design
+
+    @cached_property
+    def log_likelihoods(self) -> Tensor:
+        """Matrix of shape `(num_contrastive + 1, batch_dim)`, simulated pairs first."""
+        theta = torch.cat([self.theta.unsqueeze(0), self._contrast])
+        design = self.design.expand(len(theta), *self.design.shape)
+        return log_likelihood_matrix(
+            self._estimators.likelihood.log_prob,
+            self.x,
+            torch.cat([theta, design], dim=-1),
+            negligible=self._negligible,
+        )
+
+    @cached_property
+    def log_likelihood(self) -> Tensor:
+        """Log-likelihood of the simulated pairs, of shape `(batch_dim,)`."""
+        if "log_likelihoods" in self.__dict__:
+            return self.log_likelihoods[0]
+        condition = torch.cat([self.theta, self.design], dim=-1)
+        return self._estimators.likelihood.log_prob(self.x.unsqueeze(0), condition)[0]
+
+    @cached_property
+    def log_prior(self) -> Tensor:
+        """Log-density of the parameters, of shape `(batch_dim,)`."""
+        return self._prior.log_prob(self.theta).to(self.theta).detach()
+
+    @cached_property
+    def data(self) -> Tensor:
+        """What a posterior is conditioned on, `(x, design)` in one row."""
+        return torch.cat([self.x, self.design], dim=-1)
+
+    @cached_property
+    def log_posterior(self) -> Tensor:
+        """Log-density of the learned posterior or its base, `(batch_dim,)`."""
+        base = self._estimators.posterior_base
+        return base.log_prob(self.theta.unsqueeze(0), self.data)[0]
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """Energy ratio of the hybrid posterior, of shape `(batch_dim,)`."""
+        return self._estimators.hybrid.log_ratio(self.theta.unsqueeze(0), self.data)[0]
+
+    @cached_property
+    def partition(self) -> Tensor:
+        """Partition function of the hybrid posterior, of shape `(batch_dim,)`."""
+        return self._estimators.hybrid.partition(
+            self.data, whole_gradient=self.data.requires_grad
+        )
+
+    @cached_property
+    def log_marginal(self) -> Tensor:
+        """Learned log-density of the data alone, of shape `(batch_dim,)`."""
+        marginal = self._estimators.require("marginal")
+        return marginal.log_prob(self.x.unsqueeze(0), self.design)[0]
+
+
+def training_losses(
+    estimators: DesignEstimators,
+    densities: Densities,
+    regularization_strength: float,
+    *,
+    contrastive: bool = True,
+) -> dict[str, Tensor]:
+    """Return the training loss of each row for each network, by its name.
+
+    Args:
+        estimators: The networks.
+        densities: Their densities for a batch of simulations.
+        regularization_strength: Weight of maximum likelihood in the InfoNCE-λ loss of
+            the likelihood.
+        contrastive: Whether the contrastive term enters. Not where simulations have
+            failed: successes contrasted with the parameters of failures would teach
+            the likelihood the chance of success.
+
+    Returns:
+        Losses of shape `(batch_dim,)`, in nats.
+    """
+    matrix = densities.log_likelihoods
+    if contrastive:
+        losses = {"likelihood": info_nce_loss(matrix, regularization_strength)}
+    else:
+        losses = {"likelihood": -(1.0 + regularization_strength) * matrix[0]}
+    if isinstance(estimators.posterior, HybridEstimator):
+        losses["posterior"] = hybrid_loss(
+            densities.log_posterior, densities.log_ratio, densities.partition
+        )
+    elif estimators.posterior is not None:
+        losses["posterior"] = -densities.log_posterior
+    if estimators.marginal is not None:
+        losses["marginal"] = -densities.log_marginal
+    return losses
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """A bound of the information that can drive a policy.
+
+    Attributes:
+        terms: Function from densities to terms of shape `(batch_dim,)`, in nats.
+        needs: Which estimators it needs beside the likelihood.
+        bound: Which bound of :func:`~sbi_boed_plugin.objectives.eig.estimate_eig`
+            scores a design that was found with it.
+    """
+
+    terms: Callable[[Densities], Tensor]
+    needs: Literal["posterior", "hybrid", "marginal"] | None
+    bound: Literal["pce", "barber_agakov", "gkl", "marginal"]
+
+
+def _info_nce(densities: Densities) -> Tensor:
+    return contrastive_bound(densities.log_likelihoods)
+
+
+def _barber_agakov(densities: Densities) -> Tensor:
+    return barber_agakov_bound(densities.log_posterior, densities.log_prior)
+
+
+def _generalized_kl(densities: Densities) -> Tensor:
+    return generalized_kl_bound(
+        densities.log_posterior,
+        densities.log_ratio,
+        densities.log_prior,
+        densities.partition,
+    )
+
+
+def _marginal(densities: Densities) -> Tensor:
+    return marginal_difference(densities.log_likelihood, densities.log_marginal)
+
+
+POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
+    "barber_agakov": PolicyObjective(_barber_agakov, "posterior", "barber_agakov"),
+    "gkl": PolicyObjective(_generalized_kl, "hybrid", "gkl"),
+    "info_nce": PolicyObjective(_info_nce, None, "pce"),
+    # Not a bound, so that the likelihood's own scores the design found.
+    "marginal": PolicyObjective(_marginal, "marginal", "pce"),
+}

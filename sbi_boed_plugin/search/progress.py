@@ -1,0 +1,76 @@
+"""How far a design search has come."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sbi_boed_plugin.search.batch import Batch
+
+__all__ = ["Progress"]
+
+
+@dataclass
+class Progress:
+    """All that changes during a search beside weights and optimisers.
+
+    Attributes:
+        step: Number of completed steps.
+        num_simulations: Number of simulations run, failed ones included.
+        num_invalid_simulations: Number of those that failed.
+        seconds: Time spent on completed steps.
+        search_ended: Number of steps of the search, once the policy has stopped.
+        history: One list per recorded quantity, with one entry per step.
+        stored: Simulations of the last steps.
+        rehearsal_seconds: Time of learning again from them, part of `seconds`.
+        overfit: How much more each network knows of simulations that it learned from
+            again than of others, in nats, with its standard error, by its name.
+        num_scored: Number of simulations that ranked and scored designs.
+    """
+
+    step: int = 0
+    num_simulations: int = 0
+    num_invalid_simulations: int = 0
+    seconds: float = 0.0
+    search_ended: int | None = None
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    stored: list[Batch] = field(default_factory=list)
+    rehearsal_seconds: float = 0.0
+    overfit: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num_scored: int = 0
+
+    @property
+    def pace(self) -> float:
+        """Seconds of a step for each of its simulations, zero before the first."""
+        return (self.seconds - self.rehearsal_seconds) / max(1, self.num_simulations)
+
+    @property
+    def num_spent(self) -> int:
+        """Number of all simulations so far."""
+        return self.num_simulations + self.num_scored
+
+    def record(self, **values: Any) -> None:
+        """Append one entry for each quantity."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+
+    def on_plateau(self, window: int, num_warmup_steps: int) -> bool:
+        """Whether the information no longer grows.
+
+        Args:
+            window: Number of steps to average over.
+            num_warmup_steps: Number of first steps to leave out.
+
+        Returns:
+            Whether the mean over the last `window` steps is a standard error lower
+            than over as many before.
+        """
+        # On windows that do not overlap: of many looks at the same noise one would
+        # stop the search too soon.
+        values = self.history.get("eig", [])[num_warmup_steps:]
+        if len(values) < 2 * window or len(values) % window:
+            return False
+        recent = torch.tensor(values[-window:])
+        before = torch.tensor(values[-2 * window : -window])
+        noise = ((recent.var() + before.var()) / window).sqrt()
+        return bool(recent.mean() < before.mean() - noise)

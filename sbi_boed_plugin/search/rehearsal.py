@@ -1,0 +1,131 @@
+"""Passes of the networks over the simulations that a search has made already.
+
+Each step of a search learns from new simulations, once. Where these are few, there is
+more to learn from them: rows of parameters, designs and data from any policy train
+networks that are conditioned on the design.
+"""
+
+import math
+import time
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim.adamw import AdamW
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.information import Densities, training_losses
+
+__all__ = ["rehearse"]
+
+_LEARNING_RATE, _WEIGHT_DECAY, _BATCH_SIZE = 2e-3, 1e-3, 128
+_VALIDATION_SHARE, _PATIENCE = 0.15, 20
+
+
+def rehearse(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    rows: Batch,
+    *,
+    num_passes: int,
+    clip_max_norm: float | None,
+    max_seconds: float | None = None,
+    show_progress_bar: bool = True,
+) -> dict[str, tuple[float, float]]:
+    """Train networks on stored simulations, each to its best on rows left out.
+
+    Args:
+        estimators: The networks, which are trained in place.
+        prior: Distribution of the parameters.
+        rows: Simulations that did not fail.
+        num_passes: Most passes over them; fewer if no network gains for twenty.
+        clip_max_norm: Value at which to clip the gradient norm of each network.
+        max_seconds: Time after which no further pass begins.
+        show_progress_bar: Whether to show a progress bar.
+
+    Returns:
+        For each network by its name, how much smaller its loss is on the rows that it
+        learned from than on those left out, in nats, and the standard error of that.
+    """
+    started = time.perf_counter()
+    networks = {
+        name: network
+        for name in ("likelihood", "posterior", "marginal")
+        if (network := getattr(estimators, name)) is not None
+    }
+    order = torch.randperm(len(rows.theta))
+    num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
+    held_out, training = order[:num_held_out], order[num_held_out:]
+    groups = [{"params": network.parameters()} for network in networks.values()]
+    optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_passes)
+    best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
+    losses = _row_losses(estimators, prior, rows, held_out)
+    since_best = 0
+    bar = tqdm(
+        total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
+    )
+    with bar:
+        for _ in range(num_passes):
+            seconds = time.perf_counter() - started
+            too_late = max_seconds is not None and seconds > max_seconds
+            if since_best >= _PATIENCE or too_late:
+                break
+            for network in networks.values():
+                network.train()
+            for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
+                if len(some) < 2:
+                    continue  # Batch normalization needs two.
+                values = _losses(estimators, prior, rows, some)
+                optimizer.zero_grad(set_to_none=True)
+                torch.stack(list(values.values())).mean(dim=1).sum().backward()
+                for network in networks.values():
+                    if clip_max_norm is not None:
+                        clip_grad_norm_(network.parameters(), clip_max_norm)
+                optimizer.step()
+            schedule.step()
+            since_best += 1
+            new = _row_losses(estimators, prior, rows, held_out)
+            for name, value in new.items():
+                if value.mean() < losses[name].mean():
+                    losses[name], since_best = value, 0
+                    best[name] = deepcopy(networks[name].state_dict())
+            bar.set_postfix(loss=f"{losses['likelihood'].mean():.3f}", refresh=False)
+            bar.update()
+    for name, network in networks.items():
+        network.load_state_dict(best[name])
+        network.zero_grad(set_to_none=True)
+    known = _row_losses(estimators, prior, rows, training[: 4 * num_held_out])
+    return {name: _difference(losses[name], known[name]) for name in known}
+
+
+def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
+    """Return the difference of two means, and its standard error."""
+    variance = sum(
+        float(v.var()) / len(v) if len(v) > 1 else 0.0 for v in (first, second)
+    )
+    return float(first.mean() - second.mean()), math.sqrt(variance)
+
+
+def _losses(
+    estimators: DesignEstimators, prior: Distribution, rows: Batch, some: Tensor
+) -> dict[str, Tensor]:
+    theta, x, design = rows.theta[some], rows.x[some], rows.design[some]
+    no_contrast = theta.unsqueeze(0)[:0]
+    densities = Densities(estimators, prior, theta, x, design, no_contrast)
+    # Maximum likelihood: on rows that are few, contrasts overfit long before it does.
+    return training_losses(estimators, densities, 0.0, contrastive=False)
+
+
+@torch.no_grad()
+def _row_losses(
+    estimators: DesignEstimators, prior: Distribution, rows: Batch, chosen: Tensor
+) -> dict[str, Tensor]:
+    for network in estimators.all():
+        network.eval()
+    parts = [_losses(estimators, prior, rows, some) for some in chosen.split(1_024)]
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}

@@ -1,0 +1,52 @@
+"""The information of one design, by the bound that goes with an objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+
+__all__ = ["score_design"]
+
+
+def score_design(
+    estimators: DesignEstimators,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    prior: Distribution,
+    design: Tensor,
+    objective: str,
+    **kwargs: Any,
+) -> EIGEstimate:
+    """Estimate the information of a design from simulations.
+
+    Args:
+        estimators: The networks.
+        simulator: Function from `theta` and `design` to `x`.
+        prior: Distribution of the parameters.
+        design: Design of shape `(dim_design,)`.
+        objective: Name of the objective.
+        **kwargs: Passed to :func:`~sbi_boed_plugin.estimate_eig`.
+
+    Returns:
+        The estimate.
+    """
+    bound = POLICY_OBJECTIVES[objective].bound
+    for network in estimators.all():
+        network.eval()
+    by_likelihood = bound == "pce"
+    if by_likelihood:
+        estimator = estimators.likelihood
+    else:
+        estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
+    if not by_likelihood and isinstance(prior, ParticleBelief):
+        # A posterior that was trained with its particles knows them.
+        prior = prior.anew()
+    return estimate_eig(
+        estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
+    )

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch.distributions import constraints
+
+from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search import CategoricalPolicy
+from tests.search.expectations import by_score, simulated, smooth
+
+CANDIDATES = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, -0.5], [1e-9, 1e6]])
+LOGITS = torch.tensor([0.5, -1.0, 1.0, 0.0])
+
+
+def policy():
+    return CategoricalPolicy(CANDIDATES, logits=LOGITS)
+
+
+def test_probabilities_are_those_of_the_weights():
+    this = policy()
+    log_prob = this.log_prob(CANDIDATES)
+    torch.testing.assert_close(log_prob, LOGITS.log_softmax(dim=0))
+    assert log_prob.exp().sum().item() == pytest.approx(1.0)
+    uniform = CategoricalPolicy(CANDIDATES)
+    assert uniform.probabilities.tolist() == [0.25] * 4
+
+
+def test_samples_follow_the_probabilities():
+    this = policy()
+    samples = this.sample((20_000,))
+    assert not samples.requires_grad
+    for candidate, p in zip(CANDIDATES, this.probabilities, strict=True):
+        share = (samples == candidate).all(dim=1).float().mean().item()
+        p = p.item()
+        assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 20_000) ** 0.5)
+
+
+def test_score_gradient_is_that_of_the_expectation():
+    candidates = CANDIDATES[:3].double()
+    this = CategoricalPolicy(candidates, logits=LOGITS[:3])
+    mean, error = simulated(this, by_score)
+    expected = (this.probabilities * smooth(candidates)).sum()
+    (exact,) = torch.autograd.grad(expected, this.logits)
+    assert error.max() < 0.01
+    assert ((mean - exact).abs() < 4.5 * error).all()
+
+
+def test_weights_move_to_the_best_candidate():
+    this = CategoricalPolicy(torch.arange(5.0).unsqueeze(1))
+    optimizer = torch.optim.Adam(this.parameters(), lr=0.1)
+    for _ in range(100):
+        design = this.sample((32,))
+        reward = -(design.squeeze(1) - 3.0).square()
+        optimizer.zero_grad()
+        (-(reward - reward.mean()) * this.log_prob(design)).mean().backward()
+        optimizer.step()
+    assert this.mode.tolist() == [3.0]
+    assert this.probabilities[3] > 0.8
+
+
+def test_support_is_the_list_of_candidates():
+    this = policy()
+    others = torch.tensor([[0.0, 1.001], [2.0, -0.5], [2e-9, 1e6], [torch.nan, 1.0]])
+    assert this.support.check(CANDIDATES).all()
+    assert not this.support.check(others).any()
+    assert (this.log_prob(others) == -torch.inf).all()
+    assert this.support.is_discrete and this.support.event_dim == 1
+    mixed = torch.cat([CANDIDATES, others]).reshape(2, 4, 2)
+    assert this.log_prob(mixed).isfinite().tolist() == [[True] * 4, [False] * 4]
+
+
+def test_designs_may_pass_through_single_precision():
+    candidates = torch.rand(20, 3, dtype=torch.float64) * 1e3
+    this = CategoricalPolicy(candidates)
+    assert this.support.check(candidates.float().double()).all()
+    assert this.log_prob(candidates.float()).isfinite().all()
+
+
+def test_gradient_is_finite_beside_designs_that_match_none():
+    this = policy()
+    gradients = []
+    for design in (CANDIDATES, torch.cat([CANDIDATES, CANDIDATES + 1.0])):
+        log_prob = this.log_prob(design).clamp_min(-1e3).sum()
+        gradients.extend(torch.autograd.grad(log_prob, this.logits))
+    torch.testing.assert_close(*gradients)
+
+
+def test_mode_and_record():
+    this = policy()
+    assert this.mode.tolist() == [0.0, -0.5]
+    record = this.describe()
+    torch.testing.assert_close(record["probabilities"], LOGITS.softmax(dim=0))
+    assert not record["probabilities"].requires_grad
+    record["mode"].fill_(3.0)
+    assert torch.equal(this.candidates, CANDIDATES)
+
+
+def test_designs_carry_no_gradient():
+    this = policy()
+    assert this.has_log_prob and not this.has_rsample
+    with pytest.raises(NotImplementedError, match="gradient='score'"):
+        this.rsample((3,))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "logits", "match"),
+    [
+        (torch.zeros(3), None, r"candidates has shape \(3,\)"),
+        (torch.zeros(0, 2), None, r"candidates has shape \(0, 2\)"),
+        (torch.tensor([[0.0], [torch.nan]]), None, "must be finite"),
+        (torch.tensor([[1], [2], [1]]), None, r"candidates\[0\].*candidates\[2\]"),
+        (torch.tensor([[2.0], [2.0 + 5e-7]]), None, "same in single precision"),
+        (torch.tensor([[1], [2]]), torch.zeros(3), r"shape \(2,\)"),
+        (torch.tensor([[1], [2]]), torch.tensor([0.0, -torch.inf]), "Leave out"),
+    ],
+)
+def test_bad_arguments_are_named(candidates, logits, match):
+    with pytest.raises(ValueError, match=match):
+        CategoricalPolicy(candidates, logits=logits)
+
+
+class Coin(DesignPolicy):
+    """What the documentation asks of a policy with discrete designs."""
+
+    has_rsample = False
+    support = constraints.independent(constraints.boolean, 1)
+    mode = torch.ones(1)
+
+    def __init__(self):
+        super().__init__(1)
+        self.logit = torch.nn.Parameter(torch.zeros(1))
+
+    def sample(self, sample_shape=torch.Size()):
+        return torch.bernoulli(self.logit.detach().sigmoid().expand(*sample_shape, 1))
+
+    def log_prob(self, design):
+        return -torch.nn.functional.softplus(-self.logit * (2 * design - 1)).sum(-1)
+
+
+def test_a_discrete_policy_of_ones_own_needs_no_rsample():
+    assert Coin().sample(torch.Size((5,))).shape == (5, 1)
+    with pytest.raises(NotImplementedError, match="Coin has no rsample"):
+        Coin().rsample()

@@ -1,0 +1,214 @@
+import pytest
+import torch
+
+from sbi_boed_plugin.search import (
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+)
+from tests.search.expectations import (
+    assert_unbiased,
+    by_rsample,
+    by_score,
+    grid_over,
+)
+
+LOW, HIGH = [-1.0, 0.0], [1.0, 1.0]
+# One component in the middle, one on an edge and one in a corner.
+LOCATIONS = [[0.1, 0.5], [-1.0, 0.3], [1.0, 1.0]]
+
+
+def policy(scale=0.15, logits=(0.3, -0.4, 0.1), dtype=torch.float64, loc=LOCATIONS):
+    this = TruncatedNormalMixturePolicy(
+        torch.tensor(LOW, dtype=dtype),
+        torch.tensor(HIGH, dtype=dtype),
+        num_components=len(loc),
+        loc=torch.tensor(loc, dtype=dtype),
+        scale=scale,
+    )
+    this.logits.data = torch.tensor(logits, dtype=dtype)
+    return this
+
+
+def line(locations, weights, scale, dtype=torch.float32):
+    """Components on the interval from 0 to 1."""
+    this = TruncatedNormalMixturePolicy(
+        torch.zeros(1, dtype=dtype),
+        torch.ones(1, dtype=dtype),
+        num_components=len(locations),
+        loc=torch.tensor(locations, dtype=dtype).unsqueeze(1),
+        scale=scale,
+    )
+    this.logits.data = torch.tensor(weights, dtype=dtype).log()
+    return this
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.15, 5.0])
+def test_density_integrates_to_one(scale):
+    grid, area = grid_over(LOW, HIGH, 401)
+    total = (policy(scale).log_prob(grid).exp() * area).sum()
+    assert total.item() == pytest.approx(1.0, abs=1e-4)
+    assert (policy(scale).log_prob(grid + 2.1) == -torch.inf).all()
+
+
+def test_one_component_is_a_truncated_normal():
+    low, high = torch.zeros(3), torch.tensor([1.0, 2.0, 5.0])
+    single = TruncatedNormalPolicy(low, high, scale=0.2)
+    this = TruncatedNormalMixturePolicy(low, high, num_components=1, scale=0.2)
+    torch.testing.assert_close(this.loc[0], single.loc)
+    design = single.sample((50,))
+    torch.testing.assert_close(this.log_prob(design), single.log_prob(design))
+    torch.testing.assert_close(this.mode, single.mode)
+    # With the same random numbers the implicit gradient is that of inversion.
+    gradients = []
+    for each in (this, single):
+        torch.manual_seed(3)
+        if each is single:
+            torch.empty(50, 1).exponential_()
+        drawn = each.rsample((50,))
+        loss = drawn.sin().prod(dim=1).sum()
+        gradients.append(torch.autograd.grad(loss, each._unit_loc)[0].flatten())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.3])
+def test_samples_follow_the_density(scale):
+    this = policy(scale)
+    samples = this.sample((20_000,))
+    assert not samples.requires_grad
+    assert this.support.check(samples).all()
+    grid, area = grid_over(LOW, HIGH, 401)
+    mass = this.log_prob(grid).exp() * area
+    for statistic in (
+        lambda x: x[..., 0],
+        lambda x: x[..., 0] * x[..., 1],
+        lambda x: (x[..., 0] > 0.5025).double(),
+        lambda x: ((x[..., 0] < -0.7525) & (x[..., 1] < 0.30125)).double(),
+    ):
+        values = statistic(samples)
+        error = values.std().item() / 20_000**0.5
+        expected = (mass * statistic(grid)).sum().item()
+        assert values.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
+
+
+@pytest.mark.parametrize("scale", [0.15, 0.4])
+def test_score_gradient_is_that_of_the_expectation(scale):
+    exact = assert_unbiased(policy(scale), by_score, LOW, HIGH, precision=0.05)
+    assert (exact.abs() > 0.02).sum() >= 6
+
+
+@pytest.mark.parametrize("scale", [0.15, 0.4])
+def test_pathwise_gradient_is_that_of_the_expectation(scale):
+    # Locations that are close enough for designs in the gaps between them.
+    loc = [[0.1, 0.5], [-0.4, 0.3], [1.0, 1.0]] if scale == 0.15 else LOCATIONS
+    this = policy(scale, loc=loc)
+    exact = assert_unbiased(this, by_rsample, LOW, HIGH, precision=0.05)
+    assert (exact.abs() > 0.02).sum() >= 6
+
+
+def test_pathwise_gradient_has_the_smaller_error_of_locations():
+    this = policy(0.15)
+    errors = {}
+    for surrogate in (by_score, by_rsample):
+        gradients = [
+            torch.autograd.grad(surrogate(this, (500,)), this._unit_loc)[0]
+            for _ in range(20)
+        ]
+        errors[surrogate] = torch.stack(gradients).std(dim=0).norm()
+    assert errors[by_rsample] < 0.7 * errors[by_score]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 0.05, 5.0])
+def test_gradients_are_finite_for_narrow_and_wide_components(scale, dtype):
+    this = policy(scale, dtype=dtype)
+    design = this.rsample((20_000,))
+    for loss in (design.sum(), this.log_prob(design.detach()).sum()):
+        for gradient in torch.autograd.grad(loss, list(this.parameters())):
+            assert gradient.isfinite().all()
+
+
+def test_far_components_carry_their_own_locations():
+    # Each draw follows the component it came from: dE[x]/dmu_k = w_k.
+    this = line([0.2, 0.8], [0.25, 0.75], 0.01)
+    (gradient,) = torch.autograd.grad(this.rsample((20_000,)).mean(), this._unit_loc)
+    error = 4 * (0.25 * 0.75 / 20_000) ** 0.5
+    assert gradient.flatten().tolist() == pytest.approx([0.25, 0.75], abs=error)
+
+
+def test_weights_of_components_apart_learn_by_the_score():
+    # dE[x]/dlogit_2 = w_1 w_2 (mu_2 - mu_1), to which no design in the gap is needed.
+    this = line([0.2, 0.8], [0.25, 0.75], 0.01)
+    design = this.sample((20_000,))
+    surrogate = (design[:, 0] - design.mean()) * this.log_prob(design)
+    (gradient,) = torch.autograd.grad(surrogate.mean(), this.logits)
+    expected = 0.25 * 0.75 * 0.6
+    assert gradient.tolist() == pytest.approx([-expected, expected], abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("locations", "weights", "scale"),
+    [
+        ([0.2, 0.8], [0.3, 0.7], 0.05),  # apart
+        ([0.45, 0.55, 0.1], [0.35, 0.35, 0.3], 0.1),  # two join into one mode
+        ([0.0, 0.5], [0.4, 0.6], 0.1),  # truncation doubles the density at the edge
+    ],
+)
+def test_mode_is_the_most_likely_design(locations, weights, scale):
+    this = line(locations, weights, scale, torch.float64)
+    grid = torch.linspace(0.0, 1.0, 10_001, dtype=torch.float64).unsqueeze(1)
+    best = grid[this.log_prob(grid).argmax()]
+    assert this.mode.item() == pytest.approx(best.item(), abs=2e-3)
+    assert this.log_prob(this.mode) >= this.log_prob(this.loc).max()
+    assert not this.mode.requires_grad
+
+
+@pytest.mark.parametrize("num_components", range(1, 9))
+def test_initial_locations_cover_the_box(num_components):
+    this = TruncatedNormalMixturePolicy(
+        torch.tensor([-1.0]), torch.tensor([1.0]), num_components=num_components
+    )
+    again = TruncatedNormalMixturePolicy(
+        torch.tensor([-1.0]), torch.tensor([1.0]), num_components=num_components
+    )
+    assert torch.equal(this.loc, again.loc)
+    edges = torch.tensor([-1.0, *sorted(this.loc.flatten().tolist()), 1.0])
+    assert (edges.diff() > 0.0).all()
+    assert edges.diff().max() <= 2.0 * 2.0 / (num_components + 1)
+
+
+def test_initial_locations_differ_between_interchangeable_measurements():
+    this = TruncatedNormalMixturePolicy(-torch.ones(2), torch.ones(2))
+    assert ((this.loc[:, 0] - this.loc[:, 1]).abs() > 0.05).all()
+
+
+def test_annealing_projection_and_record():
+    this = line([0.2, 0.8], [0.25, 0.75], (0.3, 0.1))
+    assert this.scale.item() == pytest.approx(0.3)
+    this.anneal(1.0)
+    assert this.scale.item() == pytest.approx(0.1)
+    with torch.no_grad():
+        this._unit_loc.copy_(torch.tensor([[-0.5], [1.5]]))
+    this.project()
+    assert this.loc.flatten().tolist() == [0.0, 1.0]
+    record = this.describe()
+    assert record["weights"].tolist() == pytest.approx([0.25, 0.75])
+    assert record["loc"].shape == (2, 1)
+    assert record["mode"].tolist() == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"num_components": 0}, "num_components=0 must be"),
+        ({"num_components": 1.5}, "num_components=1.5 must be"),
+        ({"loc": torch.zeros(1)}, r"must have shape \(4, 1\)"),
+        ({"loc": torch.full((4, 1), 2.0)}, "lie in the box"),
+        ({"loc": torch.full((4, 1), torch.nan)}, "lie in the box"),
+        ({"low": torch.ones(1)}, "must be less than"),
+        ({"scale": -1.0}, "must be positive"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, match):
+    kwargs = {"low": torch.zeros(1), "high": torch.ones(1), **kwargs}
+    with pytest.raises(ValueError, match=match):
+        TruncatedNormalMixturePolicy(**kwargs)

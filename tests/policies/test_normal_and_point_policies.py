@@ -1,0 +1,166 @@
+import pytest
+import torch
+from scipy.stats import norm
+
+from sbi_boed_plugin.search import NormalPolicy, PointPolicy
+from tests.search.expectations import assert_unbiased, by_rsample, by_score, smooth
+
+LOC = torch.tensor([0.3, -0.2], dtype=torch.float64)
+SCALE = torch.tensor([0.2, 0.5], dtype=torch.float64)
+# Eight scales to each side hold all the mass that double precision can tell.
+BOX = (LOC - 8 * SCALE).tolist(), (LOC + 8 * SCALE).tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 2.0, 1e4])
+def test_normal_density_is_scipys(scale):
+    this = NormalPolicy(torch.tensor([3.0], dtype=torch.float64), scale)
+    grid = torch.linspace(3 - 8 * scale, 3 + 8 * scale, 2_001, dtype=torch.float64)
+    log_prob = this.log_prob(grid.unsqueeze(1)).detach()
+    expected = norm(3.0, scale).logpdf(grid.numpy())
+    torch.testing.assert_close(log_prob, torch.from_numpy(expected))
+    assert torch.trapezoid(log_prob.exp(), grid).item() == pytest.approx(1.0)
+
+
+def test_normal_samples_follow_the_density():
+    samples = NormalPolicy(LOC, SCALE).sample((20_000,))
+    assert not samples.requires_grad
+    error = SCALE / 20_000**0.5
+    assert ((samples.mean(dim=0) - LOC).abs() < 4 * error).all()
+    assert ((samples.std(dim=0) - SCALE).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("surrogate", [by_score, by_rsample])
+def test_normal_gradients_are_those_of_the_expectation(surrogate):
+    this = NormalPolicy(LOC, (SCALE, 0.1 * SCALE))
+    assert_unbiased(this, surrogate, *BOX, precision=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scale", "start", "end"),
+    [
+        (0.5, [0.5, 0.5], [0.5, 0.5]),
+        ((4.0, 1.0), [4.0, 4.0], [1.0, 1.0]),
+        ((torch.tensor([4.0, 9.0]), 1.0), [4.0, 9.0], [1.0, 1.0]),
+        (torch.tensor([4, 9]), [4.0, 9.0], [4.0, 9.0]),
+    ],
+)
+def test_normal_scales_follow_a_geometric_schedule(scale, start, end):
+    this = NormalPolicy(torch.zeros(2), scale)
+    assert this.scale.tolist() == start
+    this.anneal(0.5)
+    middle = [(a * b) ** 0.5 for a, b in zip(start, end, strict=True)]
+    assert this.scale.tolist() == pytest.approx(middle)
+    this.anneal(1.5)
+    assert this.describe()["scale"].tolist() == pytest.approx(end)
+
+
+def test_normal_learns_in_units_of_its_scale():
+    this = NormalPolicy(torch.tensor([5.0, 5.0]), torch.tensor([100.0, 0.01]))
+    with torch.no_grad():
+        next(this.parameters()).add_(1.0)
+    assert this.mode.tolist() == pytest.approx([105.0, 5.01])
+    assert this.support.check(torch.tensor([[1e30, -1e30]])).all()
+    # Annealing changes the scale, not where the policy is.
+    this = NormalPolicy(torch.zeros(1), (2.0, 1.0))
+    with torch.no_grad():
+        next(this.parameters()).add_(1.0)
+    this.anneal(1.0)
+    assert this.mode.item() == 2.0
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"loc": torch.zeros(2, 2)}, "loc has shape"),
+        ({"loc": torch.tensor(1.0)}, "loc has shape"),
+        ({"loc": torch.tensor([0.0, torch.nan])}, "loc=.* must be finite"),
+        ({"scale": 0.0}, "scale=0.0 must be positive"),
+        ({"scale": torch.ones(3)}, r"scale has shape \(3,\)"),
+        ({"scale": (1.0, -1.0)}, "scale=-1.0 must be positive"),
+        ({"scale": (1.0, 1.0, 1.0)}, r"a tuple \(start, end\)"),
+    ],
+)
+def test_normal_names_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        NormalPolicy(**{"loc": torch.zeros(2), "scale": 1.0, **kwargs})
+
+
+# --- Points ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_point_gradient_is_that_of_the_function(bounded):
+    box = (-2 * torch.ones(2).double(), 2 * torch.ones(2).double()) if bounded else ()
+    this = PointPolicy(*box, loc=LOC)
+    (parameter,) = this.parameters()
+    (gradient,) = torch.autograd.grad(smooth(this.rsample((7,))).mean(), parameter)
+    for j in range(2):
+        values = []
+        for change in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter[j] += change
+                values.append(smooth(this.mode).item())
+                parameter[j] -= change
+        finite = (values[0] - values[1]) / 2e-6
+        assert gradient[j].item() == pytest.approx(finite, rel=1e-6)
+
+
+def test_point_draws_are_the_mode_and_separate():
+    this = PointPolicy(torch.zeros(2), torch.ones(2))
+    assert this.mode[0] != this.mode[1]
+    samples = this.sample((3,))
+    assert not samples.requires_grad
+    samples[0] = 7.0
+    assert torch.equal(samples[1], this.mode)
+    assert this.support.check(this.mode)
+
+
+def test_point_comes_back_into_its_box_and_can_leave_the_edge():
+    # 0.3 + 0.3 is not what rounding makes of low + 1 * (high - low).
+    low, high = torch.tensor([0.1]), torch.tensor([0.3 + 0.3])
+    this = PointPolicy(low, high)
+    (parameter,) = this.parameters()
+    for value, edge in ((1.5, high), (-0.5, low)):
+        with torch.no_grad():
+            parameter.fill_(value)
+        this.project()
+        assert torch.equal(this.mode, edge)
+        assert this.support.check(this.rsample()).all()
+        (gradient,) = torch.autograd.grad(this.rsample((4,)).mean(), parameter)
+        assert gradient.item() == pytest.approx(0.5)
+
+
+def test_point_without_a_box_is_not_held_back():
+    this = PointPolicy(loc=torch.tensor([1, 2]))
+    with torch.no_grad():
+        next(this.parameters()).fill_(1e6)
+    this.project()
+    assert this.mode.tolist() == [1e6, 1e6]
+    assert this.support.check(this.mode)
+
+
+def test_point_has_no_density():
+    this = PointPolicy(torch.zeros(1), torch.ones(1))
+    assert this.has_rsample and not this.has_log_prob
+    with pytest.raises(NotImplementedError, match="'partial'.*'pathwise'"):
+        this.log_prob(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({}, "loc=None"),
+        ({"low": torch.zeros(1)}, "high=None"),
+        ({"high": torch.zeros(1), "loc": torch.zeros(1)}, "low=None"),
+        ({"loc": torch.tensor([torch.inf])}, "loc=.* must be finite"),
+        ({"loc": torch.zeros(2, 1)}, "loc has shape"),
+        ({"low": torch.zeros(1), "high": torch.zeros(1)}, "must be less than"),
+        (
+            {"low": torch.zeros(1), "high": torch.ones(1), "loc": torch.ones(2)},
+            "must have shape",
+        ),
+    ],
+)
+def test_point_names_bad_arguments(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        PointPolicy(**kwargs)

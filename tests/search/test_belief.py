@@ -1,0 +1,268 @@
+"""The particles of the belief against posteriors and evidence in closed form."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from sbi.utils import BoxUniform
+from torch.distributions import Independent, MultivariateNormal, Normal, Poisson
+from torch.distributions.transforms import identity_transform
+
+from sbi_boed_plugin.search.belief import (
+    SURPRISING,
+    ParticleBelief,
+    predictive_p_value,
+)
+from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
+from tests.oracles import LinearGaussian
+
+PRIOR = Independent(Normal(torch.zeros(2), 3.0), 1)
+
+
+class Measured:
+    """Log-likelihood of a straight line, measured with unit noise."""
+
+    def __init__(self, x, design):
+        self.x, self.design = torch.tensor(x), design
+
+    def __call__(self, theta):
+        return Normal(theta[:, 0] + theta[:, 1] * self.design, 1.0).log_prob(self.x)
+
+
+OBSERVATIONS = [(52.0, 10.0), (-48.0, -10.0), (17.0, 3.0), (51.0, 10.0), (2.2, 0.0)]
+
+
+def exact(observations):
+    """Mean, covariance and log-evidence."""
+    x = torch.tensor([x for x, _ in observations], dtype=torch.float64)
+    rows = torch.tensor([[1.0, d] for _, d in observations], dtype=torch.float64)
+    identity = torch.eye(2, dtype=torch.float64)
+    covariance = torch.linalg.inv(rows.T @ rows + identity / 9.0)
+    noise = torch.eye(len(x), dtype=torch.float64)
+    marginal = MultivariateNormal(torch.zeros_like(x), noise + 9.0 * rows @ rows.T)
+    return covariance @ rows.T @ x, covariance, marginal.log_prob(x).item()
+
+
+def test_it_is_the_posterior_after_every_observation():
+    torch.manual_seed(0)
+    belief = ParticleBelief(PRIOR, identity_transform)
+    for count, observation in enumerate(OBSERVATIONS, start=1):
+        belief.update(Measured(*observation))
+        mean, covariance, log_evidence = exact(OBSERVATIONS[:count])
+        error = (belief.particles.double().mean(dim=0) - mean).abs()
+        # 4,096 particles, of which moves leave perhaps a fourth independent.
+        assert (error < 5.0 * (covariance.diagonal() / 1_000).sqrt()).all()
+        whitening = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        whitened = (belief.particles.double() - mean) @ whitening.T
+        torch.testing.assert_close(
+            whitened.T.cov(), torch.eye(2, dtype=torch.float64), atol=0.15, rtol=0.0
+        )
+        # Errors of the evidence add up from step to step: far below a tenth of a nat.
+        assert belief.log_evidence == pytest.approx(log_evidence, abs=0.1)
+        posterior = MultivariateNormal(mean, covariance)
+        theta = posterior.sample(torch.Size((10,)))
+        torch.testing.assert_close(
+            belief.log_prob(theta.float()).double(),
+            posterior.log_prob(theta),
+            atol=0.2,
+            rtol=0.0,
+        )
+
+
+def test_separate_modes_keep_their_shares():
+    """x = |theta| + noise: both signs stay equally likely, and are found again."""
+    prior = Independent(Normal(torch.zeros(1), 2.0), 1)
+    torch.manual_seed(1)
+    belief = ParticleBelief(prior, identity_transform)
+    for _ in range(4):
+        belief.update(lambda theta: Normal(theta[:, 0].abs(), 0.1).log_prob(_tensor(3)))
+    positive = (belief.particles > 0.0).float().mean().item()
+    assert positive == pytest.approx(0.5, abs=0.1)
+    assert belief.particles.abs().mean().item() == pytest.approx(3.0, abs=0.02)
+
+
+def _tensor(value):
+    return torch.tensor(float(value))
+
+
+def test_particles_stay_inside_a_bounded_prior():
+    prior = BoxUniform(torch.zeros(1), torch.ones(1))
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, to_real_numbers(prior))
+    # An observation beyond the edge: the posterior piles up at it.
+    belief.update(lambda theta: Normal(theta[:, 0], 0.2).log_prob(_tensor(1.1)))
+    theta = torch.linspace(0.0, 1.0, 10_001)
+    density = Normal(theta, 0.2).log_prob(_tensor(1.1)).exp()
+    mean = torch.trapezoid(theta * density, theta) / torch.trapezoid(density, theta)
+    assert ((belief.particles > 0.0) & (belief.particles < 1.0)).all()
+    assert belief.particles.mean().item() == pytest.approx(mean.item(), abs=0.01)
+    evidence = math.log(torch.trapezoid(density, theta).item())
+    assert belief.log_evidence == pytest.approx(evidence, abs=0.05)
+
+
+def test_data_that_nothing_explains_are_refused_and_change_nothing():
+    belief = ParticleBelief(PRIOR, identity_transform, num_particles=64)
+    before = belief.particles.clone()
+    with pytest.raises(ValueError, match="no finite log-likelihood.*64 particles"):
+        belief.update(lambda theta: torch.full((len(theta),), -torch.inf))
+    assert torch.equal(belief.particles, before)
+    assert belief.log_evidence == 0.0
+
+
+def test_parameters_without_density_are_left_behind():
+    torch.manual_seed(0)
+    belief = ParticleBelief(PRIOR, identity_transform)
+
+    def only_positive(theta):
+        values = Normal(theta[:, 0], 1.0).log_prob(_tensor(1.0))
+        return torch.where(theta[:, 0] > 0.0, values, -torch.inf)
+
+    belief.update(only_positive)
+    assert (belief.particles[:, 0] > 0.0).all()
+
+
+def test_a_copy_is_updated_alone_and_pickles():
+    torch.manual_seed(0)
+    belief = ParticleBelief(PRIOR, identity_transform, num_particles=256)
+    belief.update(Measured(3.0, 1.0))
+    before, other = belief.particles.clone(), belief.copy()
+    other.update(Measured(4.0, 1.0))
+    assert torch.equal(belief.particles, before)
+    assert not torch.equal(other.particles, before)
+    theta = torch.randn(5, 2)
+    assert not torch.allclose(belief.log_prob(theta), other.log_prob(theta))
+    loaded = pickle.loads(pickle.dumps(other))
+    assert torch.equal(loaded.log_prob(theta), other.log_prob(theta))
+
+
+def test_too_few_particles_are_refused():
+    with pytest.raises(ValueError, match="num_particles=3"):
+        ParticleBelief(PRIOR, identity_transform, num_particles=3)
+
+
+def test_the_variance_of_the_evidence_is_that_over_repetitions():
+    errors, variances = [], []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        belief = ParticleBelief(PRIOR, identity_transform, num_particles=256)
+        for observation in OBSERVATIONS[:2]:
+            belief.update(Measured(*observation))
+        errors.append(belief.log_evidence - exact(OBSERVATIONS[:2])[2])
+        variances.append(belief.log_evidence_variance)
+    actual = torch.tensor(errors).std().item()
+    expected = torch.tensor(variances).mean().sqrt().item()
+    # Particles that moved little are more alike than the formula knows.
+    assert 0.7 * expected < actual < 2.0 * expected
+
+
+def test_a_belief_anew_has_particles_of_its_own():
+    torch.manual_seed(0)
+    belief = ParticleBelief(PRIOR, identity_transform)
+    belief.update(Measured(*OBSERVATIONS[0]))
+    state = torch.get_rng_state()
+    other = belief.anew()
+    assert torch.equal(state, torch.get_rng_state())
+    assert belief.anew() is other and belief.copy().anew() is not other
+    ours, others = (set(map(tuple, b.particles.tolist())) for b in (belief, other))
+    assert not ours & others
+    mean, covariance, log_evidence = exact(OBSERVATIONS[:1])
+    error = (other.particles.double().mean(dim=0) - mean).abs()
+    assert (error < 5.0 * (covariance.diagonal() / 1_000).sqrt()).all()
+    assert other.log_evidence == pytest.approx(log_evidence, abs=0.1)
+    assert 0.0 < other.log_evidence_variance < belief.log_evidence_variance
+    belief.update(Measured(*OBSERVATIONS[1]))
+    assert belief.anew() is not other
+
+
+@pytest.mark.parametrize("dim", [1, 10])
+def test_data_a_thousand_times_as_precise_as_the_prior_are_followed(dim):
+    prior = Independent(Normal(torch.zeros(dim), 1.0), 1)
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, identity_transform)
+    truth, noise, total = torch.randn(dim), 1e-3, torch.zeros(dim)
+    for count in (1, 2):
+        x = truth + noise * torch.randn(dim)
+        belief.update(lambda theta, x=x: Normal(theta, noise).log_prob(x).sum(dim=1))
+        total = total + x
+        mean, std = total / count, noise / math.sqrt(count)
+        # 4,096 particles, of which moves leave perhaps a fourth independent.
+        assert ((belief.particles.mean(dim=0) - mean) / std).abs().max() < 0.15
+        widths = belief.particles.std(dim=0) / std
+        torch.testing.assert_close(widths, torch.ones(dim), atol=0.1, rtol=0.0)
+
+
+def test_a_collapse_is_refused_and_changes_nothing():
+    prior = BoxUniform(-2.0 * torch.ones(1), 2.0 * torch.ones(1))
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, to_real_numbers(prior))
+    belief.update(lambda theta: Normal(theta[:, 0], 0.5).log_prob(_tensor(1)))
+    particles, log_evidence = belief.particles.clone(), belief.log_evidence
+    # 30,000 standard deviations beyond the edge, where numbers are 1e-7 apart.
+    with pytest.raises(ValueError, match="different particles of 4096.*units"):
+        belief.update(lambda theta: Normal(theta[:, 0], 0.01).log_prob(_tensor(300)))
+    assert torch.equal(belief.particles, particles)
+    assert belief.log_evidence == log_evidence
+    theta = torch.zeros(1, 1)
+    assert belief.log_prob(theta).isfinite() and len(belief._log_likelihoods) == 1
+
+
+def test_discrete_parameters_stay_discrete_and_may_become_certain():
+    prior = Independent(Poisson(torch.full((1,), 20.0)), 1)
+    torch.manual_seed(0)
+    belief = ParticleBelief(prior, identity_transform)
+    belief.update(lambda theta: Normal(theta[:, 0], 0.1).log_prob(_tensor(17)))
+    assert belief.particles.unique().tolist() == [17.0]
+    belief = ParticleBelief(prior, identity_transform)
+    belief.update(lambda theta: Normal(theta[:, 0], 1.0).log_prob(_tensor(17)))
+    counts = torch.arange(10.0, 25.0)
+    log_weight = prior.log_prob(counts.unsqueeze(1)) - 0.5 * (counts - 17.0) ** 2
+    found = (belief.particles == counts).float().mean(dim=0)
+    torch.testing.assert_close(found, log_weight.softmax(0), atol=0.03, rtol=0.0)
+
+
+def test_p_values_of_data_that_are_predicted_are_uniform():
+    torch.manual_seed(0)
+    prior, design = LinearGaussian.prior, torch.tensor([2.0])
+    theta = prior.sample(torch.Size((4_096,)))
+    truths = prior.sample(torch.Size((200, 1)))
+    values = torch.tensor(
+        [
+            predictive_p_value(
+                ExactLinear(), theta, design, LinearGaussian.simulate(truth, design)
+            )
+            for truth in truths
+        ]
+    )
+    # The smaller of two that are nearly the same. Standard error 0.035.
+    assert (values < 0.5).float().mean().item() == pytest.approx(0.5, abs=0.13)
+    assert (values < SURPRISING).sum() <= 2
+
+
+@pytest.mark.parametrize("distance", [20.0, 100.0, 300.0])
+@pytest.mark.parametrize("likelihood", ["exact", "high far away"])
+def test_data_far_from_all_that_is_predicted_are_told(distance, likelihood):
+    class HighFarAway(ExactLinear):
+        def log_prob(self, input, condition):
+            return torch.where(
+                input[..., 0] > 30.0, 10.0, super().log_prob(input, condition)
+            )
+
+    torch.manual_seed(0)
+    theta = LinearGaussian.prior.sample(torch.Size((256,)))
+    model = ExactLinear() if likelihood == "exact" else HighFarAway()
+    # The predictive standard deviation is the root of five.
+    x = torch.tensor([[5.0**0.5 * distance]])
+    p_value = predictive_p_value(model, theta, torch.tensor([2.0]), x)
+    assert p_value < SURPRISING
+
+
+class ExactLinear:
+    """The likelihood of a straight line in the calling convention of estimators."""
+
+    def log_prob(self, input, condition):
+        return LinearGaussian.log_prob(input, condition)
+
+    def sample(self, sample_shape, condition):
+        mean = condition[:, :1] * condition[:, 1:]
+        return mean + torch.randn(*sample_shape, *mean.shape)

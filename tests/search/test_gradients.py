@@ -1,0 +1,161 @@
+"""Policy gradients with exact densities, against exact derivatives."""
+
+import pytest
+import torch
+
+from benchmarks.exact_estimators import exact_estimators, slope
+from benchmarks.gradient_table import (
+    batch_gradients,
+    finite_difference,
+    gradient_row,
+    policy_at,
+)
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.gradients import (
+    DATA_PATHS,
+    POLICY_GRADIENTS,
+    leave_one_out_baseline,
+    partial_path,
+    score_loss,
+)
+from tests.oracles import LinearGaussian as Model
+
+FULL = [method for method in POLICY_GRADIENTS if method != "partial"]
+
+
+def test_there_are_five_gradients():
+    assert set(POLICY_GRADIENTS) == {
+        "score",
+        "surrogate",
+        "implicit",
+        "pathwise",
+        "partial",
+    }
+
+
+@pytest.mark.parametrize("loc", [1.0, 3.0])
+def test_the_finite_difference_is_the_derivative_of_the_closed_form(loc):
+    narrow = finite_difference(loc, scale=0.02)
+    exact = Model.eig_gradient(torch.tensor(loc)).item()  # 0.5 and 0.3.
+    # The curvature of the information over a policy of scale 0.02 is below 1e-3.
+    assert narrow == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "barber_agakov"])
+@pytest.mark.parametrize("loc", [1.0, 3.0])
+@pytest.mark.parametrize("method", FULL)
+def test_gradients_are_those_of_the_exact_information(method, loc, objective):
+    row = gradient_row(method, objective, loc, num_batches=60)
+    print(row)
+    # The bound of Barber and Agakov is tight with the exact posterior. The slope of the
+    # contrastive one with 100 contrastive samples is lower by less than 0.012.
+    bias = 0.012 if objective == "info_nce" else 0.0
+    error = row["standard_error"]
+    assert error < 0.03
+    assert abs(row["value"] - row["finite_difference"]) < 3.5 * error + bias
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FULL)
+@pytest.mark.parametrize("loc", [1.0, 3.0, 9.5])
+def test_gradients_are_those_of_the_exact_information_also_at_the_edge(method, loc):
+    row = gradient_row(method, "barber_agakov", loc, num_batches=2_000)
+    print(row)
+    assert row["standard_error"] < 0.005
+    error = 3.5 * row["standard_error"] + 2e-4  # rows are rounded to 1e-4.
+    assert abs(row["value"] - row["finite_difference"]) < error
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "barber_agakov"])
+@pytest.mark.parametrize("loc", [1.0, 3.0])
+def test_partial_is_zero_with_exact_densities(loc, objective):
+    row = gradient_row("partial", objective, loc, num_batches=60)
+    print(row)
+    assert row["standard_error"] < 0.01
+    assert abs(row["value"]) < 3.5 * row["standard_error"]
+    assert row["finite_difference"] > 15 * row["standard_error"]
+
+
+@pytest.mark.parametrize("objective", ["info_nce", "barber_agakov", "marginal"])
+def test_implicit_is_pathwise_where_the_likelihood_is_true(objective):
+    """With the same draws: dx/dξ at fixed noise is what the simulator does."""
+    gradients = []
+    for method in ("implicit", "pathwise"):
+        torch.manual_seed(1)
+        gradients.append(
+            batch_gradients(method, objective, 2.0, num_batches=3, num_contrastive=20)
+        )
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_through_the_data_have_less_variance_than_the_score():
+    variances = {
+        method: batch_gradients(method, "barber_agakov", 3.0, num_batches=60).var()
+        for method in FULL
+    }
+    for method in ("surrogate", "implicit", "pathwise"):
+        assert variances[method] < 0.1 * variances["score"], variances
+
+
+def linear_batch(design):
+    theta = Model.prior.sample((len(design),))
+    noise = torch.randn_like(theta)
+    x = theta * design + noise
+    return Batch(theta, x, design, design, torch.ones(len(design), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("method", sorted(DATA_PATHS))
+def test_paths_move_the_data_as_the_model_does(method):
+    """x = θ ξ + ε at fixed ε: the derivative in ξ is θ, of `partial` it is zero."""
+    estimators = exact_estimators(slope, dim_theta=1, dim_design=1)
+    design = torch.linspace(-3.0, 3.0, 50).unsqueeze(1).requires_grad_()
+    batch = linear_batch(design)
+    x = DATA_PATHS[method](batch, estimators)
+    if method == "partial":
+        assert not x.requires_grad
+        return
+    if method != "surrogate":  # draws of its own.
+        torch.testing.assert_close(x, batch.x)
+    (derivative,) = torch.autograd.grad(x.sum(), design)
+    torch.testing.assert_close(derivative, batch.theta)
+
+
+def test_pathwise_needs_a_simulator_with_a_gradient():
+    batch = linear_batch(torch.ones(5, 1))
+    estimators = exact_estimators(slope, dim_theta=1, dim_design=1)
+    with pytest.raises(ValueError, match="(?s)gradient='pathwise'.*gradient='score'"):
+        DATA_PATHS["pathwise"](batch, estimators)
+    assert partial_path(batch, estimators) is not None
+
+
+def test_baseline_leaves_the_expectation_and_lowers_the_variance():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    expected = torch.tensor([(2 + 6) / 2, (1 + 6) / 2, (1 + 2) / 2])
+    torch.testing.assert_close(leave_one_out_baseline(values), expected)
+
+    policy = policy_at(1.0, 1.0)
+    with_baseline, without = [], []
+    for _ in range(300):
+        designs = policy.sample(torch.Size((50,)))
+        with torch.no_grad():
+            terms = Model.eig(designs) + 3.0
+        log_prob = policy.log_prob(designs)
+        losses = score_loss(terms, log_prob), -(terms * log_prob).mean()
+        for loss, gradients in zip(losses, (with_baseline, without), strict=True):
+            gradients.append(
+                torch.autograd.grad(loss, list(policy.parameters()), retain_graph=True)[
+                    0
+                ].item()
+            )
+    with_baseline, without = torch.tensor(with_baseline), torch.tensor(without)
+    assert with_baseline.std() < 0.2 * without.std()
+    error = without.std().item() / 300**0.5
+    assert abs(with_baseline.mean() - without.mean()) < 4 * error
+
+
+def test_score_does_not_differentiate_the_information():
+    designs = torch.rand(8, 1, requires_grad=True)
+    log_prob = torch.randn(8, requires_grad=True)
+    score_loss(designs.squeeze(1) ** 2, log_prob).backward()
+    assert designs.grad is None
+    assert log_prob.grad is not None

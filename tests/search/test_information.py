@@ -1,0 +1,184 @@
+"""What drives a policy: densities of a batch and the bounds made of them."""
+
+import pytest
+import torch
+from sbi.neural_nets import likelihood_nn, posterior_nn
+
+from benchmarks.exact_estimators import (
+    exact_estimators,
+    information,
+    normal_prior,
+    slope,
+)
+from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.objectives.info_nce import (
+    contrastive_bound,
+    in_batch_contrast,
+    info_nce_loss,
+    log_likelihood_matrix,
+)
+from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.information import (
+    POLICY_OBJECTIVES,
+    Densities,
+    training_losses,
+)
+from tests.oracles import EnergyBetween
+
+PRIOR = normal_prior(1)
+SLOPE = {"dim_theta": 1, "dim_design": 1}
+
+
+def batch(num):
+    theta, design = torch.randn(num, 1), 1.0 + torch.rand(num, 1)
+    return theta, theta * design + torch.randn(num, 1), design
+
+
+def networks(theta, x, design):
+    """Untrained networks of every kind."""
+    data = torch.cat([x, design], dim=1)
+    posterior = HybridEstimator(
+        posterior_nn("mdn")(theta, data), EnergyRatio(theta, data)
+    )
+    torch.nn.init.normal_(posterior.energy.last.weight, std=0.1)
+    return DesignEstimators(
+        likelihood_nn("mdn")(torch.cat([theta, design], dim=1), x),
+        posterior,
+        likelihood_nn("mdn")(design, x),
+    )
+
+
+def exact_hybrid(**wrong):
+    """Exact densities, the posterior made of a base and an energy."""
+    exact = exact_estimators(slope, **SLOPE)
+    base = exact_estimators(slope, **SLOPE, **wrong).posterior
+    exact.posterior = HybridEstimator(base, EnergyBetween(exact.posterior, base))
+    return exact
+
+
+def densities_of(estimators, num, num_contrastive=31):
+    theta, x, design = batch(num)
+    contrast = in_batch_contrast(theta, num_contrastive)
+    return Densities(estimators, PRIOR, theta, x, design, contrast)
+
+
+def test_densities_are_those_of_direct_calls():
+    theta, x, design = batch(40)
+    estimators = networks(theta, x, design)
+    contrast = in_batch_contrast(theta, 5)
+    densities = Densities(estimators, PRIOR, theta, x, design, contrast)
+    data = torch.cat([x, design], dim=1)
+    conditions = torch.cat(
+        [torch.cat([theta.unsqueeze(0), contrast]), design.expand(6, 40, 1)], dim=-1
+    )
+    likelihood, posterior = estimators.likelihood, estimators.hybrid
+    first = theta.unsqueeze(0)
+    expected = {
+        "log_likelihood": likelihood.log_prob(x.unsqueeze(0), conditions[0])[0],
+        "log_likelihoods": log_likelihood_matrix(likelihood.log_prob, x, conditions),
+        "log_prior": PRIOR.log_prob(theta),
+        "data": data,
+        "log_posterior": posterior.base.log_prob(first, data)[0],
+        "log_ratio": posterior.log_ratio(first, data)[0],
+        "log_marginal": estimators.marginal.log_prob(x.unsqueeze(0), design)[0],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(densities, name), value, msg=name)
+    torch.testing.assert_close(densities.log_likelihoods[0], densities.log_likelihood)
+    torch.manual_seed(1)
+    again = Densities(estimators, PRIOR, theta, x, design, contrast).partition
+    torch.manual_seed(1)
+    torch.testing.assert_close(again, posterior.partition(data))
+
+
+def test_densities_are_evaluated_once_and_only_if_asked():
+    theta, x, design = batch(10)
+    estimators = networks(theta, x, design)
+    calls = []
+    log_prob = estimators.likelihood.log_prob
+
+    def counted(input, condition):
+        calls.append(len(condition))
+        return log_prob(input, condition)
+
+    estimators.likelihood.log_prob = counted
+    densities = Densities(
+        estimators, PRIOR, theta, x, design, in_batch_contrast(theta, 3)
+    )
+    assert densities.log_posterior.shape == (10,) and not calls
+    densities.log_likelihoods, densities.log_likelihoods, densities.log_likelihood  # noqa: B018
+    assert calls == [40]  # the matrix serves its first row.
+
+
+def test_training_losses_are_those_of_each_network():
+    theta, x, design = batch(30)
+    estimators = networks(theta, x, design)
+    densities = Densities(
+        estimators, PRIOR, theta, x, design, in_batch_contrast(theta, 3)
+    )
+    data = torch.cat([x, design], dim=1)
+    torch.manual_seed(2)
+    losses = training_losses(estimators, densities, 0.5)
+    torch.manual_seed(2)
+    assert set(losses) == {"likelihood", "posterior", "marginal"}
+    expected = estimators.hybrid.loss(theta, data)
+    torch.testing.assert_close(losses["posterior"], expected)
+    expected = info_nce_loss(densities.log_likelihoods, 0.5)
+    torch.testing.assert_close(losses["likelihood"], expected)
+    expected = estimators.marginal.loss(x, design)
+    torch.testing.assert_close(losses["marginal"], expected)
+
+    plain = DesignEstimators(estimators.likelihood, estimators.posterior_base)
+    densities = Densities(plain, PRIOR, theta, x, design, in_batch_contrast(theta, 3))
+    losses = training_losses(plain, densities, 0.5)
+    assert set(losses) == {"likelihood", "posterior"}
+    expected = plain.posterior.loss(theta, data)
+    torch.testing.assert_close(losses["posterior"], expected)
+
+
+@pytest.mark.parametrize("name", POLICY_OBJECTIVES)
+def test_with_exact_densities_each_objective_is_the_information(name):
+    densities = densities_of(exact_hybrid(noise_scale=1.3), 4_000, 100)
+    terms = POLICY_OBJECTIVES[name].terms(densities)
+    assert terms.shape == (4_000,) and torch.isfinite(terms).all()
+    exact = information(slope, densities.design).mean().item()
+    error = terms.std().item() / 4_000**0.5
+    # With 100 contrastive samples the contrastive bound is lower by less than 0.02.
+    bias = 0.02 if name == "info_nce" else 0.0
+    print(f"{name}: {terms.mean():.3f} ± {error:.3f}, exact {exact:.3f}")
+    if name == "barber_agakov":  # the base alone, which is wrong: a bound.
+        assert terms.mean() < exact - 2 * error
+    else:
+        assert abs(terms.mean() - exact) < 3.5 * error + bias
+
+
+@pytest.mark.parametrize("wrong", [{"noise_scale": 0.7}, {"error": 0.5}], ids=str)
+@pytest.mark.parametrize("name", sorted(set(POLICY_OBJECTIVES) - {"marginal"}))
+def test_with_wrong_densities_each_is_a_lower_bound(name, wrong):
+    bad = exact_estimators(slope, **SLOPE, **wrong)
+    far = exact_estimators(slope, **SLOPE, noise_scale=2.0).posterior
+    bad.posterior = HybridEstimator(bad.posterior, EnergyBetween(far, bad.posterior))
+    densities = densities_of(bad, 4_000)
+    terms = POLICY_OBJECTIVES[name].terms(densities)
+    exact = information(slope, densities.design).mean().item()
+    assert terms.mean() < exact - 2 * terms.std().item() / 4_000**0.5
+
+
+def test_the_contrastive_objective_is_that_of_its_matrix():
+    densities = densities_of(exact_hybrid(), 50, 7)
+    expected = contrastive_bound(densities.log_likelihoods)
+    assert torch.equal(POLICY_OBJECTIVES["info_nce"].terms(densities), expected)
+
+
+def test_each_objective_knows_what_it_needs():
+    estimators = exact_estimators(slope, **SLOPE)
+    likelihood = DesignEstimators(estimators.likelihood)
+    hybrid = exact_hybrid()
+    for name, objective in POLICY_OBJECTIVES.items():
+        assert hybrid.serve(objective.needs)
+        assert likelihood.serve(objective.needs) == (name == "info_nce")
+        assert estimators.serve(objective.needs) == (name != "gkl")
+    with pytest.raises(RuntimeError, match="no marginal estimator"):
+        likelihood.require("marginal")
+    assert len(hybrid.all()) == 3 and len(likelihood.all()) == 1

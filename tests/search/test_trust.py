@@ -1,0 +1,219 @@
+"""What speaks against a result is found where it is, and nowhere else."""
+
+import math
+import re
+import warnings
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Independent, Uniform
+
+from benchmarks.exact_estimators import (
+    exact_estimators,
+    information,
+    normal_prior,
+    slope,
+)
+from sbi_boed_plugin import EIGEstimate, TruncatedNormalPolicy
+from sbi_boed_plugin.search import trust
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.progress import Progress
+from sbi_boed_plugin.search.trust import estimate_bounds, find_arrival, find_doubts
+from tests.oracles import LinearGaussian as Model
+from tests.oracles import WithConstant
+from tests.trainers.cases import make_trainer
+
+
+def estimate(value, error=0.02, bound="pce"):
+    return EIGEstimate(value, error, bound, num_simulations=1_000)
+
+
+CONSISTENT = {
+    "barber_agakov": 1.9,
+    "lace": 2.0,
+    "lace_upper": 2.02,
+    "pce": 1.8,
+    "snmc": 2.1,
+    "linear": 1.7,
+}
+
+
+OTHERS = ("arrival", "never_moved", "num_learned_from", "overfit", "mismatch")
+
+
+def doubts_of(arrival=None, **changed):
+    others = {name: changed.pop(name) for name in OTHERS if name in changed}
+    bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
+    return find_doubts(bounds, arrival, **others)
+
+
+@pytest.mark.parametrize(
+    "changed, text",
+    [
+        ({"lace": 2.7, "lace_upper": 2.71}, "lace says at least 2.70 nats and snmc"),
+        ({"pce": 2.6}, "pce says at least 2.60 nats and lace_upper at most 2.02"),
+        ({"linear": 2.5}, "linear regression knows more .*2.50 against 2.00"),
+        ({"lace": 1.0, "lace_upper": 1.01, "pce": 1.0}, "likelihood knows less"),
+        ({"never_moved": True}, "took no step"),
+        ({"overfit": (0.45, 0.2)}, "know 0.45 nats more of the simulations"),
+        ({"num_learned_from": 900}, "learned from 900 simulations only"),
+        ({"mismatch": 0.12}, "draws other data than the simulator .* 0.12"),
+    ],
+)
+def test_each_contradiction_is_one_doubt(changed, text):
+    (doubt,) = doubts_of(**changed)
+    assert re.search(text, doubt)
+
+
+def test_bounds_that_agree_and_bounds_that_are_loose_leave_no_doubt():
+    assert doubts_of() == [] and doubts_of(overfit=(0.25, 0.01)) == []
+    assert doubts_of(overfit=(0.45, 0.3)) == []
+    # A posterior network that is too simple is no contradiction: LACE is reported.
+    assert doubts_of(barber_agakov=0.5, linear=0.4) == []
+    # Nor is a contrastive bound at its cap.
+    assert doubts_of(pce=0.7, snmc=9.0) == []
+    assert doubts_of(lace=2.15, lace_upper=2.16, snmc=2.05) == []  # Within errors.
+
+
+def progress_with(coefficients, num_rows, noise=1.0):
+    coefficients = torch.tensor(coefficients)
+    design = 3.0 + 0.5 * torch.randn(num_rows, len(coefficients))
+    terms = (design / 0.5) @ coefficients + noise * torch.randn(num_rows)
+    rows = torch.zeros(num_rows, 1)
+    batch = Batch(rows, rows, design, design, rows[:, 0] == 0, information=terms)
+    progress = Progress(step=40, search_ended=40, stored=[batch] * 2)
+    progress.stored = [
+        Batch(*parts, information=told)
+        for *parts, told in zip(
+            *(t.chunk(20) for t in (rows, rows, design, design, rows[:, 0] == 0)),
+            terms.chunk(20),
+            strict=True,
+        )
+    ]
+    modes = torch.linspace(1.0, 3.0, 40).unsqueeze(1).expand(-1, len(coefficients))
+    progress.history["mode"] = modes.tolist()
+    return progress
+
+
+def test_a_slope_is_found_with_its_error():
+    arrival = find_arrival(progress_with([0.3, 0.0], 4_000), torch.zeros(2))
+    expected = torch.tensor([0.3, 0.0]).double()
+    error = (arrival.slope - expected).abs() / arrival.slope_standard_error
+    assert (error < 4.0).all()
+    assert arrival.slope_standard_error == pytest.approx(
+        torch.full((2,), 4_000**-0.5), rel=0.05
+    )
+    assert arrival.is_steep and arrival.gain == pytest.approx(0.3, abs=0.07)
+    assert "stopped on a slope" in doubts_of(arrival)[0]
+    # The unit of length is the standard deviation of the draws.
+    assert arrival.distance == pytest.approx(math.hypot(2.0, 2.0) / 0.5, rel=0.05)
+
+
+def test_an_edge_is_no_slope():
+    progress = progress_with([0.3, -0.3], 4_000)
+    assert not find_arrival(progress, torch.tensor([1.0, -1.0])).is_steep
+    assert find_arrival(progress, torch.tensor([-1.0, -1.0])).is_steep
+
+
+def test_a_flat_top_is_no_slope():
+    arrivals = [
+        find_arrival(progress_with([0.0] * dim, 1_000), torch.zeros(dim))
+        for dim in (1, 10)
+        for _ in range(100)
+    ]
+    # Sixteen nats beyond the mean of a chi-squared variable hardly ever happen.
+    assert not any(arrival.is_steep for arrival in arrivals)
+
+
+def bounds_with(prior, num_samples=2_000):
+    estimators = exact_estimators(slope, dim_theta=1, dim_design=1)
+    design = torch.tensor([3.0])
+    theta = prior.sample((num_samples,))
+    x = theta * design + torch.randn(num_samples, 1)
+    return estimate_bounds(
+        estimators,
+        theta,
+        x,
+        prior=prior,
+        fresh_prior=prior,
+        design=design,
+        objective="barber_agakov",
+        num_contrastive=511,
+    )
+
+
+def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():
+    bounds = bounds_with(normal_prior(1))
+    assert find_doubts(bounds) == []
+    exact = information(slope, torch.tensor([[3.0]])).item()
+    for name, bound in bounds.items():
+        # Contrasts from the prior are off by 0.01, the fit of the line likewise.
+        limit = 4.0 * bound.standard_error + 0.02
+        assert abs(bound.value - exact) < limit, name
+    assert set(bounds) == {
+        *("barber_agakov", "lace", "lace_upper", "pce", "snmc", "linear")
+    }
+
+
+@pytest.mark.parametrize("constant", [-1.0, 1.0])
+def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeypatch):
+    monkeypatch.setattr(trust, "log_normalization", lambda prior: (0.0, 0.0))
+    bounds = bounds_with(WithConstant(normal_prior(1), constant))
+    (doubt, *_) = find_doubts(bounds)
+    assert "of the prior and its draws do not belong together" in doubt
+
+
+def test_bounds_to_compare_do_not_end_a_search():
+    """Where every draw of the proposal leaves the prior, the others are still there."""
+    prior = Independent(Uniform(torch.zeros(1), torch.full((1,), 1e-3)), 1)
+    bounds = bounds_with(prior, num_samples=300)
+    assert "barber_agakov" in bounds and "lace_upper" not in bounds
+
+
+def search(policy=None, design_learning_rate=3e-2, **settings):
+    low, high = torch.tensor([0.1]), torch.tensor([4.0])
+    trainer = make_trainer(
+        Model.prior, policy or TruncatedNormalPolicy(low, high, loc=torch.ones(1))
+    )
+    return trainer.optimize_design(
+        Model.simulate, design_learning_rate=design_learning_rate, **settings
+    )
+
+
+def test_networks_that_hardly_learned_are_told():
+    with pytest.warns(UserWarning, match="linear regression knows more"):
+        result = search(
+            TruncatedNormalPolicy(torch.tensor([7.9]), torch.tensor([8.0])), num_steps=3
+        )
+    assert any("hardly learned" in doubt for doubt in result.doubts)
+    assert result.doubts[0] in str(result)
+
+
+def test_a_policy_that_cannot_move_is_told():
+    with pytest.warns(UserWarning, match="stopped on a slope"):
+        result = search(num_steps=100, design_learning_rate=1e-7)
+    assert result.arrival.distance < 1e-3
+
+
+def test_a_search_that_ends_while_it_warms_up_is_told():
+    with pytest.warns(UserWarning, match="took no step"):
+        search(num_steps=1_000, max_num_simulations=1_000)
+
+
+def test_a_usual_search_is_quiet_and_says_no_more_than_it_knows():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = search(num_steps=200)
+    assert result.doubts == ()
+    text = str(result)
+    assert text.startswith("design [") and "at least" in text and "lower bound" in text
+    assert len(text) < 200
+    exact = Model.eig(result.design).item()
+    assert result.eig.value < exact + 3.0 * result.eig.standard_error
+
+
+def test_parameters_of_two_values_have_no_linear_bound():
+    coin = Independent(Bernoulli(torch.full((1,), 0.5)), 1)
+    theta = coin.sample((500,))
+    x = theta + 0.1 * torch.randn(500, 1)
+    assert trust._linear_bound(theta, x, coin, 0.0) is None
