@@ -48,8 +48,9 @@ from sbi_boed_plugin.registration import autoregister as _autoregister
 from sbi_boed_plugin.registration import is_registered as is_registered
 from sbi_boed_plugin.registration import register as register
 from sbi_boed_plugin.registration import unregister as unregister
-from sbi_boed_plugin.search.config import DesignResult as DesignResult
-from sbi_boed_plugin.search.multi_start import MultiStartConfig as MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig as DesignSearchConfig
+from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
+from sbi_boed_plugin.search.result import DesignResult as DesignResult
 from sbi_boed_plugin.simulation import simulate_for_boed as simulate_for_boed
 from sbi_boed_plugin.simulation import vectorize as vectorize
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig as EnergyConfig

@@ -17,6 +17,7 @@ from sbi_boed_plugin._comparison import design_grid as design_grid
 from sbi_boed_plugin._comparison import eig_over_designs as eig_over_designs
 from sbi_boed_plugin._comparison import has_log_designs as has_log_designs
 from sbi_boed_plugin._comparison import reference_eig as reference_eig
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -27,9 +28,8 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [

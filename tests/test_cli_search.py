@@ -9,7 +9,7 @@ import torch
 from sbi_boed_plugin import NLE_INCE, experiment
 from sbi_boed_plugin.cli import design_run, main
 from sbi_boed_plugin.cli.search_settings import NUM_STEPS
-from sbi_boed_plugin.search.multi_start import MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.tasks import available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
 
@@ -159,7 +159,7 @@ def test_a_multi_start_search_needs_no_gradient_of_the_policy(options, monkeypat
 def test_the_help_names_the_default_number_of_steps(capsys):
     _, out, _ = run(["design", "--help"], capsys)
     assert f"(default: {NUM_STEPS})" in " ".join(out.split())
-    documented = " ".join((NLE_INCE.optimize_design.__doc__ or "").split())
+    documented = " ".join((DesignSearchConfig.__doc__ or "").split())
     steps = f"{NUM_STEPS:,}"
     assert f"Number of training steps. If `None`, {steps}" in documented
 

@@ -14,8 +14,8 @@ from benchmarks.papers.study import Row
 from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine
+from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._sequential import Observation
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [

@@ -26,7 +26,7 @@ from sbi_boed_plugin.experiment import (
     simulate_predictions,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = ["run_design"]

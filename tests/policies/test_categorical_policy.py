@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.distributions import constraints
 
+from sbi_boed_plugin import CategoricalPolicy
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search import CategoricalPolicy
 from tests.search.expectations import by_score, simulated, smooth
 
 CANDIDATES = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, -0.5], [1e-9, 1e6]])

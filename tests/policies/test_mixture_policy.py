@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sbi_boed_plugin.search import (
+from sbi_boed_plugin import (
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )

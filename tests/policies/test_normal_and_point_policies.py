@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from sbi_boed_plugin.search import NormalPolicy, PointPolicy
+from sbi_boed_plugin import NormalPolicy, PointPolicy
 from tests.search.expectations import assert_unbiased, by_rsample, by_score, smooth
 
 LOC = torch.tensor([0.3, -0.2], dtype=torch.float64)

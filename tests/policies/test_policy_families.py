@@ -5,13 +5,13 @@ import pickle
 import pytest
 import torch
 
-from sbi_boed_plugin import TruncatedNormalPolicy
-from sbi_boed_plugin.search import (
+from sbi_boed_plugin import (
     CategoricalPolicy,
     DesignPolicy,
     NormalPolicy,
     PointPolicy,
     TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
 )
 from tests.trainers.cases import SEARCH, make, message, simulator
 

@@ -9,12 +9,12 @@ from sbi.utils import BoxUniform
 from torch.distributions import Independent, MultivariateNormal, Normal, Poisson
 from torch.distributions.transforms import identity_transform
 
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.search.belief import (
     SURPRISING,
     ParticleBelief,
     predictive_p_value,
 )
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from tests.oracles import LinearGaussian
 
 PRIOR = Independent(Normal(torch.zeros(2), 3.0), 1)

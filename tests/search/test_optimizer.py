@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from sbi_boed_plugin.search.config import DesignOptimizerConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import CHECK
@@ -179,6 +179,6 @@ def test_settings_out_of_range_are_named(name, value):
         "objective": "barber_agakov",
         "gradient": "score",
     }
-    DesignOptimizerConfig(**settings)
+    DesignSearchConfig(**settings)
     with pytest.raises(ValueError, match=name):
-        DesignOptimizerConfig(**{**settings, name: value})
+        DesignSearchConfig(**{**settings, name: value})

@@ -1,8 +1,6 @@
 """Searches with every objective, every gradient and policies of every kind."""
 
 import math
-import pickle
-import random
 
 import pytest
 import torch
@@ -17,11 +15,9 @@ from sbi_boed_plugin.search.gradients import DATA_PATHS, POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
-from tests.contract_cases import seed_everything
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import (
     CHECK,
-    SCORING,
     SEARCH,
     FailsAt,
     make,
@@ -33,11 +29,6 @@ SHORT = {**SEARCH, "num_steps": 3}
 QUICK = MultiStartConfig(num_starts=8, num_climb_steps=6, num_candidate_samples=50)
 BOX = torch.tensor([-2.0]), torch.tensor([2.0])
 NEVER_CALLED = FailsAt(AssertionError("simulated"), call=1)
-
-
-def seed_all():
-    seed_everything(5)
-    random.seed(5)
 
 
 def networks(result):
@@ -78,41 +69,6 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     needed = {"gkl": {"posterior"}, "barber_agakov": {"posterior"}}
     needed["marginal"] = {"marginal"}
     assert trained == {"likelihood"} | needed.get(objective, set())
-
-
-@pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-@pytest.mark.parametrize(
-    ("objective", "gradient"),
-    [*((objective, "score") for objective in POLICY_OBJECTIVES), ("gkl", "surrogate")],
-)
-def test_each_resumes_in_another_process_as_if_nothing_had_happened(
-    objective, gradient
-):
-    settings = {**SEARCH, "objective": objective, "gradient": gradient}
-    trainer = make()
-    seed_all()
-    expected = trainer.optimize_design(simulator, **settings)
-
-    trainer = make()
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 3), **settings)
-    trainer = pickle.loads(pickle.dumps(trainer))
-    torch.rand(3)
-    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-
-    assert torch.equal(result.design, expected.design)
-    assert result.eig == expected.eig
-    for key in set(expected.history) - {"seconds"}:
-        assert result.history[key] == expected.history[key], key
-    for name, network in networks(expected).items():
-        other = networks(result)[name]
-        assert (network is None) == (other is None)
-        if network is not None:
-            state = other.state_dict()
-            for key, value in network.state_dict().items():
-                assert torch.equal(state[key], value), (name, key)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_a_multi_start_search_trains_again_where_networks_are_stale():
         Model.simulate, **{**settings, "num_steps": None}, max_num_simulations=400
     )
     assert after.config.objective == "info_nce" and after.config.num_steps == 0
-    assert inference._serves_all_designs("info_nce")
-    assert not inference._serves_all_designs("barber_agakov")
+    assert inference.search.serves_all_designs("info_nce")
+    assert not inference.search.serves_all_designs("barber_agakov")
     with pytest.raises(RuntimeError, match="trained before the last observation"):
         inference.estimate_eig(Model.simulate, DESIGN, objective="barber_agakov")
 
@@ -46,7 +46,7 @@ def test_a_multi_start_search_trains_again_where_networks_are_stale():
 def test_networks_of_a_narrow_policy_do_not_serve_all_designs():
     inference = make()
     inference.optimize_design(Model.simulate, **FEW)
-    assert not inference._serves_all_designs("barber_agakov")
+    assert not inference.search.serves_all_designs("barber_agakov")
 
 
 def test_direct_takes_one_observation_into_account_and_says_so():
@@ -161,9 +161,9 @@ def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
     settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
     with pytest.raises(KeyboardInterrupt):
         inference.optimize_design(interrupted, **settings)
-    assert not inference._serves_all_designs(None)
+    assert not inference.search.serves_all_designs()
     inference.optimize_design(Model.simulate, **settings, resume_training=True)
-    assert inference._serves_all_designs(None)
+    assert inference.search.serves_all_designs()
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "implicit", "partial"])
