@@ -155,6 +155,11 @@ class DesignSearchConfig:
         _check_method(self)
 
     @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> "DesignSearchConfig":
+        """Return the settings among the arguments of a function, by their names."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
         """Return what `dataclasses.asdict` made plain."""
         search = values["multi_start"]

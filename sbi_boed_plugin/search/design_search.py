@@ -23,7 +23,7 @@ from sbi_boed_plugin.search.experiments import Experiments
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.search.run import num_simulations_after_training, run_search
+from sbi_boed_plugin.search.run import run_search
 from sbi_boed_plugin.search.scoring import score_design
 
 __all__ = ["DesignSearch"]
@@ -114,45 +114,36 @@ class DesignSearch:
     ) -> DesignResult:
         """Search for a design, or go on with the last search.
 
-        Args:
-            simulator: Function from `theta` and `design` to `x`.
-            asked: Settings.
-            resume: Whether to go on from the last completed step of the last search,
-                with its settings but the budgets of this call.
-            tracker: sbi's tracker, to log each step to.
-            show_progress_bar: Whether to show progress bars.
-
-        Returns:
-            The design, and what is known of it.
+        A search that goes on does so from its last completed step, with its settings
+        but the budgets of this call.
 
         Raises:
             ValueError: If there is no policy or prior, or settings do not go together.
             RuntimeError: If there is nothing to resume.
         """
-        if resume:
-            if self.optimizer is None:
-                raise RuntimeError(
-                    "There is no design optimization to resume. Call optimize_design "
-                    "without resume_training first."
-                )
-            config = asked.continuing(self.optimizer.config)
+        optimizer = self.optimizer
+        if resume and optimizer is None:
+            raise RuntimeError(
+                "There is no design optimization to resume. Call optimize_design "
+                "without resume_training first."
+            )
+        if resume and optimizer is not None:
+            config = asked.continuing(optimizer.config)
         else:
-            config = self._with_objective(asked)
+            config, optimizer = self._with_objective(asked), None
         checked = CheckedSimulator(simulator)
-        is_ready = config.method == "multi_start" and self.serves_all_designs(
-            config.objective
-        )
+        over_all = config.method == "multi_start"
         config = with_shares_of_budget(
-            config, has_networks=is_ready, num_check_calls=checked.num_check_calls
+            config,
+            has_networks=over_all and self.serves_all_designs(config.objective),
+            num_check_calls=checked.num_check_calls,
         )
-        if resume:
-            optimizer = self.optimizer
-            optimizer.config = config
-        else:
+        if optimizer is None:
             optimizer = self._start(with_other_defaults(config))
+        else:
+            optimizer.config = config
         # A search that goes on has had its simulator checked.
         checked.is_checked |= optimizer.progress.step > 0
-        _check_what_is_left(optimizer, checked)
         self.optimizer = optimizer
         try:
             return run_search(
@@ -236,7 +227,7 @@ class DesignSearch:
         known = {} if networks is None else networks.named()
         self.likelihood = known.get("likelihood")
         self.posterior, self.marginal = known.get("posterior"), known.get("marginal")
-        self.dim_design = self.policy.dim_design if known else None
+        self.dim_design = self.policy.dim_design if known and self.policy else None
 
     def serves_all_designs(self, objective: str | None = None) -> bool:
         """Whether a multi-start search can use the networks as they are."""
@@ -257,7 +248,15 @@ class DesignSearch:
         objective: str,
         **kwargs: Any,
     ) -> EIGEstimate:
-        """Estimate the information of a design with the networks as they are."""
+        """Estimate the information of a design with the networks as they are, in nats.
+
+        Beyond what is known after all observations, by the bound of an objective of
+        `optimize_design`. Further arguments are those of
+        :func:`~sbi_boed_plugin.estimate_eig`.
+
+        Raises:
+            RuntimeError: If there are no networks for this objective yet.
+        """
         if objective not in POLICY_OBJECTIVES:
             raise ValueError(
                 f"objective='{objective}' is unknown. Use one of "
@@ -286,8 +285,24 @@ class DesignSearch:
 
     # --- Observing --------------------------------------------------------------------
 
-    def observe(self, design: Tensor, x: Tensor, num_particles: int) -> None:
-        """Take experiments into account, or raise and change nothing."""
+    def observe(self, design: Tensor, x: Tensor, num_particles: int = 4_096) -> None:
+        """Take experiments into account, or raise and change nothing.
+
+        Args:
+            design: Design of shape `(dim_design,)`, or one row for each of several
+                experiments, `(num_experiments, dim_design)`.
+            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
+                is a warning if it lies beyond all of 1,000 draws of the learned
+                predictive distribution; `predictive_p_value` of the observation says
+                how surprising it was.
+            num_particles: Number of particles of the belief; fixed by the first call.
+
+        Raises:
+            RuntimeError: If there is no likelihood yet, or it has no designs.
+            ValueError: If shapes do not match, a value is not finite, the design lies
+                outside the support of the policy, the likelihood gives the data no
+                density, or the belief would collapse.
+        """
         if self.likelihood is None or not self.dim_design:
             raise RuntimeError(
                 "There is no likelihood with designs yet: call optimize_design() "
@@ -298,8 +313,15 @@ class DesignSearch:
         self.experiments.observe(self.likelihood, design, x, num_particles)
         self._start_anew()
 
-    def forget(self, num_observations: int) -> None:
-        """Take the last observations back, and networks that know of them."""
+    def forget(self, num_observations: int = 1) -> None:
+        """Take the last observations back, and networks that know of them.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. The likelihood knows nothing of observations, and stays.
+
+        Raises:
+            ValueError: If there are not as many observations.
+        """
         self.experiments.forget(num_observations)
         self._start_anew()
         if self.trained_after > len(self.experiments):
@@ -342,55 +364,38 @@ class DesignSearch:
         if self.policy is None:
             raise ValueError("design_policy=None: a search to load has a policy.")
         # Everything is built before anything changes.
-        dim_x = state["dim_x"]
+        dim_x, saved = state["dim_x"], state["experiments"]
         networks = self._restored_networks(state["networks"], dim_x)
-        saved = state["experiments"]
-        kept = [
-            self._restored_networks({"likelihood": weights}, dim_x).likelihood
-            for weights in saved["likelihoods"]
-        ]
-        for likelihood in kept:
-            likelihood.eval().requires_grad_(False)
+        kept = []
+        for weights in saved["likelihoods"]:
+            restored = self._restored_networks({"likelihood": weights}, dim_x)
+            kept.append(restored.likelihood.eval().requires_grad_(False))
         experiments = self.experiments.restored(saved, kept)
         deepcopy(self.policy).load_state_dict(state["policy"])
-        optimizer = None
-        if state["optimizer"] is not None:
-            optimizer = DesignOptimizer.restored(
-                state["optimizer"],
+        optimizer, of_training = None, state["optimizer"]
+        if of_training is not None:
+            optimizer = DesignOptimizer(
                 self.policy,
                 experiments.belief or self.known(),
-                self._restored_networks(state["optimizer"]["networks"], dim_x),
-                self._device,
+                DesignSearchConfig.from_plain(of_training["config"]),
+                estimators=self._restored_networks(of_training["networks"], dim_x),
+                device=self._device,
             )
+            optimizer.load_state_dict(of_training)
         trained = state["covers_all_designs"], state["trained_after"]
         self.policy.load_state_dict(state["policy"])
         self._set_networks(networks)
         self.covers_all_designs, self.trained_after = trained
         self.experiments, self.optimizer = experiments, optimizer
 
-    def _restored_networks(
-        self, weights: dict[str, dict[str, Any]], dim_x: int
-    ) -> DesignEstimators | None:
+    def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
         """Return networks with saved weights, built from rows of the right shape."""
         if not weights:
             return None
+        assert self.policy is not None
         shape = torch.Size((16,))
         theta = self.known().sample(shape).cpu().float()
         design = self.policy.sample(shape).cpu().float()
         # Any data for which the coordinates of the network exist.
         x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))
         return self.builders.restore(weights, theta, x, design, device=self._device)
-
-
-def _check_what_is_left(
-    optimizer: DesignOptimizer, simulator: CheckedSimulator
-) -> None:
-    """Raise if what scores the design does not fit beside what was spent before."""
-    budget, spent = optimizer.config.max_num_simulations, optimizer.progress.num_spent
-    num_scoring = num_simulations_after_training(optimizer, simulator)
-    if spent and budget is not None and spent + num_scoring > budget:
-        raise ValueError(
-            f"max_num_simulations={budget} is too few: the search to resume has had "
-            f"{spent}, and {num_scoring} score the design. Raise it, or lower "
-            "num_eig_samples."
-        )

@@ -154,19 +154,9 @@ def model_information(
 ) -> Tensor:
     """Return the information of designs under the learned model, differentiably.
 
-    The same parameters serve all designs: differences are more accurate than values.
-
-    Args:
-        estimators: The networks.
-        prior: Distribution of the parameters.
-        designs: Designs of shape `(num_designs, dim_design)`.
-        objective: Name of the objective.
-        num_samples: Number of parameters.
-        num_contrastive: Number of parameters that the contrastive bound has in its
-            mean, if that is more; its estimates are at most the logarithm of it.
-
-    Returns:
-        Estimates of shape `(num_designs,)`, in nats.
+    In nats, from `num_samples` parameters. The same serve all designs: differences are
+    more accurate than values. The contrastive bound has `num_contrastive` parameters in
+    its mean, if that is more; its estimates are at most the logarithm of it.
     """
     model = _LearnedModel(estimators, prior, objective)
     theta = model.draw(num_samples, num_contrastive).to(designs)

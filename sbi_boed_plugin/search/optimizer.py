@@ -40,15 +40,13 @@ from sbi_boed_plugin.search.step import (
     clipped_gradients,
     contrast_of,
     gradients_of_policy,
+    learning_rate_factor,
     spread_designs,
     trainable_parameters,
 )
 from sbi_boed_plugin.search.strategies import STRATEGIES, Strategy
 
 __all__ = ["DesignOptimizer"]
-
-# Learning rate of the networks, relative to that of the search, when refinement starts.
-_REFINEMENT_RATE = 0.2
 
 
 class DesignOptimizer:
@@ -74,7 +72,7 @@ class DesignOptimizer:
         device: str = "cpu",
     ) -> None:
         self.policy = policy.to(device)
-        self.config = config
+        self.config: Any = config  # All that could be None has been chosen.
         self.progress = Progress(search_ended=None if config.num_steps else 0)
         self.estimators = estimators
         self._prior = prior
@@ -111,10 +109,8 @@ class DesignOptimizer:
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
-        ended = self.progress.search_ended
-        return ended is not None and (
-            self.progress.step >= ended + self.config.num_refinement_steps
-        )
+        ended, refinement = self.progress.search_ended, self.config.num_refinement_steps
+        return ended is not None and self.progress.step >= ended + refinement
 
     @property
     def _moves_policy(self) -> bool:
@@ -133,17 +129,9 @@ class DesignOptimizer:
     ) -> StopReason:
         """Take steps until all are done or a budget of the settings is used up.
 
-        Args:
-            simulator: Function from `theta` and `design` to `x`.
-            builders: What builds the networks from the first batch.
-            num_scoring: Number of simulations that follow the last step, for which
-                both budgets leave room.
-            max_scoring_seconds: Time that is kept free for them, at most.
-            tracker: sbi's tracker, to log each step to.
-            show_progress_bar: Whether to show a progress bar.
-
-        Returns:
-            The budget that is used up, or else what ended the search.
+        Both budgets leave room for `num_scoring` simulations after the last step, the
+        time at most `max_scoring_seconds` for them. Returned is the budget that is used
+        up, or else what ended the search.
         """
         self._reopen_search()
         bar = tqdm(
@@ -163,8 +151,8 @@ class DesignOptimizer:
                     self._report(bar, tracker)
         finally:
             self._learn_failures()
-        early = self.progress.search_ended < self.config.num_steps
-        return "plateau" if early else "num_steps"
+        is_early = self.progress.search_ended != self.config.num_steps
+        return "plateau" if is_early else "num_steps"
 
     def _reopen_search(self) -> None:
         """Let a search that stopped on a plateau go on when it is resumed."""
@@ -326,21 +314,11 @@ class DesignOptimizer:
             self.policy.project()
 
     def _set_learning_rates(self) -> None:
-        """Let learning rates fall along half a cosine to a hundredth.
-
-        That of the networks starts anew, lower, with refinement.
-        """
-        step, start, num_steps = self.progress.step, 1.0, self.config.num_steps
-        if self.progress.search_ended is not None:
-            step -= self.progress.search_ended
-            start, num_steps = _REFINEMENT_RATE, self.config.num_refinement_steps
-        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
-        factor = 0.01 + (start - 0.01) * cosine
-        rates = [
-            (self._optimizer, self.config.learning_rate),
-            (self._policy_optimizer, self.config.design_learning_rate),
-        ]
-        for optimizer, rate in rates:
+        """Let learning rates fall with the steps."""
+        factor = learning_rate_factor(self.progress, self.config)
+        optimizers = (self._optimizer, self._policy_optimizer)
+        rates = (self.config.learning_rate, self.config.design_learning_rate)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
             if optimizer is not None:
                 for group in optimizer.param_groups:
                     group["lr"] = rate * factor
@@ -384,28 +362,17 @@ class DesignOptimizer:
             "has_new_networks": self._has_new_networks,
         }
 
-    @classmethod
-    def restored(
-        cls,
-        state: dict[str, Any],
-        policy: DesignPolicy,
-        prior: Distribution,
-        networks: DesignEstimators | None,
-        device: str,
-    ) -> "DesignOptimizer":
-        """Return the training of a saved state, with the networks of its weights."""
-        config = DesignSearchConfig.from_plain(state["config"])
-        other = cls(policy, prior, config, estimators=networks, device=device)
-        other.progress = Progress.from_plain(state["progress"])
-        other._has_new_networks = state["has_new_networks"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state, with the networks of its weights that there are already."""
+        self.progress = Progress.from_plain(state["progress"])
+        self._has_new_networks = state["has_new_networks"]
         of_networks, of_policy = state["optimizers"]
         if of_networks is not None:
-            assert networks is not None
-            other._optimizer = other._new_optimizer(networks)
-            other._optimizer.load_state_dict(of_networks)
-        if other._policy_optimizer is not None:
-            other._policy_optimizer.load_state_dict(of_policy)
-        return other
+            assert self.estimators is not None
+            self._optimizer = self._new_optimizer(self.estimators)
+            self._optimizer.load_state_dict(of_networks)
+        if self._policy_optimizer is not None:
+            self._policy_optimizer.load_state_dict(of_policy)
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         history = self.progress.history

@@ -5,32 +5,24 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
+from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._simulation import CheckedSimulator
-from sbi_boed_plugin.search.assessment import assess_design
+from sbi_boed_plugin.search.assessment import Assessment, assess_design
 from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.checks import warn_if_capped
 from sbi_boed_plugin.search.estimators import EstimatorBuilders
+from sbi_boed_plugin.search.multi_start import MultiStartOutcome
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
-from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.result import DesignResult, StopReason
 
-__all__ = ["num_simulations_after_training", "run_search"]
+__all__ = ["run_search"]
 
 # Simulations that score a design, whatever time is left.
 _MIN_SCORING = 100
 # Share of the time that is kept free for that.
 _SCORING_TIME = 0.2
-
-
-def num_simulations_after_training(
-    optimizer: DesignOptimizer, simulator: CheckedSimulator
-) -> int:
-    """Return how many simulations rank and score designs after the last step."""
-    config = optimizer.config
-    # A search without training has its simulator checked then.
-    checks = 0 if config.num_steps else simulator.num_check_calls
-    return config.num_eig_samples + num_ranking(config) + checks
 
 
 def run_search(
@@ -45,24 +37,24 @@ def run_search(
 ) -> DesignResult:
     """Train within the budgets, find a design, and score it.
 
-    Args:
-        optimizer: The training, with its settings.
-        simulator: Function from `theta` and `design` to `x`.
-        builders: What builds the networks.
-        prior: What is known about the parameters.
-        may_score_less: Whether fewer simulations score the design where time is short.
-        tracker: sbi's tracker, to log each step to.
-        show_progress_bar: Whether to show progress bars.
-
-    Returns:
-        The design, with what speaks against it (also as warnings).
+    Where `may_score_less`, fewer simulations score the design if time is short. Doubts
+    about the result are also warnings.
 
     Raises:
         ValueError: If the budgets do not allow for a single step.
     """
     config, progress = optimizer.config, optimizer.progress
     num_samples, max_seconds = config.num_eig_samples, config.max_seconds
-    num_after = num_simulations_after_training(optimizer, simulator)
+    # A search without training has its simulator checked after it.
+    num_checks = 0 if config.num_steps else simulator.num_check_calls
+    num_after = num_samples + num_ranking(config) + num_checks
+    budget, spent = config.max_num_simulations, progress.num_spent
+    if spent and budget is not None and spent + num_after > budget:
+        raise ValueError(
+            f"max_num_simulations={budget} is too few: the search to resume has had "
+            f"{spent}, and {num_after} score the design. Raise it, or lower "
+            "num_eig_samples."
+        )
     max_scoring_seconds = math.inf
     if may_score_less and max_seconds is not None:
         max_scoring_seconds = _SCORING_TIME * max_seconds
@@ -76,26 +68,28 @@ def run_search(
     )
     if optimizer.estimators is None or (config.num_steps and not progress.step):
         raise ValueError(
-            f"No step was taken: max_num_simulations={config.max_num_simulations} and "
+            f"No step was taken: max_num_simulations={budget} and "
             f"max_seconds={max_seconds} must allow for at least one batch of "
             f"{config.training_batch_size} simulations and {num_after} that score the "
             "design."
         )
-    if config.max_num_simulations is not None:
+    if budget is not None:
         end = math.inf
         if max_seconds is not None:
             end = max_seconds - min(max_scoring_seconds, max_seconds / 2)
         optimizer.rehearse(max_seconds=end, show_progress_bar=show_progress_bar)
-        simulator.max_calls = config.max_num_simulations - progress.num_spent
-        reserve = min(simulator.max_calls, num_samples)
-        simulator.set_aside(reserve)
+        simulator.max_calls = budget - progress.num_spent
+    # What ranks candidates leaves this for the score.
+    reserve = num_samples
+    if simulator.max_calls is not None:
+        reserve = min(reserve, simulator.max_calls)
+    simulator.set_aside(reserve)
     networks = optimizer.networks
     assert networks is not None
     found = optimizer.strategy.find(
         networks, prior, optimizer.policy, simulator, config, show_progress_bar
     )
-    if config.max_num_simulations is not None:
-        simulator.set_aside(-reserve)
+    simulator.set_aside(-reserve)
     design = optimizer.policy.mode.clone()
     if found.candidates:
         design = found.candidates[0][0]
@@ -116,7 +110,20 @@ def run_search(
     for doubt in assessed.doubts:
         warnings.warn(doubt, stacklevel=4)
     progress.num_scored += assessed.num_simulations + found.num_simulations
-    kept = deepcopy(networks)
+    return _result(optimizer, design, assessed, found, stop_reason)
+
+
+def _result(
+    optimizer: DesignOptimizer,
+    design: Tensor,
+    assessed: Assessment,
+    found: MultiStartOutcome,
+    stop_reason: StopReason,
+) -> DesignResult:
+    """Return what was found, with copies of what later searches train on."""
+    progress, kept = optimizer.progress, deepcopy(optimizer.networks)
+    assert kept is not None
+    num_invalid = assessed.num_invalid_simulations + found.num_invalid_simulations
     return DesignResult(
         design=design,
         eig=assessed.eig,
@@ -127,13 +134,11 @@ def run_search(
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,
         marginal_estimator=kept.marginal,
-        config=config,
+        config=optimizer.config,
         history=deepcopy(progress.history),
         candidates=tuple(found.candidates),
         num_simulations=progress.num_spent,
-        num_invalid_simulations=progress.num_invalid_simulations
-        + assessed.num_invalid_simulations
-        + found.num_invalid_simulations,
+        num_invalid_simulations=progress.num_invalid_simulations + num_invalid,
         seconds=progress.seconds,
         stop_reason=stop_reason,
     )

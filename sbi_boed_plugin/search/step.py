@@ -1,6 +1,8 @@
 """Parts of a training step: contrasts, gradients, and what must hold before it."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,20 +12,37 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import Batch
-from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.gradients import DATA_PATHS, score_loss
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.search.multi_start import uniform_designs
+from sbi_boed_plugin.search.progress import Progress
 
 __all__ = [
     "check_finite",
     "clipped_gradients",
     "contrast_of",
     "gradients_of_policy",
+    "learning_rate_factor",
     "spread_designs",
     "trainable_parameters",
 ]
+
+# Learning rate of the networks, relative to that of the search, when refinement starts.
+_REFINEMENT_RATE = 0.2
+
+
+def learning_rate_factor(progress: Progress, config: Any) -> float:
+    """Return the share of the first learning rate, which falls along half a cosine.
+
+    To a hundredth; that of the networks starts anew, lower, with refinement.
+    """
+    step, start, num_steps = progress.step, 1.0, config.num_steps
+    if progress.search_ended is not None:
+        step -= progress.search_ended
+        start, num_steps = _REFINEMENT_RATE, config.num_refinement_steps
+    cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+    return 0.01 + (start - 0.01) * cosine
 
 
 def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
@@ -61,7 +80,7 @@ def gradients_of_policy(
     batch: Batch,
     estimators: DesignEstimators,
     prior: Distribution,
-    config: DesignSearchConfig,
+    config: Any,
     contrast: Tensor,
     information: Tensor,
 ) -> Sequence[Tensor | None]:

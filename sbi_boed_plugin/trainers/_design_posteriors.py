@@ -45,8 +45,8 @@ def likelihood_at(
 def direct_posterior(
     search: DesignSearch,
     estimator: ConditionalDensityEstimator | None,
-    prior: Distribution | None,
     design: Tensor | None,
+    prior: Distribution | None,
     device: str,
 ) -> NeuralPosterior:
     """Return the amortised posterior at a design, by default the last observed."""

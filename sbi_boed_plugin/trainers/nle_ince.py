@@ -69,18 +69,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
         https://arxiv.org/abs/2502.08004
 
-    Attributes:
-        search: What is learned and kept between searches and experiments, with
-            `state_dict()` and `load_state_dict()`.
+    What is learned and kept between searches and experiments is the attribute `search`,
+    with `state_dict()` and `load_state_dict()`.
 
     Example:
     --------
     ::
 
-        prior = BoxUniform(low=torch.zeros(2), high=torch.ones(2))
-        policy = TruncatedNormalPolicy(low=torch.zeros(1), high=torch.ones(1))
         inference = NLE_INCE(prior, "nsf", design_policy=policy)
-        # Learn where to measure, and the likelihood with it; measure there, and infer.
         result = inference.optimize_design(simulator)  # simulator(theta, design) -> x
         posterior = inference.build_posterior(design=result.design)
         samples = posterior.sample((1000,), x=x_o)
@@ -103,47 +99,32 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ):
         """Initialize as `sbi.inference.NLE`, with designs.
 
-        Args:
-            prior: Distribution of the parameters. If `None`, it must be passed to
-                `.build_posterior()`, and `.optimize_design()` is not available.
-            density_estimator: A model of `likelihood_nn` (nsf, maf, mdn, made, ...) or
-                a function that builds the network. With one value of `x` a maf is no
-                more than a Gaussian: use mdn or nsf for other shapes. With designs it
-                gets `(theta, design)` in one row in the place of `theta`.
-            device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
-            logging_level: Minimum severity of messages to log.
-            summary_writer: Deprecated alias for the TensorBoard summary writer.
-            tracker: Tracking adapter used to log training metrics.
-            show_progress_bars: Whether to show progress bars.
-            design_policy: Distribution over designs to learn by `.optimize_design()`.
-            posterior_estimator: Network of the posterior that a search trains where
-                its objective needs one: a model of `posterior_nn`, or a function that
-                builds it from `theta` and `(x, design)` in one row.
-            marginal_estimator: Network of the data alone, likewise: a model of
-                `likelihood_nn`, or a function that builds it from `design` and `x`.
-            x_transform: Coordinates of the data for networks that are given by name,
-                where there are designs: a `Transform` from natural units, `None` for
-                these, or `"auto"`, which takes (almost) logarithms of data over
-                decades, see :func:`~sbi_boed_plugin.transformed_likelihood_nn`.
+        With one value of `x` a maf is no more than a Gaussian: use mdn or nsf for other
+        shapes. A `density_estimator` that is a function builds the network from `theta`
+        (with designs: `(theta, design)` in one row) and `x`. Without a `prior`,
+        `optimize_design` is not available. The arguments beside sbi's:
+
+        - `design_policy`: distribution over designs to learn by `optimize_design`.
+        - `posterior_estimator`: network of the posterior that a search trains where its
+          objective needs one: a model of `posterior_nn`, or a function that builds it
+          from `theta` and `(x, design)` in one row.
+        - `marginal_estimator`: network of the data alone, likewise: a model of
+          `likelihood_nn`, or a function that builds it from `design` and `x`.
+        - `x_transform`: coordinates of the data for networks that are given by name,
+          where there are designs: a `Transform` from natural units, `None` for these,
+          or `"auto"`, which takes (almost) logarithms of data over decades, see
+          :func:`~sbi_boed_plugin.transformed_likelihood_nn`.
 
         Raises:
-            ValueError: If `x_transform` is none of these, or there is no named network
-                of the likelihood to work in it.
+            ValueError: If `x_transform` is none of these, or is for a function.
         """
         models = NetworkModels.of(
             density_estimator, posterior_estimator, marginal_estimator, x_transform
         )
         device = process_device(device)
         self.search = DesignSearch(prior, design_policy, models, device=device)
-        super().__init__(
-            prior=prior,
-            density_estimator=density_estimator,
-            device=device,
-            logging_level=logging_level,
-            summary_writer=summary_writer,
-            tracker=tracker,
-            show_progress_bars=show_progress_bars,
-        )
+        of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
+        super().__init__(prior, density_estimator, device, *of_sbi)
         self._objective = InfoNCEObjective()
         self._summary.update({key: [] for key in EPOCH_KEYS})
 
@@ -182,23 +163,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        """Store parameters, simulation outputs and their designs for training.
+        """Store simulations and their designs for training.
 
-        Args:
-            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`.
-            exclude_invalid_x: Whether invalid simulations are left out rather than
-                refused. The likelihood is then that of outcomes that do not fail, and
-                wrong where failing depends on the parameters.
-            from_round: Which round the data stemmed from. Round 0 means from the prior.
-            algorithm: Name of the algorithm in warnings and errors.
-            data_device: Where to store the data.
-            design: Designs of shape `(num_simulations, dim_design)`, drawn
-                independently of `theta`, or `None` if the experiment has none.
-                `(theta, design)` is stored in one row.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
+        The arguments are those of `sbi.inference.NLE`, and `design` of shape
+        `(num_simulations, dim_design)`, drawn independently of `theta`, or `None` if
+        the experiment has none. With `exclude_invalid_x=True` the likelihood is that of
+        outcomes that do not fail, and wrong where failing depends on the parameters.
 
         Raises:
             ValueError: If designs are missing, superfluous, of a wrong shape, not
@@ -238,30 +208,17 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> ConditionalDensityEstimator:
         r"""Train the density estimator on the stored simulations.
 
-        Early stopping uses the same objective on the validation set, with contrastive
-        parameters that stay the same from epoch to epoch. The summary and the tracker
-        also get the `validation_log_likelihood` and the `eig_lower_bound` (nats) of
-        each epoch; the latter averages over the designs of the simulations and never
-        exceeds :math:`\log(L + 1)`.
+        The arguments are those of `sbi.inference.NLE.train`, and the number
+        `num_contrastive` (:math:`L`) of contrastive parameters of each simulation,
+        other rows of its batch (`None`: 3, or as many as the batch allows; 0: the
+        objective is :math:`\lambda` times the log-likelihood), and the weight
+        `regularization_strength` (:math:`\lambda \geq 0`) of maximum likelihood.
 
-        Args:
-            training_batch_size: As in `sbi.inference.NLE.train`, like the following.
-            learning_rate: Learning rate for Adam optimizer.
-            validation_fraction: The fraction of data to use for validation.
-            stop_after_epochs: Number of epochs without improvement before stopping.
-            max_num_epochs: Maximum number of epochs to run.
-            clip_max_norm: Value at which to clip the total gradient norm.
-            resume_training: Whether to continue the previous call.
-            discard_prior_samples: Whether to discard samples of round 1.
-            retrain_from_scratch: Whether to retrain from scratch each round.
-            show_train_summary: Whether to print the number of epochs and the loss.
-            dataloader_kwargs: Additional or updated kwargs of both dataloaders.
-            num_contrastive: Number :math:`L` of contrastive parameters of each
-                simulation, other rows of its batch, fewer than it has rows. With 0 the
-                objective is :math:`\lambda` times the log-likelihood. If `None`, 3 or
-                as many as the batch allows.
-            regularization_strength: Weight :math:`\lambda \geq 0` of maximum
-                likelihood beside the contrastive bound.
+        Early stopping uses the same objective on the validation set, with contrastive
+        parameters that stay the same. The summary and the tracker also get the
+        `validation_log_likelihood` and the `eig_lower_bound` (nats) of each epoch; the
+        latter averages over the designs of the simulations and never exceeds
+        :math:`\log(L + 1)`.
 
         Returns:
             Density estimator of :math:`p(x \mid \theta)`, or of
@@ -344,28 +301,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        config = DesignSearchConfig(
-            method=method,
-            objective=objective,
-            gradient=gradient,
-            num_steps=num_steps,
-            num_warmup_steps=num_warmup_steps,
-            num_refinement_steps=num_refinement_steps,
-            training_batch_size=training_batch_size,
-            num_simulations_per_design=num_simulations_per_design,
-            num_contrastive=num_contrastive,
-            regularization_strength=regularization_strength,
-            learning_rate=learning_rate,
-            design_learning_rate=design_learning_rate,
-            clip_max_norm=clip_max_norm,
-            stop_after_steps=stop_after_steps,
-            max_num_simulations=max_num_simulations,
-            max_seconds=max_seconds,
-            num_workers=num_workers,
-            num_eig_samples=num_eig_samples,
-            num_eig_contrastive=num_eig_contrastive,
-            multi_start=multi_start,
-        )
+        # All arguments but two are fields of the settings.
+        config = DesignSearchConfig.from_arguments(locals())
         return self.search.run(
             simulator,
             config,
@@ -375,49 +312,18 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         )
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
-        r"""Take the data of experiments into account.
+        """Take the data of experiments into account.
 
-        The next `optimize_design` starts from what is known then, with the policy as
-        it was at first, and `build_posterior()` without a design returns the posterior
-        given all observations, each with the likelihood as it is now.
-
-        Args:
-            design: Design of shape `(dim_design,)`, or one row for each of several
-                experiments, `(num_experiments, dim_design)`.
-            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
-                is a warning if it lies beyond all of 1,000 draws of the learned
-                predictive distribution; `observations[-1].predictive_p_value` says how
-                surprising it was.
-            num_particles: Number of particles of the belief; fixed by the first call.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
-
-        Raises:
-            RuntimeError: If there is no likelihood yet, or it has no designs.
-            ValueError: If shapes do not match, a value is not finite, the design lies
-                outside the support of the policy, the likelihood gives the data no
-                density, or the belief would collapse. Nothing has changed then.
+        The next `optimize_design` starts from what is known then, with the policy as it
+        was at first, and `build_posterior()` without a design returns the posterior
+        given all observations. See :meth:`DesignSearch.observe` for the arguments. The
+        trainer is returned.
         """
         self.search.observe(design, x, num_particles)
         return self
 
     def forget(self, num_observations: int = 1) -> Self:
-        """Take the last observations back.
-
-        The belief is made anew from those that are left, in as much time as observing
-        them took. Networks of a posterior and a marginal that were trained after a
-        forgotten observation are forgotten too; the likelihood knows nothing of them.
-
-        Args:
-            num_observations: How many of them.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
-
-        Raises:
-            ValueError: If there are not as many observations.
-        """
+        """Take the last observations back, see :meth:`DesignSearch.forget`."""
         self.search.forget(num_observations)
         return self
 
@@ -429,19 +335,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         objective: str = "info_nce",
         **kwargs: Any,
     ) -> EIGEstimate:
-        """Estimate the information of a design with the estimators as they are.
+        """Return the information of a design beyond what is known, in nats.
 
-        Args:
-            simulator: Function from `theta` and `design` to `x`.
-            design: Design of shape `(dim_design,)`.
-            objective: Which objective's bound, as for `optimize_design`.
-            **kwargs: Passed to :func:`~sbi_boed_plugin.estimate_eig`.
-
-        Returns:
-            Information beyond what is known after all observations, in nats.
-
-        Raises:
-            RuntimeError: If there are no estimators for this objective yet.
+        With the networks as they are; see :meth:`DesignSearch.estimate_eig`.
         """
         return self.search.estimate_eig(simulator, design, objective, **kwargs)
 
@@ -460,27 +356,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         *,
         design: Tensor | None = None,
     ) -> NeuralPosterior:
-        r"""Build posterior from the likelihood estimator.
+        r"""Build the posterior from the likelihood.
 
-        Args:
-            density_estimator: The density estimator that the posterior is based on.
-                If `None`, use the latest neural density estimator that was trained.
-            prior: Prior distribution.
-            sample_with: Method to use for sampling from the posterior. Must be one of
-                [`mcmc` | `rejection` | `vi` | `importance` | `direct`]. `direct` takes
-                the amortised posterior that `.optimize_design()` trained beside the
-                likelihood, from what was known at that time.
-            mcmc_method: As in `sbi.inference.NLE.build_posterior`, like the following.
-            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
-            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
-            vi_parameters: Additional kwargs passed to `VIPosterior`.
-            rejection_sampling_parameters: Those of `RejectionPosterior`.
-            importance_sampling_parameters: Those of `ImportanceSamplingPosterior`.
-            posterior_parameters: Configuration of the posterior, in their place.
-            design: Designs at which the observation was or will be made: shape
-                `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
-                row of `x_o`. If `None` after `.observe()`, the posterior is the one
-                given all observations, its default `x`; for `direct` the last.
+        The arguments are those of `sbi.inference.NLE.build_posterior`, and `design`, at
+        which the observation was or will be made: of shape `(dim_design,)`, or
+        `(num_designs, dim_design)` with one row for each row of `x_o`. If `None` after
+        `observe`, the posterior is the one given all observations, which are its
+        default `x`. `sample_with="direct"` takes the amortised posterior that a search
+        trained beside the likelihood, from what was known at that time.
 
         Returns:
             Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
@@ -491,13 +374,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
+        of_design = self.search, density_estimator, design
         if sample_with == "direct":
-            return direct_posterior(
-                self.search, density_estimator, prior, design, self._device
-            )
-        density_estimator, x_o = likelihood_at(self.search, density_estimator, design)
+            return direct_posterior(*of_design, prior, self._device)
+        estimator, x_o = likelihood_at(*of_design)
         posterior = super().build_posterior(
-            density_estimator,
+            estimator,
             prior,
             sample_with,
             mcmc_method,
