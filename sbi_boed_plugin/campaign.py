@@ -119,9 +119,8 @@ def run_experiments(
 
     Args:
         inference: Trainer with prior and design policy.
-        simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
-            `design` of shape `(batch_dim, dim_design)` to `x` of shape
-            `(batch_dim, dim_x)`.
+        simulator: Function from `theta` and `design` to `x`, with one row for each
+            simulation.
         observe: The real experiment: function from a design of shape
             `(dim_design,)` to observed data of shape `(dim_x,)` or `(1, dim_x)`.
         num_rounds: Number of experiments. A larger number with the same checkpoint

@@ -217,22 +217,24 @@ def _check_names(config: DesignSearchConfig) -> None:
 
 def _check_numbers(config: DesignSearchConfig) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
-    # With trained networks a multi-start search needs no further step.
-    least_steps = 0 if config.method == "multi_start" else 1
     least = {
-        "num_steps": least_steps,
+        # With trained networks a multi-start search needs no further step.
+        "num_steps": 0 if config.method == "multi_start" else 1,
         "num_warmup_steps": 0,
+        "num_refinement_steps": 0,
         "training_batch_size": 1,
+        "num_simulations_per_design": 1,
         "num_contrastive": 1,
         "stop_after_steps": 2,
         "max_num_simulations": 1,
         "num_eig_samples": 2,
+        "num_eig_contrastive": 1,
     }
-    for name, bound in least.items():
-        check_fields(config, check_integer, [name], bound, or_none=True)
-    counts = ["num_simulations_per_design", "num_eig_contrastive"]
-    check_fields(config, check_integer, counts, 1)
-    check_fields(config, check_integer, ["num_refinement_steps"], 0)
+    for field in fields(config):
+        if field.name in least:
+            names, may_be_none = [field.name], field.default is None
+            bound = least[field.name]
+            check_fields(config, check_integer, names, bound, or_none=may_be_none)
     optional = {"or_infinite": True, "or_none": True}
     check_fields(config, check_real, ["max_seconds"], 0.0, **optional)
     remedy = "None means no clipping."
