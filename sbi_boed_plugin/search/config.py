@@ -1,7 +1,7 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -14,11 +14,7 @@ from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
-__all__ = ["DesignSearchConfig", "Gradient", "Method", "MultiStartConfig", "Objective"]
-
-Method = Literal["joint", "multi_start"]
-Objective = Literal["barber_agakov", "gkl", "info_nce", "marginal"]
-Gradient = Literal["score", "surrogate", "implicit", "pathwise", "partial"]
+__all__ = ["DesignSearchConfig", "MultiStartConfig"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,9 @@ class DesignSearchConfig:
         ValueError: If a value is out of range, or values do not go together.
     """
 
-    method: Method = "joint"
-    objective: Objective | None = None
-    gradient: Gradient = "score"
+    method: str = "joint"
+    objective: str | None = None
+    gradient: str = "score"
     num_steps: int | None = None
     num_warmup_steps: int | None = None
     num_refinement_steps: int = 0

@@ -101,8 +101,6 @@ class DesignSearch:
         """Return designs as a batch, or raise if they are none of this search."""
         return check_design(design, self.dim_design, self.policy)
 
-    # --- Searching --------------------------------------------------------------------
-
     def run(
         self,
         simulator: Callable[[Tensor, Tensor], Tensor],
@@ -283,10 +281,11 @@ class DesignSearch:
             **kwargs,
         )
 
-    # --- Observing --------------------------------------------------------------------
-
     def observe(self, design: Tensor, x: Tensor, num_particles: int = 4_096) -> None:
         """Take experiments into account, or raise and change nothing.
+
+        The next search starts from what is known then, with the policy as it was at
+        first.
 
         Args:
             design: Design of shape `(dim_design,)`, or one row for each of several
@@ -333,8 +332,6 @@ class DesignSearch:
         self.optimizer = None
         if self.policy is not None and self.policy_start is not None:
             self.policy.load_state_dict(self.policy_start)
-
-    # --- Saving -----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers, lists and dictionaries."""

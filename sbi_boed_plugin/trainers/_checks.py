@@ -22,9 +22,19 @@ __all__ = [
 
 
 def join_designs(
-    theta: Tensor, x: Tensor, design: Tensor | None, search: DesignSearch
+    theta: Tensor,
+    x: Tensor,
+    design: Tensor | None,
+    search: DesignSearch,
+    *,
+    is_first: bool,
 ) -> tuple[Tensor, int]:
-    """Return `(theta, design)` in one row each and the size of a design, or raise."""
+    """Return `(theta, design)` in one row each and the size of a design, or raise.
+
+    The first simulations of a trainer have nothing to be consistent with.
+    """
+    if not is_first:
+        check_designs_given(design, search.dim_design)
     dim_design = 0
     if design is not None:
         if not isinstance(theta, Tensor):

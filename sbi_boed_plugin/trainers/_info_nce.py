@@ -90,24 +90,9 @@ class InfoNCEObjective:
             )
         self.num_contrastive = resolved
 
-    def fix_validation(
-        self,
-        loader: data.DataLoader,
-        stored: Tensor,
-        train_indices: Tensor,
-        val_indices: Tensor,
-        dataloader_kwargs: dict | None,
-        *,
-        is_pooled: bool,
-    ) -> data.DataLoader:
-        """Return a loader that reads all validation rows in a fixed order.
-
-        Each row keeps its contrastive parameters, rows that are trained on. These are
-        always the same for the same sizes, from a generator of their own: the
-        validation loss is comparable between epochs and after resuming, and the global
-        random state is not touched.
-        """
-        if self.dim_design and is_pooled:
+    def warn_of_pooled_designs(self, num_rounds: int) -> None:
+        """Warn where contrastive parameters may come from another distribution."""
+        if self.dim_design and num_rounds > 1:
             warnings.warn(
                 "Simulations with designs were appended in several calls. Contrastive "
                 "parameters are drawn from all of them: if theta or design followed "
@@ -116,6 +101,22 @@ class InfoNCEObjective:
                 "regularization_strength=1.",
                 stacklevel=5,
             )
+
+    def fix_validation(
+        self,
+        loader: data.DataLoader,
+        stored: Tensor,
+        train_indices: Tensor,
+        val_indices: Tensor,
+        dataloader_kwargs: dict | None,
+    ) -> data.DataLoader:
+        """Return a loader that reads all validation rows in a fixed order.
+
+        Each row keeps its contrastive parameters, rows that are trained on. These are
+        always the same for the same sizes, from a generator of their own: the
+        validation loss is comparable between epochs and after resuming, and the global
+        random state is not touched.
+        """
         generator = torch.Generator().manual_seed(0)
         shape = (self.num_contrastive, len(val_indices))
         draws = torch.randint(len(train_indices), shape, generator=generator)

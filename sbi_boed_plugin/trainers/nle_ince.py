@@ -16,7 +16,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
-    ConditionalEstimatorBuilder,
     LikelihoodEstimatorTrainer,
     check_default_dtype,
     if_it_pickles,
@@ -26,27 +25,16 @@ from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.builders import NetworkModels
-from sbi_boed_plugin.search.config import (
-    DesignSearchConfig,
-    Gradient,
-    Method,
-    MultiStartConfig,
-    Objective,
-)
+from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.estimators import Builder
 from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.trainers._checks import (
-    check_designs_given,
-    check_training,
-    join_designs,
-)
+from sbi_boed_plugin.trainers._checks import check_training, join_designs
 from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
 from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 
 __all__ = ["NLE_INCE"]
-
-Builder = ConditionalEstimatorBuilder[ConditionalDensityEstimator]
 
 
 class NLE_INCE(LikelihoodEstimatorTrainer):
@@ -69,17 +57,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
         https://arxiv.org/abs/2502.08004
 
-    What is learned and kept between searches and experiments is the attribute `search`,
-    with `state_dict()` and `load_state_dict()`.
-
-    Example:
-    --------
-    ::
-
-        inference = NLE_INCE(prior, "nsf", design_policy=policy)
-        result = inference.optimize_design(simulator)  # simulator(theta, design) -> x
-        posterior = inference.build_posterior(design=result.design)
-        samples = posterior.sample((1000,), x=x_o)
+    The attribute `search` holds what is learned and kept between searches and
+    experiments, with `state_dict()` and `load_state_dict()`.
     """
 
     def __init__(
@@ -99,21 +78,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ):
         """Initialize as `sbi.inference.NLE`, with designs.
 
-        With one value of `x` a maf is no more than a Gaussian: use mdn or nsf for other
-        shapes. A `density_estimator` that is a function builds the network from `theta`
-        (with designs: `(theta, design)` in one row) and `x`. Without a `prior`,
-        `optimize_design` is not available. The arguments beside sbi's:
-
-        - `design_policy`: distribution over designs to learn by `optimize_design`.
-        - `posterior_estimator`: network of the posterior that a search trains where its
-          objective needs one: a model of `posterior_nn`, or a function that builds it
-          from `theta` and `(x, design)` in one row.
-        - `marginal_estimator`: network of the data alone, likewise: a model of
-          `likelihood_nn`, or a function that builds it from `design` and `x`.
-        - `x_transform`: coordinates of the data for networks that are given by name,
-          where there are designs: a `Transform` from natural units, `None` for these,
-          or `"auto"`, which takes (almost) logarithms of data over decades, see
-          :func:`~sbi_boed_plugin.transformed_likelihood_nn`.
+        `posterior_estimator` and `marginal_estimator` are the networks of parameters
+        and of data alone that a search trains where its objective needs one: models of
+        `posterior_nn` and `likelihood_nn`, or functions that build them from `theta`
+        and `(x, design)` in one row, and from `design` and `x`. A `density_estimator`
+        gets `(theta, design)` in one row in the place of `theta`; with one value of `x`
+        a maf is no more than a Gaussian. `x_transform` is where networks that are given
+        by name work, with designs: a `Transform` of the data, `None` for natural units,
+        or `"auto"` for (almost) logarithms of data that spread over decades.
 
         Raises:
             ValueError: If `x_transform` is none of these, or is for a function.
@@ -165,19 +137,18 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> Self:
         """Store simulations and their designs for training.
 
-        The arguments are those of `sbi.inference.NLE`, and `design` of shape
-        `(num_simulations, dim_design)`, drawn independently of `theta`, or `None` if
-        the experiment has none. With `exclude_invalid_x=True` the likelihood is that of
-        outcomes that do not fail, and wrong where failing depends on the parameters.
+        With `design` of shape `(num_simulations, dim_design)`, drawn independently of
+        `theta`, or `None` if the experiment has none. Other arguments are sbi's. With
+        `exclude_invalid_x=True` the likelihood is that of outcomes that do not fail,
+        and wrong where failing depends on the parameters.
 
         Raises:
             ValueError: If designs are missing, superfluous, of a wrong shape, not
                 finite or outside the support of the policy.
         """
-        if self._data_round_index or self._neural_net is not None:
-            # Without simulations and network there is nothing to be consistent with.
-            check_designs_given(design, self.search.dim_design)
-        theta, dim_design = join_designs(theta, x, design, self.search)
+        is_first = not self._data_round_index and self._neural_net is None
+        rows = theta, x, design
+        theta, dim_design = join_designs(*rows, self.search, is_first=is_first)
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -206,28 +177,21 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         num_contrastive: int | None = None,
         regularization_strength: float = 1.0,
     ) -> ConditionalDensityEstimator:
-        r"""Train the density estimator on the stored simulations.
+        r"""Train and return the density estimator of the stored simulations.
 
-        The arguments are those of `sbi.inference.NLE.train`, and the number
-        `num_contrastive` (:math:`L`) of contrastive parameters of each simulation,
-        other rows of its batch (`None`: 3, or as many as the batch allows; 0: the
-        objective is :math:`\lambda` times the log-likelihood), and the weight
-        `regularization_strength` (:math:`\lambda \geq 0`) of maximum likelihood.
+        With :math:`L` = `num_contrastive` contrastive parameters of each simulation,
+        other rows of its batch (`None`: 3, or as many as it allows; 0: the objective is
+        :math:`\lambda` times the log-likelihood), and the weight :math:`\lambda` =
+        `regularization_strength` of maximum likelihood. Other arguments are sbi's.
 
         Early stopping uses the same objective on the validation set, with contrastive
         parameters that stay the same. The summary and the tracker also get the
-        `validation_log_likelihood` and the `eig_lower_bound` (nats) of each epoch; the
-        latter averages over the designs of the simulations and never exceeds
-        :math:`\log(L + 1)`.
-
-        Returns:
-            Density estimator of :math:`p(x \mid \theta)`, or of
-            :math:`p(x \mid \theta, \xi)` if the simulations have designs.
+        `validation_log_likelihood` and the `eig_lower_bound` (nats) of each epoch, at
+        most :math:`\log(L + 1)` and averaged over the designs of the simulations.
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If `num_contrastive` or `regularization_strength` is out of
-                range, or is changed on resuming.
+            ValueError: If an argument is out of range, or changed on resuming.
         """
         objective = InfoNCEObjective(num_contrastive, regularization_strength)
         numbers = check_training(
@@ -255,9 +219,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         self,
         simulator: Callable[[Tensor, Tensor], Tensor],
         *,
-        method: Method = "joint",
-        objective: Objective | None = None,
-        gradient: Gradient = "score",
+        method: str = "joint",
+        objective: str | None = None,
+        gradient: str = "score",
         num_steps: int | None = None,
         num_warmup_steps: int | None = None,
         num_refinement_steps: int = 0,
@@ -279,11 +243,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> DesignResult:
         """Learn the most informative design and the likelihood together.
 
-        Every step simulates anew: designs from the policy, parameters from what is
-        known about them (the prior or, after `observe`, the belief). Simulations with
-        NaN or infinite values count as experiments that tell nothing; if there are any,
-        the likelihood contains the probability that a simulation does not fail. A
-        further call trains the same policy and likelihood on.
+        Every step simulates anew: designs from the policy, parameters from the prior
+        or, after `observe`, the belief. Simulations that are NaN or infinite tell
+        nothing. A further call trains the same policy and likelihood on.
 
         `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
         `design` of shape `(batch_dim, dim_design)` to `x` of shape
@@ -293,8 +255,7 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         arguments are described by :class:`~sbi_boed_plugin.DesignSearchConfig`.
 
         Returns:
-            The design with its expected information gain, what speaks against either
-            (also as warnings), the policy, and the history.
+            The design with its expected information gain, and what speaks against it.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
@@ -314,10 +275,7 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
         """Take the data of experiments into account.
 
-        The next `optimize_design` starts from what is known then, with the policy as it
-        was at first, and `build_posterior()` without a design returns the posterior
-        given all observations. See :meth:`DesignSearch.observe` for the arguments. The
-        trainer is returned.
+        The next search starts from there, see :meth:`DesignSearch.observe`.
         """
         self.search.observe(design, x, num_particles)
         return self
@@ -358,41 +316,30 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> NeuralPosterior:
         r"""Build the posterior from the likelihood.
 
-        The arguments are those of `sbi.inference.NLE.build_posterior`, and `design`, at
-        which the observation was or will be made: of shape `(dim_design,)`, or
-        `(num_designs, dim_design)` with one row for each row of `x_o`. If `None` after
-        `observe`, the posterior is the one given all observations, which are its
-        default `x`. `sample_with="direct"` takes the amortised posterior that a search
-        trained beside the likelihood, from what was known at that time.
-
-        Returns:
-            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
-            (the returned log-probability is unnormalized).
+        At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
+        row for each row of `x_o`; if `None` after `observe`, given all observations.
+        `sample_with="direct"` takes the amortised posterior that a search trained
+        beside the likelihood, from what was known then. Other arguments are sbi's.
 
         Raises:
             ValueError: If a design is missing, superfluous or outside the support of
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
-        of_design = self.search, density_estimator, design
+        given = self.search, density_estimator, design
         if sample_with == "direct":
-            return direct_posterior(*of_design, prior, self._device)
-        estimator, x_o = likelihood_at(*of_design)
-        posterior = super().build_posterior(
-            estimator,
-            prior,
-            sample_with,
-            mcmc_method,
-            vi_method,
+            return direct_posterior(*given, prior, self._device)
+        estimator, x_o = likelihood_at(*given)
+        how = (sample_with, mcmc_method, vi_method)
+        parameters = (
             mcmc_parameters,
             vi_parameters,
             rejection_sampling_parameters,
             importance_sampling_parameters,
             posterior_parameters,
         )
+        posterior = super().build_posterior(estimator, prior, *how, *parameters)
         return posterior if x_o is None else posterior.set_default_x(x_o)
-
-    # --- What sbi's training loop asks for --------------------------------------------
 
     def get_dataloaders(
         self,
@@ -411,17 +358,16 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             resume_training,
             dataloader_kwargs,
         )
-        self._objective.fit_to_batches(train_loader.batch_size, resume_training)
-        self._objective.dim_design = self.search.dim_design or 0
-        if self._objective.num_contrastive:
+        objective = self._objective
+        objective.fit_to_batches(train_loader.batch_size, resume_training)
+        objective.dim_design = self.search.dim_design or 0
+        if objective.num_contrastive:
             rounds = [r for r in self._data_round_index if r >= starting_round]
-            val_loader = self._objective.fix_validation(
-                val_loader,
-                self.get_simulations(starting_round)[0],
-                self.train_indices,
-                self.val_indices,
-                dataloader_kwargs,
-                is_pooled=len(rounds) > 1,
+            objective.warn_of_pooled_designs(len(rounds))
+            stored, _, _ = self.get_simulations(starting_round)
+            rows = self.train_indices, self.val_indices
+            val_loader = objective.fix_validation(
+                val_loader, stored, *rows, dataloader_kwargs
             )
         return train_loader, val_loader
 
@@ -431,9 +377,7 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             return self._objective.regularization_strength * super()._loss(theta, x)
         return self._objective.loss(self._neural_net, theta, x)
 
-    def _validate_epoch(
-        self, val_loader: data.DataLoader, loss_args: Any | None = None
-    ) -> float:
+    def _validate_epoch(self, val_loader: Any, loss_args: Any = None) -> float:
         if self._objective.num_contrastive == 0:
             loss = super()._validate_epoch(val_loader, loss_args)
             return self._objective.report_likelihood(loss)
@@ -442,21 +386,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     def _summarize_epoch(self, *args: Any, **kwargs: Any) -> None:
         super()._summarize_epoch(*args, **kwargs)
         for key, value in self._objective.metrics.items():
+            self._tracker.log_metric(key, value, step=len(self._summary[key]))
             self._summary[key].append(value)
 
-    def _summarize(self, round_: int) -> None:
-        offset = sum(self._summary["epochs_trained"][:-1])
-        for key in EPOCH_KEYS:
-            for epoch, value in enumerate(self._summary[key][offset:], start=offset):
-                self._tracker.log_metric(name=key, value=value, step=epoch)
-        super()._summarize(round_)
-
+    # A tracker that can be pickled is kept, where sbi makes a new one.
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of sbi's trainer, with a tracker that can be pickled."""
         return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
         if state["_tracker"] is None:
             super().__setstate__(state)
         else:
