@@ -33,6 +33,7 @@ from sbi_boed_plugin._prior import (
 from sbi_boed_plugin.objectives.eig import (
     EIGEstimate,
     NoEstimateError,
+    Problem,
     eig_of_simulations,
 )
 from sbi_boed_plugin.search.estimators import DesignEstimators
@@ -155,17 +156,16 @@ def estimate_bounds(
         most = len(theta) if is_own else max(256, _PAIRS // (contrasts + 1))
         by_posterior = {"barber_agakov": posterior, "gkl": estimators.posterior}
         try:
-            bounds[name] = eig_of_simulations(
+            problem = Problem(
+                name,
                 by_posterior.get(name, estimators.likelihood),
-                theta[:most],
-                x[:most],
-                prior=prior if name in ("pce", "snmc") else fresh_prior,
-                design=design.to(theta).unsqueeze(0),
-                bound=name,
+                prior if name in ("pce", "snmc") else fresh_prior,
+                design.to(theta).unsqueeze(0),
                 posterior_estimator=posterior,
                 num_contrastive=contrasts,
-                constant=constant,
-                warn=is_own,
+            )
+            bounds[name] = eig_of_simulations(
+                problem, theta[:most], x[:most], constant=constant, warn=is_own
             )
         except NoEstimateError:
             if is_own:
