@@ -192,7 +192,7 @@ def estimate_eig(
     )
     with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
         theta = draw_parameters(prior, num_samples)
-        design = problem.design.to(theta)
+        design = design.to(theta)
         made = run_simulator(
             simulator,
             theta,

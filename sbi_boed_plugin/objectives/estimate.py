@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,26 +117,31 @@ def summarize(
 def warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> None:
     """Warn of what makes an estimate doubtful: its prior, failures, cap and sign."""
     value, error, cap = estimate.value, estimate.standard_error, estimate.cap
-    num_invalid, num_samples = (
-        estimate.num_invalid_simulations,
-        estimate.num_simulations,
-    )
-    doubts = {
-        f"prior.log_prob is not normalized: its density integrates to "
-        f"{math.exp(constant):.3g}, and not to 1. The estimate allows for this "
-        f"({constant:+.2f} ± {spread:.2f} nats). Subtract {constant:.2f} from "
-        "prior.log_prob.": constant != 0.0,
-        f"{num_invalid} of {num_samples} simulations contain NaN or infinite values. "
-        "They count as experiments that tell nothing; the estimate stays a lower "
-        "bound.": num_invalid > 0,
-        f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
-        f"value {cap or 0.0:.2f} that it can take, so the true information gain may be "
-        "much larger. Increase num_contrastive.": cap is not None and value > cap - 1.0,
-        # An information of exactly zero comes out a little negative at times.
-        f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
-        "The estimator fits these simulations worse than no knowledge of theta: train "
-        "it longer or over a wider range of designs.": value < -max(3.0 * error, 0.01),
-    }
-    for doubt, is_there in doubts.items():
-        if is_there:
-            warnings.warn(doubt, stacklevel=4)
+    num_invalid = estimate.num_invalid_simulations
+    warn = partial(warnings.warn, stacklevel=4)
+    if constant:
+        warn(
+            "prior.log_prob is not normalized: its density integrates to "
+            f"{math.exp(constant):.3g}, and not to 1. The estimate allows for this "
+            f"({constant:+.2f} ± {spread:.2f} nats). Subtract {constant:.2f} from "
+            "prior.log_prob."
+        )
+    if num_invalid:
+        warn(
+            f"{num_invalid} of {estimate.num_simulations} simulations contain NaN or "
+            "infinite values. They count as experiments that tell nothing; the "
+            "estimate stays a lower bound."
+        )
+    if cap is not None and value > cap - 1.0:
+        warn(
+            f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
+            f"value {cap:.2f} that it can take, so the true information gain may be "
+            "much larger. Increase num_contrastive."
+        )
+    # An information of exactly zero comes out a little negative at times.
+    if value < -max(3.0 * error, 0.01):
+        warn(
+            f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
+            "The estimator fits these simulations worse than no knowledge of theta: "
+            "train it longer or over a wider range of designs."
+        )
