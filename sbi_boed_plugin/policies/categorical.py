@@ -16,14 +16,7 @@ _RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
 class OneOf(Constraint):
-    """Constrains vectors to a list of candidates, up to single precision.
-
-    Example:
-        >>> import torch
-        >>> one_of = OneOf(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
-        >>> one_of.check(torch.tensor([[2.0, 3.0], [0.0, 3.0]]))
-        tensor([ True, False])
-    """
+    """Constrains vectors to a list of candidates, up to single precision."""
 
     is_discrete = True
     event_dim = 1

@@ -8,14 +8,7 @@ from torch.distributions.constraints import Constraint
 from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
 
-__all__ = [
-    "LocatedPolicy",
-    "as_schedule",
-    "as_vector",
-    "check_box",
-    "place_in_box",
-    "spread_loc",
-]
+__all__ = ["LocatedPolicy", "as_vector", "check_box", "place_in_box", "spread_loc"]
 
 Box = tuple[Tensor, Tensor]
 
@@ -39,20 +32,25 @@ class LocatedPolicy(DesignPolicy):
         self,
         loc: Tensor,
         *,
-        box: Box | tuple[None, None] = (None, None),
-        origin: Tensor,
-        unit: Tensor,
-        schedule: ScaleSchedule | None = None,
+        box: Box | None = None,
+        origin: Tensor | None = None,
+        unit: Tensor | float = 1.0,
+        scale: float | tuple[float, float] | ScaleSchedule | None = None,
     ) -> None:
-        super().__init__(dim_design=origin.numel())
-        self.register_buffer("low", box[0])
-        self.register_buffer("high", box[1])
-        self.register_buffer("_origin", origin.clone())
-        self.register_buffer("_unit", unit)
-        self._unit_loc = nn.Parameter((loc - origin) / unit)
-        self._schedule = schedule
+        super().__init__(dim_design=loc.shape[-1])
+        low, high = (None, None) if box is None else box
+        if low is not None and high is not None:
+            origin, unit = low, high - low
+        origin = torch.zeros_like(loc) if origin is None else origin.clone()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("_origin", origin)
+        self.register_buffer("_unit", torch.ones_like(origin) * unit)
+        self._unit_loc = nn.Parameter((loc - origin) / self._unit)
+        self._schedule = None if scale is None else _as_schedule(scale)
         self.register_buffer("scale", torch.zeros_like(origin))
-        self.anneal(0.0)
+        if scale is not None:
+            self.anneal(0.0)
 
     @property
     def loc(self) -> Tensor:
@@ -90,7 +88,7 @@ def spread_loc(dim_design: int) -> Tensor:
     return torch.linspace(0.25, 0.75, dim_design + 2)[1:-1]
 
 
-def as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
+def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
     """Return the schedule that a number, a pair or a schedule stands for."""
     if isinstance(scale, ScaleSchedule):
         return scale
@@ -130,15 +128,9 @@ def check_box(low: Tensor, high: Tensor) -> Box:
 
 
 def place_in_box(loc: Tensor | None, box: Box, default: Tensor) -> Tensor:
-    """Return locations in a box, or raise if they do not fit it.
+    """Return locations, or raise if they do not lie in the box.
 
-    Args:
-        loc: Locations in the units of the design, or `None`.
-        box: Lower and upper corner.
-        default: Locations in the unit cube, of the shape of `loc`.
-
-    Returns:
-        Locations in the units of the design.
+    The default is in units of the box, and has the shape that `loc` must have.
     """
     low, high = box
     if loc is None:

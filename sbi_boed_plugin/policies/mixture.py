@@ -9,7 +9,6 @@ from torch.quasirandom import SobolEngine
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.policies.located import (
     LocatedPolicy,
-    as_schedule,
     check_box,
     place_in_box,
     spread_loc,
@@ -106,8 +105,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
     share the scales, which follow a schedule.
 
     **Gradients.** `rsample` carries the gradient of locations and weights by implicit
-    reparameterisation: the design values, one after the other, stay at the same
-    quantile of the mixture,
+    reparameterisation: design values, in turn, stay at their quantile of the mixture,
 
     .. math:: F_j(\xi_j \mid \xi_{<j}) = \sum_k r_k(\xi_{<j}) F_{kj}(\xi_j), \quad
         r_k(\xi_{<j}) \propto w_k \prod_{i<j} f_{ki}(\xi_i), \quad
@@ -158,15 +156,13 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         scale: float | tuple[float, float] | ScaleSchedule | None = None,
     ) -> None:
         num_components = check_integer("num_components", num_components, 1)
-        low, high = box = check_box(low, high)
+        box = check_box(low, high)
         super().__init__(
-            place_in_box(loc, box, _cover_unit_cube(num_components, len(low))),
+            place_in_box(loc, box, _cover_unit_cube(num_components, len(box[0]))),
             box=box,
-            origin=low,
-            unit=high - low,
-            schedule=as_schedule((0.15, 0.05) if scale is None else scale),
+            scale=(0.15, 0.05) if scale is None else scale,
         )
-        self.logits = nn.Parameter(low.new_zeros(num_components))
+        self.logits = nn.Parameter(self.scale.new_zeros(num_components))
 
     @property
     def weights(self) -> Tensor:

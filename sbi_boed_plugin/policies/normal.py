@@ -66,9 +66,8 @@ class NormalPolicy(LocatedPolicy):
 
     def anneal(self, progress: float) -> None:
         """Set the scales for a training progress between 0 and 1."""
-        if hasattr(self, "_end"):
-            ratio = self._end / self._unit
-            self.scale = self._unit * ratio ** min(max(progress, 0.0), 1.0)
+        ratio = self._end / self._unit
+        self.scale = self._unit * ratio ** min(max(progress, 0.0), 1.0)
 
 
 def _check_scale(scale: float | Tensor, loc: Tensor) -> Tensor:

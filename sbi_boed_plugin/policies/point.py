@@ -88,13 +88,11 @@ class PointPolicy(LocatedPolicy):
                 "the box, or neither for designs without bounds."
             )
         if low is not None and high is not None:
-            low, high = box = check_box(low, high)
-            loc = place_in_box(loc, box, spread_loc(len(low)))
-            super().__init__(loc, box=box, origin=low, unit=high - low)
+            box = check_box(low, high)
+            loc = place_in_box(loc, box, spread_loc(len(box[0])))
+            super().__init__(loc, box=box)
         elif loc is not None:
-            loc = as_vector("loc", loc)
-            zero, one = torch.zeros_like(loc), torch.ones_like(loc)
-            super().__init__(loc, origin=zero, unit=one)
+            super().__init__(as_vector("loc", loc))
         else:
             raise ValueError(
                 "loc=None leaves the design without a place to start when there is no "

@@ -16,9 +16,7 @@ __all__ = ["DesignPolicy", "ScaleSchedule"]
 class ScaleSchedule:
     """Geometric schedule from `start` at progress 0 to `end` at progress 1.
 
-    Args:
-        start: Value at the beginning of training, positive.
-        end: Value at the end of training, positive.
+    Both are positive.
 
     Example:
         >>> ScaleSchedule(30.0, 10.0)(1.0)
@@ -91,12 +89,7 @@ class DesignPolicy(nn.Module):
 
     def __init__(self, dim_design: int) -> None:
         super().__init__()
-        self._dim_design = dim_design
-
-    @property
-    def dim_design(self) -> int:
-        """Number of values that make up one design."""
-        return self._dim_design
+        self.dim_design = dim_design
 
     def distribution(self) -> Distribution:
         """Return the distribution of one design, with gradient of the parameters.
@@ -122,14 +115,8 @@ class DesignPolicy(nn.Module):
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw designs that carry the gradient of the policy's parameters.
 
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Designs of shape `(*sample_shape, dim_design)`.
-
-        Raises:
-            NotImplementedError: If designs are discrete (`has_rsample = False`).
+        Their shape is `(*sample_shape, dim_design)`. A discrete policy
+        (`has_rsample = False`) raises `NotImplementedError`.
         """
         if self.has_rsample:
             return self.distribution().rsample(sample_shape)

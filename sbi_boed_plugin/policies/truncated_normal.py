@@ -9,7 +9,6 @@ from torch.distributions.utils import broadcast_all
 
 from sbi_boed_plugin.policies.located import (
     LocatedPolicy,
-    as_schedule,
     check_box,
     place_in_box,
     spread_loc,
@@ -121,13 +120,11 @@ class TruncatedNormalPolicy(LocatedPolicy):
         loc: Tensor | None = None,
         scale: float | tuple[float, float] | ScaleSchedule | None = None,
     ) -> None:
-        low, high = box = check_box(low, high)
+        box = check_box(low, high)
         super().__init__(
-            place_in_box(loc, box, spread_loc(len(low))),
+            place_in_box(loc, box, spread_loc(len(box[0]))),
             box=box,
-            origin=low,
-            unit=high - low,
-            schedule=as_schedule((0.3, 0.1) if scale is None else scale),
+            scale=(0.3, 0.1) if scale is None else scale,
         )
 
     def distribution(self) -> Independent:
