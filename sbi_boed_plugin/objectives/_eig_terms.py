@@ -10,6 +10,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._memory import MAX_ROWS
 from sbi_boed_plugin.objectives.bounds import (
     generalized_kl_bound,
     nwj_bound,
@@ -47,6 +48,11 @@ class Problem:
     num_contrastive: int = 1_023
     max_pairs: int | None = None
 
+    @property
+    def pairs_at_once(self) -> int:
+        """How many densities are evaluated at once."""
+        return self.max_pairs or MAX_ROWS
+
     def with_design(self, rows: Tensor) -> Tensor:
         """Return conditions in which the design follows each row."""
         return torch.cat([rows, self.design.expand(*rows.shape[:-1], -1)], dim=-1)
@@ -55,7 +61,9 @@ class Problem:
         """Return those of data `(batch_dim, ...)` for `(num_rows, batch_dim, ...)`."""
         log_prob = _as_conditional_log_prob(self.estimator, self.design.shape[-1])
         conditions = self.with_design(theta)
-        return log_likelihood_matrix(log_prob, x, conditions, max_pairs=self.max_pairs)
+        return log_likelihood_matrix(
+            log_prob, x, conditions, max_pairs=self.pairs_at_once
+        )
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return the learned log-density of the data alone."""
@@ -93,7 +101,7 @@ def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     # all pairs at once may not fit either.
     kind = BOUNDS[problem.bound]
     num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
-    rows = max(1, problem.max_pairs // num_pairs)
+    rows = max(1, problem.pairs_at_once // num_pairs)
     chunks = zip(theta.split(rows), x.split(rows), strict=True)
     terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
     if terms.dim() > 1:
@@ -119,7 +127,7 @@ def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor
     proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
     data = problem.with_design(x)
     num_rows = problem.num_contrastive + 1
-    size = max(1, problem.max_pairs // len(data))
+    size = max(1, problem.pairs_at_once // len(data))
     condition = data.to(_precision_of(proposal, x.dtype))
     draws = _draw(proposal, problem.num_contrastive, condition, size).to(theta)
     # A draw outside of the prior, or beyond all numbers, has no weight.
@@ -165,7 +173,7 @@ def _generalized_kl(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     log_prior = problem.prior.log_prob(theta)
     dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), problem.with_design(x).to(dtype)
-    size = max(1, problem.max_pairs // len(data))
+    size = max(1, problem.pairs_at_once // len(data))
     draws = _draw(estimator.base, problem.num_contrastive, data, size)
     ratios = [estimator.log_ratio(part, data) for part in draws.split(size)]
     # No parameter outside of the support of the prior was drawn or has a posterior.

@@ -269,7 +269,7 @@ def _as_row(design: Tensor) -> Tensor:
 def _check_describes(problem: Problem, prior: Distribution) -> None:
     """Raise if a density stands for parameters that take values which repeat."""
     by_proposal = problem.bound.startswith("lace")
-    estimator = problem.posterior_estimator if by_proposal else problem.estimator
+    estimator: Any = problem.posterior_estimator if by_proposal else problem.estimator
     while isinstance(getattr(estimator, "net", None), ConditionalDensityEstimator):
         estimator = estimator.net
     if isinstance(estimator, CategoricalMassEstimator):

@@ -37,7 +37,7 @@ class OneOf(Constraint):
 class Choice(Distribution):
     """Vectors drawn from a list of candidates."""
 
-    arg_constraints = {}
+    arg_constraints = {}  # type: ignore[assignment]
 
     def __init__(self, candidates: Tensor, logits: Tensor) -> None:
         self.candidates = candidates

@@ -19,18 +19,26 @@ __all__ = ["PointMass", "PointPolicy"]
 class PointMass(Distribution):
     """All probability at one vector of a larger support."""
 
-    arg_constraints = {}
+    arg_constraints = {}  # type: ignore[assignment]
     has_rsample = True
-    mode: Tensor = None
-    support: Constraint = None
 
     def __init__(self, loc: Tensor, support: Constraint) -> None:
-        self.mode, self.support = loc, support
+        self.loc, self._support = loc, support
         super().__init__(event_shape=loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> Constraint:
+        """What the vector may be."""
+        return self._support
+
+    @property
+    def mode(self) -> Tensor:
+        """The vector."""
+        return self.loc
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Return copies of the vector that carry its gradient."""
-        return self.mode.expand(*sample_shape, -1).clone()
+        return self.loc.expand(*sample_shape, -1).clone()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Raise an error, since a point mass has no density."""

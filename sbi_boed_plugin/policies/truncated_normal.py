@@ -30,7 +30,7 @@ class TruncatedNormal(Distribution):
     divide by.
     """
 
-    arg_constraints = {}
+    arg_constraints = {}  # type: ignore[assignment]
     has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
