@@ -67,7 +67,7 @@ def assess_design(
     for network in estimators.all():
         network.eval()
     # A posterior that was trained with the particles of a belief knows them.
-    fresh = prior.anew() if isinstance(prior, ParticleBelief) else prior
+    fresh = prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
     theta = draw_parameters(fresh, num_samples)
     limited = simulator.max_calls is not None
     made = run_simulator(

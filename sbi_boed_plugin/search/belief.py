@@ -96,7 +96,7 @@ class ParticleBelief(Distribution):
         self.log_evidence = 0.0
         self.log_evidence_variance = 0.0
         self.acceptance_rate = 1.0
-        self._independent_copy: ParticleBelief | None = None
+        self._independent: ParticleBelief | None = None
 
     @classmethod
     def restore(
@@ -133,17 +133,17 @@ class ParticleBelief(Distribution):
         """Return a belief to update without changing this one."""
         other = copy(self)
         other._log_likelihoods = list(self._log_likelihoods)
-        other._independent_copy = None
+        other._independent = None
         return other
 
-    def anew(self) -> "ParticleBelief":
+    def independent_copy(self) -> "ParticleBelief":
         """Return the same belief with particles that are independent of these.
 
         Networks that learn from particles fit these particles: what they tell of the
         parameters is to be judged by others. They are made once, in as much time as all
         updates took, from a seed of their own. The evidence is that of both beliefs.
         """
-        if self._independent_copy is None:
+        if self._independent is None:
             with isolated_rng(_SEED):
                 other = ParticleBelief(
                     self._prior,
@@ -157,8 +157,8 @@ class ParticleBelief(Distribution):
             other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
             variances = self.log_evidence_variance + other.log_evidence_variance
             other.log_evidence_variance = 0.25 * variances
-            self._independent_copy = other
-        return self._independent_copy
+            self._independent = other
+        return self._independent
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw particles with replacement, of shape `(*sample_shape, dim_theta)`."""
@@ -219,7 +219,7 @@ class ParticleBelief(Distribution):
         self.log_evidence_variance = variance
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
         self._log_likelihoods.append(log_likelihood)
-        self._independent_copy = None
+        self._independent = None
 
     def _refuse_collapse(self, theta: Tensor) -> None:
         """Raise if hardly any particles differ, unless parameters are discrete."""

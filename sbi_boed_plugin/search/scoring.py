@@ -35,5 +35,5 @@ def score_design(
         estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
         if isinstance(prior, ParticleBelief):
             # A posterior that was trained with its particles knows them.
-            prior = prior.anew()
+            prior = prior.independent_copy()
     return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
