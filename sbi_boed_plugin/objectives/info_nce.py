@@ -111,15 +111,13 @@ def log_likelihood_matrix(
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
 
-    The pairs are flattened into batches of at most `max_pairs` for `log_prob`. When
-    gradients are recorded and one batch does not suffice, each batch is evaluated
-    again in the backward pass rather than kept, so that the memory is that of one
-    batch whatever the number of contrastive samples.
+    The pairs are flattened into batches of at most `max_pairs`. With gradients, each of
+    several batches is evaluated again in the backward pass rather than kept, so that
+    the memory is that of one batch whatever the number of contrastive samples.
 
     In the gradient of the contrastive bound, pair :math:`(l, b)` has the weight
     :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`. Once the data are
-    informative, most weights vanish. With `negligible` :math:`> 0`, all pairs are
-    evaluated without gradient, and those whose weights together are at most
+    informative, most weights vanish. Pairs whose weights together are at most
     `negligible` in their column stay constants: the values are the same, a backward
     pass costs only the pairs that matter, and the gradient is exact up to this weight.
 

@@ -161,28 +161,3 @@ def test_terms_without_explanation_are_refused():
             num_samples=100,
             seed=0,
         )
-
-
-def test_several_parameters_and_measurements():
-    prior = Independent(Normal(torch.zeros(2), 3.0), 1)
-    design = torch.tensor([-2.0, 0.0, 4.0])
-
-    def simulate(theta, design):
-        return theta[:, :1] + theta[:, 1:] * design + torch.randn(len(theta), 3)
-
-    def log_likelihood(x, theta, design):
-        return Normal(theta[..., :1] + theta[..., 1:] * design, 1.0).log_prob(x).sum(-1)
-
-    rows = torch.stack([torch.ones(3), design], dim=1)
-    exact = 0.5 * torch.logdet(torch.eye(2) + 9.0 * rows.T @ rows).item()
-    eig = estimate_eig(
-        log_likelihood,
-        simulate,
-        prior=prior,
-        design=design,
-        bound="exact",
-        num_samples=2_000,
-        num_contrastive=2_000,
-        seed=0,
-    )
-    assert abs(eig.value - exact) <= 3 * eig.standard_error
