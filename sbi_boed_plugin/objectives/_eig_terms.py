@@ -97,8 +97,7 @@ def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
 
     Lower and upper terms differ for the nested estimates alone.
     """
-    # Chunks over simulations as well as over contrastive samples: the parameters of
-    # all pairs at once may not fit either.
+    # Simulations are split, too: the parameters of all pairs may not fit in memory.
     kind = BOUNDS[problem.bound]
     num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
     rows = max(1, problem.pairs_at_once // num_pairs)
@@ -123,14 +122,14 @@ def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
 
 def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     """Return the bounds with contrasts that a posterior draws."""
-    # Any proposal that covers the posterior serves: a normalized one costs least.
+    # Any proposal that covers the posterior will do; the base of a hybrid costs least.
     proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
     data = problem.with_design(x)
     num_rows = problem.num_contrastive + 1
     size = max(1, problem.pairs_at_once // len(data))
     condition = data.to(_precision_of(proposal, x.dtype))
     draws = _draw(proposal, problem.num_contrastive, condition, size).to(theta)
-    # A draw outside of the prior, or beyond all numbers, has no weight.
+    # A draw outside of the prior, or one that is not finite, has no weight.
     rows = torch.cat([theta, draws.flatten(0, 1)])
     inside = torch.isfinite(rows).all(dim=-1)
     inside[inside.clone()] = within_support(problem.prior, rows[inside])
@@ -142,7 +141,7 @@ def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor
     weights = matrix + log_prior.to(matrix) - torch.cat(parts).to(matrix)
     weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
     bounds = proposal_contrastive_bounds(matrix[0], weights)
-    # That of the contrasts is on top of what the proposal knows.
+    # The cap is what the proposal knows, plus the cap of the contrasts.
     return torch.stack([*bounds, math.log(num_rows) + matrix[0] - weights[0]])
 
 

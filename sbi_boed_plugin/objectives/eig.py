@@ -65,11 +65,12 @@ __all__ = [
     "estimate_eig",
 ]
 
-# Whatever the estimators are, hence also if failed simulations count as zero.
+# These are lower bounds whatever the estimators are, hence also if failed simulations
+# count as zero.
 LOWER_BOUNDS = tuple(name for name, kind in BOUNDS.items() if kind.is_lower)
 
-# Far from seeds that people choose: with the same one, the parameters and data that a
-# network was trained with would come again to judge it.
+# Added to the user's seed. With the same seed, the parameters and data that a network
+# was trained with would be drawn again to judge it.
 _STREAM = 5_104_627_393
 
 
@@ -186,7 +187,7 @@ def estimate_eig(
     num_contrastive = check_integer("num_contrastive", num_contrastive, fewest)
     max_pairs = check_integer("max_pairs", max_pairs, 1, or_none=True)
     num_workers, seed = check_num_workers(num_workers), check_seed(seed)
-    # Small calls where the first error may leave no budget for repetitions.
+    # Under a limit calls are small: an error in a large one could use up the budget.
     limited = (
         isinstance(simulator, CheckedSimulator) and simulator.max_calls is not None
     )
@@ -201,7 +202,7 @@ def estimate_eig(
             simulation_batch_size=math.isqrt(num_samples) if limited else None,
             isolate_errors=True,
         )
-        # What a limit of calls left out says nothing of the design.
+        # Rows that the limit left out say nothing about the design.
         theta, x = theta[made.tried], made.x[made.tried]
         problem = replace(
             problem,
@@ -232,7 +233,7 @@ def eig_of_simulations(
     `log_normalization` returned for the prior, if it was called.
     """
     if BOUNDS[problem.bound].has_prior_density:
-        # That of a belief is known up to the constant of the prior it came from.
+        # The density of a belief lacks the constant of the prior that it came from.
         before = getattr(problem.prior, "base_prior", problem.prior)
         _check_describes(problem, before)
         constant = constant or log_normalization(before)

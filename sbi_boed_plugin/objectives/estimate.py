@@ -87,26 +87,26 @@ def summarize(
             num_samples,
             num_invalid,
         )
-    # With any critic that gives failed runs the same density, the bound is one of the
-    # information in outcomes and failures together, and a failed run adds nothing,
-    # whatever the constant of the prior.
+    # A failed run adds nothing, whatever the constant of the prior: with a critic that
+    # gives all failures the same density, the bound holds for the information in
+    # outcomes and failures together.
     values = torch.cat([values, values.new_zeros(num_invalid)])
     share_valid = 1.0 - num_invalid / num_samples
     spread = values.std().item()
     errors = [spread / math.sqrt(num_samples), constant[1]]
     num_atoms = getattr(prior, "num_particles", None)
     if num_atoms is not None:
-        # A belief has few parameters to draw, however many simulations there are.
+        # The parameters come from few particles, however many simulations there are.
         errors.append(spread / math.sqrt(num_atoms))
     if kind.has_prior_density:
-        # Where its density enters, all terms share the error of its evidence.
+        # All terms share the error of the evidence in the density.
         errors.append(math.sqrt(getattr(prior, "log_evidence_variance", 0.0)))
     if kind.reports == "both":
         errors.append(0.5 * (upper - lower).cpu().double().mean().item())
     cap, largest = None, caps.mean().item()
     if kind.reports == "lower" and math.isfinite(largest):
         if not kind.has_prior_density:
-            # Draws of a belief repeat its particles.
+            # Contrasts from a belief repeat its particles.
             largest = min(largest, math.log(num_atoms or math.inf))
         cap = (largest + constant[0]) * share_valid
     value = values.mean().item() + constant[0] * share_valid
@@ -138,7 +138,7 @@ def warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> Non
             f"value {cap:.2f} that it can take, so the true information gain may be "
             "much larger. Increase num_contrastive."
         )
-    # An information of exactly zero comes out a little negative at times.
+    # Noise makes the estimate of an information of zero slightly negative at times.
     if value < -max(3.0 * error, 0.01):
         warn(
             f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "

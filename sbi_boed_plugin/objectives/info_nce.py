@@ -40,7 +40,7 @@ __all__ = [
     "log_likelihood_matrix",
 ]
 
-# Weight of a column's pairs that training leaves out of the gradient.
+# Total weight of the pairs of a column that training leaves out of the gradient.
 NEGLIGIBLE = 1e-2
 
 

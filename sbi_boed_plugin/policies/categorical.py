@@ -11,7 +11,7 @@ from sbi_boed_plugin.policies.policy import DesignPolicy
 
 __all__ = ["CategoricalPolicy", "Choice", "OneOf"]
 
-# Networks see designs in single precision: what agrees there is one design.
+# Networks see designs in single precision: designs that agree in it are the same.
 _RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
@@ -63,7 +63,7 @@ class Choice(Distribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log-probability of the candidate that each vector agrees with."""
         matches = _matches(value, self.candidates)
-        # A sum over one candidate: no gradient of infinite terms, which would be NaN.
+        # At most one candidate matches. Infinite terms would have NaN gradients.
         return torch.where(matches, self.index.logits, 0.0).sum(dim=-1)
 
     def entropy(self) -> Tensor:

@@ -116,7 +116,7 @@ def as_vector(name: str, value: Tensor) -> Tensor:
 
 def check_box(low: Tensor, high: Tensor) -> Box:
     """Return copies of the corners of a box, or raise if they do not span one."""
-    # Numbers stand for one design value.
+    # A number stands for a vector of one value.
     low = as_vector("low", torch.atleast_1d(torch.as_tensor(low)))
     high = as_vector("high", torch.atleast_1d(torch.as_tensor(high))).to(low)
     if low.shape != high.shape or not (low < high).all():

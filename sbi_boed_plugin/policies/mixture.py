@@ -57,7 +57,7 @@ class TruncatedNormalMixture(MixtureSameFamily):
             log_density = self.component_distribution.log_prob(candidates.unsqueeze(1))
             shares = (self.mixture_distribution.logits + log_density).softmax(dim=-1)
             candidates = (shares @ locations).clamp(self.low, self.high)
-        # Rounding must not leave less than there was to begin with.
+        # After rounding the result must be at least as dense as every location.
         candidates = torch.cat([locations, candidates])
         best = self.log_prob(candidates).argmax(dim=0, keepdim=True)
         return candidates.index_select(0, best).squeeze(0)
@@ -86,9 +86,9 @@ class TruncatedNormalMixture(MixtureSameFamily):
             below = (shares * normals.cdf(value)).sum(dim=-1)
             density = (shares * normals.log_prob(value).exp()).sum(dim=-1).detach()
             density = density.clamp_min(torch.finfo(density.dtype).tiny)
-            # Zero in value: what is drawn stays what it is.
+            # The difference is zero: it adds a gradient and leaves the value.
             values.append(drawn[..., j] - (below - below.detach()) / density)
-            # The weights of the next values depend on this one, which moves as well.
+            # The weights of the next values depend on this one and its gradient.
             log_joint = log_joint + normals.log_prob(values[-1].unsqueeze(-1))
         return torch.stack(values, dim=-1)
 

@@ -54,7 +54,6 @@ class NormalPolicy(LocatedPolicy):
                 "(start, end). For one scale per design value pass a tensor."
             )
         start, end = scale if isinstance(scale, tuple) else (scale, scale)
-        # In units of the first scales.
         super().__init__(loc, origin=loc, unit=_check_scale(start, loc))
         self.register_buffer("_end", _check_scale(end, loc))
         self.anneal(0.0)

@@ -111,6 +111,6 @@ class PointPolicy(LocatedPolicy):
         """Return the point mass; its support is the box, if there is one."""
         loc = self.loc
         if self.low is not None:
-            # A value that rounds to outside of the box comes back with its gradient.
+            # Rounding can leave the box; the clamped value keeps its gradient.
             loc = loc + (loc.clamp(self.low, self.high) - loc).detach()
         return PointMass(loc, self.support)

@@ -54,7 +54,7 @@ class TruncatedNormal(Distribution):
         """Draw by inversion, differentiable in the locations."""
         uniform = torch.rand_like(self.loc.expand(*sample_shape, *self.loc.shape))
         probability = self._below + uniform * self._mass
-        # Rounded to 0 or 1 it would be an infinite quantile with a NaN gradient.
+        # The quantiles of 0 and 1 are infinite, and their gradients NaN.
         epsilon = torch.finfo(probability.dtype).eps
         standard = torch.special.ndtri(probability.clamp(epsilon, 1.0 - epsilon))
         return (self.loc + self.scale * standard).clamp(self.low, self.high)

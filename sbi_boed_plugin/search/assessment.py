@@ -66,7 +66,7 @@ def assess_design(
     assert estimators is not None
     for network in estimators.all():
         network.eval()
-    # A posterior that was trained with the particles of a belief knows them.
+    # A posterior that was trained with the particles of a belief fits them too well.
     fresh = prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
     theta = draw_parameters(fresh, num_samples)
     limited = simulator.max_calls is not None
@@ -75,11 +75,11 @@ def assess_design(
         theta,
         design.to(theta).expand(num_samples, -1),
         num_workers=num_workers,
-        # Small calls where the first error may leave no budget for repetitions.
+        # Under a limit calls are small: an error in a large one could use up the budget.
         simulation_batch_size=math.isqrt(num_samples) if limited else None,
         isolate_errors=True,
     )
-    # What the limit left out says nothing of the design.
+    # Rows that the limit left out say nothing about the design.
     theta, x, valid = (rows[made.tried] for rows in (theta, made.x, made.valid))
     bounds = estimate_bounds(
         estimators,
@@ -100,7 +100,7 @@ def assess_design(
         progress, policy = optimizer.progress, optimizer.policy
         steps = progress.search_ended or progress.step
         never_moved = steps <= config.num_warmup_steps
-        # Between the modes of a mixture there is a slope that leads nowhere.
+        # Between the modes of a mixture, a regression finds slopes that mean nothing.
         several = isinstance(policy, TruncatedNormalMixturePolicy)
         if policy.has_rsample and not several:
             arrival = find_arrival(progress, _at_edge(policy, design))

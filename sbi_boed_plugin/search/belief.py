@@ -42,14 +42,14 @@ __all__ = ["SURPRISING", "ParticleBelief", "predictive_p_value"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
-# Moves go on until particles have moved this often on average, within limits.
+# Moves go on until particles have moved this often on average, or for 60 rounds.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
 # Draws that data are compared with, and particles by which their density is judged.
 _NUM_DRAWS, _NUM_JUDGES = 1_000, 64
 # Data with a p-value below this one lie beyond all draws.
 SURPRISING = 1.5 / _NUM_DRAWS
-# Different particles that an update must leave, a quarter of few.
+# An update must leave this many different particles, or a quarter of all.
 _MIN_DIFFERENT = 64
 # Seed of particles that are independent of those that networks were trained with.
 _SEED = 7_919
@@ -251,9 +251,9 @@ class ParticleBelief(Distribution):
         try:
             support = self._prior.support
         except (NotImplementedError, AttributeError):
-            return values  # The prior names none.
+            return values  # The prior names no support.
         if support is not None and support.is_discrete:
-            # Formulas of discrete distributions have values in between, too.
+            # Formulas of discrete distributions also give densities between the values.
             values = torch.where(support.check(theta), values, -torch.inf)
         return values
 
@@ -274,7 +274,7 @@ class ParticleBelief(Distribution):
                 new = propose(old, unbounded[others], jump=move % 5 == 4)
                 trial = self._evaluate(inverse(new).to(new), log_likelihood)
                 difference = trial.log_target(power) - before.log_target(power)
-                # Densities are of natural units, moves symmetric in unbounded ones.
+                # Densities are those of theta; moves are symmetric in unbounded ones.
                 difference = difference - self._log_det(trial.theta, new)
                 difference = difference + self._log_det(before.theta, old)
                 uniform = torch.rand_like(difference).log()
@@ -323,7 +323,7 @@ def predictive_p_value(
     log_density = nan_to_zero_density(log_density)
     offsets = (x - draws.median(dim=0).values).abs().flatten(1)
     width = offsets[1:].quantile(0.9, dim=0)
-    # Data that hardly vary: any other value is far away.
+    # Where draws do not vary, any other value is infinitely far away.
     distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
     shares = [
         (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)

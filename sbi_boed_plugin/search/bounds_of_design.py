@@ -23,7 +23,7 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
 __all__ = ["estimate_bounds", "tightest"]
 
-# Contrasts of each simulation of a bound that is there to compare, and all densities.
+# Contrasts for each simulation, and densities in total, of bounds to compare with.
 _CONTRASTS = {"lace": 63, "lace_upper": 63, "pce": 255, "snmc": 255}
 _MAX_PAIRS = 262_144
 # Rows of the linear bound for each number that it fits.
@@ -62,7 +62,7 @@ def estimate_bounds(
         posterior = estimators.posterior_base
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]
     if not torch.isfinite(x).all():
-        # Upper forms need every simulation.
+        # Upper bounds need every simulation.
         names = [name for name in names if name not in ("snmc", "lace_upper")]
     by_posterior = {"barber_agakov": posterior, "gkl": estimators.posterior}
     constant = log_normalization(getattr(prior, "base_prior", prior))
@@ -85,7 +85,7 @@ def estimate_bounds(
             )
         except NoEstimateError:
             if is_own:
-                raise  # The others are there to compare.
+                raise  # The search can do without the others.
     linear = _linear_bound(theta, x, fresh_prior, constant[0])
     if linear is not None:
         bounds["linear"] = linear

@@ -179,7 +179,7 @@ POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
     "info_nce": PolicyObjective(
         lambda densities: contrastive_bound(densities.log_likelihoods), None, "pce"
     ),
-    # Not a bound, so that the likelihood's own scores the design found.
+    # This is not a bound: the bound of the likelihood scores the design found.
     "marginal": PolicyObjective(
         lambda densities: densities.log_likelihood - densities.log_marginal,
         "marginal",

@@ -34,6 +34,6 @@ def score_design(
     else:
         estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
         if isinstance(prior, ParticleBelief):
-            # A posterior that was trained with its particles knows them.
+            # A posterior that was trained with its particles fits them too well.
             prior = prior.independent_copy()
     return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)

@@ -61,7 +61,7 @@ def propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
     if jump:
         scale = old.new_ones(len(old), 1)
     else:
-        # From small to the best for a Normal: some of them fit a belief of any shape.
+        # From zero to the best scale for a Normal: some fit a belief of any shape.
         best = 2.38 / math.sqrt(2.0 * old.shape[1])
         scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
     spread = pool.std(dim=0)
@@ -87,7 +87,7 @@ def largest_step(log_likelihood: Tensor, most: float) -> float:
             low = middle
         else:
             high = middle
-    # Where particles without any density alone are more than allowed.
+    # No step is small enough where too many particles have no density at all.
     return low or 1e-6 * most
 
 

@@ -1,12 +1,12 @@
-r"""What there is to believe of a search's result, from simulations of its own.
+r"""What speaks against the result of a search, from simulations of its own.
 
 A learned bound can be wrong without looking wrong: a density over discrete parameters,
 a prior without its constant, networks that have hardly learned, a policy that stopped
 on a slope. Bounds that fail in different ways see the same simulations, and a result
 says where they contradict each other.
 
-- Barber-Agakov (or its tightening by an energy) hangs on the posterior network, PCE on
-  the likelihood and draws of the prior, LACE on both and on the prior's density.
+- Barber-Agakov (or its tightening by an energy) depends on the posterior network, PCE
+  on the likelihood and draws of the prior, LACE on both and on the prior's density.
 - With the true likelihood, `[pce, snmc]` and `[lace, lace_upper]` enclose the
   information. Where they do not meet, the density of the prior and its draws do not
   belong together, or the likelihood is far off.
@@ -30,17 +30,17 @@ from sbi_boed_plugin.search.progress import Progress
 
 __all__ = ["Arrival", "find_arrival", "find_doubts", "likelihood_mismatch"]
 
-# Nats, and share of the information, by which bounds may differ for reasons of luck.
+# Nats, and share of the information, by which bounds may differ by chance.
 _SLACK, _SHARE = 0.1, 0.2
-# Nats that are much, whatever share of the information they are.
+# Largest overfitting in nats, whatever share of the information it is.
 _MANY_NATS = 0.3
-# Simulations from which networks may have learned little, whatever they seem to know.
+# With fewer simulations, networks may have learned little.
 _FEW_SIMULATIONS = 2_000
-# Standard errors of a difference that is not one of luck.
+# Standard errors that a difference by chance does not reach.
 _ERRORS = 4.0
-# Simulations that tell the slope, if half of the steps have as many.
+# Simulations from which the slope is told, or half of the steps.
 _NUM_RECENT = 4_000
-# Statistic of the likelihood's own draws against simulations.
+# Largest statistic of the likelihood's own draws against simulations.
 _MAX_MISMATCH = 0.1
 
 
@@ -73,7 +73,7 @@ class Arrival:
     @property
     def is_steep(self) -> bool:
         """Whether the information rises by more than luck explains."""
-        # Of all values together: a sum of squares that are one in the mean.
+        # Without a slope, this is a sum of squares of mean one, one for each value.
         score = float((self.slope / self.slope_standard_error).square().sum())
         dim = len(self.slope)
         return score > dim + _ERRORS * math.sqrt(2.0 * dim) + _ERRORS**2
@@ -98,7 +98,7 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
         return None
     enough = max(progress.step // 10, _NUM_RECENT // len(recent[0].theta))
     recent = recent[-max(1, min(enough, progress.step // 2)) :]
-    # Within each step: the policy drifts, and the networks learn.
+    # Differences within a step: between steps policy and networks change.
     designs, terms = (
         torch.cat([part - part.mean(dim=0) for part in parts])
         for parts in (
@@ -232,7 +232,7 @@ def _doubts_of_likelihood(
 ) -> list[str]:
     """Return what speaks against the likelihood."""
     doubts = []
-    # What 1,000 rows exceed by chance once in 10,000 times, and few rows likewise.
+    # By chance, 1,000 rows exceed the limit once in 10,000 times, and so do fewer.
     num_valid = reported.num_simulations - reported.num_invalid_simulations
     scarcity = max(1.0, 1_000 / max(1, num_valid)) ** 0.5
     if mismatch > _MAX_MISMATCH * scarcity:
@@ -267,7 +267,7 @@ def _doubts_of_policy(
     if arrival is None:
         return []
     doubts = []
-    # A slope that matters: a twentieth of the information, if that is much.
+    # A slope matters from a twentieth of the information, and from 0.05 nats.
     matters = arrival.gain > max(_SLACK / 2, 0.05 * abs(reported.value))
     if arrival.is_steep and matters:
         doubts.append(
