@@ -75,7 +75,7 @@ def assess_design(
         theta,
         design.to(theta).expand(num_samples, -1),
         num_workers=num_workers,
-        # Under a limit calls are small: an error in a large one could use up the budget.
+        # Under a limit calls are small: an error in a large one may use up the budget.
         simulation_batch_size=math.isqrt(num_samples) if limited else None,
         isolate_errors=True,
     )
