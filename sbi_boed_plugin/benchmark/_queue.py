@@ -12,13 +12,13 @@ from joblib import delayed
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._parallel import run_long_calls
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import (
+from sbi_boed_plugin.benchmark._old_store import (
     DamagedFileError,
     JobLockedError,
     Record,
     describe_failure,
 )
+from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.worker import (
     Orders,
     Outcome,

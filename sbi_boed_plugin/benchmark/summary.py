@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sbi_boed_plugin._statistics import grouped_mean_and_error, mean_and_error
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.published import PUBLISHED_C2ST
-from sbi_boed_plugin.benchmark.store import (
+from sbi_boed_plugin.benchmark._old_store import (
     DamagedFileError,
     Record,
     Store,
     read_record,
 )
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.metrics import METRICS
+from sbi_boed_plugin.benchmark.published import PUBLISHED_C2ST
 
 __all__ = [
     "SECONDS",

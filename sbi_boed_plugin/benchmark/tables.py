@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
+from sbi_boed_plugin.benchmark._old_store import Record, describe_failure
 from sbi_boed_plugin.benchmark.differences import paired_differences
-from sbi_boed_plugin.benchmark.store import Record, describe_failure
 from sbi_boed_plugin.benchmark.summary import SECONDS, Group, Results
 
 __all__ = [

@@ -19,17 +19,17 @@ from torch import Tensor
 from sbi_boed_plugin._parallel import describe_error, one_thread
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import code_digest, installed_versions
-from sbi_boed_plugin.benchmark._time_limit import call_within
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.methods import run_job_method
-from sbi_boed_plugin.benchmark.metrics import compute_metric
-from sbi_boed_plugin.benchmark.store import (
+from sbi_boed_plugin.benchmark._old_store import (
     DamagedFileError,
     JobLockedError,
     Record,
     Store,
     describe_failure,
 )
+from sbi_boed_plugin.benchmark._time_limit import call_within
+from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.methods import run_job_method
+from sbi_boed_plugin.benchmark.metrics import compute_metric
 
 __all__ = [
     "Orders",

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sbi_boed_plugin.benchmark._old_runner import plan_benchmark, run_plan
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.runner import plan_benchmark, run_plan
 from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 

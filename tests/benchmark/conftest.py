@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("sbibm")
 
 from sbi_boed_plugin.benchmark import run_benchmark  # noqa: E402
-from sbi_boed_plugin.benchmark.store import Store  # noqa: E402
+from sbi_boed_plugin.benchmark._old_store import Store  # noqa: E402
 from sbi_boed_plugin.benchmark.worker import add_failure  # noqa: E402
 
 MODULE = "tests.benchmark.tiny_methods"

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from sbi_boed_plugin.benchmark import make_report
+from sbi_boed_plugin.benchmark._old_store import Store
 from sbi_boed_plugin.benchmark._page_tables import complete_means, runtime_table
 from sbi_boed_plugin.benchmark.differences import paired_differences
 from sbi_boed_plugin.benchmark.figures import legend_keys, metric_figure, runtime_panel
 from sbi_boed_plugin.benchmark.html import page
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import read_results
 from sbi_boed_plugin.benchmark.tables import markdown
 from tests.benchmark.conftest import Reader, add, failed_record

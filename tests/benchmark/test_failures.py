@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from sbi_boed_plugin.benchmark import _queue, _time_limit, metrics
+from sbi_boed_plugin.benchmark._old_store import Store
 from sbi_boed_plugin.benchmark._time_limit import TimeLimitError, call_within
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.worker import Orders, is_settled
 from tests.benchmark.conftest import add, failed_record, timeless
 

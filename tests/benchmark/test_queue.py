@@ -5,8 +5,8 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from sbi_boed_plugin.benchmark import _queue
+from sbi_boed_plugin.benchmark._old_store import Store
 from sbi_boed_plugin.benchmark.jobs import expand_jobs
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.worker import Orders, Outcome
 
 NUM_WORKERS = 3

@@ -11,10 +11,10 @@ import pytest
 
 from sbi_boed_plugin.benchmark import make_report
 from sbi_boed_plugin.benchmark._command import commands
+from sbi_boed_plugin.benchmark._old_store import Store
 from sbi_boed_plugin.benchmark.html import page
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.published import URL
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import read_results
 from sbi_boed_plugin.benchmark.tables import markdown, summary_table
 from tests.benchmark.conftest import Reader, add, failed_record

@@ -7,12 +7,12 @@ import time
 import pytest
 
 from sbi_boed_plugin._files import write_bytes
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import (
+from sbi_boed_plugin.benchmark._old_store import (
     DamagedFileError,
     JobLockedError,
     Store,
 )
+from sbi_boed_plugin.benchmark.jobs import Job
 from tests.benchmark.conftest import failed_record
 
 JOB = Job("two_moons", "npe", 1_000, seed=0, num_observation=1)
