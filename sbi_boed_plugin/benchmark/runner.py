@@ -19,59 +19,23 @@ them, such as `{"tag": "v2"}`, or uses another folder. `result_table` and
 """
 
 import contextlib
-import io
-import json
-import math
-import multiprocessing
 import os
-import signal
 import sys
 import threading
-import time
-import traceback
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from types import ModuleType
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import cloudpickle
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin._parallel import describe_error, one_thread
-from sbi_boed_plugin._results import finite_or_none
-from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._versions import installed_versions
+from sbi_boed_plugin.benchmark.processes import IncompleteError as IncompleteError
+from sbi_boed_plugin.benchmark.processes import Processes, result_versions
 from sbi_boed_plugin.benchmark.store import Record, Settings, Store, job_key
 
-__all__ = ["IncompleteError", "describe_versions", "run_jobs", "shorten_paths"]
+__all__ = ["IncompleteError", "check_limits", "describe_versions", "run_jobs"]
 
 Run = Callable[[Settings], Mapping[str, Any]]
-
-# How long a process may take to end before it is killed.
-_GRACE_SECONDS = 5.0
-# Of what a job printed before it failed; the end tells most.
-_OUTPUT_CHARACTERS = 2_000
-# Of a job's warnings: a training may give thousands.
-_NUM_WARNINGS = 20
-_WARNING_CHARACTERS = 500
-
-
-class IncompleteError(Exception):
-    """Raised by a job that failed in part; the record keeps the other part.
-
-    Attributes:
-        result: What the job would have returned, without what failed.
-        trace: Traceback of what failed.
-    """
-
-    def __init__(self, message: str, result: Mapping[str, Any], trace: str) -> None:
-        super().__init__(message)
-        self.result = dict(result)
-        self.trace = trace
 
 
 def run_jobs(
@@ -101,8 +65,8 @@ def run_jobs(
         retry_failed: Whether jobs that failed in an earlier run are run again.
         is_complete: Function that tells whether an earlier result is all that is
             wanted now; if not, the job runs again.
-        show_progress: Whether to show progress, failures and warnings, on standard
-            error.
+        show_progress: Whether to show progress. Failures and results of other versions
+            are told on standard error in any case.
 
     Returns:
         The record of each job, in the order of the jobs. Its `error` is not empty if
@@ -113,15 +77,7 @@ def run_jobs(
         FolderInUseError: If another run writes to the folder.
         OSError: If the folder cannot be written to.
     """
-    num_workers = _check_workers(num_workers)
-    time_limit = check_real(
-        "time_limit",
-        time_limit,
-        most=threading.TIMEOUT_MAX,
-        above=0.0,
-        or_none=True,
-        remedy="Pass a positive number of seconds.",
-    )
+    num_workers, time_limit = check_limits(num_workers, time_limit)
     keys = [job_key(settings) for settings in jobs]
     (repeated, count), *_ = [*Counter(keys).most_common(1), ("", 0)]
     if count > 1:
@@ -134,10 +90,14 @@ def run_jobs(
             if not _is_settled(records.get(key), retry_failed, is_complete):
                 todo[key] = settings
         settled = [record for key, record in records.items() if key not in todo]
-        if show_progress:
-            _tell_of_settled(settled, len(jobs))
+        _warn_of_versions(settled)
         num_failed = sum(bool(record["error"]) for record in settled)
-        processes = _Processes(cloudpickle.dumps(run), num_workers, time_limit)
+        if num_failed and show_progress:
+            _say(
+                f"{num_failed} of {len(jobs)} jobs failed earlier and are skipped; "
+                "retry_failed (--retry-failed) runs them again."
+            )
+        processes = Processes(run, store.folder, num_workers, time_limit)
         with (
             tqdm(
                 total=len(jobs),
@@ -155,8 +115,7 @@ def run_jobs(
                 records[key] = record
                 if error := record["error"]:
                     num_failed += 1
-                    if show_progress:
-                        _say(f"failed: {_in_words(record['job'])}: {error}")
+                    _say(f"failed: {_in_words(record['job'])}: {error}")
                 progress.update()
                 progress.set_postfix_str(f"{num_failed} failed")
     return [records[key] for key in keys]
@@ -172,12 +131,23 @@ def describe_versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {text or 'unknown'}" for name, text in versions.items())
 
 
-def _check_workers(num_workers: Any) -> int:
+def check_limits(
+    num_workers: Any, time_limit: float | None
+) -> tuple[int, float | None]:
+    """Return the number of processes and the time limit, or raise a `ValueError`."""
     remedy = "Use a positive number of processes, or -1 for one per core."
-    checked = check_integer("num_workers", num_workers, -1, remedy=remedy)
-    if checked == 0:
+    workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
+    if workers == 0:
         raise ValueError(f"num_workers=0 starts no process. {remedy}")
-    return checked if checked > 0 else os.cpu_count() or 1
+    limit = check_real(
+        "time_limit",
+        time_limit,
+        most=threading.TIMEOUT_MAX,
+        above=0.0,
+        or_none=True,
+        remedy="Pass a positive number of seconds.",
+    )
+    return (workers if workers > 0 else os.cpu_count() or 1), limit
 
 
 def _is_settled(
@@ -201,15 +171,9 @@ def _merge(earlier: Record | None, outcome: Record) -> Record:
     return {**earlier, **failure}
 
 
-def _tell_of_settled(settled: Sequence[Record], num_jobs: int) -> None:
-    """Say which earlier failures are skipped, and which results are of other code."""
-    num_failed = sum(bool(record["error"]) for record in settled)
-    if num_failed:
-        _say(
-            f"{num_failed} of {num_jobs} jobs failed earlier and are skipped; "
-            "retry_failed (--retry-failed) runs them again."
-        )
-    now = describe_versions(_versions())
+def _warn_of_versions(settled: Sequence[Record]) -> None:
+    """Say that results of other versions are kept, as they took hours, perhaps."""
+    now = describe_versions(result_versions())
     others = Counter(describe_versions(record["versions"]) for record in settled)
     others.pop(now, None)
     if others:
@@ -228,182 +192,3 @@ def _say(message: str) -> None:
 
 def _in_words(settings: Settings) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def _versions() -> dict[str, str | None]:
-    return installed_versions(("sbi", "sbibm", "torch"))
-
-
-@dataclass
-class _Running:
-    """A job in its process, and the time of the monotonic clock when it must end."""
-
-    key: str
-    settings: Settings
-    process: Any
-    started: float
-    end: float = math.inf
-
-    def fail(self, error: str) -> Record:
-        """Return the record of a job whose process was lost."""
-        seconds = time.monotonic() - self.started
-        return _record(json.loads(json.dumps(self.settings)), seconds, error=error)
-
-
-class _Processes:
-    """Runs jobs in processes, so many at a time."""
-
-    def __init__(self, run: bytes, number: int, time_limit: float | None) -> None:
-        self._run, self._number, self._time_limit = run, number, time_limit
-        # A server that has imported the package once forks the processes, where the
-        # system can; each would need three seconds for its imports otherwise.
-        has_server = "forkserver" in multiprocessing.get_all_start_methods()
-        method = "forkserver" if has_server else "spawn"
-        self._context: Any = multiprocessing.get_context(method)
-        if has_server:
-            self._context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
-
-    def run(self, jobs: Mapping[str, Settings]) -> Iterator[tuple[str, Record]]:
-        """Yield the key and the record of each job, whichever ends first."""
-        queue = deque(jobs.items())
-        running: dict[Connection, _Running] = {}
-        try:
-            while queue or running:
-                while queue and len(running) < self._number:
-                    connection, job = self._start(*queue.popleft())
-                    running[connection] = job
-                next_end = min(job.end for job in running.values())
-                seconds = max(0.0, next_end - time.monotonic())
-                for connection in wait(
-                    list(running), seconds if math.isfinite(seconds) else None
-                ):
-                    record = self._receive(connection, running[connection])
-                    if record is not None:
-                        yield running.pop(connection).key, record
-                for connection, job in list(running.items()):
-                    if job.end <= time.monotonic():
-                        del running[connection]
-                        _end(job.process)
-                        limit = f"{self._time_limit:g} s"
-                        yield job.key, job.fail(f"it took longer than {limit}")
-        finally:
-            for job in running.values():
-                _end(job.process)
-
-    def _start(self, key: str, settings: Settings) -> tuple[Connection, _Running]:
-        ours, theirs = self._context.Pipe(duplex=False)
-        arguments = (theirs, self._run, json.dumps(settings), dict(os.environ))
-        process = self._context.Process(target=_work, args=arguments)
-        # Without this, the process would run the user's script again, to find functions
-        # in it, which cloudpickle sends along anyway.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
-        try:
-            process.start()
-        finally:
-            sys.modules["__main__"] = main
-        theirs.close()
-        return ours, _Running(key, settings, process, time.monotonic())
-
-    def _receive(self, connection: Connection, job: _Running) -> Record | None:
-        """Return the record of a job, or `None` if its process says that it begins."""
-        try:
-            record = connection.recv()
-        except EOFError:
-            job.process.join()
-            record = job.fail(
-                f"its process ended with exit code {job.process.exitcode}, perhaps "
-                "because it took too much memory"
-            )
-        if record is None:
-            job.started = time.monotonic()
-            job.end = job.started + (self._time_limit or math.inf)
-            return None
-        job.process.join(_GRACE_SECONDS)
-        _end(job.process)
-        return record
-
-
-def _end(process: Any) -> None:
-    """End a process, with force if it does not end by itself."""
-    process.terminate()
-    process.join(_GRACE_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
-
-
-def _record(settings: Settings, seconds: float, **found: Any) -> Record:
-    """Return the record of a job; it has failed if it has no result."""
-    record: Record = {
-        "job": settings,
-        "status": "done" if "result" in found else "failed",
-        "result": {},
-        "error": "",
-        "traceback": "",
-        "output": "",
-        "seconds": round(seconds, 3),
-        "finished": time.time(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": _versions(),
-        "warnings": [],
-    }
-    return {**record, **found}
-
-
-def _work(
-    connection: Connection, run: bytes, job: str, environment: Mapping[str, str]
-) -> None:
-    """Run a job in a process of its own, and send its record."""
-    # The parent ends its jobs itself, and none of them outlives it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    os.environ.update(environment)
-    settings = json.loads(job)
-    found: dict[str, Any] = {}
-    output = io.StringIO()
-    connection.send(None)
-    started = time.monotonic()
-    with (
-        one_thread(),
-        isolated_rng(settings.get("seed")),
-        warnings.catch_warnings(record=True) as caught,
-        contextlib.redirect_stdout(output),
-    ):
-        warnings.simplefilter("default")
-        # Those are for whoever wrote the code that is called.
-        for category in (DeprecationWarning, PendingDeprecationWarning):
-            warnings.simplefilter("ignore", category)
-        try:
-            try:
-                result = cloudpickle.loads(run)(settings)
-            except IncompleteError as error:
-                result = error.result
-                found |= {"error": str(error), "traceback": error.trace}
-            found["result"] = json.loads(json.dumps(finite_or_none(dict(result))))
-        except (Exception, SystemExit) as error:
-            found["error"] = describe_error(error)
-            found["traceback"] = shorten_paths(traceback.format_exc())
-    if "error" in found:
-        found["output"] = output.getvalue()[-_OUTPUT_CHARACTERS:]
-    messages = [str(warning.message)[:_WARNING_CHARACTERS] for warning in caught]
-    found["warnings"] = list(dict.fromkeys(messages))[:_NUM_WARNINGS]
-    connection.send(_record(settings, time.monotonic() - started, **found))
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def shorten_paths(trace: str) -> str:
-    """Return a traceback with files as Python finds their modules.
-
-    Results are shared; where somebody's Python is installed says nothing to others.
-    """
-    for root in sorted({*sys.path, os.getcwd()}, key=len, reverse=True):
-        if root:
-            trace = trace.replace(f'File "{root}{os.sep}', 'File "')
-    return trace
