@@ -1,8 +1,8 @@
 """Figures of a benchmark: metrics and times against the budget."""
 
 import math
-from collections.abc import Iterable
 from textwrap import fill
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -108,14 +108,14 @@ def runtime_figure(results: Results) -> Figure:
 
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
-    cells = results.cells[results.cells["task"] == task]
+    cells = results.cells.loc[results.cells["task"] == task]
     ends = set(cells["num_simulations"])
     for method, rows in _published(cells, metric):
         ends |= set(rows["num_simulations"])
         look = _published_look(method)
         ax.plot(rows["num_simulations"], rows["c2st"], zorder=1, **look)
     for index, label in enumerate(results.labels):
-        rows = cells[(cells["label"] == label) & cells[metric].notna()]
+        rows = cells.loc[cells["label"] == label].dropna(subset=[metric])
         # Side by side, as errors that overlap hide one another.
         at = rows["num_simulations"] * 1.05 ** (index - (len(results.labels) - 1) / 2)
         look = _line_look(index)
@@ -139,7 +139,7 @@ def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
     despine(ax)
 
 
-def _published(cells: pd.DataFrame, metric: str) -> Iterable[tuple[str, pd.DataFrame]]:
+def _published(cells: pd.DataFrame, metric: str) -> Any:
     """Return published methods with their values; other classifiers have others."""
     return published_beside(cells).groupby("method") if metric == "c2st" else ()
 
@@ -183,7 +183,8 @@ def _draw_times(ax: Axes, results: Results, name: str) -> None:
     budgets = results.budgets
     # Nothing to train takes no time, which a logarithm cannot show.
     times = results.cells[["label", "num_simulations", name]].dropna()
-    for (label, budget), group in times.groupby(["label", "num_simulations"]):
+    groups: Any = times.groupby(["label", "num_simulations"])
+    for (label, budget), group in groups:
         place = budgets.index(budget)
         y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(budgets) - 0.5)
         color = ordered_colors(len(budgets))[place]

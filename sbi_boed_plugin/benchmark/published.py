@@ -41,7 +41,7 @@ def published_beside(cells: pd.DataFrame) -> pd.DataFrame:
         Rows with `task`, `method`, `num_simulations` and `c2st`, from 0.5 (no
         difference found) to 1.
     """
-    like = cells[cells["num_samples"] == _NUM_SAMPLES]
+    like = cells.loc[cells["num_samples"] == _NUM_SAMPLES]
     wanted = {
         (task, _PREFIX_BY_ROUNDS[rounds] + method)
         for task, rounds in zip(like["task"], like["num_rounds"], strict=True)
@@ -50,7 +50,7 @@ def published_beside(cells: pd.DataFrame) -> pd.DataFrame:
     }
     rows = _values()
     pairs = zip(rows["task"], rows["method"], strict=True)
-    return rows[[pair in wanted for pair in pairs]]
+    return rows.loc[[pair in wanted for pair in pairs]]
 
 
 @cache

@@ -93,8 +93,8 @@ def _markdown(results: Results) -> str:
 
 def counts_text(results: Results) -> str:
     """Say what a mean of the tables is over."""
-    cells = results.cells[results.cells["num_done"] > 0]
-    counts = cells[["num_observations", "num_seeds"]]
+    cells = results.cells.loc[results.cells["num_done"] > 0]
+    counts = cells.loc[:, ["num_observations", "num_seeds"]]
     of = " and ".join(
         f"{number} {name}{'' if number == 1 else 's'}"
         for number, name in zip(
@@ -202,7 +202,7 @@ def _metric(results: Results, metric: str) -> dict[str, Any]:
     return {
         "name": metric,
         "label": METRIC_LABELS.get(metric, metric),
-        "ends": ("0.5", "1") if metric in CLASSIFIER_METRICS else ("best", "worst"),
+        "has_colors": metric in CLASSIFIER_METRICS,
         "tables": tables,
         "has_published": any(name.endswith(", published") for name in columns),
         "differences": difference_table(results, metric),

@@ -73,7 +73,7 @@ class Results:
             rows.append({**row, "error": record["error"]})
         table = pd.DataFrame(rows, dtype=object)
         first = ["label", *CELL, "seed", "num_observation"]
-        return table[[*first, *(name for name in table if name not in first)]]
+        return table.reindex(columns=list(dict.fromkeys([*first, *table])))
 
     @cached_property
     def cells(self) -> pd.DataFrame:

@@ -33,9 +33,9 @@ class Table(NamedTuple):
     """
 
     texts: pd.DataFrame
-    best: pd.DataFrame | None = None
-    colors: pd.DataFrame | None = None
-    means: pd.Series | None = None
+    best: pd.DataFrame = pd.DataFrame()
+    colors: pd.DataFrame = pd.DataFrame()
+    means: pd.Series = pd.Series(dtype=float)
 
 
 def metric_table(results: Results, name: str, budget: int) -> Table:
@@ -43,35 +43,28 @@ def metric_table(results: Results, name: str, budget: int) -> Table:
 
     The lowest mean of a row is the best one, among those that are comparable.
     """
-    rows = results.cells[results.cells["num_simulations"] == budget].copy()
+    rows = results.cells.loc[results.cells["num_simulations"] == budget].copy()
     rows["text"] = [_cell_text(row, name) for row in rows.to_dict("records")]
     rows["ranked"] = rows[name].where(rows["is_comparable"])
-    rows["error"] = rows[f"{name}_se"].where(rows["is_comparable"])
     labels = [label for label in results.labels if label in set(rows["label"])]
-    texts, values, ranked, errors = (
+    texts, values, ranked = (
         rows.pivot(index="task", columns="label", values=column).reindex(
             index=rows["task"].unique(), columns=labels
         )
-        for column in ("text", name, "ranked", "error")
+        for column in ("text", name, "ranked")
     )
     means = ranked.mean(skipna=False)
-    if name in CLASSIFIER_METRICS:
-        low, high = pd.Series(0.5, texts.index), pd.Series(1.0, texts.index)
-    else:
-        # Differences within the errors must not look like any.
-        width = ranked.max(axis=1) - ranked.min(axis=1)
-        width = width.clip(lower=4.0 * errors.max(axis=1).fillna(0.0))
-        middle = (ranked.max(axis=1) + ranked.min(axis=1)) / 2.0
-        low, high = middle - width / 2.0, middle + width / 2.0
     if name in CLASSIFIER_METRICS and len(texts) > 1:
         texts.loc["mean"] = means.map(format_number)
         ranked.loc["mean"] = values.loc["mean"] = means
-        low["mean"], high["mean"] = 0.5, 1.0
     best = ranked.eq(ranked.min(axis=1), axis=0)
-    colors = values.sub(low, axis=0).div(high - low, axis=0).map(_color)
+    # From one half, where a classifier tells nothing, to one.
+    colors = (2.0 * values - 1.0).map(_color)
+    if name not in CLASSIFIER_METRICS:
+        colors.loc[:] = ""
     if name == "c2st":
         beside = published_beside(rows)
-        beside = beside[beside["num_simulations"] == budget]
+        beside = beside.loc[beside["num_simulations"] == budget]
         for method, values in beside.groupby("method"):
             found = values.set_index("task")["c2st"].reindex(rows["task"].unique())
             found["mean"] = found.mean(skipna=False)
@@ -83,7 +76,7 @@ def metric_table(results: Results, name: str, budget: int) -> Table:
 def difference_table(results: Results, metric: str) -> Table | None:
     """Return the paired differences of a metric, or `None` if there are none."""
     rows = results.differences
-    rows = rows[rows["metric"] == metric].copy()
+    rows = rows.loc[rows["metric"] == metric].copy()
     if rows.empty:
         return None
     rows["text"] = [
@@ -100,12 +93,12 @@ def difference_table(results: Results, metric: str) -> Table | None:
 
 def time_table(results: Results) -> Table:
     """Return medians of times over tasks, which say if they are of some tasks only."""
-    done = results.cells[results.cells["num_done"] > 0]
+    done = results.cells.loc[results.cells["num_done"] > 0]
     most = done.groupby("num_simulations")["task"].nunique()
     texts = pd.DataFrame("–", index=results.labels, columns=[])
     for name in ("training", "sampling"):
         for budget in results.budgets:
-            rows = done[done["num_simulations"] == budget]
+            rows = done.loc[done["num_simulations"] == budget]
             times = rows.groupby("label")[f"{name}_seconds"].agg(["median", "count"])
             texts[f"{name} [s], {budget:,}"] = [
                 format_number(times["median"].get(label, math.nan))
@@ -128,8 +121,7 @@ def to_markdown(table: Table, corner: str = "task") -> list[str]:
         texts = []
         for column, text in row.items():
             number, _, rest = text.partition(" ")
-            is_best = table.best is not None and column in table.best
-            if is_best and table.best.loc[name, column]:
+            if column in table.best and table.best.loc[name, column]:
                 number = f"**{number}**"
             texts.append(f"{number} {rest}".strip())
         lines.append("| " + " | ".join([str(name), *texts]) + " |")

@@ -44,47 +44,38 @@ def add_bench_command(commands: Any) -> None:
     )
     parser.set_defaults(run=_bench)
 
-    def add_list(name: str, metavar: str, text: str, default: str = "") -> None:
+    metrics = f"{', '.join(METRICS)}; c2st, mmd and ppc are sbibm's, c2st_forest is a "
+    metrics += "random forest on 1,000 samples"
+    methods = f"{', '.join(METHODS)}, and functions as module:function in the "
+    methods += "convention of sbibm, searched for in the current folder, too"
+    for name, metavar, default, text in (
+        ("--tasks", "TASK", None, f"all, or some of: {', '.join(TASKS)}"),
+        ("--methods", "METHOD", None, f"some of: {methods}"),
+        ("--budgets", "N", "1000", "numbers of simulations"),
+        ("--seeds", "N", "0", "seeds"),
+        ("--observations", "N", "1-10", "numbers of observations"),
+        ("--metrics", "NAME", "c2st", f"some of: {metrics}"),
+    ):
         parser.add_argument(
             name,
             nargs="+",
-            required=not default,
+            required=default is None,
             default=[default],
             metavar=metavar,
             help=text + (f" (default: {default})" if default else ""),
         )
-
-    add_list("--tasks", "TASK", f"all, or some of: {', '.join(TASKS)}")
-    add_list(
-        "--methods",
-        "METHOD",
-        f"some of: {', '.join(METHODS)}, and functions as module:function in the "
-        "convention of sbibm, searched for in the current folder, too",
-    )
-    add_list("--budgets", "N", "numbers of simulations", "1000")
-    add_list("--seeds", "N", "seeds", "0")
-    add_list("--observations", "N", "numbers of observations", "1-10")
-    add_list(
-        "--metrics",
-        "NAME",
-        f"some of: {', '.join(METRICS)}; c2st, mmd and ppc are sbibm's, c2st_forest is "
-        "a random forest on 1,000 samples",
-        "c2st",
-    )
-    parser.add_argument(
-        "--num-rounds",
-        type=integer_from(1),
-        default=1,
-        metavar="N",
-        help="rounds of each method (default: 1)",
-    )
-    parser.add_argument(
-        "--num-samples",
-        type=integer_from(1),
-        default=NUM_SAMPLES,
-        metavar="N",
-        help="posterior samples (default: %(default)s)",
-    )
+    for name, default, text in (
+        ("--num-rounds", 1, "rounds of each method"),
+        ("--num-samples", NUM_SAMPLES, "posterior samples"),
+        ("--jobs", 1, "processes, each with one thread"),
+    ):
+        parser.add_argument(
+            name,
+            type=integer_from(1),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -101,13 +92,6 @@ def add_bench_command(commands: Any) -> None:
         help="tell these jobs apart from others with the same settings",
     )
     parser.add_argument(
-        "--jobs",
-        type=integer_from(1),
-        default=1,
-        metavar="K",
-        help="processes, each with one thread (default: %(default)s)",
-    )
-    parser.add_argument(
         "--output",
         type=Path,
         default=Path("results", "benchmark"),
@@ -115,20 +99,17 @@ def add_bench_command(commands: Any) -> None:
         help="folder of the benchmark (default: %(default)s)",
     )
     parser.add_argument(
-        "--save-samples", action="store_true", help="keep the samples of each job"
-    )
-    parser.add_argument(
         "--time-limit",
         type=float,
         metavar="SECONDS",
         help="end a job that takes longer, metrics included (default: none)",
     )
-    parser.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="run jobs again that failed in an earlier run",
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    for name, text in (
+        ("--save-samples", "keep the samples of each job"),
+        ("--retry-failed", "run jobs again that failed in an earlier run"),
+        ("--quiet", "show no progress"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
 
 
 def _bench(options: argparse.Namespace) -> int:
