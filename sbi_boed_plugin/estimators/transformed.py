@@ -1,4 +1,4 @@
-"""Likelihoods that work in other coordinates than their users."""
+"""Estimators that work in other coordinates than their users, and their builders."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimator
 from torch import Tensor
 from torch.distributions.transforms import (
     CatTransform,
@@ -14,22 +15,28 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
-from sbi_boed_plugin.estimators.coordinates import Coordinates, move_transform
-from sbi_boed_plugin.estimators.units import Units, warn_if_gaussian
+from sbi_boed_plugin.estimators.coordinates import (
+    Coordinates,
+    Units,
+    move_transform,
+    warn_if_gaussian,
+)
+from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
+    "CategoricalPosteriorBuilder",
     "TransformedEstimator",
     "coordinates_of",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
 ]
 
-
-# A network that has diverged puts all of its mass there: it must not draw forever.
+# A network that has diverged rounds all of its mass to the boundary: it must not draw
+# forever.
 _MAX_ATTEMPTS = 20
 
 
-class TransformedEstimator(ConditionalDensityEstimator):
+class TransformedEstimator(EstimatorView):
     r"""A density estimator seen through transforms of its input and condition.
 
     Counts that span decades or parameters that are positive are easier for a network
@@ -57,7 +64,6 @@ class TransformedEstimator(ConditionalDensityEstimator):
             input_shape=estimator.input_shape,
             condition_shape=estimator.condition_shape,
         )
-        self.net: ConditionalDensityEstimator
         self.input_transform = input_transform
         self.condition_transform = condition_transform
 
@@ -68,10 +74,23 @@ class TransformedEstimator(ConditionalDensityEstimator):
         self.condition_transform = move_transform(self.condition_transform, fn)
         return self
 
-    @property
-    def embedding_net(self) -> torch.nn.Module | None:
-        """Embedding network of the estimator."""
-        return self.net.embedding_net
+    def input_of_net(self, input: Tensor) -> Tensor:
+        """Return the input in the coordinates of the network."""
+        return cast(Tensor, self.input_transform(input))
+
+    def condition_of_net(self, condition: Tensor) -> Tensor:
+        """Return the condition in the coordinates of the network."""
+        return cast(Tensor, self.condition_transform(condition))
+
+    def log_abs_det(self, input: Tensor) -> Tensor:
+        """Return the log-determinant of the input's transform, one per event."""
+        transform = self.input_transform
+        log_det = transform.log_abs_det_jacobian(input, transform(input))
+        # Elementwise transforms give one value per element, others one per event.
+        num_elementwise = len(self.input_shape) - transform.domain.event_dim
+        if num_elementwise > 0:
+            log_det = log_det.flatten(log_det.dim() - num_elementwise).sum(dim=-1)
+        return log_det
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return log-densities in natural units.
@@ -88,35 +107,18 @@ class TransformedEstimator(ConditionalDensityEstimator):
         # Units of several columns would broadcast one.
         self._check_input_shape(input)
         self._check_condition_shape(condition)
-        transformed = self.input_transform(input)
-        log_det = self.input_transform.log_abs_det_jacobian(input, transformed)
-        # Elementwise transforms give one value per element, others one per event.
-        num_elementwise = len(self.input_shape) - self.input_transform.domain.event_dim
-        if num_elementwise > 0:
-            log_det = log_det.flatten(log_det.dim() - num_elementwise).sum(dim=-1)
-        values = self.net.log_prob(
-            transformed, self.condition_transform(condition), **kwargs
-        )
-        return values + log_det
+        of_net = self.input_of_net(input), self.condition_of_net(condition)
+        return self.net.log_prob(*of_net, **kwargs) + self.log_abs_det(input)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the negative log-density in natural units.
-
-        Args:
-            input: Inputs of shape `(batch_dim, *input_event_shape)`.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Losses of shape `(batch_dim,)`, in nats.
-        """
+        """Return negative log-densities in natural units, of shape `(batch_dim,)`."""
         return -self.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples in natural units.
 
-        Those that rounding puts onto the edge of their space, or beyond all numbers,
-        have no coordinates any more and are drawn again, up to twenty times.
+        Samples that round to the boundary of their space, or to infinity, have no
+        coordinates. They are redrawn, at most 20 times.
 
         Args:
             sample_shape: Shape of the draw.
@@ -127,21 +129,20 @@ class TransformedEstimator(ConditionalDensityEstimator):
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
         self._check_condition_shape(condition)
-        of_net = cast(Tensor, self.condition_transform(condition))
+        condition = self.condition_of_net(condition)
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
-        samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
+        samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
         if self.input_transform is identity_transform:
             return samples
         before = (slice(None),) * len(sample_shape)
         event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
-            coordinates = cast(Tensor, self.input_transform(samples))
-            lost = ~torch.isfinite(coordinates)
+            lost = ~torch.isfinite(self.input_of_net(samples))
             lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
             rows = lost.movedim(len(sample_shape), 0).flatten(1).any(dim=1)
             if not rows.any():
                 break
-            again = inverse(self.net.sample(sample_shape, of_net[rows], **kwargs))
+            again = inverse(self.net.sample(sample_shape, condition[rows], **kwargs))
             place = (*before, rows)
             samples[place] = torch.where(lost[place], again, samples[place])
         return samples
@@ -150,36 +151,34 @@ class TransformedEstimator(ConditionalDensityEstimator):
 class _NamedModel:
     """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
 
-    Each network gets an embedding of its own: sbi would train the one that it is given,
+    Each network gets a copy of the embedding: sbi would train the one that it is given,
     and share it between networks. Values that meet an embedding, or a standardization
     that the user chose, keep their units.
     """
 
     def __init__(
         self,
-        factory: Callable[..., Any],
         model: str,
         condition: Literal["theta", "x"],
         skew_x: bool,
         dim_design: int,
         kwargs: dict[str, Any],
     ) -> None:
-        self.factory = factory
+        self.factory = likelihood_nn if condition == "theta" else posterior_nn
         self.model = model
         self.condition = condition
         self.skew_x = skew_x
         self.dim_design = dim_design
         self.kwargs = kwargs
-        factory(model, **kwargs)  # Refuses what it does not know now, not in training.
+        self.factory(model, **kwargs)  # Refuses what it does not know, before training.
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x = self._units("theta", theta), self._units("x", x)
-        is_likelihood = self.condition == "theta"
-        # The marginal, whose condition is the design alone, would say it once more.
-        is_marginal = theta.shape[-1] == self.dim_design
-        if is_likelihood and isinstance(of_x, Units) and not is_marginal:
-            of_x.warn_if_skewed()
-        if is_likelihood and not is_marginal:
+        # Not for the marginal, whose condition is the design alone: its data are those
+        # of the likelihood, which has warned.
+        if self.condition == "theta" and theta.shape[-1] != self.dim_design:
+            if isinstance(of_x, Units):
+                of_x.warn_if_skewed()
             warn_if_gaussian(self.model, x)
         theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
@@ -187,12 +186,11 @@ class _NamedModel:
         if embedding is not None:
             kwargs["embedding_net"] = embedding = deepcopy(embedding)
         if embedding is not None and hasattr(embedding, "standardize"):
-            conditions = theta if is_likelihood else x
+            conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
         network = self.factory(self.model, **kwargs)(theta, x)
-        maps = (of_x, of_theta) if is_likelihood else (of_theta, of_x)
-        return TransformedEstimator(network, *maps)
+        return _transformed(network, self.condition, of_theta, of_x)
 
     def _units(self, name: str, values: Tensor) -> Transform:
         """Return the units of parameters or data, with the designs behind them."""
@@ -213,13 +211,29 @@ class _TransformedBuilder:
 
     def __init__(
         self,
-        build: Callable[[Tensor, Tensor], ConditionalDensityEstimator],
+        model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
+        condition: Literal["theta", "x"],
         coordinates: Coordinates,
         dim_design: int,
+        kwargs: dict[str, Any],
     ) -> None:
-        self.build = build
+        self.condition = condition
         self.coordinates = coordinates
         self.dim_design = dim_design
+        self.build: Any = model
+        if isinstance(model, str):
+            skew_x = coordinates.x == "auto"
+            self.build = _NamedModel(model, condition, skew_x, dim_design, kwargs)
+
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        coordinates = self.coordinates.to(theta.device)
+        of_theta, of_x = coordinates.theta, coordinates.of_x
+        if self.condition == "theta":
+            of_theta = self._beside_design(of_theta, coordinates.design, theta)
+        else:
+            of_x = self._beside_design(of_x, coordinates.design, x)
+        network = self.build(of_theta(theta), of_x(x))
+        return _transformed(network, self.condition, of_theta, of_x)
 
     def _beside_design(
         self, transform: Transform, of_design: Transform, rows: Tensor
@@ -229,29 +243,44 @@ class _TransformedBuilder:
             return transform
         if rows.shape[-1] == self.dim_design:
             return of_design
-        return CatTransform(
-            [transform, of_design],
-            dim=-1,
-            lengths=[rows.shape[-1] - self.dim_design, self.dim_design],
+        lengths = [rows.shape[-1] - self.dim_design, self.dim_design]
+        return CatTransform([transform, of_design], dim=-1, lengths=lengths)
+
+
+def _transformed(
+    network: Any, condition: str, of_theta: Transform, of_x: Transform
+) -> TransformedEstimator:
+    """Return the view of a network that is conditioned on parameters or on data."""
+    transforms = (of_x, of_theta) if condition == "theta" else (of_theta, of_x)
+    return TransformedEstimator(network, *transforms)
+
+
+class CategoricalPosteriorBuilder:
+    """Builds sbi's autoregressive categorical network; a class, so that it pickles.
+
+    The probabilities of a network over finitely many values sum to one, so that its
+    bound of the information never exceeds the entropy of the prior. A density over the
+    same values has no such limit.
+    """
+
+    def __init__(self, values: list[Tensor]) -> None:
+        """Initialize the builder with the sorted values of each parameter."""
+        self.values = values
+
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        """Build the network of the probabilities of `theta` given conditions `x`."""
+        # sbi reads the values from rows, of which a batch may lack some.
+        num_values = torch.tensor([len(values) for values in self.values])
+        rows = torch.arange(int(num_values.max()))
+        every = torch.stack([v[rows % len(v)].to(theta) for v in self.values], dim=1)
+        units = Units(x)
+        network = build_categoricalmassestimator(
+            every,
+            cast(Tensor, units(x)),
+            num_categories_per_variable=num_values,
+            num_hidden=50,
         )
-
-
-class _LikelihoodBuilder(_TransformedBuilder):
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_x = coordinates.of_x
-        of_theta = self._beside_design(coordinates.theta, coordinates.design, theta)
-        estimator = self.build(of_theta(theta), of_x(x))
-        return TransformedEstimator(estimator, of_x, of_theta)
-
-
-class _PosteriorBuilder(_TransformedBuilder):
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_theta = coordinates.theta
-        of_x = self._beside_design(coordinates.of_x, coordinates.design, x)
-        estimator = self.build(of_theta(theta), of_x(x))
-        return TransformedEstimator(estimator, of_theta, of_x)
+        return TransformedEstimator(network, condition_transform=units)
 
 
 def coordinates_of(build: object) -> Coordinates:
@@ -302,14 +331,7 @@ def transformed_likelihood_nn(
         torch.Size([1, 100])
     """
     coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
-    if isinstance(model, str):
-        skew_x = coordinates.x == "auto"
-        build: Any = _NamedModel(
-            likelihood_nn, model, "theta", skew_x, dim_design, kwargs
-        )
-    else:
-        build = model
-    return _LikelihoodBuilder(build, coordinates, dim_design)
+    return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
 
 
 def transformed_posterior_nn(
@@ -335,8 +357,7 @@ def transformed_posterior_nn(
             as logarithms whatever is given here.
         design_transform: Transform of the designs.
         **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
-            copied; if it has a method `standardize`, this gets the rows of the first
-            simulations, and sbi does not standardize them.
+            treated as by :func:`transformed_likelihood_nn`.
 
     Returns:
         Builder to pass as `posterior_estimator`.
@@ -353,9 +374,4 @@ def transformed_posterior_nn(
         True
     """
     coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
-    if isinstance(model, str):
-        skew_x = coordinates.x == "auto"
-        build: Any = _NamedModel(posterior_nn, model, "x", skew_x, dim_design, kwargs)
-    else:
-        build = model
-    return _PosteriorBuilder(build, coordinates, dim_design)
+    return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)

@@ -1,6 +1,5 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +22,12 @@ from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.rejection import (
     MIN_ACCEPTANCE_RATE,
-    SharedTime,
-    sample_corrected,
     warn_of_resampling,
 )
 from sbi_boed_plugin.estimators.weights import (
     DEFAULT_QUANTILE,
     WeightDiagnostics,
     draws_at_once,
-    measure_weights,
 )
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
@@ -39,9 +35,6 @@ __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
 # Nats by which a partition function may be off before a user should know: a factor of
 # seven, which ordinary observations hardly ever reach.
 _MAX_LOG_PARTITION = 2.0
-
-# Observations that are sampled together: each waits for the slowest of them.
-_MAX_ROWS = 100
 
 # Relative standard error of a normalization, and the draws that it may take, those of
 # all observations together.
@@ -71,21 +64,12 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
 
 @dataclass
 class _Measured:
-    """What was measured of some observations, and what it depends on.
-
-    Observations and weights may be changed in place: they are compared by value.
-    """
+    """What was measured of some observations, and what it depends on."""
 
     values: list[Tensor]
     parts: list[Any]
     diagnostics: WeightDiagnostics
     log_partition: Tensor | None = None
-
-    def is_of(self, values: list[Tensor], parts: list[Any]) -> bool:
-        return parts == self.parts and all(
-            kept.dtype == new.dtype and torch.equal(kept, new)
-            for kept, new in zip(self.values, values, strict=True)
-        )
 
 
 class _Potential(PosteriorBasedPotential):
@@ -206,7 +190,7 @@ class HybridPosterior(DirectPosterior):
 
         Returns:
             Acceptance rate, effective sample size, :math:`\log \hat Z`, truncated mass
-            and bound, each of shape `(batch_dim,)`.
+            and ceiling, each of shape `(batch_dim,)`.
         """
         return self._measure(self._rows(x))
 
@@ -245,19 +229,18 @@ class HybridPosterior(DirectPosterior):
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        rows = self._one_row(x, ".sample()", ".sample_batched()")
         samples = self._draw(
             torch.Size(sample_shape).numel(),
-            rows,
-            max_sampling_batch_size=max_sampling_batch_size,
+            self._one_row(x, ".sample()", ".sample_batched()"),
+            reject_outside_prior,
+            max_sampling_batch_size,
             show_progress_bars=show_progress_bars,
-            reject_outside_prior=reject_outside_prior,
             max_sampling_time=max_sampling_time,
             return_partial_on_timeout=return_partial_on_timeout,
-        )
+        )[:, 0]
         if len(samples) < torch.Size(sample_shape).numel():
-            return samples[:, 0]
-        return samples[:, 0].reshape(*sample_shape, *samples.shape[2:])
+            return samples
+        return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def sample_batched(
         self,
@@ -277,21 +260,20 @@ class HybridPosterior(DirectPosterior):
             max_sampling_batch_size: Maximum number of draws of the base at a time, for
                 each observation; less for more than ten, of which a hundred at a time
                 are worked through.
-            show_progress_bars: Whether to show sampling progress monitor.
-            reject_outside_prior: As in `sample`, like the following.
+            show_progress_bars: As in `sample`, like the following.
+            reject_outside_prior: Whether samples outside of the support are rejected.
             max_sampling_time: Time in seconds after which sampling gives up.
             return_partial_on_timeout: Whether it then returns the samples it has.
 
         Returns:
             Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
         """
-        rows = self._rows(x)
         samples = self._draw(
             torch.Size(sample_shape).numel(),
-            rows,
-            max_sampling_batch_size=max_sampling_batch_size,
+            self._rows(x),
+            reject_outside_prior,
+            max_sampling_batch_size,
             show_progress_bars=show_progress_bars,
-            reject_outside_prior=reject_outside_prior,
             max_sampling_time=max_sampling_time,
             return_partial_on_timeout=return_partial_on_timeout,
         )
@@ -314,8 +296,8 @@ class HybridPosterior(DirectPosterior):
             x: Observation; the default `x` if `None`.
             norm_posterior: Whether to normalize, by draws of the base.
             track_gradients: Whether the result carries gradients.
-            leakage_correction_params: Taken for the sake of `DirectPosterior`: its only
-                use here is `num_rejection_samples`, the number of draws.
+            leakage_correction_params: As in `DirectPosterior`; only
+                `num_rejection_samples` is used, the number of draws.
 
         Returns:
             Log-densities of shape `(num,)` in nats, `-inf` outside the support of the
@@ -323,14 +305,8 @@ class HybridPosterior(DirectPosterior):
         """
         rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
-        log_prob = self._log_prob(
-            theta.unsqueeze(1),
-            rows,
-            norm_posterior,
-            track_gradients,
-            leakage_correction_params,
-        )
-        return log_prob[:, 0]
+        settings = norm_posterior, track_gradients, leakage_correction_params
+        return self._log_prob(theta.unsqueeze(1), rows, *settings)[:, 0]
 
     def log_prob_batched(
         self,
@@ -347,23 +323,19 @@ class HybridPosterior(DirectPosterior):
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             norm_posterior: As in `log_prob`, like the following.
             track_gradients: Whether the result carries gradients.
-            leakage_correction_params: As in `log_prob`.
+            leakage_correction_params: With the number of draws.
 
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats.
         """
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
-        several = theta.dim() > 1 + len(self.posterior_estimator.input_shape)
+        event_shape = self.posterior_estimator.input_shape
+        several = theta.dim() > 1 + len(event_shape)
         theta = reshape_to_sample_batch_event(
-            theta, self.posterior_estimator.input_shape, leading_is_sample=several
+            theta, event_shape, leading_is_sample=several
         )
-        return self._log_prob(
-            theta,
-            self._rows(x),
-            norm_posterior,
-            track_gradients,
-            leakage_correction_params,
-        )
+        settings = norm_posterior, track_gradients, leakage_correction_params
+        return self._log_prob(theta, self._rows(x), *settings)
 
     @torch.no_grad()
     def leakage_correction(
@@ -379,19 +351,16 @@ class HybridPosterior(DirectPosterior):
         Args:
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             num_rejection_samples: Number of draws of the base to tell it from.
-            force_update: Taken for the sake of `DirectPosterior`: nothing is stored
-                here.
+            force_update: Without effect, as in no case anything is stored.
             show_progress_bars: Without effect.
             rejection_sampling_batch_size: Number of these draws at a time.
 
         Returns:
             Shares of shape `(batch_dim,)`.
         """
-        rows = self._rows(x)
         inside, everywhere = (
-            measure_weights(
-                self.posterior_estimator,
-                rows,
+            self.posterior_estimator.measure_weights(
+                self._rows(x),
                 num_draws=num_rejection_samples,
                 reject_outside_prior=reject,
                 max_batch_size=rejection_sampling_batch_size,
@@ -409,9 +378,8 @@ class HybridPosterior(DirectPosterior):
                 f"x has shape {tuple(x.shape)}, but each observation must have shape "
                 f"{tuple(shape)}, as those that the posterior was trained with."
             )
-        rows = reshape_to_batch_event(x, event_shape=shape)
         self.posterior_estimator.eval()
-        return rows
+        return reshape_to_batch_event(x, event_shape=shape)
 
     def _one_row(self, x: Tensor | None, method: str, batched: str) -> Tensor:
         rows = self._rows(x)
@@ -426,30 +394,38 @@ class HybridPosterior(DirectPosterior):
     def _measure(
         self, rows: Tensor, max_batch_size: int | None = None
     ) -> WeightDiagnostics:
-        """Return diagnostics; those of the last observations are kept."""
+        """Return diagnostics; those of the last observations are kept.
+
+        Observations and weights may be changed in place: they are compared by value.
+        """
         hybrid = self.posterior_estimator
         values = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects]
-        parts += [self.bound_quantile, len(values)]
-        if self._measured is not None and self._measured.is_of(values, parts):
-            return self._measured.diagnostics
-        measured = measure_weights(
-            hybrid,
+        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects, self.bound_quantile]
+        kept = self._measured
+        if (
+            kept is not None
+            and kept.parts == parts
+            and len(kept.values) == len(values)
+            and all(
+                old.dtype == new.dtype and torch.equal(old, new)
+                for old, new in zip(kept.values, values, strict=True)
+            )
+        ):
+            return kept.diagnostics
+        measured = hybrid.measure_weights(
             rows,
             bound_quantile=self.bound_quantile,
             max_batch_size=max_batch_size or self.max_sampling_batch_size,
         )
         self._warn_if_far(measured)
-        values = [value.clone() for value in values]
-        self._measured = _Measured(values, parts, measured)
+        self._measured = _Measured([value.clone() for value in values], parts, measured)
         return measured
 
     def _warn_if_far(self, measured: WeightDiagnostics) -> None:
-        if not self.posterior_estimator.trained_partition:
-            return
+        """Warn where the partition function was trained to be one, and is not."""
         off = measured.log_partition.abs()
         far = off > _MAX_LOG_PARTITION
-        if far.any():
+        if self.posterior_estimator.trained_partition and far.any():
             row = int(off.argmax())
             warnings.warn(
                 f"log Z is {measured.log_partition[row].item():.2f} given the "
@@ -466,24 +442,19 @@ class HybridPosterior(DirectPosterior):
         rows: Tensor,
         reject_outside_prior: bool,
         max_sampling_batch_size: int | None,
-        max_sampling_time: float | None,
-        return_partial_on_timeout: bool,
-        show_progress_bars: bool,
+        **limits: Any,
     ) -> Tensor:
-        """Draw of each observation, of some of them at a time."""
+        """Return samples of each observation, fewer after a timeout."""
         hybrid = self.posterior_estimator
+        if max_sampling_batch_size is None:
+            max_sampling_batch_size = self.max_sampling_batch_size
         batch_size = check_integer(
-            "max_sampling_batch_size",
-            self.max_sampling_batch_size
-            if max_sampling_batch_size is None
-            else max_sampling_batch_size,
-            1,
+            "max_sampling_batch_size", max_sampling_batch_size, 1
         )
         if reject_outside_prior:
             weights = self._measure(rows, batch_size)
         else:
-            weights = measure_weights(
-                hybrid,
+            weights = hybrid.measure_weights(
                 rows,
                 bound_quantile=self.bound_quantile,
                 reject_outside_prior=False,
@@ -493,27 +464,15 @@ class HybridPosterior(DirectPosterior):
             return rows.new_empty(0, len(rows), *hybrid.input_shape)
         weights.check_not_empty()
         warn_of_resampling(weights, self.min_acceptance_rate)
-        starts = range(0, len(rows), _MAX_ROWS)
-        clock = SharedTime(max_sampling_time, len(starts), return_partial_on_timeout)
-        parts = []
-        for start in starts:
-            some = rows[start : start + _MAX_ROWS]
-            part = sample_corrected(
-                hybrid,
-                num_samples,
-                some,
-                weights=weights[start : start + _MAX_ROWS],
-                min_acceptance_rate=self.min_acceptance_rate,
-                reject_outside_prior=reject_outside_prior,
-                max_sampling_batch_size=batch_size,
-                max_sampling_time=clock.next_share(),
-                return_partial_on_timeout=return_partial_on_timeout,
-                show_progress_bars=show_progress_bars,
-            )
-            parts.append(part)
-        # After a timeout some have fewer samples.
-        num = min(len(part) for part in parts)
-        samples = torch.cat([part[:num] for part in parts], dim=1)
+        samples = hybrid.sample_corrected(
+            num_samples,
+            rows,
+            weights=weights,
+            min_acceptance_rate=self.min_acceptance_rate,
+            reject_outside_prior=reject_outside_prior,
+            max_sampling_batch_size=batch_size,
+            **limits,
+        )
         if not reject_outside_prior:
             warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
         return samples
@@ -534,42 +493,34 @@ class HybridPosterior(DirectPosterior):
                 num_draws = given.get("num_rejection_samples")
                 log_prob = log_prob - self._log_partition(rows, num_draws)
                 log_prob = log_prob - hybrid.gradient_of_log_partition(rows)
-            inside = hybrid.inside(theta)
-            if inside is None:
-                return log_prob
-            return log_prob.masked_fill(~inside, -math.inf)
+            return hybrid.fill_outside(log_prob, theta, -torch.inf)
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
         """Return log Z of observations; that of the last ones is kept."""
-        hybrid = self.posterior_estimator
-        if num_draws is not None:
-            measured = measure_weights(
-                hybrid,
-                rows,
-                num_draws=num_draws,
-                max_batch_size=self.max_sampling_batch_size,
-            )
+        hybrid, kept = self.posterior_estimator, None
+        if num_draws is None:
+            measured = self._measure(rows)
+            kept = self._measured
+            assert kept is not None
+            if kept.log_partition is not None:
+                return kept.log_partition
             measured.check_not_empty()
-            return measured.log_partition
-        measured = self._measure(rows)
-        kept = self._measured
-        assert kept is not None
-        if kept.log_partition is not None:
-            return kept.log_partition
-        measured.check_not_empty()
-        variance = measured.num_draws / measured.effective_sample_size - 1.0
-        # Where draws are dear, no more than so many evaluations of the base.
-        most = min(_MAX_DRAWS, _MAX_EVALUATIONS * draws_at_once(hybrid, rows))
-        affordable = most // len(rows)
-        needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
-        if needed > measured.num_draws:
-            measured = measure_weights(
-                hybrid,
-                rows,
-                num_draws=needed,
-                max_batch_size=self.max_sampling_batch_size,
+            variance = measured.num_draws / measured.effective_sample_size - 1.0
+            # Where draws are dear, no more than so many evaluations of the base.
+            most = min(_MAX_DRAWS, _MAX_EVALUATIONS * draws_at_once(hybrid, rows))
+            affordable = most // len(rows)
+            num_draws = int(
+                (variance.max() / _PARTITION_ERROR**2).clamp(max=affordable)
             )
-        kept.log_partition = measured.log_partition
+            if num_draws <= measured.num_draws:
+                kept.log_partition = measured.log_partition
+                return measured.log_partition
+        measured = hybrid.measure_weights(
+            rows, num_draws=num_draws, max_batch_size=self.max_sampling_batch_size
+        )
+        measured.check_not_empty()
+        if kept is not None:
+            kept.log_partition = measured.log_partition
         return measured.log_partition
 
     def __getstate__(self) -> dict:

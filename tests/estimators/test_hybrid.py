@@ -13,8 +13,9 @@ from torch.distributions import Normal
 
 from benchmarks.exact_estimators import exact_estimators, slope
 from sbi_boed_plugin import _memory
-from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded, draw_noise
+from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.noise import draw_noise
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from tests.oracles import EnergyBetween
@@ -408,13 +409,13 @@ def test_only_accepted_noise_becomes_parameters(monkeypatch):
 def test_noise_and_data_determine_parameters():
     estimator, x = flow_with_an_energy_of_noise()
     drawn = draw_noise(estimator.base, 40, x)
-    draws = drawn.parameters()
+    draws = drawn.from_noise()
     assert drawn.noise.shape == draws.shape == (40, 3, 2)
     torch.testing.assert_close(
         estimator.latent(draws, x), drawn.noise, rtol=1e-3, atol=1e-3
     )
     chosen = torch.rand(40, 3) < 0.3
-    some = drawn.parameters(chosen)
+    some = drawn.from_noise(chosen)
     torch.testing.assert_close(some[chosen], draws[chosen])
 
 

@@ -9,7 +9,7 @@ from torch.distributions.transforms import ExpTransform
 
 from benchmarks.exact_estimators import exact_estimators, straight_line
 from sbi_boed_plugin.estimators import TransformedEstimator
-from sbi_boed_plugin.estimators.reparameterize import reparameterize, to_noise
+from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
 
 FLOWS = ["maf", "nsf", "zuko_maf", "zuko_nsf"]
 MODELS = [*FLOWS, "mdn"]
