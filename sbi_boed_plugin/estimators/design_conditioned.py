@@ -152,10 +152,10 @@ class DesignConditionedEstimator(EstimatorView):
         Raises:
             ValueError: If there are several designs, but not as many observations.
         """
+        if self.num_designs == 1:
+            return super().log_prob(input, condition, **kwargs)
         self._check_input_shape(input)
         self._check_condition_shape(condition)
-        if self.num_designs == 1:
-            return self.net.log_prob(input, self.condition_of_net(condition), **kwargs)
         input, condition, batch_dim = self._broadcast_and_align(input, condition)
         if len(input) != self.num_designs:
             raise self._wrong_number(len(input))
@@ -171,19 +171,6 @@ class DesignConditionedEstimator(EstimatorView):
             values[rows] = part.reshape(-1, batch_dim)
         return values
 
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the loss of the estimator at its one design.
-
-        Args:
-            input: Inputs of shape `(batch_dim, *input_event_shape)`.
-            condition: Conditions of shape `(batch_dim, dim)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Losses of shape `(batch_dim,)`, in nats.
-        """
-        return self.net.loss(input, self.condition_of_net(condition), **kwargs)
-
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw from the estimator at the designs.
 
@@ -196,7 +183,6 @@ class DesignConditionedEstimator(EstimatorView):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
-        self._check_condition_shape(condition)
         sample_shape, num_designs = torch.Size(sample_shape), self.num_designs
         if len(self.estimators) > 1:
             raise NotImplementedError(
@@ -204,13 +190,13 @@ class DesignConditionedEstimator(EstimatorView):
                 "the estimator of each design by itself."
             )
         if num_designs == 1:
-            rows = self.condition_of_net(condition)
-            return self.net.sample(sample_shape, rows, **kwargs)
+            return super().sample(sample_shape, condition, **kwargs)
         if not sample_shape or sample_shape[-1] != num_designs:
             raise ValueError(
                 f"sample_shape={tuple(sample_shape)} must end with {num_designs}, the "
                 "number of designs."
             )
+        self._check_condition_shape(condition)
         rows = join(condition.expand(num_designs, -1, -1), self.design.unsqueeze(1))
         x = self.net.sample(sample_shape[:-1], rows.flatten(0, 1), **kwargs)
         return x.reshape(*sample_shape, len(condition), *self.input_shape)

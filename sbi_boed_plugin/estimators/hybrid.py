@@ -1,6 +1,6 @@
 r"""A normalized base times an energy ratio: samples and densities."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.corrected import CorrectedBase
 from sbi_boed_plugin.estimators.design_conditioned import join, posterior_at_design
-from sbi_boed_plugin.estimators.noise import log_prob_and_noise
-from sbi_boed_plugin.estimators.rejection import (
-    MIN_ACCEPTANCE_RATE,
-    SamplingLimits,
-    sample_by_weight,
-    warn_of_resampling,
-)
+from sbi_boed_plugin.estimators.noise import EstimatorView, log_prob_and_noise
+from sbi_boed_plugin.estimators.rejection import Sampler, warn_of_resampling
 from sbi_boed_plugin.estimators.weights import (
     WeightDiagnostics,
     check_not_empty,
@@ -57,13 +52,7 @@ class HybridEstimator(CorrectedBase):
     """
 
     def at_design(self, design: Tensor) -> "HybridEstimator":
-        """Return the estimator with a design filled in, sharing its networks.
-
-        Args:
-            design: Design of shape `(dim_design,)`.
-
-        Returns:
-            Estimator conditioned on `x` in the place of `(x, design)` in one row.
+        """Return the estimator of `x` at a design `(dim_design,)`, sharing networks.
 
         Raises:
             ValueError: If `design` has a wrong shape or is not finite.
@@ -113,9 +102,8 @@ class HybridEstimator(CorrectedBase):
         condition: Tensor,
         *,
         weights: WeightDiagnostics | None = None,
-        min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
         reject_outside_prior: bool = True,
-        **limits: Any,
+        **settings: Any,
     ) -> Tensor:
         """Draw by rejection from the base, or by resampling where that is hopeless.
 
@@ -124,11 +112,10 @@ class HybridEstimator(CorrectedBase):
             condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
             weights: What `measure_weights` returned for these conditions, if it was
                 called and checked. Measuring does not count as sampling time.
-            min_acceptance_rate: Rate of acceptance below which samples are resampled
-                by importance.
             reject_outside_prior: Whether samples outside the support of the prior are
                 rejected. Otherwise they weigh what the base says.
-            **limits: Fields of `SamplingLimits`.
+            **settings: Those of
+                :class:`~sbi_boed_plugin.estimators.rejection.Sampler` with a default.
 
         Returns:
             Samples of shape `(num_samples, batch_dim, dim_theta)`; fewer after a
@@ -139,29 +126,23 @@ class HybridEstimator(CorrectedBase):
                 time is over.
         """
         outside = {"reject_outside_prior": reject_outside_prior}
+        sampler = Sampler(
+            partial(self.draw_accepted, **outside),
+            partial(self.draw_weighted, **outside),
+            draws_at_once(self, condition),
+            self.input_shape.numel(),
+            **settings,
+        )
         if weights is None:
             weights = self.measure_weights(condition, **outside)
             weights.check_not_empty()
-            warn_of_resampling(weights, min_acceptance_rate)
-        return sample_by_weight(
-            partial(self.draw_accepted, **outside),
-            partial(self.draw_weighted, **outside),
-            num_samples,
-            condition,
-            weights=weights,
-            dim_theta=self.input_shape.numel(),
-            at_once=draws_at_once(self, condition),
-            min_acceptance_rate=min_acceptance_rate,
-            limits=SamplingLimits(**limits),
-        )
+            warn_of_resampling(weights, sampler.min_acceptance_rate)
+        return sampler.sample(num_samples, condition, weights)
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples of shape `(*sample_shape, batch_dim, dim_theta)`.
 
-        Args:
-            sample_shape: Shape of the draw.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to `sample_corrected`.
+        Keyword arguments are those of `sample_corrected`.
         """
         num_samples = torch.Size(sample_shape).numel()
         samples = self.sample_corrected(num_samples, condition, **kwargs)
@@ -179,17 +160,8 @@ class HybridEstimator(CorrectedBase):
         The whole gradient, :math:`E_b[w (\nabla \log b + \nabla \rho)]` with weights
         :math:`w = e^{\rho}` inside of the prior's support and zero outside, is taken at
         fixed draws. Draws that moved with the condition would not tell how many of them
-        cross the edge of the support.
-
-        Args:
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            num_samples: Number of draws; that of the estimator if `None`.
-            whole_gradient: Whether the gradient is that in conditions and all weights.
-                Otherwise it reaches the weights of the energy alone, as their training
-                needs.
-
-        Returns:
-            Estimates of shape `(batch_dim,)`.
+        cross the edge of the support. Otherwise the gradient reaches the weights of the
+        energy alone, as their training needs.
         """
         num_samples = num_samples or self.num_partition_samples
         with torch.no_grad():
@@ -282,10 +254,10 @@ class HybridEstimator(CorrectedBase):
         num_draws = 1 + min(int(share * _NUM_GRADIENT_DRAWS), at_once)
         draws = self._hybrid_draws(share, num_draws, condition)
         size = max(1, at_once // num_draws)
-        evaluate: Callable[..., Tensor] = self.log_unnormalized
+        evaluate: Callable[..., Any] = self.log_unnormalized
         if len(condition) > size:
             # What does not fit at once is evaluated again for its gradient.
-            evaluate = partial(checkpoint, evaluate, use_reentrant=False)  # type: ignore[assignment]
+            evaluate = partial(checkpoint, evaluate, use_reentrant=False)
         parts = zip(draws.split(size, dim=1), condition.split(size), strict=True)
         mean = torch.cat([evaluate(*part).mean(dim=0) for part in parts])
         return mean - mean.detach()
@@ -294,15 +266,12 @@ class HybridEstimator(CorrectedBase):
     def _hybrid_draws(self, share: float, num_draws: int, condition: Tensor) -> Tensor:
         """Return draws of the hybrid, chosen from draws of the base by their weight."""
         num_base = int(max(share, 0.1) * _NUM_BASE_DRAWS)
+        at_once = draws_at_once(self, condition)
         chosen, largest = [], []
         with isolated_rng(_GRADIENT_SEED):
-            parts: Iterator = draw_in_parts(
-                self.draw_weighted,
-                num_base,
-                condition,
-                at_once=draws_at_once(self, condition),
-            )
-            for draws, log_weights in parts:
+            for draws, log_weights in draw_in_parts(
+                self.draw_weighted, num_base, condition, at_once=at_once
+            ):
                 largest.append(log_weights.amax(dim=0))
                 # Less than -100 is as good as no weight.
                 indices = draw_by_ratio(log_weights.clamp(min=-100.0), num_draws)
@@ -312,22 +281,17 @@ class HybridEstimator(CorrectedBase):
         return torch.cat(chosen, dim=1)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the generalized Kullback-Leibler loss of each row.
+        """Return the generalized Kullback-Leibler loss of each row, in nats.
 
-        Args:
-            input: Parameters of shape `(batch_dim, dim_theta)`.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the base.
-
-        Returns:
-            Losses of shape `(batch_dim,)`, in nats.
+        Parameters have shape `(batch_dim, dim_theta)`; keyword arguments are passed to
+        the base.
         """
         log_base = self.net.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
         log_ratio = self._ratio_in_training(input.unsqueeze(0), condition)[0]
         return hybrid_loss(log_base, log_ratio, self.partition(condition))
 
 
-class UnnormalizedHybrid(ConditionalDensityEstimator):
+class UnnormalizedHybrid(EstimatorView):
     r"""A hybrid without its normalization, for samplers that need none.
 
     A partition function for each of their many calls would cost more than the density.
@@ -342,14 +306,6 @@ class UnnormalizedHybrid(ConditionalDensityEstimator):
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return what `HybridEstimator.log_unnormalized` does."""
         return self.net.log_unnormalized(input, condition, **kwargs)
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the loss of the hybrid."""
-        return self.net.loss(input, condition, **kwargs)
-
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw from the hybrid."""
-        return self.net.sample(sample_shape, condition, **kwargs)
 
 
 class _EnergyAtDesign(nn.Module):

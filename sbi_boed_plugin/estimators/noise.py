@@ -14,7 +14,7 @@ References:
     https://arxiv.org/abs/1805.08498.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -56,8 +56,25 @@ class EstimatorView(ConditionalDensityEstimator):
         return condition
 
     def log_abs_det(self, input: Tensor) -> Tensor | float:
-        """Return the log-determinant of `input_of_net`, of shape `batch_shape`."""
+        """Return the log-determinant of `input_of_net`, one for each input."""
         return 0.0
+
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        """Return log-densities of shape `(sample_dim, batch_dim)`, in nats."""
+        self._check_input_shape(input)
+        self._check_condition_shape(condition)
+        of_net = self.input_of_net(input), self.condition_of_net(condition)
+        return self.net.log_prob(*of_net, **kwargs) + self.log_abs_det(input)
+
+    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+        """Return losses of shape `(batch_dim,)`, in nats."""
+        of_net = self.input_of_net(input), self.condition_of_net(condition)
+        return self.net.loss(*of_net, **kwargs) - self.log_abs_det(input)
+
+    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
+        """Draw samples of shape `(*sample_shape, batch_dim, *input_event_shape)`."""
+        self._check_condition_shape(condition)
+        return self.net.sample(sample_shape, self.condition_of_net(condition), **kwargs)
 
     def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the noise of samples, as the function `to_noise` does."""
@@ -94,9 +111,8 @@ def to_noise(
     is_one_each = input.dim() == 2
     own = getattr(estimator, "to_noise", None)
     if callable(own):
-        if is_one_each:
-            return cast(Tensor, own(input, condition))
-        return _in_rows(own, estimator, input, condition)
+        evaluate = own if is_one_each else partial(_in_rows, estimator)
+        return cast(Tensor, evaluate(input, condition))
     if isinstance(estimator, ZukoFlow):
         return estimator.inverse_transform(input, condition)
     samples = input.unsqueeze(0) if is_one_each else input
@@ -104,7 +120,7 @@ def to_noise(
         noise = _flow_to_noise(estimator, samples, condition)[0]
     elif isinstance(estimator, MixtureDensityEstimator):
         # Gradients of single samples are divided by one another.
-        noise = _mixture_to_noise(estimator, samples, condition, double=is_one_each)
+        noise = _mixture_to_noise(estimator, samples, condition, is_one_each)
     else:
         raise NotImplementedError(
             f"{type(estimator).__name__} is neither a normalizing flow of nflows or "
@@ -115,18 +131,13 @@ def to_noise(
     return noise[0] if is_one_each else noise
 
 
-def _in_rows(
-    own: Callable[[Tensor, Tensor], Tensor],
-    estimator: ConditionalDensityEstimator,
-    input: Tensor,
-    condition: Tensor,
-) -> Tensor:
+def _in_rows(estimator: Any, input: Tensor, condition: Tensor) -> Tensor:
     """Return noise by a method that takes one sample for each condition."""
     sample_dim, batch_dim = input.shape[:2]
     rows = torch.arange(batch_dim, device=input.device).repeat(sample_dim)
     size = rows_at_once(estimator, input[0, :1].numel() + condition[:1].numel())
     parts = zip(input.flatten(0, 1).split(size), rows.split(size), strict=True)
-    noise = torch.cat([own(some, condition[row]) for some, row in parts])
+    noise = torch.cat([estimator.to_noise(some, condition[row]) for some, row in parts])
     return noise.reshape(sample_dim, batch_dim, -1).to(input)
 
 
@@ -173,11 +184,7 @@ def _flow_to_noise(
 
 
 def _mixture_to_noise(
-    estimator: MixtureDensityEstimator,
-    input: Tensor,
-    condition: Tensor,
-    *,
-    double: bool,
+    estimator: MixtureDensityEstimator, input: Tensor, condition: Tensor, double: bool
 ) -> Tensor:
     """Return log-odds of the conditional distribution functions, from last to first.
 
@@ -218,8 +225,8 @@ def log_prob_and_noise(
         )
         return log_prob + estimator.log_abs_det(input), noise
     if not _is_gaussian_flow(estimator):
-        log_prob = estimator.log_prob(input, condition)
-        return log_prob, to_noise(estimator, input, condition)
+        given = input, condition
+        return estimator.log_prob(*given), to_noise(estimator, *given)
     noise, log_det = _flow_to_noise(estimator, input, condition)
     gaussian = cast(Any, estimator.net)._distribution.log_prob(noise.flatten(0, 1))
     return gaussian.reshape(log_det.shape) + log_det, noise
@@ -256,17 +263,13 @@ class FlowNoise:
         Samples that `chosen`, booleans of shape `(num_samples, batch_dim)`, leaves out
         are not made: they are NaN.
         """
-        if chosen is None or bool(chosen.all()):
-            samples = self._flow._transform.inverse(self._rows, context=self._context)[
-                0
-            ]
-        else:
+        rows = slice(None)
+        if chosen is not None and not bool(chosen.all()):
             rows = chosen.transpose(0, 1).flatten()
-            samples = torch.full_like(self._rows, torch.nan)
-            if rows.any():
-                samples[rows] = self._flow._transform.inverse(
-                    self._rows[rows], context=self._context[rows]
-                )[0]
+        samples = torch.full_like(self._rows, torch.nan)
+        noise, context = self._rows[rows], self._context[rows]
+        if len(noise):
+            samples[rows] = self._flow._transform.inverse(noise, context=context)[0]
         return samples.reshape(self._shape).transpose(0, 1)
 
 
@@ -299,20 +302,14 @@ def reparameterize(
 
     Returns:
         Samples of shape `(batch_dim, dim)`, equal to `input`.
-
-    Raises:
-        NotImplementedError: If the estimator is of another kind.
     """
     fixed = input.detach().requires_grad_()
     noise = to_noise(estimator, fixed, condition)
-    jacobian = torch.stack(
-        [
-            torch.autograd.grad(noise[:, j].sum(), fixed, retain_graph=True)[0]
-            for j in range(noise.shape[1])
-        ],
-        dim=1,
-    ).to(noise)
+    rows = [
+        torch.autograd.grad(noise[:, j].sum(), fixed, retain_graph=True)[0]
+        for j in range(noise.shape[1])
+    ]
     # Zero, with the gradient of the noise in the condition.
     difference = (noise - noise.detach()).unsqueeze(-1)
-    step = torch.linalg.solve(jacobian, difference).squeeze(-1)
-    return input.detach() - step.to(input)
+    step = torch.linalg.solve(torch.stack(rows, dim=1).to(noise), difference)
+    return input.detach() - step.squeeze(-1).to(input)

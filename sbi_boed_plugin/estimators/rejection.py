@@ -13,13 +13,7 @@ from torch import Tensor
 from sbi_boed_plugin._memory import MEMORY_BYTES
 from sbi_boed_plugin.estimators.weights import DrawWeighted, WeightDiagnostics
 
-__all__ = [
-    "MIN_ACCEPTANCE_RATE",
-    "DrawAccepted",
-    "SamplingLimits",
-    "sample_by_weight",
-    "warn_of_resampling",
-]
+__all__ = ["MIN_ACCEPTANCE_RATE", "DrawAccepted", "Sampler", "warn_of_resampling"]
 
 MIN_ACCEPTANCE_RATE = 1e-3
 # Draws of the base to resample from: all of them serve every sample.
@@ -37,10 +31,17 @@ DrawAccepted = Callable[
 
 
 @dataclass(frozen=True)
-class SamplingLimits:
-    """What a call of `sample` may take.
+class Sampler:
+    """Rejection, or resampling where that is hopeless, and what it may take.
 
     Attributes:
+        draw_accepted: Draws of the base that are accepted by their weight.
+        draw_weighted: Draws of the base with log-weights.
+        at_once: Number of draws that fit into memory, of all conditions together.
+        dim_theta: Number of parameters.
+        min_acceptance_rate: Rate of acceptance below which samples are resampled by
+            importance, all of them from the same 100,000 draws of the base or more.
+            A base without a correction is never resampled.
         max_sampling_batch_size: Number of draws of a condition at a time.
         show_progress_bars: Whether to show sampling progress.
         max_sampling_time: Time in seconds after which sampling gives up.
@@ -48,83 +49,133 @@ class SamplingLimits:
             Conditions that are drawn one after another share the time.
     """
 
+    draw_accepted: DrawAccepted
+    draw_weighted: DrawWeighted
+    at_once: int
+    dim_theta: int
+    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
     max_sampling_batch_size: int = 10_000
     show_progress_bars: bool = False
     max_sampling_time: float | None = None
     return_partial_on_timeout: bool = False
 
+    def sample(
+        self, num_samples: int, condition: Tensor, weights: WeightDiagnostics
+    ) -> Tensor:
+        """Return samples of shape `(num_samples, batch_dim, dim_theta)`.
 
-def sample_by_weight(
-    draw_accepted: DrawAccepted,
-    draw_weighted: DrawWeighted,
-    num_samples: int,
-    condition: Tensor,
-    *,
-    weights: WeightDiagnostics,
-    dim_theta: int,
-    at_once: int,
-    min_acceptance_rate: float,
-    limits: SamplingLimits,
-) -> Tensor:
-    """Return samples by rejection, or by resampling where that is hopeless.
+        Raises:
+            RuntimeError: If no draw of the base has a weight, or the time is over.
+        """
+        hopeless = _hopeless(weights, self.min_acceptance_rate)
+        groups = _groups(weights, ~hopeless)
+        # One after another, because of memory.
+        alone = [] if not hopeless.any() else hopeless.nonzero().flatten().split(1)
+        started, parts = time.monotonic(), []
+        for index, rows in enumerate([*groups, *alone]):
+            left = len(groups) + len(alone) - index
+            seconds = self._seconds(started, left)
+            if index < len(groups):
+                ceiling = weights.log_bound[rows]
+                part = self._reject(num_samples, condition[rows], ceiling, seconds)
+            else:
+                part = self._resample(num_samples, condition[rows], seconds)
+            parts.append(part)
+        # After a timeout some have fewer samples.
+        num = min(len(part) for part in parts)
+        samples = parts[0].new_empty(num, len(condition), *parts[0].shape[2:])
+        for rows, part in zip([*groups, *alone], parts, strict=True):
+            samples[:, rows] = part[:num]
+        return samples
 
-    Args:
-        draw_accepted: Draws of the base that are accepted by their weight.
-        draw_weighted: Draws of the base with log-weights.
-        num_samples: Number of samples of each condition.
-        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-        weights: What was measured of them.
-        dim_theta: Number of parameters.
-        at_once: Number of draws that fit into memory, of all conditions together.
-        min_acceptance_rate: Rate of acceptance below which samples are resampled by
-            importance, all of them from the same 100,000 draws of the base or more.
-            A base without a correction is never resampled.
-        limits: What sampling may take.
+    def _seconds(self, started: float, num_left: int) -> float | None:
+        """Return the time of the next of some parts.
 
-    Returns:
-        Samples of shape `(num_samples, batch_dim, dim_theta)`.
+        Where partial results are returned, each part gets an equal share of what is
+        left, and a little in any case. Otherwise a part may use up what is left.
+        """
+        if self.max_sampling_time is None:
+            return None
+        left = max(0.0, started + self.max_sampling_time - time.monotonic())
+        if self.return_partial_on_timeout:
+            left = max(left / num_left, _LEAST_SECONDS)
+        return left
 
-    Raises:
-        RuntimeError: If no draw of the base has a weight, or the time is over.
-    """
-    hopeless = _hopeless(weights, min_acceptance_rate)
-    groups = _groups(weights, ~hopeless)
-    # One after another, because of memory.
-    alone = hopeless.nonzero().flatten().split(1) if hopeless.any() else ()
-    clock = _SharedTime(limits, len(groups) + len(alone))
-    parts = [
-        _reject(
-            draw_accepted,
-            num_samples,
-            condition[rows],
-            weights.log_bound[rows],
-            # Fewer of each, the more rows there are.
-            min(limits.max_sampling_batch_size, max(1, at_once // len(rows))),
-            min_acceptance_rate,
-            limits,
-            clock.next_share(),
-        )
-        for rows in groups
-    ]
-    for row in alone:
-        size = min(limits.max_sampling_batch_size, at_once)
-        parts.append(
-            _resample(
-                draw_weighted,
-                num_samples,
-                condition[row],
-                dim_theta,
-                size,
-                clock.next_share(),
-                limits.return_partial_on_timeout,
+    def _reject(
+        self,
+        num_samples: int,
+        condition: Tensor,
+        log_ceiling: Tensor,
+        seconds: float | None,
+    ) -> Tensor:
+        """Return samples by rejection: draws are judged while they are drawn."""
+        accepted = torch.empty(0)
+
+        def accept(log_weights: Tensor) -> Tensor:
+            excess = log_weights - log_ceiling
+            certain = excess >= 0.0
+            # Random numbers only if something depends on them: without a correction,
+            # the draws are those of the base to the last bit.
+            if bool(certain.all()):
+                return certain
+            return certain | (torch.rand_like(excess).log() < excess)
+
+        @torch.no_grad()
+        def propose(sample_shape: torch.Size, condition: Tensor) -> Tensor:
+            nonlocal accepted
+            num_draws = sample_shape.numel()
+            draws, accepted = self.draw_accepted(num_draws, condition, accept)
+            return draws
+
+        # Fewer draws of each condition, the more there are.
+        size = min(self.max_sampling_batch_size, max(1, self.at_once // len(condition)))
+        return accept_reject_sample(
+            proposal=propose,
+            accept_reject_fn=lambda draws: accepted,
+            num_samples=num_samples,
+            show_progress_bars=self.show_progress_bars,
+            # Below a hundredth sbi warns; the rate here is known and was accepted.
+            warn_acceptance=self.min_acceptance_rate,
+            max_sampling_batch_size=size,
+            proposal_sampling_kwargs={"condition": condition},
+            alternative_method="build_posterior(..., sample_with='mcmc')",
+            max_sampling_time=seconds,
+            return_partial_on_timeout=self.return_partial_on_timeout,
+        )[0]
+
+    @torch.no_grad()
+    def _resample(
+        self, num_samples: int, condition: Tensor, seconds: float | None
+    ) -> Tensor:
+        """Return samples of one row, chosen by weight from many draws of the base."""
+        num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
+        num_pool = min(num_pool, MEMORY_BYTES // (4 * self.dim_theta))
+        size = min(self.max_sampling_batch_size, self.at_once)
+        started, pool = time.monotonic(), []
+        for start in range(0, num_pool, size):
+            if seconds is not None and time.monotonic() - started > seconds:
+                if not (self.return_partial_on_timeout and pool):
+                    raise RuntimeError(
+                        f"max_sampling_time is over after {start:,} of {num_pool:,} "
+                        "draws of the base to resample from. Raise it, or use "
+                        "build_posterior(..., sample_with='mcmc')."
+                    )
+                warnings.warn(
+                    f"max_sampling_time is over: {num_samples} samples are resampled "
+                    f"from {start:,} draws of the base, in the place of {num_pool:,}.",
+                    stacklevel=7,
+                )
+                break
+            pool.append(self.draw_weighted(min(size, num_pool - start), condition))
+        draws, log_weights = (torch.cat(part)[:, 0] for part in zip(*pool, strict=True))
+        if bool((log_weights == -torch.inf).all()):
+            raise RuntimeError(
+                f"None of {len(log_weights):,} draws of the base has any weight. Use "
+                "build_posterior(..., sample_with='mcmc')."
             )
-        )
-    # After a timeout some have fewer samples.
-    num = min(len(part) for part in parts)
-    samples = parts[0].new_empty(num, len(condition), *parts[0].shape[2:])
-    for rows, part in zip([*groups, *alone], parts, strict=True):
-        samples[:, rows] = part[:num]
-    return samples
+        probabilities = torch.softmax(log_weights, dim=0)
+        chosen = torch.multinomial(probabilities, num_samples, replacement=True)
+        return draws[chosen].unsqueeze(1)
 
 
 def _hopeless(weights: WeightDiagnostics, min_acceptance_rate: float) -> Tensor:
@@ -142,8 +193,6 @@ def _groups(weights: WeightDiagnostics, among: Tensor) -> list[Tensor]:
     Their rates of acceptance are within a factor of four. Without a correction all rows
     are together, as the base has them.
     """
-    if not among.any():
-        return []
     level = (-weights.acceptance_rate.log() / math.log(4.0)).floor()
     if weights.uncorrected[among].all():
         level = torch.zeros_like(level)
@@ -152,116 +201,6 @@ def _groups(weights: WeightDiagnostics, among: Tensor) -> list[Tensor]:
         for value in level[among].unique()
         for rows in (among & (level == value)).nonzero().flatten().split(_MAX_ROWS)
     ]
-
-
-def _reject(
-    draw_accepted: DrawAccepted,
-    num_samples: int,
-    condition: Tensor,
-    log_ceiling: Tensor,
-    batch_size: int,
-    min_acceptance_rate: float,
-    limits: SamplingLimits,
-    seconds: float | None,
-) -> Tensor:
-    """Return samples by rejection: draws are judged while they are drawn."""
-    accepted = torch.empty(0)
-
-    def accept(log_weights: Tensor) -> Tensor:
-        excess = log_weights - log_ceiling
-        certain = excess >= 0.0
-        # Random numbers only if something depends on them: without a correction, the
-        # draws are those of the base to the last bit.
-        if bool(certain.all()):
-            return certain
-        return certain | (torch.rand_like(excess).log() < excess)
-
-    @torch.no_grad()
-    def propose(sample_shape: torch.Size, condition: Tensor) -> Tensor:
-        nonlocal accepted
-        draws, accepted = draw_accepted(sample_shape.numel(), condition, accept)
-        return draws
-
-    return accept_reject_sample(
-        proposal=propose,
-        accept_reject_fn=lambda draws: accepted,
-        num_samples=num_samples,
-        show_progress_bars=limits.show_progress_bars,
-        # Below a hundredth sbi warns; the rate here is known and was accepted.
-        warn_acceptance=min_acceptance_rate,
-        max_sampling_batch_size=batch_size,
-        proposal_sampling_kwargs={"condition": condition},
-        alternative_method="build_posterior(..., sample_with='mcmc')",
-        max_sampling_time=seconds,
-        return_partial_on_timeout=limits.return_partial_on_timeout,
-    )[0]
-
-
-@torch.no_grad()
-def _resample(
-    draw_weighted: DrawWeighted,
-    num_samples: int,
-    condition: Tensor,
-    dim_theta: int,
-    batch_size: int,
-    seconds: float | None,
-    is_partial_allowed: bool,
-) -> Tensor:
-    """Return samples of one row, chosen by weight from many draws, some repeatedly."""
-    num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
-    num_pool = min(num_pool, MEMORY_BYTES // (4 * dim_theta))
-    started = time.monotonic()
-    pool = []
-    for start in range(0, num_pool, batch_size):
-        if seconds is not None and time.monotonic() - started > seconds:
-            if not (is_partial_allowed and pool):
-                raise RuntimeError(
-                    f"max_sampling_time is over after {start:,} of {num_pool:,} draws "
-                    "of the base to resample from. Raise it, or use "
-                    "build_posterior(..., sample_with='mcmc')."
-                )
-            warnings.warn(
-                f"max_sampling_time is over: {num_samples} samples are resampled "
-                f"from {start:,} draws of the base, in the place of {num_pool:,}.",
-                stacklevel=7,
-            )
-            break
-        pool.append(draw_weighted(min(batch_size, num_pool - start), condition))
-    draws = torch.cat([draws[:, 0] for draws, _ in pool])
-    log_weights = torch.cat([log_weights[:, 0] for _, log_weights in pool])
-    if bool((log_weights == -torch.inf).all()):
-        raise RuntimeError(
-            f"None of {len(log_weights):,} draws of the base has any weight. Use "
-            "build_posterior(..., sample_with='mcmc')."
-        )
-    chosen = torch.multinomial(
-        torch.softmax(log_weights, dim=0), num_samples, replacement=True
-    )
-    return draws[chosen].unsqueeze(1)
-
-
-class _SharedTime:
-    """Seconds for several parts of a work, one after another.
-
-    Where partial results are returned, each part gets an equal share of what is left,
-    and a little in any case. Otherwise a part may use up what is left.
-    """
-
-    def __init__(self, limits: SamplingLimits, num_parts: int) -> None:
-        seconds = limits.max_sampling_time
-        self._end = None if seconds is None else time.monotonic() + seconds
-        self._num_parts = num_parts
-        self._fairly = limits.return_partial_on_timeout
-
-    def next_share(self) -> float | None:
-        """Return the seconds of the next part."""
-        if self._end is None:
-            return None
-        left = max(0.0, self._end - time.monotonic())
-        if self._fairly:
-            left = max(left / self._num_parts, _LEAST_SECONDS)
-        self._num_parts -= 1
-        return left
 
 
 def warn_of_resampling(weights: WeightDiagnostics, min_acceptance_rate: float) -> None:

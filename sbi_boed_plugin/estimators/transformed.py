@@ -92,41 +92,11 @@ class TransformedEstimator(EstimatorView):
             log_det = log_det.flatten(log_det.dim() - num_elementwise).sum(dim=-1)
         return log_det
 
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return log-densities in natural units.
-
-        Args:
-            input: Inputs of shape `(sample_dim, batch_dim, *input_event_shape)` or
-                `(batch_dim, *input_event_shape)`.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
-        """
-        # Units of several columns would broadcast one.
-        self._check_input_shape(input)
-        self._check_condition_shape(condition)
-        of_net = self.input_of_net(input), self.condition_of_net(condition)
-        return self.net.log_prob(*of_net, **kwargs) + self.log_abs_det(input)
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return negative log-densities in natural units, of shape `(batch_dim,)`."""
-        return -self.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
-
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw samples in natural units.
+        """Draw samples in natural units, of shape `(*sample_shape, batch_dim, ...)`.
 
         Samples that round to the boundary of their space, or to infinity, have no
         coordinates. They are redrawn, at most 20 times.
-
-        Args:
-            sample_shape: Shape of the draw.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
         """
         self._check_condition_shape(condition)
         condition = self.condition_of_net(condition)

@@ -229,18 +229,10 @@ class HybridPosterior(DirectPosterior):
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        samples = self._draw(
-            torch.Size(sample_shape).numel(),
-            self._one_row(x, ".sample()", ".sample_batched()"),
-            reject_outside_prior,
-            max_sampling_batch_size,
-            show_progress_bars=show_progress_bars,
-            max_sampling_time=max_sampling_time,
-            return_partial_on_timeout=return_partial_on_timeout,
-        )[:, 0]
-        if len(samples) < torch.Size(sample_shape).numel():
-            return samples
-        return samples.reshape(*sample_shape, *samples.shape[1:])
+        rows = self._one_row(x, ".sample()", ".sample_batched()")
+        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
+        limits = max_sampling_time, return_partial_on_timeout
+        return self._draw(sample_shape, rows, *settings, *limits)[..., 0, :]
 
     def sample_batched(
         self,
@@ -268,18 +260,9 @@ class HybridPosterior(DirectPosterior):
         Returns:
             Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
         """
-        samples = self._draw(
-            torch.Size(sample_shape).numel(),
-            self._rows(x),
-            reject_outside_prior,
-            max_sampling_batch_size,
-            show_progress_bars=show_progress_bars,
-            max_sampling_time=max_sampling_time,
-            return_partial_on_timeout=return_partial_on_timeout,
-        )
-        if len(samples) < torch.Size(sample_shape).numel():
-            return samples
-        return samples.reshape(*sample_shape, *samples.shape[1:])
+        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
+        limits = max_sampling_time, return_partial_on_timeout
+        return self._draw(sample_shape, self._rows(x), *settings, *limits)
 
     def log_prob(
         self,
@@ -438,14 +421,17 @@ class HybridPosterior(DirectPosterior):
 
     def _draw(
         self,
-        num_samples: int,
+        sample_shape: Shape,
         rows: Tensor,
-        reject_outside_prior: bool,
         max_sampling_batch_size: int | None,
-        **limits: Any,
+        show_progress_bars: bool,
+        reject_outside_prior: bool,
+        max_sampling_time: float | None,
+        return_partial_on_timeout: bool,
     ) -> Tensor:
-        """Return samples of each observation, fewer after a timeout."""
+        """Return samples of each observation, in one dimension after a timeout."""
         hybrid = self.posterior_estimator
+        num_samples = torch.Size(sample_shape).numel()
         if max_sampling_batch_size is None:
             max_sampling_batch_size = self.max_sampling_batch_size
         batch_size = check_integer(
@@ -460,22 +446,26 @@ class HybridPosterior(DirectPosterior):
                 reject_outside_prior=False,
                 max_batch_size=batch_size,
             )
-        if num_samples == 0:
-            return rows.new_empty(0, len(rows), *hybrid.input_shape)
-        weights.check_not_empty()
-        warn_of_resampling(weights, self.min_acceptance_rate)
-        samples = hybrid.sample_corrected(
-            num_samples,
-            rows,
-            weights=weights,
-            min_acceptance_rate=self.min_acceptance_rate,
-            reject_outside_prior=reject_outside_prior,
-            max_sampling_batch_size=batch_size,
-            **limits,
-        )
-        if not reject_outside_prior:
-            warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
-        return samples
+        samples = rows.new_empty(0, len(rows), *hybrid.input_shape)
+        if num_samples:
+            weights.check_not_empty()
+            warn_of_resampling(weights, self.min_acceptance_rate)
+            samples = hybrid.sample_corrected(
+                num_samples,
+                rows,
+                weights=weights,
+                reject_outside_prior=reject_outside_prior,
+                min_acceptance_rate=self.min_acceptance_rate,
+                max_sampling_batch_size=batch_size,
+                show_progress_bars=show_progress_bars,
+                max_sampling_time=max_sampling_time,
+                return_partial_on_timeout=return_partial_on_timeout,
+            )
+            if not reject_outside_prior:
+                warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
+        if len(samples) < num_samples:
+            return samples
+        return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def _log_prob(
         self,
