@@ -1,8 +1,6 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -24,22 +22,10 @@ from sbi_boed_plugin.estimators.rejection import (
     MIN_ACCEPTANCE_RATE,
     warn_of_resampling,
 )
-from sbi_boed_plugin.estimators.weights import (
-    DEFAULT_QUANTILE,
-    WeightDiagnostics,
-    draws_at_once,
-)
+from sbi_boed_plugin.estimators.weights import DEFAULT_QUANTILE, WeightDiagnostics
+from sbi_boed_plugin.posteriors._measured import MeasuredWeights
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
-
-# Nats by which a partition function may be off before a user should know: a factor of
-# seven, which ordinary observations hardly ever reach.
-_MAX_LOG_PARTITION = 2.0
-
-# Relative standard error of a normalization, and the draws that it may take, those of
-# all observations together.
-_PARTITION_ERROR = 0.006
-_MAX_DRAWS, _MAX_EVALUATIONS = 200_000, 16
 
 
 @dataclass(frozen=True)
@@ -60,16 +46,6 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
         super().validate()
         shares = ["bound_quantile", "min_acceptance_rate"]
         check_fields(self, check_real, shares, 0.0, 1.0)
-
-
-@dataclass
-class _Measured:
-    """What was measured of some observations, and what it depends on."""
-
-    values: list[Tensor]
-    parts: list[Any]
-    diagnostics: WeightDiagnostics
-    log_partition: Tensor | None = None
 
 
 class _Potential(PosteriorBasedPotential):
@@ -118,16 +94,15 @@ class HybridPosterior(DirectPosterior):
         Args:
             posterior_estimator: The trained hybrid.
             prior: Prior distribution; the posterior is zero outside of its support.
-            max_sampling_batch_size: Batchsize of draws from the base at each iteration,
-                those that measure weights included.
-            device: Training device, e.g., "cpu", "cuda" or "cuda:0".
+            max_sampling_batch_size: Number of draws of the base at a time, those that
+                measure weights included.
+            device: Device, e.g., "cpu", "cuda" or "cuda:0".
             x_shape: Deprecated, should not be passed.
-            enable_transform: Whether to transform parameters to unconstrained space
-                during MAP optimization.
+            enable_transform: Whether `map` works in an unconstrained space.
             bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
-                bound :math:`M`: 1 is the largest weight of 10,000 draws. The lower, the
-                faster, and the more mass is lost, up to 2 %: where a quantile would
-                lose more, the bound is the lowest that does not.
+                ceiling :math:`M`: 1 is the largest weight of 10,000 draws. The lower,
+                the faster, and the more mass is lost, up to 2 %: where a quantile would
+                lose more, the ceiling is the lowest that does not.
             min_acceptance_rate: Rate of acceptance below which samples are drawn by
                 sampling-importance-resampling instead.
 
@@ -159,19 +134,15 @@ class HybridPosterior(DirectPosterior):
             x_shape=x_shape,
             enable_transform=enable_transform,
         )
-        self._measured: _Measured | None = None
+        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
             within the prior bounds."""
 
     def to(self, device: str | torch.device) -> None:
-        """Move estimator, prior and x_o to device.
-
-        Args:
-            device: Device to move the posterior to.
-        """
+        """Move estimator, prior and x_o to a device."""
         super().to(device)
-        self._measured = None
+        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
@@ -192,7 +163,9 @@ class HybridPosterior(DirectPosterior):
             Acceptance rate, effective sample size, :math:`\log \hat Z`, truncated mass
             and ceiling, each of shape `(batch_dim,)`.
         """
-        return self._measure(self._rows(x))
+        hybrid, quantile = self.posterior_estimator, self.bound_quantile
+        batch_size = self.max_sampling_batch_size
+        return self._measured.diagnostics(hybrid, self._rows(x), quantile, batch_size)
 
     def sample(
         self,
@@ -249,13 +222,9 @@ class HybridPosterior(DirectPosterior):
         Args:
             sample_shape: Shape of samples for each observation.
             x: Observations of shape `(batch_dim, *x_event_shape)`.
-            max_sampling_batch_size: Maximum number of draws of the base at a time, for
-                each observation; less for more than ten, of which a hundred at a time
-                are worked through.
-            show_progress_bars: As in `sample`, like the following.
-            reject_outside_prior: Whether samples outside of the support are rejected.
-            max_sampling_time: Time in seconds after which sampling gives up.
-            return_partial_on_timeout: Whether it then returns the samples it has.
+            max_sampling_batch_size: As in `sample`, for each observation; less for more
+                than ten, of which a hundred at a time are worked through. The other
+                arguments are those of `sample`, too.
 
         Returns:
             Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
@@ -305,8 +274,6 @@ class HybridPosterior(DirectPosterior):
             theta: Parameters of shape `(*sample_shape, batch_dim, dim_theta)`.
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             norm_posterior: As in `log_prob`, like the following.
-            track_gradients: Whether the result carries gradients.
-            leakage_correction_params: With the number of draws.
 
         Returns:
             Log-densities of shape `(sample_dim, batch_dim)`, in nats.
@@ -314,9 +281,7 @@ class HybridPosterior(DirectPosterior):
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
         event_shape = self.posterior_estimator.input_shape
         several = theta.dim() > 1 + len(event_shape)
-        theta = reshape_to_sample_batch_event(
-            theta, event_shape, leading_is_sample=several
-        )
+        theta = reshape_to_sample_batch_event(theta, event_shape, several)
         settings = norm_posterior, track_gradients, leakage_correction_params
         return self._log_prob(theta, self._rows(x), *settings)
 
@@ -334,7 +299,7 @@ class HybridPosterior(DirectPosterior):
         Args:
             x: Observations of shape `(batch_dim, *x_event_shape)`.
             num_rejection_samples: Number of draws of the base to tell it from.
-            force_update: Without effect, as in no case anything is stored.
+            force_update: Without effect: nothing is stored.
             show_progress_bars: Without effect.
             rejection_sampling_batch_size: Number of these draws at a time.
 
@@ -374,51 +339,6 @@ class HybridPosterior(DirectPosterior):
             )
         return rows
 
-    def _measure(
-        self, rows: Tensor, max_batch_size: int | None = None
-    ) -> WeightDiagnostics:
-        """Return diagnostics; those of the last observations are kept.
-
-        Observations and weights may be changed in place: they are compared by value.
-        """
-        hybrid = self.posterior_estimator
-        values = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects, self.bound_quantile]
-        kept = self._measured
-        if (
-            kept is not None
-            and kept.parts == parts
-            and len(kept.values) == len(values)
-            and all(
-                old.dtype == new.dtype and torch.equal(old, new)
-                for old, new in zip(kept.values, values, strict=True)
-            )
-        ):
-            return kept.diagnostics
-        measured = hybrid.measure_weights(
-            rows,
-            bound_quantile=self.bound_quantile,
-            max_batch_size=max_batch_size or self.max_sampling_batch_size,
-        )
-        self._warn_if_far(measured)
-        self._measured = _Measured([value.clone() for value in values], parts, measured)
-        return measured
-
-    def _warn_if_far(self, measured: WeightDiagnostics) -> None:
-        """Warn where the partition function was trained to be one, and is not."""
-        off = measured.log_partition.abs()
-        far = off > _MAX_LOG_PARTITION
-        if self.posterior_estimator.trained_partition and far.any():
-            row = int(off.argmax())
-            warnings.warn(
-                f"log Z is {measured.log_partition[row].item():.2f} given the "
-                f"observation in row {row} of x ({int(far.sum())} of {len(far)} rows "
-                f"are off by more than {_MAX_LOG_PARTITION:g}), and 0 where the energy "
-                "was trained well: the observation is probably far from the "
-                "simulations, and its posterior not to be trusted.",
-                stacklevel=4,
-            )
-
     def _draw(
         self,
         sample_shape: Shape,
@@ -430,7 +350,7 @@ class HybridPosterior(DirectPosterior):
         return_partial_on_timeout: bool,
     ) -> Tensor:
         """Return samples of each observation, in one dimension after a timeout."""
-        hybrid = self.posterior_estimator
+        hybrid, quantile = self.posterior_estimator, self.bound_quantile
         num_samples = torch.Size(sample_shape).numel()
         if max_sampling_batch_size is None:
             max_sampling_batch_size = self.max_sampling_batch_size
@@ -438,11 +358,11 @@ class HybridPosterior(DirectPosterior):
             "max_sampling_batch_size", max_sampling_batch_size, 1
         )
         if reject_outside_prior:
-            weights = self._measure(rows, batch_size)
+            weights = self._measured.diagnostics(hybrid, rows, quantile, batch_size)
         else:
             weights = hybrid.measure_weights(
                 rows,
-                bound_quantile=self.bound_quantile,
+                bound_quantile=quantile,
                 reject_outside_prior=False,
                 max_batch_size=batch_size,
             )
@@ -476,44 +396,26 @@ class HybridPosterior(DirectPosterior):
         leakage_correction_params: dict | None,
     ) -> Tensor:
         hybrid = self.posterior_estimator
+        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
         with torch.set_grad_enabled(track_gradients):
             log_prob = hybrid.log_unnormalized(theta, rows)
             if norm_posterior:
-                given = leakage_correction_params or {}
-                num_draws = given.get("num_rejection_samples")
                 log_prob = log_prob - self._log_partition(rows, num_draws)
                 log_prob = log_prob - hybrid.gradient_of_log_partition(rows)
             return hybrid.fill_outside(log_prob, theta, -torch.inf)
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
-        """Return log Z of observations; that of the last ones is kept."""
-        hybrid, kept = self.posterior_estimator, None
+        """Return log Z of observations, of this number of draws if one is given."""
+        hybrid, quantile = self.posterior_estimator, self.bound_quantile
+        batch_size = self.max_sampling_batch_size
         if num_draws is None:
-            measured = self._measure(rows)
-            kept = self._measured
-            assert kept is not None
-            if kept.log_partition is not None:
-                return kept.log_partition
-            measured.check_not_empty()
-            variance = measured.num_draws / measured.effective_sample_size - 1.0
-            # Where draws are dear, no more than so many evaluations of the base.
-            most = min(_MAX_DRAWS, _MAX_EVALUATIONS * draws_at_once(hybrid, rows))
-            affordable = most // len(rows)
-            num_draws = int(
-                (variance.max() / _PARTITION_ERROR**2).clamp(max=affordable)
-            )
-            if num_draws <= measured.num_draws:
-                kept.log_partition = measured.log_partition
-                return measured.log_partition
+            return self._measured.log_partition(hybrid, rows, quantile, batch_size)
         measured = hybrid.measure_weights(
-            rows, num_draws=num_draws, max_batch_size=self.max_sampling_batch_size
+            rows, num_draws=num_draws, max_batch_size=batch_size
         )
         measured.check_not_empty()
-        if kept is not None:
-            kept.log_partition = measured.log_partition
         return measured.log_partition
 
     def __getstate__(self) -> dict:
-        """Return the state to be copied: without what is measured again at once."""
-        x = None if self._x is None else self._x.detach()
-        return {**self.__dict__, "_x": x, "_measured": None}
+        """Return the state to be copied, where `x` has no gradient."""
+        return {**self.__dict__, "_x": None if self._x is None else self._x.detach()}
