@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -42,41 +42,33 @@ class Coordinates:
     """Coordinates that suit networks, as transforms from natural units.
 
     Those of the data can be `"auto"`: natural units in which the named networks take
-    the inverse hyperbolic sine of columns that are skewed in the first simulations.
+    the inverse hyperbolic sine of columns that are skewed in the first simulations;
+    `None` is for natural units.
     """
 
-    theta: Transform
-    x: Transform | Literal["auto"]
-    design: Transform
+    theta: Transform = field(default_factory=lambda: identity_transform)
+    x: Transform | Literal["auto"] | None = "auto"
+    design: Transform = field(default_factory=lambda: identity_transform)
+
+    def __post_init__(self) -> None:
+        """Raise if `x` names no coordinates."""
+        if self.x is None:
+            object.__setattr__(self, "x", identity_transform)
+        elif self.x != "auto" and not isinstance(self.x, Transform):
+            raise ValueError(
+                f"x_transform={self.x!r} must be 'auto', None for natural units, or a "
+                "Transform of torch.distributions from natural units."
+            )
 
     @property
     def of_x(self) -> Transform:
         """Transform of the data before the networks."""
-        return identity_transform if isinstance(self.x, str) else self.x
-
-    @classmethod
-    def of(
-        cls,
-        theta: Transform = identity_transform,
-        x: Transform | Literal["auto"] | None = "auto",
-        design: Transform = identity_transform,
-    ) -> "Coordinates":
-        """Return coordinates, or raise if `x` names none."""
-        if not (x is None or x == "auto" or isinstance(x, Transform)):
-            raise ValueError(
-                f"x_transform={x!r} must be 'auto', None for natural units, or a "
-                "Transform of torch.distributions from natural units."
-            )
-        return cls(theta, identity_transform if x is None else x, design)
+        return self.x if isinstance(self.x, Transform) else identity_transform
 
     def to(self, device: str | torch.device) -> "Coordinates":
         """Return the same coordinates for tensors on a device."""
-        return Coordinates(
-            *(
-                move_transform(transform, lambda tensor: tensor.to(device))
-                for transform in (self.theta, self.x, self.design)
-            )
-        )
+        parts = (self.theta, self.x, self.design)
+        return Coordinates(*(move_transform(t, lambda v: v.to(device)) for t in parts))
 
 
 def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -127,12 +119,10 @@ class Units(Transform, nn.Module):
     skewed: Tensor
 
     def __init__(self, values: Tensor, *, may_skew: bool = True) -> None:
-        """Measure the units.
+        """Measure the units of first simulations `(num_simulations, *event_shape)`.
 
-        Args:
-            values: First simulations, of shape `(num_simulations, *event_shape)`. Rows
-                that are not finite do not count.
-            may_skew: Whether skewed columns become logarithmic.
+        Rows that are not finite do not count; `may_skew` says whether skewed columns
+        become logarithmic.
         """
         super().__init__()
         # On the CPU: not every device has double precision.
@@ -196,13 +186,7 @@ class Units(Transform, nn.Module):
 
 
 def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
-    """Warn of columns whose scale is out of reach for a network that sbi builds.
-
-    Args:
-        build: What builds the network.
-        theta: Parameters of shape `(num_simulations, dim_theta)`.
-        x: Data of shape `(num_simulations, *x_event_shape)`.
-    """
+    """Warn of columns whose scale is out of reach for a network that sbi builds."""
     if not getattr(build, "__module__", "").startswith("sbi."):
         return
     for name, values in (("theta", theta), ("x", x)):
@@ -225,12 +209,7 @@ def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
 
 
 def warn_if_gaussian(model: object, x: Tensor) -> None:
-    """Warn where a named flow is a Gaussian, since a simulation has one value.
-
-    Args:
-        model: The `density_estimator` that was asked for.
-        x: Data of shape `(num_simulations, *x_event_shape)`.
-    """
+    """Warn where a named flow is a Gaussian, since a simulation has one value."""
     if model in ("maf", "zuko_maf") and x[:1].numel() == 1:
         warnings.warn(
             f"x has one value per simulation: there, density_estimator={model!r} is a "

@@ -20,13 +20,8 @@ __all__ = [
 def join(values: Tensor, design: Tensor) -> Tensor:
     """Return rows `(values, design)`, as networks are conditioned on them.
 
-    Args:
-        values: Parameters or data of shape `(*batch_shape, dim)`.
-        design: Designs of shape `(dim_design,)`, or of one that expands to
-            `(*batch_shape, dim_design)`.
-
-    Returns:
-        Rows of shape `(*batch_shape, dim + dim_design)`.
+    Values have shape `(*batch_shape, dim)`, and designs `(dim_design,)` or one that
+    expands to `(*batch_shape, dim_design)`.
 
     Example:
         >>> join(torch.zeros(2, 1), torch.tensor([5.0])).tolist()

@@ -43,18 +43,9 @@ class EnergyRatio(nn.Module):
         dropout: float | None = 0.0,
         sees_parameters: bool = True,
     ) -> None:
-        """Initialize the network.
+        """Initialize the network, standardized by parameters and conditions in rows.
 
-        Args:
-            input: Parameters to take the standardization from, of shape
-                `(num_samples, dim_theta)`.
-            condition: Conditions likewise, of shape `(num_samples, dim_condition)`.
-            hidden_features: Width of the layers.
-            num_blocks: Number of residual blocks.
-            dropout: Probability to leave out a hidden feature during training. If
-                `None`, 0.1 for fewer than 3,000 samples, else 0.
-            sees_parameters: Whether the network is given parameters, or conditions
-                only.
+        The other arguments are those of :func:`energy_nn`.
         """
         super().__init__()
         if dropout is None:

@@ -14,7 +14,6 @@ References:
     https://arxiv.org/abs/1805.08498.
 """
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -22,8 +21,6 @@ from nflows.distributions.normal import StandardNormal
 from sbi.neural_nets.estimators import ConditionalDensityEstimator, NFlowsFlow, ZukoFlow
 from sbi.neural_nets.estimators.mixture_density_estimator import MixtureDensityEstimator
 from torch import Tensor, nn
-
-from sbi_boed_plugin._memory import rows_at_once
 
 __all__ = [
     "EstimatorView",
@@ -111,8 +108,11 @@ def to_noise(
     is_one_each = input.dim() == 2
     own = getattr(estimator, "to_noise", None)
     if callable(own):
-        evaluate = own if is_one_each else partial(_in_rows, estimator)
-        return cast(Tensor, evaluate(input, condition))
+        if is_one_each:
+            return cast(Tensor, own(input, condition))
+        rows = condition.repeat(len(input), *[1] * (condition.dim() - 1))
+        noise = cast(Tensor, own(input.flatten(0, 1), rows))
+        return noise.reshape(*input.shape[:2], -1).to(input)
     if isinstance(estimator, ZukoFlow):
         return estimator.inverse_transform(input, condition)
     samples = input.unsqueeze(0) if is_one_each else input
@@ -129,16 +129,6 @@ def to_noise(
             "with gradient='score', or one of 'maf', 'nsf', 'mdn' as density_estimator."
         )
     return noise[0] if is_one_each else noise
-
-
-def _in_rows(estimator: Any, input: Tensor, condition: Tensor) -> Tensor:
-    """Return noise by a method that takes one sample for each condition."""
-    sample_dim, batch_dim = input.shape[:2]
-    rows = torch.arange(batch_dim, device=input.device).repeat(sample_dim)
-    size = rows_at_once(estimator, input[0, :1].numel() + condition[:1].numel())
-    parts = zip(input.flatten(0, 1).split(size), rows.split(size), strict=True)
-    noise = torch.cat([estimator.to_noise(some, condition[row]) for some, row in parts])
-    return noise.reshape(sample_dim, batch_dim, -1).to(input)
 
 
 def has_noise(

@@ -22,26 +22,14 @@ _MAX_PAIRS = 4_096
 
 
 class DesignConditionedRatio(RatioEstimator):
-    r"""A ratio :math:`p(x \mid \theta, \xi) / p(x \mid \xi)` at given designs.
-
-    Example:
-        >>> import torch
-        >>> from sbi.neural_nets import classifier_nn
-        >>> theta, data = torch.randn(100, 2), torch.randn(100, 3)
-        >>> estimator = classifier_nn("mlp")(theta, data)  # x: 2, design: 1
-        >>> fixed = DesignConditionedRatio(estimator, torch.tensor([0.5]))
-        >>> fixed(theta[:7], data[:7, :2]).shape
-        torch.Size([7])
-    """
+    r"""A ratio :math:`p(x \mid \theta, \xi) / p(x \mid \xi)` at given designs."""
 
     design: Tensor
 
     def __init__(self, estimator: RatioEstimator, design: Tensor) -> None:
-        """Initialize the ratio at fixed designs, sharing the network.
+        """Initialize the ratio at designs `(num_designs, dim_design)`, or at one.
 
-        Args:
-            estimator: Ratio of parameters and `(x, design)` in one row.
-            design: Designs of shape `(num_designs, dim_design)` or `(dim_design,)`.
+        The estimator is a ratio of parameters and `(x, design)` in one row.
 
         Raises:
             ValueError: If `design` has a wrong shape or is not finite.

@@ -59,11 +59,7 @@ class TransformedEstimator(EstimatorView):
                 or over the last dimension.
             condition_transform: From natural units to the estimator's condition.
         """
-        super().__init__(
-            net=estimator,
-            input_shape=estimator.input_shape,
-            condition_shape=estimator.condition_shape,
-        )
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
         self.input_transform = input_transform
         self.condition_transform = condition_transform
 
@@ -119,7 +115,7 @@ class TransformedEstimator(EstimatorView):
 
 
 class _NamedModel:
-    """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
+    """Builds an sbi model of a name in units that suit it.
 
     Each network gets a copy of the embedding: sbi would train the one that it is given,
     and share it between networks. Values that meet an embedding, or a standardization
@@ -177,7 +173,7 @@ class _NamedModel:
 
 
 class _TransformedBuilder:
-    """Builds a `TransformedEstimator`; a class, so that it pickles."""
+    """Builds a `TransformedEstimator`; a class, so that it pickles, like the others."""
 
     def __init__(
         self,
@@ -226,7 +222,7 @@ def _transformed(
 
 
 class CategoricalPosteriorBuilder:
-    """Builds sbi's autoregressive categorical network; a class, so that it pickles.
+    """Builds sbi's autoregressive categorical network.
 
     The probabilities of a network over finitely many values sum to one, so that its
     bound of the information never exceeds the entropy of the prior. A density over the
@@ -257,7 +253,7 @@ def coordinates_of(build: object) -> Coordinates:
     """Return the coordinates that a builder of this module uses, else natural units."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates.of()
+    return Coordinates()
 
 
 def transformed_likelihood_nn(
@@ -300,7 +296,7 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
-    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
 
 
@@ -343,5 +339,5 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
-    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
     return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)

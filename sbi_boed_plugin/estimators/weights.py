@@ -133,9 +133,6 @@ def measure_weights(
         bound_quantile: Quantile of the weights to take for the ceiling, or a higher one
             if it would lose more than 2 % of the mass; 1 is the largest.
         max_batch_size: Number of draws of a condition at a time.
-
-    Returns:
-        The diagnostics.
     """
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(len(condition), 1)
