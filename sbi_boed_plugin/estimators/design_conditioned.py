@@ -98,10 +98,9 @@ class DesignConditionedEstimator(EstimatorView):
                 f"There are {len(estimators)} estimators for {len(design)} designs: "
                 "pass one estimator, or one for each design."
             )
+        dim_values = dim_condition - design.shape[-1]
         super().__init__(
-            net=estimators[0],
-            input_shape=estimators[0].input_shape,
-            condition_shape=torch.Size((dim_condition - design.shape[-1],)),
+            estimators[0], estimators[0].input_shape, torch.Size((dim_values,))
         )
         if len(estimators) == 1:
             estimators *= len(design)
@@ -131,18 +130,14 @@ class DesignConditionedEstimator(EstimatorView):
         return draw_noise(self.net, num_samples, self.condition_of_net(condition))
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        r"""Return :math:`\log q(x_i \mid \theta_b, \xi_i)`.
+        r"""Return :math:`\log q(x_i \mid \theta_b, \xi_i)`, in nats.
 
         Args:
-            input: Inputs of shape `(sample_dim, batch_dim, *input_event_shape)` or
-                `(batch_dim, *input_event_shape)`; with several designs `sample_dim`
-                counts observations.
+            input: Inputs of shape `(sample_dim, batch_dim, *input_event_shape)`; with
+                several designs `sample_dim` counts observations.
             condition: Conditions of shape `(batch_dim, dim)` or
                 `(sample_dim, batch_dim, dim)`.
             **kwargs: Passed to the estimator.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
 
         Raises:
             ValueError: If there are several designs, but not as many observations.
@@ -167,16 +162,10 @@ class DesignConditionedEstimator(EstimatorView):
         return values
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw from the estimator at the designs.
+        """Draw samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
 
-        Args:
-            sample_shape: Shape of the draw. With several designs its last entry must
-                be their number: it counts the observations of one data set.
-            condition: Conditions of shape `(batch_dim, dim)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
+        With several designs the last entry of `sample_shape` must be their number: it
+        counts the observations of one data set.
         """
         sample_shape, num_designs = torch.Size(sample_shape), self.num_designs
         if len(self.estimators) > 1:

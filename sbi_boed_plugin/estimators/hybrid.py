@@ -114,16 +114,11 @@ class HybridEstimator(CorrectedBase):
                 called and checked. Measuring does not count as sampling time.
             reject_outside_prior: Whether samples outside the support of the prior are
                 rejected. Otherwise they weigh what the base says.
-            **settings: Those of
-                :class:`~sbi_boed_plugin.estimators.rejection.Sampler` with a default.
+            **settings: Those of `Sampler` with a default.
 
         Returns:
             Samples of shape `(num_samples, batch_dim, dim_theta)`; fewer after a
             timeout.
-
-        Raises:
-            RuntimeError: If no draw of the base is in the support of the prior, or the
-                time is over.
         """
         outside = {"reject_outside_prior": reject_outside_prior}
         sampler = Sampler(

@@ -208,11 +208,8 @@ def log_prob_and_noise(
     Inputs have shape `(sample_dim, batch_dim, dim)`.
     """
     if isinstance(estimator, EstimatorView):
-        log_prob, noise = log_prob_and_noise(
-            estimator.net,
-            estimator.input_of_net(input),
-            estimator.condition_of_net(condition),
-        )
+        of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
+        log_prob, noise = log_prob_and_noise(estimator.net, *of_net)
         return log_prob + estimator.log_abs_det(input), noise
     if not _is_gaussian_flow(estimator):
         given = input, condition
@@ -234,12 +231,8 @@ class FlowNoise:
         context = self._flow._embedding_net(condition)
         self._context = context.repeat_interleave(num_samples, dim=0)
         # One row per sample, those of a condition in succession, as the flow has them.
-        self._rows = torch.randn(
-            len(self._context),
-            *flow.input_shape,
-            device=context.device,
-            dtype=context.dtype,
-        )
+        like = {"device": context.device, "dtype": context.dtype}
+        self._rows = torch.randn(len(self._context), *flow.input_shape, **like)
         self._shape = (len(condition), num_samples, *flow.input_shape)
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -114,6 +115,7 @@ class TransformedEstimator(EstimatorView):
         return samples
 
 
+@dataclass(eq=False)
 class _NamedModel:
     """Builds an sbi model of a name in units that suit it.
 
@@ -122,21 +124,15 @@ class _NamedModel:
     that the user chose, keep their units.
     """
 
-    def __init__(
-        self,
-        model: str,
-        condition: Literal["theta", "x"],
-        skew_x: bool,
-        dim_design: int,
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.factory = likelihood_nn if condition == "theta" else posterior_nn
-        self.model = model
-        self.condition = condition
-        self.skew_x = skew_x
-        self.dim_design = dim_design
-        self.kwargs = kwargs
-        self.factory(model, **kwargs)  # Refuses what it does not know, before training.
+    model: str
+    condition: Literal["theta", "x"]
+    skew_x: bool
+    dim_design: int
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.factory = likelihood_nn if self.condition == "theta" else posterior_nn
+        self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x = self._units("theta", theta), self._units("x", x)
@@ -172,24 +168,22 @@ class _NamedModel:
         return Units(values, may_skew=is_condition or name == "theta" or self.skew_x)
 
 
+@dataclass(eq=False)
 class _TransformedBuilder:
     """Builds a `TransformedEstimator`; a class, so that it pickles, like the others."""
 
-    def __init__(
-        self,
-        model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-        condition: Literal["theta", "x"],
-        coordinates: Coordinates,
-        dim_design: int,
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.condition = condition
-        self.coordinates = coordinates
-        self.dim_design = dim_design
-        self.build: Any = model
+    build: Any
+    condition: Literal["theta", "x"]
+    coordinates: Coordinates
+    dim_design: int
+
+    @classmethod
+    def of(cls, model, condition, coordinates, dim_design, kwargs) -> Any:
+        """Return a builder of a named model, or around a builder that a user gave."""
         if isinstance(model, str):
             skew_x = coordinates.x == "auto"
-            self.build = _NamedModel(model, condition, skew_x, dim_design, kwargs)
+            model = _NamedModel(model, condition, skew_x, dim_design, kwargs)
+        return cls(model, condition, coordinates, dim_design)
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         coordinates = self.coordinates.to(theta.device)
@@ -297,7 +291,7 @@ def transformed_likelihood_nn(
         torch.Size([1, 100])
     """
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
+    return _TransformedBuilder.of(model, "theta", coordinates, dim_design, kwargs)
 
 
 def transformed_posterior_nn(
@@ -340,4 +334,4 @@ def transformed_posterior_nn(
         True
     """
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)
+    return _TransformedBuilder.of(model, "x", coordinates, dim_design, kwargs)

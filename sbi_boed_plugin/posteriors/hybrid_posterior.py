@@ -1,6 +1,7 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -116,23 +117,19 @@ class HybridPosterior(DirectPosterior):
                 f"returns, got {type(posterior_estimator).__name__}. For other "
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
-        self.bound_quantile = check_real("bound_quantile", bound_quantile, 0.0, 1.0)
-        self.min_acceptance_rate = check_real(
-            "min_acceptance_rate", min_acceptance_rate, 0.0, 1.0
-        )
-        max_sampling_batch_size = check_integer(
-            "max_sampling_batch_size", max_sampling_batch_size, 1
-        )
+        share = partial(check_real, least=0.0, most=1.0)
+        self.bound_quantile = share("bound_quantile", bound_quantile)
+        self.min_acceptance_rate = share("min_acceptance_rate", min_acceptance_rate)
         if posterior_estimator.prior is not prior:
             # Not set on the estimator, which other posteriors may share.
             posterior_estimator = posterior_estimator.with_prior(prior)
         super().__init__(
-            posterior_estimator=posterior_estimator,
-            prior=prior,
-            max_sampling_batch_size=max_sampling_batch_size,
-            device=device,
-            x_shape=x_shape,
-            enable_transform=enable_transform,
+            posterior_estimator,
+            prior,
+            check_integer("max_sampling_batch_size", max_sampling_batch_size, 1),
+            device,
+            x_shape,
+            enable_transform,
         )
         self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
@@ -158,10 +155,6 @@ class HybridPosterior(DirectPosterior):
         Args:
             x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
                 `None`.
-
-        Returns:
-            Acceptance rate, effective sample size, :math:`\log \hat Z`, truncated mass
-            and ceiling, each of shape `(batch_dim,)`.
         """
         hybrid, quantile = self.posterior_estimator, self.bound_quantile
         batch_size = self.max_sampling_batch_size
@@ -217,17 +210,12 @@ class HybridPosterior(DirectPosterior):
         max_sampling_time: float | None = None,
         return_partial_on_timeout: bool = False,
     ) -> Tensor:
-        r"""Draw samples from the posteriors of several observations at once.
+        r"""Draw samples of shape `(*sample_shape, batch_dim, dim_theta)`.
 
-        Args:
-            sample_shape: Shape of samples for each observation.
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            max_sampling_batch_size: As in `sample`, for each observation; less for more
-                than ten, of which a hundred at a time are worked through. The other
-                arguments are those of `sample`, too.
-
-        Returns:
-            Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
+        They are those of the posteriors of several observations `(batch_dim, ...)` at
+        once. Arguments are those of `sample`: `max_sampling_batch_size` counts draws
+        for each observation, fewer of more than ten, of which a hundred at a time are
+        worked through.
         """
         settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
         limits = max_sampling_time, return_partial_on_timeout
@@ -268,15 +256,10 @@ class HybridPosterior(DirectPosterior):
         track_gradients: bool = False,
         leakage_correction_params: dict | None = None,
     ) -> Tensor:
-        r"""Return log-densities of parameters, each given its own observation.
+        r"""Return log-densities of shape `(sample_dim, batch_dim)`, in nats.
 
-        Args:
-            theta: Parameters of shape `(*sample_shape, batch_dim, dim_theta)`.
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            norm_posterior: As in `log_prob`, like the following.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
+        Parameters of shape `(*sample_shape, batch_dim, dim_theta)` are each given an
+        observation of their own. Other arguments are those of `log_prob`.
         """
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
         event_shape = self.posterior_estimator.input_shape
@@ -296,15 +279,8 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Return the share of the hybrid's mass in the support of the prior.
 
-        Args:
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            num_rejection_samples: Number of draws of the base to tell it from.
-            force_update: Without effect: nothing is stored.
-            show_progress_bars: Without effect.
-            rejection_sampling_batch_size: Number of these draws at a time.
-
-        Returns:
-            Shares of shape `(batch_dim,)`.
+        The shape is `(batch_dim,)`. Draws are made anew at each call, which is why
+        `force_update` has no effect.
         """
         inside, everywhere = (
             self.posterior_estimator.measure_weights(
@@ -352,11 +328,10 @@ class HybridPosterior(DirectPosterior):
         """Return samples of each observation, in one dimension after a timeout."""
         hybrid, quantile = self.posterior_estimator, self.bound_quantile
         num_samples = torch.Size(sample_shape).numel()
-        if max_sampling_batch_size is None:
-            max_sampling_batch_size = self.max_sampling_batch_size
-        batch_size = check_integer(
-            "max_sampling_batch_size", max_sampling_batch_size, 1
-        )
+        batch_size = self.max_sampling_batch_size
+        if max_sampling_batch_size is not None:
+            name = "max_sampling_batch_size"
+            batch_size = check_integer(name, max_sampling_batch_size, 1)
         if reject_outside_prior:
             weights = self._measured.diagnostics(hybrid, rows, quantile, batch_size)
         else:
