@@ -8,7 +8,7 @@ from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NPE_GKL, EnergyConfig, energy_nn
 from tests.conftest import NoOpTracker
-from tests.posteriors.test_hybrid_posterior import GaussianBase
+from tests.hybrids import GaussianBase
 
 pytestmark = pytest.mark.filterwarnings("ignore:The energy does not improve")
 
