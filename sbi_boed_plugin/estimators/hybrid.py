@@ -110,15 +110,14 @@ class HybridEstimator(CorrectedBase):
         Args:
             num_samples: Number of samples of each condition.
             condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            weights: What `measure_weights` returned for these conditions, if it was
-                called and checked. Measuring does not count as sampling time.
+            weights: What was measured of these conditions, if it was, and checked.
+                Measuring does not count as sampling time.
             reject_outside_prior: Whether samples outside the support of the prior are
                 rejected. Otherwise they weigh what the base says.
             **settings: Those of `Sampler` with a default.
 
         Returns:
-            Samples of shape `(num_samples, batch_dim, dim_theta)`; fewer after a
-            timeout.
+            Samples `(num_samples, batch_dim, dim_theta)`; fewer after a timeout.
         """
         outside = {"reject_outside_prior": reject_outside_prior}
         sampler = Sampler(

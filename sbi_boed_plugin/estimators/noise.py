@@ -272,19 +272,10 @@ def reparameterize(
 ) -> Tensor:
     """Return the same samples, now moving with the condition at fixed noise.
 
-    One vector-Jacobian product per dimension of the input.
-
-    Args:
-        estimator: As for :func:`to_noise`. No gradient reaches its parameters through
-            the samples if they do not require one, or if only the gradient in the
-            condition is asked for.
-        input: Samples of shape `(batch_dim, dim)`; of the estimator itself, or data
-            from a simulator that the estimator describes.
-        condition: Conditions of shape `(batch_dim, *condition_event_shape)`, with
-            gradient.
-
-    Returns:
-        Samples of shape `(batch_dim, dim)`, equal to `input`.
+    Samples of shape `(batch_dim, dim)` may be those of the estimator itself, or data
+    from a simulator that it describes. One vector-Jacobian product per dimension. No
+    gradient reaches the parameters of the estimator through the samples if they do not
+    require one, or if only the gradient in the condition is asked for.
     """
     fixed = input.detach().requires_grad_()
     noise = to_noise(estimator, fixed, condition)

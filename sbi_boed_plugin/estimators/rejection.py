@@ -40,13 +40,11 @@ class Sampler:
         at_once: Number of draws that fit into memory, of all conditions together.
         dim_theta: Number of parameters.
         min_acceptance_rate: Rate of acceptance below which samples are resampled by
-            importance, all of them from the same 100,000 draws of the base or more.
-            A base without a correction is never resampled.
+            importance, all from the same 100,000 draws of the base or more.
         max_sampling_batch_size: Number of draws of a condition at a time.
         show_progress_bars: Whether to show sampling progress.
         max_sampling_time: Time in seconds after which sampling gives up.
         return_partial_on_timeout: Whether it then returns what it has, with a warning.
-            Conditions that are drawn one after another share the time.
     """
 
     draw_accepted: DrawAccepted
@@ -70,21 +68,19 @@ class Sampler:
         hopeless = _hopeless(weights, self.min_acceptance_rate)
         groups = _groups(weights, ~hopeless)
         # One after another, because of memory.
-        alone = [] if not hopeless.any() else hopeless.nonzero().flatten().split(1)
+        alone = list(hopeless.nonzero().flatten().split(1)) if hopeless.any() else []
         started, parts = time.monotonic(), []
-        for index, rows in enumerate([*groups, *alone]):
-            left = len(groups) + len(alone) - index
-            seconds = self._seconds(started, left)
+        for index, rows in enumerate(groups + alone):
+            seconds = self._seconds(started, len(groups + alone) - index)
+            given = num_samples, condition[rows], seconds
             if index < len(groups):
-                ceiling = weights.log_bound[rows]
-                part = self._reject(num_samples, condition[rows], ceiling, seconds)
+                parts.append(self._reject(*given, weights.log_bound[rows]))
             else:
-                part = self._resample(num_samples, condition[rows], seconds)
-            parts.append(part)
+                parts.append(self._resample(*given))
         # After a timeout some have fewer samples.
         num = min(len(part) for part in parts)
         samples = parts[0].new_empty(num, len(condition), *parts[0].shape[2:])
-        for rows, part in zip([*groups, *alone], parts, strict=True):
+        for rows, part in zip(groups + alone, parts, strict=True):
             samples[:, rows] = part[:num]
         return samples
 
@@ -105,8 +101,8 @@ class Sampler:
         self,
         num_samples: int,
         condition: Tensor,
-        log_ceiling: Tensor,
         seconds: float | None,
+        log_ceiling: Tensor,
     ) -> Tensor:
         """Return samples by rejection: draws are judged while they are drawn."""
         accepted = torch.empty(0)

@@ -306,18 +306,10 @@ def transformed_posterior_nn(
     """Return a builder of posteriors that work in other coordinates.
 
     With parameters transformed from a bounded support to all real numbers, no mass of
-    the posterior lies outside.
-
-    Args:
-        model: Name of an sbi model, as for `sbi.neural_nets.posterior_nn`, or a
-            builder function.
-        dim_design: Number of values of a design, the last ones of a row of `x`.
-        theta_transform: Transform of the parameters.
-        x_transform: Transform of the data. As a condition, a skewed column may be seen
-            as logarithms whatever is given here.
-        design_transform: Transform of the designs.
-        **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
-            treated as by :func:`transformed_likelihood_nn`.
+    the posterior lies outside. Arguments are those of
+    :func:`transformed_likelihood_nn`, for a model of `sbi.neural_nets.posterior_nn`;
+    designs are the last values of a row of `x`. As a condition, a skewed column of data
+    may be seen as logarithms whatever `x_transform` is.
 
     Returns:
         Builder to pass as `posterior_estimator`.

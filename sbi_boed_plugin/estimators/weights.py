@@ -124,27 +124,16 @@ def measure_weights(
 ) -> WeightDiagnostics:
     """Measure the weights of draws of a base given each condition.
 
-    Args:
-        draw_weighted: Draws of the base with log-weights.
-        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-        at_once: Number of draws that fit into memory, of all conditions together.
-        num_draws: Number of draws for each condition. If `None`, 10,000, or less for
-            more than 20 conditions.
-        bound_quantile: Quantile of the weights to take for the ceiling, or a higher one
-            if it would lose more than 2 % of the mass; 1 is the largest.
-        max_batch_size: Number of draws of a condition at a time.
+    If `num_draws` is `None`, there are 10,000 draws for each, or less for more than 20
+    conditions. The ceiling is the quantile of their weights, or a higher one if this
+    would lose more than 2 % of the mass; quantile 1 is the largest.
     """
     if num_draws is None:
         fair = _MAX_PILOT_DRAWS // max(len(condition), 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
     with isolated_rng(_SEED):
-        parts = draw_in_parts(
-            draw_weighted,
-            num_draws,
-            condition,
-            at_once=at_once,
-            max_batch_size=max_batch_size,
-        )
+        limits = {"at_once": at_once, "max_batch_size": max_batch_size}
+        parts = draw_in_parts(draw_weighted, num_draws, condition, **limits)
         # In double precision, which not every device has.
         log_weights = torch.cat([part.cpu().double() for _, part in parts], dim=1)
     ceiling = _log_ceiling(log_weights, bound_quantile)
@@ -161,12 +150,15 @@ def measure_weights(
     # A single draw with a weight tells nothing of others.
     several = (log_weights > -torch.inf).sum(dim=0) > 1
     device = condition.device
+    numbers = (
+        acceptance.masked_fill(empty, 0.0),
+        effective.masked_fill(empty, 0.0),
+        total - math.log(num_draws),
+        truncated,
+        ceiling,
+    )
     return WeightDiagnostics(
-        acceptance_rate=acceptance.masked_fill(empty, 0.0).float().to(device),
-        effective_sample_size=effective.masked_fill(empty, 0.0).float().to(device),
-        log_partition=(total - math.log(num_draws)).float().to(device),
-        truncated_mass=truncated.float().to(device),
-        log_bound=ceiling.float().to(device),
+        *(values.float().to(device) for values in numbers),
         uncorrected=(same.all(dim=0) & several).to(device),
         num_draws=num_draws,
     )

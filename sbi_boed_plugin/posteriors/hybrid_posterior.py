@@ -210,12 +210,12 @@ class HybridPosterior(DirectPosterior):
         max_sampling_time: float | None = None,
         return_partial_on_timeout: bool = False,
     ) -> Tensor:
-        r"""Draw samples of shape `(*sample_shape, batch_dim, dim_theta)`.
+        r"""Draw samples from the posteriors of several observations at once.
 
-        They are those of the posteriors of several observations `(batch_dim, ...)` at
-        once. Arguments are those of `sample`: `max_sampling_batch_size` counts draws
-        for each observation, fewer of more than ten, of which a hundred at a time are
-        worked through.
+        Of observations `(batch_dim, *x_event_shape)` samples have shape
+        `(*sample_shape, batch_dim, dim_theta)`. Arguments are those of `sample`;
+        `max_sampling_batch_size` counts draws for each observation, fewer of more than
+        ten, of which a hundred at a time are worked through.
         """
         settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
         limits = max_sampling_time, return_partial_on_timeout
@@ -256,10 +256,10 @@ class HybridPosterior(DirectPosterior):
         track_gradients: bool = False,
         leakage_correction_params: dict | None = None,
     ) -> Tensor:
-        r"""Return log-densities of shape `(sample_dim, batch_dim)`, in nats.
+        r"""Return log-densities of parameters, each given its own observation.
 
-        Parameters of shape `(*sample_shape, batch_dim, dim_theta)` are each given an
-        observation of their own. Other arguments are those of `log_prob`.
+        Of parameters `(*sample_shape, batch_dim, dim_theta)` log-densities have shape
+        `(sample_dim, batch_dim)`, in nats. Arguments are those of `log_prob`.
         """
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
         event_shape = self.posterior_estimator.input_shape
