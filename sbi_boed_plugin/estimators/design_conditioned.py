@@ -6,7 +6,7 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 
-from sbi_boed_plugin.estimators.noise import EstimatorView, FlowNoise, draw_noise
+from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
     "DesignConditionedEstimator",
@@ -31,7 +31,12 @@ def join(values: Tensor, design: Tensor) -> Tensor:
 
 
 def split(rows: Tensor, dim_design: int) -> tuple[Tensor, Tensor]:
-    """Return values and designs of rows that :func:`join` has made."""
+    """Return values and designs of rows that :func:`join` has made.
+
+    Example:
+        >>> split(torch.tensor([[0.0, 1.0, 5.0]]), 1)
+        (tensor([[0., 1.]]), tensor([[5.]]))
+    """
     dim = rows.shape[-1] - dim_design
     return rows[..., :dim], rows[..., dim:]
 
@@ -124,10 +129,6 @@ class DesignConditionedEstimator(EstimatorView):
         if self.num_designs != 1:
             raise self._wrong_number(1)
         return join(condition, self.design[0])
-
-    def draw_noise(self, num_samples: int, condition: Tensor) -> FlowNoise | None:
-        """Return noise of new draws, or `None` if the net cannot draw noise alone."""
-        return draw_noise(self.net, num_samples, self.condition_of_net(condition))
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         r"""Return :math:`\log q(x_i \mid \theta_b, \xi_i)`, in nats.

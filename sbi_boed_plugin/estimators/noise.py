@@ -38,6 +38,7 @@ class EstimatorView(ConditionalDensityEstimator):
     """An estimator that hands changed inputs and conditions to another, its `net`."""
 
     net: ConditionalDensityEstimator
+    changes_input = False
 
     @property
     def embedding_net(self) -> nn.Module | None:
@@ -77,10 +78,6 @@ class EstimatorView(ConditionalDensityEstimator):
         """Return the noise of samples, as the function `to_noise` does."""
         condition = self.condition_of_net(condition)
         return to_noise(self.net, self.input_of_net(input), condition)
-
-    def draw_noise(self, num_samples: int, condition: Tensor) -> "FlowNoise | None":
-        """Return noise of new draws, or `None` if draws are not made of noise alone."""
-        return None
 
 
 def to_noise(
@@ -260,8 +257,9 @@ def draw_noise(
     estimator: ConditionalDensityEstimator, num_samples: int, condition: Tensor
 ) -> FlowNoise | None:
     """Return noise of new draws, or `None` if an estimator cannot draw noise alone."""
-    if isinstance(estimator, EstimatorView):
-        return estimator.draw_noise(num_samples, condition)
+    if isinstance(estimator, EstimatorView) and not estimator.changes_input:
+        condition = estimator.condition_of_net(condition)
+        return draw_noise(estimator.net, num_samples, condition)
     if _is_gaussian_flow(estimator):
         return FlowNoise(cast(NFlowsFlow, estimator), num_samples, condition)
     return None

@@ -46,6 +46,8 @@ class TransformedEstimator(EstimatorView):
     natural units throughout and log-probabilities are densities in these units.
     """
 
+    changes_input = True
+
     def __init__(
         self,
         estimator: ConditionalDensityEstimator,

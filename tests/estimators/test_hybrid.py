@@ -262,19 +262,6 @@ def test_the_loss_is_least_at_the_exact_correction():
         assert difference.mean().item() > 3 * error
 
 
-def test_draws_outside_the_prior_count_nothing():
-    log_ratio = torch.tensor([[0.0, 1.0], [math.log(3.0), 2.0]])
-    inside = torch.tensor([[True, False], [True, False]])
-    torch.testing.assert_close(
-        partition_function(log_ratio)[0], torch.tensor((1.0 + 3.0) / 2)
-    )
-    torch.testing.assert_close(
-        partition_function(log_ratio, inside), torch.tensor([2.0, 0.0])
-    )
-    loss = hybrid_loss(torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([2.0]))
-    torch.testing.assert_close(loss, torch.tensor([2.5]))
-
-
 def flow_with_an_energy_of_noise():
     """The energy sees data and noise alone, and is neither flat nor symmetric."""
     torch.manual_seed(0)

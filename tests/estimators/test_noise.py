@@ -175,21 +175,6 @@ def test_estimators_may_bring_their_own_noise():
     assert_moves_at_fixed_noise(estimators.posterior, theta, data)
 
 
-def test_a_chain_of_samples_carries_the_gradient():
-    """Draws of a posterior given data that follow the design, as the bounds need."""
-    estimators = exact_estimators(straight_line, dim_theta=2, dim_design=1)
-    design = torch.full((NUM, 1), 1.5, requires_grad=True)
-    theta = torch.randn(NUM, 2)
-    condition = torch.cat([theta, design], dim=1)
-    x = estimators.likelihood.sample(torch.Size((1,)), condition.detach())[0]
-    x = reparameterize(estimators.likelihood, x, condition)
-    data = torch.cat([x, design], dim=1)
-    draws = estimators.posterior.sample(torch.Size((1,)), data.detach())[0]
-    moving = reparameterize(estimators.posterior, draws, data)
-    (gradient,) = torch.autograd.grad(moving.square().sum(), design)
-    assert torch.isfinite(gradient).all() and (gradient != 0).all()
-
-
 def test_made_is_refused():
     estimator = build("made", 2)
     input, condition = torch.randn(5, 2).double(), torch.randn(5, 2).double()
