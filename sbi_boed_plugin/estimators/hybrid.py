@@ -107,17 +107,10 @@ class HybridEstimator(CorrectedBase):
     ) -> Tensor:
         """Draw by rejection from the base, or by resampling where that is hopeless.
 
-        Args:
-            num_samples: Number of samples of each condition.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            weights: What was measured of these conditions, if it was, and checked.
-                Measuring does not count as sampling time.
-            reject_outside_prior: Whether samples outside the support of the prior are
-                rejected. Otherwise they weigh what the base says.
-            **settings: Those of `Sampler` with a default.
-
-        Returns:
-            Samples `(num_samples, batch_dim, dim_theta)`; fewer after a timeout.
+        Settings are those of `Sampler` with a default. Weights are measured, and a
+        warning given, if they are not handed over; this is no sampling time. Samples
+        that need not be in the support of the prior weigh outside what the base says.
+        They have shape `(num_samples, batch_dim, dim_theta)`, fewer after a timeout.
         """
         outside = {"reject_outside_prior": reject_outside_prior}
         sampler = Sampler(

@@ -34,17 +34,10 @@ DrawAccepted = Callable[
 class Sampler:
     """Rejection, or resampling where that is hopeless, and what it may take.
 
-    Attributes:
-        draw_accepted: Draws of the base that are accepted by their weight.
-        draw_weighted: Draws of the base with log-weights.
-        at_once: Number of draws that fit into memory, of all conditions together.
-        dim_theta: Number of parameters.
-        min_acceptance_rate: Rate of acceptance below which samples are resampled by
-            importance, all from the same 100,000 draws of the base or more.
-        max_sampling_batch_size: Number of draws of a condition at a time.
-        show_progress_bars: Whether to show sampling progress.
-        max_sampling_time: Time in seconds after which sampling gives up.
-        return_partial_on_timeout: Whether it then returns what it has, with a warning.
+    Draws of a condition come in batches, and at most `at_once` of all conditions. Below
+    the minimal rate of acceptance all samples are resampled by importance from the same
+    100,000 draws of the base or more. After `max_sampling_time`, in seconds, sampling
+    gives up, or returns what it has, with a warning.
     """
 
     draw_accepted: DrawAccepted

@@ -28,49 +28,39 @@ class MeasuredWeights:
     value.
     """
 
+    diagnostics: WeightDiagnostics
+
     def __init__(self) -> None:
         """Begin with nothing."""
         self._values: list[Tensor] = []
         self._parts: list[Any] = []
-        self._diagnostics: WeightDiagnostics | None = None
         self._log_partition: Tensor | None = None
 
     def __getstate__(self) -> dict:
         """Return nothing to be copied: it is measured again at once."""
         return vars(MeasuredWeights())
 
-    def diagnostics(
-        self,
-        hybrid: HybridEstimator,
-        rows: Tensor,
-        bound_quantile: float,
-        max_batch_size: int,
-    ) -> WeightDiagnostics:
-        """Return the diagnostics of observations in rows."""
+    def refresh(
+        self, hybrid: HybridEstimator, rows: Tensor, quantile: float, batch_size: int
+    ) -> "MeasuredWeights":
+        """Measure the weights given observations in rows, if they are not known."""
         values = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects, bound_quantile]
+        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects, quantile]
         is_known = parts == self._parts and len(values) == len(self._values)
-        if not (is_known and all(map(_is_same, values, self._values))):
-            self._diagnostics = None
-        if self._diagnostics is None:
-            self._diagnostics = hybrid.measure_weights(
-                rows, bound_quantile=bound_quantile, max_batch_size=max_batch_size
-            )
-            if hybrid.trained_partition:
-                _warn_if_far(self._diagnostics.log_partition)
-            self._values, self._parts = [value.clone() for value in values], parts
-            self._log_partition = None
-        return self._diagnostics
+        if is_known and all(map(_is_same, values, self._values)):
+            return self
+        self.diagnostics = hybrid.measure_weights(
+            rows, bound_quantile=quantile, max_batch_size=batch_size
+        )
+        if hybrid.trained_partition:
+            _warn_if_far(self.diagnostics.log_partition)
+        self._values, self._parts = [value.clone() for value in values], parts
+        self._log_partition = None
+        return self
 
-    def log_partition(
-        self,
-        hybrid: HybridEstimator,
-        rows: Tensor,
-        bound_quantile: float,
-        max_batch_size: int,
-    ) -> Tensor:
-        """Return log Z of observations, of as many draws as its error asks for."""
-        measured = self.diagnostics(hybrid, rows, bound_quantile, max_batch_size)
+    def log_partition(self, hybrid: HybridEstimator, batch_size: int) -> Tensor:
+        """Return log Z of the observations, of as many draws as its error asks for."""
+        measured, rows = self.diagnostics, self._values[0]
         if self._log_partition is None:
             measured.check_not_empty()
             variance = measured.num_draws / measured.effective_sample_size - 1.0
@@ -80,7 +70,7 @@ class MeasuredWeights:
             num_draws = int(needed.clamp(max=most // len(rows)))
             if num_draws > measured.num_draws:
                 measured = hybrid.measure_weights(
-                    rows, num_draws=num_draws, max_batch_size=max_batch_size
+                    rows, num_draws=num_draws, max_batch_size=batch_size
                 )
                 measured.check_not_empty()
             self._log_partition = measured.log_partition

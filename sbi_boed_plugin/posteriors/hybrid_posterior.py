@@ -156,9 +156,12 @@ class HybridPosterior(DirectPosterior):
             x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
                 `None`.
         """
+        rows, batch_size = self._rows(x), self.max_sampling_batch_size
+        return self._measure(rows, batch_size).diagnostics
+
+    def _measure(self, rows: Tensor, batch_size: int) -> MeasuredWeights:
         hybrid, quantile = self.posterior_estimator, self.bound_quantile
-        batch_size = self.max_sampling_batch_size
-        return self._measured.diagnostics(hybrid, self._rows(x), quantile, batch_size)
+        return self._measured.refresh(hybrid, rows, quantile, batch_size)
 
     def sample(
         self,
@@ -326,18 +329,18 @@ class HybridPosterior(DirectPosterior):
         return_partial_on_timeout: bool,
     ) -> Tensor:
         """Return samples of each observation, in one dimension after a timeout."""
-        hybrid, quantile = self.posterior_estimator, self.bound_quantile
+        hybrid = self.posterior_estimator
         num_samples = torch.Size(sample_shape).numel()
         batch_size = self.max_sampling_batch_size
         if max_sampling_batch_size is not None:
             name = "max_sampling_batch_size"
             batch_size = check_integer(name, max_sampling_batch_size, 1)
         if reject_outside_prior:
-            weights = self._measured.diagnostics(hybrid, rows, quantile, batch_size)
+            weights = self._measure(rows, batch_size).diagnostics
         else:
             weights = hybrid.measure_weights(
                 rows,
-                bound_quantile=quantile,
+                bound_quantile=self.bound_quantile,
                 reject_outside_prior=False,
                 max_batch_size=batch_size,
             )
@@ -381,10 +384,9 @@ class HybridPosterior(DirectPosterior):
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
         """Return log Z of observations, of this number of draws if one is given."""
-        hybrid, quantile = self.posterior_estimator, self.bound_quantile
-        batch_size = self.max_sampling_batch_size
+        hybrid, batch_size = self.posterior_estimator, self.max_sampling_batch_size
         if num_draws is None:
-            return self._measured.log_partition(hybrid, rows, quantile, batch_size)
+            return self._measure(rows, batch_size).log_partition(hybrid, batch_size)
         measured = hybrid.measure_weights(
             rows, num_draws=num_draws, max_batch_size=batch_size
         )
