@@ -282,7 +282,7 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Return the share of the hybrid's mass in the support of the prior.
 
-        The shape is `(batch_dim,)`. Draws are made anew at each call, which is why
+        The shape is `(batch_dim,)`. Draws are made at each call, which is why
         `force_update` has no effect.
         """
         inside, everywhere = (
