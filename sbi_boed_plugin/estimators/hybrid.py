@@ -147,8 +147,8 @@ class HybridEstimator(CorrectedBase):
         The whole gradient, :math:`E_b[w (\nabla \log b + \nabla \rho)]` with weights
         :math:`w = e^{\rho}` inside of the prior's support and zero outside, is taken at
         fixed draws. Draws that moved with the condition would not tell how many of them
-        cross the boundary of the support. Otherwise the gradient reaches the weights of the
-        energy alone, as their training needs.
+        cross the boundary of the support. Otherwise the gradient reaches the weights of
+        the energy alone, as their training needs.
         """
         num_samples = num_samples or self.num_partition_samples
         with torch.no_grad():
