@@ -213,12 +213,6 @@ def test_many_observations_at_once_are_as_each_alone():
     assert posterior.sample_batched((4, 5), x=x, **QUIET).shape == (4, 5, 3, 2)
 
 
-def test_hundreds_of_observations_are_sampled():
-    x = torch.zeros(450, 2) + torch.linspace(-1.0, 1.0, 450).unsqueeze(1)
-    samples = hybrid_posterior().sample_batched((3,), x=x, **QUIET)
-    assert samples.shape == (3, 450, 2) and samples.isfinite().all()
-
-
 def test_the_shape_of_the_samples_is_that_asked_for():
     posterior = hybrid_posterior()
     assert posterior.sample((5, 2), x=X_O, **QUIET).shape == (5, 2, 2)
