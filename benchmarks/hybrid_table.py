@@ -29,9 +29,8 @@ from sbi.utils.metrics import c2st
 from sbibm.metrics.c2st import c2st as c2st_of_sbibm
 from torch import Tensor
 
-from benchmarks.papers._table import summarize
 from benchmarks.papers.runner import run_study
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin import NPE_GKL, NRE_GKL
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.sbibm import get_task
@@ -173,7 +172,7 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         values = [c for c in COLUMNS if of_method[0][c] != ""]
-        for line in summarize(of_method, by=by, values=values):
+        for line in averages(of_method, by=by, values=values):
             made.append({**dict.fromkeys(_header(by), ""), **line})
     return made
 
