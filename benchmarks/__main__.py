@@ -24,6 +24,15 @@ MODULES = {
     "gkl-variance": "papers.gkl_variance",
     "gkl-acceptance": "papers.gkl_acceptance",
     "gkl-dimension": "papers.gkl_dimension",
+    "bounds": "bounds_table",
+    "design-recovery": "design_recovery",
+    "gradients": "gradient_table",
+    "honest-bounds": "honest_bounds",
+    "hybrid-tasks": "hybrid_table:STUDY_OF_TASKS",
+    "hybrid-two-moons": "hybrid_table:STUDY_OF_TWO_MOONS",
+    "memory": "memory",
+    "objective-defaults": "objective_defaults",
+    "sir-check": "sir_check",
 }
 
 _DESCRIPTION = """\
@@ -40,7 +49,10 @@ errors over seeds) and NAME.png; with --quick NAME_quick.csv and so on.
 
 def load_study(name: str) -> Study:
     """Return the study of a name in `MODULES`."""
-    return importlib.import_module(f"benchmarks.{MODULES[name]}").STUDY
+    module, _, attribute = MODULES[name].partition(":")
+    return getattr(
+        importlib.import_module(f"benchmarks.{module}"), attribute or "STUDY"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
