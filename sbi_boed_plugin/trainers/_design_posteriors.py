@@ -8,9 +8,9 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
-from sbi_boed_plugin.estimators.design_conditioned_posterior import (
-    DesignConditionedPosterior,
+from sbi_boed_plugin.estimators.design_conditioned import (
+    DesignConditionedEstimator,
+    posterior_at_design,
 )
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.trainers._checks import check_designs_given
@@ -79,6 +79,6 @@ def direct_posterior(
         last = search.experiments.observations[-1]
         design, x_o = last.design, last.x
     # A copy: later searches train the network on.
-    at_design = DesignConditionedPosterior(deepcopy(estimator).eval(), design)
+    at_design = posterior_at_design(deepcopy(estimator).eval(), design)
     posterior = DirectPosterior(at_design, prior, device=device)
     return posterior if x_o is None else posterior.set_default_x(x_o)

@@ -20,7 +20,7 @@ from sbi_boed_plugin._sbi_compat import (
     check_default_dtype,
     if_it_pickles,
 )
-from sbi_boed_plugin.estimators.units import warn_if_gaussian, warn_of_scales
+from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
