@@ -42,6 +42,15 @@ def test_history_has_one_entry_per_step_and_the_tracker_sees_it():
     assert bounds == result.history["eig"]
 
 
+def test_a_result_is_a_line_and_a_table():
+    result = trainer().optimize_design(Model.simulate, num_steps=3, **SMALL)
+    assert len(repr(result)) < 200 and f"{result.eig.value:.4g}" in repr(result)
+    assert str(result).startswith("design [") and result.doubts[0] in str(result)
+    html = result._repr_html_()
+    assert html.startswith("<table>") and html.endswith("</table>")
+    assert f"{result.num_simulations:,}" in html and html.count("<tr>") == 5
+
+
 def test_budgets_and_plateau():
     few = trainer().optimize_design(
         Model.simulate, num_steps=10, max_num_simulations=1_000, training_batch_size=256
