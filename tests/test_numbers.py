@@ -7,6 +7,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
+from benchmarks.evaluation import total_information
 from sbi_boed_plugin import (
     EnergyConfig,
     MeasurementSetEmbedding,
@@ -21,7 +22,6 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.benchmark.jobs import expand_jobs
-from sbi_boed_plugin.evaluation import total_information
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
 from tests.trainers.cases import SEARCH, make, message

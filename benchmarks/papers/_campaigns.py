@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributions.transforms import Transform, identity_transform
 
+from benchmarks.evaluation import lc2st_statistic, median_predictive_distance
 from benchmarks.papers.study import Row
 from sbi_boed_plugin._statistics import mean_and_error
-from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers._sequential import Observation
