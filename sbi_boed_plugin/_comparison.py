@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
 from sbi_boed_plugin.objectives.eig import Bound, EIGEstimate, estimate_eig
-from sbi_boed_plugin.tasks._gaussian_task import GridTask
+from sbi_boed_plugin.tasks._gaussian import GridTask
 from sbi_boed_plugin.tasks.sir import SIR
 from sbi_boed_plugin.tasks.sir_reference import brute_force_eig
 from sbi_boed_plugin.tasks.task import Task

@@ -18,7 +18,8 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
+from sbi_boed_plugin.tasks._gaussian import GaussianTask
+from sbi_boed_plugin.tasks.task import check_not_negative, numbered
 
 __all__ = ["Pharmacokinetic", "concentration"]
 
@@ -111,12 +112,10 @@ class Pharmacokinetic(GaussianTask):
         # Within two standard deviations of the prior: neither special nor rare.
         self.true_parameters = torch.tensor([[1.5, 0.15, 15.0]])
         self.dim_x = dim_design
-        if dim_design == 1:
-            self.design_names, self.x_names = ("time [h]",), ("concentration [mg/l]",)
-        else:
-            labels = range(1, dim_design + 1)
-            self.design_names = tuple(f"time {j} [h]" for j in labels)
-            self.x_names = tuple(f"concentration at time {j} [mg/l]" for j in labels)
+        self.design_names = numbered("time [h]", "time {} [h]", dim_design)
+        self.x_names = numbered(
+            "concentration [mg/l]", "concentration at time {} [mg/l]", dim_design
+        )
 
     def _check_theta(self, theta: Tensor) -> None:
         if (theta <= 0).any():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin.tasks import SIR
-from sbi_boed_plugin.tasks.sir_dynamics import infected_at, time_grid
+from sbi_boed_plugin.tasks.sir import infected_at, time_grid
 
 NUM_STEPS = SIR().num_steps
 
@@ -167,7 +167,7 @@ def test_rows_do_not_depend_on_chunks(monkeypatch):
     theta = SIR().prior.sample((10_000,))
     times = torch.full((10_000, 1), 30.0)
     whole = simulate(theta, times, num_steps=50)[:, 0]
-    monkeypatch.setattr("sbi_boed_plugin.tasks.sir_dynamics._CHUNK_ROWS", 999)
+    monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
     assert_same_distribution(simulate(theta, times, num_steps=50)[:, 0], whole)
 
 
