@@ -94,16 +94,15 @@ class GridTask(Task):
 
         Args:
             designs: Designs of shape `(num_designs, dim_design)`.
-            num_samples: As for `exact_eig`.
-            seed: As for `exact_eig`.
+            num_samples: As for `exact_eig`, like `seed`.
+            seed: Seed of the parameters.
 
         Returns:
             Values and standard errors of shape `(num_designs,)`, in nats and double
             precision, on the CPU.
 
         Raises:
-            ValueError: If `designs` has another shape or is not finite, or if there
-                are fewer than two samples.
+            ValueError: As for `exact_eig`.
         """
         check_rows("designs", designs, self.dim_design)
         num_samples = check_integer("num_samples", num_samples, 2)

@@ -100,13 +100,8 @@ class Pharmacokinetic(GaussianTask):
 
     def __init__(self, *, dim_design: int = 1) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
-        self.prior = Independent(
-            LogNormal(
-                torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),
-                torch.full((3,), PRIOR_SCALE),
-            ),
-            1,
-        )
+        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
+        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
         self.design_low = torch.zeros(dim_design)
         self.design_high = torch.full((dim_design,), HORIZON)
         # Within two standard deviations of the prior: neither special nor rare.

@@ -28,10 +28,6 @@ HORIZON = 100.0
 PRIOR_MEDIAN = (0.5, 0.1)
 PRIOR_SCALE = 0.5
 
-# An epidemic with fewer people infected than this, averaged over the horizon, counts
-# as died out.
-_TAKE_OFF = 1.0
-
 # Both limit memory and keep the working set of a step in the processor's cache.
 _CHUNK_ROWS = 4096
 _NOISE_STEPS = 64
@@ -60,14 +56,6 @@ class SIR(Task):
             the mean and 0.003 in the probability of extinction.
         dequantize: Whether data are rounded and made continuous as described. If not,
             they are the real number that the equations hold, with its point mass.
-        drop_extinct: Whether to draw the noise of an epidemic anew, up to
-            `max_redraws` times, as long as it died out: as long as fewer than one
-            person is infected on average over the time from 0 to 100. Epidemics that
-            still die out are returned as they are. This is for comparison with
-            published results, which discard such epidemics. Those also discard
-            their parameters, and with that change the prior; here parameters are
-            given, and `x` follows the likelihood conditioned on an outbreak.
-        max_redraws: How often the noise is drawn anew for `drop_extinct`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -93,23 +81,13 @@ class SIR(Task):
         dim_design: int = 1,
         num_steps: int = 200,
         dequantize: bool = True,
-        drop_extinct: bool = False,
-        max_redraws: int = 20,
     ) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
         num_steps = check_integer("num_steps", num_steps, 1)
-        max_redraws = check_integer("max_redraws", max_redraws, 0)
         self.num_steps = num_steps
         self.dequantize = dequantize
-        self.drop_extinct = drop_extinct
-        self.max_redraws = max_redraws
-        self.prior = Independent(
-            LogNormal(
-                torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),
-                torch.full((2,), PRIOR_SCALE),
-            ),
-            1,
-        )
+        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
+        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
         self.design_low = torch.full((dim_design,), 0.01)
         self.design_high = torch.full((dim_design,), HORIZON)
         self.true_parameters = torch.tensor([[0.8, 0.1]])
@@ -126,31 +104,14 @@ class SIR(Task):
         check_not_negative(
             "design", design, "times", f"choose them between 0.01 and {HORIZON:g}"
         )
-        theta, design = theta.detach(), design.detach()
-        if self.drop_extinct:
-            infected = self._outbreaks(theta, design)
-        else:
-            infected, _ = infected_at(theta, design, num_steps=self.num_steps)
+        infected = infected_at(
+            theta.detach(), design.detach(), num_steps=self.num_steps
+        )
         if not self.dequantize:
             return infected
         # A little less than one, so that single precision does not round up to the
         # next person: its numbers are 2^-15 apart below 512.
         return infected.round() + torch.rand_like(infected) * (1.0 - 2.0**-14)
-
-    def _outbreaks(self, theta: Tensor, times: Tensor) -> Tensor:
-        """Return infected people of epidemics that took off within the horizon."""
-        # Whether an epidemic takes off is a matter of the whole horizon.
-        times = torch.cat([times, torch.full_like(times[:, :1], HORIZON)], dim=1)
-        infected = theta.new_empty(times.shape)
-        rows = torch.arange(theta.shape[0], device=theta.device)
-        for _ in range(self.max_redraws + 1):
-            infected[rows], averages = infected_at(
-                theta[rows], times[rows], num_steps=self.num_steps
-            )
-            rows = rows[averages < _TAKE_OFF]
-            if rows.numel() == 0:
-                break
-        return infected[:, :-1]
 
 
 def time_grid(times: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -204,52 +165,33 @@ def integrate_infected(
     after each have shape `(num_steps, rows)` and are real numbers. The noise comes from
     torch's global generator if `generator` is `None`.
     """
-    beta, gamma = theta[:, 0].contiguous(), theta[:, 1].contiguous()
-    num_steps, num_rows = steps.shape[0], theta.shape[0]
+    beta, gamma = theta.T.contiguous()
     contact = beta / POPULATION
     susceptible = torch.full_like(beta, POPULATION - INITIALLY_INFECTED)
     infected = torch.full_like(beta, INITIALLY_INFECTED)
-    history = theta.new_empty(num_steps, num_rows)
-
-    # Buffers, reused by every step: allocation would cost as much as the arithmetic.
-    rates = torch.stack([beta, gamma])
-    infection_rate = rates[0]
-    ones = torch.ones_like(beta)
-    flows, noises = torch.empty_like(rates), torch.empty_like(rates)
-    exponent, growth, mass, buffer = torch.empty(4, num_rows).to(theta).unbind(0)
-
-    for start in range(0, num_steps, _NOISE_STEPS):
-        block = steps[start : start + _NOISE_STEPS]
-        normals = torch.randn(
-            (block.shape[0], 2, num_rows),
-            dtype=theta.dtype,
-            device=theta.device,
-            generator=generator,
-        )
-        half_contacts = block * (contact / 2)
-        for offset in range(block.shape[0]):
-            step = block[offset]
+    history = []
+    for block in steps.split(_NOISE_STEPS):
+        shape = (len(block), 2, len(theta))
+        like = {"dtype": theta.dtype, "device": theta.device}
+        normals = torch.randn(shape, generator=generator, **like)
+        for step, normal in zip(block, normals, strict=True):
             # f = beta S / N / (1 + beta I dt / 2N): its value mid-step, never negative.
-            torch.addcmul(ones, half_contacts[offset], infected, out=buffer)
-            torch.mul(contact, susceptible, out=infection_rate).div_(buffer)
+            rate = contact * susceptible / (1.0 + step * (contact / 2) * infected)
             # The offset, far below rounding, spares a case for 0 / 0.
-            torch.sub(infection_rate, gamma, out=exponent).mul_(step).add_(1e-20)
-            torch.expm1(exponent, out=growth)
-            torch.mul(infected, step, out=mass).mul_(growth).div_(exponent)
-            growth.add_(1.0)
-            torch.mul(rates, mass, out=flows)
-            # Variance of each noise, then the noises themselves.
-            torch.mul(flows, growth, out=noises)
-            variance = torch.add(noises[0], noises[1], out=exponent)
-            noises.sqrt_().mul_(normals[offset])
-            change = torch.sub(noises[0], noises[1], out=growth)
-            torch.mul(infected, 4.0, out=mass).add_(1e-12)
-            torch.mul(change, change, out=buffer).sub_(variance).div_(mass)
-            susceptible.sub_(flows[0]).sub_(noises[0]).clamp_(0, POPULATION)
-            following = torch.add(infected, flows[0], out=history[start + offset])
-            following.sub_(flows[1]).add_(change).add_(buffer).clamp_(0, POPULATION)
-            infected = following
-    return history
+            exponent = (rate - gamma) * step + 1e-20
+            growth = torch.expm1(exponent)
+            person_time = infected * step * growth / exponent
+            infections, recoveries = rate * person_time, gamma * person_time
+            growth = growth + 1.0
+            variances = infections * growth, recoveries * growth
+            noise = variances[0].sqrt() * normal[0]
+            change = noise - variances[1].sqrt() * normal[1]
+            milstein = (change.square() - sum(variances)) / (4.0 * infected + 1e-12)
+            susceptible = (susceptible - infections - noise).clamp(0, POPULATION)
+            infected = infected + infections - recoveries + change + milstein
+            infected = infected.clamp(0, POPULATION)
+            history.append(infected)
+    return torch.stack(history)
 
 
 def infected_at(
@@ -258,18 +200,15 @@ def infected_at(
     *,
     num_steps: int,
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Simulate one epidemic per row and return the infected at given times.
 
-    Times have shape `(rows, num_times)`, or `(1, num_times)` for all rows. The second
-    value is the average of each row over the time up to its latest one.
+    Times have shape `(rows, num_times)`, or `(1, num_times)` for all rows.
     """
-    infected, averages = [theta.new_empty(0, times.shape[1])], [theta.new_empty(0)]
+    infected = [theta.new_empty(0, times.shape[1])]
     for start in range(0, theta.shape[0], _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
-        chunk_times = times if times.shape[0] == 1 else times[rows]
-        steps, index = time_grid(chunk_times, num_steps)
+        steps, index = time_grid(times if len(times) == 1 else times[rows], num_steps)
         history = integrate_infected(theta[rows], steps, generator)
         infected.append(history.gather(0, index.expand(-1, history.shape[1])).T)
-        averages.append((history * steps).sum(dim=0) / steps.sum(dim=0))
-    return torch.cat(infected), torch.cat(averages)
+    return torch.cat(infected)

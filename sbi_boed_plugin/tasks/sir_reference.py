@@ -181,7 +181,7 @@ def _replicate(
     entropy = torch.zeros(num_times, dtype=torch.float64)
     rows_per_chunk = max(1, _CHUNK_TRAJECTORIES // num_trajectories)
     for chunk in theta.split(rows_per_chunk):
-        infected, _ = infected_at(
+        infected = infected_at(
             chunk.repeat_interleave(num_trajectories, dim=0),
             times.to(torch.float32).unsqueeze(0),
             num_steps=num_steps,
