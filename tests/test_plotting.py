@@ -231,13 +231,16 @@ def test_the_posterior_figure_has_each_parameter_on_its_own_axis():
     samples = torch.stack([torch.full((400,), 2.0), torch.full((400,), -1.0)], dim=-1)
     samples = samples + 0.01 * prior
     figure = plotting.plot_posterior(samples, prior, torch.tensor([2.0, -1.0]))
-    pair = figure.axes[1]
+    histogram, _, pair, other = figure.axes
     _, points = (collection.get_offsets() for collection in pair.collections)
-    # sbi draws the pair with the second parameter along x.
-    assert np.abs(points - [-1.0, 2.0]).max() < 0.1
+    assert np.abs(points - [2.0, -1.0]).max() < 0.1
     (truth,) = pair.get_lines()
-    assert truth.get_xydata()[0].tolist() == [-1.0, 2.0]
-    assert pair.get_ylabel() == "parameter 1"
+    assert truth.get_xydata()[0].tolist() == [2.0, -1.0]
+    assert (pair.get_xlabel(), pair.get_ylabel()) == ("parameter 1", "parameter 2")
+    assert other.get_xlabel() == "parameter 2"
+    # The columns share their horizontal axis, whatever the user does with it.
+    pair.set_xlim(0.0, 1.0)
+    assert histogram.get_xlim() == (0.0, 1.0)
 
 
 def test_long_tails_of_the_prior_do_not_squeeze_the_posterior():

@@ -45,10 +45,12 @@ def record(policy, num_steps=5, seed=0):
 )
 def test_recorded_densities_are_those_of_the_policy(policy):
     history = record(policy)
-    positions = torch.linspace(0.1, 23.9, 50)
+    # Between edges this close the mean density is that of the middle.
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    positions = (0.5 * (edges[1:] + edges[:-1])).float()
     low, high = (None, None) if isinstance(policy, NormalPolicy) else (LOW, HIGH)
-    densities = policy_densities(history, positions, low, high)
-    assert densities.shape == (50, 5)
+    densities = policy_densities(history, edges, low, high).float()
+    assert densities.shape == (2_400, 5)
     expected = policy.log_prob(positions.unsqueeze(1)).exp().detach()
     torch.testing.assert_close(densities[:, -1], expected, rtol=1e-3, atol=1e-6)
 
@@ -56,12 +58,13 @@ def test_recorded_densities_are_those_of_the_policy(policy):
 def test_the_density_of_one_value_of_a_mixture_is_the_marginal_one():
     policy = TruncatedNormalMixturePolicy(LOW, HIGH, num_components=3)
     history = record(policy)
-    first = torch.linspace(0.1, 23.9, 20)
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    first = (0.5 * (edges[1:] + edges[:-1])).float()[::100]
     second = torch.linspace(-5.0, 5.0, 401)
     joint = policy.log_prob(torch.cartesian_prod(first, second)).exp().detach()
-    expected = torch.trapezoid(joint.view(20, 401), second, dim=1)
-    densities = policy_densities(history, first, LOW, HIGH, index=0)
-    torch.testing.assert_close(densities[:, -1], expected, rtol=1e-3, atol=1e-6)
+    expected = torch.trapezoid(joint.view(24, 401), second, dim=1)
+    densities = policy_densities(history, edges, LOW, HIGH, index=0).float()
+    torch.testing.assert_close(densities[::100, -1], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_one_design_value_is_a_heat_map_with_the_mode_on_top():

@@ -18,13 +18,12 @@ def test_a_sequence_shows_each_experiment_with_the_last_on_top():
     sets = [0.5 * prior + 1.0, 0.1 * prior + 1.5, 0.01 * prior + 2.0]
     truth = torch.tensor([2.0, 1.9])
     figure = plotting.plot_posterior_sequence(sets, prior, truth, ["a", "b"])
-    legend = figure.axes[2].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == [
+    assert legend_texts(figure.axes[1]) == [
         "prior",
         *(f"after experiment {k}" for k in (1, 2, 3)),
         "truth",
     ]
-    pair = figure.axes[1]
+    pair = figure.axes[2]
     assert len(pair.collections) == 4
     centres = [points.get_offsets().mean(axis=0) for points in pair.collections]
     expected = [0.0, 1.0, 1.5, 2.0]
@@ -33,9 +32,8 @@ def test_a_sequence_shows_each_experiment_with_the_last_on_top():
     assert len(set(colors)) == 4
     luminance = [np.dot(color, [0.3, 0.6, 0.1]) for color in colors[1:]]
     assert luminance == sorted(luminance, reverse=True)
-    # The second parameter is along x, as for the samples.
     (marker,) = pair.get_lines()
-    assert marker.get_xydata()[0].tolist() == pytest.approx([1.9, 2.0])
+    assert marker.get_xydata()[0].tolist() == pytest.approx([2.0, 1.9])
 
 
 def test_a_sequence_of_one_parameter_has_a_histogram_per_experiment():
@@ -52,9 +50,9 @@ def test_parameters_over_decades_are_drawn_as_logarithms():
     figure = plotting.plot_posterior(
         prior, prior, truth, ["slope u", "offset"], log=[True, False]
     )
-    labels = [figure.axes[0].get_xlabel(), figure.axes[3].get_xlabel()]
+    labels = [figure.axes[2].get_xlabel(), figure.axes[3].get_xlabel()]
     assert labels == ["log₁₀ of slope u", "offset"]
-    (marker,) = figure.axes[1].get_lines()
+    (marker,) = figure.axes[2].get_lines()
     assert marker.get_xydata()[0].tolist() == pytest.approx([1.0, 1.0])
 
 

@@ -159,9 +159,8 @@ def _policy_densities(
     for j, ax in enumerate(axes):
         low, high = (float(end[j]) for end in box)
         edges = torch.linspace(low, high, _NUM_POSITIONS + 1)
-        positions = 0.5 * (edges[1:] + edges[:-1])
         image = ax.imshow(
-            policy_densities(history, positions, *truncation, index=j).numpy(),
+            policy_densities(history, edges, *truncation, index=j).numpy(),
             origin="lower",
             aspect="auto",
             interpolation="nearest",
@@ -227,6 +226,7 @@ def _draw_policy(
     color: str,
     label: str,
 ) -> None:
+    """Draw one design value and its scale over the steps."""
     steps = np.arange(1, len(mode) + 1)
     ax.plot(steps, mode, color=color, label=label)
     if scale.any():
@@ -245,6 +245,7 @@ def _draw_policy(
 
 
 def _label_steps(ax: Axes, label: str = "step") -> None:
+    """Let the horizontal axis count steps."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(label)
 
