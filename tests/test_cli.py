@@ -217,7 +217,7 @@ def test_an_interruption_of_the_search_leaves_earlier_results(
         (["design", "sir", "--num-steps", "many"], "'many'"),
         (["design", "sir", "--max-seconds", "0"], "positive"),
         (["design", "sir", "--max-seconds", "nan"], "positive"),
-        (["design", "sir", "--seed", "-1"], "at least 0"),
+        (["design", "sir", "--seed", "-1"], "between 0 and"),
         (["design", "sir", "--density-estimator", "nfs"], "nsf"),
         (["design", "sir", "--objective", "nce"], "info_nce"),
         (["design", "sir", "--gradient", "path"], "pathwise"),
