@@ -16,6 +16,7 @@ from sbi_boed_plugin.plotting._style import (
     PURPLE,
     VERMILLION,
     despine,
+    draw_estimates,
     figure_and_axes,
     legend_above,
     numbered_names,
@@ -92,16 +93,16 @@ def plot_eig_over_design(
     floor = _floor(estimates, reference)
     far = np.array([estimate.value < floor for estimate in estimates])
     near = [e for e, is_far in zip(estimates, far, strict=True) if not is_far]
-    _draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
+    draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
     if len(candidates) > 1:
         others, scores = zip(*candidates, strict=True)
         places = np.array([other.item() for other in others])
-        _draw_estimates(ax, places, scores, PURPLE, "s", "candidates compared")
+        draw_estimates(ax, places, scores, PURPLE, "s", "candidates compared")
     if design is not None:
         ax.axvline(design, color=VERMILLION, linestyle="--", linewidth=1)
         if eig is not None:
             place = np.array([design])
-            _draw_estimates(ax, place, [eig], VERMILLION, "D", "design found", size=6)
+            draw_estimates(ax, place, [eig], VERMILLION, "D", "design found", size=6)
     if far.any():
         ax.set_ylim(bottom=floor)
         ax.plot(
@@ -115,7 +116,7 @@ def plot_eig_over_design(
         )
     ax.set_xlabel(name)
     ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax, num_columns=2)
+    legend_above(ax)
     despine(ax)
     return figure
 
@@ -206,30 +207,6 @@ def plot_eig_map(
             handles, labels, loc="outside upper left", ncols=2, facecolor="#BBBBBB"
         )
     return figure
-
-
-def _draw_estimates(
-    ax: Axes,
-    positions: np.ndarray,
-    estimates: Sequence[EIGEstimate],
-    color: str,
-    marker: str,
-    label: str,
-    size: float = 4,
-) -> None:
-    """Draw values with their standard errors."""
-    ax.errorbar(
-        positions,
-        [estimate.value for estimate in estimates],
-        yerr=[estimate.standard_error for estimate in estimates],
-        color=color,
-        marker=marker,
-        markersize=size,
-        capsize=2,
-        linestyle="none",
-        label=label,
-        zorder=2 if color == BLUE else 3,
-    )
 
 
 def _shade(ax: Axes, positions: np.ndarray, shaded: np.ndarray, log: bool) -> None:
