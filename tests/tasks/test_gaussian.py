@@ -169,7 +169,10 @@ def test_grid_is_the_same_as_design_by_design_and_in_chunks(name, monkeypatch):
     assert task.exact_eig_grid(designs[:0])[0].shape == (0,)
 
 
-@pytest.mark.parametrize("cases", [ONE_VALUE, SEVERAL_VALUES])
+NOISY = {"noisy_linear": ({"dim_design": 2}, [-3.0, 3.0])}
+
+
+@pytest.mark.parametrize("cases", [ONE_VALUE, SEVERAL_VALUES, NOISY])
 def test_seeded_and_without_touching_the_global_generator(cases):
     for name, (arguments, design) in cases.items():
         task, point = get_task(name, **arguments), torch.tensor(design)
