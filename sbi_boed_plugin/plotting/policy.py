@@ -61,10 +61,11 @@ def plot_policy(
     mode = np.asarray(history["mode"])
     scale = np.asarray(history.get("scale", np.zeros_like(mode)))
     names = numbered_names(names, "design", mode.shape[1])
-    is_bounded = low is not None and high is not None
-    if is_bounded:
-        ends = low.cpu().numpy(), high.cpu().numpy()
+    if low is not None and high is not None:
+        box = low.cpu(), high.cpu()
+        ends = box[0].numpy(), box[1].numpy()
     else:
+        box = None, None
         # Most of the policy, over all of training.
         least, most = (mode - 3.0 * scale).min(axis=0), (mode + 3.0 * scale).max(axis=0)
         margin = 0.05 * np.maximum(most - least, 1e-6)
@@ -79,7 +80,6 @@ def plot_policy(
         least, most = float(ends[0][j]), float(ends[1][j])
         if has_density(history):
             edges = torch.linspace(least, most, _NUM_POSITIONS + 1)
-            box = (low, high) if is_bounded else (None, None)
             density = policy_densities(history, edges, *box, index=j)
             _draw_density(ax, density.numpy(), least, most, name)
         else:
