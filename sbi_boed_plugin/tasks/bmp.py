@@ -27,12 +27,6 @@ def bound_fraction(k: Tensor) -> Tensor:
 
     The second form loses no digits for small :math:`k`, where :math:`T \to k`.
 
-    Args:
-        k: Affinity times concentration, not negative, of any shape.
-
-    Returns:
-        Fractions in [0, 1], of the shape of `k`.
-
     Example:
         >>> bound_fraction(torch.tensor([0.0, 1e-6, 2.0]))
         tensor([0.0000e+00, 1.0000e-06, 5.0000e-01])

@@ -47,12 +47,6 @@ def weights(proportions: Tensor) -> Tensor:
     left. Proportions from Beta(1, 2) and Beta(1, 1) give uniformly distributed
     weights, Dirichlet(1, 1, 1).
 
-    Args:
-        proportions: Proportions in [0, 1], of shape `(..., 2)`.
-
-    Returns:
-        Weights that add up to one, of shape `(..., 3)`.
-
     Example:
         >>> weights(torch.tensor([0.2, 0.375]))
         tensor([0.2000, 0.3000, 0.5000])
@@ -68,13 +62,8 @@ def utility(rho: Tensor, alpha: Tensor, basket: Tensor) -> Tensor:
     Accurate in single precision down to :math:`\rho = 0`, where the utility becomes
     :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero.
 
-    Args:
-        rho: Exponents in [0, 1], of shape `(...)`.
-        alpha: Weights that add up to one, of shape `(..., 3)`.
-        basket: Amounts, not negative, of shape `(..., 3)`.
-
-    Returns:
-        Utilities of the broadcast leading shape `(...)`, at most the largest amount.
+    Exponents `(...)` and baskets `(..., 3)` broadcast. The utility is at most the
+    largest amount.
 
     Example:
         >>> alpha = torch.tensor([0.2, 0.3, 0.5])

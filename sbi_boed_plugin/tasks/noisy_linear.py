@@ -136,11 +136,10 @@ class NoisyLinear(GaussianLinear):
         nested Monte Carlo and none of its bias.
 
         Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
+            design: As for `Task.exact_eig`.
             num_samples: Number of simulated data sets.
             num_nodes: Number of quadrature nodes for each parameter.
-            seed: Seed of the simulations; global random state is neither used nor
-                changed.
+            seed: Seed of the simulations; global random state is left alone.
 
         Returns:
             Value and standard error, in nats. The error is zero for one measurement.

@@ -39,12 +39,8 @@ def concentration(theta: Tensor, times: Tensor) -> Tensor:
 
     and its limit :math:`\frac{400}{V} k_a t\, e^{-k_a t}` where the rates are equal.
 
-    Args:
-        theta: Rates of absorption and elimination and volumes, of shape `(..., 3)`.
-        times: Times of shape `(..., dim_design)`.
-
-    Returns:
-        Concentrations of shape `(..., dim_design)`, leading dimensions broadcast.
+    Parameters `(..., 3)` are the rates of absorption and elimination and the volume;
+    their leading dimensions broadcast with those of the times `(..., dim_design)`.
 
     Example:
         >>> concentration(torch.tensor([1.0, 0.1, 20.0]), torch.tensor([0.0, 2.0]))
