@@ -34,9 +34,8 @@ __all__ = [
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _NUM_REPLICATES = 8
 
-# Components closer than the noise are told apart by nobody: sharing each among
-# neighbouring nodes 1/32 of a standard deviation apart widens the noise by 0.01 % and
-# costs less than 1e-4 nats.
+# Each component is shared among neighbouring nodes 1/32 of a standard deviation of the
+# noise apart. This widens the noise by 0.01 % and costs less than 1e-4 nats.
 _NODES_PER_SCALE = 32
 # The trapezoidal rule is exact to all digits for Gaussians this finely resolved.
 _POINTS_PER_SCALE = 8
