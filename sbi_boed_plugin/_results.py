@@ -1,5 +1,7 @@
 """A folder of result files, each written completely or not at all."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
