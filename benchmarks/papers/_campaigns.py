@@ -22,6 +22,7 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
+    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",
