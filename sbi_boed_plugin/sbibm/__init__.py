@@ -16,7 +16,7 @@ from sbi_boed_plugin.sbibm.methods import npe_gkl as npe_gkl
 from sbi_boed_plugin.sbibm.methods import nre as nre
 from sbi_boed_plugin.sbibm.methods import nre_gkl as nre_gkl
 from sbi_boed_plugin.sbibm.methods import run_method as run_method
-from sbi_boed_plugin.sbibm.repairs import add_repairs
+from sbi_boed_plugin.sbibm.repairs import repair_sbibm
 
 TASKS = (
     "two_moons",
@@ -50,8 +50,8 @@ def get_task(name: str, **settings: Any) -> Any:
     """
     if name not in TASKS:
         raise ValueError(f"there is no task '{name}'. Available: {', '.join(TASKS)}.")
-    add_repairs()
     try:
+        repair_sbibm()
         import sbibm
     except ImportError as error:
         raise ImportError(

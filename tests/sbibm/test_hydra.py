@@ -6,13 +6,15 @@ checks the type and shape of what it gets.
 """
 
 import importlib
+import pickle
+import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -48,11 +50,28 @@ def configure(folder, *overrides):
         return compose("config", overrides=list(overrides))
 
 
-def test_hydra_discovers_the_plugin():
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
+def test_a_process_of_a_launcher_finds_our_methods(application):
+    """It gets the search path, and composes the configuration of its job anew."""
+    import sbibm  # noqa: F401
 
-    names = [p.__name__ for p in Plugins.instance().discover(SearchPathPlugin)]
-    assert "SbiBoedSearchPath" in names
+    with initialize_config_dir(str(application), version_base="1.3"):
+        loader = pickle.dumps(GlobalHydra.instance().config_loader())
+    (application / "loader.pkl").write_bytes(loader)
+    code = """
+        import pickle, sys, sbibm
+        from hydra.types import RunMode
+        with open(sys.argv[1], "rb") as file:
+            loader = pickle.load(file)
+        loader.load_configuration("config", ["algorithm=npe_gkl"], RunMode.RUN)
+        import sbibm.algorithms
+        print(sbibm.algorithms.npe_gkl.__name__)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), application / "loader.pkl"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "npe_gkl", run.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
