@@ -35,30 +35,27 @@ def sir_simulator(task: Any, max_calls: int | None = None) -> Any:
         A simulator of sbibm; parameters of shape `(batch_dim, 2)` give counts of shape
         `(batch_dim, 10)`, or the populations of every day if `task.summary` is `None`.
     """
-    import pyro
     from pyro import distributions
 
     def simulate(parameters: Tensor) -> Tensor:
         contact, recovery = parameters.double().unbind(dim=1)
-        susceptible, infected, recovered = task.u0.double()
-        raw = task.summary is None
+        initial = task.u0.double()
         # In fractions of the population, in which rates are those of the parameters.
         fractions = solve_two_populations(
-            torch.stack([susceptible, infected]) / task.N,
+            initial[:2] / task.N,
             growth=torch.stack([torch.zeros_like(recovery), -recovery], dim=1),
             coupling=torch.stack([-contact, contact], dim=1),
-            **_grid(task, 1 if raw else _SIR_EVERY, _SIR_STEP),
+            **_grid(task, _SIR_EVERY, _SIR_STEP),
         )
-        if raw:
+        if task.summary is None:
             people = fractions * task.N
-            rest = susceptible + infected + recovered - people.sum(dim=1)
-            return torch.cat([people, rest.unsqueeze(1)], dim=1).float()
+            recovered = initial.sum() - people.sum(dim=1, keepdim=True)
+            return torch.cat([people, recovered], dim=1).float()
         return _observe(
             fractions[:, 1].float(),
             lambda values: distributions.Binomial(
                 total_count=task.total_count, probs=values.clamp(0.0, 1.0)
             ),
-            pyro.sample,
         )
 
     return _wrap(task, simulate, max_calls)
@@ -76,26 +73,23 @@ def lotka_volterra_simulator(task: Any, max_calls: int | None = None) -> Any:
         shape `(batch_dim, 20)`, first those of the prey, or both populations at every
         saved time without noise if `task.summary` is `None`.
     """
-    import pyro
     from pyro import distributions
 
     def simulate(parameters: Tensor) -> Tensor:
         birth, predation, death, growth = parameters.double().unbind(dim=1)
-        raw = task.summary is None
         populations = solve_two_populations(
             task.u0,
             growth=torch.stack([birth, -death], dim=1),
             coupling=torch.stack([-predation, growth], dim=1),
-            **_grid(task, 1 if raw else _LOTKA_VOLTERRA_EVERY, _LOTKA_VOLTERRA_STEP),
+            **_grid(task, _LOTKA_VOLTERRA_EVERY, _LOTKA_VOLTERRA_STEP),
         ).float()
-        if raw:
+        if task.summary is None:
             return populations
         return _observe(
             populations.flatten(start_dim=1),
             lambda values: distributions.LogNormal(
                 values.clamp(1e-10, 10_000.0).log(), 0.1
             ),
-            pyro.sample,
         )
 
     return _wrap(task, simulate, max_calls)
@@ -103,6 +97,7 @@ def lotka_volterra_simulator(task: Any, max_calls: int | None = None) -> Any:
 
 def _grid(task: Any, every: int, step: float) -> dict[str, Any]:
     """Return which times are saved, and a step that meets them."""
+    every = 1 if task.summary is None else every
     num_times = round(task.days / task.saveat) + 1
     between = task.saveat * every
     steps = max(round(between / step), 1)
@@ -113,16 +108,14 @@ def _grid(task: Any, every: int, step: float) -> dict[str, Any]:
     }
 
 
-def _observe(
-    values: Tensor, noise: Callable[[Tensor], Any], sample: Callable[..., Tensor]
-) -> Tensor:
+def _observe(values: Tensor, noise: Callable[[Tensor], Any]) -> Tensor:
     """Draw data where the solution is finite; rows where it is not are NaN."""
+    import pyro
+
     finite = values.isfinite().all(dim=1)
-    if finite.all():
-        return sample("data", noise(values).to_event(1))
     data = torch.full_like(values, torch.nan)
     if finite.any():
-        data[finite] = sample("data", noise(values[finite]).to_event(1))
+        data[finite] = pyro.sample("data", noise(values[finite]).to_event(1))
     return data
 
 

@@ -6,11 +6,9 @@ parameters where it is known. With the same seed all methods see the same simula
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from sbi.inference import NLE_A, NPE_C, NRE_B
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
@@ -54,85 +52,30 @@ _MCMC: dict[str, Any] = {
 }
 
 
-def nle(
-    task: Any,
-    num_samples: int,
-    num_simulations: int,
-    num_observation: int | None = None,
-    observation: Tensor | None = None,
-    **hyper: Any,
-) -> SbibmResult:
-    """Run sbi's NLE on a task of sbibm, or SNLE with `num_rounds`.
+@dataclass(frozen=True)
+class _Recipe:
+    """What differs from method to method: `own` are settings that `train()` takes."""
 
-    Args:
-        task: Task instance.
-        num_samples: Number of samples to generate from the posterior.
-        num_simulations: Simulation budget, of all rounds together.
-        num_observation: Observation number to load, alternative to `observation`.
-        observation: Observation of shape `(1, dim_data)`, alternative to
-            `num_observation`.
-        hyper: Fields of `LikelihoodSettings`.
-
-    Returns:
-        Samples of shape `(num_samples, dim_parameters)`, the number of simulations, and
-        the log-density in nats of the true parameters. The density is `None` here, as
-        it is for `nle_ince`, `nre` and `nre_gkl`, whose posteriors are not normalized,
-        and wherever an observation is given without its number.
-
-    Raises:
-        ValueError: If not exactly one observation is given or it does not match the
-            task, a number is too small, or a cache has no seed.
-        TypeError: If a hyperparameter is unknown.
-    """
-    return run_method(
-        "nle", task, num_samples, num_simulations, num_observation, observation, **hyper
-    ).to_sbibm()
+    trainer: type
+    network: Callable[..., Any]
+    settings: type[RunSettings]
+    own: tuple[str, ...] = ()
 
 
-def _run_function(name: str, purpose: str, settings: type[RunSettings]) -> Any:
-    """Return a function like `nle` for another method."""
-
-    def run_on_task(
-        task: Any,
-        num_samples: int,
-        num_simulations: int,
-        num_observation: int | None = None,
-        observation: Tensor | None = None,
-        **hyper: Any,
-    ) -> SbibmResult:
-        return run_method(
-            name,
-            task,
-            num_samples,
-            num_simulations,
-            num_observation,
-            observation,
-            **hyper,
-        ).to_sbibm()
-
-    # It is found, and pickled, under the name that it gets in this module.
-    run_on_task.__name__ = run_on_task.__qualname__ = name
-    run_on_task.__doc__ = f"""Run {purpose} on a task of sbibm.
-
-    Arguments, results and errors are those of `nle`; `hyper` are fields of
-    `{settings.__name__}`.
-    """
-    return run_on_task
-
-
-nle_ince = _run_function("nle_ince", "`NLE_INCE`", InfoNCESettings)
-npe = _run_function("npe", "sbi's NPE, whose density is known,", PosteriorSettings)
-npe_gkl = _run_function("npe_gkl", "`NPE_GKL`, whose density is known,", HybridSettings)
-nre = _run_function("nre", "sbi's NRE (`NRE_B`)", RatioSettings)
-nre_gkl = _run_function("nre_gkl", "`NRE_GKL`", RatioSettings)
-
-METHODS: dict[str, Callable[..., SbibmResult]] = {
-    "nle": nle,
-    "nle_ince": nle_ince,
-    "npe": npe,
-    "npe_gkl": npe_gkl,
-    "nre": nre,
-    "nre_gkl": nre_gkl,
+_RECIPES = {
+    "nle": _Recipe(NLE_A, likelihood_nn, LikelihoodSettings),
+    "nle_ince": _Recipe(
+        NLE_INCE,
+        likelihood_nn,
+        InfoNCESettings,
+        ("num_contrastive", "regularization_strength"),
+    ),
+    "npe": _Recipe(NPE_C, posterior_nn, PosteriorSettings, ("num_atoms",)),
+    "npe_gkl": _Recipe(
+        NPE_GKL, posterior_nn, HybridSettings, ("num_atoms", "training", "energy")
+    ),
+    "nre": _Recipe(NRE_B, classifier_nn, RatioSettings, ("num_atoms",)),
+    "nre_gkl": _Recipe(NRE_GKL, classifier_nn, RatioSettings, ("num_atoms",)),
 }
 
 
@@ -161,20 +104,67 @@ def run_method(
         Samples, their cost, and what the method says of itself.
 
     Raises:
-        ValueError: If there is no such method, or as `nle` does.
+        ValueError: If there is no such method, not exactly one observation is given or
+            it does not match the task, a number is too small, or a cache has no seed
+            or, for a task of your own, no tag.
         TypeError: If a hyperparameter is unknown.
     """
-    settings = check_hyper(name, **hyper)
-    _, recipe = _RECIPES[name]
-    return run(
-        recipe(settings),
-        settings,
-        task,
-        num_samples,
-        num_simulations,
-        num_observation,
-        observation,
-    )
+    method = _make_method(name, check_hyper(name, **hyper))
+    return run(method, task, num_samples, num_simulations, num_observation, observation)
+
+
+def _run_function(name: str, purpose: str) -> Callable[..., SbibmResult]:
+    """Return the function of a method that sbibm's runner calls."""
+
+    def run_on_task(
+        task: Any,
+        num_samples: int,
+        num_simulations: int,
+        num_observation: int | None = None,
+        observation: Tensor | None = None,
+        **hyper: Any,
+    ) -> SbibmResult:
+        return run_method(
+            name,
+            task,
+            num_samples,
+            num_simulations,
+            num_observation,
+            observation,
+            **hyper,
+        ).to_sbibm()
+
+    # It is found, and pickled, under the name that it gets in this module.
+    run_on_task.__name__ = run_on_task.__qualname__ = name
+    run_on_task.__doc__ = f"""Run {purpose} on a task of sbibm, in one or more rounds.
+
+    Arguments and errors are those of `run_method`; `hyper` are fields of
+    `{_RECIPES[name].settings.__name__}`.
+
+    Returns:
+        Samples of shape `(num_samples, dim_parameters)`, the number of simulations, and
+        the log-density in nats of the true parameters: `None` where an observation is
+        given without its number, and for methods without a normalized posterior, which
+        are all but `npe` and `npe_gkl`.
+    """
+    return run_on_task
+
+
+nle = _run_function("nle", "sbi's NLE")
+nle_ince = _run_function("nle_ince", "`NLE_INCE`")
+npe = _run_function("npe", "sbi's NPE")
+npe_gkl = _run_function("npe_gkl", "`NPE_GKL`")
+nre = _run_function("nre", "sbi's NRE (`NRE_B`)")
+nre_gkl = _run_function("nre_gkl", "`NRE_GKL`")
+
+METHODS: dict[str, Callable[..., SbibmResult]] = {
+    "nle": nle,
+    "nle_ince": nle_ince,
+    "npe": npe,
+    "npe_gkl": npe_gkl,
+    "nre": nre,
+    "nre_gkl": nre_gkl,
+}
 
 
 def check_hyper(name: str, **hyper: Any) -> RunSettings:
@@ -195,7 +185,7 @@ def check_hyper(name: str, **hyper: Any) -> RunSettings:
         raise ValueError(
             f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
         )
-    kind, recipe = _RECIPES[name]
+    kind = _RECIPES[name].settings
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(hyper) - set(known))
     if unknown:
@@ -203,120 +193,43 @@ def check_hyper(name: str, **hyper: Any) -> RunSettings:
             f"{name} has no hyperparameter '{unknown[0]}'. It has {', '.join(known)}."
         )
     settings = kind(**hyper)
-    # sbi has its own say on parameters of MCMC.
-    recipe(settings)
+    _make_method(name, settings)  # sbi has its own say on parameters of MCMC.
     return settings
 
 
-def _nle(settings: LikelihoodSettings) -> Method:
+def _make_method(name: str, settings: Any) -> Method:
+    """Return a method with its hyperparameters."""
+    recipe = _RECIPES[name]
+    learns_posterior = recipe.network is posterior_nn
+
+    def make_trainer(prior: Any) -> Any:
+        builder = recipe.network(
+            settings.neural_net,
+            hidden_features=settings.hidden_features,
+            z_score_x=settings.z_score_x,
+            z_score_theta=settings.z_score_theta,
+        )
+        return recipe.trainer(
+            prior, builder, tracker=NoOpTracker(), show_progress_bars=False
+        )
+
+    build, draw = {}, {}
+    if learns_posterior:
+        draw = {"max_sampling_time": settings.max_sampling_time}
+    else:
+        chains = _MCMC if settings.mcmc_parameters is None else settings.mcmc_parameters
+        parameters = {"method": settings.mcmc_method, **chains}
+        build = {
+            "sample_with": "mcmc",
+            "posterior_parameters": MCMCPosteriorParameters(**parameters),
+        }
+    names = ("training_batch_size", "max_num_epochs", *recipe.own)
     return Method(
-        name="nle",
-        make_trainer=partial(_make_trainer, NLE_A, likelihood_nn, settings),
-        train=_train(settings),
-        build=_build_mcmc(settings),
+        name=name,
+        settings=settings,
+        make_trainer=make_trainer,
+        train={name: getattr(settings, name) for name in names},
+        build=build,
+        draw=draw,
+        learns_posterior=learns_posterior,
     )
-
-
-def _nle_ince(settings: InfoNCESettings) -> Method:
-    contrast = {
-        "num_contrastive": settings.num_contrastive,
-        "regularization_strength": settings.regularization_strength,
-    }
-    return Method(
-        name="nle_ince",
-        make_trainer=partial(_make_trainer, NLE_INCE, likelihood_nn, settings),
-        train=_train(settings) | contrast,
-        build=_build_mcmc(settings),
-    )
-
-
-def _npe(settings: PosteriorSettings) -> Method:
-    return Method(
-        name="npe",
-        make_trainer=partial(_make_trainer, NPE_C, posterior_nn, settings),
-        train=_train(settings) | {"num_atoms": settings.num_atoms},
-        draw={"max_sampling_time": settings.max_sampling_time},
-        takes_proposal=True,
-        normalized=True,
-    )
-
-
-def _npe_gkl(settings: HybridSettings) -> Method:
-    hybrid = {"training": settings.training, "energy": settings.energy}
-    return Method(
-        name="npe_gkl",
-        make_trainer=partial(_make_trainer, NPE_GKL, posterior_nn, settings),
-        train=_train(settings) | {"num_atoms": settings.num_atoms} | hybrid,
-        draw={"max_sampling_time": settings.max_sampling_time},
-        takes_proposal=True,
-        normalized=True,
-        describe=_describe_weights,
-    )
-
-
-def _nre(settings: RatioSettings) -> Method:
-    return Method(
-        name="nre",
-        make_trainer=partial(_make_trainer, NRE_B, classifier_nn, settings),
-        train=_train(settings) | {"num_atoms": settings.num_atoms},
-        build=_build_mcmc(settings),
-    )
-
-
-def _nre_gkl(settings: RatioSettings) -> Method:
-    return Method(
-        name="nre_gkl",
-        make_trainer=partial(_make_trainer, NRE_GKL, classifier_nn, settings),
-        train=_train(settings) | {"num_atoms": settings.num_atoms},
-        build=_build_mcmc(settings),
-    )
-
-
-_RECIPES: dict[str, tuple[type[RunSettings], Callable[..., Method]]] = {
-    "nle": (LikelihoodSettings, _nle),
-    "nle_ince": (InfoNCESettings, _nle_ince),
-    "npe": (PosteriorSettings, _npe),
-    "npe_gkl": (HybridSettings, _npe_gkl),
-    "nre": (RatioSettings, _nre),
-    "nre_gkl": (RatioSettings, _nre_gkl),
-}
-
-
-def _make_trainer(
-    trainer: Any, network: Callable[..., Any], settings: RunSettings, prior: Any
-) -> Any:
-    """Return a trainer with the network of the settings, that keeps no logs."""
-    builder = network(
-        settings.neural_net,
-        hidden_features=settings.hidden_features,
-        z_score_x=settings.z_score_x,
-        z_score_theta=settings.z_score_theta,
-    )
-    return trainer(prior, builder, tracker=NoOpTracker(), show_progress_bars=False)
-
-
-def _train(settings: RunSettings) -> dict[str, Any]:
-    return {
-        "training_batch_size": settings.training_batch_size,
-        "max_num_epochs": settings.max_num_epochs,
-    }
-
-
-def _build_mcmc(settings: LikelihoodSettings | RatioSettings) -> dict[str, Any]:
-    parameters = {**_MCMC, "method": settings.mcmc_method}
-    if settings.mcmc_parameters is not None:
-        parameters = {"method": settings.mcmc_method, **settings.mcmc_parameters}
-    return {
-        "sample_with": "mcmc",
-        "posterior_parameters": MCMCPosteriorParameters(**parameters),
-    }
-
-
-def _describe_weights(posterior: Any, x_o: Tensor) -> dict[str, float]:
-    """Return how well the base of a hybrid fits."""
-    measured = asdict(posterior.diagnostics(x_o))
-    return {
-        name: float(value)
-        for name, value in measured.items()
-        if isinstance(value, torch.Tensor) and value.numel() == 1
-    }

@@ -56,13 +56,14 @@ def solve_two_populations(
     rate: Any = growth.double().T.contiguous()
     strength: Any = coupling.double().T.contiguous()
     state: Any = initial.double().log().unsqueeze(1).expand_as(rate)
-    exp_of_other = _exp_of_other_torch
     if not wants_gradient:
         rate, strength, state = (v.cpu().numpy() for v in (rate, strength, state))
-        exp_of_other = _exp_of_other_numpy
 
     def slope(logs: Any) -> Any:
-        return rate + strength * exp_of_other(logs)
+        # Torch computes exponentials of doubles twice as fast as numpy.
+        if wants_gradient:
+            return rate + strength * logs.exp().flip(0)
+        return rate + strength * torch.from_numpy(logs).exp().numpy()[::-1]
 
     saved = [state]
     # Populations that explode are told by their values.
@@ -83,12 +84,3 @@ def _runge_kutta_step(slope: Any, state: Any, step: float) -> Any:
     third = slope(state + half * second)
     fourth = slope(state + step * third)
     return state + (step / 6.0) * (first + 2.0 * (second + third) + fourth)
-
-
-def _exp_of_other_torch(logs: Tensor) -> Tensor:
-    return logs.exp().flip(0)
-
-
-def _exp_of_other_numpy(logs: np.ndarray) -> np.ndarray:
-    # Torch computes exponentials of doubles twice as fast.
-    return torch.from_numpy(logs).exp().numpy()[::-1]

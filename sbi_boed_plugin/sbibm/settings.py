@@ -23,7 +23,6 @@ __all__ = [
     "RunSettings",
 ]
 
-
 Training = Literal["two_stage", "joint"]
 ZScore = Literal["none", "independent", "structured"]
 
@@ -59,6 +58,11 @@ class RunSettings:
             round, all observations of a task share one training. If `None`, the global
             random numbers are used, and nothing is kept.
         cache: Folder in which trained networks are kept; needs a seed.
+        cache_tag: Any text; trainings with another one are not used again. Tasks of
+            your own are kept only with one: change it whenever their code changes.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     num_rounds: int = 1
@@ -72,6 +76,7 @@ class RunSettings:
     max_num_epochs: int = 2**31 - 1
     seed: int | None = None
     cache: str | Path | None = None
+    cache_tag: str | None = None
 
     _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "neural_net": tuple(model_builders),
@@ -80,11 +85,7 @@ class RunSettings:
     }
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the simulations, or mean nothing.
-
-        Raises:
-            ValueError: If a value is out of range.
-        """
+        """Refuse what would fail after the simulations, or mean nothing."""
         for name, least in _LEAST.items():
             if hasattr(self, name):
                 check_fields(self, check_integer, [name], least)
@@ -102,14 +103,7 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SampledByMCMC(RunSettings):
-    automatic_transforms_enabled: bool = True
-    mcmc_method: str = "slice_np_vectorized"
-    mcmc_parameters: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodSettings(_SampledByMCMC):
+class LikelihoodSettings(RunSettings):
     """Hyperparameters of `nle`, beside those of every method.
 
     Attributes:
@@ -119,6 +113,9 @@ class LikelihoodSettings(_SampledByMCMC):
     """
 
     neural_net: str = "maf"
+    automatic_transforms_enabled: bool = True
+    mcmc_method: str = "slice_np_vectorized"
+    mcmc_parameters: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +132,12 @@ class InfoNCESettings(LikelihoodSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatioSettings(_SampledByMCMC):
-    """Hyperparameters of `nre` and `nre_gkl`, beside those of every method.
+class RatioSettings(LikelihoodSettings):
+    """Hyperparameters of `nre` and `nre_gkl`, beside those of `nle`.
 
     Attributes:
         num_atoms: Number of parameters that the classifier of `nre` tells apart, or
             that `nre_gkl` evaluates with a gradient.
-        mcmc_method: MCMC method of sbi.
-        mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
     """
 
     _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -189,11 +184,7 @@ class HybridSettings(PosteriorSettings):
     energy: EnergyConfig | None = None
 
     def __post_init__(self) -> None:
-        """Make a configuration of a dictionary, and refuse what means nothing.
-
-        Raises:
-            ValueError: If a value is out of range.
-        """
+        """Make a configuration of a dictionary."""
         super().__post_init__()
         if isinstance(self.energy, Mapping):
             object.__setattr__(self, "energy", EnergyConfig(**self.energy))

@@ -18,6 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from sbi_boed_plugin.sbibm import check_hyper
+
 pytest.importorskip("sbibm")
 
 NAMES = ("nle_ince", "npe_gkl", "nre_gkl")
@@ -120,10 +122,8 @@ def test_an_application_without_sbibm_is_left_alone(application, monkeypatch):
 def test_configurations_say_what_the_defaults_are(application, name):
     import sbibm  # noqa: F401
 
-    from sbi_boed_plugin.sbibm.methods import _RECIPES
-
     config = OmegaConf.to_container(configure(application, f"algorithm={name}"))
     params = config["algorithm"]["params"]
-    kind, _ = _RECIPES[name]
-    assert params == {key: getattr(kind(), key) for key in params}
+    defaults = check_hyper(name)
+    assert params == {key: getattr(defaults, key) for key in params}
     assert {"num_rounds", "neural_net", "hidden_features"} <= set(params)

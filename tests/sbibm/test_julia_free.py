@@ -88,9 +88,7 @@ def test_steps_are_fine_enough_for_the_noise(step, monkeypatch):
     theta = task.get_prior()(num_samples=1_000)
     means = []
     monkeypatch.setattr(
-        julia_free,
-        "_observe",
-        lambda values, noise, sample: means.append(values) or values,
+        julia_free, "_observe", lambda values, noise: means.append(values) or values
     )
     task.get_simulator()(theta)
     monkeypatch.setattr(julia_free, step, getattr(julia_free, step) / 6.0)
