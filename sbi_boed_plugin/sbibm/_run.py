@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch.distributions import Distribution, TransformedDistribution, biject_to
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.sbibm._cache import TrainingCache, is_from_sbibm, training_key
-from sbi_boed_plugin.sbibm.settings import RunSettings
+from sbi_boed_plugin.sbibm.settings import PosteriorSettings, RunSettings
 
 __all__ = ["CACHE", "Method", "RunOutcome", "SbibmResult", "run"]
 
@@ -60,32 +61,38 @@ class RunOutcome:
 
 @dataclass(frozen=True)
 class Method:
-    """A method with its hyperparameters.
-
-    Attributes:
-        name: Name for keys of the cache.
-        settings: Hyperparameters.
-        make_trainer: Returns a new trainer of sbi for a prior.
-        train: Arguments of `train()`.
-        build: Arguments of `build_posterior()`.
-        draw: Arguments of `posterior.sample()`.
-        learns_posterior: Whether the network is a normalized density of parameters,
-            whose trainer takes the proposal of later rounds, not their number.
-    """
+    """A method: a trainer of sbi's kind with a network, and hyperparameters."""
 
     name: str
+    trainer: Callable[..., Any]
+    network: Callable[..., Any]
     settings: RunSettings
-    make_trainer: Callable[[Distribution], Any]
-    train: Mapping[str, Any]
-    build: Mapping[str, Any]
-    draw: Mapping[str, Any]
-    learns_posterior: bool
+
+    @property
+    def learns_posterior(self) -> bool:
+        """Whether the network is a normalized density of parameters."""
+        return isinstance(self.settings, PosteriorSettings)
+
+    def make_trainer(self, prior: Distribution) -> Any:
+        """Return a new trainer, which keeps no logs."""
+        builder = self.network(
+            self.settings.neural_net,
+            hidden_features=self.settings.hidden_features,
+            z_score_x=self.settings.z_score_x,
+            z_score_theta=self.settings.z_score_theta,
+        )
+        return self.trainer(
+            prior, builder, tracker=NoOpTracker(), show_progress_bars=False
+        )
+
+    def build_posterior(self, trainer: Any, estimator: Any) -> Any:
+        """Return the posterior of a trained network."""
+        return trainer.build_posterior(estimator, **self.settings.of_build_posterior())
 
     def sample(self, posterior: Any, num_samples: int, x_o: Tensor) -> Tensor:
         """Draw from a posterior."""
-        return posterior.sample(
-            (num_samples,), x=x_o, show_progress_bars=False, **self.draw
-        ).detach()
+        arguments = self.settings.of_sample()
+        return posterior.sample((num_samples,), x=x_o, **arguments).detach()
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,11 @@ def run(
 ) -> RunOutcome:
     """Train a method on a task, or find it trained, and draw from its posterior."""
     settings = method.settings
-    _check(num_samples, num_simulations, settings, task)
+    check_integer("num_samples", num_samples, 1)
+    least = settings.num_rounds
+    remedy = f"One per round of num_rounds={least} is the least."
+    check_integer("num_simulations", num_simulations, least, remedy=remedy)
+    may_be_kept = _may_be_kept(settings, task)
     x_o = _observation(task, num_observation, observation)
     prior, transform = task.get_prior_dist(), None
     if settings.automatic_transforms_enabled:
@@ -119,7 +130,7 @@ def run(
         with isolated_rng(settings.seed):
             return _train(method, simulator, prior, transform, num_simulations, x_o)
 
-    if _may_be_kept(settings, task):
+    if may_be_kept:
         key = training_key(method.name, settings, task, num_simulations, x_o)
         folder = None if settings.cache is None else Path(settings.cache)
         trained, from_cache = CACHE.get(key, train, folder)
@@ -129,9 +140,8 @@ def run(
     started = time.perf_counter()
     # The trainer is in here, too: sbi draws from priors to look at them.
     with isolated_rng(_sampling_seed(settings.seed, x_o)):
-        posterior = method.make_trainer(prior).build_posterior(
-            trained.estimator, **method.build
-        )
+        trainer = method.make_trainer(prior)
+        posterior = method.build_posterior(trainer, trained.estimator)
         samples = method.sample(posterior, num_samples, x_o)
         seconds = time.perf_counter() - started
         log_prob = None
@@ -172,17 +182,17 @@ def _train(
             if number == 0:
                 theta = prior.sample(torch.Size((size,)))
             else:
-                posterior = trainer.build_posterior(estimator, **method.build)
+                posterior = method.build_posterior(trainer, estimator)
                 posterior.set_default_x(x_o)
                 theta = method.sample(posterior, size, x_o)
             parameters = theta if transform is None else transform.inv(theta)
             batches = parameters.split(settings.simulation_batch_size)
             x = torch.cat([simulator(batch) for batch in batches])
-            origin: dict[str, Any] = {"from_round": number}
             if method.learns_posterior:
-                origin = {"proposal": posterior}
-            trainer.append_simulations(theta, x, **origin)
-            estimator = trainer.train(**method.train)
+                trainer.append_simulations(theta, x, proposal=posterior)
+            else:
+                trainer.append_simulations(theta, x, from_round=number)
+            estimator = trainer.train(**settings.of_train())
     seconds = time.perf_counter() - started
     return _Trained(estimator, simulator.num_simulations, seconds)
 
@@ -207,34 +217,26 @@ def _diagnostics(posterior: Any, x_o: Tensor) -> dict[str, float]:
     }
 
 
-def _check(
-    num_samples: int, num_simulations: int, settings: RunSettings, task: Any
-) -> None:
-    """Refuse numbers that do not suit each other, and a cache without a key."""
-    check_integer("num_samples", num_samples, 1)
-    check_integer("num_simulations", num_simulations, 1)
-    if num_simulations < settings.num_rounds:
-        raise ValueError(
-            f"num_simulations={num_simulations} is less than one per round of "
-            f"num_rounds={settings.num_rounds}. Use fewer rounds."
-        )
-    if settings.cache is None or _may_be_kept(settings, task):
-        return
-    if settings.seed is None:
-        raise ValueError(
-            f"cache={str(settings.cache)!r} needs a seed: without one, every run is "
-            "another one, and nothing can be kept. Pass seed=0, for example."
-        )
-    raise ValueError(
-        f"cache={str(settings.cache)!r} needs a cache_tag: {type(task).__name__} is a "
-        "task of your own, whose code may change from run to run. Pass cache_tag='1', "
-        "for example, and another one whenever you change the task."
-    )
-
-
 def _may_be_kept(settings: RunSettings, task: Any) -> bool:
-    has_name = settings.cache_tag is not None or is_from_sbibm(task)
-    return settings.seed is not None and has_name
+    """Tell whether a training may be used again, or raise if the user wants it to."""
+    check = settings.cache is not None
+    if settings.seed is None:
+        if check:
+            raise ValueError(
+                f"cache={str(settings.cache)!r} needs a seed: without one, every run "
+                "is another one, and nothing can be kept. Pass seed=0, for example."
+            )
+        return False
+    if settings.cache_tag is None and not is_from_sbibm(task):
+        if check:
+            raise ValueError(
+                f"cache={str(settings.cache)!r} needs a cache_tag: "
+                f"{type(task).__name__} is a task of your own, whose code may change "
+                "from run to run. Pass cache_tag='1', for example, and another one "
+                "whenever you change the task."
+            )
+        return False
+    return True
 
 
 def _observation(

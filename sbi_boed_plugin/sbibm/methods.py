@@ -6,15 +6,13 @@ parameters where it is known. With the same seed all methods see the same simula
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from sbi.inference import NLE_A, NPE_C, NRE_B
-from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 from torch import Tensor
 
-from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.sbibm._run import Method, RunOutcome, SbibmResult, run
 from sbi_boed_plugin.sbibm.settings import (
     HybridSettings,
@@ -40,42 +38,14 @@ __all__ = [
     "run_method",
 ]
 
-# More and shorter chains than sbibm's hundred with every tenth sample: a step of two
-# hundred costs little more than one of a hundred, and there are ten times fewer. Each
-# starts at a likely one of 500 draws; sbi evaluates them anew for every chain.
-_MCMC: dict[str, Any] = {
-    "num_chains": 200,
-    "thin": 2,
-    "warmup_steps": 60,
-    "init_strategy": "resample",
-    "init_strategy_parameters": {"num_candidate_samples": 500},
-}
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What differs from method to method: `own` are settings that `train()` takes."""
-
-    trainer: type
-    network: Callable[..., Any]
-    settings: type[RunSettings]
-    own: tuple[str, ...] = ()
-
-
-_RECIPES = {
-    "nle": _Recipe(NLE_A, likelihood_nn, LikelihoodSettings),
-    "nle_ince": _Recipe(
-        NLE_INCE,
-        likelihood_nn,
-        InfoNCESettings,
-        ("num_contrastive", "regularization_strength"),
-    ),
-    "npe": _Recipe(NPE_C, posterior_nn, PosteriorSettings, ("num_atoms",)),
-    "npe_gkl": _Recipe(
-        NPE_GKL, posterior_nn, HybridSettings, ("num_atoms", "training", "energy")
-    ),
-    "nre": _Recipe(NRE_B, classifier_nn, RatioSettings, ("num_atoms",)),
-    "nre_gkl": _Recipe(NRE_GKL, classifier_nn, RatioSettings, ("num_atoms",)),
+# Trainer, kind of network, and hyperparameters of each method.
+_RECIPES: dict[str, tuple[type, Callable[..., Any], type[RunSettings]]] = {
+    "nle": (NLE_A, likelihood_nn, LikelihoodSettings),
+    "nle_ince": (NLE_INCE, likelihood_nn, InfoNCESettings),
+    "npe": (NPE_C, posterior_nn, PosteriorSettings),
+    "npe_gkl": (NPE_GKL, posterior_nn, HybridSettings),
+    "nre": (NRE_B, classifier_nn, RatioSettings),
+    "nre_gkl": (NRE_GKL, classifier_nn, RatioSettings),
 }
 
 
@@ -109,7 +79,9 @@ def run_method(
             or, for a task of your own, no tag.
         TypeError: If a hyperparameter is unknown.
     """
-    method = _make_method(name, check_hyper(name, **hyper))
+    settings = check_hyper(name, **hyper)
+    trainer, network, _ = _RECIPES[name]
+    method = Method(name, trainer, network, settings)
     return run(method, task, num_samples, num_simulations, num_observation, observation)
 
 
@@ -139,7 +111,7 @@ def _run_function(name: str, purpose: str) -> Callable[..., SbibmResult]:
     run_on_task.__doc__ = f"""Run {purpose} on a task of sbibm, in one or more rounds.
 
     Arguments and errors are those of `run_method`; `hyper` are fields of
-    `{_RECIPES[name].settings.__name__}`.
+    `{_RECIPES[name][2].__name__}`.
 
     Returns:
         Samples of shape `(num_samples, dim_parameters)`, the number of simulations, and
@@ -157,14 +129,9 @@ npe_gkl = _run_function("npe_gkl", "`NPE_GKL`")
 nre = _run_function("nre", "sbi's NRE (`NRE_B`)")
 nre_gkl = _run_function("nre_gkl", "`NRE_GKL`")
 
-METHODS: dict[str, Callable[..., SbibmResult]] = {
-    "nle": nle,
-    "nle_ince": nle_ince,
-    "npe": npe,
-    "npe_gkl": npe_gkl,
-    "nre": nre,
-    "nre_gkl": nre_gkl,
-}
+METHODS: dict[str, Callable[..., SbibmResult]] = dict(
+    zip(_RECIPES, (nle, nle_ince, npe, npe_gkl, nre, nre_gkl), strict=True)
+)
 
 
 def check_hyper(name: str, **hyper: Any) -> RunSettings:
@@ -185,51 +152,11 @@ def check_hyper(name: str, **hyper: Any) -> RunSettings:
         raise ValueError(
             f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
         )
-    kind = _RECIPES[name].settings
+    kind = _RECIPES[name][2]
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(hyper) - set(known))
     if unknown:
         raise TypeError(
             f"{name} has no hyperparameter '{unknown[0]}'. It has {', '.join(known)}."
         )
-    settings = kind(**hyper)
-    _make_method(name, settings)  # sbi has its own say on parameters of MCMC.
-    return settings
-
-
-def _make_method(name: str, settings: Any) -> Method:
-    """Return a method with its hyperparameters."""
-    recipe = _RECIPES[name]
-    learns_posterior = recipe.network is posterior_nn
-
-    def make_trainer(prior: Any) -> Any:
-        builder = recipe.network(
-            settings.neural_net,
-            hidden_features=settings.hidden_features,
-            z_score_x=settings.z_score_x,
-            z_score_theta=settings.z_score_theta,
-        )
-        return recipe.trainer(
-            prior, builder, tracker=NoOpTracker(), show_progress_bars=False
-        )
-
-    build, draw = {}, {}
-    if learns_posterior:
-        draw = {"max_sampling_time": settings.max_sampling_time}
-    else:
-        chains = _MCMC if settings.mcmc_parameters is None else settings.mcmc_parameters
-        parameters = {"method": settings.mcmc_method, **chains}
-        build = {
-            "sample_with": "mcmc",
-            "posterior_parameters": MCMCPosteriorParameters(**parameters),
-        }
-    names = ("training_batch_size", "max_num_epochs", *recipe.own)
-    return Method(
-        name=name,
-        settings=settings,
-        make_trainer=make_trainer,
-        train={name: getattr(settings, name) for name in names},
-        build=build,
-        draw=draw,
-        learns_posterior=learns_posterior,
-    )
+    return kind(**hyper)

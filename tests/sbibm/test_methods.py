@@ -213,7 +213,7 @@ def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper)
         given.update(kwargs)
         raise Trained
 
-    monkeypatch.setattr(_RECIPES[name].trainer, "train", train)
+    monkeypatch.setattr(_RECIPES[name][0], "train", train)
     shared = {"training_batch_size": 30, "max_num_epochs": 3}
     with pytest.raises(Trained):
         run_method(name, two_moons, 5, 50, 1, **hyper, **shared)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from sbi_boed_plugin.sbibm.ode import solve_two_populations
+from sbi_boed_plugin.sbibm.julia_free import solve_two_populations
 
 GRID = {"num_saved": 5, "steps_per_save": 40, "step_size": 0.025}
 
