@@ -14,10 +14,6 @@ class AfterImport(MetaPathFinder):
     """Calls a function after the next import of a module, and is gone afterwards.
 
     An import that fails, and one that only looks for the module, change nothing.
-
-    Args:
-        module: Full name of the module.
-        action: What is called.
     """
 
     def __init__(self, module: str, action: Callable[[], None]) -> None:

@@ -57,12 +57,13 @@ def _taken(module: ModuleType, names: dict[str, object]) -> list[str]:
     return [n for n, value in names.items() if vars(module).get(n, value) is not value]
 
 
-def _add(module: ModuleType, names: dict[str, object]) -> None:
-    exported = vars(module).get("__all__", [])  # sbibm declares no exports.
-    for name, value in names.items():
-        if name not in vars(module):
-            setattr(module, name, value)
-            exported.append(name)
+def _add() -> None:
+    """Add our names, where they are not taken, to the modules that are imported."""
+    for module, names in _registries():
+        for name in names.keys() - _taken(module, names):
+            setattr(module, name, names[name])
+        exported = vars(module).get("__all__", [])  # sbibm declares no exports.
+        exported += [name for name in names if name not in exported]
 
 
 def _prepare_sbibm() -> None:
@@ -81,7 +82,7 @@ def _prepare_sbibm() -> None:
             "are in sbi_boed_plugin.sbibm.",
             stacklevel=2,
         )
-    _add(algorithms, _run_functions())
+    _add()
 
 
 _AFTER_SBIBM = AfterImport("sbibm", _prepare_sbibm)
@@ -110,8 +111,7 @@ def register() -> None:
                 f"environment variable {_AUTOREGISTER_VARIABLE}=0 to import "
                 "sbi_boed_plugin without registering it."
             )
-    for module, names in _registries():
-        _add(module, names)
+    _add()
     if "sbibm" in sys.modules:
         _prepare_sbibm()
     else:

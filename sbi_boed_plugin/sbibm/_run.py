@@ -68,11 +68,6 @@ class Method:
     network: Callable[..., Any]
     settings: RunSettings
 
-    @property
-    def learns_posterior(self) -> bool:
-        """Whether the network is a normalized density of parameters."""
-        return isinstance(self.settings, PosteriorSettings)
-
     def make_trainer(self, prior: Distribution) -> Any:
         """Return a new trainer, which keeps no logs."""
         builder = self.network(
@@ -84,10 +79,6 @@ class Method:
         return self.trainer(
             prior, builder, tracker=NoOpTracker(), show_progress_bars=False
         )
-
-    def build_posterior(self, trainer: Any, estimator: Any) -> Any:
-        """Return the posterior of a trained network."""
-        return trainer.build_posterior(estimator, **self.settings.of_build_posterior())
 
     def sample(self, posterior: Any, num_samples: int, x_o: Tensor) -> Tensor:
         """Draw from a posterior."""
@@ -140,12 +131,14 @@ def run(
     started = time.perf_counter()
     # The trainer is in here, too: sbi draws from priors to look at them.
     with isolated_rng(_sampling_seed(settings.seed, x_o)):
-        trainer = method.make_trainer(prior)
-        posterior = method.build_posterior(trainer, trained.estimator)
+        posterior = method.make_trainer(prior).build_posterior(
+            trained.estimator, **settings.of_build_posterior()
+        )
         samples = method.sample(posterior, num_samples, x_o)
         seconds = time.perf_counter() - started
         log_prob = None
-        if method.learns_posterior and num_observation is not None:
+        # A likelihood or ratio has no normalized density.
+        if isinstance(settings, PosteriorSettings) and num_observation is not None:
             truth = task.get_true_parameters(num_observation)
             log_prob = _log_prob(posterior, truth, x_o, transform)
         diagnostics = _diagnostics(posterior, x_o)
@@ -182,13 +175,15 @@ def _train(
             if number == 0:
                 theta = prior.sample(torch.Size((size,)))
             else:
-                posterior = method.build_posterior(trainer, estimator)
+                posterior = trainer.build_posterior(
+                    estimator, **settings.of_build_posterior()
+                )
                 posterior.set_default_x(x_o)
                 theta = method.sample(posterior, size, x_o)
             parameters = theta if transform is None else transform.inv(theta)
             batches = parameters.split(settings.simulation_batch_size)
             x = torch.cat([simulator(batch) for batch in batches])
-            if method.learns_posterior:
+            if isinstance(settings, PosteriorSettings):
                 trainer.append_simulations(theta, x, proposal=posterior)
             else:
                 trainer.append_simulations(theta, x, from_round=number)
@@ -219,24 +214,22 @@ def _diagnostics(posterior: Any, x_o: Tensor) -> dict[str, float]:
 
 def _may_be_kept(settings: RunSettings, task: Any) -> bool:
     """Tell whether a training may be used again, or raise if the user wants it to."""
-    check = settings.cache is not None
+    cache = f"cache={str(settings.cache)!r}"
+    reason = None
     if settings.seed is None:
-        if check:
-            raise ValueError(
-                f"cache={str(settings.cache)!r} needs a seed: without one, every run "
-                "is another one, and nothing can be kept. Pass seed=0, for example."
-            )
-        return False
-    if settings.cache_tag is None and not is_from_sbibm(task):
-        if check:
-            raise ValueError(
-                f"cache={str(settings.cache)!r} needs a cache_tag: "
-                f"{type(task).__name__} is a task of your own, whose code may change "
-                "from run to run. Pass cache_tag='1', for example, and another one "
-                "whenever you change the task."
-            )
-        return False
-    return True
+        reason = (
+            f"{cache} needs a seed: without one, every run is another one, and "
+            "nothing can be kept. Pass seed=0, for example."
+        )
+    elif settings.cache_tag is None and not is_from_sbibm(task):
+        reason = (
+            f"{cache} needs a cache_tag: {type(task).__name__} is a task of your own, "
+            "whose code may change from run to run. Pass cache_tag='1', for example, "
+            "and another one whenever you change the task."
+        )
+    if reason is not None and settings.cache is not None:
+        raise ValueError(reason)
+    return reason is None
 
 
 def _observation(

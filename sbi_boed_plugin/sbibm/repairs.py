@@ -26,9 +26,7 @@ from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 
 from sbi_boed_plugin.sbibm.julia_free import lotka_volterra_simulator, sir_simulator
 
-__all__ = ["LAST_REPAIRED", "repair_sbibm"]
-
-LAST_REPAIRED = (1, 1, 0)
+__all__ = ["repair_sbibm"]
 
 
 class _NoJulia:
@@ -60,7 +58,7 @@ def repair_sbibm() -> None:
         ImportError: If sbibm or something that it needs is not installed.
     """
     version = re.findall(r"\d+", import_module("sbibm").__version__)
-    if tuple(int(number) for number in version[:3]) > LAST_REPAIRED:
+    if tuple(int(number) for number in version[:3]) > (1, 1, 0):
         return
     with _stand_ins():
         import_module("sbibm.algorithms")
@@ -73,9 +71,8 @@ def repair_sbibm() -> None:
         _replace_simulator(lotka_volterra.LotkaVolterra, lotka_volterra_simulator)
     # Older versions of torch trust every class.
     if hasattr(torch.serialization, "safe_globals"):
-        _replace_simulator(
-            slcp.SLCP, functools.partial(_slcp_simulator, slcp.SLCP.get_simulator)
-        )
+        simulator = functools.partial(_slcp_simulator, slcp.SLCP.get_simulator)
+        _replace_simulator(slcp.SLCP, simulator)
 
 
 @contextmanager
@@ -127,20 +124,14 @@ def _slcp_simulator(
     """Return the simulator of SLCP, which may load the distribution of distractors."""
     from pyro import distributions
 
+    names = ("MixtureSameFamily", "Categorical", "Independent", "MultivariateStudentT")
+    classes = [getattr(distributions, name) for name in (*names, "Chi2")]
     made = get_simulator(task, max_calls)
     simulate = made.simulator
-    classes = [
-        distributions.MixtureSameFamily,
-        distributions.Categorical,
-        distributions.Independent,
-        distributions.MultivariateStudentT,
-        distributions.Chi2,
-        torch.distributions.Chi2,
-    ]
 
     @functools.wraps(simulate)
     def simulate_safely(parameters: Any, **settings: Any) -> Any:
-        with torch.serialization.safe_globals(classes):
+        with torch.serialization.safe_globals([*classes, torch.distributions.Chi2]):
             return simulate(parameters, **settings)
 
     if task.distractors:
