@@ -111,8 +111,9 @@ def test_arguments_can_be_given_by_position_as_in_sbi(case):
 
 
 @for_each_case
-def test_training_returns_an_estimator_and_fills_the_summary(case):
-    trainer = case.make()
+def test_training_returns_an_estimator_and_fills_summary_and_tracker(case):
+    tracker = RecordingTracker()
+    trainer = case.make(tracker=tracker)
     assert case.append(trainer, case.simulate()) is trainer
     estimator = case.train(trainer, max_num_epochs=3)
     assert isinstance(estimator, ConditionalEstimator)
@@ -129,6 +130,9 @@ def test_training_returns_an_estimator_and_fills_the_summary(case):
         assert len(summary[key]) == 3, key
     for key, values in summary.items():
         assert torch.tensor(values).isfinite().all(), key
+    assert set(tracker.metrics) == all_keys(case)
+    for key in per_epoch(case) | set(case.own_summary_per_epoch):
+        assert tracker.metrics[key] == list(enumerate(summary[key])), key
 
 
 @for_each_case
@@ -145,16 +149,6 @@ def test_training_stops_when_validation_no_longer_improves(case):
     losses = trainer.summary["validation_loss"]
     assert num_epochs < 200
     assert losses.index(min(losses)) == num_epochs - 3
-
-
-@for_each_case
-def test_the_seed_determines_the_training(case):
-    def train():
-        torch.manual_seed(3)
-        trainer = case.append(case.make(), case.simulate(60))
-        return case.train(trainer)
-
-    assert same_state(train(), train())
 
 
 @for_cases(lambda case: case.fixed_validation)
@@ -387,16 +381,6 @@ def test_prior_samples_can_be_discarded(case):
 
 
 # --- Trackers -------------------------------------------------------------------------
-
-
-@for_each_case
-def test_a_custom_tracker_receives_every_metric(case):
-    tracker = RecordingTracker()
-    trainer = case.append(case.make(tracker=tracker), case.simulate(60))
-    case.train(trainer)
-    assert set(tracker.metrics) == all_keys(case)
-    for key in per_epoch(case) | set(case.own_summary_per_epoch):
-        assert tracker.metrics[key] == list(enumerate(trainer.summary[key])), key
 
 
 @for_each_case

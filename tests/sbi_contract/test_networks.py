@@ -6,7 +6,6 @@ default device, here the meta device, such a tensor does not mix with the data.
 
 import pytest
 import torch
-from sbi.inference import simulate_for_sbi
 from torch import nn
 
 from sbi_boed_plugin import (
@@ -26,7 +25,6 @@ from tests.contract_cases import (
     for_each,
     for_each_case,
     on_each_device,
-    trained_estimator,
 )
 
 
@@ -77,28 +75,6 @@ def test_an_embedding_net_learns_with_the_rest(case):
     after = list(estimator.embedding_net.parameters())
     assert len(after) == len(before) > 0
     assert not any(torch.equal(*pair) for pair in zip(after, before, strict=True))
-
-
-@for_each_case
-def test_the_estimator_takes_parameters_and_designs_in_one_row(case):
-    new = case.simulate(4)
-    terms = case.log_term(trained_estimator(case), new.parameters, new.x)
-    assert terms.shape == (4,)
-    assert terms.isfinite().all()
-
-
-@for_each_case
-def test_simulations_of_sbi_can_be_stored(case):
-    def simulator(theta):
-        design = case.designs()
-        return case.simulator(theta, None if design is None else design[:1])
-
-    theta, x = simulate_for_sbi(
-        simulator, case.prior(), num_simulations=40, show_progress_bar=False
-    )
-    new = case.simulate(theta=theta)
-    trainer = case.append(case.make(), new.replace(x=x))
-    case.train(trainer, training_batch_size=10)
 
 
 # --- Devices --------------------------------------------------------------------------

@@ -1,9 +1,7 @@
 """Posteriors: every way of sampling, several observations and designs, analysis."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
-from sbi.analysis import pairplot
 from sbi.diagnostics import run_sbc
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
@@ -219,11 +217,3 @@ def test_calibration_runs(case):
     )
     assert ranks.shape == (4, DIM_THETA)
     assert ((ranks >= 0) & (ranks <= 6)).all()
-
-
-@for_each_case
-def test_samples_can_be_plotted(case):
-    samples = draw(case.build_posterior(trained(case)), 30, x=case.observe())
-    figure, axes = pairplot(samples, limits=[[-2, 2]] * DIM_THETA)
-    plt.close(figure)
-    assert axes.shape == (DIM_THETA, DIM_THETA)
