@@ -54,6 +54,8 @@ def training_key(
         # Only later rounds depend on how samples are drawn.
         for name in ("mcmc_method", "mcmc_parameters", "max_sampling_time"):
             hyper.pop(name, None)
+    # Names with an underscore hold what a task computes when it is asked for.
+    public = {n: v for n, v in vars(task).items() if not n.startswith("_")}
     with isolated_rng(0):
         prior = task.get_prior_dist().sample((4,))
     parts = {
@@ -62,7 +64,7 @@ def training_key(
         "num_simulations": num_simulations,
         "observation": _plain(x_o) if settings.num_rounds > 1 else None,
         "task": f"{type(task).__module__}.{type(task).__qualname__}",
-        "settings": _plain(getattr(task, "__dict__", {})),
+        "settings": _plain(public),
         "prior": _plain(prior),
         "versions": _VERSIONS,
     }
