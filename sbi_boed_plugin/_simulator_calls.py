@@ -4,13 +4,14 @@ It promises one row of data for each row of parameters and designs.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin._parallel import Chunk, describe_error
+from sbi_boed_plugin._parallel import Chunk, add_note, describe_error
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng, same_rng_state
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "NUM_CHECKED",
     "assemble",
     "check_contract",
+    "report_errors",
     "simulate_chunk",
 ]
 
@@ -149,6 +151,27 @@ def assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     for rows, values in parts:
         x[rows.to(x.device)] = values.to(x)
     return x
+
+
+def report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
+    """Warn of rows that raised; if there are no others, raise what they did."""
+    error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
+    if error is None:
+        return
+    num_raised = sum(chunk.num_raised for chunk in chunks)
+    num_rows, num_left_out = len(tried), int((~tried).sum())
+    if num_raised == num_rows:
+        note = f"The simulator raised for each of {num_rows} simulations. {CONTRACT}"
+        add_note(error, note)
+        raise error
+    if warn and (num_raised or num_left_out):
+        limit = f", {num_left_out} were left out, at the limit of calls,"
+        warnings.warn(
+            f"{num_raised} of {num_rows} simulations raised an error"
+            f"{limit if num_left_out else ''} and are NaN. "
+            f"The first error: {describe_error(error)}",
+            stacklevel=4,
+        )
 
 
 def check_contract(

@@ -1,6 +1,5 @@
 """The boundary to a user's simulator: who runs it, what fails, what comes out."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,19 +12,17 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import (
     Chunk,
-    add_note,
     check_num_workers,
     default_chunk_size,
-    describe_error,
     map_chunks,
 )
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._simulator_calls import (
-    CONTRACT,
     MOST_CHECK_CALLS,
     NUM_CHECKED,
     assemble,
     check_contract,
+    report_errors,
     simulate_chunk,
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy
@@ -175,7 +172,7 @@ def run_simulator(
     num_calls += simulator.count(chunks)
     tried = torch.cat([chunk.tried for chunk in chunks])
     tried = torch.cat([tried, tried.new_zeros(len(theta) - num_rows)])
-    _report_errors(chunks, tried, warn)
+    report_errors(chunks, tried, warn)
     places = torch.arange(num_rows).split([len(chunk.tried) for chunk in chunks])
     parts = zip(places, chunks, strict=True)
     x = assemble(theta, [(rows, c.x) for rows, c in parts if c.x is not None])
@@ -183,10 +180,7 @@ def run_simulator(
 
 
 def _check_once(
-    simulator: CheckedSimulator,
-    theta: Tensor,
-    design: Tensor,
-    num_workers: int | None,
+    simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
 ) -> int:
     """Check a simulator before its first use, and return how many rows that took."""
     left = simulator.max_calls
@@ -208,27 +202,6 @@ def _check_once(
     simulator.is_checked = True
     simulator.one_by_one |= chunks[0].error is not None
     return simulator.count(chunks)
-
-
-def _report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
-    """Warn of rows that raised; if there are no others, raise what they did."""
-    error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
-    if error is None:
-        return
-    num_raised = sum(chunk.num_raised for chunk in chunks)
-    num_rows, num_left_out = len(tried), int((~tried).sum())
-    if num_raised == num_rows:
-        note = f"The simulator raised for each of {num_rows} simulations. {CONTRACT}"
-        add_note(error, note)
-        raise error
-    if warn and (num_raised or num_left_out):
-        limit = f", {num_left_out} were left out, at the limit of calls,"
-        warnings.warn(
-            f"{num_raised} of {num_rows} simulations raised an error"
-            f"{limit if num_left_out else ''} and are NaN. "
-            f"The first error: {describe_error(error)}",
-            stacklevel=4,
-        )
 
 
 def simulate_for_boed(
@@ -275,10 +248,9 @@ def simulate_for_boed(
 
     Returns:
         Parameters of shape `(num_simulations, dim_theta)`, designs of shape
-        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)`,
-        all in single precision, as sbi's networks need them. Simulations that failed
-        are NaN in the data: `append_simulations(..., exclude_invalid_x=True)` leaves
-        them out.
+        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
+        single precision, as sbi's networks need them. Data of failed simulations are
+        NaN: `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
         TypeError: If `design_policy` cannot be sampled, or `simulator` returns no
@@ -306,23 +278,20 @@ def simulate_for_boed(
     simulation_batch_size = check_integer(
         "simulation_batch_size", simulation_batch_size, 1, or_none=True
     )
-    checked = CheckedSimulator(
-        simulator, num_checked=min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
-    )
-    if simulation_batch_size is None:
-        # Always chunks, for results that do not tell one worker from several.
-        simulation_batch_size = default_chunk_size(num_simulations)
+    num_checked = min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
+    # Always chunks, so that results do not depend on the number of workers.
+    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
     shape = torch.Size((num_simulations,))
     with torch.no_grad(), isolated_rng(seed):
         # Copies, since a prior or policy may keep what it returned.
         theta = prior.sample(shape).to(torch.float32, copy=True)
         design = _sample_designs(design_policy, shape).to(theta, copy=True)
         made = run_simulator(
-            checked,
+            CheckedSimulator(simulator, num_checked=num_checked),
             theta,
             design,
             num_workers=num_workers,
-            simulation_batch_size=simulation_batch_size,
+            simulation_batch_size=chunk_size,
             isolate_errors=True,
             show_progress_bar=show_progress_bar,
         )
