@@ -37,15 +37,18 @@ def bytes_per_row(call, few, more):
     return (taken[1] - taken[0]) / (more - few)
 
 
+def log_prob(estimator, input, condition):
+    """A function that returns the densities of some of the rows."""
+    return lambda num: estimator.log_prob(input[None, :num], condition[:num])
+
+
 @pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "made", "zuko_maf"])
 @pytest.mark.parametrize("dims", [(2, 2), (50, 2), (2, 1_000)])
 def test_rows_at_once_take_the_memory_that_is_meant(model, dims):
     theta, x = (torch.randn(20, dim) for dim in dims)
     estimator = posterior_nn(model)(theta, x)
     at_once = rows_at_once(estimator, sum(dims))
-    taken = at_once * bytes_per_row(
-        lambda num: estimator.log_prob(theta[None, :num], x[:num]), 1, 5
-    )
+    taken = at_once * bytes_per_row(log_prob(estimator, theta, x), 1, 5)
     assert taken < 4.0 * MEMORY_BYTES
     # Not much less either, but for the limit of rows.
     assert at_once == MAX_ROWS or taken > MEMORY_BYTES / 4.0
@@ -58,10 +61,7 @@ def test_networks_that_are_not_those_of_sbi_take_no_more():
     categorical = CategoricalPosteriorBuilder(values)(theta, x)
     failing = LikelihoodWithFailures(likelihood_nn("mdn", hidden_features=2)(theta, x))
     for estimator, input, condition in ((categorical, theta, x), (failing, x, theta)):
-        log_prob = estimator.log_prob
-        per_row = bytes_per_row(
-            lambda n: log_prob(input[None, :n], condition[:n]), 5, 20
-        )
+        per_row = bytes_per_row(log_prob(estimator, input, condition), 5, 20)
         assert per_row * rows_at_once(estimator, 5) < 4.0 * MEMORY_BYTES
     assert rows_at_once(failing, 2_000) < rows_at_once(failing.net, 2_000)
 

@@ -57,10 +57,9 @@ def raises_for_negative(theta, design):
 
 
 def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwargs):
-    settings = {"num_simulations": 50, "seed": 0, "show_progress_bar": False, **kwargs}
-    return simulate_for_boed(
-        simulator, prior, policy, num_workers=num_workers, **settings
-    )
+    settings = {"num_simulations": 50, "num_workers": num_workers, "seed": 0, **kwargs}
+    settings = {"show_progress_bar": False, **settings}
+    return simulate_for_boed(simulator, prior, policy, **settings)
 
 
 def isolated(simulator, theta, design, **kwargs):
@@ -100,13 +99,11 @@ def reference():
     return simulate()
 
 
+OTHERS = [("threading", 2), ("multiprocessing", 2)]
+
+
 @pytest.mark.parametrize(
-    "backend, num_workers",
-    [
-        *[("loky", number) for number in (1, 2, 3, None)],
-        ("threading", 2),
-        ("multiprocessing", 2),
-    ],
+    "backend, num_workers", [*[("loky", num) for num in (1, 2, 3, None)], *OTHERS]
 )
 def test_a_seed_gives_the_same_with_any_workers(reference, backend, num_workers):
     before = global_states()
@@ -412,6 +409,21 @@ def test_simulators_that_often_raise_by_chance_are_taken():
         valid = x.isfinite().all(dim=1)
         assert valid.any()
         assert torch.equal(x[valid], (theta * design)[valid])
+
+
+@pytest.mark.filterwarnings("ignore:.*raised an error")
+def test_a_simulator_that_raises_in_all_of_its_check_gets_rows_one_by_one():
+    theta, design = rows([0, 24, 25, 49])
+    sizes = []
+
+    def simulator(theta, design):
+        sizes.append(len(theta))
+        return raises_for_negative(theta, design)
+
+    made = isolated(simulator, theta, design)
+    assert sizes == [1] * 8 + [3] + [1] * 50
+    assert made.num_calls == sum(sizes)
+    assert torch.equal(made.valid, theta[:, 0] > 0)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
