@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 
 __all__ = ["ResultFolder", "finite_or_none"]
 

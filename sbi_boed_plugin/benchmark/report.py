@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin.benchmark.figures import metric_figure, runtime_figure
 from sbi_boed_plugin.benchmark.html import page

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import finite_or_none
 from sbi_boed_plugin.benchmark.jobs import Job
 

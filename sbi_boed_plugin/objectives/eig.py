@@ -41,8 +41,8 @@ from sbi_boed_plugin._prior import (
     why_no_density,
 )
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives._eig_terms import information_terms
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
 
 __all__ = ["EIGEstimate", "NoEstimateError", "estimate_eig"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 
 __all__ = ["TrainingCache", "cache_key"]
 

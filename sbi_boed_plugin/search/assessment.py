@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies import TruncatedNormalMixturePolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
@@ -23,6 +22,7 @@ from sbi_boed_plugin.search.trust import (
     likelihood_mismatch,
     tightest,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
 
 __all__ = ["Assessment", "assess_design"]
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.store import (
     DamagedFileError,
