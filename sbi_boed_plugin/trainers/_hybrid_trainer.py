@@ -16,9 +16,9 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._sbi_compat import SbiTrainerMixin, if_it_pickles
-from sbi_boed_plugin.estimators.energy import has_latent
-from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder, energy_nn
+from sbi_boed_plugin.estimators.energy import EnergyBuilder, energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior,
@@ -187,7 +187,7 @@ class HybridTrainer(SbiTrainerMixin, NPE_C):
         """Return whether the energy is shown the noise of the base."""
         if self._latent_features is False:
             return False
-        can_tell = has_latent(base, theta, x)
+        can_tell = has_noise(base, theta, x)
         if self._latent_features and not can_tell:
             raise ValueError(
                 f"latent_features=True, but a {type(base).__name__} cannot tell which "

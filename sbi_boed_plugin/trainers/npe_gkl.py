@@ -23,12 +23,13 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
-from sbi_boed_plugin.estimators.design_conditioned_posterior import (
-    DesignConditionedPosterior,
+from sbi_boed_plugin.estimators.coordinates import warn_of_scales
+from sbi_boed_plugin.estimators.design_conditioned import (
+    DesignConditionedEstimator,
+    posterior_at_design,
 )
-from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
+from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
 from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
 from sbi_boed_plugin.trainers._energy_training import (
@@ -485,7 +486,7 @@ class NPE_GKL(HybridTrainer):
         """
         estimator = density_estimator or self._neural_net
         base = estimator.base if isinstance(estimator, HybridEstimator) else estimator
-        if not isinstance(base, DesignConditionedPosterior):
+        if not isinstance(base, DesignConditionedEstimator):
             check_designs_given(design, self._dim_design)
         elif design is not None:
             raise ValueError(
@@ -509,7 +510,7 @@ class NPE_GKL(HybridTrainer):
             if isinstance(estimator, HybridEstimator):
                 estimator = estimator.at_design(design)
             else:
-                estimator = DesignConditionedPosterior(estimator, design)
+                estimator = posterior_at_design(estimator, design)
         return super().build_posterior(
             density_estimator=estimator,
             prior=prior,

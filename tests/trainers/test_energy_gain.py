@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sbi_boed_plugin.estimators.energy_builder import energy_nn
+from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
