@@ -36,8 +36,7 @@ from benchmarks.papers._hybrids import (
     weight_columns,
 )
 from benchmarks.papers._linear_gaussian import LinearGaussian
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin.estimators.weights import draws_at_once, measure_weights
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
@@ -193,7 +192,7 @@ def run(job: Job, quick: bool) -> Row:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["base", "dim"],
         values=[
