@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -32,7 +32,6 @@ __all__ = [
     "describe_error",
     "map_chunks",
     "one_thread",
-    "run_long_calls",
 ]
 
 # Independent of the number of workers, so that results are, too. More chunks balance
@@ -130,9 +129,7 @@ def map_chunks(
     seeds = _draw_seeds(len(rows))
     if on_worker:
         _check_picklable(function)
-        # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
-        workers = _parallel("generator", n_jobs=num_workers, pre_dispatch="8 * n_jobs")
-        chunks = workers(
+        chunks = _parallel(num_workers)(
             # As arrays: pickling a slice of a tensor sends the whole tensor.
             delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
             for (theta, design), seed in zip(rows, seeds, strict=True)
@@ -141,6 +138,15 @@ def map_chunks(
         pairs = zip(rows, seeds, strict=True)
         chunks = (_run(function, *chunk, seed) for chunk, seed in pairs)
     return _collect(chunks, [len(theta) for theta, _ in rows], show_progress_bar)
+
+
+def _parallel(num_workers: int | None) -> Parallel:
+    # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
+    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "8 * n_jobs"}
+    try:
+        return Parallel(return_as="generator", **settings)
+    except ValueError:  # multiprocessing and ray return all chunks at once.
+        return Parallel(**settings)
 
 
 def _draw_seeds(num_seeds: int) -> list[int]:
@@ -217,9 +223,7 @@ def _check_picklable(function: Function) -> None:
         ) from error
 
 
-def _collect(
-    chunks: Iterable[Chunk], num_rows: list[int], show_progress_bar: bool
-) -> list[Chunk]:
+def _collect(chunks: Any, num_rows: list[int], show_progress_bar: bool) -> list[Chunk]:
     results = []
     try:
         with tqdm(total=sum(num_rows), disable=not show_progress_bar) as progress:
@@ -230,7 +234,12 @@ def _collect(
                 progress.update(rows)
     finally:
         # The traceback of an error would keep the generator alive, and its chunks.
-        _close(chunks)
+        if hasattr(chunks, "close"):
+            with warnings.catch_warnings():
+                # joblib warns of results that nobody waits for.
+                warnings.filterwarnings("ignore", ".*tasks .* not used")
+                warnings.filterwarnings("ignore", ".*tasks .* by the workers")
+                chunks.close()
     return results
 
 
@@ -244,39 +253,3 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def run_long_calls(calls: Iterable[Any], **settings: Any) -> Iterator[Any]:
-    """Yield what calls of `joblib.delayed` return, in the order in which they end.
-
-    Each call takes minutes and is sent when a worker is free, not ahead of time.
-    `settings` are further arguments of `joblib.Parallel`.
-    """
-    settings = {"pre_dispatch": "n_jobs", "batch_size": 1, **settings}
-    results: Any = _parallel("generator_unordered", "generator", **settings)(calls)
-    try:
-        yield from results
-    finally:
-        _close(results)
-
-
-def _parallel(*kinds: str, **settings: Any) -> Parallel:
-    """Return joblib's `Parallel` with the first kind of results that it supports.
-
-    Older versions do not know all kinds; multiprocessing and ray return lists only.
-    """
-    for kind in kinds:
-        try:
-            return Parallel(return_as=kind, **settings)
-        except ValueError:
-            continue
-    return Parallel(**settings)
-
-
-def _close(results: Any) -> None:
-    """Give up results that nobody waits for, without joblib's warning about them."""
-    if hasattr(results, "close"):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*tasks .* not used")
-            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-            results.close()
