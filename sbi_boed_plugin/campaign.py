@@ -27,10 +27,10 @@ from sbi_boed_plugin._rng import (
     rng_state_from_plain,
     rng_state_to_plain,
 )
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 

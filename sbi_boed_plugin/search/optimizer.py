@@ -22,9 +22,8 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
-from sbi_boed_plugin._interrupts import defer_interrupts
+from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
@@ -49,6 +48,7 @@ from sbi_boed_plugin.search.information import (
 from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.progress import Progress
 from sbi_boed_plugin.search.rehearsal import rehearse
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignOptimizer"]
 

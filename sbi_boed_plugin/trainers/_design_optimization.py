@@ -14,7 +14,6 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._sbi_compat import check_default_dtype
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.transformed import coordinates_of
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.assessment import assess_design
@@ -24,6 +23,7 @@ from sbi_boed_plugin.search.estimators import DesignEstimators, EstimatorBuilder
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import MultiStartConfig, multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
+from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.trainers._checks import check_gradient, warn_if_capped
 from sbi_boed_plugin.trainers._estimator_builders import (
     check_posterior_describes,
