@@ -340,7 +340,7 @@ def _base(estimator: Any) -> Any:
 
 
 def _hybrid_losses(trainer: Any, new: Simulations) -> Tensor:
-    return trainer._neural_net.loss(*split_design(new.parameters, new.x))
+    return trainer._stage.hybrid.loss(*split_design(new.parameters, new.x))
 
 
 def _ratio_losses(trainer: Any, new: Simulations) -> Tensor:
@@ -449,8 +449,9 @@ def trained(case: TrainerCase) -> Any:
 
 
 def trained_estimator(case: TrainerCase) -> Any:
-    """The network of the trained trainer."""
-    return trained(case)._neural_net
+    """The estimator that the trained trainer returned."""
+    trainer = trained(case)
+    return trainer._stage.hybrid if case.trainer is NPE_GKL else trainer._neural_net
 
 
 def seed_everything(seed: int = 0) -> None:

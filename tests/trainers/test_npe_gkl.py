@@ -23,7 +23,7 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import _hybrid_trainer
+from sbi_boed_plugin.trainers import _energy_stage
 from tests.conftest import NoOpTracker
 from tests.posteriors.test_hybrid_posterior import GaussianBase
 
@@ -162,7 +162,7 @@ def test_it_is_calibrated():
 
 
 def test_the_base_is_not_touched_by_the_second_stage(bimodal):
-    hybrid = bimodal._neural_net
+    hybrid = bimodal._stage.hybrid
     torch.manual_seed(0)
     theta = PRIOR.sample((1_500,))
     npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
@@ -341,17 +341,17 @@ def test_truncated_proposals_are_simulations_of_the_prior():
 
 def test_a_training_that_is_refused_leaves_the_hybrid():
     trainer = trained(100, max_num_epochs=2, energy=BRIEF)
-    hybrid = trainer._neural_net
+    hybrid = trainer._stage.hybrid
     with pytest.raises(ValueError, match="already been trained"):
         trainer.train()
-    assert trainer._neural_net is hybrid
+    assert trainer._stage.hybrid is hybrid
     assert isinstance(trainer.build_posterior(), HybridPosterior)
 
 
 def test_a_network_that_cannot_be_built_leaves_the_one_that_is_there(bimodal):
     theta, x = held_out(100)
     trainer = NPE_GKL.refine(
-        bimodal._neural_net,
+        bimodal._stage.hybrid,
         theta,
         x,
         prior=PRIOR,
@@ -370,7 +370,7 @@ def test_an_estimator_stays_what_it_was_while_its_trainer_goes_on():
     x = simulate(theta)
     trainer = make().append_simulations(theta, x)
     estimator = trainer.train(max_num_epochs=5, energy=BRIEF)
-    assert estimator.prior is trainer._neural_net.prior
+    assert estimator.prior is trainer._stage.hybrid.prior
     before = estimator.log_unnormalized(theta.unsqueeze(0), x)
     trainer.append_simulations(theta, x)
     trainer.train(max_num_epochs=5, energy=BRIEF, force_first_round_loss=True)
@@ -393,7 +393,7 @@ def test_a_base_without_energy_is_not_said_to_be_far_off():
 
 def test_joint_training_after_two_stages_moves_the_base():
     trainer = trained(200, max_num_epochs=2, energy=BRIEF)
-    before = [p.clone() for p in trainer._neural_net.base.parameters()]
+    before = [p.clone() for p in trainer._neural_net.parameters()]
     few = EnergyConfig(num_partition_samples=3)
     hybrid = trainer.train(
         training="joint", force_first_round_loss=True, max_num_epochs=2, energy=few
@@ -409,7 +409,7 @@ def test_a_frozen_embedding_stays_frozen():
     build = posterior_nn("mdn", embedding_net=embedding, z_score_x="none")
     trainer = trained(200, trainer=make(build), max_num_epochs=2, energy=BRIEF)
     trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
-    assert torch.equal(trainer._neural_net.base.embedding_net.weight, weight)
+    assert torch.equal(trainer._neural_net.embedding_net.weight, weight)
 
 
 def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
@@ -430,8 +430,8 @@ def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
         seen.append(theta)
         return real(hybrid, theta, x, **kwargs)
 
-    real = _hybrid_trainer.train_energy
-    monkeypatch.setattr(_hybrid_trainer, "train_energy", spy)
+    real = _energy_stage.train_energy
+    monkeypatch.setattr(_energy_stage, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     assert torch.equal(seen[0], later)
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
@@ -456,14 +456,14 @@ def test_designs_enter_training_and_posterior():
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
     with pytest.raises(ValueError, match="design=None"):
         trainer.build_posterior()
-    at_design = trainer._neural_net.at_design(torch.tensor([0.4]))
+    at_design = trainer._stage.hybrid.at_design(torch.tensor([0.4]))
     assert trainer.build_posterior(at_design).sample((2,), x=X_O, **QUIET).shape == (
         2,
         2,
     )
     with pytest.raises(ValueError, match="has a design already"):
         trainer.build_posterior(at_design, design=torch.tensor([0.4]))
-    base = trainer.build_posterior(trainer._neural_net.base, design=torch.tensor([0.4]))
+    base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
     assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
     with pytest.raises(ValueError, match="has one design"):
         trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
@@ -529,7 +529,7 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
         alone = npe.train(**settings)
         assert torch.equal(torch.rand(4), drawn)
         for key, value in alone.state_dict().items():
-            assert torch.equal(trainer._neural_net.base.state_dict()[key], value), key
+            assert torch.equal(trainer._neural_net.state_dict()[key], value), key
     # Another training has other numbers, the same seed the same ones.
     assert not torch.equal(*of_energy)
     again = make(energy_net=build).append_simulations(theta, x)
@@ -624,7 +624,7 @@ def test_a_pickled_trainer_keeps_an_energy_net_that_can_be_pickled(bimodal):
 @pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "zuko_maf"])
 def test_every_base_gives_the_energy_its_noise(model):
     trainer = trained(200, trainer=make(model), max_num_epochs=2)
-    hybrid = trainer._neural_net
+    hybrid = trainer._stage.hybrid
     assert hybrid.latent_features
     theta, x = held_out(5)
     noise = hybrid.latent(theta.unsqueeze(0), x)
@@ -642,7 +642,7 @@ def test_a_base_that_cannot_tell_its_noise_does_without():
     trainer = make(lambda theta, x: GaussianBase(0.5))
     theta, x = held_out(200)
     trainer.append_simulations(theta, x).train(max_num_epochs=2)
-    assert not trainer._neural_net.latent_features
+    assert not trainer._stage.hybrid.latent_features
     assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).shape == (5, 2)
 
 
