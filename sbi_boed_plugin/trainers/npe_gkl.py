@@ -1,12 +1,10 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
-from sbi.inference import NPE_C
-from sbi.inference.posteriors import DirectPosterior
+from sbi.inference import NPE_C, DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
@@ -20,13 +18,8 @@ from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
-from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._sbi_compat import (
-    ConditionalEstimatorBuilder,
-    check_default_dtype,
-    if_it_pickles,
-)
+from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder, if_it_pickles
 from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.units import warn_of_scales
@@ -34,26 +27,11 @@ from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior,
     HybridPosteriorParameters,
 )
-from sbi_boed_plugin.trainers._checks import check_training
+from sbi_boed_plugin.trainers import _stage
 from sbi_boed_plugin.trainers._conditions import append_design_to_data
-from sbi_boed_plugin.trainers._energy_stage import (
-    SUMMARY_KEYS,
-    EnergyStage,
-    at_design,
-    check_kind_of_training,
-    check_resumption,
-    check_split,
-    refuse_to_build,
-    report_energy,
-    to_refine,
-    without_idle_energy,
-)
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = ["NPE_GKL"]
-
-# One that nobody seeds the simulations with, whose random numbers it would repeat.
-_VALIDATION_SEED = 20_231_004
 
 
 class NPE_GKL(NPE_C):
@@ -96,12 +74,11 @@ class NPE_GKL(NPE_C):
         posterior = NPE_GKL.refine(npe_posterior, theta, x).build_posterior()
     """
 
-    # What sbi's loop trains: the base, or both in joint training.
+    # What sbi's loop trains: the base, or in joint training the hybrid.
     _neural_net: ConditionalDensityEstimator | None
     _training: str = "two_stage"
+    _first_round: int = 0
     _dim_design: int | None = None
-    # The first round whose simulations the base was trained with.
-    _start_index: int = 0
 
     def __init__(  # noqa: D417
         self,
@@ -120,12 +97,10 @@ class NPE_GKL(NPE_C):
         r"""Initialize the trainer. Arguments not listed are those of `NPE`.
 
         Args:
-            prior: Distribution of the parameters. The posterior is zero outside of its
-                support.
-            density_estimator: The base: a string (one of nsf, maf, mdn, made, or
-                another model of `posterior_nn`) or a function that builds the network,
-                as for `NPE`. With designs it receives `(x, design)` in one row in the
-                place of `x`.
+            prior: The posterior is zero outside of its support.
+            density_estimator: The base: a model of `posterior_nn`, or a function that
+                builds the network, as for `NPE`. With designs it receives
+                `(x, design)` in one row in the place of `x`.
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
                 module from parameters of shape `(num, dim_theta)` and features of shape
                 `(num, num_features)`. Features are the data as the base embeds them
@@ -140,17 +115,10 @@ class NPE_GKL(NPE_C):
         Raises:
             TypeError: If `energy_net` or `latent_features` is of another type.
         """
-        super().__init__(
-            prior,
-            density_estimator,
-            device,
-            logging_level,
-            summary_writer,
-            tracker,
-            show_progress_bars,
-        )
-        self._stage = EnergyStage(energy_net, latent_features)
-        self._summary.update({key: [] for key in SUMMARY_KEYS})
+        given = (prior, density_estimator, device, logging_level, summary_writer)
+        super().__init__(*given, tracker, show_progress_bars)
+        self._stage = _stage.EnergyStage(energy_net, latent_features)
+        self._summary.update({key: [] for key in _stage.SUMMARY_KEYS})
 
     @classmethod
     def refine(  # noqa: D417
@@ -175,45 +143,38 @@ class NPE_GKL(NPE_C):
         simulations it was validated with is not known: the energy is judged by others
         than it was trained with, most of which the posterior has seen. Where that fits
         its simulations much better than new ones, pass new ones as `theta` and `x`.
-        Arguments not listed are those of the trainer.
+        Arguments not listed are those of the trainer and of `train`.
 
         Args:
-            posterior: A `DirectPosterior`, as `NPE.build_posterior()` returns, or the
-                estimator that `NPE.train()` returns.
-            theta: Parameters of shape `(num_simulations, dim_theta)`, drawn from the
-                prior: those that the posterior was trained with, or others.
-            x: Their simulations, of shape `(num_simulations, *x_event_shape)`. Rows
-                that are NaN or infinite are left out.
+            posterior: What `NPE.build_posterior()` or `NPE.train()` return.
+            theta: Parameters from the prior, of shape `(num_simulations, dim_theta)`.
+            x: Their simulations. Rows that are NaN or infinite are left out.
             prior: The prior. If `None`, that of the posterior.
-            energy: How to train the energy.
-            validation_fraction: The fraction of data to use for validation.
             device: Training device. If `None`, that of the posterior.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, for a posterior that was trained with
-                `(x, design)` in one row.
+            design: Designs of shape `(num_simulations, dim_design)`, for a posterior
+                that was trained with `(x, design)` in one row.
 
         Returns:
             A trainer whose `build_posterior()` returns the corrected posterior.
 
         Raises:
             TypeError: If `posterior` is of another kind.
-            ValueError: If there is no prior, shapes do not match, no simulations are
-                left to train or to validate with, or the estimator cannot tell its
-                noise and `latent_features` is true.
+            ValueError: If there is no prior, shapes do not match, there are too few
+                simulations, or `latent_features=True` and the noise is not known.
         """
         rows, _ = append_design_to_data(x, design, None)
-        estimator, prior = to_refine(posterior, prior, theta, rows)
+        estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
         trainer = cls(
             prior,
-            refuse_to_build,
-            device=device or str(next(estimator.parameters()).device),
+            _stage.refuse_to_build,
+            device or str(next(estimator.parameters()).device),
             tracker=tracker,
             show_progress_bars=show_progress_bars,
             energy_net=energy_net,
             latent_features=latent_features,
         )
         trainer.append_simulations(theta, x, design=design)
-        check_split(validation_fraction, len(trainer.get_simulations()[0]))
+        _stage.check_split(validation_fraction, len(trainer.get_simulations()[0]))
         trainer.get_dataloaders(0, validation_fraction=validation_fraction)
         trainer._neural_net = deepcopy(estimator).to(trainer._device)
         trainer._train_energy(energy or EnergyConfig(), None, atomic=False)
@@ -229,28 +190,23 @@ class NPE_GKL(NPE_C):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store simulations for training. Arguments not listed are those of `NPE`.
+        r"""Store simulations, and return the trainer. The rest is as for `NPE`.
 
         Args:
             theta: Parameter sets of shape `(num_simulations, dim_theta)`.
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
-                designs of shape `(num_simulations, dim_x)`.
-            proposal: The distribution that the parameters were sampled from. `None` for
-                the prior; another triggers the loss of later rounds.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, or `None` if the experiment has none.
-                They must be drawn independently of `theta`. What the posterior is
-                conditioned on, `(x, design)`, is stored in one row.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
+            x: Data of shape `(num_simulations, *x_event_shape)`; with designs of shape
+                `(num_simulations, dim_x)`.
+            proposal: What parameters were sampled from, `None` for the prior. Another
+                triggers the loss of later rounds.
+            design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
+                experiment has none. They must be drawn independently of `theta`. What
+                the posterior is conditioned on, `(x, design)`, is stored in one row.
 
         Raises:
-            ValueError: If designs are missing, superfluous, of a wrong shape or not
-                finite.
+            ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
         x, dim_design = append_design_to_data(x, design, self._dim_design)
-        proposal = without_idle_energy(proposal)
+        proposal = _stage.without_idle_energy(proposal)
         super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         self._dim_design = dim_design
         warn_of_scales(self._build_neural_net, theta, x)
@@ -292,7 +248,6 @@ class NPE_GKL(NPE_C):
         the loss is atomic.
 
         Args:
-            calibration_kernel: A function to weigh simulations by their `x`.
             resume_training: Whether to continue the training of the base. The energy
                 belongs to a base and is trained anew.
             training: `"two_stage"`, or `"joint"` for the variant of the paper: base and
@@ -306,26 +261,16 @@ class NPE_GKL(NPE_C):
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If arguments do not go together, or the base cannot tell its
-                noise and `latent_features` is true.
+            ValueError: If arguments do not go together, or with the base.
         """
         given = del_entries(locals(), ("self", "__class__", "training", "energy"))
-        given |= check_training(
-            training_batch_size,
-            learning_rate,
-            validation_fraction,
-            stop_after_epochs,
-            max_num_epochs,
-            clip_max_norm,
-        )
-        given["num_atoms"] = check_integer("num_atoms", num_atoms, 1)
-        check_default_dtype()
+        given = _stage.check_arguments(given)
         later_round = max(self._data_round_index, default=0) > 0
         atomic = later_round and not force_first_round_loss
-        was_joint = isinstance(self._neural_net, HybridEstimator)
-        check_kind_of_training(training, atomic)
+        _stage.check_kind_of_training(training, atomic)
         if resume_training:
-            check_resumption(training, was_joint, hasattr(self, "optimizer"))
+            before = self._neural_net if hasattr(self, "optimizer") else None
+            _stage.check_resumption(training, before)
         energy = energy or EnergyConfig()
         self._training = training
         self._stage.num_partition_samples = energy.num_partition_samples
@@ -355,18 +300,14 @@ class NPE_GKL(NPE_C):
         r"""Build the posterior. Arguments not listed are those of `NPE`.
 
         Args:
-            density_estimator: The estimator that the posterior is based on. If `None`,
-                use the latest that was trained.
-            sample_with: Method to use for sampling from the posterior. `direct` returns
-                a `HybridPosterior`, which draws by rejection from the base; `rejection`
-                is sbi's, which draws from the prior.
+            density_estimator: An estimator. If `None`, the latest that was trained.
+            sample_with: `direct` returns a `HybridPosterior`, which draws by rejection
+                from the base; `rejection` is sbi's, which draws from the prior.
             direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
-            posterior_parameters: Configuration of the posterior, in the place of the
-                arguments above; for `direct` a `HybridPosteriorParameters` or
-                `DirectPosteriorParameters`.
-            design: Design at which the observation was or will be made, of shape
-                `(dim_design,)` or `(1, dim_design)`. Needed if and only if the
-                simulations have designs.
+            posterior_parameters: In the place of the arguments above; for `direct` a
+                `HybridPosteriorParameters` or `DirectPosteriorParameters`.
+            design: Design of the observation, of shape `(dim_design,)` or
+                `(1, dim_design)`. Needed if and only if the simulations have designs.
 
         Returns:
             Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods.
@@ -376,21 +317,10 @@ class NPE_GKL(NPE_C):
             RuntimeError: If nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        estimator = density_estimator or self._stage.hybrid or self._neural_net
-        if estimator is None:
-            raise RuntimeError(
-                "There is no posterior estimator yet: call append_simulations() and "
-                "train() before build_posterior()."
-            )
-        if density_estimator is None and not isinstance(estimator, HybridEstimator):
-            warnings.warn(
-                "The training was interrupted before there was an energy: the "
-                "posterior is that of the base alone, as far as it was trained. Go on "
-                "with train(resume_training=True).",
-                stacklevel=2,
-            )
+        trained = self._stage.hybrid or self._neural_net
+        estimator = density_estimator or _stage.warn_if_interrupted(trained)
         prior = self._prior if prior is None else prior
-        hybrid = at_design(estimator, prior, design, self._dim_design)
+        hybrid = _stage.at_design(estimator, prior, design, self._dim_design)
         return super().build_posterior(**{**given, "density_estimator": hybrid})
 
     def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
@@ -422,28 +352,27 @@ class NPE_GKL(NPE_C):
         network, self._neural_net = self._neural_net, before
         assert network is not None
         theta, x, _ = self.get_simulations(start_idx)
+        rows = self.train_indices
         if network is not before:
-            self._stage.check_base(network, theta[:2], x[:2])
+            self._stage.check_base(network, theta[rows[:2]], x[rows[:2]])
         if self._training == "joint":
-            if not isinstance(network, HybridEstimator):
-                rows = self.train_indices
-                network = self._stage.build(network, theta[rows], x[rows], self._prior)
-            network.num_partition_samples = self._stage.num_partition_samples
+            network = self._stage.join(network, theta[rows], x[rows], self._prior)
         elif isinstance(network, HybridEstimator):
             network = deepcopy(network.base)
-        self._neural_net, self._start_index = network, start_idx
+        self._neural_net, self._first_round = network, start_idx
         self._stage.hybrid = None
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
-        with isolated_rng(_VALIDATION_SEED if self._training == "joint" else None):
+        seed = _stage.VALIDATION_SEED if self._training == "joint" else None
+        with isolated_rng(seed):
             return super()._validate_epoch(val_loader, loss_args)
 
     def _train_energy(
         self, config: EnergyConfig, calibration_kernel: Callable | None, *, atomic: bool
     ) -> HybridEstimator:
         """Put an energy on a copy of the trained base, train it, and report."""
-        theta, x, _ = self.get_simulations(self._start_index)
+        theta, x, _ = self.get_simulations(self._first_round)
         hybrid, history = self._stage.train(
             self._neural_net,
             theta,
@@ -456,7 +385,7 @@ class NPE_GKL(NPE_C):
             calibration_kernel=calibration_kernel,
             show_progress_bar=self._show_progress_bars,
         )
-        report_energy(history, self._summary, self._tracker, self._round)
+        _stage.report_energy(history, self._summary, self._tracker, self._round)
         return hybrid
 
     def __getstate__(self) -> dict[str, Any]:

@@ -100,24 +100,19 @@ class NRE_GKL(NRE_B):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store simulations for training. Arguments not listed are those of `NRE`.
+        r"""Store simulations, and return the trainer. The rest is as for `NRE`.
 
         Args:
             theta: Parameter sets of shape `(num_simulations, dim_theta)`.
             x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
                 designs of shape `(num_simulations, dim_x)`.
             from_round: Which round the data stemmed from. Round 0 means from the prior.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, or `None` if the experiment has none.
-                They must be drawn independently of `theta`. Data are stored as
-                `(x, design)` in one row.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
+            design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
+                experiment has none. They must be drawn independently of `theta`. Data
+                are stored as `(x, design)` in one row.
 
         Raises:
-            ValueError: If designs are missing, superfluous, of a wrong shape or not
-                finite.
+            ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
         x, dim_design = append_design_to_data(x, design, self._dim_design)
         super().append_simulations(

@@ -23,7 +23,7 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import _energy_stage
+from sbi_boed_plugin.trainers import _stage
 from tests.conftest import NoOpTracker
 from tests.posteriors.test_hybrid_posterior import GaussianBase
 
@@ -430,8 +430,8 @@ def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
         seen.append(theta)
         return real(hybrid, theta, x, **kwargs)
 
-    real = _energy_stage.train_energy
-    monkeypatch.setattr(_energy_stage, "train_energy", spy)
+    real = _stage.train_energy
+    monkeypatch.setattr(_stage, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     assert torch.equal(seen[0], later)
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120

@@ -11,9 +11,9 @@ from sbi.sbi_types import Tracker
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._numbers import check_real
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._sbi_compat import if_it_pickles
+from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
 from sbi_boed_plugin.estimators.design_conditioned_posterior import (
     DesignConditionedPosterior,
 )
@@ -21,7 +21,7 @@ from sbi_boed_plugin.estimators.energy import has_latent
 from sbi_boed_plugin.estimators.energy_builder import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.weights import draws_at_once
-from sbi_boed_plugin.trainers._checks import check_designs_given
+from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
 from sbi_boed_plugin.trainers._conditions import one_design
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
@@ -31,17 +31,22 @@ from sbi_boed_plugin.trainers._energy_training import (
 
 __all__ = [
     "SUMMARY_KEYS",
+    "VALIDATION_SEED",
     "EnergyStage",
     "at_design",
+    "check_arguments",
     "check_kind_of_training",
     "check_resumption",
     "check_split",
     "refuse_to_build",
     "report_energy",
     "to_refine",
+    "warn_if_interrupted",
     "without_idle_energy",
 ]
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+VALIDATION_SEED = 20_231_004
 SUMMARY_KEYS = (
     "energy_epochs_trained",
     "energy_training_loss",
@@ -49,6 +54,24 @@ SUMMARY_KEYS = (
     "energy_gain",
     "energy_gain_standard_error",
 )
+
+
+def check_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of sbi's training with plain numbers, or raise if one is wrong.
+
+    A default precision in which sbi would build other networks is refused, too.
+    """
+    check_default_dtype()
+    numbers = check_training(
+        given["training_batch_size"],
+        given["learning_rate"],
+        given["validation_fraction"],
+        given["stop_after_epochs"],
+        given["max_num_epochs"],
+        given["clip_max_norm"],
+    )
+    num_atoms = check_integer("num_atoms", given["num_atoms"], 1)
+    return {**given, **numbers, "num_atoms": num_atoms}
 
 
 def check_kind_of_training(training: str, atomic: bool) -> None:
@@ -64,18 +87,19 @@ def check_kind_of_training(training: str, atomic: bool) -> None:
         )
 
 
-def check_resumption(training: str, was_joint: bool, has_trained: bool) -> None:
-    """Raise if there is no training to resume, or one with another loss."""
-    if not has_trained:
+def check_resumption(training: str, network: nn.Module | None) -> None:
+    """Raise if there is no network to go on with, or one that had another loss."""
+    if network is None:
         raise RuntimeError(
             "resume_training=True, but this trainer has not trained a base: after "
             "refine() there is none to go on with. Call refine() again."
         )
-    if was_joint != (training == "joint"):
+    before = "joint" if isinstance(network, HybridEstimator) else "two_stage"
+    if training != before:
         raise ValueError(
             f"resume_training=True with training='{training}', but the training to "
-            f"resume was '{'joint' if was_joint else 'two_stage'}': their losses "
-            "cannot be compared. Pass the same value or start a new training."
+            f"resume was '{before}': their losses cannot be compared. Pass the same "
+            "value or start a new training."
         )
 
 
@@ -83,6 +107,7 @@ def to_refine(
     posterior: Any, prior: Distribution | None, theta: Any, x: Any
 ) -> tuple[ConditionalDensityEstimator, Distribution]:
     """Return the estimator of a posterior and its prior, if simulations match it."""
+    check_default_dtype()
     estimator = posterior
     if isinstance(posterior, NeuralPosterior):
         estimator = getattr(posterior, "posterior_estimator", None)
@@ -130,6 +155,23 @@ def refuse_to_build(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
         "This trainer refines an estimator that was trained elsewhere, and cannot "
         "build another one. Start with NPE_GKL(prior, density_estimator=...)."
     )
+
+
+def warn_if_interrupted(estimator: Any) -> Any:
+    """Return a trainer's estimator; raise if there is none, warn if a base alone."""
+    if estimator is None:
+        raise RuntimeError(
+            "There is no posterior estimator yet: call append_simulations() and "
+            "train() before build_posterior()."
+        )
+    if not isinstance(estimator, HybridEstimator):
+        warnings.warn(
+            "The training was interrupted before there was an energy: the posterior "
+            "is that of the base alone, as far as it was trained. Go on with "
+            "train(resume_training=True).",
+            stacklevel=3,
+        )
+    return estimator
 
 
 def at_design(
@@ -254,6 +296,15 @@ class EnergyStage:
             )
         hybrid.energy = energy
         return hybrid.to(device)
+
+    def join(
+        self, network: Any, theta: Tensor, x: Tensor, prior: Distribution | None
+    ) -> HybridEstimator:
+        """Return a base with a new energy, to learn together, unless it has one."""
+        if not isinstance(network, HybridEstimator):
+            return self.build(network, theta, x, prior)
+        network.num_partition_samples = self.num_partition_samples
+        return network
 
     def train(
         self,
