@@ -25,7 +25,6 @@ from sbi_boed_plugin import (
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.trainers import _stage
 from tests.conftest import NoOpTracker
-from tests.posteriors.test_hybrid_posterior import GaussianBase
 
 QUIET = {"show_progress_bars": False}
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -100,6 +99,7 @@ def held_out(num=200, seed=100):
 def test_the_density_rises_by_what_validation_promised(bimodal):
     theta, x = held_out()
     posterior = bimodal.build_posterior()
+    assert posterior.posterior_estimator.trained_partition
     base = DirectPosterior(posterior.posterior_estimator.base, PRIOR)
     ours, theirs = log_probs(posterior, theta, x), log_probs(base, theta, x)
     rise = (ours - theirs).mean().item()
@@ -124,10 +124,6 @@ def test_the_density_integrates_to_one(bimodal):
     for x_o in (X_O.abs(), torch.tensor([[0.9, 0.05]])):
         total = posterior.log_prob(theta, x_o).exp().sum() * (2.0 / 400) ** 2
         assert total.item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_a_posterior_knows_that_its_partition_function_was_trained(bimodal):
-    assert bimodal.build_posterior().posterior_estimator.trained_partition
 
 
 def test_samples_find_both_modes(bimodal):
@@ -159,20 +155,6 @@ def test_it_is_calibrated():
     # Coverages of 200 observations have standard errors of up to 0.035.
     assert abs(area) < 0.05
     assert p_value > 0.01
-
-
-def test_the_base_is_not_touched_by_the_second_stage(bimodal):
-    hybrid = bimodal._stage.hybrid
-    torch.manual_seed(0)
-    theta = PRIOR.sample((1_500,))
-    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
-    npe.append_simulations(theta, simulate(theta))
-    alone = npe.train(max_num_epochs=40, learning_rate=5e-3)
-    for key, value in alone.state_dict().items():
-        assert torch.equal(hybrid.base.state_dict()[key], value), key
-    hybrid.train()
-    assert not hybrid.base.training and hybrid.energy.training
-    hybrid.eval()
 
 
 def test_joint_training_improves_the_base_too():
@@ -214,12 +196,6 @@ def test_a_base_that_is_right_is_kept_as_it_is():
         torch.manual_seed(0)
         samples.append(each.sample((100,), x=X_O, **QUIET))
     assert torch.equal(*samples)
-
-
-def test_more_is_asked_of_the_energy_on_request():
-    strict = EnergyConfig(max_num_epochs=5, min_standard_errors=1e6)
-    with pytest.warns(UserWarning, match="that of the base alone"):
-        trained(500, energy=strict, max_num_epochs=5)
 
 
 # --- Refinement of what is there ------------------------------------------------------
@@ -339,42 +315,57 @@ def test_truncated_proposals_are_simulations_of_the_prior():
     assert accept(samples).float().mean() > 0.9
 
 
-def test_a_training_that_is_refused_leaves_the_hybrid():
-    trainer = trained(100, max_num_epochs=2, energy=BRIEF)
-    hybrid = trainer._stage.hybrid
+@pytest.mark.parametrize("kind", ["trained", "refined"])
+def test_a_training_that_is_refused_leaves_the_hybrid(kind, bimodal):
+    if kind == "trained":
+        trainer = trained(100, max_num_epochs=2, energy=BRIEF)
+    else:
+        given = bimodal.build_posterior(), *held_out(100)
+        trainer = NPE_GKL.refine(*given, energy=BRIEF, tracker=NoOpTracker(), **QUIET)
+    theta, x = held_out(5)
+    before = trainer.build_posterior().posterior_estimator.log_prob(theta[None], x)
     with pytest.raises(ValueError, match="already been trained"):
         trainer.train()
-    assert trainer._stage.hybrid is hybrid
-    assert isinstance(trainer.build_posterior(), HybridPosterior)
-
-
-def test_a_network_that_cannot_be_built_leaves_the_one_that_is_there(bimodal):
-    theta, x = held_out(100)
-    trainer = NPE_GKL.refine(
-        bimodal._stage.hybrid,
-        theta,
-        x,
-        prior=PRIOR,
-        energy=EnergyConfig(max_num_epochs=1),
-        tracker=NoOpTracker(),
-        **QUIET,
-    )
-    with pytest.raises(RuntimeError, match="cannot build another one"):
-        trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
-    assert isinstance(trainer.build_posterior(), HybridPosterior)
+    if kind == "refined":
+        with pytest.raises(RuntimeError, match="cannot build another one"):
+            trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
+    posterior = trainer.build_posterior()
+    assert isinstance(posterior, HybridPosterior)
+    assert torch.equal(posterior.posterior_estimator.log_prob(theta[None], x), before)
 
 
 def test_an_estimator_stays_what_it_was_while_its_trainer_goes_on():
-    torch.manual_seed(0)
-    theta = PRIOR.sample((300,))
-    x = simulate(theta)
-    trainer = make().append_simulations(theta, x)
-    estimator = trainer.train(max_num_epochs=5, energy=BRIEF)
-    assert estimator.prior is trainer._stage.hybrid.prior
-    before = estimator.log_unnormalized(theta.unsqueeze(0), x)
-    trainer.append_simulations(theta, x)
-    trainer.train(max_num_epochs=5, energy=BRIEF, force_first_round_loss=True)
-    assert torch.equal(estimator.log_unnormalized(theta.unsqueeze(0), x), before)
+    trainer = trained(300, max_num_epochs=5, energy=BRIEF)
+    theta, x = held_out(50)
+    for resume in (True, False):
+        estimator = trainer.build_posterior().posterior_estimator
+        before = estimator.log_unnormalized(theta.unsqueeze(0), x)
+        how = {"resume_training": resume, "force_first_round_loss": not resume}
+        trained_on = trainer.train(max_num_epochs=9, energy=BRIEF, **how)
+        after = estimator.log_unnormalized(theta.unsqueeze(0), x)
+        assert torch.equal(after, before)
+        now = trained_on.log_unnormalized(theta.unsqueeze(0), x)
+        assert not torch.equal(now, before)
+
+
+def test_either_kind_of_training_follows_the_other():
+    trainer = trained(200, max_num_epochs=2, energy=BRIEF)
+    few = EnergyConfig(num_partition_samples=3)
+    kwargs = {"force_first_round_loss": True, "max_num_epochs": 2}
+    before = [p.clone() for p in trainer._neural_net.parameters()]
+    hybrid = trainer.train(training="joint", energy=few, **kwargs)
+    assert not hybrid.frozen_base and hybrid.num_partition_samples == 3
+    pairs = zip(before, hybrid.base.parameters(), strict=True)
+    assert not all(torch.equal(old, new) for old, new in pairs)
+    # What is refused does not hinder the joint training from going on.
+    with pytest.raises(ValueError, match="already been trained"):
+        trainer.train()
+    trainer.train(training="joint", resume_training=True, max_num_epochs=3)
+    joint = [p.clone() for p in hybrid.base.parameters()]
+    two_stage = trainer.train(energy=BRIEF, **kwargs)
+    assert two_stage.frozen_base and not hybrid.frozen_base
+    pairs = zip(joint, hybrid.base.parameters(), strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs)
 
 
 def test_a_base_without_energy_is_not_said_to_be_far_off():
@@ -389,27 +380,6 @@ def test_a_base_without_energy_is_not_said_to_be_far_off():
         warnings.simplefilter("error")
         measured = trainer.build_posterior().diagnostics(torch.tensor([[8.0, 8.0]]))
     assert measured.log_partition.item() < -2.0
-
-
-def test_joint_training_after_two_stages_moves_the_base():
-    trainer = trained(200, max_num_epochs=2, energy=BRIEF)
-    before = [p.clone() for p in trainer._neural_net.parameters()]
-    few = EnergyConfig(num_partition_samples=3)
-    hybrid = trainer.train(
-        training="joint", force_first_round_loss=True, max_num_epochs=2, energy=few
-    )
-    assert not hybrid.frozen_base and hybrid.num_partition_samples == 3
-    pairs = zip(before, hybrid.base.parameters(), strict=True)
-    assert not all(torch.equal(old, new) for old, new in pairs)
-
-
-def test_a_frozen_embedding_stays_frozen():
-    embedding = nn.Linear(2, 3).requires_grad_(False)
-    weight = embedding.weight.clone()
-    build = posterior_nn("mdn", embedding_net=embedding, z_score_x="none")
-    trainer = trained(200, trainer=make(build), max_num_epochs=2, energy=BRIEF)
-    trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
-    assert torch.equal(trainer._neural_net.embedding_net.weight, weight)
 
 
 def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
@@ -490,23 +460,8 @@ def test_the_bound_can_be_chosen_in_either_of_sbis_forms(bimodal):
         HybridPosteriorParameters(bound_quantile=3.0)
 
 
-def test_building_a_posterior_takes_the_random_numbers_that_npe_takes():
-    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
-    theta = prior.sample((100,))
-    states = []
-    for trainer in (NPE(prior, GAUSSIAN, tracker=NoOpTracker(), **QUIET), make()):
-        trainer._prior = prior
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer.append_simulations(theta, theta + 1.0).train(max_num_epochs=1)
-        trainer.build_posterior()
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
-
-
 def test_no_random_numbers_of_the_energy_are_drawn_again():
-    """What a user draws next, as held-out data, is new; the base is as NPE's."""
+    """What a user draws next, as held-out data, is new, and as after NPE's training."""
     of_energy = []
 
     def build(theta, features):
@@ -523,10 +478,12 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
         settings = {"max_num_epochs": 4 if resume else 2, "resume_training": resume}
         torch.manual_seed(1)
         trainer.train(energy=BRIEF, **settings)
+        trainer.build_posterior()
         drawn = torch.rand(4)
         assert not torch.isclose(drawn, of_energy[-1]).any()
         torch.manual_seed(1)
         alone = npe.train(**settings)
+        npe.build_posterior()
         assert torch.equal(torch.rand(4), drawn)
         for key, value in alone.state_dict().items():
             assert torch.equal(trainer._neural_net.state_dict()[key], value), key
@@ -636,14 +593,6 @@ def test_every_base_gives_the_energy_its_noise(model):
     assert torch.equal(draws, hybrid.base.sample(torch.Size((6,)), x))
     # The way there and back, in single precision.
     torch.testing.assert_close(hybrid.latent(draws, x), noise, atol=2e-3, rtol=1e-3)
-
-
-def test_a_base_that_cannot_tell_its_noise_does_without():
-    trainer = make(lambda theta, x: GaussianBase(0.5))
-    theta, x = held_out(200)
-    trainer.append_simulations(theta, x).train(max_num_epochs=2)
-    assert not trainer._stage.hybrid.latent_features
-    assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).shape == (5, 2)
 
 
 def test_images_pass_the_embedding_of_the_base():
