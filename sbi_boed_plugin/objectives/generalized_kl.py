@@ -100,8 +100,8 @@ def partition_by_draws(log_ratio: Tensor, drawn: Tensor) -> Tensor:
     backward pass through each.
 
     Args:
-        log_ratio: Energy ratio at all candidates, of shape
-            `(num_candidates, batch_dim)`; no gradient passes through it.
+        log_ratio: Energy ratio at candidates, of shape `(num_candidates, batch_dim)`;
+            no gradient passes through it.
         drawn: Energy ratio at those that `draw_by_ratio` chose, of shape
             `(num_draws, batch_dim)`.
 

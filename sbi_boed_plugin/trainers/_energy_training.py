@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sbi.utils.torchutils import assert_all_finite
@@ -106,13 +106,10 @@ class EnergyConfig:
         return min(batch_size, num_simulations), decay
 
 
-@dataclass(frozen=True)
-class EnergyHistory:
-    """What the training of an energy recorded, in nats.
+class EnergyHistory(NamedTuple):
+    """Losses of epochs without those of the base, and gains over the base, in nats.
 
-    Losses are means of each epoch, without that of the base; of validation, with the
-    same draws each time. Gains are mean improvements over the base: of held-out
-    log-densities, and of the held-out objective.
+    Gains are means of held-out simulations, in log-density and in the objective.
     """
 
     training_loss: list[float]
@@ -306,13 +303,9 @@ def _fit(
     return training_loss, validation_loss
 
 
-def _ratios(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
-    return hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
-
-
 def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
     """Return the loss of each row without that of the base, of shape `(num_rows,)`."""
-    ratio = _ratios(hybrid, rows)
+    ratio = hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
     if rows.atomic:
         return atomic_hybrid_loss(rows.log_weight + ratio)
     partition = partition_function(ratio[1:], log_weight=rows.log_weight[1:])
@@ -336,7 +329,7 @@ def _gains(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
     """
     parts = []
     for chunk in rows.chunks():
-        ratio = _ratios(hybrid, chunk)
+        ratio = hybrid.ratio_of_features(chunk.theta, chunk.features, chunk.noise)
         of_base, of_hybrid = chunk.log_weight, chunk.log_weight + ratio
         if rows.atomic:
             gain = atomic_hybrid_loss(of_base) - atomic_hybrid_loss(of_hybrid)

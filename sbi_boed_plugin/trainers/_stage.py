@@ -184,8 +184,8 @@ def at_design(
     if not isinstance(estimator, ConditionalDensityEstimator):
         return estimator  # of which sbi says what is wrong.
     if not isinstance(estimator, HybridEstimator):
-        never = {"energy": nn.Identity(), "frozen_base": True, "corrects": False}
-        estimator = HybridEstimator(estimator, prior=prior, **never)
+        never = nn.Identity()
+        estimator = HybridEstimator(estimator, never, prior=prior, corrects=False)
     if not isinstance(estimator.base, DesignConditionedPosterior):
         check_designs_given(design, dim_design)
     elif design is not None:

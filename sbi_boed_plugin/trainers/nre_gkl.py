@@ -87,7 +87,6 @@ class NRE_GKL(NRE_B):
     _first_round: int = 0
     # Atoms of validation, while it goes on.
     _validation_atoms: Tensor | None = None
-    _warned_of_few_atoms: bool = False
 
     def append_simulations(  # noqa: D417
         self,
@@ -140,8 +139,7 @@ class NRE_GKL(NRE_B):
         r"""Build the posterior. Arguments not listed are those of `NRE`.
 
         Args:
-            density_estimator: The ratio that the posterior is based on. If `None`, use
-                the latest that was trained.
+            density_estimator: A ratio. If `None`, the latest that was trained.
             design: Designs at which the observation was or will be made: shape
                 `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
                 row of `x_o`. Needed if and only if the simulations have designs.
@@ -201,23 +199,17 @@ class NRE_GKL(NRE_B):
         else:
             # With batch normalization or dropout, ratios of one pass cannot be
             # compared with those of another.
-            self._warn_of_few_atoms(num_drawn)
+            warnings.warn(
+                "The classifier differs from pass to pass, as with dropout: the "
+                f"partition function of each row is estimated from {num_drawn} atoms, "
+                "in the place of all others of the batch. Use a classifier without "
+                "dropout, or a larger num_atoms.",
+                stacklevel=2,
+            )
             ratios = pairs.evaluate(torch.cat([own, atoms[:num_drawn]]))
             loss = ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
-
-    def _warn_of_few_atoms(self, num_drawn: int) -> None:
-        if self._warned_of_few_atoms:
-            return
-        self._warned_of_few_atoms = True
-        warnings.warn(
-            "The classifier differs from pass to pass, as with dropout: the partition "
-            f"function of each row is estimated from {num_drawn} atoms, in the place "
-            "of all others of the batch. Use a classifier without dropout, or a larger "
-            "num_atoms.",
-            stacklevel=4,
-        )
 
     def _atoms(self, theta: Tensor, num_atoms: int) -> Tensor:
         """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
