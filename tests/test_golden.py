@@ -117,7 +117,10 @@ def multi_start():
         training_batch_size=64,
         num_eig_samples=500,
         multi_start=MultiStartConfig(
-            num_starts=16, num_climb_steps=5, num_candidates=2, num_candidate_samples=100
+            num_starts=16,
+            num_climb_steps=5,
+            num_candidates=2,
+            num_candidate_samples=100,
         ),
     )
     return [result.design.item(), result.eig.value]
