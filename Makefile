@@ -59,7 +59,7 @@ bench: $(STAMP) ## Measure the speed of training and design
 	$(BIN)/python benchmarks/hybrid_speed.py $(ARGS)
 
 reproduce: $(STAMP) ## Make a table of a paper: NAME=two-moons, ARGS=--list or --quick
-	$(BIN)/python -m benchmarks.papers $(NAME) $(ARGS)
+	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
 	rm -rf .venv build dist .pytest_cache .ruff_cache sbi-logs

@@ -1,6 +1,6 @@
 """Every bound of the information against its exact value, on a straight line.
 
-    python benchmarks/bounds_table.py --output docs/results/bounds.csv
+    make reproduce NAME=bounds
 
 `gaussian_linear` at its best design, half of the measurements at each end, where the
 information is known in closed form. Likelihood, hybrid posterior and marginal are
@@ -8,16 +8,12 @@ trained there by `optimize_design`, from a policy that stays within a hundredth 
 box. "true" rows have the task's own likelihood in the place of the learned one.
 """
 
-import argparse
-import csv
-import time
-import warnings
-from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig, tasks
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.search.config import DesignResult
@@ -74,16 +70,16 @@ def train_at(
     return trainer.optimize_design(task.simulator, objective="marginal", **settings)
 
 
-def row_of(
+def columns_of(
     task: tasks.Task,
     design: Tensor,
     trained: DesignResult,
     bound: str,
-    likelihood: Optional[str],
-    num_contrastive: Optional[int],
+    likelihood: str | None,
+    num_contrastive: int | None,
     num_samples: int,
-) -> Dict[str, Any]:
-    """Return an estimate and the exact value."""
+) -> dict[str, Any]:
+    """Return an estimate, its standard error and its cap."""
     if bound in ("barber_agakov", "gkl"):
         estimator = trained.posterior_estimator
     elif likelihood == "true":
@@ -102,51 +98,35 @@ def row_of(
         num_contrastive=num_contrastive or 1,
         seed=0,
     )
+    name = "_".join(str(part) for part in (bound, likelihood, num_contrastive) if part)
     return {
-        "dim_design": task.dim_design,
-        "bound": bound,
-        "likelihood": likelihood or "",
-        "num_contrastive": num_contrastive or "",
-        "value": round(eig.value, 3),
-        "standard_error": round(eig.standard_error, 3),
-        "cap": "" if eig.cap is None else round(eig.cap, 3),
-        "exact": round(task.exact_eig(design)[0], 3),
+        name: round(eig.value, 3),
+        f"{name}_se": round(eig.standard_error, 3),
+        f"{name}_cap": "" if eig.cap is None else round(eig.cap, 3),
     }
 
 
-def bounds_table(
-    dim_design: int, num_steps: int, num_samples: int = 2_000, seed: int = 0
-) -> List[Dict[str, Any]]:
-    """Return one row per bound."""
-    torch.manual_seed(seed)
-    task = tasks.get_task("gaussian_linear", dim_design=dim_design)
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each number of measurements and seed."""
+    return [{"dim_design": d, "seed": s} for s in range(num_seeds) for d in (1, 10)]
+
+
+def run(job: Job, quick: bool) -> Row:
+    """Return all bounds of one training, one column each."""
+    num_steps, num_samples = (100, 200) if quick else (1_000, 2_000)
+    torch.manual_seed(job["seed"])
+    task = tasks.get_task("gaussian_linear", dim_design=job["dim_design"])
     design = best_design(task)
     trained = train_at(task, design, num_steps)
-    return [row_of(task, design, trained, *case, num_samples) for case in CASES]
+    row = {"exact": round(task.exact_eig(design)[0], 3)}
+    for case in CASES:
+        row |= columns_of(task, design, trained, *case, num_samples)
+    return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--quick", action="store_true", help="a tenth of all steps and simulations"
-    )
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
-    started = time.perf_counter()
-    rows: List[Dict[str, Any]] = []
-    for dim_design in (1, 10):
-        budget = (100, 200) if args.quick else (1_000, 2_000)
-        table = bounds_table(dim_design, *budget)
-        print(*table, sep="\n", flush=True)
-        rows += table
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{time.perf_counter() - started:.0f} seconds")
-
-
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    name="bounds",
+    title="Bounds of the information of a straight line, learned and exact",
+    jobs=jobs,
+    run=run,
+)

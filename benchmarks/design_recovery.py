@@ -1,35 +1,27 @@
 """Exact information of the designs that `optimize_design` finds.
 
-    python benchmarks/design_recovery.py --output docs/results/design_recovery.csv
+    make reproduce NAME=design-recovery
 
 The tasks have known answers: `gaussian_linear` in closed form, the others by quadrature
 with the true likelihood. For the straight lines the optimum puts half of the
 measurements at each end of the box; for the others it is the best of a grid.
 """
 
-import argparse
-import csv
 import time
-import warnings
-from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.experiment import find_design, make_trainer
 
-CASES: List[Tuple[str, int, int]] = [
-    (name, dim_design, seed)
-    for name, dim_design, num_seeds in (
-        ("gaussian_linear", 1, 5),
-        ("noisy_linear", 1, 5),
-        ("noisy_linear", 10, 5),
-        ("pharmacokinetic", 1, 5),
-        ("location_finding", 2, 5),
-    )
-    for seed in range(num_seeds)
-]
+SIZES = {
+    "gaussian_linear": (1,),
+    "noisy_linear": (1, 10),
+    "pharmacokinetic": (1,),
+    "location_finding": (2,),
+}
 
 
 def optimum(task: tasks.Task) -> torch.Tensor:
@@ -47,21 +39,29 @@ def optimum(task: tasks.Task) -> torch.Tensor:
     return design
 
 
-def recover(name: str, dim_design: int, seed: int) -> Dict[str, Any]:
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each task, number of measurements and seed."""
+    return [
+        {"task": name, "dim_design": dim, "seed": seed}
+        for name, dims in SIZES.items()
+        for dim in dims
+        for seed in range(num_seeds)
+    ]
+
+
+def run(job: Job, quick: bool) -> Row:
     """Search for the best design of a task and score it exactly."""
-    torch.manual_seed(seed)
-    sizes = {} if name == "location_finding" else {"dim_design": dim_design}
-    task = tasks.get_task(name, **sizes)
+    torch.manual_seed(job["seed"])
+    named = job["task"] == "location_finding"  # Its designs are places.
+    sizes = {} if named else {"dim_design": job["dim_design"]}
+    task = tasks.get_task(job["task"], **sizes)
     trainer = make_trainer(task, show_progress_bars=False)
     started = time.perf_counter()
-    result = find_design(trainer, task)
+    result = find_design(trainer, task, num_steps=50 if quick else None)
     seconds = time.perf_counter() - started
     found, error = task.exact_eig(result.design)
     best, _ = task.exact_eig(optimum(task))
     return {
-        "task": name,
-        "dim_design": dim_design,
-        "seed": seed,
         "design": " ".join(f"{value:.2f}" for value in result.design.tolist()),
         "exact_eig": round(found, 4),
         "standard_error": round(error, 4),
@@ -69,24 +69,21 @@ def recover(name: str, dim_design: int, seed: int) -> Dict[str, Any]:
         "share_of_optimum": round(found / best, 4),
         "reported_lower_bound": round(result.eig.value, 4),
         "num_simulations": result.num_simulations,
-        "seconds": round(seconds, 1),
+        "search_seconds": round(seconds, 1),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    rows = []
-    for case in CASES:
-        rows.append(recover(*case))
-        print(rows[-1], flush=True)
-        with args.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return means over seeds of each task."""
+    values = ["exact_eig", "optimum", "share_of_optimum", "reported_lower_bound"]
+    return averages(rows, by=["task", "dim_design"], values=values)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    name="design-recovery",
+    title="Exact information of the designs that optimize_design finds",
+    jobs=jobs,
+    run=run,
+    summary=summary,
+    num_seeds=5,
+)

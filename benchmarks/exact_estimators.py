@@ -59,7 +59,7 @@ class GaussianEstimator(ConditionalDensityEstimator):
         return mean + (factor @ noise.unsqueeze(-1)).squeeze(-1)
 
     def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Noise that a sample was made of; see `estimators.reparameterize`."""
+        """Noise that a sample was made of; see `estimators.noise`."""
         mean, factor = self.moments(condition)
         return _whiten(factor, input - mean)
 

@@ -1,17 +1,12 @@
 """Policy gradients with exact densities, against finite differences.
 
-    python benchmarks/gradient_table.py --output docs/results/gradients.csv
+    make reproduce NAME=gradients
 
 x = theta * design + noise, all Normal, and a policy of scale 0.4 around a location.
 Each gradient is that in the location, in nats per unit of the design: its mean and
 standard error over batches, and the standard deviation of one batch. The finite
 difference is that of the exact information, averaged over the policy by quadrature.
 """
-
-import argparse
-import csv
-from pathlib import Path
-from typing import Any, Dict, List
 
 import torch
 from torch import Tensor
@@ -22,6 +17,7 @@ from benchmarks.exact_estimators import (
     normal_prior,
     slope,
 )
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import TruncatedNormalPolicy
 from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
@@ -98,43 +94,43 @@ def finite_difference(loc: float, scale: float = SCALE, step: float = 1e-2) -> f
     return (average(loc + step) - average(loc - step)) / (2 * step)
 
 
-def gradient_row(method: str, objective: str, loc: float, **kwargs) -> Dict[str, Any]:
-    """Return a row of the table."""
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each objective, location, gradient and seed."""
+    return [
+        {"objective": objective, "gradient": gradient, "location": loc, "seed": seed}
+        for seed in range(num_seeds)
+        for objective in ("info_nce", "barber_agakov")
+        for loc in (1.0, 3.0)
+        for gradient in POLICY_GRADIENTS
+    ]
+
+
+def gradient_row(method: str, objective: str, loc: float, **kwargs) -> Row:
+    """Return mean and spread of the gradient of a batch, and the exact one."""
     gradients = batch_gradients(method, objective, loc, **kwargs)
     deviation = gradients.std().item()
+    exact = finite_difference(loc, kwargs.get("scale", SCALE))
     return {
-        "objective": objective,
-        "gradient": method,
-        "location": loc,
         "value": round(gradients.mean().item(), 4),
         "standard_error": round(deviation / len(gradients) ** 0.5, 4),
-        "finite_difference": round(
-            finite_difference(loc, kwargs.get("scale", SCALE)), 4
-        ),
+        "finite_difference": round(exact, 4),
         "deviation_of_a_batch": round(deviation, 4),
         "variance_of_a_batch": float(f"{deviation**2:.3g}"),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--num-batches", type=int, default=400)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    rows: List[Dict[str, Any]] = []
-    for objective in ("info_nce", "barber_agakov"):
-        for loc in (1.0, 3.0):
-            for method in POLICY_GRADIENTS:
-                row = gradient_row(method, objective, loc, num_batches=args.num_batches)
-                rows.append(row)
-                print(row, flush=True)
-    with args.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def run(job: Job, quick: bool) -> Row:
+    """Compare a gradient with the finite difference."""
+    torch.manual_seed(job["seed"])
+    num_batches = 40 if quick else 400
+    return gradient_row(
+        job["gradient"], job["objective"], job["location"], num_batches=num_batches
+    )
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    name="gradients",
+    title="Gradients of the information under exact densities",
+    jobs=jobs,
+    run=run,
+)

@@ -1,24 +1,22 @@
 """Hybrid posteriors against their own bases and other methods, on sbibm's tasks.
 
-    OMP_NUM_THREADS=1 python benchmarks/hybrid_table.py two-moons --output docs/results
-    OMP_NUM_THREADS=1 python benchmarks/hybrid_table.py tasks --output docs/results
+    make reproduce NAME=hybrid-two-moons
+    make reproduce NAME=hybrid-tasks
 
 C2ST to sbibm's reference posteriors, mean over its observations, with two classifiers
 that must not be compared with each other: sbi's random forest on 1,000 samples, and
 sbibm's multilayer perceptron on 10,000. A base is what sbi's NPE trains, with sbi's
 defaults; its hybrid is what NPE_GKL makes of it, from the same simulations.
 
-`two-moons` takes both classifiers and ratio estimators beside, with three seeds;
-`tasks` the forest alone, the maf base and one seed. Rows that the output holds already
-are not computed again.
+`hybrid-two-moons` takes both classifiers and ratio estimators beside, with three seeds;
+`hybrid-tasks` the forest alone, the maf base and one seed.
 """
 
-import argparse
 import contextlib
 import io
 import time
-from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -29,9 +27,7 @@ from sbi.utils.metrics import c2st
 from sbibm.metrics.c2st import c2st as c2st_of_sbibm
 from torch import Tensor
 
-from benchmarks.papers._table import summarize
-from benchmarks.papers.runner import run_study
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin import NPE_GKL, NRE_GKL
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.sbibm import get_task
@@ -64,7 +60,7 @@ COLUMNS = [
 ]
 
 
-def train(job: Job, theta: Tensor, x: Tensor, prior: Any) -> Dict[str, Any]:
+def train(job: Job, theta: Tensor, x: Tensor, prior: Any) -> dict[str, Any]:
     """Return posteriors by name, and what is known of the training."""
     settings = {"tracker": NoOpTracker(), "show_progress_bars": False}
     # sbi prints how each training ends.
@@ -87,7 +83,7 @@ def train(job: Job, theta: Tensor, x: Tensor, prior: Any) -> Dict[str, Any]:
     }
 
 
-def distances(posterior: Any, task: Any, mlp: bool) -> Dict[str, float]:
+def distances(posterior: Any, task: Any, mlp: bool) -> dict[str, float]:
     """Return the mean C2ST over observations, of each classifier."""
     num_samples = NUM_MLP if mlp else NUM_FOREST
     forest, perceptron = [], []
@@ -100,7 +96,7 @@ def distances(posterior: Any, task: Any, mlp: bool) -> Dict[str, float]:
         forest.append(float(c2st(*few)))
         if mlp:
             perceptron.append(float(c2st_of_sbibm(reference[:NUM_MLP], samples)))
-    made: Dict[str, Any] = {"forest": sum(forest) / len(forest), "mlp": ""}
+    made: dict[str, Any] = {"forest": sum(forest) / len(forest), "mlp": ""}
     if mlp:
         made["mlp"] = sum(perceptron) / len(perceptron)
     return made
@@ -137,7 +133,7 @@ def run(job: Job, quick: bool) -> Row:
     }
 
 
-def two_moons(num_seeds: int, quick: bool) -> List[Job]:
+def two_moons(num_seeds: int, quick: bool) -> list[Job]:
     return [
         {
             "task": "two_moons",
@@ -151,7 +147,7 @@ def two_moons(num_seeds: int, quick: bool) -> List[Job]:
     ]
 
 
-def tasks(num_seeds: int, quick: bool) -> List[Job]:
+def tasks(num_seeds: int, quick: bool) -> list[Job]:
     return [
         {
             "task": task,
@@ -173,12 +169,12 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
     for method in dict.fromkeys(row["method"] for row in rows):
         of_method = [row for row in rows if row["method"] == method]
         values = [c for c in COLUMNS if of_method[0][c] != ""]
-        for line in summarize(of_method, by=by, values=values):
+        for line in averages(of_method, by=by, values=values):
             made.append({**dict.fromkeys(_header(by), ""), **line})
     return made
 
 
-def _header(by: List[str]) -> List[str]:
+def _header(by: list[str]) -> list[str]:
     return [*by, "seeds", *(n for c in COLUMNS for n in (c, f"{c}_se"))]
 
 
@@ -212,42 +208,20 @@ def figure(rows: Sequence[Row]) -> Figure:
     return made
 
 
-STUDIES = {
-    "two-moons": Study(
-        name="hybrid_two_moons",
-        title="Two moons: hybrids, their bases and ratio estimators",
-        jobs=two_moons,
-        run=run,
-        figure=figure,
-        summary=summary,
-        num_seeds=3,
-    ),
-    "tasks": Study(
-        name="hybrid_tasks",
-        title="Tasks of sbibm: maf bases and their hybrids",
-        jobs=tasks,
-        run=run,
-        figure=figure,
-        summary=summary,
-        num_seeds=1,
-    ),
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=sorted(STUDIES))
-    parser.add_argument("--seeds", type=int)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    run_study(
-        STUDIES[args.study],
-        args.output,
-        num_seeds=args.seeds,
-        num_workers=args.workers,
-    )
-
-
-if __name__ == "__main__":
-    main()
+STUDY_OF_TWO_MOONS = Study(
+    name="hybrid-two-moons",
+    title="Two moons: hybrids, their bases and ratio estimators",
+    jobs=two_moons,
+    run=run,
+    summary=summary,
+    figure=figure,
+    num_seeds=3,
+)
+STUDY_OF_TASKS = Study(
+    name="hybrid-tasks",
+    title="Tasks of sbibm: maf bases and their hybrids",
+    jobs=tasks,
+    run=run,
+    summary=summary,
+    figure=figure,
+)

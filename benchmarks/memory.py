@@ -1,31 +1,29 @@
 """Peak memory and time of the main paths beside those of sbi, in many dimensions.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py --output docs/results
+    make reproduce NAME=memory
 
 Every number comes from a process of its own: the largest resident memory that it had,
 imports included, and its processor time. 200 simulations and two epochs. The peer of
 `NLE_INCE` is `NLE`, of `NPE_GKL` is `NPE`, of `NRE_GKL` is `NRE_B`. A search for
 designs trains a likelihood and a posterior: the peer is `NLE`, then `NPE`, with as many
-simulations. Cells that the table has already are left out.
+simulations.
 """
 
-import argparse
 import contextlib
-import csv
-import functools
 import io
 import resource
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import torch
 from sbi.inference import NLE_A, NPE_C, NRE_B
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import (
     NLE_INCE,
     NPE_GKL,
@@ -37,8 +35,8 @@ from sbi_boed_plugin.experiment import NoOpTracker
 
 NUM_SIMULATIONS = 200
 DIMS_THETA, DIMS_X = (2, 50, 200), (2, 100, 1_000)
-EPOCHS: Dict[str, Any] = {"max_num_epochs": 2, "training_batch_size": 100}
-QUIET: Dict[str, Any] = {"show_progress_bars": False}
+EPOCHS: dict[str, Any] = {"max_num_epochs": 2, "training_batch_size": 100}
+QUIET: dict[str, Any] = {"show_progress_bars": False}
 CLIMB = MultiStartConfig(
     num_starts=64, num_climb_steps=3, num_candidates=2, num_candidate_samples=100
 )
@@ -63,16 +61,6 @@ CELLS = [
         if (dim_theta, dim_x) not in SEARCH_DIMS
     ),
 ]
-COLUMNS = (
-    "path",
-    "dim_theta",
-    "dim_x",
-    "model",
-    "peak_mb",
-    "sbi_peak_mb",
-    "cpu_s",
-    "sbi_cpu_s",
-)
 
 
 def run_path(path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool) -> None:
@@ -119,14 +107,14 @@ def run_path(path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool) -
             posterior.log_prob(samples[:100], x=x[:1])
 
 
-@functools.cache
 def measure(
     path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool
-) -> Tuple[float, float]:
+) -> tuple[float, float]:
     """Return the peak memory in MB and the processor time in seconds of a process."""
-    arguments = [path, str(dim_theta), str(dim_x), model, *(["--ours"] * ours)]
+    arguments = [path, str(dim_theta), str(dim_x), model, "ours" if ours else "sbi"]
     done = subprocess.run(
-        [sys.executable, __file__, "--only", *arguments],
+        [sys.executable, "-m", "benchmarks.memory", *arguments],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,
@@ -135,43 +123,43 @@ def measure(
     return float(peak), float(seconds)
 
 
-def peer_of(path: str) -> str:
-    """Return the first path with the same peer, which is measured once for all."""
-    return DESIGN_PATHS[0] if path in DESIGN_PATHS else path
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each path, numbers of values and network."""
+    names = ("path", "dim_theta", "dim_x", "model")
+    cells = [cell for cell in CELLS if not quick or cell[1:3] == (2, 2)]
+    return [{**dict(zip(names, cell, strict=True)), "seed": 0} for cell in cells]
+
+
+def run(job: Job, quick: bool) -> Row:
+    """Measure a path and its peer."""
+    cell = (job["path"], job["dim_theta"], job["dim_x"], job["model"])
+    peer = DESIGN_PATHS[0] if job["path"] in DESIGN_PATHS else job["path"]
+    peak, seconds = measure(*cell, ours=True)
+    of_sbi, seconds_of_sbi = measure(peer, *cell[1:], ours=False)
+    return {
+        "peak_mb": peak,
+        "sbi_peak_mb": of_sbi,
+        "cpu_s": seconds,
+        "sbi_cpu_s": seconds_of_sbi,
+    }
+
+
+STUDY = Study(
+    name="memory",
+    title="Peak memory and processor time beside those of sbi",
+    jobs=jobs,
+    run=run,
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--paths", nargs="+", default=[*NETWORKS, *DESIGN_PATHS])
-    parser.add_argument("--output", type=Path, help="folder for the table as CSV")
-    parser.add_argument("--only", nargs=4, help="walk one path in this process")
-    parser.add_argument("--ours", action="store_true", help="with --only: ours")
-    args = parser.parse_args()
-    if args.only:
-        warnings.filterwarnings("ignore")
-        path, dim_theta, dim_x, model = args.only
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_path(path, int(dim_theta), int(dim_x), model, ours=args.ours)
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        print(f"{used.ru_maxrss / 1_024:.0f} {used.ru_utime + used.ru_stime:.1f}")
-        return
-    done = set()
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        table = args.output / "memory.csv"
-        if not table.exists():
-            table.write_text(",".join(COLUMNS) + "\n")
-        done = {tuple(row[:4]) for row in csv.reader(table.open())}
-    for cell in (cell for cell in CELLS if cell[0] in args.paths):
-        if tuple(map(str, cell)) in done:
-            continue
-        peak, seconds = measure(*cell, ours=True)
-        of_sbi, seconds_of_sbi = measure(peer_of(cell[0]), *cell[1:], ours=False)
-        row = (*cell, peak, of_sbi, seconds, seconds_of_sbi)
-        print(dict(zip(COLUMNS, row, strict=True)), flush=True)
-        if args.output:
-            with table.open("a", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(row)
+    """Walk one path in this process, and print its peak memory and time."""
+    warnings.filterwarnings("ignore")
+    path, dim_theta, dim_x, model, whose = sys.argv[1:]
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_path(path, int(dim_theta), int(dim_x), model, ours=whose == "ours")
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(f"{used.ru_maxrss / 1_024:.0f} {used.ru_utime + used.ru_stime:.1f}")
 
 
 if __name__ == "__main__":

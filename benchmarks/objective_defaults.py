@@ -4,17 +4,11 @@ For each task, seed and setting: train on the same simulations, draw from the po
 of sbibm's observations, and measure C2ST against the reference posterior (sbi's
 random-forest C2ST, not sbibm's) and the held-out log-likelihood on new simulations.
 
-    python benchmarks/objective_defaults.py --output docs/results/objective_defaults.csv
-
-Rows that the output holds already are not computed again.
+    make reproduce NAME=objective-defaults
 """
 
-import argparse
-import csv
 import time
-import warnings
-from pathlib import Path
-from typing import Any, Dict
+from collections.abc import Sequence
 
 import sbibm
 import torch
@@ -22,6 +16,7 @@ from sbi.inference import NLE
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.utils.metrics import c2st
 
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin import NLE_INCE
 
 MODELS = {"two_moons": "nsf", "slcp": "maf"}
@@ -33,16 +28,22 @@ SETTINGS = {
     "ince L=3 λ=1": (3, 1.0),
     "ince L=3 λ=10": (3, 10.0),
 }
-FIELDS = [
-    "task", "model", "num_simulations", "seed", "setting",
-    "c2st", "held_out_log_likelihood", "epochs", "seconds",
-]  # fmt: skip
 
 
-def run(
-    task_name: str, num_simulations: int, seed: int, setting: str
-) -> Dict[str, Any]:
-    """Train one setting and return its row."""
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each seed, task and setting."""
+    return [
+        {"task": task, "num_simulations": 1_000, "seed": seed, "setting": setting}
+        for seed in range(num_seeds)
+        for task in MODELS
+        for setting in (list(SETTINGS)[:2] if quick else SETTINGS)
+    ]
+
+
+def run(job: Job, quick: bool) -> Row:
+    """Train one setting and judge it."""
+    task_name, num_simulations = job["task"], job["num_simulations"]
+    seed, setting = job["seed"], job["setting"]
     torch.manual_seed(seed)
     task = sbibm.get_task(task_name)
     prior, simulator = task.get_prior_dist(), task.get_simulator()
@@ -74,15 +75,11 @@ def run(
         reference = task.get_reference_posterior_samples(num_observation)[:1_000]
         scores.append(c2st(samples, reference, seed=0).item())
     return {
-        "task": task_name,
         "model": model,
-        "num_simulations": num_simulations,
-        "seed": seed,
-        "setting": setting,
         "c2st": sum(scores) / len(scores),
         "held_out_log_likelihood": held_out,
         "epochs": inference.summary["epochs_trained"][-1],
-        "seconds": seconds,
+        "training_seconds": seconds,
     }
 
 
@@ -109,40 +106,17 @@ def sample_posterior(inference: NLE, x_o: torch.Tensor) -> torch.Tensor:
     return accepted[:1_000]
 
 
-def main() -> None:
-    """Run what is missing and append it to the output."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument(
-        "--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS
-    )
-    parser.add_argument("--num-simulations", type=int, default=1_000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-
-    done = set()
-    if args.output.exists():
-        with args.output.open(newline="") as file:
-            done = {
-                (row["task"], int(row["num_simulations"]), int(row["seed"]),
-                 row["setting"])
-                for row in csv.DictReader(file)
-            }  # fmt: skip
-    else:
-        args.output.write_text(",".join(FIELDS) + "\n")
-    for seed in range(args.seeds):
-        for task_name in args.tasks:
-            for setting in args.settings:
-                key = (task_name, args.num_simulations, seed, setting)
-                if key in done:
-                    continue
-                row = run(*key)
-                with args.output.open("a", newline="") as file:
-                    csv.DictWriter(file, FIELDS).writerow(row)
-                print(row, flush=True)
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return means over seeds of each task and setting."""
+    values = ["c2st", "held_out_log_likelihood", "training_seconds"]
+    return averages(rows, by=["task", "setting"], values=values)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    name="objective-defaults",
+    title="Settings of the InfoNCE-λ objective against NLE on stored simulations",
+    jobs=jobs,
+    run=run,
+    summary=summary,
+    num_seeds=3,
+)

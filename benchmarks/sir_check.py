@@ -1,6 +1,6 @@
 """Check the SIR experiment against brute force and calibrate its posterior.
 
-    python benchmarks/sir_check.py --seeds 3 --output docs/results/sir_check.csv
+    make reproduce NAME=sir-check
 
 For each seed: find the measurement time, compare its reported information with an
 independent brute-force estimate (histograms of many trajectories, no learned
@@ -9,17 +9,14 @@ with sbi's simulation-based calibration and, at the observation of the true para
 with the local classifier two-sample test.
 """
 
-import argparse
-import csv
 import time
-import warnings
-from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from sbi.diagnostics import check_sbc, run_sbc
 from sbi.diagnostics.lc2st import LC2ST
 
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.experiment import find_design, make_trainer, measure
 from sbi_boed_plugin.tasks.sir_reference import brute_force_eig
@@ -32,7 +29,7 @@ def check(
     num_steps: int | None = None,
     num_sbc: int = 300,
     num_lc2st: int = 1_000,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """Run one seed and return its figures."""
     torch.manual_seed(seed)
     task = tasks.get_task("sir")
@@ -74,7 +71,6 @@ def check(
     local = {"theta_o": samples.log(), "x_o": x_o.log1p()}
     statistic = lc2st.get_statistic_on_observed_data(**local)
     return {
-        "seed": seed,
         "design": round(found, 2),
         "reported_eig": round(result.eig.value, 3),
         "reported_standard_error": round(result.eig.standard_error, 3),
@@ -89,26 +85,24 @@ def check(
         "lc2st_statistic": round(float(statistic), 5),
         "lc2st_p": round(float(lc2st.p_value(**local)), 3),
         "num_simulations": result.num_simulations,
-        "seconds": round(seconds, 1),
+        "search_seconds": round(seconds, 1),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    rows = []
-    for seed in range(args.seeds):
-        rows.append(check(seed))
-        print(rows[-1], flush=True)
-        with args.output.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each seed."""
+    return [{"seed": seed} for seed in range(num_seeds)]
 
 
-if __name__ == "__main__":
-    main()
+def run(job: Job, quick: bool) -> Row:
+    """Check one search."""
+    return check(job["seed"], *((50, 100, 200) if quick else ()))
+
+
+STUDY = Study(
+    name="sir-check",
+    title="SIR, one count: a search against brute force, and its calibration",
+    jobs=jobs,
+    run=run,
+    num_seeds=3,
+)

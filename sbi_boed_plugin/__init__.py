@@ -14,7 +14,7 @@ from sbi_boed_plugin.campaign import run_experiments as run_experiments
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator as DesignConditionedEstimator,
 )
-from sbi_boed_plugin.estimators.energy_builder import energy_nn as energy_nn
+from sbi_boed_plugin.estimators.energy import energy_nn as energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator as HybridEstimator
 from sbi_boed_plugin.estimators.measurement_set import (
     MeasurementSetEmbedding as MeasurementSetEmbedding,

@@ -1,16 +1,19 @@
 """A folder of result files, each written completely or not at all."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from sbi_boed_plugin._files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["ResultFolder", "finite_or_none"]
 

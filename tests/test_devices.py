@@ -31,8 +31,7 @@ from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.coordinates import move_transform
-from sbi_boed_plugin.estimators.energy import latent
-from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
@@ -225,7 +224,7 @@ def test_noise_of_a_mixture_moves_samples_on_their_device():
     assert moving.is_meta and moving.dtype == torch.float32
     assert condition.grad is not None
     with OnDevice():
-        noise = latent(estimator, on_device(3, 50, 1), on_device(50, 1))
+        noise = to_noise(estimator, on_device(3, 50, 1), on_device(50, 1))
     assert noise.is_meta and noise.dtype == torch.float32
     assert noise.shape == (3, 50, 1)
 

@@ -5,7 +5,7 @@ Run with `make test-slow ARGS="-s -k found_designs"` to see the figures.
 
 import pytest
 
-from benchmarks.design_recovery import recover
+from benchmarks.design_recovery import run
 from benchmarks.sir_check import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", ["gaussian_linear", "noisy_linear"])
 def test_one_measurement_reaches_98_percent_of_the_optimum(name, seed):
-    row = recover(name, 1, seed)
+    row = run({"task": name, "dim_design": 1, "seed": seed}, quick=False)
     print(row)
     assert row["share_of_optimum"] >= 0.98
     assert row["reported_lower_bound"] <= row["exact_eig"] + 0.08
@@ -22,7 +22,7 @@ def test_one_measurement_reaches_98_percent_of_the_optimum(name, seed):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_ten_measurements_reach_4_9_nats(seed):
-    row = recover("noisy_linear", 10, seed)
+    row = run({"task": "noisy_linear", "dim_design": 10, "seed": seed}, quick=False)
     print(row)
     assert row["exact_eig"] - 3 * row["standard_error"] >= 4.9
 

@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import measure
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES, rows_at_once
-from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
-from sbi_boed_plugin.estimators.energy import latent
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.noise import to_noise
+from sbi_boed_plugin.estimators.transformed import CategoricalPosteriorBuilder
 
 
 class Allocations(TorchDispatchMode):
@@ -70,7 +70,7 @@ def test_the_noise_of_a_mixture_takes_one_mixture_for_each_condition():
     theta, x = torch.randn(200, 50), torch.randn(200, 3)
     base = posterior_nn("mdn", num_components=10)(theta, x)
     few, more = (
-        num_bytes(latent, base, theta[:num].unsqueeze(1), x[:1]) for num in (100, 200)
+        num_bytes(to_noise, base, theta[:num].unsqueeze(1), x[:1]) for num in (100, 200)
     )
     assert (more - few) / 100 < 4 * 10 * 50**2 / 2
 

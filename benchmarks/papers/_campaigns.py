@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributions.transforms import Transform, identity_transform
 
-from benchmarks.papers.study import Row
+from benchmarks.study import Row
 from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.energy_builder import energy_nn
+from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.weights import WeightDiagnostics
 from sbi_boed_plugin.experiment import NoOpTracker

@@ -9,7 +9,7 @@ from benchmarks.papers._campaigns import (
     summarize,
     with_error,
 )
-from benchmarks.papers.study import Row
+from benchmarks.study import Row
 from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
 

@@ -44,8 +44,7 @@ from benchmarks.papers._hybrids import (
     weight_columns,
 )
 from benchmarks.papers._linear_gaussian import LinearGaussian
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
@@ -191,7 +190,7 @@ def _builder(base: str) -> Any:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["task", "base", "num_simulations"],
         values=[

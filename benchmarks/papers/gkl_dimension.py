@@ -36,9 +36,8 @@ from benchmarks.papers._hybrids import (
     weight_columns,
 )
 from benchmarks.papers._linear_gaussian import LinearGaussian
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
-from sbi_boed_plugin.estimators.weights import measure_weights
+from benchmarks.study import Job, Row, Study, averages
+from sbi_boed_plugin.estimators.weights import draws_at_once, measure_weights
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
@@ -115,31 +114,6 @@ class DiagonalNormal(ConditionalDensityEstimator):
         return (input - self.net(condition)) * (-self.log_scale).exp()
 
 
-@dataclass(frozen=True)
-class _Exact:
-    """A base with the exact ratio of the posterior to it."""
-
-    base: ConditionalDensityEstimator
-    target: LinearGaussian
-
-    @property
-    def input_shape(self) -> torch.Size:
-        return self.base.input_shape
-
-    def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
-        draws = self.base.sample(torch.Size((num_samples,)), condition)
-        return draws, draws[..., :0]
-
-    def log_ratio(
-        self, input: Tensor, condition: Tensor, noise: Tensor | None = None
-    ) -> Tensor:
-        exact = self.target.posterior(condition).log_prob(input)
-        return exact - self.base.log_prob(input, condition)
-
-    def inside(self, input: Tensor) -> Tensor | None:
-        return None
-
-
 def jobs(num_seeds: int, quick: bool) -> list[Job]:
     """Return the jobs, few dimensions first."""
     cells = [(dim, base) for dim in DIMS for base in BASES]
@@ -185,9 +159,18 @@ def run(job: Job, quick: bool) -> Row:
     config = EnergyConfig(max_num_epochs=size.energy_epochs)
     trainer = refine_base(base, target.prior, theta, x, config)
     hybrid = hybrid_of(trainer).posterior_estimator
-    trained = measure_weights(hybrid, observed, num_draws=size.num_draws)
+    trained = hybrid.measure_weights(observed, num_draws=size.num_draws)
+
+    def draw_exactly_weighted(num: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        draws = hybrid.base.sample(torch.Size((num,)), x)
+        log_weights = target.posterior(x).log_prob(draws)
+        return draws, log_weights - hybrid.base.log_prob(draws, x)
+
     exact = measure_weights(
-        _Exact(hybrid.base, target), observed, num_draws=size.num_draws
+        draw_exactly_weighted,
+        observed,
+        at_once=draws_at_once(hybrid.base, observed),
+        num_draws=size.num_draws,
     )
     with torch.no_grad():
         posterior = target.posterior(observed)
@@ -209,7 +192,7 @@ def run(job: Job, quick: bool) -> Row:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["base", "dim"],
         values=[

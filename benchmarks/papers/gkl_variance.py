@@ -40,8 +40,7 @@ from benchmarks.papers._hybrids import (
     uncorrected,
     weight_columns,
 )
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
@@ -207,7 +206,7 @@ def _mean_c2st(
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["latent_features", "num_partition_samples"],
         values=[

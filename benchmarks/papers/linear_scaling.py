@@ -23,8 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin.estimators.measurement_set import MeasurementSetEmbedding
 from sbi_boed_plugin.experiment import find_design, make_trainer
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine
@@ -168,7 +167,7 @@ def run(job: Job, quick: bool) -> Row:
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["dim_design", "objective", "regularization_strength"],
         values=["exact_eig", "share", "log_likelihood", "search_seconds"],

@@ -35,7 +35,7 @@ from benchmarks.papers._amortised import (
 )
 from benchmarks.papers._campaigns import in_order
 from benchmarks.papers._pooled import pooled, pooled_plot
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.policies import NormalPolicy

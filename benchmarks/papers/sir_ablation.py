@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin.experiment import find_design, make_trainer
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine
 from sbi_boed_plugin.policies import PointPolicy, TruncatedNormalPolicy
@@ -124,7 +123,7 @@ def _brute_force(
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each method."""
-    return summarize(
+    return averages(
         rows,
         by=["objective", "policy", "gradient"],
         values=["design", "brute_force_eig", "shortfall", "search_seconds"],

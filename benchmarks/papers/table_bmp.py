@@ -42,7 +42,7 @@ from torch.distributions.transforms import (
 
 from benchmarks.papers._campaigns import dot_plot, evaluate, in_order, summarize
 from benchmarks.papers._methods import Method, Settings, run_method
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.evaluation import median_predictive_distance
 from sbi_boed_plugin.experiment import NoOpTracker

@@ -27,8 +27,7 @@ from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from benchmarks.papers._table import summarize
-from benchmarks.papers.study import Job, Row, Study
+from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
@@ -175,7 +174,7 @@ def _bound(
 
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds of each setting."""
-    return summarize(
+    return averages(
         rows,
         by=["num_contrastive", "regularization_strength"],
         values=["reported_eig", "eig", "eig_many", "log_likelihood"],

@@ -1,67 +1,44 @@
 """Figures of a benchmark: metrics and times against the budget."""
 
 import math
-import statistics
 from textwrap import fill
+from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
-from sbi_boed_plugin.benchmark.published import (
-    BUDGETS,
-    PUBLISHED_C2ST,
-    PUBLISHED_METHODS,
-    published_beside,
-    published_c2st,
-    published_label,
-)
-from sbi_boed_plugin.benchmark.summary import Results
+from sbi_boed_plugin.benchmark.published import published_beside
+from sbi_boed_plugin.benchmark.summary import SECONDS, Results
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
 
-__all__ = [
-    "METRIC_LABELS",
-    "legend_keys",
-    "metric_figure",
-    "metric_panel",
-    "runtime_figure",
-    "runtime_panel",
-]
+__all__ = ["METRIC_LABELS", "metric_figure", "runtime_figure"]
 
 METRIC_LABELS = {
     "c2st": "C2ST",
     "c2st_forest": "C2ST, random forest",
     "mmd": "MMD²",
-    "ppc": "median distance",
+    "ppc": "Median distance",
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_PUBLISHED_MARKERS = dict(zip(PUBLISHED_METHODS, ("o", "^", "v"), strict=True))
-_PUBLISHED_LOOK = {
-    "color": "#A0A0A0",
-    "fillstyle": "none",
-    "linewidth": 0.8,
-    "markersize": 5.0,
-}
+_PUBLISHED_MARKERS = {"NLE": "o", "NPE": "^", "NRE": "v"}
 _HOLLOW = {"markerfacecolor": "white", "linestyle": "", "zorder": 3}
 _NUM_COLUMNS = 5
 # Longer names of methods go on in the next line: they must leave room for the data.
 _LABEL_WIDTH = 20
-_TIMES = {"training_seconds": "training", "sampling_seconds": "sampling"}
+# Powers of ten between two tick labels, so that they do not overlap.
+_TICK_GAP = 0.45
 
 
 def metric_figure(results: Results, metric: str) -> Figure:
     """Plot a metric against the budget, one panel per task.
 
-    Args:
-        results: Results of a benchmark.
-        metric: Name of a metric. Published values are shown beside `"c2st"` only, as
-            other classifiers give other numbers, and only beside jobs like theirs.
-
-    Returns:
-        The figure: markers are hollow where means are no fair comparison with others,
-        as posteriors lack or have cost more simulations.
+    Markers are hollow where means are no fair comparison with others, as posteriors
+    lack or have cost more simulations. Published values are shown beside `"c2st"` only,
+    as other classifiers give other numbers, and only beside jobs like theirs.
     """
     tasks = results.tasks
     num_columns = min(_NUM_COLUMNS, len(tasks))
@@ -98,98 +75,62 @@ def metric_figure(results: Results, metric: str) -> Figure:
     return figure
 
 
-def metric_panel(results: Results, metric: str, task: str) -> Figure:
-    """Return the panel of one task as a figure, without a legend."""
-    figure = Figure(figsize=(3.3, 2.5))
-    # Dozens of them: a layout that is searched for takes most of a report's time.
-    ax = figure.add_axes((0.19, 0.19, 0.78, 0.69))
-    _draw_metric(ax, results, metric, task)
-    ax.set_xlabel("simulations")
-    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
-    return figure
-
-
-def legend_keys(results: Results, metric: str) -> list[tuple[str, Figure]]:
-    """Return the entries of the panels' legend: a name, and its line as a figure."""
-    keys = []
-    for handle in _handles(results, metric):
-        figure = Figure(figsize=(0.4, 0.2))
-        figure.patch.set_alpha(0.0)
-        handle.set_data([0.1, 0.5, 0.9], [0.5, 0.5, 0.5])
-        handle.set_markevery([1])
-        figure.add_artist(handle)
-        keys.append((str(handle.get_label()), figure))
-    return keys
-
-
 def runtime_figure(results: Results) -> Figure:
-    """Plot the times of training and sampling per job, one row per method.
-
-    Args:
-        results: Results of a benchmark.
-
-    Returns:
-        The figure: a small dot per task, a large one for the median over tasks.
-    """
-    figure = Figure(
-        figsize=(9.0, 1.3 + 0.45 * len(results.settings)), layout="constrained"
-    )
+    """Plot times by method: a dot per task, and a diamond for the median over tasks."""
+    labels = results.labels
+    height = 1.3 + 0.45 * len(labels)
+    figure = Figure(figsize=(9.0, height), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, name in zip(axes, _TIMES, strict=True):
+    for ax, name in zip(axes, SECONDS[:2], strict=True):
         _draw_times(ax, results, name)
-    _legend_of_budgets(axes[0], results)
+    axes[0].set_yticks(
+        range(len(labels)), [fill(text, _LABEL_WIDTH) for text in labels]
+    )
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    colors = ordered_colors(len(results.budgets))
+    axes[0].legend(
+        handles=[
+            Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
+            for budget, color in zip(results.budgets, colors, strict=True)
+        ],
+        title="simulations",
+        title_fontsize="small",
+        fontsize="small",
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=4,
+        frameon=False,
+        borderaxespad=0.2,
+        alignment="left",
+    )
     figure.supxlabel("dots: tasks, diamonds: their medians", fontsize="small")
     return figure
 
 
-def runtime_panel(results: Results, name: str) -> Figure:
-    """Return one of the two panels of the times as a figure."""
-    figure = Figure(
-        figsize=(4.1, 1.3 + 0.45 * len(results.settings)), layout="constrained"
-    )
-    ax = figure.subplots()
-    _draw_times(ax, results, name)
-    _legend_of_budgets(ax, results)
-    return figure
-
-
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
-    settings, budgets = results.settings, results.budgets
-    published = published_beside(results.jobs(task)) if metric == "c2st" else []
-    for method in published if task in PUBLISHED_C2ST else ():
-        values = [published_c2st(task, method, budget) for budget in BUDGETS]
-        ax.plot(BUDGETS, values, zorder=1, **_published_look(method))
-    for index, setting in enumerate(settings):
-        points = []
-        for budget in budgets:
-            group = results.group(task, setting, budget)
-            if group is not None and math.isfinite(group.value(metric)[0]):
-                # Side by side, as errors that overlap hide one another.
-                shift = 1.05 ** (index - (len(settings) - 1) / 2)
-                points.append(
-                    (budget * shift, *group.value(metric), not group.is_comparable)
-                )
-        if points:
-            at, means, errors, _ = zip(*points, strict=True)
-            ax.errorbar(
-                at,
-                means,
-                yerr=[0.0 if math.isnan(error) else error for error in errors],
-                elinewidth=1.0,
-                **_line_look(index),
-            )
-            hollow = [point[:2] for point in points if point[-1]]
-            if hollow:
-                ax.plot(*zip(*hollow, strict=True), **_line_look(index) | _HOLLOW)
+    cells = results.cells.loc[results.cells["task"] == task]
+    ends = set(cells["num_simulations"])
+    for method, rows in _published(cells, metric):
+        ends |= set(rows["num_simulations"])
+        look = _published_look(method)
+        ax.plot(rows["num_simulations"], rows["c2st"], zorder=1, **look)
+    for index, label in enumerate(results.labels):
+        rows = cells.loc[cells["label"] == label].dropna(subset=[metric])
+        # Side by side, as errors that overlap hide one another.
+        at = rows["num_simulations"] * 1.05 ** (index - (len(results.labels) - 1) / 2)
+        look = _line_look(index)
+        errors = rows[f"{metric}_se"].fillna(0.0)
+        ax.errorbar(at, rows[metric], yerr=errors, elinewidth=1.0, **look)
+        unfair = ~rows["is_comparable"]
+        ax.plot(at[unfair], rows[metric][unfair], **look | _HOLLOW)
     ax.set_xscale("log")
-    ends = [*budgets, *(BUDGETS if published else ())]
     ax.set_xlim(min(ends) / 1.6, max(ends) * 1.6)
-    # Powers of ten label themselves, and more than three numbers would overlap.
-    if len(budgets) <= 3 and any(math.log10(budget) % 1.0 for budget in budgets):
-        far = [end for end in ends if min(_decades(end, b) for b in budgets) > 0.45]
-        ticks = sorted({*budgets, *far})
-        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        ax.xaxis.set_minor_locator(NullLocator())
+    ticks: list[int] = []
+    for end in sorted(ends):
+        if not ticks or math.log10(end / ticks[-1]) > _TICK_GAP:
+            ticks.append(end)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
     if metric in CLASSIFIER_METRICS:
         ax.set_ylim(0.48, 1.02)
         ax.axhline(0.5, color=GREY, linewidth=0.6, zorder=0)
@@ -198,16 +139,19 @@ def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
     despine(ax)
 
 
-def _decades(one: float, other: float) -> float:
-    return abs(math.log10(one / other))
+def _published(cells: pd.DataFrame, metric: str) -> Any:
+    """Return published methods with their values; other classifiers have others."""
+    return published_beside(cells).groupby("method") if metric == "c2st" else ()
 
 
 def _published_look(method: str) -> dict[str, object]:
-    is_sequential = method not in _PUBLISHED_MARKERS
     return {
-        **_PUBLISHED_LOOK,
+        "color": "#A0A0A0",
+        "fillstyle": "none",
+        "linewidth": 0.8,
+        "markersize": 5.0,
         "marker": _PUBLISHED_MARKERS[method.removeprefix("S")],
-        "linestyle": "--" if is_sequential else ":",
+        "linestyle": "--" if method.startswith("S") else ":",
     }
 
 
@@ -224,79 +168,39 @@ def _line_look(index: int) -> dict[str, object]:
 
 
 def _handles(results: Results, metric: str) -> list[Line2D]:
-    handles = []
-    for index, setting in enumerate(results.settings):
-        label = results.labels[setting]
-        handles.append(Line2D([], [], label=label, **_line_look(index)))
-    if metric == "c2st":
-        handles += [
-            Line2D(
-                [],
-                [],
-                label=f"{published_label(name)}, published (ten observations)",
-                **_published_look(name),
-            )
-            for name in published_beside(results.jobs())
-        ]
-    if any(group.num_done and not group.is_comparable for group in results.groups):
-        look = (
-            _line_look(0) | _HOLLOW | {"color": GREY, "label": "hollow: not comparable"}
-        )
-        handles.append(Line2D([], [], **look))
-    return handles
+    looks = {label: _line_look(index) for index, label in enumerate(results.labels)}
+    for method, _ in _published(results.cells, metric):
+        rounds = ", ten rounds" if method.startswith("S") else ""
+        name = f"{method}{rounds}, published (ten observations)"
+        looks[name] = _published_look(method)
+    done = results.cells[results.cells["num_done"] > 0]
+    if not done["is_comparable"].all():
+        looks["hollow: not comparable"] = _line_look(0) | _HOLLOW | {"color": GREY}
+    return [Line2D([], [], label=label, **look) for label, look in looks.items()]
 
 
 def _draw_times(ax: Axes, results: Results, name: str) -> None:
-    settings, budgets = results.settings, results.budgets
-    colors = ordered_colors(len(budgets))
-    for row, setting in enumerate(settings):
-        for place, budget in enumerate(budgets):
-            seconds = results.seconds(name, setting, budget)
-            if not seconds:
-                continue
-            y = row + 0.6 * ((place + 0.5) / len(budgets) - 0.5)
-            ax.plot(
-                [_positive(value) for value in seconds],
-                [y] * len(seconds),
-                "o",
-                color=colors[place],
-                markersize=3.0,
-                alpha=0.45,
-                markeredgewidth=0.0,
-            )
-            median = _positive(statistics.median(seconds))
-            ax.plot([median], [y], "D", color=colors[place], markersize=5.5)
+    budgets = results.budgets
+    # Nothing to train takes no time, which a logarithm cannot show.
+    times = results.cells[["label", "num_simulations", name]].dropna()
+    groups: Any = times.groupby(["label", "num_simulations"])
+    for (label, budget), group in groups:
+        place = budgets.index(budget)
+        y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(budgets) - 0.5)
+        color = ordered_colors(len(budgets))[place]
+        look = {"markersize": 3.0, "alpha": 0.45, "markeredgewidth": 0.0}
+        dots, median = group[name], group[name].median()
+        ax.plot(dots.where(dots > 0.0), [y] * len(dots), "o", color=color, **look)
+        ax.plot([median or math.nan], [y], "D", color=color, markersize=5.5)
     ax.set_xscale("log")
-    ax.set_yticks(
-        range(len(settings)), [fill(results.labels[s], _LABEL_WIDTH) for s in settings]
-    )
-    ax.set_ylim(len(settings) - 0.5, -0.5)
+    shown = times.loc[times[name] > 0.0, name]
+    # Between few powers of ten there are ticks at 2 and 5 as well.
+    is_narrow = len(shown) > 0 and shown.max() / shown.min() < 30.0
+    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
     ax.set_axisbelow(True)
-    ax.set_xlabel(f"{_TIMES[name]} [s]")
+    ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
     despine(ax)
-
-
-def _positive(seconds: float) -> float:
-    # Nothing to train takes no time, which a logarithm cannot show.
-    return seconds if seconds > 0.0 else math.nan
-
-
-def _legend_of_budgets(ax: Axes, results: Results) -> None:
-    colors = ordered_colors(len(results.budgets))
-    handles = [
-        Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
-        for budget, color in zip(results.budgets, colors, strict=True)
-    ]
-    ax.legend(
-        handles=handles,
-        title="simulations",
-        title_fontsize="small",
-        fontsize="small",
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=4,
-        frameon=False,
-        borderaxespad=0.2,
-        alignment="left",
-    )

@@ -1,12 +1,10 @@
-"""What is run: jobs, their names, and which ones a benchmark consists of."""
+"""The jobs of a benchmark: one posterior each, and which ones there are."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from sbi_boed_plugin._numbers import check_integer
@@ -17,18 +15,10 @@ __all__ = ["NUM_SAMPLES", "Job", "expand_jobs", "hyper_by_method"]
 NUM_SAMPLES = 10_000
 
 # What a method is given by other arguments than hyperparameters.
-_RESERVED = frozenset(
-    {
-        "cache",
-        "num_observation",
-        "num_rounds",
-        "num_samples",
-        "num_simulations",
-        "observation",
-        "seed",
-        "task",
-    }
-)
+_RESERVED = {
+    *("cache", "num_observation", "num_rounds", "num_samples", "num_simulations"),
+    *("observation", "seed", "task"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +34,8 @@ class Job:
         num_rounds: Number of rounds.
         num_samples: Number of posterior samples.
         hyper: Hyperparameters of the method, in what JSON can express.
-
-    Example:
-        >>> job = Job("two_moons", "npe_gkl", 1_000, seed=0, num_observation=1)
-        >>> str(job.path("json"))
-        'two_moons/npe_gkl/1000_seed0_obs1.json'
+        tag: Text that tells jobs apart that have the same settings, such as those of
+            two versions of a `module:function`.
     """
 
     task: str
@@ -59,73 +46,34 @@ class Job:
     num_rounds: int = 1
     num_samples: int = NUM_SAMPLES
     hyper: Mapping[str, Any] = field(default_factory=dict)
+    tag: str = ""
 
-    def path(self, suffix: str) -> Path:
-        """Return the path of the job's file within a folder of such files.
-
-        Settings that most jobs have in common stay out of the name; a hash stands for
-        them where they differ from the usual.
-
-        Args:
-            suffix: What the name ends with, without the dot.
-        """
-        name = f"{self.num_simulations}_seed{self.seed}_obs{self.num_observation}"
-        unusual = [self.num_rounds, self.num_samples, dict(self.hyper)]
-        if unusual != [1, NUM_SAMPLES, {}]:
-            text = json.dumps(unusual, sort_keys=True)
-            name += f"_{_digest(text)[:10]}"
-        folder = self.method
-        if ":" in folder:
-            # Some file systems ignore the case of letters, Python does not.
-            folder = f"{folder.replace(':', '.')}_{_digest(folder)[:8]}"
-        return Path(self.task, folder, f"{name}.{suffix}")
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the fields as JSON has them."""
+    def settings(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
         return {**asdict(self), "hyper": dict(self.hyper)}
 
     @property
-    def setting_key(self) -> str:
-        """Method and settings, as a text that differs wherever they do."""
-        parts = [self.method, self.num_rounds, self.num_samples, dict(self.hyper)]
-        return json.dumps(parts, sort_keys=True)
-
-    @property
-    def cell(self) -> tuple[str, str, int]:
-        """Task, setting and budget: what jobs that are averaged have in common."""
-        return self.task, self.setting_key, self.num_simulations
-
-    @property
-    def setting(self) -> str:
-        """Method and what is unusual about it, in words.
+    def unusual(self) -> list[str]:
+        """What differs from the usual settings, in words.
 
         Example:
-            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2).setting
-            'npe, 2 rounds'
+            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2, hyper={"a": "b"}).unusual
+            ['2 rounds', 'a=b']
         """
-        return ", ".join([self.method, *self.unusual])
-
-    @property
-    def unusual(self) -> list[str]:
-        """What differs from the usual settings, in words."""
         parts = []
         if self.num_rounds != 1:
             parts.append(f"{self.num_rounds} rounds")
         if self.num_samples != NUM_SAMPLES:
             parts.append(f"{self.num_samples:,} samples")
-        return parts + [
-            f"{key}={_readable(value)}" for key, value in sorted(self.hyper.items())
-        ]
+        parts += [f"{key}={_readable(v)}" for key, v in sorted(self.hyper.items())]
+        return parts + ([f"tag {self.tag}"] if self.tag else [])
 
     def __str__(self) -> str:
         return (
-            f"{self.task}, {self.setting}, {self.num_simulations:,} simulations, "
-            f"seed {self.seed}, observation {self.num_observation}"
+            f"{self.task}, {', '.join([self.method, *self.unusual])}, "
+            f"{self.num_simulations:,} simulations, seed {self.seed}, "
+            f"observation {self.num_observation}"
         )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _readable(value: Any) -> str:
@@ -146,42 +94,18 @@ def expand_jobs(
     num_rounds: int = 1,
     num_samples: int = NUM_SAMPLES,
     hyper: Mapping[str, Any] | None = None,
+    tag: str = "",
 ) -> list[Job]:
-    """Return all jobs, in the order in which they are best run.
+    """Return one job per combination, in the order in which they are best run.
 
-    Observations vary slowest: every method has a result early, and workers that run
+    Observations vary slowest: every method has a result early, and processes that run
     side by side train different networks instead of waiting for the same one.
-
-    Args:
-        tasks: Names of tasks.
-        methods: Names of methods.
-        num_simulations: Budgets.
-        seeds: Seeds.
-        observations: Numbers of observations.
-        num_rounds: Number of rounds.
-        num_samples: Number of posterior samples.
-        hyper: Hyperparameters, for all methods, or for one if its name is before
-            theirs.
-
-    Returns:
-        One job per combination.
 
     Raises:
         ValueError: If a list is empty or repeats something, a number is out of range, a
             budget has less than a simulation per round, or a hyperparameter has a
             reserved name, is for a method that does not run, or cannot be kept in a
             file.
-
-    Example:
-        >>> jobs = expand_jobs(
-        ...     ["sir"],
-        ...     ["nle", "npe"],
-        ...     num_simulations=[1_000],
-        ...     seeds=[0],
-        ...     observations=[1, 2],
-        ... )
-        >>> [(job.method, job.num_observation) for job in jobs]
-        [('nle', 1), ('npe', 1), ('nle', 2), ('npe', 2)]
     """
     tasks = _listed("tasks", tasks)
     methods = _listed("methods", methods)
@@ -198,19 +122,11 @@ def expand_jobs(
     (num_samples,) = _listed("num_samples", [num_samples], least=2)
     given = hyper_by_method(methods, hyper or {})
     combinations = product(observations, seeds, sorted(num_simulations), tasks, methods)
-    return [
-        Job(
-            task,
-            method,
-            budget,
-            seed,
-            observation,
-            num_rounds,
-            num_samples,
-            given[method],
-        )
-        for observation, seed, budget, task, method in combinations
-    ]
+    jobs = []
+    for number, seed, budget, task, method in combinations:
+        more = (num_rounds, num_samples, given[method], str(tag))
+        jobs.append(Job(task, method, budget, seed, number, *more))
+    return jobs
 
 
 def hyper_by_method(
@@ -218,13 +134,8 @@ def hyper_by_method(
 ) -> dict[str, dict[str, Any]]:
     """Return which hyperparameters each method gets.
 
-    Args:
-        methods: Names of methods.
-        hyper: Hyperparameters. A name such as `npe.num_atoms` is for `npe` only, and
-            goes before one that is for all.
-
-    Returns:
-        Hyperparameters by method, as they come back from a file.
+    A name such as `npe.num_atoms` is for `npe` only, and goes before one that is for
+    all.
 
     Raises:
         ValueError: If a hyperparameter has a reserved name, is for a method that does
@@ -234,7 +145,14 @@ def hyper_by_method(
         >>> hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
         {'npe': {'num_atoms': 5}, 'nre': {'num_atoms': 10}}
     """
-    hyper = _as_kept(hyper)
+    try:
+        # As they come back from a file.
+        hyper = json.loads(json.dumps(dict(hyper), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"hyper={dict(hyper)} must hold numbers, texts, booleans, None, and lists "
+            f"and dictionaries of them, to be kept in a file: {error}."
+        ) from error
     shared = {key: value for key, value in hyper.items() if "." not in key}
     given = {method: dict(shared) for method in methods}
     for key, value in hyper.items():
@@ -264,14 +182,3 @@ def _listed(name: str, values: Iterable[Any], least: int | None = None) -> list[
     if len(set(entries)) < len(entries):
         raise ValueError(f"{name}={entries} must not repeat an entry.")
     return entries
-
-
-def _as_kept(hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyperparameters as they come back from a file."""
-    try:
-        return json.loads(json.dumps(dict(hyper), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"hyper={dict(hyper)} must hold numbers, texts, booleans, None, and lists "
-            f"and dictionaries of them, to be kept in a file: {error}."
-        ) from error

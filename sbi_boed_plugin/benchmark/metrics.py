@@ -21,38 +21,25 @@ def compute_metric(
 ) -> float:
     """Compare samples with a task's reference posterior or observation.
 
-    It draws from the global generators.
+    Smaller is better for all metrics. They draw from the global generators.
 
     Args:
         name: One of `METRICS`.
         task: A task of sbibm.
         samples: Posterior samples of shape `(num_samples, dim_parameters)`.
         num_observation: Number of the observation.
-
-    Returns:
-        The metric: smaller is better for all of them.
     """
     return float(METRICS[name](task, samples, num_observation))
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuse metrics that there are not.
-
-    Args:
-        names: Names of metrics.
-
-    Raises:
-        ValueError: If there are none, or one is unknown.
-    """
+    """Raise a `ValueError` if there are no metrics, or one is unknown."""
+    known = ", ".join(METRICS)
     if isinstance(names, str) or not names:
-        raise ValueError(f"metrics={names!r} must name at least one of {_known()}.")
+        raise ValueError(f"metrics={names!r} must name at least one of {known}.")
     for name in names:
         if name not in METRICS:
-            raise ValueError(f"metrics={name!r} is unknown; there are {_known()}.")
-
-
-def _known() -> str:
-    return ", ".join(METRICS)
+            raise ValueError(f"metrics={name!r} is unknown; there are {known}.")
 
 
 def _paired(task: Any, samples: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -1,254 +1,202 @@
-"""The folder of a benchmark: whole files, one lock per job, and nothing else.
+"""A folder of finished jobs: one JSON file a job, and one run at a time.
 
-Whatever is killed at whatever moment, a file under a result's name is a whole result.
-Locks belong to the operating system, which releases those of a process that dies.
+Each file holds the record of one job, under a name made of the job's settings. It is
+written under another name first and then renamed, so that a full disk or a killed
+process never leaves half a record. A file that holds anything else is named in a
+warning and renamed, so that it never stops a run or a report; its job runs again.
+
+A record is a dictionary with these entries:
+
+- `job`: the settings, and `status`: `"done"` or `"failed"`;
+- `result`: what the job returned (empty if it failed and never succeeded before);
+- `error`, `traceback`, `output`: what went wrong, and what was printed before;
+- `seconds`, `finished`, `load`, `versions`, `warnings`: how and with what it ran.
 """
 
-import io
+import contextlib
+import hashlib
 import json
 import os
-import time
-import uuid
-import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from sbi_boed_plugin._files import write_bytes
 from sbi_boed_plugin._results import finite_or_none
-from sbi_boed_plugin.benchmark.jobs import Job
 
-__all__ = [
-    "DamagedFileError",
-    "JobLockedError",
-    "Store",
-    "describe_failure",
-    "read_record",
-]
+__all__ = ["FolderInUseError", "Record", "Settings", "Store", "file_name", "job_key"]
 
+Settings = Mapping[str, Any]
 Record = dict[str, Any]
 
-# No write takes that long: who began it is dead.
-_STALE_SECONDS = 3600.0
-
-# What readers rely on, per status.
-_COMMON = ("job", "metrics", "finished", "load", "versions")
-_KEYS = {
-    "failed": (*_COMMON, "error", "traceback", "output"),
-    "done": (
-        *_COMMON,
-        "training_seconds",
-        "sampling_seconds",
-        "metric_seconds",
-        "from_cache",
-        "num_simulations_used",
-        "log_prob_true_parameters",
-        "diagnostics",
-        "samples",
-    ),
-}
-
-_TYPES: dict[str, Any] = {
-    "diagnostics": dict,
-    "earlier": list,
-    "finished": (int, float),
-    "metric_errors": dict,
-    "metrics": dict,
+_NUMBER = (int, float)
+# Which kinds of values the entries of a record have.
+_KINDS: dict[str, Any] = {
+    "job": dict,
+    "status": str,
+    "result": dict,
+    "error": str,
+    "traceback": str,
+    "output": str,
+    "seconds": _NUMBER,
+    "finished": _NUMBER,
+    "load": (*_NUMBER, type(None)),
     "versions": dict,
     "warnings": list,
 }
+_MOST_CHARACTERS = 120
 
 
-class DamagedFileError(ValueError):
-    """A file under a result's name that does not hold the result."""
+class FolderInUseError(RuntimeError):
+    """Another run writes to the folder."""
 
 
-class JobLockedError(RuntimeError):
-    """Another process runs the job."""
+def job_key(settings: Settings) -> str:
+    """Return a text that differs wherever settings do, whatever their order.
+
+    Raises:
+        ValueError: If the settings cannot be kept in a file.
+
+    Example:
+        >>> job_key({"seed": 0, "method": "npe"})
+        '{"method": "npe", "seed": 0}'
+    """
+    try:
+        return json.dumps(settings, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"settings={settings} of a job must hold numbers, texts, booleans, None, "
+            f"and lists and dictionaries of them, to be kept in a file: {error}."
+        ) from error
 
 
-@dataclass(frozen=True)
+def file_name(settings: Settings) -> str:
+    """Return the name of the file of a job: its settings, readable, and a digest.
+
+    Example:
+        >>> file_name({"seed": 0, "method": "npe"})
+        'method=npe,seed=0-5ddaf0c9.json'
+    """
+    parts = [
+        f"{name}={value}"
+        for name, value in sorted(settings.items())
+        if isinstance(value, (str, int, float)) and value != ""
+    ]
+    # Some file systems ignore case and refuse colons; the digest tells such jobs apart.
+    readable = re.sub(r"[^\w.,=+-]+", ".", ",".join(parts), flags=re.ASCII)
+    digest = hashlib.sha256(job_key(settings).encode()).hexdigest()[:8]
+    return f"{readable[:_MOST_CHARACTERS]}-{digest}.json"
+
+
 class Store:
-    """Results in a folder that several processes may share.
+    """The records of a folder.
 
-    Attributes:
+    Args:
         folder: The folder; it need not exist.
+        check: Function that raises an error for a record whose result is not what the
+            caller's jobs return. Such a record counts as unreadable.
     """
 
-    folder: Path
+    def __init__(
+        self, folder: Path | str, check: Callable[[Record], object] | None = None
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self.jobs = self.folder / "jobs"
+        self._check = check
 
-    def open(self) -> None:
-        """Make the folder, and remove what killed processes left half-written.
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder, and keep other runs out of it.
 
-        Raises:
-            OSError: If it cannot be made, or not written to.
-        """
-        self.results.mkdir(parents=True, exist_ok=True)
-        probe = self.results / f".probe.{uuid.uuid4().hex}.tmp"
-        probe.touch()
-        probe.unlink()
-        leftovers = [
-            *self.results.rglob(".*.tmp"),
-            *self.cache.glob(".*.tmp"),
-            *self.cache.glob(".*.pt.*"),
-        ]
-        for path in leftovers:
-            # Another process may do the same, or have finished.
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-
-    @property
-    def results(self) -> Path:
-        """Folder of the results."""
-        return self.folder / "results"
-
-    @property
-    def cache(self) -> Path:
-        """Folder in which methods keep what several jobs need."""
-        return self.folder / "cache"
-
-    def read(self, job: Job) -> Record | None:
-        """Return the record of a job, or `None` if there is none.
-
-        Args:
-            job: The job.
+        The operating system frees the lock when the process ends, however it ends.
 
         Raises:
-            DamagedFileError: If its file holds anything else.
+            FolderInUseError: If another run has the folder.
+            OSError: If the folder cannot be made, or not written to.
         """
-        path = self.results / job.path("json")
-        try:
-            record = read_record(path)
-        except FileNotFoundError:
-            return None
-        if record["job"] != job.to_plain():
-            raise DamagedFileError(f"{path} holds the result of another job.")
-        return record
-
-    def write(self, job: Job, record: Record) -> None:
-        """Write the record of a job.
-
-        Args:
-            job: The job.
-            record: Plain values; what is not finite becomes `null`.
-        """
-        text = json.dumps(finite_or_none(record), indent=1, ensure_ascii=False)
-        write_bytes(self.results / job.path("json"), (text + "\n").encode())
-
-    def write_samples(self, job: Job, samples: np.ndarray) -> str:
-        """Write the samples of a job beside its record, and return the file's name."""
-        content = io.BytesIO()
-        np.savez_compressed(content, samples=samples)
-        path = self.results / job.path("npz")
-        write_bytes(path, content.getvalue())
-        return path.name
-
-    def has_samples(self, record: Record) -> bool:
-        """Tell whether the samples of a record are there."""
-        path = self.results / Job(**record["job"]).path("npz")
-        return bool(record["samples"]) and path.exists()
-
-    def read_samples(self, job: Job) -> np.ndarray | None:
-        """Return the samples of a job, or `None` if there are none to be read."""
-        try:
-            with np.load(self.results / job.path("npz")) as content:
-                return content["samples"]
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-            # Not kept, or damaged: the job makes them again.
-            return None
-
-    def move_aside(self, job: Job) -> Path:
-        """Give a damaged file of a job another name, and return that.
-
-        Only who holds the job's lock may do so: the file may be whole by now.
-        """
-        path = self.results / job.path("json")
-        aside = path.with_name(f"{path.name}.damaged")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = path.with_name(f"{path.name}.{number}.damaged")
-        os.replace(path, aside)
-        return aside
-
-    @contextmanager
-    def locked(self, job: Job) -> Iterator[None]:
-        """Hold the lock of a job.
-
-        Args:
-            job: The job.
-
-        Raises:
-            JobLockedError: If another process holds it.
-        """
-        path = self._lock(job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
-            raise JobLockedError(f"another process runs {job}.") from error
-        begun = path.with_suffix(".begun")
+            raise FolderInUseError(
+                f"another run writes to {self.folder}. Wait for its end, or use "
+                "another output folder."
+            ) from error
         try:
-            begun.touch()
+            # What a killed run left half-written: nobody else writes here now.
+            for leftover in self.jobs.glob(".*.tmp"):
+                leftover.unlink()
             yield
         finally:
-            begun.unlink(missing_ok=True)
             lock.release()
 
-    def is_begun(self, job: Job) -> bool:
-        """Tell whether a job is being run, or was when its process was killed."""
-        return self._lock(job).with_suffix(".begun").exists()
+    def write(self, record: Record) -> None:
+        """Write the record of a job in one step, not-a-number and infinity as null."""
+        text = json.dumps(finite_or_none(record), indent=1, ensure_ascii=False)
+        path = self.jobs / file_name(record["job"])
+        write_bytes(path, (text + "\n").encode())
 
-    def _lock(self, job: Job) -> Path:
-        return self.folder / ".locks" / job.path("lock")
+    def read(self, settings: Settings) -> Record | None:
+        """Return the record of a job, or `None` if there is none that can be read."""
+        path = self.jobs / file_name(settings)
+        return self._read(path) if path.exists() else None
+
+    def read_all(self) -> list[Record]:
+        """Return all records, in the order of their files' names."""
+        found = [self._read(path) for path in sorted(self.jobs.glob("[!.]*.json"))]
+        return [record for record in found if record is not None]
+
+    def set_aside(self) -> list[str]:
+        """Return the names of the files that were set aside, now or earlier."""
+        return sorted(path.name for path in self.jobs.glob("*.unreadable"))
+
+    def _read(self, path: Path) -> Record | None:
+        """Read a record; warn of a file that holds none, and rename it."""
+        try:
+            record = json.loads(path.read_bytes())
+            _check_record(record, path.name)
+            if self._check is not None:
+                self._check(record)
+        except OSError:
+            raise
+        except Exception as error:
+            number = 1
+            aside = path.with_name(f"{path.name}.unreadable")
+            while aside.exists():
+                number += 1
+                aside = path.with_name(f"{path.name}.{number}.unreadable")
+            # The folder of somebody else may be read only.
+            with contextlib.suppress(PermissionError):
+                os.replace(path, aside)
+            warnings.warn(
+                f"{path} is not the record of a job ({type(error).__name__}: {error}). "
+                f"It is left out and renamed to {aside.name}; its job will run again.",
+                stacklevel=3,
+            )
+            return None
+        return record
 
 
-def read_record(path: Path) -> Record:
-    """Read the record of a job.
-
-    Args:
-        path: Its file.
-
-    Returns:
-        The record.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DamagedFileError: If it holds anything else.
-    """
-    content = path.read_bytes()
-    try:
-        record = json.loads(content)
-        Job(**record["job"])
-        missing = sorted(set(_KEYS[record["status"]]) - set(record))
-        for name, kind in _TYPES.items():
-            if name in record and not isinstance(record[name], kind):
-                raise TypeError(f"{name}={record[name]!r}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise DamagedFileError(
-            f"{path} is damaged or not the result of a job ({error!r})."
-        ) from error
+def _check_record(record: Any, name: str) -> None:
+    """Raise an error for a record with missing or wrong entries, or a wrong name."""
+    if not isinstance(record, dict):
+        raise TypeError("it is no dictionary")
+    missing = [key for key in _KINDS if key not in record]
     if missing:
-        raise DamagedFileError(f"{path} lacks {', '.join(missing)}.")
-    return record
-
-
-def describe_failure(record: Record, metrics: Iterable[str] | None = None) -> str:
-    """Return in a line what of a job failed, empty if nothing did.
-
-    Args:
-        record: The record of a job.
-        metrics: Metrics that matter; all if `None`.
-    """
-    if record["status"] == "failed":
-        return record["error"]
-    errors = record.get("metric_errors", {})
-    wanted = errors if metrics is None else [name for name in metrics if name in errors]
-    return "; ".join(f"{name}: {errors[name]['error']}" for name in wanted)
+        raise KeyError(f"it lacks {', '.join(missing)}")
+    for key, kind in _KINDS.items():
+        if not isinstance(record[key], kind) or isinstance(record[key], bool):
+            raise TypeError(f"{key}={str(record[key])[:80]!r}")
+    if record["status"] not in ("done", "failed"):
+        raise ValueError(f"status={record['status']!r}")
+    texts = [*record["warnings"], *(v for v in record["versions"].values() if v)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("warnings and versions must be texts")
+    if name != file_name(record["job"]):
+        # A copy would count as another result.
+        raise ValueError(f"the record of its job belongs in {file_name(record['job'])}")

@@ -1,171 +1,131 @@
-"""Results as tables of values and of text."""
+"""Tables of a report, which the page and `summary.md` both show."""
 
-import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from sbi_boed_plugin.benchmark.differences import paired_differences
-from sbi_boed_plugin.benchmark.store import Record, describe_failure
-from sbi_boed_plugin.benchmark.summary import SECONDS, Group, Results
+import pandas as pd
+
+from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
+from sbi_boed_plugin.benchmark.published import published_beside
+from sbi_boed_plugin.benchmark.summary import Results
 
 __all__ = [
+    "Table",
     "difference_table",
     "format_number",
-    "job_table",
-    "markdown",
-    "summary_table",
+    "metric_table",
+    "time_table",
+    "to_markdown",
 ]
 
-_MEASURED = (*SECONDS, "num_simulations_used", "log_prob_true_parameters")
-_SETTINGS = ("task", "method", "num_simulations", "num_rounds", "num_samples", "hyper")
+_BLUE, _VERMILLION = "0 114 178", "213 94 0"
 
 
-def job_table(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows of a table with one row per job."""
-    fields = [*_SETTINGS, "seed", "num_observation"]
-    diagnostics = sorted({key for r in results.records for key in _said(r)})
-    versions = sorted({key for r in results.records for key in r["versions"]})
-    header = [*fields, "status", *results.metrics, *_MEASURED, "from_cache", "load"]
-    header += [f"diagnostic_{name}" for name in diagnostics]
-    header += [f"version_{name}" for name in versions] + ["error"]
-    rows = []
-    for record in results.records:
-        row = [_plain(record["job"][name]) for name in fields] + [record["status"]]
-        row += [record["metrics"].get(name) for name in results.metrics]
-        row += [record.get(name) for name in (*_MEASURED, "from_cache", "load")]
-        row += [_said(record).get(name) for name in diagnostics]
-        row += [record["versions"].get(name) for name in versions]
-        rows.append([*row, describe_failure(record)])
-    return header, rows
+class Table(NamedTuple):
+    """Texts of cells, and how the page shows them.
+
+    Attributes:
+        texts: Each a number, with a space before what is to be said of it.
+        best: Whether a cell is the best of its row.
+        colors: Backgrounds, as CSS has them.
+        means: Means over tasks, missing for who lacks a posterior.
+    """
+
+    texts: pd.DataFrame
+    best: pd.DataFrame = pd.DataFrame()
+    colors: pd.DataFrame = pd.DataFrame()
+    means: pd.Series = pd.Series(dtype=float)
 
 
-def _said(record: Record) -> dict[str, float]:
-    return record.get("diagnostics", {})
+def metric_table(results: Results, name: str, budget: int) -> Table:
+    """Return a metric or time of tasks and methods at one budget.
 
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return json.dumps(value, sort_keys=True) if value else ""
-    return value
-
-
-def summary_table(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows of a table with one row per task, method and budget."""
-    names = [*results.metrics, *SECONDS]
-    header = [*_SETTINGS, "num_observations", "num_seeds", "num_done", "num_failed"]
-    header += [part for name in names for part in (name, f"{name}_se")]
-    rows = []
-    for group in results.groups:
-        job = group.job.to_plain()
-        row = [_plain(job[name]) for name in _SETTINGS]
-        row += [group.num_observations, group.num_seeds]
-        row += [group.num_done, group.num_failed]
-        for name in names:
-            pair = group.value(name)
-            row += [None if math.isnan(value) else value for value in pair]
-        rows.append(row)
-    return header, rows
-
-
-def difference_table(results: Results) -> tuple[list[str], list[list[Any]]]:
-    """Return header and rows of a table of paired differences of all metrics."""
-    header = [*_SETTINGS, "reference", "reference_hyper", "metric", "difference"]
-    header += ["difference_se", "num_observations", "num_seeds"]
-    rows = []
-    for metric in results.metrics:
-        for found in paired_differences(results, metric):
-            job = found.job.to_plain()
-            error = None if math.isnan(found.error) else found.error
-            rows.append(
-                [
-                    *(_plain(job[name]) for name in _SETTINGS),
-                    *(found.reference.method, _plain(dict(found.reference.hyper))),
-                    *(metric, found.mean, error),
-                    *(found.num_observations, found.num_seeds),
-                ]
-            )
-    return header, rows
-
-
-def markdown(results: Results) -> str:
-    """Return tables of all metrics, tasks and budgets down, methods across."""
-    labels = [results.labels[setting] for setting in results.settings]
-    lines = [f"# {len(results.records)} jobs, {len(results.failed)} failed", ""]
-    if results.shared:
-        lines += [f"All with {', '.join(results.shared)}.", ""]
-    lines += [
-        "Mean ± standard error over observations, each the mean over its seeds, and of "
-        "training_seconds over trainings; observations share seeds, so the errors of "
-        "metrics leave out how much trainings differ. In parentheses: number of "
-        "observations × seeds; means over fewer posteriors than others have are not "
-        "comparable with theirs.",
-        "",
-    ]
-    for name in [*results.metrics, "training_seconds", "sampling_seconds"]:
-        lines += [f"## {name}", ""]
-        lines.append("| task | simulations | " + " | ".join(labels) + " |")
-        lines.append("|---" * (2 + len(results.settings)) + "|")
-        for task in results.tasks:
-            for budget in results.budgets:
-                groups = [results.group(task, s, budget) for s in results.settings]
-                if any(groups):
-                    cells = [_cell(group, name) for group in groups]
-                    row = [task, f"{budget:,}", *cells]
-                    lines.append("| " + " | ".join(row) + " |")
-        lines.append("")
-    for metric in results.metrics:
-        lines += _difference_lines(results, metric)
-    if results.failures:
-        lines += ["## Failures", ""]
-        lines += [
-            f"- {failure.job}: `{failure.error.replace('`', chr(39))}`"
-            for failure in results.failures
-        ]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _difference_lines(results: Results, metric: str) -> list[str]:
-    differences = paired_differences(results, metric)
-    if not differences:
-        return []
-    lines = [
-        f"## {metric}: ours minus sbi's",
-        "",
-        "Paired by observation and seed; below 0, ours is better.",
-        "",
-        "| task | simulations | methods | difference |",
-        "|---|---|---|---|",
-    ]
-    for found in differences:
-        text = format_number(found.mean, signed=True)
-        if not math.isnan(found.error):
-            text += f" ± {format_number(found.error, like=found.mean)}"
-        ours, theirs = (
-            results.labels[job.setting_key] for job in (found.job, found.reference)
+    The lowest mean of a row is the best one, among those that are comparable.
+    """
+    rows = results.cells.loc[results.cells["num_simulations"] == budget].copy()
+    rows["text"] = [_cell_text(row, name) for row in rows.to_dict("records")]
+    rows["ranked"] = rows[name].where(rows["is_comparable"])
+    labels = [label for label in results.labels if label in set(rows["label"])]
+    texts, values, ranked = (
+        rows.pivot(index="task", columns="label", values=column).reindex(
+            index=rows["task"].unique(), columns=labels
         )
-        lines.append(
-            f"| {found.job.task} | {found.job.num_simulations:,} | {ours} − {theirs} "
-            f"| {text} ({found.num_observations} × "
-            f"{found.num_seeds}) |"
-        )
-    return [*lines, ""]
+        for column in ("text", name, "ranked")
+    )
+    means = ranked.mean(skipna=False)
+    if name in CLASSIFIER_METRICS and len(texts) > 1:
+        texts.loc["mean"] = means.map(format_number)
+        ranked.loc["mean"] = values.loc["mean"] = means
+    best = ranked.eq(ranked.min(axis=1), axis=0)
+    # From one half, where a classifier tells nothing, to one.
+    colors = (2.0 * values - 1.0).map(_color)
+    if name not in CLASSIFIER_METRICS:
+        colors.loc[:] = ""
+    if name == "c2st":
+        beside = published_beside(rows)
+        beside = beside.loc[beside["num_simulations"] == budget]
+        for method, values in beside.groupby("method"):
+            found = values.set_index("task")["c2st"].reindex(rows["task"].unique())
+            found["mean"] = found.mean(skipna=False)
+            shown = found.map("{:.3f}".format).where(found.notna())
+            texts[f"{method}, published"] = shown.reindex(texts.index)
+    return Table(texts.fillna(""), best, colors, means)
 
 
-def _cell(group: Group | None, name: str) -> str:
-    if group is None:
-        return ""
-    if not group.num_done:
-        return "failed"
-    mean, error = group.value(name)
-    text = format_number(mean)
-    if not math.isnan(error):
-        text += f" ± {format_number(error, like=mean)}"
-    text += f" ({group.num_observations} × {group.num_seeds})"
-    if group.num_done < group.num_expected:
-        text += f", {group.num_done} of {group.num_expected}"
-    text += "".join(f", {caveat}" for caveat in group.caveats)
-    return text + (f", {group.num_failed} failed" if group.num_failed else "")
+def difference_table(results: Results, metric: str) -> Table | None:
+    """Return the paired differences of a metric, or `None` if there are none."""
+    rows = results.differences
+    rows = rows.loc[rows["metric"] == metric].copy()
+    if rows.empty:
+        return None
+    rows["text"] = [
+        _with_error(mean, error, signed=True)
+        for mean, error in zip(rows["difference"], rows["difference_se"], strict=True)
+    ]
+    rows["pair"] = rows["label"] + " − " + rows["reference_label"] + ", "
+    rows["pair"] += rows["num_simulations"].map("{:,}".format)
+    rows["place"] = rows["label"].map(results.labels.index)
+    columns = rows.sort_values(["place", "num_simulations"])["pair"].unique()
+    texts = rows.pivot(index="task", columns="pair", values="text")
+    return Table(texts.reindex(index=rows["task"].unique(), columns=columns).fillna(""))
+
+
+def time_table(results: Results) -> Table:
+    """Return medians of times over tasks, which say if they are of some tasks only."""
+    done = results.cells.loc[results.cells["num_done"] > 0]
+    most = done.groupby("num_simulations")["task"].nunique()
+    texts = pd.DataFrame("–", index=results.labels, columns=[])
+    for name in ("training", "sampling"):
+        for budget in results.budgets:
+            rows = done.loc[done["num_simulations"] == budget]
+            times = rows.groupby("label")[f"{name}_seconds"].agg(["median", "count"])
+            texts[f"{name} [s], {budget:,}"] = [
+                format_number(times["median"].get(label, math.nan))
+                + (
+                    f" {count} of {most[budget]} tasks"
+                    if 0 < (count := times["count"].get(label, 0)) < most[budget]
+                    else ""
+                )
+                for label in results.labels
+            ]
+    return Table(texts)
+
+
+def to_markdown(table: Table, corner: str = "task") -> list[str]:
+    """Return the lines of a table in Markdown, the best of each row in bold."""
+    columns = list(table.texts)
+    lines = ["| " + " | ".join([corner, *columns]) + " |"]
+    lines.append("|---" * (1 + len(columns)) + "|")
+    for name, row in table.texts.iterrows():
+        texts = []
+        for column, text in row.items():
+            number, _, rest = text.partition(" ")
+            if column in table.best and table.best.loc[name, column]:
+                number = f"**{number}**"
+            texts.append(f"{number} {rest}".strip())
+        lines.append("| " + " | ".join([str(name), *texts]) + " |")
+    return lines
 
 
 def format_number(value: float, like: float | None = None, signed: bool = False) -> str:
@@ -193,3 +153,27 @@ def format_number(value: float, like: float | None = None, signed: bool = False)
         return f"{value:{sign}.1e}"
     digits = 4 if size < 0.01 else 3 if size < 10 else 1 if size < 100 else 0
     return f"{value:{sign},.{digits}f}"
+
+
+def _with_error(mean: float, error: float, signed: bool = False) -> str:
+    text = format_number(mean, signed=signed)
+    return text if math.isnan(error) else f"{text} ± {format_number(error, like=mean)}"
+
+
+def _cell_text(cell: dict[str, Any], name: str) -> str:
+    if not cell["num_done"]:
+        return "failed"
+    notes: Sequence[str] = [cell["caveats"]] if cell["caveats"] else []
+    if cell["num_done"] < cell["num_expected"]:
+        notes = [f"{cell['num_done']} of {cell['num_expected']}", *notes]
+    if cell["num_failed"]:
+        notes = [*notes, f"{cell['num_failed']} failed"]
+    text = _with_error(cell[name], cell[f"{name}_se"])
+    return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _color(place: float) -> str:
+    """Return a colour for a place between 0, good, and 1, bad."""
+    strength = min(abs(place - 0.5), 0.5) if math.isfinite(place) else 0.0
+    color = _BLUE if place < 0.5 else _VERMILLION
+    return f"rgb({color} / {strength:.2f})" if strength >= 0.005 else ""

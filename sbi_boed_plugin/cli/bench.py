@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sbi_boed_plugin.benchmark import run_benchmark
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.runner import plan_benchmark, run_plan
+from sbi_boed_plugin.benchmark.store import FolderInUseError
 from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
@@ -19,25 +20,22 @@ __all__ = ["add_bench_command"]
 _DESCRIPTION = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
-Each job is kept in a file of its own. A run that was stopped, or killed, goes on from
-there with the same command; several may share a folder. `sbi-boed report DIR` makes
-tables, figures and a page of what is there. The exit code is 1 if jobs failed.
+Each job has a process and a file of its own. A run that was stopped, or killed, goes
+on from there with the same command; a second one in the same folder is refused.
+`sbi-boed report DIR` makes tables, figures and a page of what is there. The exit code
+is 1 if jobs failed.
 
 Finished jobs are kept after an upgrade, of which a line warns, and after an edit of a
-module:function, which nothing notices: use another --output then. Trained networks in
-the folder's cache/ are pickles, which run code when they are loaded: share a folder
-with people whom you trust.
+module:function, which nothing notices: use another --tag or --output then. Trained
+networks in the folder's cache/ are pickles, which run code when they are loaded: share
+a folder with people whom you trust.
 
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
 
 
 def add_bench_command(commands: Any) -> None:
-    """Add the command to those of `sbi-boed`.
-
-    Args:
-        commands: What `add_subparsers` of the main parser returned.
-    """
+    """Add the command to what `add_subparsers` of the main parser returned."""
     parser = commands.add_parser(
         "bench",
         help="run methods on the tasks of sbibm",
@@ -45,60 +43,39 @@ def add_bench_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_bench)
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        required=True,
-        metavar="TASK",
-        help="all, or some of: " + ", ".join(TASKS),
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        required=True,
-        metavar="METHOD",
-        help="some of: " + ", ".join(METHODS) + ", and functions as module:function "
-        "in the convention of sbibm, searched for in the current folder, too",
-    )
-    parser.add_argument(
-        "--budgets",
-        nargs="+",
-        default=["1000"],
-        metavar="N",
-        help="numbers of simulations (default: 1000)",
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", default=["0"], metavar="N", help="seeds (default: 0)"
-    )
-    parser.add_argument(
-        "--observations",
-        nargs="+",
-        default=["1-10"],
-        metavar="N",
-        help="numbers of observations (default: 1-10, which are all)",
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        default=["c2st"],
-        metavar="NAME",
-        help="some of: " + ", ".join(METRICS) + " (default: c2st). c2st, mmd and ppc "
-        "are sbibm's; c2st_forest is a random forest on 1,000 samples",
-    )
-    parser.add_argument(
-        "--num-rounds",
-        type=integer_from(1),
-        default=1,
-        metavar="N",
-        help="rounds of each method (default: 1)",
-    )
-    parser.add_argument(
-        "--num-samples",
-        type=integer_from(1),
-        default=NUM_SAMPLES,
-        metavar="N",
-        help="posterior samples (default: %(default)s)",
-    )
+
+    metrics = f"{', '.join(METRICS)}; c2st, mmd and ppc are sbibm's, c2st_forest is a "
+    metrics += "random forest on 1,000 samples"
+    methods = f"{', '.join(METHODS)}, and functions as module:function in the "
+    methods += "convention of sbibm, searched for in the current folder, too"
+    for name, metavar, default, text in (
+        ("--tasks", "TASK", None, f"all, or some of: {', '.join(TASKS)}"),
+        ("--methods", "METHOD", None, f"some of: {methods}"),
+        ("--budgets", "N", "1000", "numbers of simulations"),
+        ("--seeds", "N", "0", "seeds"),
+        ("--observations", "N", "1-10", "numbers of observations"),
+        ("--metrics", "NAME", "c2st", f"some of: {metrics}"),
+    ):
+        parser.add_argument(
+            name,
+            nargs="+",
+            required=default is None,
+            default=[default],
+            metavar=metavar,
+            help=text + (f" (default: {default})" if default else ""),
+        )
+    for name, default, text in (
+        ("--num-rounds", 1, "rounds of each method"),
+        ("--num-samples", NUM_SAMPLES, "posterior samples"),
+        ("--jobs", 1, "processes, each with one thread"),
+    ):
+        parser.add_argument(
+            name,
+            type=integer_from(1),
+            default=default,
+            metavar="N",
+            help=f"{text} (default: %(default)s)",
+        )
     parser.add_argument(
         "--set",
         nargs="+",
@@ -109,11 +86,10 @@ def add_bench_command(commands: Any) -> None:
         "in Python's notation",
     )
     parser.add_argument(
-        "--jobs",
-        type=integer_from(1),
-        default=1,
-        metavar="K",
-        help="processes, each with one thread (default: %(default)s)",
+        "--tag",
+        default="",
+        metavar="TEXT",
+        help="tell these jobs apart from others with the same settings",
     )
     parser.add_argument(
         "--output",
@@ -123,21 +99,17 @@ def add_bench_command(commands: Any) -> None:
         help="folder of the benchmark (default: %(default)s)",
     )
     parser.add_argument(
-        "--save-samples", action="store_true", help="keep the samples of each job"
-    )
-    parser.add_argument(
         "--time-limit",
         type=float,
         metavar="SECONDS",
-        help="fail what takes longer: a method for a posterior, or one of the metrics "
-        "(default: none)",
+        help="end a job that takes longer, metrics included (default: none)",
     )
-    parser.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="run jobs again that failed in an earlier run",
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    for name, text in (
+        ("--save-samples", "keep the samples of each job"),
+        ("--retry-failed", "run jobs again that failed in an earlier run"),
+        ("--quiet", "show no progress"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -146,7 +118,7 @@ def _bench(options: argparse.Namespace) -> int:
         sys.path.append(os.getcwd())
     try:
         tasks = _words(options.tasks)
-        plan = plan_benchmark(
+        num_failed = run_benchmark(
             list(TASKS) if tasks == ["all"] else tasks,
             _words(options.methods),
             num_simulations=_numbers("--budgets", options.budgets),
@@ -157,21 +129,19 @@ def _bench(options: argparse.Namespace) -> int:
             num_rounds=options.num_rounds,
             num_samples=options.num_samples,
             hyper=dict(_setting(text) for text in options.set),
+            tag=options.tag,
             num_workers=options.jobs,
             retry_failed=options.retry_failed,
             save_samples=options.save_samples,
             time_limit=options.time_limit,
             show_progress=not options.quiet,
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FolderInUseError) as error:
         raise InputError(" ".join(str(error).split())) from error
     except OSError as error:
         raise InputError(
             f"cannot write results to {options.output}: {error.strerror}."
         ) from error
-    # Errors of the run itself are nobody's wrong input, and need their traceback.
-    try:
-        num_failed = run_plan(plan)
     except KeyboardInterrupt:
         print(
             "\nsbi-boed: interrupted. Finished jobs are kept in "

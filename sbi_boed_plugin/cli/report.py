@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sbi_boed_plugin.benchmark.report import make_report
+from sbi_boed_plugin.benchmark import make_report
 from sbi_boed_plugin.cli.arguments import InputError
 
 __all__ = ["add_report_command"]
@@ -20,11 +20,7 @@ still runs may be reported on.
 
 
 def add_report_command(commands: Any) -> None:
-    """Add the command to those of `sbi-boed`.
-
-    Args:
-        commands: What `add_subparsers` of the main parser returned.
-    """
+    """Add the command to what `add_subparsers` of the main parser returned."""
     parser = commands.add_parser(
         "report",
         help="make tables, figures and a page of a benchmark",
@@ -47,7 +43,7 @@ def _report(options: argparse.Namespace) -> int:
     output = options.output or options.folder
     try:
         written = make_report(options.folder, output)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise InputError(str(error)) from error
     except OSError as error:
         # One of the results, or what was to be written.

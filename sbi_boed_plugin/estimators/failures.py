@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, si
 from torch.optim.adamw import AdamW
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.reparameterize import to_noise
+from sbi_boed_plugin.estimators.noise import to_noise
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
 __all__ = ["LikelihoodWithFailures", "without_failures"]

@@ -26,31 +26,18 @@ class MeasurementSetEmbedding(nn.Module):
     :meth:`standardize` with the first simulations. All measurements are standardized
     alike, where sbi would standardize each place by itself.
 
-    Attributes:
-        num_measurements: Number of measurements of an experiment.
-        dim_x: Number of values of one measurement.
-        dim_design: Number of values of one measurement's design.
-
     References:
         Zaheer et al., *Deep Sets*, NeurIPS 2017, https://arxiv.org/abs/1703.06114.
 
     Example:
         >>> import torch
-        >>> from sbi_boed_plugin import (
-        ...     MeasurementSetEmbedding,
-        ...     transformed_posterior_nn,
+        >>> import sbi_boed_plugin as boed
+        >>> embed = boed.MeasurementSetEmbedding(num_measurements=20)
+        >>> build = boed.transformed_posterior_nn(
+        ...     "mdn", dim_design=20, embedding_net=embed
         ... )
-        >>> embedding = MeasurementSetEmbedding(num_measurements=20)
-        >>> build = transformed_posterior_nn(
-        ...     "mdn", dim_design=20, embedding_net=embedding
-        ... )
-        >>> theta, x, design = (
-        ...     torch.randn(50, 2),
-        ...     torch.randn(50, 20),
-        ...     torch.rand(50, 20),
-        ... )
-        >>> posterior = build(theta, torch.cat([x, design], dim=1))
-        >>> posterior.log_prob(theta[None], torch.cat([x, design], dim=1)).shape
+        >>> theta, rows = torch.randn(50, 2), torch.randn(50, 40)  # (x, design)
+        >>> build(theta, rows).log_prob(theta[None], rows).shape
         torch.Size([1, 50])
     """
 
@@ -82,15 +69,12 @@ class MeasurementSetEmbedding(nn.Module):
             ValueError: If a number is less than one.
         """
         super().__init__()
-        num_measurements = check_integer("num_measurements", num_measurements, 1)
-        dim_x = check_integer("dim_x", dim_x, 1)
-        dim_design = check_integer("dim_design", dim_design, 1)
+        self.num_measurements = check_integer("num_measurements", num_measurements, 1)
+        self.dim_x = dim_x = check_integer("dim_x", dim_x, 1)
+        self.dim_design = dim_design = check_integer("dim_design", dim_design, 1)
         hidden_features = check_integer("hidden_features", hidden_features, 1)
         num_layers = check_integer("num_layers", num_layers, 1)
         output_dim = check_integer("output_dim", output_dim, 1)
-        self.num_measurements = num_measurements
-        self.dim_x = dim_x
-        self.dim_design = dim_design
         widths = [dim_x + dim_design, *[hidden_features] * num_layers]
         layers: list[nn.Module] = []
         for before, after in zip(widths[:-1], widths[1:], strict=True):
@@ -102,9 +86,6 @@ class MeasurementSetEmbedding(nn.Module):
     @torch.no_grad()
     def standardize(self, rows: Tensor) -> None:
         """Take mean and scale from rows, over all of their measurements.
-
-        Args:
-            rows: Of shape `(batch_dim, num_measurements * (dim_x + dim_design))`.
 
         Raises:
             ValueError: If rows have another length.
@@ -119,13 +100,7 @@ class MeasurementSetEmbedding(nn.Module):
         self.scale.copy_(scale)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return features of rows `(x, design)`.
-
-        Args:
-            rows: Of shape `(..., num_measurements * (dim_x + dim_design))`.
-
-        Returns:
-            Features of shape `(..., output_dim)`.
+        """Return features `(..., output_dim)` of rows `(x, design)`.
 
         Raises:
             ValueError: If rows have another length.

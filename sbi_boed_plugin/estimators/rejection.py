@@ -3,90 +3,105 @@
 import math
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from sbi.samplers.rejection.rejection import accept_reject_sample
 from torch import Tensor
 
 from sbi_boed_plugin._memory import MEMORY_BYTES
-from sbi_boed_plugin.estimators.weights import (
-    Corrected,
-    WeightDiagnostics,
-    draw_weighted,
-    draws_at_once,
-    measure_weights,
-)
+from sbi_boed_plugin.estimators.weights import DrawWeighted, WeightDiagnostics
 
-__all__ = [
-    "MIN_ACCEPTANCE_RATE",
-    "SharedTime",
-    "sample_corrected",
-    "warn_of_resampling",
-]
+__all__ = ["MIN_ACCEPTANCE_RATE", "DrawAccepted", "Sampler", "warn_of_resampling"]
 
 MIN_ACCEPTANCE_RATE = 1e-3
 # Draws of the base to resample from: all of them serve every sample.
 _POOL_PER_SAMPLE, _MIN_POOL, _MAX_POOL = 64, 100_000, 1_000_000
+# Observations that are sampled together: each waits for the slowest of them.
+_MAX_ROWS = 100
 # For a first batch, however little time there is.
 _LEAST_SECONDS = 0.01
 
+# From a number, conditions, and a rule from log-ratios to whether they are accepted, to
+# so many draws of the base of each condition, and which of them are accepted.
+DrawAccepted = Callable[
+    [int, Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]
+]
 
-def sample_corrected(
-    hybrid: Corrected,
-    num_samples: int,
-    condition: Tensor,
-    *,
-    weights: WeightDiagnostics | None = None,
-    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
-    reject_outside_prior: bool = True,
-    max_sampling_batch_size: int = 10_000,
-    show_progress_bars: bool = False,
-    max_sampling_time: float | None = None,
-    return_partial_on_timeout: bool = False,
-) -> Tensor:
-    """Draw from a hybrid: by rejection, or by resampling where that is hopeless.
 
-    Args:
-        hybrid: The estimator.
-        num_samples: Number of samples of each condition.
-        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-        weights: What `measure_weights` returned for these conditions, if it was called
-            and checked.
-        min_acceptance_rate: Rate of acceptance below which samples are resampled by
-            importance, all of them from the same 100,000 draws of the base or more.
-            A base without a correction is never resampled.
-        reject_outside_prior: Whether samples outside the support of the prior are
-            rejected. Otherwise they weigh what the base says.
-        max_sampling_batch_size: Number of draws of the base at a time.
-        show_progress_bars: Whether to show sampling progress.
-        max_sampling_time: Time in seconds after which sampling gives up. What is
-            measured before, where `weights` is `None`, does not count.
-        return_partial_on_timeout: Whether it then returns what it has. Conditions that
-            are drawn one after another share the time.
+@dataclass(frozen=True)
+class Sampler:
+    """Rejection, or resampling where that is hopeless, and what it may take.
 
-    Returns:
-        Samples of shape `(num_samples, batch_dim, dim_theta)`.
-
-    Raises:
-        RuntimeError: If no draw of the base is in the support of the prior, or the time
-            is over.
+    Draws of a condition come in batches, and at most `at_once` of all conditions. Below
+    the minimal rate of acceptance all samples are resampled by importance from the same
+    100,000 draws of the base or more. After `max_sampling_time`, in seconds, sampling
+    gives up, or returns what it has, with a warning.
     """
-    if weights is None:
-        weights = measure_weights(
-            hybrid, condition, reject_outside_prior=reject_outside_prior
-        )
-        weights.check_not_empty()
-        warn_of_resampling(weights, min_acceptance_rate)
-    hopeless = _hopeless(weights, min_acceptance_rate)
 
-    at_once = draws_at_once(hybrid, condition)
+    draw_accepted: DrawAccepted
+    draw_weighted: DrawWeighted
+    at_once: int
+    dim_theta: int
+    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
+    max_sampling_batch_size: int = 10_000
+    show_progress_bars: bool = False
+    max_sampling_time: float | None = None
+    return_partial_on_timeout: bool = False
 
-    def reject(rows: Tensor, log_bound: Tensor, left: float | None) -> Tensor:
-        # Each batch is judged while it is drawn.
-        accepted = rows.new_empty(0)
+    def sample(
+        self, num_samples: int, condition: Tensor, weights: WeightDiagnostics
+    ) -> Tensor:
+        """Return samples of shape `(num_samples, batch_dim, dim_theta)`.
+
+        Raises:
+            RuntimeError: If no draw of the base has a weight, or the time is over.
+        """
+        hopeless = _hopeless(weights, self.min_acceptance_rate)
+        groups = _groups(weights, ~hopeless)
+        # One after another, because of memory.
+        alone = list(hopeless.nonzero().flatten().split(1)) if hopeless.any() else []
+        started, parts = time.monotonic(), []
+        for index, rows in enumerate(groups + alone):
+            seconds = self._seconds(started, len(groups + alone) - index)
+            given = num_samples, condition[rows], seconds
+            if index < len(groups):
+                parts.append(self._reject(*given, weights.log_bound[rows]))
+            else:
+                parts.append(self._resample(*given))
+        # After a timeout some have fewer samples.
+        num = min(len(part) for part in parts)
+        samples = parts[0].new_empty(num, len(condition), *parts[0].shape[2:])
+        for rows, part in zip(groups + alone, parts, strict=True):
+            samples[:, rows] = part[:num]
+        return samples
+
+    def _seconds(self, started: float, num_left: int) -> float | None:
+        """Return the time of the next of some parts.
+
+        Where partial results are returned, each part gets an equal share of what is
+        left, and a little in any case. Otherwise a part may use up what is left.
+        """
+        if self.max_sampling_time is None:
+            return None
+        left = max(0.0, started + self.max_sampling_time - time.monotonic())
+        if self.return_partial_on_timeout:
+            left = max(left / num_left, _LEAST_SECONDS)
+        return left
+
+    def _reject(
+        self,
+        num_samples: int,
+        condition: Tensor,
+        seconds: float | None,
+        log_ceiling: Tensor,
+    ) -> Tensor:
+        """Return samples by rejection: draws are judged while they are drawn."""
+        accepted = torch.empty(0)
 
         def accept(log_weights: Tensor) -> Tensor:
-            excess = log_weights - log_bound
+            excess = log_weights - log_ceiling
             certain = excess >= 0.0
             # Random numbers only if something depends on them: without a correction,
             # the draws are those of the base to the last bit.
@@ -97,166 +112,88 @@ def sample_corrected(
         @torch.no_grad()
         def propose(sample_shape: torch.Size, condition: Tensor) -> Tensor:
             nonlocal accepted
-            draws, accepted = hybrid.draw_accepted(
-                sample_shape.numel(),
-                condition,
-                accept,
-                reject_outside_prior=reject_outside_prior,
-            )
+            num_draws = sample_shape.numel()
+            draws, accepted = self.draw_accepted(num_draws, condition, accept)
             return draws
 
+        # Fewer draws of each condition, the more there are.
+        size = min(self.max_sampling_batch_size, max(1, self.at_once // len(condition)))
         return accept_reject_sample(
             proposal=propose,
             accept_reject_fn=lambda draws: accepted,
             num_samples=num_samples,
-            show_progress_bars=show_progress_bars,
+            show_progress_bars=self.show_progress_bars,
             # Below a hundredth sbi warns; the rate here is known and was accepted.
-            warn_acceptance=min_acceptance_rate,
-            # Fewer of each, the more rows there are.
-            max_sampling_batch_size=min(
-                max_sampling_batch_size, max(1, at_once // len(rows))
-            ),
-            proposal_sampling_kwargs={"condition": rows},
+            warn_acceptance=self.min_acceptance_rate,
+            max_sampling_batch_size=size,
+            proposal_sampling_kwargs={"condition": condition},
             alternative_method="build_posterior(..., sample_with='mcmc')",
-            max_sampling_time=left,
-            return_partial_on_timeout=return_partial_on_timeout,
+            max_sampling_time=seconds,
+            return_partial_on_timeout=self.return_partial_on_timeout,
         )[0]
 
-    groups = _groups(weights, ~hopeless)
-    # One after another, because of memory.
-    alone = hopeless.nonzero().flatten().split(1) if hopeless.any() else ()
-    clock = SharedTime(
-        max_sampling_time, len(groups) + len(alone), return_partial_on_timeout
-    )
-    parts: list[tuple[Tensor, Tensor]] = []
-    for group in groups:
-        left = clock.next_share()
-        parts.append((group, reject(condition[group], weights.log_bound[group], left)))
-    for row in alone:
-        resampled = _resample(
-            hybrid,
-            num_samples,
-            condition[row],
-            reject_outside_prior,
-            min(max_sampling_batch_size, at_once),
-            clock.next_share(),
-            return_partial_on_timeout,
-        )
-        parts.append((row, resampled))
-    # After a timeout some have fewer samples.
-    num = min(len(part) for _, part in parts)
-    samples = parts[0][1].new_empty(num, len(condition), parts[0][1].shape[-1])
-    for group, part in parts:
-        samples[:, group] = part[:num]
-    return samples
+    @torch.no_grad()
+    def _resample(
+        self, num_samples: int, condition: Tensor, seconds: float | None
+    ) -> Tensor:
+        """Return samples of one row, chosen by weight from many draws of the base."""
+        num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
+        num_pool = min(num_pool, MEMORY_BYTES // (4 * self.dim_theta))
+        size = min(self.max_sampling_batch_size, self.at_once)
+        started, pool = time.monotonic(), []
+        for start in range(0, num_pool, size):
+            if seconds is not None and time.monotonic() - started > seconds:
+                if not (self.return_partial_on_timeout and pool):
+                    raise RuntimeError(
+                        f"max_sampling_time is over after {start:,} of {num_pool:,} "
+                        "draws of the base to resample from. Raise it, or use "
+                        "build_posterior(..., sample_with='mcmc')."
+                    )
+                warnings.warn(
+                    f"max_sampling_time is over: {num_samples} samples are resampled "
+                    f"from {start:,} draws of the base, in the place of {num_pool:,}.",
+                    stacklevel=7,
+                )
+                break
+            pool.append(self.draw_weighted(min(size, num_pool - start), condition))
+        draws, log_weights = (torch.cat(part)[:, 0] for part in zip(*pool, strict=True))
+        if bool((log_weights == -torch.inf).all()):
+            raise RuntimeError(
+                f"None of {len(log_weights):,} draws of the base has any weight. Use "
+                "build_posterior(..., sample_with='mcmc')."
+            )
+        probabilities = torch.softmax(log_weights, dim=0)
+        chosen = torch.multinomial(probabilities, num_samples, replacement=True)
+        return draws[chosen].unsqueeze(1)
 
 
 def _hopeless(weights: WeightDiagnostics, min_acceptance_rate: float) -> Tensor:
     """Return which rows to resample, of shape `(batch_dim,)`.
 
-    Not those of a base without a correction, of which hardly anything lies in the
-    prior: rejection is exact there, and sbi's own posterior takes as long.
+    A base without a correction, of which hardly anything lies in the prior, is not
+    among them: rejection is exact there, and sbi's own posterior takes as long.
     """
     return (weights.acceptance_rate < min_acceptance_rate) & ~weights.uncorrected
 
 
-def _groups(weights: WeightDiagnostics, rows: Tensor) -> list[Tensor]:
-    """Split rows, of which all that are drawn together wait for the slowest one.
+def _groups(weights: WeightDiagnostics, among: Tensor) -> list[Tensor]:
+    """Return rows that are drawn together, of which all wait for the slowest one.
 
-    Args:
-        weights: What is known of them.
-        rows: Booleans of shape `(batch_dim,)`.
-
-    Returns:
-        Booleans of the same shape: rows whose rates of acceptance are within a factor
-        of four. Without a correction all rows are together, as the base has them.
+    Their rates of acceptance are within a factor of four. Without a correction all rows
+    are together, as the base has them.
     """
-    if not rows.any():
-        return []
-    rate = weights.acceptance_rate
-    if weights.uncorrected[rows].all():
-        return [rows]
-    level = (-rate.log() / math.log(4.0)).floor()
-    return [rows & (level == value) for value in level[rows].unique()]
-
-
-@torch.no_grad()
-def _resample(
-    hybrid: Corrected,
-    num_samples: int,
-    condition: Tensor,
-    reject_outside_prior: bool,
-    max_batch_size: int,
-    max_seconds: float | None,
-    partial: bool,
-) -> Tensor:
-    """Return samples of one row, chosen by weight from many draws, some repeatedly."""
-    num_pool = min(max(_POOL_PER_SAMPLE * num_samples, _MIN_POOL), _MAX_POOL)
-    num_pool = min(num_pool, MEMORY_BYTES // (4 * hybrid.input_shape.numel()))
-    started = time.monotonic()
-    parts = []
-    for start in range(0, num_pool, max_batch_size):
-        if max_seconds is not None and time.monotonic() - started > max_seconds:
-            if partial and parts:
-                warnings.warn(
-                    f"max_sampling_time is over: {num_samples} samples are resampled "
-                    f"from {start:,} draws of the base, in the place of {num_pool:,}.",
-                    stacklevel=5,
-                )
-                break
-            raise RuntimeError(
-                f"max_sampling_time is over after {start:,} of {num_pool:,} draws of "
-                "the base to resample from. Raise it, or use "
-                "build_posterior(..., sample_with='mcmc')."
-            )
-        num_draws = min(max_batch_size, num_pool - start)
-        parts.append(draw_weighted(hybrid, num_draws, condition, reject_outside_prior))
-    draws = torch.cat([part[0][:, 0] for part in parts])
-    weights = torch.cat([part[1][:, 0] for part in parts])
-    if bool((weights == -torch.inf).all()):
-        raise RuntimeError(
-            f"None of {len(weights):,} draws of the base has any weight. Use "
-            "build_posterior(..., sample_with='mcmc')."
-        )
-    chosen = torch.multinomial(
-        torch.softmax(weights, dim=0), num_samples, replacement=True
-    )
-    return draws[chosen].unsqueeze(1)
-
-
-class SharedTime:
-    """Seconds for several parts of a work, one after another.
-
-    Args:
-        seconds: Seconds for all parts together, or `None` for any.
-        num_parts: Number of parts.
-        fairly: Whether each part gets an equal share of what is left, and a little in
-            any case. Otherwise a part may use up what is left.
-    """
-
-    def __init__(self, seconds: float | None, num_parts: int, fairly: bool) -> None:
-        """Start the clock."""
-        self._end = None if seconds is None else time.monotonic() + seconds
-        self._num_parts, self._fairly = num_parts, fairly
-
-    def next_share(self) -> float | None:
-        """Return the seconds of the next part."""
-        if self._end is None:
-            return None
-        left = max(0.0, self._end - time.monotonic())
-        if self._fairly:
-            left = max(left / self._num_parts, _LEAST_SECONDS)
-        self._num_parts -= 1
-        return left
+    level = (-weights.acceptance_rate.log() / math.log(4.0)).floor()
+    if weights.uncorrected[among].all():
+        level = torch.zeros_like(level)
+    return [
+        rows
+        for value in level[among].unique()
+        for rows in (among & (level == value)).nonzero().flatten().split(_MAX_ROWS)
+    ]
 
 
 def warn_of_resampling(weights: WeightDiagnostics, min_acceptance_rate: float) -> None:
-    """Warn where rejection is hopeless, if it is anywhere.
-
-    Args:
-        weights: What was measured.
-        min_acceptance_rate: Rate of acceptance below which it is.
-    """
+    """Warn where rejection is hopeless, if it is anywhere."""
     hopeless = _hopeless(weights, min_acceptance_rate)
     if not hopeless.any():
         return

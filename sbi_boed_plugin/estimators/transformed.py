@@ -1,12 +1,14 @@
-"""Likelihoods that work in other coordinates than their users."""
+"""Estimators that work in other coordinates than their users, and their builders."""
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimator
 from torch import Tensor
 from torch.distributions.transforms import (
     CatTransform,
@@ -14,22 +16,28 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
-from sbi_boed_plugin.estimators.coordinates import Coordinates, move_transform
-from sbi_boed_plugin.estimators.units import Units, warn_if_gaussian
+from sbi_boed_plugin.estimators.coordinates import (
+    Coordinates,
+    Units,
+    move_transform,
+    warn_if_gaussian,
+)
+from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
+    "CategoricalPosteriorBuilder",
     "TransformedEstimator",
     "coordinates_of",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
 ]
 
-
-# A network that has diverged puts all of its mass there: it must not draw forever.
+# A network that has diverged rounds all of its mass to the boundary: it must not draw
+# forever.
 _MAX_ATTEMPTS = 20
 
 
-class TransformedEstimator(ConditionalDensityEstimator):
+class TransformedEstimator(EstimatorView):
     r"""A density estimator seen through transforms of its input and condition.
 
     Counts that span decades or parameters that are positive are easier for a network
@@ -37,6 +45,8 @@ class TransformedEstimator(ConditionalDensityEstimator):
     :math:`q(T(x) \mid C(c)) \, |\det \partial T / \partial x|`, so that the user sees
     natural units throughout and log-probabilities are densities in these units.
     """
+
+    changes_input = True
 
     def __init__(
         self,
@@ -52,12 +62,7 @@ class TransformedEstimator(ConditionalDensityEstimator):
                 or over the last dimension.
             condition_transform: From natural units to the estimator's condition.
         """
-        super().__init__(
-            net=estimator,
-            input_shape=estimator.input_shape,
-            condition_shape=estimator.condition_shape,
-        )
-        self.net: ConditionalDensityEstimator
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
         self.input_transform = input_transform
         self.condition_transform = condition_transform
 
@@ -68,118 +73,76 @@ class TransformedEstimator(ConditionalDensityEstimator):
         self.condition_transform = move_transform(self.condition_transform, fn)
         return self
 
-    @property
-    def embedding_net(self) -> torch.nn.Module | None:
-        """Embedding network of the estimator."""
-        return self.net.embedding_net
+    def input_of_net(self, input: Tensor) -> Tensor:
+        """Return the input in the coordinates of the network."""
+        return cast(Tensor, self.input_transform(input))
 
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return log-densities in natural units.
+    def condition_of_net(self, condition: Tensor) -> Tensor:
+        """Return the condition in the coordinates of the network."""
+        return cast(Tensor, self.condition_transform(condition))
 
-        Args:
-            input: Inputs of shape `(sample_dim, batch_dim, *input_event_shape)` or
-                `(batch_dim, *input_event_shape)`.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
-        """
-        # Units of several columns would broadcast one.
-        self._check_input_shape(input)
-        self._check_condition_shape(condition)
-        transformed = self.input_transform(input)
-        log_det = self.input_transform.log_abs_det_jacobian(input, transformed)
+    def log_abs_det(self, input: Tensor) -> Tensor:
+        """Return the log-determinant of the input's transform, one per event."""
+        transform = self.input_transform
+        log_det = transform.log_abs_det_jacobian(input, transform(input))
         # Elementwise transforms give one value per element, others one per event.
-        num_elementwise = len(self.input_shape) - self.input_transform.domain.event_dim
+        num_elementwise = len(self.input_shape) - transform.domain.event_dim
         if num_elementwise > 0:
             log_det = log_det.flatten(log_det.dim() - num_elementwise).sum(dim=-1)
-        values = self.net.log_prob(
-            transformed, self.condition_transform(condition), **kwargs
-        )
-        return values + log_det
-
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the negative log-density in natural units.
-
-        Args:
-            input: Inputs of shape `(batch_dim, *input_event_shape)`.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Losses of shape `(batch_dim,)`, in nats.
-        """
-        return -self.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
+        return log_det
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw samples in natural units.
+        """Draw samples in natural units, of shape `(*sample_shape, batch_dim, ...)`.
 
-        Those that rounding puts onto the edge of their space, or beyond all numbers,
-        have no coordinates any more and are drawn again, up to twenty times.
-
-        Args:
-            sample_shape: Shape of the draw.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Samples of shape `(*sample_shape, batch_dim, *input_event_shape)`.
+        Samples that round to the boundary of their space, or to infinity, have no
+        coordinates. They are redrawn, at most 20 times.
         """
         self._check_condition_shape(condition)
-        of_net = cast(Tensor, self.condition_transform(condition))
+        condition = self.condition_of_net(condition)
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
-        samples = inverse(self.net.sample(sample_shape, of_net, **kwargs))
+        samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
         if self.input_transform is identity_transform:
             return samples
         before = (slice(None),) * len(sample_shape)
         event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
-            coordinates = cast(Tensor, self.input_transform(samples))
-            lost = ~torch.isfinite(coordinates)
+            lost = ~torch.isfinite(self.input_of_net(samples))
             lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
             rows = lost.movedim(len(sample_shape), 0).flatten(1).any(dim=1)
             if not rows.any():
                 break
-            again = inverse(self.net.sample(sample_shape, of_net[rows], **kwargs))
+            again = inverse(self.net.sample(sample_shape, condition[rows], **kwargs))
             place = (*before, rows)
             samples[place] = torch.where(lost[place], again, samples[place])
         return samples
 
 
+@dataclass(eq=False)
 class _NamedModel:
-    """Builds an sbi model of a name in units that suit it; a class, so that it pickles.
+    """Builds an sbi model of a name in units that suit it.
 
-    Each network gets an embedding of its own: sbi would train the one that it is given,
+    Each network gets a copy of the embedding: sbi would train the one that it is given,
     and share it between networks. Values that meet an embedding, or a standardization
     that the user chose, keep their units.
     """
 
-    def __init__(
-        self,
-        factory: Callable[..., Any],
-        model: str,
-        condition: Literal["theta", "x"],
-        skew_x: bool,
-        dim_design: int,
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.factory = factory
-        self.model = model
-        self.condition = condition
-        self.skew_x = skew_x
-        self.dim_design = dim_design
-        self.kwargs = kwargs
-        factory(model, **kwargs)  # Refuses what it does not know now, not in training.
+    model: str
+    condition: Literal["theta", "x"]
+    skew_x: bool
+    dim_design: int
+    kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.factory = likelihood_nn if self.condition == "theta" else posterior_nn
+        self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x = self._units("theta", theta), self._units("x", x)
-        is_likelihood = self.condition == "theta"
-        # The marginal, whose condition is the design alone, would say it once more.
-        is_marginal = theta.shape[-1] == self.dim_design
-        if is_likelihood and isinstance(of_x, Units) and not is_marginal:
-            of_x.warn_if_skewed()
-        if is_likelihood and not is_marginal:
+        # Not for the marginal, whose condition is the design alone: its data are those
+        # of the likelihood, which has warned.
+        if self.condition == "theta" and theta.shape[-1] != self.dim_design:
+            if isinstance(of_x, Units):
+                of_x.warn_if_skewed()
             warn_if_gaussian(self.model, x)
         theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
@@ -187,12 +150,11 @@ class _NamedModel:
         if embedding is not None:
             kwargs["embedding_net"] = embedding = deepcopy(embedding)
         if embedding is not None and hasattr(embedding, "standardize"):
-            conditions = theta if is_likelihood else x
+            conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
         network = self.factory(self.model, **kwargs)(theta, x)
-        maps = (of_x, of_theta) if is_likelihood else (of_theta, of_x)
-        return TransformedEstimator(network, *maps)
+        return _transformed(network, self.condition, of_theta, of_x)
 
     def _units(self, name: str, values: Tensor) -> Transform:
         """Return the units of parameters or data, with the designs behind them."""
@@ -208,18 +170,32 @@ class _NamedModel:
         return Units(values, may_skew=is_condition or name == "theta" or self.skew_x)
 
 
+@dataclass(eq=False)
 class _TransformedBuilder:
-    """Builds a `TransformedEstimator`; a class, so that it pickles."""
+    """Builds a `TransformedEstimator`; a class, so that it pickles, like the others."""
 
-    def __init__(
-        self,
-        build: Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-        coordinates: Coordinates,
-        dim_design: int,
-    ) -> None:
-        self.build = build
-        self.coordinates = coordinates
-        self.dim_design = dim_design
+    build: Any
+    condition: Literal["theta", "x"]
+    coordinates: Coordinates
+    dim_design: int
+
+    @classmethod
+    def of(cls, model, condition, coordinates, dim_design, kwargs) -> Any:
+        """Return a builder of a named model, or around a builder that a user gave."""
+        if isinstance(model, str):
+            skew_x = coordinates.x == "auto"
+            model = _NamedModel(model, condition, skew_x, dim_design, kwargs)
+        return cls(model, condition, coordinates, dim_design)
+
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        coordinates = self.coordinates.to(theta.device)
+        of_theta, of_x = coordinates.theta, coordinates.of_x
+        if self.condition == "theta":
+            of_theta = self._beside_design(of_theta, coordinates.design, theta)
+        else:
+            of_x = self._beside_design(of_x, coordinates.design, x)
+        network = self.build(of_theta(theta), of_x(x))
+        return _transformed(network, self.condition, of_theta, of_x)
 
     def _beside_design(
         self, transform: Transform, of_design: Transform, rows: Tensor
@@ -229,36 +205,51 @@ class _TransformedBuilder:
             return transform
         if rows.shape[-1] == self.dim_design:
             return of_design
-        return CatTransform(
-            [transform, of_design],
-            dim=-1,
-            lengths=[rows.shape[-1] - self.dim_design, self.dim_design],
+        lengths = [rows.shape[-1] - self.dim_design, self.dim_design]
+        return CatTransform([transform, of_design], dim=-1, lengths=lengths)
+
+
+def _transformed(
+    network: Any, condition: str, of_theta: Transform, of_x: Transform
+) -> TransformedEstimator:
+    """Return the view of a network that is conditioned on parameters or on data."""
+    transforms = (of_x, of_theta) if condition == "theta" else (of_theta, of_x)
+    return TransformedEstimator(network, *transforms)
+
+
+class CategoricalPosteriorBuilder:
+    """Builds sbi's autoregressive categorical network.
+
+    The probabilities of a network over finitely many values sum to one, so that its
+    bound of the information never exceeds the entropy of the prior. A density over the
+    same values has no such limit.
+    """
+
+    def __init__(self, values: list[Tensor]) -> None:
+        """Initialize the builder with the sorted values of each parameter."""
+        self.values = values
+
+    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        """Build the network of the probabilities of `theta` given conditions `x`."""
+        # sbi reads the values from rows, of which a batch may lack some.
+        num_values = torch.tensor([len(values) for values in self.values])
+        rows = torch.arange(int(num_values.max()))
+        every = torch.stack([v[rows % len(v)].to(theta) for v in self.values], dim=1)
+        units = Units(x)
+        network = build_categoricalmassestimator(
+            every,
+            cast(Tensor, units(x)),
+            num_categories_per_variable=num_values,
+            num_hidden=50,
         )
-
-
-class _LikelihoodBuilder(_TransformedBuilder):
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_x = coordinates.of_x
-        of_theta = self._beside_design(coordinates.theta, coordinates.design, theta)
-        estimator = self.build(of_theta(theta), of_x(x))
-        return TransformedEstimator(estimator, of_x, of_theta)
-
-
-class _PosteriorBuilder(_TransformedBuilder):
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_theta = coordinates.theta
-        of_x = self._beside_design(coordinates.of_x, coordinates.design, x)
-        estimator = self.build(of_theta(theta), of_x(x))
-        return TransformedEstimator(estimator, of_theta, of_x)
+        return TransformedEstimator(network, condition_transform=units)
 
 
 def coordinates_of(build: object) -> Coordinates:
     """Return the coordinates that a builder of this module uses, else natural units."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates.of()
+    return Coordinates()
 
 
 def transformed_likelihood_nn(
@@ -301,15 +292,8 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
-    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
-    if isinstance(model, str):
-        skew_x = coordinates.x == "auto"
-        build: Any = _NamedModel(
-            likelihood_nn, model, "theta", skew_x, dim_design, kwargs
-        )
-    else:
-        build = model
-    return _LikelihoodBuilder(build, coordinates, dim_design)
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
+    return _TransformedBuilder.of(model, "theta", coordinates, dim_design, kwargs)
 
 
 def transformed_posterior_nn(
@@ -324,19 +308,10 @@ def transformed_posterior_nn(
     """Return a builder of posteriors that work in other coordinates.
 
     With parameters transformed from a bounded support to all real numbers, no mass of
-    the posterior lies outside.
-
-    Args:
-        model: Name of an sbi model, as for `sbi.neural_nets.posterior_nn`, or a
-            builder function.
-        dim_design: Number of values of a design, the last ones of a row of `x`.
-        theta_transform: Transform of the parameters.
-        x_transform: Transform of the data. As a condition, a skewed column may be seen
-            as logarithms whatever is given here.
-        design_transform: Transform of the designs.
-        **kwargs: Passed to `posterior_nn` if `model` is a name. An `embedding_net` is
-            copied; if it has a method `standardize`, this gets the rows of the first
-            simulations, and sbi does not standardize them.
+    the posterior lies outside. Arguments are those of
+    :func:`transformed_likelihood_nn`, for a model of `sbi.neural_nets.posterior_nn`;
+    designs are the last values of a row of `x`. As a condition, a skewed column of data
+    may be seen as logarithms whatever `x_transform` is.
 
     Returns:
         Builder to pass as `posterior_estimator`.
@@ -352,10 +327,5 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
-    coordinates = Coordinates.of(theta_transform, x_transform, design_transform)
-    if isinstance(model, str):
-        skew_x = coordinates.x == "auto"
-        build: Any = _NamedModel(posterior_nn, model, "x", skew_x, dim_design, kwargs)
-    else:
-        build = model
-    return _PosteriorBuilder(build, coordinates, dim_design)
+    coordinates = Coordinates(theta_transform, x_transform, design_transform)
+    return _TransformedBuilder.of(model, "x", coordinates, dim_design, kwargs)

@@ -1,8 +1,8 @@
-"""Posteriors: what sbi's users sample from."""
+"""The corrected posterior."""
 
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
-    HybridPosterior as HybridPosterior,
+    HybridPosterior,
+    HybridPosteriorParameters,
 )
-from sbi_boed_plugin.posteriors.hybrid_posterior import (
-    HybridPosteriorParameters as HybridPosteriorParameters,
-)
+
+__all__ = ["HybridPosterior", "HybridPosteriorParameters"]

@@ -1,9 +1,7 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
-import math
-import warnings
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
@@ -23,30 +21,12 @@ from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.rejection import (
     MIN_ACCEPTANCE_RATE,
-    SharedTime,
-    sample_corrected,
     warn_of_resampling,
 )
-from sbi_boed_plugin.estimators.weights import (
-    DEFAULT_QUANTILE,
-    WeightDiagnostics,
-    draws_at_once,
-    measure_weights,
-)
+from sbi_boed_plugin.estimators.weights import DEFAULT_QUANTILE, WeightDiagnostics
+from sbi_boed_plugin.posteriors._measured import MeasuredWeights
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
-
-# Nats by which a partition function may be off before a user should know: a factor of
-# seven, which ordinary observations hardly ever reach.
-_MAX_LOG_PARTITION = 2.0
-
-# Observations that are sampled together: each waits for the slowest of them.
-_MAX_ROWS = 100
-
-# Relative standard error of a normalization, and the draws that it may take, those of
-# all observations together.
-_PARTITION_ERROR = 0.006
-_MAX_DRAWS, _MAX_EVALUATIONS = 200_000, 16
 
 
 @dataclass(frozen=True)
@@ -67,25 +47,6 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
         super().validate()
         shares = ["bound_quantile", "min_acceptance_rate"]
         check_fields(self, check_real, shares, 0.0, 1.0)
-
-
-@dataclass
-class _Measured:
-    """What was measured of some observations, and what it depends on.
-
-    Observations and weights may be changed in place: they are compared by value.
-    """
-
-    values: list[Tensor]
-    parts: list[Any]
-    diagnostics: WeightDiagnostics
-    log_partition: Tensor | None = None
-
-    def is_of(self, values: list[Tensor], parts: list[Any]) -> bool:
-        return parts == self.parts and all(
-            kept.dtype == new.dtype and torch.equal(kept, new)
-            for kept, new in zip(self.values, values, strict=True)
-        )
 
 
 class _Potential(PosteriorBasedPotential):
@@ -134,16 +95,15 @@ class HybridPosterior(DirectPosterior):
         Args:
             posterior_estimator: The trained hybrid.
             prior: Prior distribution; the posterior is zero outside of its support.
-            max_sampling_batch_size: Batchsize of draws from the base at each iteration,
-                those that measure weights included.
-            device: Training device, e.g., "cpu", "cuda" or "cuda:0".
+            max_sampling_batch_size: Number of draws of the base at a time, those that
+                measure weights included.
+            device: Device, e.g., "cpu", "cuda" or "cuda:0".
             x_shape: Deprecated, should not be passed.
-            enable_transform: Whether to transform parameters to unconstrained space
-                during MAP optimization.
+            enable_transform: Whether `map` works in an unconstrained space.
             bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
-                bound :math:`M`: 1 is the largest weight of 10,000 draws. The lower, the
-                faster, and the more mass is lost, up to 2 %: where a quantile would
-                lose more, the bound is the lowest that does not.
+                ceiling :math:`M`: 1 is the largest weight of 10,000 draws. The lower,
+                the faster, and the more mass is lost, up to 2 %: where a quantile would
+                lose more, the ceiling is the lowest that does not.
             min_acceptance_rate: Rate of acceptance below which samples are drawn by
                 sampling-importance-resampling instead.
 
@@ -157,37 +117,29 @@ class HybridPosterior(DirectPosterior):
                 f"returns, got {type(posterior_estimator).__name__}. For other "
                 "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
             )
-        self.bound_quantile = check_real("bound_quantile", bound_quantile, 0.0, 1.0)
-        self.min_acceptance_rate = check_real(
-            "min_acceptance_rate", min_acceptance_rate, 0.0, 1.0
-        )
-        max_sampling_batch_size = check_integer(
-            "max_sampling_batch_size", max_sampling_batch_size, 1
-        )
+        share = partial(check_real, least=0.0, most=1.0)
+        self.bound_quantile = share("bound_quantile", bound_quantile)
+        self.min_acceptance_rate = share("min_acceptance_rate", min_acceptance_rate)
         if posterior_estimator.prior is not prior:
             # Not set on the estimator, which other posteriors may share.
             posterior_estimator = posterior_estimator.with_prior(prior)
         super().__init__(
-            posterior_estimator=posterior_estimator,
-            prior=prior,
-            max_sampling_batch_size=max_sampling_batch_size,
-            device=device,
-            x_shape=x_shape,
-            enable_transform=enable_transform,
+            posterior_estimator,
+            prior,
+            check_integer("max_sampling_batch_size", max_sampling_batch_size, 1),
+            device,
+            x_shape,
+            enable_transform,
         )
-        self._measured: _Measured | None = None
+        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
             within the prior bounds."""
 
     def to(self, device: str | torch.device) -> None:
-        """Move estimator, prior and x_o to device.
-
-        Args:
-            device: Device to move the posterior to.
-        """
+        """Move estimator, prior and x_o to a device."""
         super().to(device)
-        self._measured = None
+        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
@@ -203,12 +155,13 @@ class HybridPosterior(DirectPosterior):
         Args:
             x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
                 `None`.
-
-        Returns:
-            Acceptance rate, effective sample size, :math:`\log \hat Z`, truncated mass
-            and bound, each of shape `(batch_dim,)`.
         """
-        return self._measure(self._rows(x))
+        rows, batch_size = self._rows(x), self.max_sampling_batch_size
+        return self._measure(rows, batch_size).diagnostics
+
+    def _measure(self, rows: Tensor, batch_size: int) -> MeasuredWeights:
+        hybrid, quantile = self.posterior_estimator, self.bound_quantile
+        return self._measured.refresh(hybrid, rows, quantile, batch_size)
 
     def sample(
         self,
@@ -246,18 +199,9 @@ class HybridPosterior(DirectPosterior):
                 of the prior.
         """
         rows = self._one_row(x, ".sample()", ".sample_batched()")
-        samples = self._draw(
-            torch.Size(sample_shape).numel(),
-            rows,
-            max_sampling_batch_size=max_sampling_batch_size,
-            show_progress_bars=show_progress_bars,
-            reject_outside_prior=reject_outside_prior,
-            max_sampling_time=max_sampling_time,
-            return_partial_on_timeout=return_partial_on_timeout,
-        )
-        if len(samples) < torch.Size(sample_shape).numel():
-            return samples[:, 0]
-        return samples[:, 0].reshape(*sample_shape, *samples.shape[2:])
+        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
+        limits = max_sampling_time, return_partial_on_timeout
+        return self._draw(sample_shape, rows, *settings, *limits)[..., 0, :]
 
     def sample_batched(
         self,
@@ -271,33 +215,14 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         r"""Draw samples from the posteriors of several observations at once.
 
-        Args:
-            sample_shape: Shape of samples for each observation.
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            max_sampling_batch_size: Maximum number of draws of the base at a time, for
-                each observation; less for more than ten, of which a hundred at a time
-                are worked through.
-            show_progress_bars: Whether to show sampling progress monitor.
-            reject_outside_prior: As in `sample`, like the following.
-            max_sampling_time: Time in seconds after which sampling gives up.
-            return_partial_on_timeout: Whether it then returns the samples it has.
-
-        Returns:
-            Samples of shape `(*sample_shape, batch_dim, dim_theta)`.
+        Of observations `(batch_dim, *x_event_shape)` samples have shape
+        `(*sample_shape, batch_dim, dim_theta)`. Arguments are those of `sample`;
+        `max_sampling_batch_size` counts draws for each observation, fewer of more than
+        ten, of which a hundred at a time are worked through.
         """
-        rows = self._rows(x)
-        samples = self._draw(
-            torch.Size(sample_shape).numel(),
-            rows,
-            max_sampling_batch_size=max_sampling_batch_size,
-            show_progress_bars=show_progress_bars,
-            reject_outside_prior=reject_outside_prior,
-            max_sampling_time=max_sampling_time,
-            return_partial_on_timeout=return_partial_on_timeout,
-        )
-        if len(samples) < torch.Size(sample_shape).numel():
-            return samples
-        return samples.reshape(*sample_shape, *samples.shape[1:])
+        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
+        limits = max_sampling_time, return_partial_on_timeout
+        return self._draw(sample_shape, self._rows(x), *settings, *limits)
 
     def log_prob(
         self,
@@ -314,8 +239,8 @@ class HybridPosterior(DirectPosterior):
             x: Observation; the default `x` if `None`.
             norm_posterior: Whether to normalize, by draws of the base.
             track_gradients: Whether the result carries gradients.
-            leakage_correction_params: Taken for the sake of `DirectPosterior`: its only
-                use here is `num_rejection_samples`, the number of draws.
+            leakage_correction_params: As in `DirectPosterior`; only
+                `num_rejection_samples` is used, the number of draws.
 
         Returns:
             Log-densities of shape `(num,)` in nats, `-inf` outside the support of the
@@ -323,14 +248,8 @@ class HybridPosterior(DirectPosterior):
         """
         rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
-        log_prob = self._log_prob(
-            theta.unsqueeze(1),
-            rows,
-            norm_posterior,
-            track_gradients,
-            leakage_correction_params,
-        )
-        return log_prob[:, 0]
+        settings = norm_posterior, track_gradients, leakage_correction_params
+        return self._log_prob(theta.unsqueeze(1), rows, *settings)[:, 0]
 
     def log_prob_batched(
         self,
@@ -342,28 +261,15 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         r"""Return log-densities of parameters, each given its own observation.
 
-        Args:
-            theta: Parameters of shape `(*sample_shape, batch_dim, dim_theta)`.
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            norm_posterior: As in `log_prob`, like the following.
-            track_gradients: Whether the result carries gradients.
-            leakage_correction_params: As in `log_prob`.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
+        Of parameters `(*sample_shape, batch_dim, dim_theta)` log-densities have shape
+        `(sample_dim, batch_dim)`, in nats. Arguments are those of `log_prob`.
         """
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
-        several = theta.dim() > 1 + len(self.posterior_estimator.input_shape)
-        theta = reshape_to_sample_batch_event(
-            theta, self.posterior_estimator.input_shape, leading_is_sample=several
-        )
-        return self._log_prob(
-            theta,
-            self._rows(x),
-            norm_posterior,
-            track_gradients,
-            leakage_correction_params,
-        )
+        event_shape = self.posterior_estimator.input_shape
+        several = theta.dim() > 1 + len(event_shape)
+        theta = reshape_to_sample_batch_event(theta, event_shape, several)
+        settings = norm_posterior, track_gradients, leakage_correction_params
+        return self._log_prob(theta, self._rows(x), *settings)
 
     @torch.no_grad()
     def leakage_correction(
@@ -376,22 +282,12 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Return the share of the hybrid's mass in the support of the prior.
 
-        Args:
-            x: Observations of shape `(batch_dim, *x_event_shape)`.
-            num_rejection_samples: Number of draws of the base to tell it from.
-            force_update: Taken for the sake of `DirectPosterior`: nothing is stored
-                here.
-            show_progress_bars: Without effect.
-            rejection_sampling_batch_size: Number of these draws at a time.
-
-        Returns:
-            Shares of shape `(batch_dim,)`.
+        The shape is `(batch_dim,)`. Draws are made at each call, which is why
+        `force_update` has no effect.
         """
-        rows = self._rows(x)
         inside, everywhere = (
-            measure_weights(
-                self.posterior_estimator,
-                rows,
+            self.posterior_estimator.measure_weights(
+                self._rows(x),
                 num_draws=num_rejection_samples,
                 reject_outside_prior=reject,
                 max_batch_size=rejection_sampling_batch_size,
@@ -409,9 +305,8 @@ class HybridPosterior(DirectPosterior):
                 f"x has shape {tuple(x.shape)}, but each observation must have shape "
                 f"{tuple(shape)}, as those that the posterior was trained with."
             )
-        rows = reshape_to_batch_event(x, event_shape=shape)
         self.posterior_estimator.eval()
-        return rows
+        return reshape_to_batch_event(x, event_shape=shape)
 
     def _one_row(self, x: Tensor | None, method: str, batched: str) -> Tensor:
         rows = self._rows(x)
@@ -423,100 +318,52 @@ class HybridPosterior(DirectPosterior):
             )
         return rows
 
-    def _measure(
-        self, rows: Tensor, max_batch_size: int | None = None
-    ) -> WeightDiagnostics:
-        """Return diagnostics; those of the last observations are kept."""
-        hybrid = self.posterior_estimator
-        values = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [*hybrid.modules(), hybrid.prior, hybrid.corrects]
-        parts += [self.bound_quantile, len(values)]
-        if self._measured is not None and self._measured.is_of(values, parts):
-            return self._measured.diagnostics
-        measured = measure_weights(
-            hybrid,
-            rows,
-            bound_quantile=self.bound_quantile,
-            max_batch_size=max_batch_size or self.max_sampling_batch_size,
-        )
-        self._warn_if_far(measured)
-        values = [value.clone() for value in values]
-        self._measured = _Measured(values, parts, measured)
-        return measured
-
-    def _warn_if_far(self, measured: WeightDiagnostics) -> None:
-        if not self.posterior_estimator.trained_partition:
-            return
-        off = measured.log_partition.abs()
-        far = off > _MAX_LOG_PARTITION
-        if far.any():
-            row = int(off.argmax())
-            warnings.warn(
-                f"log Z is {measured.log_partition[row].item():.2f} given the "
-                f"observation in row {row} of x ({int(far.sum())} of {len(far)} rows "
-                f"are off by more than {_MAX_LOG_PARTITION:g}), and 0 where the energy "
-                "was trained well: the observation is probably far from the "
-                "simulations, and its posterior not to be trusted.",
-                stacklevel=4,
-            )
-
     def _draw(
         self,
-        num_samples: int,
+        sample_shape: Shape,
         rows: Tensor,
-        reject_outside_prior: bool,
         max_sampling_batch_size: int | None,
+        show_progress_bars: bool,
+        reject_outside_prior: bool,
         max_sampling_time: float | None,
         return_partial_on_timeout: bool,
-        show_progress_bars: bool,
     ) -> Tensor:
-        """Draw of each observation, of some of them at a time."""
+        """Return samples of each observation, in one dimension after a timeout."""
         hybrid = self.posterior_estimator
-        batch_size = check_integer(
-            "max_sampling_batch_size",
-            self.max_sampling_batch_size
-            if max_sampling_batch_size is None
-            else max_sampling_batch_size,
-            1,
-        )
+        num_samples = torch.Size(sample_shape).numel()
+        batch_size = self.max_sampling_batch_size
+        if max_sampling_batch_size is not None:
+            name = "max_sampling_batch_size"
+            batch_size = check_integer(name, max_sampling_batch_size, 1)
         if reject_outside_prior:
-            weights = self._measure(rows, batch_size)
+            weights = self._measure(rows, batch_size).diagnostics
         else:
-            weights = measure_weights(
-                hybrid,
+            weights = hybrid.measure_weights(
                 rows,
                 bound_quantile=self.bound_quantile,
                 reject_outside_prior=False,
                 max_batch_size=batch_size,
             )
-        if num_samples == 0:
-            return rows.new_empty(0, len(rows), *hybrid.input_shape)
-        weights.check_not_empty()
-        warn_of_resampling(weights, self.min_acceptance_rate)
-        starts = range(0, len(rows), _MAX_ROWS)
-        clock = SharedTime(max_sampling_time, len(starts), return_partial_on_timeout)
-        parts = []
-        for start in starts:
-            some = rows[start : start + _MAX_ROWS]
-            part = sample_corrected(
-                hybrid,
+        samples = rows.new_empty(0, len(rows), *hybrid.input_shape)
+        if num_samples:
+            weights.check_not_empty()
+            warn_of_resampling(weights, self.min_acceptance_rate)
+            samples = hybrid.sample_corrected(
                 num_samples,
-                some,
-                weights=weights[start : start + _MAX_ROWS],
-                min_acceptance_rate=self.min_acceptance_rate,
+                rows,
+                weights=weights,
                 reject_outside_prior=reject_outside_prior,
+                min_acceptance_rate=self.min_acceptance_rate,
                 max_sampling_batch_size=batch_size,
-                max_sampling_time=clock.next_share(),
-                return_partial_on_timeout=return_partial_on_timeout,
                 show_progress_bars=show_progress_bars,
+                max_sampling_time=max_sampling_time,
+                return_partial_on_timeout=return_partial_on_timeout,
             )
-            parts.append(part)
-        # After a timeout some have fewer samples.
-        num = min(len(part) for part in parts)
-        samples = torch.cat([part[:num] for part in parts], dim=1)
-        if not reject_outside_prior:
-            warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
-        return samples
+            if not reject_outside_prior:
+                warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
+        if len(samples) < num_samples:
+            return samples
+        return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def _log_prob(
         self,
@@ -527,52 +374,25 @@ class HybridPosterior(DirectPosterior):
         leakage_correction_params: dict | None,
     ) -> Tensor:
         hybrid = self.posterior_estimator
+        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
         with torch.set_grad_enabled(track_gradients):
             log_prob = hybrid.log_unnormalized(theta, rows)
             if norm_posterior:
-                given = leakage_correction_params or {}
-                num_draws = given.get("num_rejection_samples")
                 log_prob = log_prob - self._log_partition(rows, num_draws)
                 log_prob = log_prob - hybrid.gradient_of_log_partition(rows)
-            inside = hybrid.inside(theta)
-            if inside is None:
-                return log_prob
-            return log_prob.masked_fill(~inside, -math.inf)
+            return hybrid.fill_outside(log_prob, theta, -torch.inf)
 
     def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
-        """Return log Z of observations; that of the last ones is kept."""
-        hybrid = self.posterior_estimator
-        if num_draws is not None:
-            measured = measure_weights(
-                hybrid,
-                rows,
-                num_draws=num_draws,
-                max_batch_size=self.max_sampling_batch_size,
-            )
-            measured.check_not_empty()
-            return measured.log_partition
-        measured = self._measure(rows)
-        kept = self._measured
-        assert kept is not None
-        if kept.log_partition is not None:
-            return kept.log_partition
+        """Return log Z of observations, of this number of draws if one is given."""
+        hybrid, batch_size = self.posterior_estimator, self.max_sampling_batch_size
+        if num_draws is None:
+            return self._measure(rows, batch_size).log_partition(hybrid, batch_size)
+        measured = hybrid.measure_weights(
+            rows, num_draws=num_draws, max_batch_size=batch_size
+        )
         measured.check_not_empty()
-        variance = measured.num_draws / measured.effective_sample_size - 1.0
-        # Where draws are dear, no more than so many evaluations of the base.
-        most = min(_MAX_DRAWS, _MAX_EVALUATIONS * draws_at_once(hybrid, rows))
-        affordable = most // len(rows)
-        needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=affordable))
-        if needed > measured.num_draws:
-            measured = measure_weights(
-                hybrid,
-                rows,
-                num_draws=needed,
-                max_batch_size=self.max_sampling_batch_size,
-            )
-        kept.log_partition = measured.log_partition
         return measured.log_partition
 
     def __getstate__(self) -> dict:
-        """Return the state to be copied: without what is measured again at once."""
-        x = None if self._x is None else self._x.detach()
-        return {**self.__dict__, "_x": x, "_measured": None}
+        """Return the state to be copied, where `x` has no gradient."""
+        return {**self.__dict__, "_x": None if self._x is None else self._x.detach()}

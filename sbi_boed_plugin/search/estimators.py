@@ -8,10 +8,10 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
+from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.estimators.failures import without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.units import warn_of_scales
 
 __all__ = ["DesignEstimators", "EstimatorBuilders"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 

@@ -34,7 +34,7 @@ from sbi_boed_plugin._numbers import (
 )
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
-from sbi_boed_plugin.estimators.reparameterize import reparameterize
+from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.estimators import DesignEstimators

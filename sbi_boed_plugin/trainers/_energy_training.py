@@ -31,7 +31,7 @@ from sbi_boed_plugin._numbers import (
     check_real,
 )
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.energy_builder import SMALL_DATA
+from sbi_boed_plugin.estimators.energy import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.objectives.generalized_kl import (

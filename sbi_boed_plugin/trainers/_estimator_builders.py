@@ -9,9 +9,9 @@ from torch.distributions import Distribution
 from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_density
-from sbi_boed_plugin.estimators.categorical import CategoricalPosteriorBuilder
 from sbi_boed_plugin.estimators.coordinates import Coordinates
 from sbi_boed_plugin.estimators.transformed import (
+    CategoricalPosteriorBuilder,
     coordinates_of,
     transformed_likelihood_nn,
     transformed_posterior_nn,

@@ -16,9 +16,9 @@ from torch.distributions import Distribution
 from typing_extensions import Self
 
 from sbi_boed_plugin._memory import rows_at_once
-from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
-from sbi_boed_plugin.estimators.design_conditioned_posterior import (
-    DesignConditionedPosterior,
+from sbi_boed_plugin.estimators.design_conditioned import (
+    DesignConditionedEstimator,
+    posterior_at_design,
 )
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.belief import (
@@ -330,7 +330,7 @@ class SequentialMixin(DesignOptimizationMixin):
             design, x_o = self._observations[-1].design, self._observations[-1].x
         posterior = DirectPosterior(
             # A copy: later searches train the network on.
-            DesignConditionedPosterior(deepcopy(estimator).eval(), design),
+            posterior_at_design(deepcopy(estimator).eval(), design),
             prior,
             device=self._device,
         )

@@ -14,12 +14,10 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
-from sbi_boed_plugin.estimators.design_conditioned_posterior import (
-    DesignConditionedPosterior,
-)
-from sbi_boed_plugin.estimators.energy import has_latent
-from sbi_boed_plugin.estimators.energy_builder import energy_nn
+from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
 from sbi_boed_plugin.trainers._conditions import one_design
@@ -186,7 +184,7 @@ def at_design(
     if not isinstance(estimator, HybridEstimator):
         never = nn.Identity()
         estimator = HybridEstimator(estimator, never, prior=prior, corrects=False)
-    if not isinstance(estimator.base, DesignConditionedPosterior):
+    if not isinstance(estimator.base, DesignConditionedEstimator):
         check_designs_given(design, dim_design)
     elif design is not None:
         raise ValueError(
@@ -238,7 +236,7 @@ class EnergyStage:
         """Return whether the energy is shown the noise of a base on the CPU."""
         if self._latent_features is False:
             return False
-        is_known = has_latent(base.eval(), theta.cpu(), x.cpu())
+        is_known = has_noise(base.eval(), theta.cpu(), x.cpu())
         if self._latent_features and not is_known:
             raise ValueError(
                 f"latent_features=True, but a {type(base).__name__} cannot tell which "

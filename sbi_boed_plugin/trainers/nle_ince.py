@@ -20,9 +20,9 @@ from typing_extensions import Self
 from sbi_boed_plugin._sbi_compat import (
     ConditionalEstimatorBuilder,
 )
+from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
-from sbi_boed_plugin.estimators.units import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.trainers._checks import (
     append_designs,

@@ -20,9 +20,9 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder, if_it_pickles
-from sbi_boed_plugin.estimators.energy_builder import EnergyBuilder
+from sbi_boed_plugin.estimators.coordinates import warn_of_scales
+from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosterior,
     HybridPosteriorParameters,

@@ -17,12 +17,13 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
-from sbi_boed_plugin.estimators.design_conditioned_ratio import (
+from sbi_boed_plugin.estimators.coordinates import warn_of_scales
+from sbi_boed_plugin.estimators.ratio import (
     DesignConditionedRatio,
     DesignRatioPotential,
+    RatioPairs,
+    embed_parameters,
 )
-from sbi_boed_plugin.estimators.ratio_pairs import RatioPairs, embed_parameters
-from sbi_boed_plugin.estimators.units import warn_of_scales
 from sbi_boed_plugin.objectives.generalized_kl import (
     draw_by_ratio,
     partition_by_draws,

@@ -1,6 +1,5 @@
 """Benchmarks of tiny methods, in folders of their own."""
 
-import json
 from html.parser import HTMLParser
 
 import pytest
@@ -8,8 +7,8 @@ import pytest
 pytest.importorskip("sbibm")
 
 from sbi_boed_plugin.benchmark import run_benchmark  # noqa: E402
+from sbi_boed_plugin.benchmark.sbibm_jobs import benchmark_store  # noqa: E402
 from sbi_boed_plugin.benchmark.store import Store  # noqa: E402
-from sbi_boed_plugin.benchmark.worker import add_failure  # noqa: E402
 
 MODULE = "tests.benchmark.tiny_methods"
 
@@ -38,54 +37,51 @@ def bench(tmp_path):
 
 @pytest.fixture
 def records(tmp_path):
-    """Read all records by task, method, budget, seed and observation."""
+    """Read all records by method, seed and observation."""
 
     def read(folder=tmp_path / "out"):
-        found = {}
-        for path in sorted((folder / "results").rglob("*.json")):
-            record = json.loads(path.read_text())
-            job = record["job"]
-            fields = ("task", "method", "num_simulations", "seed", "num_observation")
-            found[tuple(job[name] for name in fields)] = record
-        return found
+        fields = ("method", "seed", "num_observation")
+        return {
+            tuple(record["job"][name] for name in fields): record
+            for record in benchmark_store(folder).read_all()
+        }
 
     return read
 
 
-def timeless(record):
-    """Return what of a record does not depend on clocks, loads and earlier jobs."""
-    return {
-        name: value
-        for name, value in record.items()
-        # Torch gives some warnings once per process.
-        if name not in ("finished", "load", "warnings")
-        and not name.endswith("_seconds")
+def make_record(settings, **changed):
+    """Return the record of a job as a run makes it, failed if it has an error."""
+    record = {
+        "job": settings,
+        "status": "failed" if "error" in changed else "done",
+        "result": {},
+        "error": "",
+        "traceback": "",
+        "output": "",
+        "seconds": 1.0,
+        "finished": 0.0,
+        "load": 1.5,
+        "versions": {"sbi": "0.27", "torch": None},
+        "warnings": [],
     }
+    return record | changed
 
 
-def failed_record(job, error, trace):
-    """Return the record of a job that has never had another."""
-    return add_failure(job, None, (), error, trace)
-
-
-def add(folder, job, metrics, **changed):
-    """Write a record as a job would."""
-    record = failed_record(job, "", "")
-    for name in ("error", "traceback", "output"):
-        del record[name]
-    record |= {
-        "status": "done",
+def add(folder, job, metrics=None, *, result=None, **changed):
+    """Write a record as a job of a benchmark would."""
+    values = {
         "metrics": metrics,
         "training_seconds": 10.0,
         "sampling_seconds": 2.0,
         "metric_seconds": 1.0,
-        "from_cache": False,
         "num_simulations_used": job.num_simulations,
         "log_prob_true_parameters": None,
+        "from_cache": False,
         "diagnostics": {},
-        "samples": None,
     }
-    Store(folder).write(job, record | changed)
+    if metrics is not None:
+        changed["result"] = values | (result or {})
+    Store(folder).write(make_record(job.settings(), **changed))
 
 
 class Reader(HTMLParser):

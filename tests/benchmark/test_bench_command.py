@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sbi_boed_plugin.benchmark.store import FolderInUseError
 from sbi_boed_plugin.cli import bench, main, report
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 from tests.benchmark.conftest import MODULE
@@ -25,11 +26,11 @@ def given(monkeypatch):
     """What the command hands to the library, which does nothing."""
     calls = []
 
-    def plan_benchmark(tasks, methods, **settings):
+    def run_benchmark(tasks, methods, **settings):
         calls.append({"tasks": tasks, "methods": methods, **settings})
+        return 0
 
-    monkeypatch.setattr(bench, "plan_benchmark", plan_benchmark)
-    monkeypatch.setattr(bench, "run_plan", lambda plan: 0)
+    monkeypatch.setattr(bench, "run_benchmark", run_benchmark)
     return calls
 
 
@@ -37,7 +38,7 @@ def test_lists_and_ranges_are_read(given, capsys):
     arguments = "bench --tasks two_moons,slcp sir --methods npe,npe_gkl --seeds 0-2 "
     arguments += "--budgets 1000,10000 --observations 1-3,7 --metrics c2st,mmd ppc "
     arguments += "--num-rounds 2 --num-samples 500 --jobs 2 --output there "
-    arguments += "--retry-failed --save-samples --time-limit 60 --quiet "
+    arguments += "--retry-failed --save-samples --time-limit 60 --quiet --tag v2 "
     arguments += (
         "--set hidden_features=50 net=nsf sizes=[1,2] rate=1e-3 --set flag=True "
         "npe.num_atoms=5 a.b:c.d=1 npe.automatic_transforms_enabled=false"
@@ -64,6 +65,7 @@ def test_lists_and_ranges_are_read(given, capsys):
                 "npe.automatic_transforms_enabled": False,
                 "a.b:c.d": 1,
             },
+            "tag": "v2",
             "num_workers": 2,
             "retry_failed": True,
             "save_samples": True,
@@ -86,60 +88,51 @@ def test_all_tasks_and_what_is_usual(given, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", "two_mons", "--methods", "npe"], "two_moons"),
-        (["--tasks", "sir", "--methods", "nep"], "npe_gkl"),
-        (["--tasks", "sir", "--methods", "no_module:f"], "no_module"),
-        (["--tasks", "sir", "--methods", "npe", "--budgets", "1e3"], "'1e3'"),
-        (["--tasks", "sir", "--methods", "npe", "--budgets", "0"], "=0"),
-        (["--tasks", "sir", "--methods", "npe", "--budgets", ","], "num_simulations"),
-        (["--tasks", "sir", "--methods", "npe", "--seeds", "-1"], "--seeds"),
-        (["--tasks", "sir", "--methods", "npe", "--seeds", "3-1"], "'3-1'"),
-        (["--tasks", "sir", "--methods", "npe", "--seeds", "0,0"], "repeat"),
-        (["--tasks", "sir", "--methods", "npe", "--observations", "1-11"], "10"),
-        (["--tasks", "sir", "--methods", "npe", "--metrics", "c2ts"], "c2st"),
-        (["--tasks", "sir", "--methods", "npe", "--jobs", "0"], "at least 1"),
-        (["--tasks", "sir", "--methods", "npe", "--num-samples", "1"], "num_samples=1"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "rate"], "KEY=VALUE"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "npe.=1"], "METHOD.KEY"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "nle.a=1"], "'nle'"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "hide=1"], "hidden_features"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "a=f(1)"], "notation"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "seed=1"], "seed"),
-        (["--tasks", "sir", "--methods", "npe", "--set", "a={1}"], "file"),
-        (["--tasks", "sir", "--methods", "npe", "--output", "file"], "cannot write"),
-        (["--methods", "npe"], "--tasks"),
-        (["--tasks", "sir"], "--methods"),
+        (["--methods", "nep"], "npe_gkl"),
+        (["--tasks", "two_mons"], "two_moons"),
+        (["--budgets", "1e3"], "'1e3'"),
+        (["--budgets", "0"], "=0"),
+        (["--budgets", ","], "num_simulations"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--seeds", "3-1"], "'3-1'"),
+        (["--jobs", "0"], "at least 1"),
+        (["--set", "rate"], "KEY=VALUE"),
+        (["--set", "npe.=1"], "METHOD.KEY"),
+        (["--set", "hide=1"], "hidden_features"),
+        (["--set", "a=f(1)"], "notation"),
+        (["--set", "a={1}"], "file"),
+        (["--output", "file"], "cannot write"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(arguments, message, capsys):
     Path("file").write_text("")
-    code, out, err = run(["bench", *arguments], capsys)
+    usual = ["bench", "--tasks", "sir", "--methods", "npe"]
+    code, out, err = run([*usual, *arguments], capsys)
     assert code == 2
     assert out == ""
     assert message in err
     assert err.count("\n") == 1 and err.endswith("\n")
     assert os.listdir() == ["file"]
+    for left_out in ("--tasks", "--methods"):
+        code, _, err = run(["bench", left_out, "sir"], capsys)
+        assert code == 2 and "required" in err
 
 
-@pytest.mark.parametrize("error", [ValueError("inside"), OSError(28, "disk full")])
-def test_errors_of_the_run_itself_keep_their_traceback(
-    given, monkeypatch, capsys, error
-):
-    def run_plan(plan):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("tasks need sbibm. Run `pip install it`."), "pip install it"),
+        (FolderInUseError("another run writes to out."), "another run"),
+        (OSError(28, "No space left"), "No space left"),
+    ],
+)
+def test_what_cannot_run_is_said_in_one_line(monkeypatch, capsys, error, message):
+    def run_benchmark(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(bench, "run_plan", run_plan)
-    with pytest.raises(type(error), match=str(error.args[-1])):
-        main(["bench", "--tasks", "sir", "--methods", "npe"])
-
-
-def test_a_missing_sbibm_is_said_with_its_remedy(monkeypatch, capsys):
-    def plan_benchmark(*args, **kwargs):
-        raise ImportError("tasks need sbibm. Run `pip install it`.")
-
-    monkeypatch.setattr(bench, "plan_benchmark", plan_benchmark)
+    monkeypatch.setattr(bench, "run_benchmark", run_benchmark)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
-    assert code == 2 and "pip install it" in err and err.count("\n") == 1
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_a_method_in_the_current_folder_is_found_and_reported_on(capsys):
@@ -171,11 +164,11 @@ def test_failures_have_an_exit_code_and_a_hint(capsys, tmp_path):
     assert run([*arguments.split(), "--retry-failed"], capsys) == (0, "", "")
 
 
-def test_an_interruption_says_how_to_go_on(given, monkeypatch, capsys):
-    def run_plan(plan):
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def run_benchmark(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "run_plan", run_plan)
+    monkeypatch.setattr(bench, "run_benchmark", run_benchmark)
     code, _, err = run(["bench", "--tasks", "sir", "--methods", "npe"], capsys)
     assert code == 130
     assert "the same command goes on" in err
@@ -188,13 +181,20 @@ def test_a_folder_without_results_is_refused(capsys):
     assert os.listdir() == []
 
 
-def test_a_report_that_cannot_be_written_is_refused(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (ImportError("a report needs jinja2. Run `pip install it`."), "pip install it"),
+    ],
+)
+def test_a_report_that_cannot_be_made_is_refused(monkeypatch, capsys, error, message):
     def make_report(*args):
-        raise PermissionError(13, "Permission denied")
+        raise error
 
     monkeypatch.setattr(report, "make_report", make_report)
     code, _, err = run(["report", "there"], capsys)
-    assert code == 2 and "Permission denied" in err
+    assert code == 2 and message in err
 
 
 def test_help_names_tasks_methods_and_metrics(capsys):

@@ -21,42 +21,13 @@ def test_all_methods_have_a_result_before_any_has_two():
     assert [job.num_simulations for job in jobs[:8]] == [1_000] * 4 + [10_000] * 4
 
 
-def test_every_job_has_a_file_of_its_own():
-    jobs = []
-    for changed in (
-        {},
-        {"num_rounds": 2},
-        {"num_samples": 100},
-        {"hyper": {"hidden_features": 50}},
-        {"hyper": {"hidden_features": 51}},
-        {"hyper": {"hidden_features": 50}, "num_rounds": 2},
-    ):
-        methods = ["npe", "a.b:npe", "a:B", "a:b", "A:b"]
-        jobs += expand_jobs(["sir", "slcp"], methods, **SETTINGS, **changed)
-    assert len({job.path("json") for job in jobs}) == len(jobs)
-    # Nor do they depend on the letters' case, which some file systems ignore.
-    assert len({str(job.path("json")).lower() for job in jobs}) == len(jobs)
-
-
-def test_names_can_be_read_and_do_not_depend_on_the_order_of_hyperparameters():
-    job = Job("two_moons", "npe_gkl", 1_000, seed=0, num_observation=1)
-    assert str(job.path("json")) == "two_moons/npe_gkl/1000_seed0_obs1.json"
-    one = Job("sir", "m:f", 10, 0, 1, hyper={"a": 1, "b": [2, 3]})
-    other = Job("sir", "m:f", 10, 0, 1, hyper={"b": [2, 3], "a": 1})
-    assert one.path("json") == other.path("json")
-    assert ":" not in str(one.path("json"))
-
-
-def test_settings_that_differ_have_keys_and_words_that_differ():
-    values = [1, "1", 1.0, True, "True", None, "None", "nsf", [1], ["1"], "a=1, b"]
+def test_settings_that_differ_have_words_that_differ():
+    values = [1, "1", 1.5, True, "True", None, "None", "nsf", [1], ["1"], "a=1, b"]
     jobs = [Job("sir", "npe", 10, 0, 1, hyper={"a": value}) for value in values]
-    assert len({job.setting_key for job in jobs}) == len(values)
-    assert len({job.setting for job in jobs}) == len(values)
-    assert [job.setting for job in jobs[:2]] == ["npe, a=1", "npe, a='1'"]
-    assert jobs[7].setting == "npe, a=nsf"
-    one = Job("sir", "npe", 10, 0, 1, hyper={"a": 1, "b": 2})
-    other = Job("slcp", "npe", 20, 1, 2, hyper={"b": 2, "a": 1})
-    assert one.setting_key == other.setting_key
+    assert len({str(job) for job in jobs}) == len(values)
+    assert [job.unusual for job in jobs[:2]] == [["a=1"], ["a='1'"]]
+    assert jobs[7].unusual == ["a=nsf"]
+    assert Job("sir", "npe", 10, 0, 1, tag="new").unusual == ["tag new"]
 
 
 def test_hyperparameters_for_one_method_are_those_of_its_jobs_only():
@@ -83,7 +54,7 @@ def test_a_job_comes_back_from_its_plain_form():
         hyper={"sizes": (1, 2)},
     )
     assert job.hyper == {"sizes": [1, 2]}
-    assert Job(**job.to_plain()) == job
+    assert Job(**job.settings()) == job
 
 
 @pytest.mark.parametrize(

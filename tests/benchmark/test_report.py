@@ -1,23 +1,26 @@
-"""Reports: right means, nothing hidden, and a page that needs nothing else."""
+"""Reports: right means, like with like, nothing hidden, and a page of its own."""
 
 import csv
-import json
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from sbi_boed_plugin.benchmark import make_report
-from sbi_boed_plugin.benchmark._command import commands
-from sbi_boed_plugin.benchmark.html import page
+from sbi_boed_plugin.benchmark.figures import metric_figure, runtime_figure
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.published import URL
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import read_results
-from sbi_boed_plugin.benchmark.tables import markdown, summary_table
-from tests.benchmark.conftest import Reader, add, failed_record
+from sbi_boed_plugin.benchmark.tables import (
+    difference_table,
+    metric_table,
+    time_table,
+    to_markdown,
+)
+from tests.benchmark.conftest import Reader, add
 
 BUDGETS = (1_000, 10_000)
 ATTACK = "<script>alert('&')</script>"
@@ -27,31 +30,40 @@ ATTACK = "<script>alert('&')</script>"
 def folder(tmp_path_factory):
     """A benchmark with a method that fails on one task, and elsewhere once."""
     folder = tmp_path_factory.mktemp("my-bench")
+    failure = {"error": f"ValueError: {ATTACK}", "traceback": ATTACK, "output": ATTACK}
     for task in ("slcp", "two_moons"):
         for budget in BUDGETS:
-            for observation in (1, 2):
-                for seed in (0, 1):
-                    job = Job(task, "npe", budget, seed, observation)
-                    value = 0.6 + 0.1 * observation + 0.02 * seed
-                    add(folder, job, {"c2st": value, "mmd": value / 100})
-                    job = Job(task, "mine:<b>", budget, seed, observation)
-                    if task == "slcp" or (observation, seed) == (2, 1):
-                        record = failed_record(job, f"ValueError: {ATTACK}", ATTACK)
-                        Store(folder).write(job, record | {"output": ATTACK})
-                    else:
-                        add(folder, job, {"c2st": 0.8, "mmd": None})
-    (folder / "results" / "slcp" / "npe" / "broken.json").write_text("{")
+            for observation, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
+                job = Job(task, "npe", budget, seed, observation)
+                value = 0.6 + 0.1 * observation + 0.02 * seed
+                warned = {"warnings": ["<careful>"]} if budget == 1_000 else {}
+                add(folder, job, {"c2st": value, "mmd": value / 100}, **warned)
+                job = Job(task, "mine:<b>", budget, seed, observation)
+                if task == "slcp" or (observation, seed) == (2, 1):
+                    add(folder, job, **failure)
+                else:
+                    add(folder, job, {"c2st": 0.8, "mmd": None})
+    (folder / "jobs" / "broken.json").write_text("{")
     return folder
 
 
 @pytest.fixture(scope="module")
 def report(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("report") / "below"
-    before = sorted(folder.rglob("*"))
-    written = make_report(folder, output)
-    assert sorted(folder.rglob("*")) == before, "the results have been touched"
+    with pytest.warns(UserWarning, match="broken.json"):
+        written = make_report(folder, output)
     assert set(written) == set(output.iterdir())
     return output
+
+
+@pytest.fixture(scope="module")
+def html(report):
+    return (report / "index.html").read_text()
+
+
+def page_of(folder):
+    make_report(folder)
+    return (folder / "index.html").read_text()
 
 
 def table(path):
@@ -59,15 +71,17 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+def best(results, metric="c2st", budget=10):
+    """Return the numbers that are marked as the best of their rows."""
+    found = metric_table(results, metric, budget)
+    marked = found.texts[found.best.columns].where(found.best).stack().dropna()
+    return [text.split(" ")[0] for text in marked]
+
+
 def test_everything_is_written(report):
     assert {path.name for path in report.iterdir()} == {
-        "results.csv",
-        "summary.csv",
-        "summary.md",
-        "c2st.png",
-        "mmd.png",
-        "runtimes.png",
-        "index.html",
+        *("results.csv", "summary.csv", "summary.md", "index.html"),
+        *("c2st.png", "mmd.png", "runtimes.png"),
     }
 
 
@@ -77,168 +91,284 @@ def test_every_job_has_a_row(report):
     failed = [row for row in rows if row["status"] == "failed"]
     assert len(failed) == 10
     assert all(ATTACK in row["error"] and row["c2st"] == "" for row in failed)
-    assert {row["version_torch"] for row in rows} != {""}
+    assert {row["version_sbi"] for row in rows} == {"0.27"}
 
 
 def test_means_are_over_observations_after_seeds(report):
-    rows = table(report / "summary.csv")
-    (row,) = (
-        row
-        for row in rows
-        if (row["task"], row["method"], row["num_simulations"])
-        == ("two_moons", "npe", "1000")
-    )
+    rows = {
+        (row["task"], row["method"], row["num_simulations"]): row
+        for row in table(report / "summary.csv")
+    }
+    row = rows["two_moons", "npe", "1000"]
     # Observations have 0.71 and 0.81: half of their difference is the error.
     assert float(row["c2st"]) == pytest.approx(0.76)
     assert float(row["c2st_se"]) == pytest.approx(0.05)
     counts = ("num_observations", "num_seeds", "num_done", "num_failed")
     assert [row[name] for name in counts] == ["2", "2", "4", "0"]
-    (row,) = (
-        row
-        for row in rows
-        if (row["task"], row["method"], row["num_simulations"])
-        == ("slcp", "mine:<b>", "1000")
-    )
+    row = rows["slcp", "mine:<b>", "1000"]
     assert row["c2st"] == "" and row["num_failed"] == "4"
-    means = {
-        (row["task"], row["method"]): (row["c2st"], row["mmd"])
-        for row in rows
-        if row["num_simulations"] == "10000"
-    }
-    assert {key: [float(v or "nan") for v in pair] for key, pair in means.items()} == {
-        ("two_moons", "npe"): pytest.approx([0.76, 0.0076]),
-        ("two_moons", "mine:<b>"): pytest.approx([0.8, math.nan], nan_ok=True),
-        ("slcp", "npe"): pytest.approx([0.76, 0.0076]),
-        ("slcp", "mine:<b>"): pytest.approx([math.nan, math.nan], nan_ok=True),
-    }
+    row = rows["two_moons", "mine:<b>", "10000"]
+    # What is not finite is not averaged away.
+    assert float(row["c2st"]) == pytest.approx(0.8) and row["mmd"] == ""
 
 
-def test_the_markdown_names_failures_and_numbers(report):
-    text = (report / "summary.md").read_text()
-    assert "| two_moons | 1,000 | 0.760 ± 0.050 (2 × 2) | 0.800" in text
-    assert "| slcp | 1,000 | 0.760 ± 0.050 (2 × 2) | failed |" in text
-    assert "1 failed" in text
-    assert text.count("- slcp, mine:<b>") == 8
-
-
-@pytest.fixture(scope="module")
-def html(report):
-    return (report / "index.html").read_text()
-
-
-def test_the_page_loads_nothing(html):
+def test_the_page_needs_nothing_else_and_fits_a_phone(html):
     reader = Reader(html)
-    assert not reader.open
+    assert reader.open == []
     assert not {"script", "link", "iframe"} & set(reader.tags)
-    outside = [a for a in reader.addresses if not a.startswith(("#", "data:image/"))]
-    assert outside == [URL]
-    assert set(re.findall(r"https?://[^\"' <]+", html)) == {URL}
-    assert "@import" not in html and "url(" not in html
-
-
-def test_links_within_the_page_lead_somewhere(html):
-    targets = [a[1:] for a in Reader(html).addresses if a.startswith("#")]
+    outside = [a for a in reader.addresses if not a.startswith(("data:", "#"))]
+    assert set(outside) == {URL}
+    targets = [a[1:] for a in reader.addresses if a.startswith("#")]
     assert targets and all(f'id="{target}"' in html for target in targets)
+    assert "prefers-color-scheme: dark" in html
+    assert 'content="width=device-width, initial-scale=1"' in html
+    # Only tables and figures in their own frames are wider than the screen.
+    assert html.count('<div class="scroll"') == html.count("<table>")
 
 
-def test_texts_are_escaped(html):
-    assert ATTACK not in html and "<b>" not in html
-    reader = Reader(html)
-    assert ATTACK in reader.text and "mine:<b>" in reader.text
-
-
-def test_the_page_says_what_failed_and_what_was_left_out(html):
+def test_the_page_says_what_failed_and_escapes_texts(html):
+    assert ATTACK not in html and "<b>" not in html and "<careful>" not in html
     text = Reader(html).text
-    assert "10 jobs failed" in text and "Failures (10)" in text
-    assert html.count("<details>") == 2, "one per error, and the figures of MMD"
+    assert ATTACK in text and "mine:<b>" in text
+    assert "failed jobs: 10" in text and "Failures (10)" in text
     assert text.count("slcp, mine:<b>, 1,000 simulations, seed") == 4
-    assert "results/slcp/npe/broken.json" in text
-    assert "1 failed" in text
+    assert "jobs/broken.json.unreadable" in text
+    assert "1 failed" in text and "8 jobs: <careful>" in text
     assert "0.725" in text, "published beside ours"
+    assert "several versions" not in text
+
+
+def test_the_same_results_give_the_same_page(folder, html, tmp_path):
+    make_report(folder, tmp_path)
+    assert (tmp_path / "index.html").read_text() == html
 
 
 def test_nothing_says_where_the_results_were_made(bench, tmp_path):
-    """Tracebacks and damaged files have paths, which are nobody's business."""
-    folder = tmp_path / "out"
+    """Tracebacks have paths, which are nobody's business."""
     assert bench("failing", hyper={"mended": "never"}) == 1
-    (folder / "results" / "broken.json").write_text("{")
-    make_report(folder)
-    html = (folder / "index.html").read_text()
-    assert "results/broken.json" in html
+    html = page_of(tmp_path / "out")
     assert "tests/benchmark/tiny_methods.py" in html
     for path in (tmp_path, Path(__file__).parents[2], sys.prefix):
         assert str(path) not in html
 
 
-def test_what_there_is_nothing_of_has_no_place(html):
-    assert 'id="warnings"' not in html
-    assert "several versions" not in html
+def test_means_over_other_observations_are_not_ranked(tmp_path):
+    """Who fails where it is hard has the lower mean, and has not won."""
+    for task in ("slcp", "sir"):
+        for observation, (value, other) in enumerate(
+            [(0.6, 0.55), (0.7, 0.65), (0.9, None)], start=1
+        ):
+            add(tmp_path, Job(task, "npe", 10, 0, observation), {"c2st": value})
+            job = Job(task, "nre", 10, 0, observation)
+            if other is None:
+                add(tmp_path, job, error="an error")
+            else:
+                add(tmp_path, job, {"c2st": other})
+            if observation < 3:
+                add(tmp_path, Job(task, "nle", 10, 0, observation), {"c2st": 0.51})
+    results = read_results(tmp_path)
+    cells = results.cells
+    assert set(cells.loc[cells["is_comparable"], "method"]) == {"npe"}
+    found = metric_table(results, "c2st", 10)
+    assert found.means.dropna().index.tolist() == ["npe"]
+    assert best(results) == ["0.733"] * 3
+    text = "\n".join(to_markdown(found))
+    assert text.count("2 of 3") == 4 and text.count("1 failed") == 2
+    assert "Lowest mean" not in Reader(page_of(tmp_path)).text
+    (legend,) = metric_figure(results, "c2st").legends
+    assert legend.get_texts()[-1].get_text().startswith("hollow")
 
 
-def test_the_page_has_both_schemes_and_fits_a_phone(html):
-    assert "prefers-color-scheme: dark" in html
-    assert 'content="width=device-width, initial-scale=1"' in html
-    # Only tables and texts in their own frames are wider than the screen.
-    assert html.count('<div class="scroll"') == html.count("<table>")
-
-
-def test_the_same_results_give_the_same_page(folder, html):
-    assert page(read_results(folder), folder.name) == html
-
-
-def test_the_commands_make_the_jobs_again(folder):
-    (command,) = commands(read_results(folder), "out")
-    assert command == (
-        "sbi-boed bench --tasks two_moons,slcp --methods 'npe,mine:<b>' --budgets "
-        "1000,10000 --seeds 0-1 --observations 1-2 --metrics c2st,mmd --output out"
+@pytest.mark.parametrize(
+    ("samples", "used", "caveat"),
+    [(10_000, 11, "uses 11 simulations"), (500, 10, "500 samples")],
+)
+def test_who_pays_less_or_is_judged_by_less_is_not_ranked(
+    tmp_path, samples, used, caveat
+):
+    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
+    job = Job("sir", "nre", 10, 0, 1, num_samples=samples)
+    add(tmp_path, job, {"c2st": 0.6}, result={"num_simulations_used": used})
+    results = read_results(tmp_path)
+    assert best(results) == ["0.700"]
+    assert f"0.600 ({caveat})" in "\n".join(
+        to_markdown(metric_table(results, "c2st", 10))
     )
 
 
-def test_variants_have_columns_and_commands_of_their_own(tmp_path):
-    for changed in ({}, {"num_rounds": 2}, {"hyper": {"net": "nsf"}}):
-        add(tmp_path, Job("sir", "npe", 10, 0, 1, **changed), {"c2st_forest": 0.7})
+def test_methods_with_everything_are_ranked(tmp_path):
+    for task in ("slcp", "sir"):
+        for method, value in (("npe", 0.7), ("nre", 0.8)):
+            add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": value})
+        # Failures of others keep nobody from being ranked.
+        add(tmp_path, Job(task, "nle", 10, 0, 1, num_samples=500), error="an error")
     results = read_results(tmp_path)
-    settings = ["npe", "npe, net=nsf", "npe, 2 rounds"]
-    assert list(map(results.labels.get, results.settings)) == settings
-    assert all(group.num_done == 1 for group in results.groups)
-    second, third = commands(results, "out")[1:]
-    assert second.endswith("--set 'net='\"'\"'nsf'\"'\"''")
-    assert third.endswith("--num-rounds 2")
-    assert "published" not in Reader(page(results, "out")).text
+    assert best(results) == ["0.700"] * 3
+    html = page_of(tmp_path)
+    assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"] * 3
+    assert "npe with 10 simulations (0.700)" in Reader(html).text
+    assert "hollow" not in str(metric_figure(results, "c2st").legends[0].get_texts())
 
 
-def test_what_all_jobs_share_is_said_once(tmp_path):
-    for method in ("npe", "nre"):
-        job = Job("sir", method, 10, 0, 1, num_samples=500)
+def test_medians_of_times_say_over_how_many_tasks_they_are(tmp_path):
+    for task, method, seconds in (("sir", "npe", 1.0), ("slcp", "npe", 9.0)):
+        times = {"training_seconds": seconds}
+        add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": 0.7}, result=times)
+    add(tmp_path, Job("sir", "nre", 10, 0, 1), {"c2st": 0.7})
+    add(tmp_path, Job("two_moons", "nre", 10, 0, 1), error="an error")
+    results = read_results(tmp_path)
+    texts = time_table(results).texts["training [s], 10"]
+    # The middle of two: neither the geometric mean nor one of them.
+    assert texts.to_dict() == {"npe": "5.000", "nre": "10.0 1 of 2 tasks"}
+    ax = runtime_figure(results).axes[0]
+    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
+    assert [list(line.get_xdata()) for line in diamonds] == [[5.0], [10.0]]
+
+
+@pytest.mark.parametrize("seconds", [(8.0, 8.5), (1.0, 7.0), (0.1, 50.0), (0.0, 0.0)])
+def test_tick_labels_of_times_do_not_collide(tmp_path, recwarn, seconds):
+    """Nor is zero, which a logarithm has no place for, an error."""
+    for task, value in zip(("sir", "slcp"), seconds, strict=True):
+        times = {"training_seconds": value, "sampling_seconds": value}
+        add(tmp_path, Job(task, "npe", 10, 0, 1), {"c2st": 0.7}, result=times)
+    figure = runtime_figure(read_results(tmp_path))
+    figure.savefig(tmp_path / "figure.png")
+    assert not recwarn.list
+    for ax in figure.axes:
+        labels = [*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)]
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        boxes = sorted((box.x0, box.x1) for box in boxes if box.x1 > box.x0)
+        assert all(
+            left[1] < right[0]
+            for left, right in zip(boxes[:-1], boxes[1:], strict=True)
+        )
+
+
+def test_differences_are_paired_and_shown_everywhere(tmp_path):
+    """On observations that both a variant and its reference have."""
+    values = {
+        "nre": {(1, 0): 0.5, (1, 1): 0.6, (2, 0): 0.7, (3, 0): 0.1},
+        "nre_gkl": {(1, 0): 0.6, (1, 1): 0.5, (2, 0): 0.8, (4, 0): 0.9},
+    }
+    for method, found in values.items():
+        for (number, seed), value in found.items():
+            add(tmp_path, Job("sir", method, 10, seed, number), {"c2st": value})
+    html = page_of(tmp_path)
+    (row,) = table(tmp_path / "differences.csv")
+    # Of the first observation 0.1 and -0.1, of the second 0.1; others are no pairs.
+    assert float(row["difference"]) == pytest.approx(0.05)
+    assert float(row["difference_se"]) == pytest.approx(0.05)
+    assert (row["num_observations"], row["num_seeds"]) == ("2", "2")
+    names = ("method", "reference", "metric")
+    assert [row[name] for name in names] == ["nre_gkl", "nre", "c2st"]
+    assert "+0.050<small>± 0.050</small>" in html
+    assert "| sir | +0.050 ± 0.050 |" in (tmp_path / "summary.md").read_text()
+
+
+def test_variants_are_compared_with_like_settings(tmp_path):
+    nsf = {"neural_net": "nsf"}
+    for method, changed, value in (
+        ("npe", {}, 0.5),
+        ("npe", {"hyper": nsf}, 0.6),
+        ("npe", {"num_rounds": 2}, 0.7),
+        ("npe_gkl", {"hyper": nsf}, 0.8),
+        # The other method has no such thing.
+        ("npe_gkl", {"hyper": {"training": "joint"}}, 0.8),
+        ("npe_gkl", {"num_rounds": 2}, 0.8),
+        # There is nothing to compare these with.
+        ("npe_gkl", {"hyper": {"hidden_features": 9}}, 0.8),
+        ("npe_gkl", {"num_samples": 500}, 0.8),
+        ("npe_gkl", {"tag": "new"}, 0.8),
+        ("nle_ince", {}, 0.8),
+    ):
+        add(tmp_path, Job("sir", method, 10, 0, 1, **changed), {"c2st": value})
+    # Who uses more simulations is not compared.
+    used = {"num_simulations_used": 1_000}
+    add(tmp_path, Job("sir", "nre", 10, 0, 1), {"c2st": 0.7})
+    add(tmp_path, Job("sir", "nre_gkl", 10, 0, 1), {"c2st": 0.6}, result=used)
+    results = read_results(tmp_path)
+    rows = results.differences
+    names = rows["label"] + " − " + rows["reference_label"]
+    made = dict(zip(names, rows["difference"], strict=True))
+    assert made == pytest.approx(
+        {
+            "npe_gkl, neural_net=nsf − npe, neural_net=nsf": 0.2,
+            "npe_gkl, training=joint − npe": 0.3,
+            "npe_gkl, 2 rounds − npe, 2 rounds": 0.1,
+        }
+    )
+    assert rows["difference_se"].isna().all()
+    assert set(difference_table(results, "c2st").texts) == {f"{n}, 10" for n in names}
+
+
+def test_without_variants_there_are_no_differences(tmp_path):
+    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
+    assert "minus" not in page_of(tmp_path)
+    assert not (tmp_path / "differences.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({}, ["NLE", "NPE", "NRE"]),
+        ({"num_samples": 1_000}, []),
+        ({"num_rounds": 10}, ["SNLE", "SNPE", "SNRE"]),
+    ],
+)
+def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
+    add(tmp_path, Job("sir", "npe", 1_000, 0, 1, **changed), {"c2st": 0.7})
+    results = read_results(tmp_path)
+    columns = list(metric_table(results, "c2st", 1_000).texts)
+    assert columns[1:] == [f"{name}, published" for name in shown]
+    assert ("AISTATS" in page_of(tmp_path)) == bool(shown)
+    legend = metric_figure(results, "c2st").legends[0].get_texts()
+    assert [text.get_text().split(",")[0] for text in legend[1:]] == shown
+
+
+def test_what_is_unusual_is_in_the_names_and_what_all_share_is_said_once(tmp_path):
+    for changed in (
+        {},
+        {"num_rounds": 2},
+        {"hyper": {"a": 1}},
+        {"hyper": {"a": "1"}},
+        {"tag": "new"},
+    ):
+        job = Job("sir", "npe", 10, 0, 1, num_samples=500, **changed)
         add(tmp_path, job, {"c2st_forest": 0.7})
     results = read_results(tmp_path)
-    assert list(results.labels.values()) == ["npe", "nre"]
-    assert markdown(results).count("500 samples") == 1
-    text = Reader(page(results, "out")).text
+    names = ["npe", "npe, tag new", "npe, a='1'", "npe, a=1", "npe, 2 rounds"]
+    assert results.labels == names
+    text = Reader(page_of(tmp_path)).text
     assert "500 samples" not in text and "samples500" in text
+
+
+def test_mixed_versions_are_told(tmp_path):
+    for observation, version in enumerate(["0.26", "0.27", "0.27"], start=1):
+        versions = {"sbi_boed_plugin": "0.1", "sbi": version}
+        job = Job("sir", "npe", 10, 0, observation)
+        add(tmp_path, job, {"c2st": 0.7}, versions=versions)
+    text = Reader(page_of(tmp_path)).text
+    assert "1 job of sbi_boed_plugin 0.1, sbi 0.26" in text
+    assert "2 jobs of sbi_boed_plugin 0.1, sbi 0.27" in text
+    assert "several versions" in text
 
 
 def test_a_metric_that_some_jobs_lack_has_no_mean(tmp_path):
     add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7, "mmd": 0.1})
-    add(tmp_path, Job("sir", "npe", 10, 0, 2), {"c2st": 0.8})
-    results = read_results(tmp_path)
-    (group,) = results.groups
-    assert set(group.values) >= {"c2st"} and "mmd" not in group.values
-    header, (row,) = summary_table(results)
-    assert row[header.index("mmd")] is None
-    assert "–" in markdown(results)
-
-
-def test_a_metric_that_is_not_finite_is_not_averaged_away(tmp_path):
-    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"ppc": 0.7})
-    add(tmp_path, Job("sir", "npe", 10, 0, 2), {"ppc": None})
-    (group,) = read_results(tmp_path).groups
-    assert math.isnan(group.values["ppc"][0])
+    failure = {"error": f"mmd: {ATTACK}", "traceback": "its trace", "status": "done"}
+    add(tmp_path, Job("sir", "npe", 10, 0, 2), {"c2st": 0.8}, **failure)
+    text = Reader(page_of(tmp_path)).text
+    (row,) = table(tmp_path / "summary.csv")
+    assert row["mmd"] == "" and float(row["c2st"]) == pytest.approx(0.75)
+    assert "–" in (tmp_path / "summary.md").read_text()
+    # The job counts as done, and the failure is told.
+    for part in (f"mmd: {ATTACK}", "its trace", "Failures (1)", "failed jobs: 0"):
+        assert part in text
 
 
 def test_failures_alone_make_a_report(tmp_path):
     job = Job("sir", "npe", 10, 0, 1)
-    Store(tmp_path).write(job, failed_record(job, "an error", "its trace"))
+    add(tmp_path, job, error="an error", traceback="its trace")
     names = {path.name for path in make_report(tmp_path)}
     assert names == {"results.csv", "summary.csv", "summary.md", "index.html"}
     assert "its trace" in (tmp_path / "index.html").read_text()
@@ -251,51 +381,42 @@ def test_a_folder_without_results_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_temporary_and_damaged_files_are_no_results(tmp_path):
-    job = Job("sir", "npe", 10, 0, 1)
-    add(tmp_path, job, {"c2st": 0.7})
-    path = Store(tmp_path).results / job.path("json")
-    for name in (f".{path.name}.0.tmp", f"{path.name}.damaged"):
-        path.with_name(name).write_text("{")
-    results = read_results(tmp_path)
-    assert len(results.records) == 1 and results.damaged == []
-    assert json.loads(path.read_text())["status"] == "done"
-
-
-def test_a_copy_is_no_other_posterior(tmp_path):
-    job = Job("sir", "npe", 10, 0, 1)
-    add(tmp_path, job, {"c2st": 0.7})
-    path = Store(tmp_path).results / job.path("json")
-    copy = path.with_name("copy.json")
-    copy.write_bytes(path.read_bytes())
-    results = read_results(tmp_path)
-    (group,) = results.groups
-    assert group.num_done == len(results.records) == 1
-    (damaged,) = results.damaged
-    assert "copy.json" in damaged and "not where" in damaged
-
-
-def test_a_metric_that_failed_is_listed_and_its_job_counts_as_done(tmp_path):
-    job = Job("sir", "npe", 10, 0, 1)
-    failure = {"error": f"E: {ATTACK}", "traceback": "its trace", "output": "said"}
-    add(tmp_path, job, {"c2st": 0.7}, metric_errors={"ppc": failure})
-    make_report(tmp_path)
-    reader = Reader((tmp_path / "index.html").read_text())
-    for text in (f"ppc: E: {ATTACK}", "its trace", "said", "Failures (1)", "0 failed"):
-        assert text in reader.text
-    assert f"`ppc: E: {ATTACK}`" in (tmp_path / "summary.md").read_text()
-    (row,) = table(tmp_path / "results.csv")
-    assert row["status"] == "done" and row["error"] == f"ppc: E: {ATTACK}"
-
-
 def test_a_training_that_observations_share_counts_once(tmp_path):
     for seed, seconds in ((0, 3.0), (1, 5.0)):
+        times = {"training_seconds": seconds}
         for number in (1, 2, 3):
             job = Job("sir", "npe", 10, seed, number)
-            add(tmp_path, job, {"c2st": 0.7}, training_seconds=seconds)
+            add(tmp_path, job, {"c2st": 0.7}, result=times)
     job = Job("sir", "nle", 10, 0, 1)
-    add(tmp_path, job, {"c2st": 0.7}, training_seconds=3.0)
-    many, one = sorted(read_results(tmp_path).groups, key=lambda g: -g.num_done)
-    assert many.value("training_seconds") == (4.0, 1.0)
-    mean, error = one.value("training_seconds")
-    assert mean == 3.0 and math.isnan(error)
+    add(tmp_path, job, {"c2st": 0.7}, result={"training_seconds": 3.0})
+    one, many = read_results(tmp_path).cells.to_dict("records")
+    assert (many["training_seconds"], many["training_seconds_se"]) == (4.0, 1.0)
+    assert one["training_seconds"] == 3.0 and math.isnan(one["training_seconds_se"])
+
+
+def test_long_names_fit_above_few_panels(tmp_path):
+    for rounds in (1, 10):
+        for task in ("sir", "slcp"):
+            job = Job(task, "npe", 10, 0, rounds, num_rounds=rounds)
+            add(tmp_path, job, {"c2st": 0.7})
+    figure = metric_figure(read_results(tmp_path), "c2st")
+    figure.savefig(tmp_path / "figure.png")
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0.0 and box.x1 <= figure.bbox.x1
+
+
+def test_a_report_of_what_is_kept_has_the_numbers_that_are_kept(tmp_path):
+    kept = Path(__file__).parents[2] / "docs" / "results" / "sbibm"
+    make_report(kept, tmp_path)
+    for name in ("summary.csv", "differences.csv", "results.csv", "summary.md"):
+        assert (tmp_path / name).read_text() == (kept / name).read_text()
+
+
+def test_optional_packages_are_imported_by_a_report_only():
+    code = "import sys, sbi_boed_plugin.benchmark, sbi_boed_plugin.cli\n"
+    code += "print([m for m in ('jinja2', 'sbi_boed_plugin.benchmark.summary') "
+    code += "if m in sys.modules])"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

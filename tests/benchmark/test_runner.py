@@ -1,294 +1,265 @@
-"""Runs: what is skipped, what runs again, and what a result depends on."""
+"""Runs of any jobs: what is kept, skipped, ended and run again."""
 
-import json
-import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin import sbibm as plugin_sbibm
-from sbi_boed_plugin.benchmark import methods
-from sbi_boed_plugin.sbibm import RunOutcome
-from tests.benchmark.conftest import MODULE, timeless
+from sbi_boed_plugin.benchmark.frames import mean_and_sem, result_table
+from sbi_boed_plugin.benchmark.runner import IncompleteError, run_jobs
+from sbi_boed_plugin.benchmark.store import FolderInUseError, Store
+
+REPOSITORY = Path(__file__).parents[2]
 
 
-def lines(path):
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def test_finished_jobs_are_not_run_again(bench, records, tmp_path):
-    log = tmp_path / "log"
-    hyper = {"log": str(log)}
-    assert bench("logged", hyper=hyper) == 0
-    before = records()
-    assert len(before) == len(lines(log)) == 2
-    assert bench("logged", hyper=hyper, observations=[1, 2, 3]) == 0
-    assert len(lines(log)) == 3
-    after = records()
-    assert {key: after[key] for key in before} == before
-
-
-def test_a_record_holds_what_there_is_to_know(bench, records):
-    bench("likely", observations=[4], hyper={"scale": 0.5})
-    ((key, record),) = records().items()
-    assert key == ("two_moons", f"{MODULE}:likely", 100, 0, 4)
-    assert record["status"] == "done"
-    assert record["job"]["hyper"] == {"scale": 0.5}
-    assert list(record["metrics"]) == ["mmd"]
-    assert record["num_simulations_used"] == 100
-    assert record["log_prob_true_parameters"] == 1.5
-    assert record["training_seconds"] is None
-    assert record["sampling_seconds"] > 0 and record["metric_seconds"] > 0
-    packages = {"sbi_boed_plugin", "sbi", "sbibm", "torch"}
-    assert set(record["versions"]) == {*packages, "code"}
-    assert all(record["versions"].values())
-
-
-def test_a_result_depends_on_its_job_only(bench, records, tmp_path):
-    """Neither on the order, nor on other jobs, metrics, and what ran before."""
-    many = {"observations": [1, 2], "seeds": [0, 1], "metrics": ["mmd", "ppc"]}
-    bench("likely", **many)
-    torch.manual_seed(12)
-    state = torch.get_rng_state()
-    alone = tmp_path / "alone"
-    one = {"observations": [2], "seeds": [1], "metrics": ["ppc"], "output": alone}
-    bench("likely", **one)
-    assert torch.equal(torch.get_rng_state(), state)
-    ((key, record),) = records(alone).items()
-    every = records()
-    assert record["metrics"]["ppc"] == every[key]["metrics"]["ppc"]
-    values = [found["metrics"]["ppc"] for found in every.values()]
-    assert len(set(values)) == len(values), "seeds and observations do not matter"
-
-
-def test_a_job_has_one_thread_and_gives_the_others_back(bench, records):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        bench("threads", observations=[1])
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-    (record,) = records().values()
-    assert record["log_prob_true_parameters"] == 1
-
-
-def test_warnings_are_kept_once_each_and_shortened(bench, records, tmp_path, recwarn):
-    folder = str(tmp_path / "out")
-    assert bench("warning", hyper={"folder": folder}) == 1
-    assert not [w for w in recwarn if "careful" in str(w.message)]
-    for record in records().values():
-        assert record["warnings"][0] == "<careful> in cache"
-        assert len(record["warnings"]) == len(set(record["warnings"])) == 20
-        assert "old" not in record["warnings"]
-        assert max(map(len, record["warnings"])) == 500
-    assert {record["status"] for record in records().values()} == {"done", "failed"}
-
-
-@pytest.mark.parametrize("name", ["sbi", "torch", "code"])
-def test_results_of_other_versions_are_kept_and_told_of_once(
-    bench, records, tmp_path, capsys, name
-):
-    bench(observations=[1, 2, 3])
-    assert "versions" not in capsys.readouterr().err
-    paths = sorted((tmp_path / "out" / "results").rglob("*.json"))
-    for path in paths[:2]:
-        record = json.loads(path.read_text())
-        record["versions"][name] = "0.20"
-        path.write_text(json.dumps(record))
-    before = records()
-    bench(observations=[1, 2, 3])
-    assert records() == before
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.count("versions") == 1
-    assert "2 of sbi_boed_plugin" in err and f"{name} 0.20" in err and "--output" in err
-
-
-def test_hyperparameters_for_one_method_reach_it_only(bench, records):
-    methods = [f"{MODULE}:likely", f"{MODULE}:prior"]
-    assert bench(methods=methods, hyper={f"{MODULE}:likely.scale": 0.5}) == 0
-    found = {key[1]: record["job"]["hyper"] for key, record in records().items()}
-    assert found == {methods[0]: {"scale": 0.5}, methods[1]: {}}
-
-
-def test_a_damaged_file_is_named_moved_aside_and_made_again(
-    bench, records, tmp_path, capsys
-):
-    bench()
-    before = records()
-    path = next((tmp_path / "out" / "results").rglob("*obs1*.json"))
-    damaged = path.read_bytes()[:100]
-    path.write_bytes(damaged)
-    assert bench() == 0
-    assert path.name in capsys.readouterr().err
-    assert path.with_name(f"{path.name}.damaged").read_bytes() == damaged
-    after = records()
-    assert {k: timeless(r) for k, r in after.items()} == {
-        k: timeless(r) for k, r in before.items()
+def draw(settings):
+    """Return draws of all global generators."""
+    return {
+        "draws": [random.random(), float(np.random.rand()), float(torch.rand(()))],
+        "threads": torch.get_num_threads(),
+        "process": os.getpid(),
+        "infinite": float("inf"),
     }
 
 
-def test_numbers_may_be_those_of_numpy(bench, records):
-    numbers = {"seeds": np.arange(2), "observations": np.array([3])}
-    assert bench(num_simulations=np.array([100]), **numbers) == 0
-    assert {key[2:] for key in records()} == {(100, 0, 3), (100, 1, 3)}
+def misbehave(settings):
+    """Do what a setting says."""
+    does = settings["does"]
+    if does == "raise":
+        print("about to divide")
+        raise ZeroDivisionError("division by <zero>")
+    if does == "sleep":
+        time.sleep(60.0)
+    if does == "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(0.1)
+    if does == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if does == "leave":
+        raise SystemExit("no configuration")
+    if does == "tensor":
+        return {"eig": torch.zeros(())}
+    if does == "half":
+        raise IncompleteError("b: lost", {"a": 1}, [ValueError("lost")])
+    if does == "warn":
+        for number in (0, 0, *range(30)):
+            warnings.warn(f"{number} " + "x" * 1_000, stacklevel=2)
+        warnings.warn("old", DeprecationWarning, stacklevel=2)
+    return {"eig": 1.0}
 
 
-def test_samples_may_be_in_double_precision(bench, records):
-    metrics = ["mmd", "ppc", "c2st_forest"]
-    assert bench("double", observations=[1], metrics=metrics) == 0
-    (record,) = records().values()
-    assert set(record["metrics"]) == set(metrics)
-    assert record["log_prob_true_parameters"] == 1.5
+def run(tmp_path, function, jobs, **settings):
+    store = Store(tmp_path / "out")
+    return run_jobs(function, jobs, store, show_progress=False, **settings)
 
 
-def test_metrics_asked_for_later_are_added(bench, records):
-    bench(metrics=["mmd"])
-    (first, _) = records().values()
-    bench(metrics=["ppc"])
-    (second, _) = records().values()
-    assert set(second["metrics"]) == {"mmd", "ppc"}
-    assert second["metrics"]["mmd"] == first["metrics"]["mmd"]
-    bench(metrics=["mmd"])
-    assert next(iter(records().values())) == second, "it has run again for nothing"
+def test_a_result_depends_on_its_settings_only(tmp_path):
+    state = torch.get_rng_state()
+    jobs = [{"seed": seed} for seed in (0, 1)]
+    first, second = run(tmp_path, draw, jobs, num_workers=2)
+    (alone,) = run_jobs(draw, jobs[1:], Store(tmp_path / "alone"), show_progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert second["result"]["draws"] == alone["result"]["draws"]
+    assert first["result"]["draws"] != second["result"]["draws"]
+    processes = {record["result"]["process"] for record in (first, second, alone)}
+    assert len(processes) == 3 and os.getpid() not in processes
+    assert first["result"]["threads"] == 1
+    assert first["result"]["infinite"] is None
 
 
-def test_samples_are_kept_if_wanted(bench, records, tmp_path):
-    bench(observations=[1])
-    assert not list((tmp_path / "out").rglob("*.npz"))
-    bench(observations=[1], save_samples=True)
-    (path,) = (tmp_path / "out").rglob("*.npz")
-    (record,) = records().values()
-    assert record["samples"] == path.name
-    with np.load(path) as kept:
-        assert kept["samples"].shape == (50, 2)
+def test_what_is_finished_is_not_run_again(tmp_path):
+    """Nor is it by a run of more jobs, which keep their order."""
+    before = run(tmp_path, draw, [{"seed": 1}])
+    after = run(tmp_path, draw, [{"seed": 0}, {"seed": 1}, {"seed": 2}])
+    assert [record["job"]["seed"] for record in after] == [0, 1, 2]
+    assert after[1] == before[0]
+    again = run(tmp_path, draw, [{"seed": 1}], is_complete=lambda record: False)
+    assert again[0]["result"]["process"] != before[0]["result"]["process"]
 
 
-def test_kept_samples_are_measured_without_another_run(bench, records, tmp_path):
-    log = tmp_path / "log"
-    settings = {"hyper": {"log": str(log)}, "observations": [1]}
-    bench("logged", save_samples=True, **settings)
-    bench("logged", metrics=["ppc"], **settings)
-    assert len(lines(log)) == 1
-    (kept,) = records().values()
-    bench("logged", metrics=["mmd", "ppc"], output=tmp_path / "new", **settings)
-    (new,) = records(tmp_path / "new").values()
-    assert kept["metrics"] == new["metrics"]
-
-    # Those of another version are not those that would be made now.
-    (file,) = (tmp_path / "out" / "results").rglob("*.json")
-    kept["versions"]["torch"] = "1.0"
-    file.write_text(json.dumps(kept))
-    bench("logged", metrics=["ppc", "c2st_forest"], **settings)
-    assert len(lines(log)) == 3
-    (kept,) = records().values()
-    assert kept["versions"]["torch"] == new["versions"]["torch"]
-
-    # Half of them is none, and so are none.
-    (path,) = (tmp_path / "out").rglob("*.npz")
-    path.write_bytes(path.read_bytes()[:50])
-    bench("logged", metrics=["c2st"], **settings)
-    assert len(lines(log)) == 4
-    (again,) = records().values()
-    assert again["metrics"] == kept["metrics"] | {"c2st": again["metrics"]["c2st"]}
-    with np.load(path) as content:
-        assert content["samples"].shape == (50, 2)
-    path.unlink()
-    bench("logged", metrics=["mmd"], save_samples=True, **settings)
-    assert path.exists()
+def test_failures_are_kept_with_what_is_known_of_them(tmp_path, capfd):
+    names = ["raise", "die", "leave", "tensor", "half", "warn", "good"]
+    store = Store(tmp_path / "out")
+    records = run_jobs(misbehave, [{"does": name} for name in names], store)
+    assert records == [store.read({"does": name}) for name in names]
+    found = {record["job"]["does"]: record for record in records}
+    assert found["raise"]["error"] == "ZeroDivisionError: division by <zero>"
+    assert found["raise"]["output"] == "about to divide\n"
+    # Where Python is installed is nobody's business.
+    assert 'File "tests/benchmark/test_runner.py"' in found["raise"]["traceback"]
+    assert "exit code -9" in found["die"]["error"]
+    assert found["leave"]["error"] == "SystemExit: no configuration"
+    assert "not JSON serializable" in found["tensor"]["error"]
+    assert (found["half"]["status"], found["half"]["result"]) == ("done", {"a": 1})
+    assert found["half"]["error"] == "b: lost"
+    assert "ValueError: lost" in found["half"]["traceback"]
+    assert len(found["warn"]["warnings"]) == len(set(found["warn"]["warnings"])) == 20
+    assert max(map(len, found["warn"]["warnings"])) == 500
+    assert found["good"]["status"] == "done" and found["good"]["error"] == ""
+    assert "does=raise: ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_our_methods_are_given_seed_and_cache(bench, records, tmp_path, monkeypatch):
-    given = []
-
-    def run_method(name, task, *numbers, **settings):
-        given.append((name, task.name, numbers, settings))
-        samples = torch.zeros(numbers[0], task.dim_parameters)
-        samples += torch.randn(1)
-        return RunOutcome(samples, 90, None, 3.0, 2.0, True, {"log_z": math.nan})
-
-    monkeypatch.setattr(plugin_sbibm, "run_method", run_method)
-    bench(
-        methods=["npe_gkl"],
-        seeds=[5],
-        observations=[3],
-        num_rounds=2,
-        hyper={"hidden_features": 50},
-    )
-    assert given == [
-        (
-            "npe_gkl",
-            "two_moons",
-            (50, 100, 3),
-            {
-                "seed": 5,
-                "cache": tmp_path / "out" / "cache",
-                "num_rounds": 2,
-                "hidden_features": 50,
-            },
-        )
-    ]
-    (record,) = records().values()
-    assert record["training_seconds"] == 3.0 and record["sampling_seconds"] == 2.0
-    assert record["from_cache"] is True
-    assert record["num_simulations_used"] == 90
-    assert record["diagnostics"] == {"log_z": None}
+def test_jobs_that_take_too_long_are_ended(tmp_path):
+    """By force where they must be, and the others are not touched."""
+    jobs = [{"does": name} for name in ("sleep", "ignore", "good", "warn")]
+    started = time.monotonic()
+    records = run(tmp_path, misbehave, jobs, num_workers=2, time_limit=5.0)
+    assert time.monotonic() - started < 40.0
+    errors = [record["error"] for record in records]
+    assert errors == ["it took longer than 5 s"] * 2 + [""] * 2
 
 
-def test_a_method_that_takes_rounds_is_told_how_many(bench, records):
-    bench("several_rounds", metrics=["ppc"])
-    one = [record["metrics"]["ppc"] for record in records().values()]
-    bench("several_rounds", metrics=["ppc"], num_rounds=10)
-    every = [record["metrics"]["ppc"] for record in records().values()]
-    assert len(one) == 2 and set(every) != set(one)
+def mend(settings, mended):
+    if not mended.exists():
+        raise ValueError("not mended")
+    return {"eig": 2.0}
+
+
+def test_failures_run_again_when_asked_and_never_replace_a_result(tmp_path, capfd):
+    from functools import partial
+
+    mended = tmp_path / "mended"
+    function, jobs = partial(mend, mended=mended), [{"seed": 0}]
+    (failed,) = run(tmp_path, function, jobs)
+    assert failed["status"] == "failed"
+    mended.touch()
+    assert run_jobs(function, jobs, Store(tmp_path / "out")) == [failed]
+    assert "1 of 1 jobs failed earlier" in capfd.readouterr().err
+    (done,) = run(tmp_path, function, jobs, retry_failed=True)
+    assert (done["status"], done["error"]) == ("done", "")
+    mended.unlink()
+    (after,) = run(tmp_path, function, jobs, is_complete=lambda record: False)
+    assert after["result"] == done["result"] and after["status"] == "done"
+    assert "not mended" in after["error"]
+
+
+def test_results_of_other_versions_are_kept_and_told_of(tmp_path, capfd):
+    store = Store(tmp_path / "out")
+    (record,) = run(tmp_path, draw, [{"seed": 0}])
+    record["versions"]["sbi"] = "0.20"
+    store.write(record)
+    assert run_jobs(draw, [{"seed": 0}], store) == [record]
+    err = capfd.readouterr().err
+    assert "1 of sbi_boed_plugin" in err and "sbi 0.20" in err and "--output" in err
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"tasks": ["two_mons"]}, "two_mons"),
-        ({"methods": ["npe_glk"]}, "npe_gkl"),
-        ({"methods": ["nowhere:method"]}, "nowhere"),
-        ({"methods": [f"{MODULE}:nothing"]}, "nothing"),
-        ({"methods": [f"{MODULE}:constant"]}, "not a function"),
-        ({"method": "prior", "num_rounds": 2}, "num_rounds"),
-        ({"observations": [11]}, "at most 10"),
-        ({"metrics": ["c2ts"]}, "c2st"),
         ({"num_workers": 0}, "num_workers=0"),
-        ({"methods": ["npe"], "hyper": {"hidden_featurs": 3}}, "hidden_features"),
-        (
-            {"methods": ["npe"], "hyper": {"hidden_features": "3"}},
-            "'3' must be an int",
-        ),
-        ({"methods": ["nre"], "hyper": {"neural_net": "maf"}}, "'maf'.*resnet"),
-        ({"methods": ["npe", "nle"], "hyper": {"num_atoms": 3}}, "'nle'.*num_atoms"),
-        ({"methods": ["npe"], "hyper": {"nle.num_atoms": 3}}, "'nle'.*npe"),
-        ({"method": "likely", "hyper": {"scael": 3}}, "no scael, but .*scale"),
+        ({"time_limit": 0.0}, "positive number of seconds"),
+        ({"time_limit": float("inf")}, "positive number of seconds"),
+        ({"jobs": [{"seed": 0}, {"seed": 0}]}, "must differ"),
+        ({"jobs": [{"seed": torch}]}, "must hold numbers"),
     ],
 )
-def test_wrong_arguments_leave_no_folder(bench, tmp_path, changed, message):
+def test_wrong_arguments_leave_no_folder(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
-        bench(**changed)
-    assert not (tmp_path / "out").exists()
+        run(tmp_path, draw, **{"jobs": [{"seed": 0}], **changed})
+    assert os.listdir(tmp_path) == []
 
 
-def test_a_module_that_fails_when_imported_is_named(bench, tmp_path, monkeypatch):
-    (tmp_path / "licensed.py").write_text("raise RuntimeError('no licence')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"licensed:run.*RuntimeError: no licence"):
-        bench(methods=["licensed:run"])
+def test_rows_are_averaged_over_seeds_and_none_is_left_out(tmp_path):
+    rows = [("a", 0, 1.0), ("b", 0, 5.0), ("a", 1, 3.0), ("c", 0, 1.0), ("c", 1, None)]
+    records = [
+        {
+            "job": {"method": method, "seed": seed},
+            "status": "done",
+            "result": {"eig": eig},
+            "seconds": 1.0,
+            "load": None,
+            "versions": {"sbi_boed_plugin": "1"},
+        }
+        for method, seed, eig in rows
+    ]
+    table = mean_and_sem(result_table(records), ["method"], ["eig"])
+    assert table["method"].tolist() == ["a", "b", "c"]
+    assert table["seeds"].tolist() == [2, 1, 2]
+    assert table["eig"].fillna(-1.0).tolist() == [2.0, 5.0, -1.0]
+    assert table["eig_se"].fillna(-1.0).tolist() == [1.0, -1.0, -1.0]
 
 
-def test_the_methods_of_the_package_are_known():
-    methods.check_methods(["nle", "nle_ince", "npe", "npe_gkl", "nre", "nre_gkl"], 2)
+# Runs itself again if its processes did; each job notes its process.
+SCRIPT = """
+import os, sys, time
+from sbi_boed_plugin.benchmark.runner import run_jobs
+from sbi_boed_plugin.benchmark.store import Store
+
+print("script")
+log = sys.argv[1]
+
+def run(settings):
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(float(sys.argv[2]))
+    return {}
+
+run_jobs(run, [{"seed": s} for s in range(6)], Store("out"), num_workers=2)
+"""
 
 
-def test_the_files_of_a_run_are_where_they_belong(bench, tmp_path):
-    bench()
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"results", ".locks"}
-    paths = list((tmp_path / "out" / "results").rglob("*.json"))
-    assert len(paths) == 2
-    for path in paths:
-        assert json.loads(path.read_text())["job"]["task"] == path.parts[-3]
+def start(tmp_path, seconds):
+    """Start the script in a process group of its own, as a shell does."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "script.py", str(tmp_path / "log"), str(seconds)],
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+        # Whoever runs the tests in the background has shells ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(is_true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on(tmp_path, sign):
+    """What was finished is kept, and no job outlives its run."""
+    log, store = tmp_path / "log", Store(tmp_path / "out")
+    process = start(tmp_path, 1.0)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) >= 4)
+    with pytest.raises(FolderInUseError):
+        run(tmp_path, draw, [{"seed": 0}])
+    (os.killpg if sign == signal.SIGINT else os.kill)(process.pid, sign)
+    process.communicate(timeout=60)
+    workers = log.read_text().split()
+    wait_until(lambda: not any(is_running(worker) for worker in workers), 20.0)
+    kept = store.read_all()
+    assert 2 <= len(kept) < 6
+    assert {record["status"] for record in kept} == {"done"}
+
+    process = start(tmp_path, 0.0)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out == "script\n"
+    assert len(log.read_text().split()) == len(workers) + 6 - len(kept)
+    after = store.read_all()
+    assert len(after) == 6 and all(record in after for record in kept)

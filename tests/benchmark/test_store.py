@@ -1,36 +1,41 @@
-"""The folder: files are whole or not there, locks exclude, others' files survive."""
+"""The folder: files are whole or not there, one run has it, nothing stops a report."""
 
 import json
+import multiprocessing
 import os
+import signal
 import time
 
 import pytest
 
 from sbi_boed_plugin._files import write_bytes
-from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.store import (
-    DamagedFileError,
-    JobLockedError,
-    Store,
-)
-from tests.benchmark.conftest import failed_record
+from sbi_boed_plugin.benchmark.store import FolderInUseError, Store, file_name
+from tests.benchmark.conftest import make_record
 
-JOB = Job("two_moons", "npe", 1_000, seed=0, num_observation=1)
-OTHER = Job("two_moons", "npe", 1_000, seed=0, num_observation=2)
+SETTINGS = {"method": "npe", "seed": 0}
 
 
-@pytest.fixture
-def store(tmp_path):
+def test_what_is_written_is_read(tmp_path):
     store = Store(tmp_path)
-    store.open()
-    return store
+    assert store.read(SETTINGS) is None and store.read_all() == []
+    record = make_record(SETTINGS, result={"eig": float("nan"), "pair": (1, 2.5)})
+    store.write(record)
+    expected = record | {"result": {"eig": None, "pair": [1, 2.5]}}
+    assert store.read(SETTINGS) == expected
+    assert store.read(dict(reversed(SETTINGS.items()))) == expected
+    assert store.read_all() == [expected]
+    assert os.listdir(store.jobs) == [file_name(SETTINGS)]
 
 
-def test_what_is_written_is_read(store):
-    assert store.read(JOB) is None
-    record = failed_record(JOB, "an error", "a trace")
-    store.write(JOB, {**record, "load": float("nan")})
-    assert store.read(JOB) == {**record, "load": None}
+def test_every_job_has_a_file_of_its_own():
+    values = [1, "1", 1.0, True, "True", None, [1], ["1"], "a:B", "a:b", "x" * 500]
+    names = {file_name({"a": value}).lower() for value in values}
+    assert len(names) == len(values)
+    assert all(len(name) < 200 and ":" not in name for name in names)
+    with pytest.raises(ValueError, match="must hold numbers, texts"):
+        file_name({"a": float("inf")})
+    with pytest.raises(ValueError, match="must hold numbers, texts"):
+        file_name({"a": object()})
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -48,100 +53,96 @@ def test_a_write_that_fails_keeps_the_earlier_file(tmp_path, monkeypatch, step):
     assert os.listdir(path.parent) == ["file"]
 
 
+DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b'{"status": "done"}',
-        b'{"job": {"task": "sir"}, "status": "done"}',
+        *(b"", b"{", b"\xff\xfe", b"[]", b"null", DEEP, b'{"status": "done"}'),
+        b'{"job": {"method": "npe"}, "status": "done"}',
+        {"seconds": "long"},
+        {"result": [0.5]},
+        {"finished": None},
+        {"versions": {"sbi": 1}},
+        {"warnings": None},
+        {"warnings": [1]},
+        {"status": "good"},
+        {"job": {"method": "nre", "seed": 0}},
+        "half",
     ],
 )
-def test_a_damaged_file_is_named_and_moved_aside(store, content):
-    path = store.results / JOB.path("json")
+def test_a_file_that_holds_no_record_is_named_and_set_aside(tmp_path, content):
+    store = Store(tmp_path)
+    path = store.jobs / file_name(SETTINGS)
+    other = make_record({"method": "nle", "seed": 0})
+    store.write(other)
+    whole = make_record(SETTINGS)
+    if content == "half":
+        content = json.dumps(whole).encode()[:100]
+    elif isinstance(content, dict):
+        content = json.dumps(whole | content).encode()
     for number in ("", ".2"):
         write_bytes(path, content)
-        with pytest.raises(DamagedFileError, match=path.name):
-            store.read(JOB)
-        aside = store.move_aside(JOB)
-        assert aside.name == f"{path.name}{number}.damaged"
+        with pytest.warns(UserWarning, match=path.name):
+            assert store.read_all() == [other]
+        aside = path.with_name(f"{path.name}{number}.unreadable")
         assert aside.read_bytes() == content
-    assert store.read(JOB) is None
+    assert len(store.set_aside()) == 2
+    assert store.read(SETTINGS) is None
 
 
-def test_a_half_of_a_record_and_the_record_of_another_job_are_damaged(store):
-    store.write(JOB, failed_record(JOB, "an error", "a trace"))
-    path = store.results / JOB.path("json")
-    whole = path.read_bytes()
-    write_bytes(path, whole[: len(whole) // 2])
-    with pytest.raises(DamagedFileError):
-        store.read(JOB)
-    write_bytes(path, json.dumps(failed_record(OTHER, "an error", "")).encode())
-    with pytest.raises(DamagedFileError, match="another job"):
-        store.read(JOB)
-    record = failed_record(JOB, "an error", "")
-    del record["traceback"]
-    write_bytes(path, json.dumps(record).encode())
-    with pytest.raises(DamagedFileError, match="traceback"):
-        store.read(JOB)
+def test_a_copy_is_no_other_result(tmp_path):
+    store = Store(tmp_path)
+    store.write(make_record(SETTINGS))
+    copy = store.jobs / "copy.json"
+    copy.write_bytes((store.jobs / file_name(SETTINGS)).read_bytes())
+    with pytest.warns(UserWarning, match="belongs in method=npe"):
+        assert len(store.read_all()) == 1
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"metrics": None},
-        {"metrics": [0.5]},
-        {"metric_errors": "none"},
-        {"finished": "yesterday"},
-        {"versions": None},
-        {"warnings": None},
-    ],
-)
-def test_a_record_with_values_of_other_kinds_is_damaged(store, changed):
-    store.write(JOB, {**failed_record(JOB, "an error", ""), **changed})
-    with pytest.raises(DamagedFileError, match=next(iter(changed))):
-        store.read(JOB)
+def test_records_of_others_jobs_are_set_aside(tmp_path):
+    def check(record):
+        record["result"]["eig"] + 1.0
+
+    for number, eig in enumerate((0.5, "high", None)):
+        Store(tmp_path).write(make_record({"seed": number}, result={"eig": eig}))
+    with pytest.warns(UserWarning, match="seed="):
+        assert len(Store(tmp_path, check).read_all()) == 1
 
 
-def test_one_at_a_time_has_a_job(store):
-    with store.locked(JOB):
-        with pytest.raises(JobLockedError, match="observation 1"), store.locked(JOB):
-            pass
-        with store.locked(OTHER):
-            pass
-    with store.locked(JOB):
+def hold(folder, pipe):
+    with Store(folder).lock():
+        pipe.send("locked")
+        time.sleep(60.0)
+
+
+@pytest.mark.slow
+def test_one_run_has_the_folder_until_its_process_dies(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path, theirs))
+    process.start()
+    assert ours.recv() == "locked"
+    with (
+        pytest.raises(FolderInUseError, match="another run writes"),
+        Store(tmp_path).lock(),
+    ):
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with Store(tmp_path).lock():
         pass
 
 
-def test_old_leftovers_are_removed_and_young_ones_are_not(store):
-    folder = (store.results / JOB.path("json")).parent
-    folder.mkdir(parents=True)
-    old, young, foreign = (folder / name for name in (".a.1.tmp", ".b.2.tmp", "c.tmp"))
-    for path in (old, young, foreign):
-        path.touch()
-    for path in (old, foreign):
-        os.utime(path, (time.time() - 4_000,) * 2)
-    Store(store.folder).open()
-    assert set(folder.iterdir()) == {young, foreign}
-
-
-def test_old_leftovers_of_the_cache_are_removed_too(store):
-    store.cache.mkdir()
-    leftovers = [".ab.pt.x1y2", ".ab.pt.0f.tmp", ".cd.0f.tmp"]
-    kept = ["ab.pt", "ab.lock", ".young.pt.x1", ".young.tmp"]
-    for name in [*leftovers, *kept]:
-        path = store.cache / name
-        path.touch()
-        if "young" not in name:
-            os.utime(path, (time.time() - 4_000,) * 2)
-    Store(store.folder).open()
-    assert {path.name for path in store.cache.iterdir()} == set(kept)
-
-
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    store = Store(tmp_path)
+    store.jobs.mkdir()
+    for name in (".a.json.1.tmp", "b.tmp"):
+        (store.jobs / name).touch()
+    with store.lock(), pytest.raises(FolderInUseError), Store(tmp_path).lock():
+        pass
+    assert os.listdir(store.jobs) == ["b.tmp"]
     (tmp_path / "file").touch()
-    with pytest.raises(OSError):
-        Store(tmp_path / "file").open()
+    with pytest.raises(OSError), Store(tmp_path / "file").lock():
+        pass

@@ -1,9 +1,7 @@
 """Methods in sbibm's convention that take no time, for the command to find by name."""
 
 import os
-import signal
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,30 +44,6 @@ def failing(task, num_samples, num_simulations, num_observation, mended):
     return prior(task, num_samples, num_simulations)
 
 
-def deadly(task, num_samples, num_simulations, num_observation):
-    """Take the process down for the second observation, as a lack of memory does."""
-    if num_observation == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return prior(task, num_samples, num_simulations)
-
-
-def threads(task, num_samples, num_simulations, num_observation):
-    """Return the number of threads in place of a log probability."""
-    return task.get_prior()(num_samples), 0, float(torch.get_num_threads())
-
-
-def warning(task, num_samples, num_simulations, num_observation, folder):
-    """Warn of the same twice, of thirty other things, and of what is for others."""
-    for _ in range(2):
-        warnings.warn(f"<careful> in {folder}/cache", stacklevel=2)
-    warnings.warn("old", DeprecationWarning, stacklevel=2)
-    for number in range(30):
-        warnings.warn(f"{number} " + "x" * 1_000, stacklevel=2)
-    if num_observation == 2:
-        raise ValueError("and then failed")
-    return prior(task, num_samples, num_simulations)
-
-
 def misshapen(task, num_samples, num_simulations, num_observation):
     return task.get_prior()(num_samples - 1), num_simulations, None
 
@@ -78,13 +52,6 @@ def infinite(task, num_samples, num_simulations, num_observation):
     samples = task.get_prior()(num_samples)
     samples[:3] = float("nan")
     return samples, num_simulations, None
-
-
-def leaving(task, num_samples, num_simulations, num_observation):
-    """Call what ends programs for the first observation."""
-    if num_observation == 1:
-        raise SystemExit("no configuration")
-    return prior(task, num_samples, num_simulations)
 
 
 def double(task, num_samples, num_simulations, num_observation):

@@ -13,30 +13,21 @@ from torch.distributions import Normal
 
 from benchmarks.exact_estimators import exact_estimators, slope
 from sbi_boed_plugin import _memory
-from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded, draw_noise
+from sbi_boed_plugin.estimators.energy import EnergyRatio, bounded
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.noise import draw_noise
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from tests.hybrids import Energy
 from tests.oracles import EnergyBetween
 
 SLOPE = {"dim_theta": 1, "dim_design": 1}
 TILT = 0.8
 
 
-class Tilt(nn.Module):
+def tilt(input, condition):
     """ρ = a θ: of a Normal base it shifts the mean by a σ²."""
-
-    def forward(self, input, condition):
-        return TILT * input.sum(dim=-1)
-
-
-class Wave(nn.Module):
-    """Not even unimodal."""
-
-    def forward(self, input, condition):
-        return torch.sin(3.0 * input[..., 0]) + torch.cos(
-            condition[..., 0] * input[..., 0]
-        )
+    return TILT * input.sum(dim=-1)
 
 
 def exact_posterior(**wrong):
@@ -53,22 +44,9 @@ def data_rows(num=5):
     return torch.cat([torch.linspace(-2, 2, num), torch.ones(num)]).reshape(2, num).T
 
 
-@pytest.mark.parametrize("energy", [Tilt(), Wave()])
-def test_the_density_integrates_to_one(energy):
-    estimator = HybridEstimator(exact_posterior(), energy)
-    grid = torch.linspace(-6, 6, 2_001)
-    for data in data_rows():
-        density = estimator.log_prob(
-            grid.reshape(-1, 1, 1), data.unsqueeze(0), num_partition_samples=40_000
-        ).exp()
-        total = torch.trapezoid(density.squeeze(1), grid).item()
-        # The partition function of 40,000 draws, whose weights vary by up to 1.5.
-        assert total == pytest.approx(1.0, abs=4 * 1.5 / 200)
-
-
 def test_the_partition_function_is_unbiased():
     base = exact_posterior()
-    estimator = HybridEstimator(base, Tilt())
+    estimator = HybridEstimator(base, Energy(tilt))
     data = data_rows()
     mean, variance = moments(base, data)
     exact = torch.exp(TILT * mean + 0.5 * TILT**2 * variance)
@@ -78,25 +56,13 @@ def test_the_partition_function_is_unbiased():
     assert ((repeats.mean(dim=0) - exact).abs() < 4 * error).all()
     many = estimator.partition(data, 40_000)
     torch.testing.assert_close(many, exact, rtol=0.03, atol=0)
-
-
-def test_its_whole_gradient_is_that_of_the_base_too():
-    """d/dx of exp(a μ(x) + a² σ²/2); without the base nothing depends on x here."""
-    base = exact_posterior()
-    estimator = HybridEstimator(base, Tilt())
-    data = data_rows().requires_grad_()
-    mean, variance = moments(base, data)
-    exact = torch.exp(TILT * mean + 0.5 * TILT**2 * variance)
-    (expected,) = torch.autograd.grad(exact.sum(), data)
-    moving = estimator.partition(data, 200_000, whole_gradient=True)
-    (gradient,) = torch.autograd.grad(moving.sum(), data)
-    # Over 200,000 draws the largest standard error is 0.008, of a gradient of 0.4.
-    torch.testing.assert_close(gradient, expected, rtol=0.03, atol=0.02)
-    assert not estimator.partition(data).requires_grad
+    assert not estimator.partition(data.requires_grad_()).requires_grad
 
 
 class LearnedNormal(ConditionalDensityEstimator):
-    """N(weight x + bias, 1) with both to be learned."""
+    """N(weight x + bias, 1), which counts the rows of a draw or an evaluation."""
+
+    most = 0
 
     def __init__(self):
         super().__init__(nn.Linear(1, 1), torch.Size((1,)), torch.Size((1,)))
@@ -104,12 +70,14 @@ class LearnedNormal(ConditionalDensityEstimator):
         nn.init.zeros_(self.net.bias)
 
     def log_prob(self, input, condition, **kwargs):
+        self.most = max(self.most, input.shape[:2].numel())
         return Normal(self.net(condition), 1.0).log_prob(input).sum(dim=-1)
 
     def loss(self, input, condition, **kwargs):
         return -self.log_prob(input.unsqueeze(0), condition)[0]
 
     def sample(self, sample_shape, condition, **kwargs):
+        self.most = max(self.most, torch.Size(sample_shape).numel() * len(condition))
         return Normal(self.net(condition), 1.0).sample(sample_shape)
 
 
@@ -135,65 +103,30 @@ def log_partition(estimator, x, low, high):
     return torch.trapezoid(values.exp(), grid[:, 0, 0], dim=0).log()
 
 
+@pytest.mark.parametrize("max_rows", [2**14, 5_000])
 @pytest.mark.parametrize("slope, product", [(0.5, -0.3), (0.0, 0.0)])
 @pytest.mark.parametrize("prior, low, high", [(BOX, 0.0, 1.0), (None, -8.0, 8.0)])
 def test_gradients_are_those_of_the_normalized_density(
-    prior, low, high, slope, product
+    prior, low, high, slope, product, max_rows, monkeypatch
 ):
     """In parameters, data, and weights of energy and base; most lies outside."""
+    monkeypatch.setattr(_memory, "MAX_ROWS", max_rows)
     energy = LearnedTilt(slope, product)
     estimator = HybridEstimator(LearnedNormal(), energy, prior=prior)
     x = torch.tensor([[-1.0], [0.3], [1.5]], requires_grad=True)
     theta = torch.tensor([0.5, 0.2, 0.9]).reshape(1, 3, 1).requires_grad_()
     wanted = [x, theta, *estimator.parameters()]
-    exact = estimator.log_unnormalized(theta, x) - log_partition(
-        estimator, x, low, high
-    )
-    found = estimator.log_prob(theta, x)
-    torch.testing.assert_close(found, exact, atol=0.05, rtol=0)
-    for gradient, expected in zip(
-        torch.autograd.grad(found.sum(), wanted),
-        torch.autograd.grad(exact.sum(), wanted),
-        strict=True,
-    ):
-        # Sums over three rows of means over 4,000 of 10,000 draws, whose terms have
-        # deviations of 1 to 1.5: four standard errors.
-        torch.testing.assert_close(gradient, expected, atol=0.15, rtol=0)
-
-
-class CountingNormal(LearnedNormal):
-    """Counts the rows that are drawn or evaluated at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.most = 0
-
-    def log_prob(self, input, condition, **kwargs):
-        self.most = max(self.most, input.shape[:2].numel())
-        return super().log_prob(input, condition)
-
-    def sample(self, sample_shape, condition, **kwargs):
-        self.most = max(self.most, torch.Size(sample_shape).numel() * len(condition))
-        return super().sample(sample_shape, condition)
-
-
-def test_the_gradient_is_the_same_where_memory_is_short(monkeypatch):
-    monkeypatch.setattr(_memory, "MAX_ROWS", 5_000)
-    estimator = HybridEstimator(CountingNormal(), LearnedTilt(), prior=BOX)
-    x = torch.tensor([[-1.0], [0.3], [1.5]], requires_grad=True)
-    wanted = [x, *estimator.parameters()]
-    found = estimator.gradient_of_log_partition(x).sum()
-    exact = log_partition(estimator, x, 0.0, 1.0).sum()
-    for gradient, expected in zip(
-        torch.autograd.grad(found, wanted),
-        torch.autograd.grad(exact, wanted),
-        strict=True,
-    ):
-        # As above.
-        torch.testing.assert_close(gradient, expected, atol=0.15, rtol=0)
+    exact = estimator.log_unnormalized(theta, x)
+    exact = exact - log_partition(estimator, x, low, high)
+    expected = torch.autograd.grad(exact.sum(), wanted)
     estimator.net.most = 0
-    estimator.gradient_of_log_partition(x).sum().backward()
-    assert 0 < estimator.net.most <= 5_000
+    found = estimator.log_prob(theta, x)
+    gradient = torch.autograd.grad(found.sum(), wanted)
+    assert 0 < estimator.net.most <= max_rows
+    torch.testing.assert_close(found, exact, atol=0.05, rtol=0)
+    # Sums over three rows of means over 4,000 of 10,000 draws, whose terms have
+    # deviations of 1 to 1.5: four standard errors.
+    torch.testing.assert_close(gradient, expected, atol=0.15, rtol=0)
 
 
 def test_the_gradient_of_a_truncated_normal_is_known():
@@ -241,9 +174,8 @@ def test_a_condition_without_draws_in_the_prior_has_no_gradient():
         estimator.gradient_of_log_partition(x)
     # Rows are numbered as the user numbers them, and rare draws inside are found.
     many = torch.full((300, 1), -2.0, requires_grad=True)  # 2 % are inside.
-    (found,) = torch.autograd.grad(
-        estimator.gradient_of_log_partition(many).sum(), many
-    )
+    zeros = estimator.gradient_of_log_partition(many)
+    (found,) = torch.autograd.grad(zeros.sum(), many)
     (exact,) = torch.autograd.grad(log_partition(estimator, many, 0, 1).sum(), many)
     # Each is a mean of some 20 values with a deviation of 0.27, and 0.06 off.
     assert found.mean().item() == pytest.approx(exact.mean().item(), abs=0.02)
@@ -281,7 +213,7 @@ def test_samples_are_those_of_the_corrected_base():
     base = exact_posterior()
     data = data_rows(3)
     mean, variance = moments(base, data)
-    samples = HybridEstimator(base, Tilt()).sample(torch.Size((4_000,)), data)
+    samples = HybridEstimator(base, Energy(tilt)).sample(torch.Size((4_000,)), data)
     assert samples.shape == (4_000, 3, 1)
     error = 3 * variance.sqrt() / 4_000**0.5  # some draws of the base come repeatedly.
     shifted = mean + TILT * variance
@@ -289,7 +221,7 @@ def test_samples_are_those_of_the_corrected_base():
     torch.testing.assert_close(
         samples.var(dim=0)[:, 0], variance, rtol=0.15, atol=0.0
     )  # four standard errors.
-    several = HybridEstimator(base, Tilt()).sample(torch.Size((2, 3)), data)
+    several = HybridEstimator(base, Energy(tilt)).sample(torch.Size((2, 3)), data)
     assert several.shape == (2, 3, 3, 1)
 
 
@@ -330,36 +262,18 @@ def test_the_loss_is_least_at_the_exact_correction():
         assert difference.mean().item() > 3 * error
 
 
-def test_draws_outside_the_prior_count_nothing():
-    log_ratio = torch.tensor([[0.0, 1.0], [math.log(3.0), 2.0]])
-    inside = torch.tensor([[True, False], [True, False]])
-    torch.testing.assert_close(
-        partition_function(log_ratio)[0], torch.tensor((1.0 + 3.0) / 2)
-    )
-    torch.testing.assert_close(
-        partition_function(log_ratio, inside), torch.tensor([2.0, 0.0])
-    )
-    loss = hybrid_loss(torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([2.0]))
-    torch.testing.assert_close(loss, torch.tensor([2.5]))
-
-
-class OfNoise(EnergyRatio):
-    """A ratio of data and noise alone, neither flat nor symmetric."""
-
-    def forward(self, input, condition):
-        return torch.sin(2.0 * condition[..., -1]) + 0.5 * condition[..., 0]
-
-
-def flow_with_an_energy_of_noise(num_conditions=3):
+def flow_with_an_energy_of_noise():
+    """The energy sees data and noise alone, and is neither flat nor symmetric."""
     torch.manual_seed(0)
     theta, x = torch.randn(50, 2), torch.randn(50, 2)
     base = posterior_nn("maf", hidden_features=8)(theta, x).eval()
-    energy = OfNoise(theta, torch.cat([x, theta], dim=1), sees_parameters=False)
+    energy = Energy(lambda _, c: torch.sin(2.0 * c[..., -1]) + 0.5 * c[..., 0])
+    energy.sees_parameters = False
     prior = BoxUniform(-torch.ones(2), torch.ones(2))
     estimator = HybridEstimator(
         base, energy, prior=prior, embedded=True, latent_features=True
     )
-    return estimator, x[:num_conditions]
+    return estimator, x[:3]
 
 
 def test_judging_noise_first_gives_the_same_samples(monkeypatch):
@@ -408,27 +322,25 @@ def test_only_accepted_noise_becomes_parameters(monkeypatch):
 def test_noise_and_data_determine_parameters():
     estimator, x = flow_with_an_energy_of_noise()
     drawn = draw_noise(estimator.base, 40, x)
-    draws = drawn.parameters()
+    draws = drawn.from_noise()
     assert drawn.noise.shape == draws.shape == (40, 3, 2)
     torch.testing.assert_close(
         estimator.latent(draws, x), drawn.noise, rtol=1e-3, atol=1e-3
     )
     chosen = torch.rand(40, 3) < 0.3
-    some = drawn.parameters(chosen)
+    some = drawn.from_noise(chosen)
     torch.testing.assert_close(some[chosen], draws[chosen])
 
 
-class Narrow(nn.Module):
+def narrow(input, condition):
     """Accepts the fewer draws, the larger the first value of the condition."""
-
-    def forward(self, input, condition):
-        return -100.0 * condition[..., 0] * input.square().sum(dim=-1)
+    return -100.0 * condition[..., 0] * input.square().sum(dim=-1)
 
 
 def test_rows_that_accept_little_do_not_make_the_others_wait(monkeypatch):
     torch.manual_seed(0)
     base = posterior_nn("mdn", num_components=1)(torch.randn(50, 2), torch.randn(50, 2))
-    estimator = HybridEstimator(base.eval(), Narrow())
+    estimator = HybridEstimator(base.eval(), Energy(narrow))
     x = torch.zeros(6, 2)
     x[3, 0] = 1.0
     drawn = torch.zeros(2, dtype=torch.long)
@@ -485,12 +397,10 @@ def test_a_density_and_its_noise_come_from_one_pass(model):
 
 
 def test_an_energy_that_does_not_correct_is_not_asked():
-    theta, x = torch.randn(50, 2), torch.randn(50, 3)
-    hybrid = HybridEstimator(
-        posterior_nn("maf")(theta, x), torch.nn.Bilinear(2, 3, 1), corrects=False
-    )
-    given = theta[:, None], x[:1]
-    assert torch.equal(hybrid.log_ratio(*given), torch.zeros(50, 1))
-    assert torch.equal(hybrid.log_unnormalized(*given), hybrid.base.log_prob(*given))
-    given[0][3] = torch.inf
-    assert hybrid.log_ratio(*given)[3] == -torch.inf
+    theta, x = torch.randn(50, 1, 2), torch.randn(1, 3)
+    base = posterior_nn("maf")(theta[:, 0], torch.randn(50, 3))
+    hybrid = HybridEstimator(base, nn.Bilinear(2, 3, 1), corrects=False)
+    assert torch.equal(hybrid.log_ratio(theta, x), torch.zeros(50, 1))
+    assert torch.equal(hybrid.log_unnormalized(theta, x), base.log_prob(theta, x))
+    theta[3] = torch.inf
+    assert hybrid.log_ratio(theta, x)[3] == -torch.inf

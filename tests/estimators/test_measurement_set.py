@@ -1,3 +1,5 @@
+"""Features of sets of measurements."""
+
 import pickle
 
 import pytest
@@ -36,17 +38,12 @@ def rows_and_pairs(unit=1.0):
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e-12])
-def test_all_places_are_standardized_alike(unit):
+def test_all_places_are_standardized_alike_where_they_vary(unit):
     embedding = MeasurementSetEmbedding(3)
     rows, pairs = rows_and_pairs(unit)
     embedding.standardize(rows)
     torch.testing.assert_close(embedding.mean, pairs.mean(dim=0))
     torch.testing.assert_close(embedding.scale, pairs.std(dim=0))
-
-
-def test_what_does_not_vary_keeps_its_unit():
-    embedding = MeasurementSetEmbedding(3)
-    rows, _ = rows_and_pairs()
     rows[:, 3:] = 7.0
     embedding.standardize(rows)
     assert embedding.mean[1] == 7.0 and embedding.scale[1] == 1.0
@@ -71,14 +68,11 @@ def test_each_network_standardizes_and_trains_a_copy():
     assert copy.condition_shape == networks[0].condition_shape
 
 
-def test_wrong_sizes_are_refused():
+def test_wrong_sizes_are_refused_and_devices_followed():
     with pytest.raises(ValueError, match="num_measurements=0"):
         MeasurementSetEmbedding(0)
     with pytest.raises(ValueError, match="have 10 values, but 6 measurements"):
         MeasurementSetEmbedding(6)(torch.zeros(2, 10))
-
-
-def test_it_runs_on_the_device_of_its_rows():
     embedding = MeasurementSetEmbedding(3).to("meta")
     assert embedding(torch.zeros(2, 6, device="meta")).device.type == "meta"
 
@@ -90,12 +84,12 @@ def test_a_search_can_see_its_data_through_it():
         task, posterior_embedding=embedding, show_progress_bars=False
     )
     result = find_design(trainer, task, num_steps=3, num_eig_samples=20)
-    data = torch.cat([torch.rand(5, 3), result.design.expand(5, -1)], dim=1)
-    samples = result.posterior_estimator.sample(torch.Size((200,)), data)
+    x, design = torch.rand(5, 3), result.design.expand(5, -1)
+    data = torch.cat([x, design], dim=1)
+    posterior = result.posterior_estimator
+    samples = posterior.sample(torch.Size((200,)), data)
     # Within the prior's support, the unit square, as with the default network.
     assert task.prior.log_prob(samples.reshape(-1, 2)).isfinite().all()
-    reordered = torch.cat([data[:, :3].flip(1), data[:, 3:].flip(1)], dim=1)
-    log_probs = [
-        result.posterior_estimator.log_prob(samples, rows) for rows in (data, reordered)
-    ]
+    reordered = torch.cat([x.flip(1), design.flip(1)], dim=1)
+    log_probs = [posterior.log_prob(samples, rows) for rows in (data, reordered)]
     torch.testing.assert_close(*log_probs, rtol=1e-4, atol=1e-4)

@@ -9,9 +9,9 @@ from sbi.neural_nets import likelihood_nn
 from torch.distributions import Cauchy, HalfCauchy, LogNormal, StudentT
 
 from sbi_boed_plugin import transformed_likelihood_nn, transformed_posterior_nn
+from sbi_boed_plugin.estimators.coordinates import Units
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.estimators.reparameterize import reparameterize, to_noise
-from sbi_boed_plugin.estimators.units import Units
+from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
 
 
 def columns(num=256):

@@ -2,7 +2,6 @@
 
 import math
 import pickle
-import time
 import warnings
 from copy import deepcopy
 
@@ -10,69 +9,30 @@ import pytest
 import torch
 from sbi.inference.posteriors import DirectPosterior, MCMCPosterior
 from sbi.inference.potentials import posterior_estimator_based_potential
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
-from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from sbi_boed_plugin import HybridEstimator, HybridPosterior
 from sbi_boed_plugin.estimators.hybrid import UnnormalizedHybrid
-from sbi_boed_plugin.estimators.weights import measure_weights
+from tests.hybrids import (
+    PRIOR,
+    X_O,
+    Energy,
+    GaussianBase,
+    Tilt,
+    hybrid_posterior,
+    ring,
+    spike,
+    zero,
+)
 
-PRIOR = BoxUniform(-3.0 * torch.ones(2), 3.0 * torch.ones(2))
-X_O = torch.tensor([[0.5, -0.4]])
-
-
-class GaussianBase(ConditionalDensityEstimator):
-    """N(x, scale²), in sbi's calling convention."""
-
-    def __init__(self, scale=0.7):
-        super().__init__(
-            net=nn.Linear(1, 1), input_shape=(2,), condition_shape=torch.Size((2,))
-        )
-        self.scale = scale
-
-    def _normal(self, condition):
-        return Independent(Normal(condition, self.scale), 1)
-
-    def log_prob(self, input, condition, **kwargs):
-        return self._normal(condition).log_prob(input)
-
-    def loss(self, input, condition, **kwargs):
-        # A weight without effect, as optimisers need one.
-        return 0.0 * self.net.weight.sum() - self.log_prob(input, condition)
-
-    def sample(self, sample_shape, condition, **kwargs):
-        return self._normal(condition).sample(sample_shape)
-
-
-class Zero(nn.Module):
-    def forward(self, input, condition):
-        return input.sum(dim=-1) * 0.0
-
-
-class Ring(nn.Module):
-    """Two bumps that a Gaussian does not have."""
-
-    def forward(self, input, condition):
-        return 2.0 * torch.cos(4.0 * input[..., 0]) - input[..., 1].square()
-
-
-class Spike(nn.Module):
-    """As good as all mass where the base has next to none."""
-
-    def forward(self, input, condition):
-        near = (input - condition - 1.0).norm(dim=-1) < 0.1
-        return torch.where(near, 15.0, -15.0)
-
-
-def hybrid_posterior(energy=None, prior=PRIOR, scale=0.7, **kwargs):
-    estimator = HybridEstimator(GaussianBase(scale), energy or Ring(), prior=prior)
-    return HybridPosterior(estimator, prior, **kwargs)
+CORNER = torch.tensor([[2.8, 2.9]])
+QUIET = {"show_progress_bars": False}
+THETA = torch.tensor([[0.9, 0.1]])
 
 
 def draw(posterior, num=1_000, x=X_O, **kwargs):
-    return posterior.sample((num,), x=x, show_progress_bars=False, **kwargs)
+    return posterior.sample((num,), x=x, **QUIET, **kwargs)
 
 
 def grid(half=3.0, num=601):
@@ -83,7 +43,7 @@ def grid(half=3.0, num=601):
 def assert_samples_follow(posterior, x, samples, share=1.0, bias=0.01):
     """Means of the samples are those of the density, within four standard errors.
 
-    Of correlated samples a `share` counts; the bound cuts off mass, hence the bias.
+    Of correlated samples a `share` counts; the ceiling cuts off mass, hence the bias.
     """
     theta, _ = grid()
     weights = posterior.log_prob(theta, x).softmax(dim=0).unsqueeze(1)
@@ -104,19 +64,17 @@ def assert_samples_follow(posterior, x, samples, share=1.0, bias=0.01):
 
 
 @pytest.mark.parametrize("num_samples", [10, 15_000])
-@pytest.mark.parametrize("x_o", [X_O, torch.tensor([[2.8, 2.9]])])
+@pytest.mark.parametrize("x_o", [X_O, CORNER])
 def test_without_energy_it_draws_what_its_base_draws(num_samples, x_o):
-    hybrid = hybrid_posterior(Zero())
-    direct = DirectPosterior(GaussianBase(), PRIOR)
     samples = []
-    for posterior in (direct, hybrid):
+    for posterior in (DirectPosterior(GaussianBase(), PRIOR), hybrid_posterior(zero)):
         torch.manual_seed(0)
         samples.append(draw(posterior, num_samples, x_o))
     assert torch.equal(*samples)
 
 
 def test_without_energy_its_density_is_that_of_its_base():
-    hybrid, direct = hybrid_posterior(Zero()), DirectPosterior(GaussianBase(), PRIOR)
+    hybrid, direct = hybrid_posterior(zero), DirectPosterior(GaussianBase(), PRIOR)
     theta = PRIOR.sample((50,))
     assert torch.equal(
         hybrid.log_prob(theta, X_O, norm_posterior=False),
@@ -124,22 +82,20 @@ def test_without_energy_its_density_is_that_of_its_base():
     )
     # Near a corner two thirds of the base are outside, which 10,000 draws tell to 1.4 %
     # each: four standard errors of the difference.
-    x_o = torch.tensor([[2.8, 2.9]])
     torch.testing.assert_close(
-        hybrid.log_prob(theta, x_o), direct.log_prob(theta, x_o), atol=0.08, rtol=0
-    )
-    torch.testing.assert_close(
-        hybrid.leakage_correction(x_o),
-        direct.leakage_correction(x_o),
-        atol=0.03,
+        hybrid.log_prob(theta, CORNER),
+        direct.log_prob(theta, CORNER),
+        atol=0.08,
         rtol=0,
     )
+    shares = [p.leakage_correction(CORNER) for p in (hybrid, direct)]
+    torch.testing.assert_close(*shares, atol=0.03, rtol=0)
 
 
 # --- Exact answers --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("x_o", [X_O, torch.tensor([[2.8, 2.9]])])
+@pytest.mark.parametrize("x_o", [X_O, CORNER])
 def test_the_density_integrates_to_one_over_the_prior(x_o):
     posterior = hybrid_posterior()
     theta, cell = grid()
@@ -183,55 +139,58 @@ def test_diagnostics_are_those_of_the_weights():
     measured = posterior.diagnostics(X_O)
     theta, cell = grid()
     base = GaussianBase().log_prob(theta.unsqueeze(1), X_O)[:, 0].exp() * cell
-    ratio = Ring()(theta, X_O).exp()
+    ratio = ring(theta, X_O).exp()
     partition = (base * ratio).sum()
-    bound = measured.log_bound.exp()
+    ceiling = measured.log_bound.exp()
     # 10,000 draws: a few per cent of each.
     for name, exact in {
         "log_partition": partition.log(),
-        "acceptance_rate": (base * (ratio / bound).clamp(max=1.0)).sum(),
+        "acceptance_rate": (base * (ratio / ceiling).clamp(max=1.0)).sum(),
         "effective_sample_size": 10_000 * partition**2 / (base * ratio**2).sum(),
     }.items():
         value = getattr(measured, name)
         torch.testing.assert_close(value[0], exact, rtol=0.04, atol=0.02)
-    lost = (base * (ratio - bound).clamp(min=0.0)).sum() / partition
+    lost = (base * (ratio - ceiling).clamp(min=0.0)).sum() / partition
     torch.testing.assert_close(measured.truncated_mass[0], lost, rtol=0.3, atol=1e-4)
     assert measured.num_draws == 10_000
-    exact_bound = hybrid_posterior(bound_quantile=1.0).diagnostics(X_O)
-    assert exact_bound.truncated_mass.item() == 0.0
-
-
-def test_another_bound_is_measured_anew():
-    posterior = hybrid_posterior()
-    first = posterior.diagnostics(X_O)
-    posterior.bound_quantile = 0.9
-    second = posterior.diagnostics(X_O)
-    assert second.log_bound < first.log_bound
-    assert second.acceptance_rate > first.acceptance_rate
+    exact_ceiling = hybrid_posterior(bound_quantile=1.0).diagnostics(X_O)
+    assert exact_ceiling.truncated_mass.item() == 0.0
 
 
 def test_diagnostics_can_be_read():
     measured = hybrid_posterior().diagnostics(torch.tensor([[0.5, -0.4], [2.0, 1.0]]))
     text = str(measured)
     assert "2 observations, 10,000 draws each" in text
-    low = measured.acceptance_rate.min().item()
-    assert f"({low:.4f} to" in text
-    assert torch.equal(
-        measured.effective_share, measured.effective_sample_size / 10_000
-    )
+    assert f"({measured.acceptance_rate.min().item():.4f} to" in text
+    shares = measured.effective_sample_size / 10_000
+    assert torch.equal(measured.effective_share, shares)
 
 
 def test_what_is_measured_does_not_touch_the_random_state():
     posterior = hybrid_posterior()
-    torch.manual_seed(3)
     state = torch.get_rng_state()
     first = posterior.diagnostics(X_O)
-    log_prob = posterior.log_prob(PRIOR.sample((1,)) * 0.0, X_O)
-    torch.manual_seed(3)
+    log_prob = posterior.log_prob(torch.zeros(1, 2), X_O)
     assert torch.equal(torch.get_rng_state(), state)
     again = hybrid_posterior()
     assert torch.equal(again.diagnostics(X_O).log_partition, first.log_partition)
     assert torch.equal(again.log_prob(torch.zeros(1, 2), X_O), log_prob)
+
+
+def test_no_ceiling_cuts_off_much_of_the_mass():
+    """Weights of which the quantile loses nine tenths raise the ceiling."""
+
+    def is_near(theta, x):
+        return (theta - x - 1.3).norm(dim=-1) < 0.2
+
+    posterior = hybrid_posterior(lambda t, x: torch.where(is_near(t, x), 2.0, -9.0))
+    theta, cell = grid()
+    density = posterior.log_prob(theta, X_O).exp() * cell
+    share = density[is_near(theta, X_O)].sum().item()
+    assert share > 0.9
+    assert posterior.diagnostics(X_O).truncated_mass.item() <= 0.02
+    found = is_near(draw(posterior, 2_000), X_O).float().mean().item()
+    assert found == pytest.approx(share, abs=0.03)
 
 
 # --- The interface of a posterior -----------------------------------------------------
@@ -240,20 +199,25 @@ def test_what_is_measured_does_not_touch_the_random_state():
 def test_many_observations_at_once_are_as_each_alone():
     posterior = hybrid_posterior()
     x = torch.tensor([[0.5, -0.4], [-2.0, 1.0], [2.9, 0.0]])
-    samples = posterior.sample_batched((2_000,), x=x, show_progress_bars=False)
+    samples = posterior.sample_batched((2_000,), x=x, **QUIET)
     assert samples.shape == (2_000, 3, 2)
     for row in range(3):
         assert_samples_follow(posterior, x[row : row + 1], samples[:, row])
     theta = PRIOR.sample((3,))
     together = posterior.log_prob_batched(theta, x)
-    alone = [
-        posterior.log_prob(theta[i : i + 1], x[i : i + 1]).item() for i in range(3)
-    ]
+    pairs = zip(theta.split(1), x.split(1), strict=True)
+    alone = torch.cat([posterior.log_prob(*pair) for pair in pairs])
     assert together.shape == (1, 3)
     # Normalized with other draws: the standard error of each is 0.006.
-    torch.testing.assert_close(together[0], torch.tensor(alone), atol=0.03, rtol=0)
-    shape = posterior.sample_batched((4, 5), x=x, show_progress_bars=False).shape
-    assert shape == (4, 5, 3, 2)
+    torch.testing.assert_close(together[0], alone, atol=0.03, rtol=0)
+    assert posterior.sample_batched((4, 5), x=x, **QUIET).shape == (4, 5, 3, 2)
+
+
+def test_the_shape_of_the_samples_is_that_asked_for():
+    posterior = hybrid_posterior()
+    assert posterior.sample((5, 2), x=X_O, **QUIET).shape == (5, 2, 2)
+    assert draw(posterior, 7, max_sampling_batch_size=3).shape == (7, 2)
+    assert draw(posterior, 0).shape == (0, 2)
 
 
 def test_the_mode_is_that_of_the_density():
@@ -264,79 +228,27 @@ def test_the_mode_is_that_of_the_density():
     torch.testing.assert_close(mode[0], best, atol=0.02, rtol=0)
 
 
-def test_gradients_flow_on_request():
-    posterior = hybrid_posterior()
-    theta = torch.zeros(3, 2, requires_grad=True)
-    assert not posterior.log_prob(theta, X_O).requires_grad
-    log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
-    (gradient,) = torch.autograd.grad(log_prob.sum(), theta)
-    assert gradient.isfinite().all() and (gradient != 0).any()
-
-
-class Tilt(nn.Module):
-    """exp(a (theta_1 + theta_2)), which moves a Gaussian."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, input, condition):
-        return self.a * input.sum(dim=-1)
-
-
-class WithNoise(GaussianBase):
-    def to_noise(self, input, condition):
-        return (input - condition) / self.scale
-
-
-def test_gradients_are_those_of_the_normalized_density():
-    """The hybrid is N(x + 0.49 a, 0.49): exact in x and in the energy's weight."""
-    energy = Tilt()
-    hybrid = HybridEstimator(WithNoise(), energy)
-    theta = torch.tensor([[[0.9, 0.1]]])
-    x = X_O.clone().requires_grad_()
-    log_prob = hybrid.log_prob(theta, x)
-    mean = X_O + 0.49 * 0.5
-    exact = Independent(Normal(mean, 0.7), 1).log_prob(theta)
-    torch.testing.assert_close(log_prob, exact, atol=0.02, rtol=0.0)
-    of_x, of_a = torch.autograd.grad(log_prob.sum(), [x, energy.a])
-    slope = (theta[0] - mean) / 0.49
-    # A thousand draws, whose weights vary by a half.
-    torch.testing.assert_close(of_x, slope, atol=0.05, rtol=0.0)
-    torch.testing.assert_close(of_a, (theta[0] - mean).sum(), atol=0.08, rtol=0.0)
-
-    posterior = HybridPosterior(hybrid, PRIOR)
-    inside = posterior.log_prob(theta[0], x, track_gradients=True)
-    (of_x,) = torch.autograd.grad(inside.sum(), [x])
-    # The prior cuts off next to nothing.
-    torch.testing.assert_close(of_x, slope, atol=0.1, rtol=0.0)
-    state = torch.get_rng_state()
-    hybrid.log_prob(theta, x)
-    assert torch.equal(state, torch.get_rng_state())
-
-
-def test_gradients_reach_the_weights():
+def test_gradients_flow_on_request_and_reach_the_weights():
     energy = Tilt()
     posterior = hybrid_posterior(energy)
-    theta = torch.tensor([[0.9, 0.1]])
+    theta = THETA.clone().requires_grad_()
+    assert not posterior.log_prob(theta, X_O).requires_grad
     log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
-    (of_a,) = torch.autograd.grad(log_prob.sum(), [energy.a])
-    # The sum of theta less its mean; 0.02 is a standard error of 4,000 draws.
-    expected = (theta - X_O - 0.49 * 0.5).sum()
-    torch.testing.assert_close(of_a, expected, atol=0.08, rtol=0.0)
+    of_theta, of_a = torch.autograd.grad(log_prob.sum(), [theta, energy.a])
+    # The hybrid is N(x + 0.49 a, 0.49), of which the prior cuts off next to nothing.
+    mean = X_O + 0.49 * 0.5
+    torch.testing.assert_close(of_theta, (mean - THETA) / 0.49)
+    # 0.02 is a standard error of 4,000 draws.
+    torch.testing.assert_close(of_a, (THETA - mean).sum(), atol=0.08, rtol=0.0)
 
 
-COPIES = [deepcopy, lambda value: pickle.loads(pickle.dumps(value))]
-
-
-@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("copy", [deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
 def test_it_can_be_copied_after_any_call_with_gradients(copy):
     posterior = hybrid_posterior(Tilt())
     theta = torch.zeros(2, 2)
     x = 1.0 * X_O.clone().requires_grad_()  # which is not a leaf.
     tracked = {"track_gradients": True}
     posterior.set_default_x(x)
-    quiet = {"show_progress_bars": False}
     for call in (
         lambda: posterior.log_prob(theta, **tracked),
         lambda: posterior.log_prob(theta, norm_posterior=False, **tracked),
@@ -344,8 +256,8 @@ def test_it_can_be_copied_after_any_call_with_gradients(copy):
         lambda: posterior.potential(theta, **tracked),
         lambda: posterior.leakage_correction(x),
         lambda: posterior.diagnostics(),
-        lambda: posterior.sample((3,), **quiet),
-        lambda: posterior.sample_batched((3,), x.repeat(2, 1), **quiet),
+        lambda: posterior.sample((3,), **QUIET),
+        lambda: posterior.sample_batched((3,), x.repeat(2, 1), **QUIET),
         lambda: posterior.set_default_x(x.detach()),
         lambda: posterior.map(num_iter=2, num_init_samples=20),
         lambda: posterior.to("cpu"),
@@ -356,54 +268,83 @@ def test_it_can_be_copied_after_any_call_with_gradients(copy):
         assert torch.equal(same.potential(theta), posterior.potential(theta))
         estimator = copy(posterior.posterior_estimator)
         assert torch.equal(estimator.energy.a, posterior.posterior_estimator.energy.a)
+    samples = []
+    for each in (posterior, copy(posterior)):
+        torch.manual_seed(0)
+        samples.append(draw(each, 5, None))
+    assert torch.equal(*samples)
     # The posterior itself keeps its gradients.
     assert posterior.log_prob(theta, **tracked).requires_grad
 
 
-def test_networks_changed_in_place_are_measured_anew():
-    energy = Tilt()
-    posterior = hybrid_posterior(energy)
-    theta = torch.tensor([[0.9, 0.1]])
-    before = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
-    energy.a.data.neg_()
-    after = posterior.log_prob(theta, X_O), posterior.diagnostics(X_O)
-    changed = hybrid_posterior(energy)
-    torch.testing.assert_close(after[0], changed.log_prob(theta, X_O))
-    assert torch.equal(after[1].log_partition, changed.diagnostics(X_O).log_partition)
-    assert (after[0] - before[0]).abs() > 0.1
-    assert after[1].log_partition != before[1].log_partition
-    # Another energy, with as many weights.
-    posterior.posterior_estimator.energy = Zero()
-    flat = posterior.log_prob(theta, X_O)
-    posterior.posterior_estimator.energy = Ring()
-    torch.testing.assert_close(
-        posterior.log_prob(theta, X_O), hybrid_posterior(Ring()).log_prob(theta, X_O)
-    )
-    torch.testing.assert_close(flat, hybrid_posterior(Zero()).log_prob(theta, X_O))
-    # The same energy, which is no longer asked.
+def test_it_moves_with_its_default_x():
+    posterior = hybrid_posterior().set_default_x(X_O)
+    before = posterior.diagnostics()
+    posterior.to("cpu")
+    assert torch.equal(posterior.default_x, X_O)
+    assert torch.equal(posterior.diagnostics().log_bound, before.log_bound)
+
+
+def change_energy(posterior):
+    posterior.posterior_estimator.energy.a.data.neg_()
+
+
+def replace_energy(posterior):
+    posterior.posterior_estimator.energy = Energy(ring)
+
+
+def switch_energy_off(posterior):
     posterior.posterior_estimator.corrects = False
-    torch.testing.assert_close(posterior.log_prob(theta, X_O), flat)
-    assert posterior.diagnostics(X_O).uncorrected.all()
+
+
+def change_observation(posterior):
+    posterior.default_x.add_(1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_energy,
+        replace_energy,
+        switch_energy_off,
+        change_observation,
+        lambda posterior: posterior.set_default_x(torch.tensor([[2.0, 1.0]])),
+        lambda posterior: setattr(posterior, "bound_quantile", 0.9),
+    ],
+)
+def test_what_was_changed_is_measured_again(change):
+    posterior = hybrid_posterior(Tilt()).set_default_x(X_O.clone())
+    before = posterior.log_prob(THETA), posterior.diagnostics()
+    change(posterior)
+    fresh = HybridPosterior(
+        posterior.posterior_estimator, PRIOR, bound_quantile=posterior.bound_quantile
+    ).set_default_x(posterior.default_x)
+    measured = posterior.diagnostics()
+    assert torch.equal(posterior.log_prob(THETA), fresh.log_prob(THETA))
+    assert torch.equal(measured.log_bound, fresh.diagnostics().log_bound)
+    assert not torch.equal(measured.acceptance_rate, before[1].acceptance_rate)
+    if change is switch_energy_off:
+        assert measured.uncorrected.all()
 
 
 def test_what_was_measured_in_inference_mode_serves_gradients():
     posterior = hybrid_posterior(Tilt())
-    theta = torch.tensor([[0.9, 0.1]])
     with torch.inference_mode():
-        posterior.log_prob(theta, X_O.clone())
+        posterior.log_prob(THETA, X_O.clone())
     x = X_O.clone().requires_grad_()
-    log_prob = posterior.log_prob(theta, x, track_gradients=True)
+    log_prob = posterior.log_prob(THETA, x, track_gradients=True)
     (gradient,) = torch.autograd.grad(log_prob.sum(), x)
     assert gradient.isfinite().all()
 
 
-def test_a_base_without_a_correction_is_not_resampled():
-    """Next to nothing of it is in the prior: slow, but each draw is its own."""
-    posterior = hybrid_posterior(Zero())
-    x_o = torch.tensor([[5.4, 0.0]])
-    assert posterior.diagnostics(x_o).acceptance_rate < 1e-3
-    samples = draw(posterior, 200, x_o)
-    assert len(samples.unique(dim=0)) == 200
+def test_posteriors_of_one_estimator_have_their_own_priors():
+    wide = hybrid_posterior()
+    positive = BoxUniform(torch.zeros(2), torch.ones(2))
+    narrow = HybridPosterior(wide.posterior_estimator, positive)
+    assert (draw(narrow, 200) >= 0.0).all()
+    assert (draw(wide, 200) < 0.0).any()
+    assert narrow.log_prob(-torch.ones(1, 2), X_O).item() == -torch.inf
+    assert wide.posterior_estimator.prior is PRIOR
 
 
 def test_draws_come_in_batches_of_the_size_asked_for():
@@ -415,43 +356,13 @@ def test_draws_come_in_batches_of_the_size_asked_for():
             return super().sample(sample_shape, condition, **kwargs)
 
     base = Counting()
-    posterior = HybridPosterior(HybridEstimator(base, Ring()), PRIOR)
-    draw(posterior, 10, X_O, max_sampling_batch_size=50)
+    draw(hybrid_posterior(base=base), 10, X_O, max_sampling_batch_size=50)
     assert base.most == 50
-    posterior = HybridPosterior(
-        HybridEstimator(base, Ring()), PRIOR, max_sampling_batch_size=50
-    )
+    posterior = hybrid_posterior(base=base, max_sampling_batch_size=50)
     draw(posterior, 10, X_O)
     posterior.log_prob(torch.zeros(1, 2), X_O)
     posterior.leakage_correction(X_O, rejection_sampling_batch_size=50)
     assert base.most == 50
-
-
-@pytest.mark.parametrize("copy", [deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
-def test_copies_draw_the_same(copy):
-    posterior = hybrid_posterior().set_default_x(X_O)
-    samples = []
-    for each in (posterior, copy(posterior)):
-        torch.manual_seed(0)
-        samples.append(draw(each, 5, None))
-    assert torch.equal(*samples)
-
-
-def test_it_moves_with_its_default_x():
-    posterior = hybrid_posterior().set_default_x(X_O)
-    before = posterior.diagnostics()
-    posterior.to("cpu")
-    assert torch.equal(posterior.default_x, X_O)
-    assert torch.equal(posterior.diagnostics().log_bound, before.log_bound)
-    assert draw(posterior, 5, None).shape == (5, 2)
-
-
-def test_another_default_x_is_measured_anew():
-    posterior = hybrid_posterior().set_default_x(X_O)
-    first = posterior.diagnostics()
-    posterior.set_default_x(torch.tensor([[2.0, 1.0]]))
-    second = posterior.diagnostics()
-    assert not torch.equal(first.log_partition, second.log_partition)
 
 
 def test_a_prior_without_support_is_asked_for_its_density():
@@ -467,8 +378,7 @@ def test_a_prior_without_support_is_asked_for_its_density():
             inside = theta.sum(dim=-1) < 0.0
             return torch.where(inside, 0.0, -torch.inf)
 
-    prior = Triangle()
-    estimator = HybridEstimator(GaussianBase(), Ring(), prior=prior)
+    estimator = HybridEstimator(GaussianBase(), Energy(ring), prior=Triangle())
     samples = estimator.sample(torch.Size((500,)), X_O)[:, 0]
     assert (samples.sum(dim=-1) < 0.0).all()
 
@@ -479,12 +389,12 @@ def test_a_prior_without_support_is_asked_for_its_density():
 def test_hopeless_rejection_gives_way_to_resampling_with_a_warning():
     evaluated = []
 
-    class CountingSpike(Spike):
-        def forward(self, input, condition):
-            evaluated.append(input[..., 0].numel())
-            return super().forward(input, condition)
+    def counting_spike(input, condition):
+        evaluated.append(input[..., 0].numel())
+        return spike(input, condition)
 
-    posterior = hybrid_posterior(CountingSpike(), scale=0.5, bound_quantile=1.0)
+    base = GaussianBase(0.5)
+    posterior = hybrid_posterior(counting_spike, base=base, bound_quantile=1.0)
     rate = posterior.diagnostics(X_O).acceptance_rate.item()
     assert rate < 1e-3
     evaluated.clear()
@@ -499,110 +409,68 @@ def test_hopeless_rejection_gives_way_to_resampling_with_a_warning():
     assert near.float().mean() > 0.99
 
 
-def test_only_hopeless_observations_are_resampled():
-    class SpikeOfSome(Spike):
-        def forward(self, input, condition):
-            spike = super().forward(input, condition)
-            return torch.where(condition[..., 0] > 0.0, spike, 0.0)
+def test_only_hopeless_observations_are_resampled_and_named_by_their_row():
+    def spike_of_some(input, condition):
+        return torch.where(condition[..., 0] > 0.0, spike(input, condition), 0.0)
 
-    posterior = hybrid_posterior(SpikeOfSome(), scale=0.5, bound_quantile=1.0)
-    x = torch.tensor([[-1.0, 0.0], [0.5, -0.4], [-2.0, 0.0]])
-    with pytest.warns(UserWarning, match=r"row 1 of x.*\(1 of 3 rows\)"):
-        samples = posterior.sample_batched((2_000,), x=x, show_progress_bars=False)
-    assert samples.shape == (2_000, 3, 2)
-    for row in (0, 2):
+    base = GaussianBase(0.5)
+    posterior = hybrid_posterior(spike_of_some, base=base, bound_quantile=1.0)
+    x = torch.tensor([[-1.0, 0.0]]).repeat(120, 1)
+    x[110], x[119] = X_O, torch.tensor([-2.0, 0.0])
+    with pytest.warns(UserWarning, match=r"row 110 of x.*\(1 of 120 rows\)") as caught:
+        samples = posterior.sample_batched((2_000,), x=x, **QUIET)
+    assert sum("min_acceptance_rate" in str(one.message) for one in caught) == 1
+    for row in (0, 2, 119):
         error = 0.5 / 2_000**0.5
         assert ((samples[:, row].mean(dim=0) - x[row]).abs() < 4 * error).all()
 
 
-def test_no_bound_cuts_off_much_of_the_mass():
-    """Weights of which the quantile loses nine tenths raise the bound."""
-
-    class Island(nn.Module):
-        def forward(self, input, condition):
-            near = (input - condition - 1.3).norm(dim=-1) < 0.2
-            return torch.where(near, 2.0, -9.0)
-
-    posterior = hybrid_posterior(Island())
-    theta, cell = grid()
-    density = posterior.log_prob(theta, X_O).exp() * cell
-    near = (theta - X_O - 1.3).norm(dim=-1) < 0.2
-    share = density[near].sum().item()
-    assert share > 0.9
-    measured = posterior.diagnostics(X_O)
-    assert measured.truncated_mass.item() <= 0.02
-    samples = draw(posterior, 2_000)
-    found = ((samples - X_O - 1.3).norm(dim=-1) < 0.2).float().mean().item()
-    assert found == pytest.approx(share, abs=0.03)
+def test_a_base_without_a_correction_is_not_resampled():
+    """Next to nothing of it is in the prior: slow, but each draw is its own."""
+    posterior = hybrid_posterior(zero)
+    x_o = torch.tensor([[5.4, 0.0]])
+    assert posterior.diagnostics(x_o).acceptance_rate < 1e-3
+    assert len(draw(posterior, 200, x_o).unique(dim=0)) == 200
 
 
-def test_hundreds_of_observations_are_sampled():
-    posterior = hybrid_posterior()
-    x = torch.zeros(450, 2) + torch.linspace(-1.0, 1.0, 450).unsqueeze(1)
-    samples = posterior.sample_batched((3,), x=x, show_progress_bars=False)
-    assert samples.shape == (3, 450, 2) and samples.isfinite().all()
-
-
-def test_an_observation_changed_in_place_is_measured_anew():
-    posterior, x_o = hybrid_posterior(), X_O.clone()
-    posterior.log_prob(torch.zeros(1, 2), x_o)
-    x_o += 1.0
-    changed = posterior.log_prob(torch.zeros(1, 2), x_o)
-    assert torch.equal(changed, hybrid_posterior().log_prob(torch.zeros(1, 2), x_o))
-
-
-def test_posteriors_of_one_estimator_have_their_own_priors():
-    estimator = HybridEstimator(GaussianBase(), Ring(), prior=PRIOR)
-    positive = BoxUniform(torch.zeros(2), torch.ones(2))
-    narrow = HybridPosterior(estimator, positive)
-    wide = HybridPosterior(estimator, PRIOR)
-    assert (draw(narrow, 200) >= 0.0).all()
-    assert (draw(wide, 200) < 0.0).any()
-    assert narrow.log_prob(-torch.ones(1, 2), X_O).item() == -torch.inf
-    assert estimator.prior is PRIOR
-
-
-def test_densities_without_any_mass_in_the_prior_are_refused():
-    with pytest.raises(RuntimeError, match="None of 10000 draws.*row 1 of x"):
-        hybrid_posterior().log_prob_batched(
-            torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [50.0, 50.0]])
-        )
-
-
-def test_the_shape_of_the_samples_is_that_asked_for():
-    posterior = hybrid_posterior()
-    assert posterior.sample((5, 2), x=X_O, show_progress_bars=False).shape == (5, 2, 2)
-    batched = draw(posterior, 7, max_sampling_batch_size=3)
-    assert batched.shape == (7, 2)
-
-
-def test_an_observation_without_any_mass_in_the_prior_is_refused():
-    with pytest.raises(RuntimeError, match="None of 10000 draws.*far from all"):
-        draw(hybrid_posterior(), x=torch.tensor([[50.0, 50.0]]))
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda p, x: draw(p, x=x[1:]), "None of 10000 draws.*row 0 of x.*far from"),
+        (
+            lambda p, x: p.log_prob_batched(torch.zeros(2, 2), x),
+            "None of 10000 draws.*row 1 of x",
+        ),
+        (
+            lambda p, x: p.log_prob(
+                torch.zeros(1, 2),
+                x[1:],
+                leakage_correction_params={"num_rejection_samples": 100},
+            ),
+            "None of 100 draws.*far from all",
+        ),
+    ],
+)
+def test_an_observation_without_any_mass_in_the_prior_is_refused(call, match):
+    with pytest.raises(RuntimeError, match=match):
+        call(hybrid_posterior(), torch.tensor([[0.0, 0.0], [50.0, 50.0]]))
 
 
 def test_a_partition_function_that_was_trained_and_is_off_is_told():
-    class Off(nn.Module):
-        def forward(self, input, condition):
-            return torch.full(input.shape[:-1], 2.5)
+    def off(input, condition):
+        return torch.full(input.shape[:-1], 2.5)
 
-    posterior = hybrid_posterior(Off())
+    posterior = hybrid_posterior(off)
     posterior.posterior_estimator.trained_partition = True
     with pytest.warns(UserWarning, match="log Z is 2.50.*far from the simulations"):
         posterior.diagnostics(X_O)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        hybrid_posterior(Off()).diagnostics(X_O)
+        hybrid_posterior(off).diagnostics(X_O)
 
 
 def test_time_is_limited():
-    class Slow(GaussianBase):
-        def sample(self, sample_shape, condition, **kwargs):
-            time.sleep(0.05)
-            return super().sample(sample_shape, condition, **kwargs)
-
-    estimator = HybridEstimator(Slow(), Ring(), prior=PRIOR)
-    posterior = HybridPosterior(estimator, PRIOR)
+    posterior = hybrid_posterior(base=GaussianBase(seconds=0.05))
     posterior.diagnostics(X_O)  # which is kept: not to wait for batches of ten of it.
     limited = {"max_sampling_time": 0.1, "max_sampling_batch_size": 10}
     with pytest.raises(RuntimeError, match="max_sampling_time"):
@@ -612,64 +480,82 @@ def test_time_is_limited():
     assert 0 < len(some) < 1_000
 
 
-def test_wrong_input_is_named():
-    with pytest.raises(TypeError, match="posterior_estimator must be a HybridEst"):
-        HybridPosterior(GaussianBase(), PRIOR)
-    with pytest.raises(ValueError, match="bound_quantile=2.0 must be between"):
-        hybrid_posterior(bound_quantile=2.0)
-    posterior = hybrid_posterior()
-    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
-        draw(posterior, x=torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="NaN"):
-        draw(posterior, x=torch.tensor([[torch.nan, 0.0]]))
-    with pytest.raises(ValueError, match="takes one observation, and x has 2"):
-        draw(posterior, x=torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="takes one observation, and x has 2"):
-        posterior.log_prob(torch.zeros(1, 2), torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="default"):
-        posterior.diagnostics()
+def test_observations_share_the_time_and_none_is_lost():
+    posterior = hybrid_posterior(base=GaussianBase(seconds=0.02))
+    limited = {"max_sampling_time": 0.2, "return_partial_on_timeout": True}
+    with pytest.warns(UserWarning, match="partial"):
+        samples = posterior.sample_batched(
+            (100_000,), x=X_O.repeat(250, 1), **QUIET, **limited
+        )
+    assert samples.shape[1:] == (250, 2)
+    assert 0 < len(samples) < 100_000
 
 
-@pytest.mark.parametrize("value, fine", [(1e6, True), (-1e6, True), (torch.nan, False)])
-def test_energies_of_any_network_are_bounded_or_refused(value, fine):
-    class Wild(nn.Module):
-        def forward(self, input, condition):
-            return value * (1.0 + input.sum(dim=-1).square())
+def test_resampling_stops_when_the_time_is_over():
+    base = GaussianBase(0.5, seconds=0.05)
+    posterior = hybrid_posterior(spike, base=base, bound_quantile=1.0)
+    with (
+        pytest.warns(UserWarning, match="min_acceptance_rate"),
+        pytest.raises(RuntimeError, match="max_sampling_time is over.*of 100,000"),
+    ):
+        draw(posterior, 500, max_sampling_time=0.1)
+    limited = {"max_sampling_time": 0.1, "return_partial_on_timeout": True}
+    with pytest.warns(UserWarning, match="in the place of 100,000"):
+        assert len(draw(posterior, 500, **limited)) == 500
 
-    posterior = hybrid_posterior(Wild())
-    if fine:
-        assert draw(posterior, 10).isfinite().all()
-        assert posterior.log_prob(torch.zeros(1, 2), X_O).isfinite().all()
-    else:
+
+@pytest.mark.parametrize(
+    "call, error, match",
+    [
+        (
+            lambda p: HybridPosterior(GaussianBase(), PRIOR),
+            TypeError,
+            "must be a HybridEst",
+        ),
+        (
+            lambda p: hybrid_posterior(bound_quantile=2.0),
+            ValueError,
+            "bound_quantile=2.0 must be between",
+        ),
+        (lambda p: draw(p, x=torch.zeros(1, 3)), ValueError, r"x has shape \(1, 3\)"),
+        (lambda p: draw(p, x=torch.tensor([[torch.nan, 0.0]])), ValueError, "NaN"),
+        (lambda p: draw(p, x=torch.zeros(2, 2)), ValueError, "one observation.*has 2"),
+        (
+            lambda p: p.log_prob(torch.zeros(1, 2), torch.zeros(2, 2)),
+            ValueError,
+            "one observation, and x has 2",
+        ),
+        (lambda p: p.diagnostics(), ValueError, "default"),
+    ],
+)
+def test_wrong_input_is_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call(hybrid_posterior())
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, torch.nan])
+def test_energies_of_any_network_are_bounded_or_refused(value):
+    posterior = hybrid_posterior(lambda t, x: value * (1.0 + t.sum(dim=-1).square()))
+    if math.isnan(value):
         with pytest.raises(ValueError, match="energy_net returned NaN"):
             draw(posterior, 10)
-
-
-def test_densities_without_any_mass_in_the_prior_are_refused_by_number_of_draws():
-    posterior = hybrid_posterior()
-    few = {"num_rejection_samples": 100}
-    with pytest.raises(RuntimeError, match="None of 100 draws.*far from all"):
-        posterior.log_prob(
-            torch.zeros(1, 2),
-            x=torch.tensor([[50.0, 50.0]]),
-            leakage_correction_params=few,
-        )
+    else:
+        assert draw(posterior, 10).isfinite().all()
+        assert posterior.log_prob(torch.zeros(1, 2), X_O).isfinite().all()
 
 
 def test_outside_the_prior_samples_are_those_of_the_base():
     """Whatever an energy says where it was never trained."""
 
-    class LoudOutside(nn.Module):
-        def forward(self, input, condition):
-            inside = (input.abs() <= 3.0).all(dim=-1)
-            return torch.where(inside, 0.0, 5.0)
+    def loud_outside(input, condition):
+        return torch.where((input.abs() <= 3.0).all(dim=-1), 0.0, 5.0)
 
-    posterior = hybrid_posterior(LoudOutside(), scale=3.0)
+    posterior = hybrid_posterior(loud_outside, base=GaussianBase(3.0))
     x = torch.zeros(1, 2)
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="reject_outside_prior"):
         samples = draw(posterior, 4_000, x=x, reject_outside_prior=False)
-    base = torch.distributions.Normal(0.0, 3.0)
+    base = Normal(0.0, 3.0)
     share = 1.0 - (1.0 - 2.0 * base.cdf(torch.tensor(-3.0))) ** 2
     outside = (samples.abs() > 3.0).any(dim=-1).float().mean()
     assert outside.item() == pytest.approx(share.item(), abs=0.03)
@@ -678,75 +564,19 @@ def test_outside_the_prior_samples_are_those_of_the_base():
     assert left.item() == pytest.approx(1.0 - share.item(), abs=0.03)
 
 
-def test_draws_that_are_not_finite_have_no_weight():
+@pytest.mark.parametrize("prior", [PRIOR, None])
+def test_draws_that_are_not_finite_have_no_weight(prior):
     class Overflows(GaussianBase):
         def sample(self, sample_shape, condition, **kwargs):
             draws = super().sample(sample_shape, condition, **kwargs)
             draws[::7] = torch.inf
             return draws
 
-    for prior in (PRIOR, None):
-        estimator = HybridEstimator(Overflows(), Ring(), prior=prior)
-        samples = estimator.sample(torch.Size((500,)), X_O)
-        assert samples.isfinite().all()
-        # log Z of the draws that are there, six in seven.
-        whole = HybridEstimator(GaussianBase(), Ring(), prior=prior)
-        log_z, log_whole = (
-            measure_weights(hybrid, X_O).log_partition for hybrid in (estimator, whole)
-        )
-        assert (log_whole - log_z).item() == pytest.approx(math.log(7 / 6), abs=0.05)
-
-
-def test_observations_share_the_time_and_none_is_lost():
-    class Slow(GaussianBase):
-        def sample(self, sample_shape, condition, **kwargs):
-            time.sleep(0.02)
-            return super().sample(sample_shape, condition, **kwargs)
-
-    posterior = HybridPosterior(HybridEstimator(Slow(), Ring(), prior=PRIOR), PRIOR)
-    x = X_O.repeat(250, 1)
-    with pytest.warns(UserWarning, match="partial"):
-        samples = posterior.sample_batched(
-            (100_000,),
-            x=x,
-            show_progress_bars=False,
-            max_sampling_time=0.2,
-            return_partial_on_timeout=True,
-        )
-    assert samples.shape[1:] == (250, 2)
-    assert 0 < len(samples) < 100_000
-
-
-def test_resampling_stops_when_the_time_is_over():
-    class Slow(GaussianBase):
-        def sample(self, sample_shape, condition, **kwargs):
-            time.sleep(0.05)
-            return super().sample(sample_shape, condition, **kwargs)
-
-    estimator = HybridEstimator(Slow(0.5), Spike(), prior=PRIOR)
-    posterior = HybridPosterior(estimator, PRIOR, bound_quantile=1.0)
-    with (
-        pytest.warns(UserWarning, match="min_acceptance_rate"),
-        pytest.raises(RuntimeError, match="max_sampling_time is over.*of 100,000"),
-    ):
-        draw(posterior, 500, max_sampling_time=0.1)
-    with pytest.warns(UserWarning, match="in the place of 100,000"):
-        samples = draw(
-            posterior, 500, max_sampling_time=0.1, return_partial_on_timeout=True
-        )
-    assert len(samples) == 500
-
-
-def test_rows_are_numbered_as_the_user_numbers_them():
-    class TailOfSome(nn.Module):
-        def forward(self, input, condition):
-            far = input[..., 0] > condition[..., 0] + 1.0
-            tail = torch.where(far, 3.0, -8.0)
-            return torch.where(condition[..., 0] > 0.0, tail, 0.0)
-
-    posterior = hybrid_posterior(TailOfSome(), scale=0.5, min_acceptance_rate=0.1)
-    x = torch.tensor([[-1.0, 0.0]]).repeat(120, 1)
-    x[110] = X_O
-    with pytest.warns(UserWarning, match=r"row 110 of x.*\(1 of 120 rows\)") as caught:
-        posterior.sample_batched((5,), x=x, show_progress_bars=False)
-    assert sum("min_acceptance_rate" in str(one.message) for one in caught) == 1
+    estimator = HybridEstimator(Overflows(), Energy(ring), prior=prior)
+    assert estimator.sample(torch.Size((500,)), X_O).isfinite().all()
+    # log Z of the draws that are there, six in seven.
+    whole = HybridEstimator(GaussianBase(), Energy(ring), prior=prior)
+    log_z, log_whole = (
+        hybrid.measure_weights(X_O).log_partition for hybrid in (estimator, whole)
+    )
+    assert (log_whole - log_z).item() == pytest.approx(math.log(7 / 6), abs=0.05)

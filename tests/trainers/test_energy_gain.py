@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sbi_boed_plugin.estimators.energy_builder import energy_nn
+from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
@@ -15,7 +15,7 @@ from sbi_boed_plugin.trainers._energy_training import (
     _Rows,
     train_energy,
 )
-from tests.posteriors.test_hybrid_posterior import GaussianBase
+from tests.hybrids import GaussianBase
 
 NUM_ROWS, NUM_DRAWS = 50, 400
 

@@ -1,4 +1,4 @@
-"""Whether the energy of NPE_GKL is shown the noise of its base."""
+"""Whether the energy of NPE_GKL is given the noise of its base."""
 
 import pytest
 import torch
@@ -8,17 +8,18 @@ from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NPE_GKL, EnergyConfig, energy_nn
 from tests.conftest import NoOpTracker
-from tests.posteriors.test_hybrid_posterior import GaussianBase
+from tests.hybrids import GaussianBase
 
 pytestmark = pytest.mark.filterwarnings("ignore:The energy does not improve")
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+QUIET = {"tracker": NoOpTracker(), "show_progress_bars": False}
 BRIEF = EnergyConfig(max_num_epochs=2)
 MDN = posterior_nn("mdn", num_components=1, hidden_features=10)
 
 
 class Recorder:
-    """Builds an energy, and keeps how many features it is shown."""
+    """Builds an energy, and keeps how many features it is given."""
 
     num_features = None
 
@@ -39,13 +40,7 @@ def simulations(num=100):
 
 
 def make(density_estimator=MDN, **kwargs):
-    return NPE_GKL(
-        PRIOR,
-        density_estimator,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-        **kwargs,
-    )
+    return NPE_GKL(PRIOR, density_estimator, **QUIET, **kwargs)
 
 
 def train(trainer, **kwargs):
@@ -54,46 +49,32 @@ def train(trainer, **kwargs):
 
 
 def refine(estimator, **kwargs):
-    return NPE_GKL.refine(
-        estimator,
-        *simulations(),
-        prior=PRIOR,
-        energy=BRIEF,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-        **kwargs,
-    )
+    kwargs |= {"prior": PRIOR, "energy": BRIEF, **QUIET}
+    return NPE_GKL.refine(estimator, *simulations(), **kwargs)
 
 
-@pytest.mark.parametrize("training", ["two_stage", "joint"])
+@pytest.mark.parametrize("training", ["two_stage", "joint", "refinement"])
 @pytest.mark.parametrize(
     ("latent_features", "num_features"), [(None, 4), (True, 4), (False, 2)]
 )
-def test_the_energy_is_shown_what_was_asked_for(
+def test_the_energy_is_given_what_was_asked_for(
     latent_features, num_features, training
 ):
     energy_net = Recorder()
-    trainer = make(energy_net=energy_net, latent_features=latent_features)
-    hybrid = train(trainer, training=training)
+    settings = {"energy_net": energy_net, "latent_features": latent_features}
+    if training == "refinement":
+        base = NPE(PRIOR, MDN, **QUIET).append_simulations(*simulations())
+        trainer = refine(base.train(max_num_epochs=2), **settings)
+    else:
+        trainer = make(**settings)
+        train(trainer, training=training)
+    posterior = trainer.build_posterior()
+    hybrid = posterior.posterior_estimator
     assert energy_net.num_features == num_features
     assert hybrid.latent_features == (num_features == 4)
     theta, x = simulations(5)
     assert hybrid.log_prob(theta.unsqueeze(0), x).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("latent_features", "num_features"), [(None, 4), (True, 4), (False, 2)]
-)
-def test_a_refinement_is_shown_what_was_asked_for(latent_features, num_features):
-    base = NPE(PRIOR, MDN, tracker=NoOpTracker(), show_progress_bars=False)
-    base = base.append_simulations(*simulations()).train(max_num_epochs=2)
-    energy_net = Recorder()
-    trainer = refine(base, energy_net=energy_net, latent_features=latent_features)
-    assert energy_net.num_features == num_features
-    posterior = trainer.build_posterior()
-    assert posterior.posterior_estimator.latent_features == (num_features == 4)
-    x_o = torch.tensor([[0.3, 0.2]])
-    draws = posterior.sample((5,), x=x_o, show_progress_bars=False)
+    draws = posterior.sample((5,), x=x[:1], show_progress_bars=False)
     assert draws.shape == (5, 2)
 
 
@@ -106,23 +87,15 @@ def test_a_base_that_cannot_tell_is_refused_before_it_is_trained(training):
     # Nothing that was never trained passes for a posterior.
     with pytest.raises(RuntimeError, match="no posterior estimator"):
         trainer.build_posterior()
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        refine(GaussianBase(), latent_features=True)
 
 
 @pytest.mark.parametrize("latent_features", [None, False])
 def test_a_base_that_cannot_tell_does_without(latent_features):
     hybrid = train(make(silent, latent_features=latent_features))
     assert not hybrid.latent_features
-
-
-def test_a_refinement_refuses_a_base_that_cannot_tell():
-    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
-        refine(GaussianBase(), latent_features=True)
     assert not refine(GaussianBase()).build_posterior().posterior_estimator.net.training
-
-
-def test_other_types_are_refused():
-    with pytest.raises(TypeError, match="True, False or None, got str"):
-        make(latent_features="yes")
 
 
 def test_asking_for_what_is_the_default_changes_nothing():
@@ -137,7 +110,7 @@ def test_asking_for_what_is_the_default_changes_nothing():
 
 
 @pytest.mark.parametrize("sees", [True, False])
-def test_an_energy_that_is_shown_the_noise_needs_no_parameters(sees):
+def test_an_energy_that_is_given_the_noise_needs_no_parameters(sees):
     hybrid = train(make(energy_net=energy_nn(sees_parameters=sees)))
     assert hybrid.energy.sees_parameters is sees
     # Data, noise, and parameters, of two dimensions each.
@@ -145,7 +118,9 @@ def test_an_energy_that_is_shown_the_noise_needs_no_parameters(sees):
     assert hybrid.sample(torch.Size((5,)), torch.zeros(1, 2)).shape == (5, 1, 2)
 
 
-def test_an_energy_that_is_shown_nothing_of_parameters_is_refused():
+def test_settings_that_leave_the_energy_without_parameters_are_refused():
     trainer = make(energy_net=energy_nn(sees_parameters=False), latent_features=False)
     with pytest.raises(ValueError, match=r"sees_parameters=True"):
         train(trainer)
+    with pytest.raises(TypeError, match="True, False or None, got str"):
+        make(latent_features="yes")

@@ -1,0 +1,108 @@
+"""Likelihood-to-evidence ratios: at fixed designs, and at many pairs at once."""
+
+from typing import Any
+
+import torch
+from sbi.inference.potentials.ratio_based_potential import RatioBasedPotential
+from sbi.neural_nets.ratio_estimators import RatioEstimator
+from torch import Tensor
+
+from sbi_boed_plugin.estimators.design_conditioned import check_fixed_design, join
+
+__all__ = [
+    "DesignConditionedRatio",
+    "DesignRatioPotential",
+    "RatioPairs",
+    "embed_parameters",
+]
+
+# Pairs that are evaluated at once. Larger batches are slower by half on a CPU, whose
+# caches they leave.
+_MAX_PAIRS = 4_096
+
+
+class DesignConditionedRatio(RatioEstimator):
+    r"""A ratio :math:`p(x \mid \theta, \xi) / p(x \mid \xi)` at given designs."""
+
+    design: Tensor
+
+    def __init__(self, estimator: RatioEstimator, design: Tensor) -> None:
+        """Initialize the ratio at designs `(num_designs, dim_design)`, or at one.
+
+        The estimator is a ratio of parameters and `(x, design)` in one row.
+
+        Raises:
+            ValueError: If `design` has a wrong shape or is not finite.
+        """
+        (dim_data,) = estimator.x_shape
+        design = check_fixed_design(design, dim_data, "x")
+        super().__init__(
+            net=estimator,
+            theta_shape=estimator.theta_shape,
+            x_shape=torch.Size((dim_data - design.shape[-1],)),
+        )
+        reference = next(estimator.parameters())
+        self.register_buffer("design", design.detach().to(reference))
+
+    def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Return log-ratios of pairs, of shape `(batch_dim,)`, in nats.
+
+        With several designs, `x` holds all rows of the first, then those of the second,
+        and so on.
+        """
+        rows = self.design.repeat_interleave(len(x) // len(self.design), dim=0)
+        return self.net(theta, join(x, rows))
+
+
+class DesignRatioPotential(RatioBasedPotential):
+    """The potential of a ratio at fixed designs."""
+
+    def set_x(self, x_o: Tensor | None, x_is_iid: bool | None = True) -> None:
+        """Set the observation, of which each of several designs needs one row."""
+        # The base class calls this before it stores the ratio.
+        ratio = getattr(self, "ratio_estimator", None)
+        is_fixed = isinstance(ratio, DesignConditionedRatio)
+        num_designs = len(ratio.design) if is_fixed else 1
+        if x_o is not None and num_designs > 1:
+            num_rows = len(torch.atleast_2d(x_o))
+            if num_rows != num_designs:
+                raise ValueError(
+                    f"The observation has {num_rows} rows, but the posterior was built "
+                    f"with {num_designs} designs: pass one row per design."
+                )
+        super().set_x(x_o, x_is_iid=x_is_iid)
+
+
+def embed_parameters(ratio: Any, theta: Tensor) -> Tensor:
+    """Return parameters as `RatioPairs` evaluates them: embedded, where that is apart.
+
+    A ratio is any module that takes parameters and data. A class derived from sbi's may
+    combine them in another way.
+    """
+    return ratio.embedding_net_theta(theta) if type(ratio) is RatioEstimator else theta
+
+
+class RatioPairs:
+    """Data of a batch, and parameters to pair them with, embedded once each."""
+
+    def __init__(self, ratio: Any, theta: Tensor, x: Tensor) -> None:
+        """Embed parameters, which stay as `theta`, and data."""
+        self._embeds = type(ratio) is RatioEstimator
+        self._ratio = ratio
+        self.theta = embed_parameters(ratio, theta)
+        self._x = ratio.embedding_net_x(x) if self._embeds else x
+
+    def evaluate(self, theta: Tensor) -> Tensor:
+        """Return log-ratios of embedded parameters `(num_atoms, batch_dim, ...)`."""
+        pairs = theta.flatten(0, 1)
+        # Data are large, perhaps: there are copies of a part of them at a time.
+        rows = torch.arange(len(self._x), device=pairs.device).repeat(len(theta))
+        parts = zip(pairs.split(_MAX_PAIRS), rows.split(_MAX_PAIRS), strict=True)
+        found = [self._evaluate(part, self._x[row]) for part, row in parts]
+        return torch.cat(found).reshape(theta.shape[:2])
+
+    def _evaluate(self, theta: Tensor, x: Tensor) -> Tensor:
+        if self._embeds:
+            both = torch.cat([theta, x], dim=-1).flatten(1)
+            return self._ratio.net(both).squeeze(-1)
+        return self._ratio(theta, x)
