@@ -210,7 +210,7 @@ def test_a_belief_is_updated_on_its_device(monkeypatch):
         )
         for _ in range(2):
             belief.update(lambda theta: -theta.square().sum(dim=1))
-        belief.anew()
+        belief.independent_copy()
     assert belief.particles.is_meta
 
 

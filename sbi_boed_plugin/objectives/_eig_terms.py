@@ -1,206 +1,182 @@
-"""Terms of the estimates of the expected information gain."""
+"""Terms of the estimates of the expected information gain: one table of bounds."""
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._memory import MAX_ROWS
 from sbi_boed_plugin.objectives.bounds import (
-    barber_agakov_bound,
     generalized_kl_bound,
-    marginal_difference,
     nwj_bound,
     proposal_contrastive_bounds,
-    ratio_critic,
 )
 from sbi_boed_plugin.objectives.generalized_kl import partition_function
-from sbi_boed_plugin.objectives.info_nce import (
-    contrastive_bound,
-    fresh_contrast,
-    log_likelihood_matrix,
-)
+from sbi_boed_plugin.objectives.info_nce import fresh_contrast, log_likelihood_matrix
 
-__all__ = ["information_terms"]
+__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators", "information_terms"]
 
 
-def information_terms(
-    bound: str,
-    estimator: Any,
-    marginal_estimator: Any | None,
-    posterior_estimator: Any | None,
-    prior: Distribution,
-    theta: Tensor,
-    x: Tensor,
-    design: Tensor,
-    num_contrastive: int,
-    max_pairs: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each simulation's term, as a lower and an upper one, and its cap.
+Bound = Literal[
+    "pce",
+    "snmc",
+    "lace",
+    "lace_upper",
+    "exact",
+    "nwj",
+    "marginal",
+    "barber_agakov",
+    "gkl",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is estimated and from what, as for `estimate_eig`."""
+
+    bound: Bound
+    estimator: Any
+    prior: Distribution
+    design: Tensor
+    marginal_estimator: Any | None = None
+    posterior_estimator: Any | None = None
+    num_contrastive: int = 1_023
+    max_pairs: int | None = None
+
+    @property
+    def pairs_at_once(self) -> int:
+        """How many densities are evaluated at once."""
+        return self.max_pairs or MAX_ROWS
+
+    def with_design(self, rows: Tensor) -> Tensor:
+        """Return conditions in which the design follows each row."""
+        return torch.cat([rows, self.design.expand(*rows.shape[:-1], -1)], dim=-1)
+
+    def log_likelihoods(self, x: Tensor, theta: Tensor) -> Tensor:
+        """Return those of data `(batch_dim, ...)` for `(num_rows, batch_dim, ...)`."""
+        log_prob = _as_conditional_log_prob(self.estimator, self.design.shape[-1])
+        conditions = self.with_design(theta)
+        return log_likelihood_matrix(
+            log_prob, x, conditions, max_pairs=self.pairs_at_once
+        )
+
+    def log_marginal(self, x: Tensor) -> Tensor:
+        """Return the learned log-density of the data alone."""
+        condition = self.design.expand(len(x), -1)
+        return _log_prob(self.marginal_estimator, x.unsqueeze(0), condition)[0]
+
+
+@dataclass(frozen=True)
+class BoundKind:
+    """What an estimate of the information is.
+
+    Attributes:
+        terms: Function from a problem, parameters and data to terms of shape
+            `(batch_dim,)`, or `(3, batch_dim)` as `information_terms` returns.
+        reports: Which terms are averaged.
+        is_lower: Whether it is a lower bound whatever the estimators are, hence also
+            if failed simulations count as zero.
+        has_contrasts: Whether each simulation has `num_contrastive` further draws.
+        has_prior_density: Whether the density of the prior enters, with its constant.
+    """
+
+    terms: Callable[[Problem, Tensor, Tensor], Tensor]
+    reports: Literal["lower", "upper", "both"] = "lower"
+    is_lower: bool = False
+    has_contrasts: bool = True
+    has_prior_density: bool = False
+
+
+def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    """Return lower terms, upper terms and caps of the lower ones, `(3, num_samples)`.
 
     Lower and upper terms differ for the nested estimates alone.
-
-    Args:
-        bound: Name of the bound.
-        estimator: Likelihood or posterior.
-        marginal_estimator: Density of the data, if the bound needs one.
-        posterior_estimator: Proposal of contrastive parameters, if the bound needs one.
-        prior: Distribution of the parameters.
-        theta: Parameters of shape `(num_samples, dim_theta)`.
-        x: Data of shape `(num_samples, dim_x)`.
-        design: Design of shape `(1, dim_design)`.
-        num_contrastive: Number of contrastive parameters, or draws of the base.
-        max_pairs: Largest number of densities evaluated at once.
-
-    Returns:
-        Lower terms, upper terms and the largest values that the lower ones can take,
-        of shape `(num_samples,)` each, in nats.
     """
-    # Chunks over simulations as well as over contrastive samples: the parameters of
-    # all pairs at once may not fit either.
-    num_inner = 0 if bound in ("barber_agakov", "marginal") else num_contrastive
-    rows = max(1, max_pairs // (num_inner + 1))
+    # Simulations are split, too: the parameters of all pairs may not fit in memory.
+    kind = BOUNDS[problem.bound]
+    num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
+    rows = max(1, problem.pairs_at_once // num_pairs)
     chunks = zip(theta.split(rows), x.split(rows), strict=True)
-    if bound in ("barber_agakov", "gkl"):
-        terms = torch.cat(
-            [
-                _posterior_terms(estimator, prior, *chunk, design, num_inner, max_pairs)
-                for chunk in chunks
-            ]
-        )
-        return terms, terms, torch.full_like(terms, torch.inf)
-    log_prob = _as_conditional_log_prob(estimator, design.shape[-1])
-    lower, upper, caps = [], [], []
-    log_num_terms = math.log(num_contrastive + 1)
-    for theta_0, x_0 in chunks:
-        log_marginal = None
-        if marginal_estimator is not None:
-            marginal = _in_precision_of(marginal_estimator)
-            log_marginal = marginal(x_0.unsqueeze(0), design.expand(len(x_0), -1))[0]
-        if bound == "marginal":
-            condition = torch.cat([theta_0, design.expand(len(theta_0), -1)], dim=-1)
-            log_likelihood = log_prob(x_0.unsqueeze(0), condition)[0]
-            terms = marginal_difference(log_likelihood, cast(Tensor, log_marginal))
-            lower.append(terms)
-            upper.append(terms)
-            caps.append(torch.full_like(terms, torch.inf))
-            continue
-        if posterior_estimator is not None:
-            log_likelihood, weights = _proposal_weights(
-                log_prob,
-                posterior_estimator,
-                prior,
-                theta_0,
-                x_0,
-                design,
-                num_contrastive,
-                max_pairs,
-            )
-            terms = proposal_contrastive_bounds(log_likelihood, weights)
-            lower.append(terms[0])
-            upper.append(terms[1])
-            # That of the contrasts is on top of what the proposal knows.
-            caps.append(log_num_terms + log_likelihood - weights[0])
-            continue
-        contrast = fresh_contrast(prior, num_contrastive, len(x_0))
-        theta_all = torch.cat([theta_0.unsqueeze(0), contrast])
-        conditions = torch.cat(
-            [theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1
-        )
-        matrix = log_likelihood_matrix(log_prob, x_0, conditions, max_pairs=max_pairs)
-        if bound == "nwj":
-            terms = _nwj_terms(matrix, log_marginal)
-            lower.append(terms)
-            upper.append(terms)
-            caps.append(torch.full_like(terms, torch.inf))
-            continue
-        lower.append(contrastive_bound(matrix))
-        mean = torch.logsumexp(matrix[1:], dim=0) - math.log(num_contrastive)
-        upper.append(matrix[0] - mean)
-        caps.append(torch.full_like(mean, log_num_terms))
-    return torch.cat(lower), torch.cat(upper), torch.cat(caps)
+    terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
+    if terms.dim() > 1:
+        return terms
+    return torch.stack([terms, terms, torch.full_like(terms, torch.inf)])
 
 
-def _proposal_weights(
-    log_prob: Callable[[Tensor, Tensor], Tensor],
-    proposal: Any,
-    prior: Distribution,
-    theta: Tensor,
-    x: Tensor,
-    design: Tensor,
-    num_contrastive: int,
-    max_pairs: int,
-) -> tuple[Tensor, Tensor]:
-    """Return log-likelihoods and log-weights of contrasts from a posterior.
+def _contrasts_of_prior(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    """Return log-likelihoods of simulations, and of parameters from the prior."""
+    contrast = fresh_contrast(problem.prior, problem.num_contrastive, len(x))
+    return problem.log_likelihoods(x, torch.cat([theta.unsqueeze(0), contrast]))
 
-    Returns:
-        Log-likelihoods of the simulations, of shape `(batch_dim,)`, and log-weights of
-        shape `(num_contrastive + 1, batch_dim)`, in nats.
-    """
-    # Any proposal that covers the posterior serves: a normalized one costs least.
-    proposal = getattr(proposal, "base", proposal)
-    data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
-    dtype = _precision_of(proposal, x.dtype)
-    size = max(1, max_pairs // len(data))
-    draws = _draw(proposal, num_contrastive, data.to(dtype), size).to(theta)
-    theta_all = torch.cat([theta.unsqueeze(0), draws])
-    # A draw outside of the prior, or beyond all numbers, has no weight.
-    flat = theta_all.flatten(0, 1)
-    inside = torch.isfinite(flat).all(dim=-1)
-    inside[inside.clone()] = within_support(prior, flat[inside])
-    safe = theta.repeat(num_contrastive + 1, 1)
-    flat = torch.where(inside.unsqueeze(-1), flat, safe)
-    theta_all = flat.reshape(theta_all.shape)
-    conditions = torch.cat([theta_all, design.expand(*theta_all.shape[:2], -1)], dim=-1)
-    matrix = log_likelihood_matrix(log_prob, x, conditions, max_pairs=max_pairs)
-    density = _in_precision_of(proposal)
-    log_proposal = torch.cat([density(part, data) for part in theta_all.split(size)])
-    log_prior = prior.log_prob(flat).reshape(matrix.shape).to(matrix)
-    weights = matrix + log_prior - log_proposal.to(matrix)
+
+def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    matrix = _contrasts_of_prior(problem, theta, x)
+    lower, upper = proposal_contrastive_bounds(matrix[0], matrix)
+    return torch.stack([lower, upper, torch.full_like(lower, math.log(len(matrix)))])
+
+
+def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    """Return the bounds with contrasts that a posterior draws."""
+    # Any proposal that covers the posterior will do; the base of a hybrid costs least.
+    proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
+    data = problem.with_design(x)
+    num_rows = problem.num_contrastive + 1
+    size = max(1, problem.pairs_at_once // len(data))
+    condition = data.to(_precision_of(proposal, x.dtype))
+    draws = _draw(proposal, problem.num_contrastive, condition, size).to(theta)
+    # A draw outside of the prior, or one that is not finite, has no weight.
+    rows = torch.cat([theta, draws.flatten(0, 1)])
+    inside = torch.isfinite(rows).all(dim=-1)
+    inside[inside.clone()] = within_support(problem.prior, rows[inside])
+    rows = torch.where(inside.unsqueeze(-1), rows, theta.repeat(num_rows, 1))
+    theta_all = rows.reshape(num_rows, *theta.shape)
+    matrix = problem.log_likelihoods(x, theta_all)
+    parts = [_log_prob(proposal, part, data) for part in theta_all.split(size)]
+    log_prior = problem.prior.log_prob(rows).reshape(matrix.shape)
+    weights = matrix + log_prior.to(matrix) - torch.cat(parts).to(matrix)
     weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
-    return matrix[0], weights
+    bounds = proposal_contrastive_bounds(matrix[0], weights)
+    # The cap is what the proposal knows, plus the cap of the contrasts.
+    return torch.stack([*bounds, math.log(num_rows) + matrix[0] - weights[0]])
 
 
-def _nwj_terms(matrix: Tensor, log_marginal: Tensor | None) -> Tensor:
-    """Return the terms, with a marginal from parameters that the critic is not for."""
-    marginal_rows = matrix[1:]
-    if log_marginal is None:
-        half = len(marginal_rows) // 2
-        log_marginal = torch.logsumexp(marginal_rows[:half], dim=0) - math.log(half)
-        marginal_rows = marginal_rows[half:]
-    return nwj_bound(
-        ratio_critic(matrix[0], log_marginal),
-        ratio_critic(marginal_rows, log_marginal),
-    )
+def _nwj(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    matrix = _contrasts_of_prior(problem, theta, x)
+    contrasts = matrix[1:]
+    if problem.marginal_estimator is not None:
+        return nwj_bound(matrix[0], contrasts, problem.log_marginal(x))
+    # The marginal comes from parameters that the critic does not see.
+    half = len(contrasts) // 2
+    log_marginal = torch.logsumexp(contrasts[:half], dim=0) - math.log(half)
+    return nwj_bound(matrix[0], contrasts[half:], log_marginal)
 
 
-def _posterior_terms(
-    estimator: Any,
-    prior: Distribution,
-    theta: Tensor,
-    x: Tensor,
-    design: Tensor,
-    num_partition_samples: int,
-    max_pairs: int,
-) -> Tensor:
-    """Return the terms of a posterior, unnormalized if there are draws to take."""
-    log_prior = prior.log_prob(theta)
-    data = torch.cat([x, design.expand(len(x), -1)], dim=-1)
-    if not num_partition_samples:
-        log_prob = _in_precision_of(estimator)
-        return barber_agakov_bound(
-            log_prob(theta.unsqueeze(0), data)[0], log_prior.to(theta)
-        )
+def _marginal(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    log_likelihood = problem.log_likelihoods(x, theta.unsqueeze(0))[0]
+    return log_likelihood - problem.log_marginal(x)
+
+
+def _barber_agakov(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    log_prior = problem.prior.log_prob(theta).to(theta)
+    data = problem.with_design(x)
+    return _log_prob(problem.estimator, theta.unsqueeze(0), data)[0] - log_prior
+
+
+def _generalized_kl(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    estimator = problem.estimator
+    log_prior = problem.prior.log_prob(theta)
     dtype = _precision_of(estimator, theta.dtype)
-    theta, data = theta.to(dtype), data.to(dtype)
-    size = max(1, max_pairs // len(data))
-    draws = _draw(estimator.base, num_partition_samples, data, size)
+    theta, data = theta.to(dtype), problem.with_design(x).to(dtype)
+    size = max(1, problem.pairs_at_once // len(data))
+    draws = _draw(estimator.base, problem.num_contrastive, data, size)
     ratios = [estimator.log_ratio(part, data) for part in draws.split(size)]
     # No parameter outside of the support of the prior was drawn or has a posterior.
-    inside = estimator.with_prior(prior).inside(draws)
+    inside = estimator.with_prior(problem.prior).inside(draws)
     return generalized_kl_bound(
         estimator.base.log_prob(theta.unsqueeze(0), data)[0],
         estimator.log_ratio(theta.unsqueeze(0), data)[0],
@@ -209,8 +185,63 @@ def _posterior_terms(
     )
 
 
+BOUNDS: dict[str, BoundKind] = {
+    "pce": BoundKind(_prior_contrastive, is_lower=True),
+    "snmc": BoundKind(_prior_contrastive, "upper"),
+    "lace": BoundKind(_posterior_contrastive, is_lower=True, has_prior_density=True),
+    "lace_upper": BoundKind(_posterior_contrastive, "upper", has_prior_density=True),
+    "exact": BoundKind(_prior_contrastive, "both"),
+    "nwj": BoundKind(_nwj, is_lower=True),
+    "marginal": BoundKind(_marginal, has_contrasts=False),
+    "barber_agakov": BoundKind(
+        _barber_agakov, is_lower=True, has_contrasts=False, has_prior_density=True
+    ),
+    "gkl": BoundKind(_generalized_kl, is_lower=True, has_prior_density=True),
+}
+
+
+def check_estimators(problem: Problem) -> None:
+    """Raise if a bound is unknown, or if its estimators are not what it needs."""
+    bound, estimator = problem.bound, problem.estimator
+    if bound not in BOUNDS:
+        raise ValueError(f"bound='{bound}' is unknown. Use one of {tuple(BOUNDS)}.")
+    kind = type(estimator).__name__
+    if bound == "exact" and hasattr(estimator, "log_prob"):
+        raise ValueError(
+            "bound='exact' needs the true likelihood as a function log_likelihood(x, "
+            f"theta, design), but estimator is a learned one ({kind}). Use bound='pce' "
+            "for a lower bound."
+        )
+    if bound in ("barber_agakov", "gkl") and not hasattr(estimator, "log_prob"):
+        raise TypeError(
+            f"bound='{bound}' needs an estimator of the posterior, conditioned on "
+            f"(x, design) in one row, got {kind}."
+        )
+    if bound == "gkl" and not hasattr(estimator, "log_ratio"):
+        raise TypeError(
+            "bound='gkl' needs a HybridEstimator, a base with an energy ratio, got "
+            f"{kind}. Use bound='barber_agakov' for a normalized posterior."
+        )
+    if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
+        raise ValueError(
+            f"bound='barber_agakov' needs a normalized posterior, but {kind} has an "
+            "energy ratio. Use bound='gkl', or pass estimator.base for the information "
+            "that its base alone tells."
+        )
+    if bound == "marginal" and problem.marginal_estimator is None:
+        raise ValueError(
+            "bound='marginal' needs marginal_estimator, the density of the data "
+            "conditioned on the design."
+        )
+    if bound.startswith("lace") and problem.posterior_estimator is None:
+        raise ValueError(
+            f"bound='{bound}' needs posterior_estimator, the density of the parameters "
+            "from which it draws contrasts. Without one use bound='pce'."
+        )
+
+
 def _draw(density: Any, num_samples: int, condition: Tensor, size: int) -> Tensor:
-    """Draw of each condition, at most `size` times at once."""
+    """Draw `num_samples` of each condition, at most `size` of them at once."""
     parts = torch.arange(num_samples).split(size)
     return torch.cat(
         [density.sample(torch.Size((len(part),)), condition) for part in parts]
@@ -222,13 +253,12 @@ def _as_conditional_log_prob(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `likelihood` in the calling convention of sbi's estimators."""
     if hasattr(likelihood, "log_prob"):
-        return _in_precision_of(likelihood)
+        return lambda input, condition: _log_prob(likelihood, input, condition)
     if not callable(likelihood):
         raise TypeError(
             "estimator must be an estimator with log_prob(input, condition) or a "
             f"function of (x, theta, design), got {type(likelihood).__name__}."
         )
-
     log_likelihood = cast(Callable[[Tensor, Tensor, Tensor], Tensor], likelihood)
 
     def log_prob(input: Tensor, condition: Tensor) -> Tensor:
@@ -245,14 +275,10 @@ def _as_conditional_log_prob(
     return log_prob
 
 
-def _in_precision_of(estimator: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the density of an estimator for inputs of any precision."""
-
-    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
-        dtype = _precision_of(estimator, input.dtype)
-        return estimator.log_prob(input.to(dtype), condition.to(dtype))
-
-    return log_prob
+def _log_prob(estimator: Any, input: Tensor, condition: Tensor) -> Tensor:
+    """Return the log-density, evaluated in the precision of the estimator."""
+    dtype = _precision_of(estimator, input.dtype)
+    return estimator.log_prob(input.to(dtype), condition.to(dtype))
 
 
 def _precision_of(estimator: Any, default: torch.dtype) -> torch.dtype:

@@ -1,8 +1,17 @@
 r"""Bounds of the mutual information beside the contrastive one.
 
-Each function returns one term per simulation :math:`(\theta, \xi, x)`, in nats, whose
-mean estimates the mutual information of :math:`\theta` and :math:`x` at the designs.
-The contrastive bound is in :mod:`~sbi_boed_plugin.objectives.info_nce`.
+Each function returns one term per simulation :math:`(\theta, \xi, x)`, of shape
+`(batch_dim,)` in nats, whose mean estimates the mutual information of :math:`\theta`
+and :math:`x` at the designs. Arguments are log-densities of the same shape, in nats,
+unless they say otherwise. The contrastive bound is in
+:mod:`~sbi_boed_plugin.objectives.info_nce`. Two further ones are plain differences:
+
+- Barber and Agakov's, :math:`\log q(\theta \mid x, \xi) - \log p(\theta)`, is a lower
+  bound for any normalized :math:`q`, loose by the divergence of :math:`q` from the
+  posterior, and without a cap.
+- :math:`\log q(x \mid \theta, \xi) - \log r(x \mid \xi)` is an upper bound if
+  :math:`q` is the true likelihood, a lower bound if :math:`r` is the true marginal, and
+  of no fixed sign if both are learned.
 
 References:
     Barber and Agakov, *The IM Algorithm*, NeurIPS 2003. Nguyen, Wainwright and Jordan,
@@ -19,45 +28,10 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "barber_agakov_bound",
     "generalized_kl_bound",
-    "marginal_difference",
     "nwj_bound",
     "proposal_contrastive_bounds",
-    "ratio_critic",
 ]
-
-
-def barber_agakov_bound(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
-    r"""Return :math:`\log q(\theta \mid x, \xi) - \log p(\theta)`.
-
-    A lower bound in expectation for any normalized :math:`q`, loose by the divergence
-    of :math:`q` from the posterior, and without a cap.
-
-    Args:
-        log_posterior: Learned log-posterior of shape `(batch_dim,)`.
-        log_prior: Log-density of the prior of shape `(batch_dim,)`.
-
-    Returns:
-        Terms of shape `(batch_dim,)`, in nats.
-    """
-    return log_posterior - log_prior
-
-
-def marginal_difference(log_likelihood: Tensor, log_marginal: Tensor) -> Tensor:
-    r"""Return :math:`\log q(x \mid \theta, \xi) - \log r(x \mid \xi)`.
-
-    An upper bound in expectation if :math:`q` is the true likelihood, a lower bound if
-    :math:`r` is the true marginal, and of no fixed sign if both are learned.
-
-    Args:
-        log_likelihood: Log-likelihood of shape `(batch_dim,)`.
-        log_marginal: Log-density of the data alone, of shape `(batch_dim,)`.
-
-    Returns:
-        Terms of shape `(batch_dim,)`, in nats.
-    """
-    return log_likelihood - log_marginal
 
 
 def proposal_contrastive_bounds(
@@ -77,7 +51,8 @@ def proposal_contrastive_bounds(
     :math:`f_l` is a normalized density of :math:`\theta_0`. It is at most
     :math:`\log(L + 1)` above the Barber-Agakov bound of :math:`r`, so that a good
     proposal needs few contrasts. The second is an upper bound if :math:`q` is the true
-    likelihood.
+    likelihood. With the prior as :math:`r` they are the prior contrastive estimate and
+    nested Monte Carlo.
 
     Args:
         log_likelihood: Log-likelihood of the simulations, of shape `(batch_dim,)`.
@@ -85,7 +60,7 @@ def proposal_contrastive_bounds(
             `(num_contrastive + 1, batch_dim)`, those of the simulations first.
 
     Returns:
-        Lower and upper terms of shape `(batch_dim,)`, in nats.
+        Lower and upper terms.
     """
     num_rows = len(log_weights)
     lower = torch.logsumexp(log_weights, dim=0) - math.log(num_rows)
@@ -93,43 +68,35 @@ def proposal_contrastive_bounds(
     return log_likelihood - lower, log_likelihood - upper
 
 
-def nwj_bound(critic: Tensor, marginal_critic: Tensor) -> Tensor:
+def nwj_bound(
+    log_likelihoods: Tensor, contrasts: Tensor, log_marginal: Tensor
+) -> Tensor:
     r"""Return :math:`T(\theta_0, x) - \frac1L \sum_l e^{T(\theta_l, x) - 1}`.
 
     A lower bound in expectation for any critic :math:`T` that does not depend on the
-    :math:`\theta_l`. It has no cap, and a variance that grows with the exponential of
-    the information.
+    :math:`\theta_l`, with a variance that grows with the exponential of the
+    information, and without a cap. The critic here is
+    :math:`T = 1 + \log q(x \mid \theta) - \log r(x)`, the best of all if both densities
+    are the true ones.
 
     Args:
-        critic: Critic at the parameters of the simulation, of shape `(batch_dim,)`.
-        marginal_critic: Critic at independent parameters, of shape
-            `(num_contrastive, batch_dim)`.
-
-    Returns:
-        Terms of shape `(batch_dim,)`, in nats.
+        log_likelihoods: :math:`\log q(x \mid \theta_0)`.
+        contrasts: Those of independent parameters, `(num_contrastive, batch_dim)`.
+        log_marginal: Any estimate of the log-density of the data that does not depend
+            on the contrasts.
 
     Example:
         >>> import torch
-        >>> nwj_bound(torch.ones(1), torch.ones(4, 1))  # T = 1: nothing is learned
+        >>> zero = torch.zeros(1)
+        >>> nwj_bound(zero, torch.zeros(4, 1), zero)  # T = 1: nothing is learned
         tensor([0.])
     """
-    return critic - torch.exp(marginal_critic - 1.0).mean(dim=0)
-
-
-def ratio_critic(log_likelihoods: Tensor, log_marginal: Tensor) -> Tensor:
-    r"""Return the critic :math:`T = 1 + \log q(x \mid \theta) - \log r(x)`.
-
-    The best of all critics for :func:`nwj_bound` if both densities are the true ones.
-
-    Args:
-        log_likelihoods: Log-likelihoods of shape `(..., batch_dim)`.
-        log_marginal: Any estimate of the log-density of the data, of shape
-            `(batch_dim,)`, that does not depend on the parameters the critic sees.
-
-    Returns:
-        Critic of the shape of `log_likelihoods`.
-    """
-    return 1.0 + log_likelihoods - log_marginal
+    return (
+        1.0
+        + log_likelihoods
+        - log_marginal
+        - (contrasts - log_marginal).exp().mean(dim=0)
+    )
 
 
 def generalized_kl_bound(
@@ -138,17 +105,9 @@ def generalized_kl_bound(
     r"""Return :math:`\log b(\theta|x) + \rho(\theta, x) - \log p(\theta) + 1 - Z(x)`.
 
     A lower bound in expectation from the unnormalized posterior :math:`b \, e^\rho`
-    with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho(\theta, x)}]`, because
-    :math:`\log Z \leq Z - 1`. With :math:`\rho = 0` it is the bound of Barber and
-    Agakov, with the prior as :math:`b` the one of Nguyen, Wainwright and Jordan.
-
-    Args:
-        log_base: Log-density of the normalized base, of shape `(batch_dim,)`.
-        log_ratio: Energy ratio :math:`\rho` of shape `(batch_dim,)`.
-        log_prior: Log-density of the prior of shape `(batch_dim,)`.
-        partition: Unbiased estimate of :math:`Z(x)`, of shape `(batch_dim,)`.
-
-    Returns:
-        Terms of shape `(batch_dim,)`, in nats.
+    and an unbiased estimate of :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho(\theta,
+    x)}]`, because :math:`\log Z \leq Z - 1`. With :math:`\rho = 0` it is the bound of
+    Barber and Agakov, with the prior as :math:`b` the one of Nguyen, Wainwright and
+    Jordan.
     """
     return log_base + log_ratio - log_prior + 1.0 - partition

@@ -40,7 +40,7 @@ __all__ = [
     "log_likelihood_matrix",
 ]
 
-# Weight of a column's pairs that training leaves out of the gradient.
+# Total weight of the pairs of a column that training leaves out of the gradient.
 NEGLIGIBLE = 1e-2
 
 
@@ -57,8 +57,7 @@ def in_batch_contrast(
     Args:
         theta: Parameters of shape `(batch_dim, *event_shape)`.
         num_contrastive: Number of contrastive samples :math:`L < batch\_dim`.
-        generator: Source of randomness on the device of `theta`. The global one if
-            `None`.
+        generator: Source of randomness on the device of `theta`, or `None`.
 
     Returns:
         Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`.
@@ -91,15 +90,11 @@ def in_batch_contrast(
 def fresh_contrast(
     distribution: Distribution, num_contrastive: int, batch_dim: int
 ) -> Tensor:
-    r"""Return contrastive parameters drawn anew for every row.
-
-    Args:
-        distribution: Marginal of :math:`\theta`, for instance the prior.
-        num_contrastive: Number of contrastive samples :math:`L`.
-        batch_dim: Number of rows to contrast.
+    """Return parameters drawn from their marginal, for instance the prior.
 
     Returns:
-        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`.
+        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`,
+        other ones for each row.
     """
     # One flat draw: priors that users wrap for sbi may not take two sample dimensions.
     theta = distribution.sample(torch.Size((num_contrastive * batch_dim,)))
@@ -116,27 +111,24 @@ def log_likelihood_matrix(
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
 
-    The pairs are flattened into batches of at most `max_pairs` for `log_prob`. When
-    gradients are recorded and one batch does not suffice, each batch is evaluated
-    again in the backward pass rather than kept, so that the memory is that of one
-    batch whatever the number of contrastive samples.
+    The pairs are flattened into batches of at most `max_pairs`. With gradients, each of
+    several batches is evaluated again in the backward pass rather than kept, so that
+    the memory is that of one batch whatever the number of contrastive samples.
 
     In the gradient of the contrastive bound, pair :math:`(l, b)` has the weight
     :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`. Once the data are
-    informative, most weights vanish. With `negligible` :math:`> 0`, all pairs are
-    evaluated without gradient, and those whose weights together are at most
+    informative, most weights vanish. Pairs whose weights together are at most
     `negligible` in their column stay constants: the values are the same, a backward
     pass costs only the pairs that matter, and the gradient is exact up to this weight.
 
     Args:
-        log_prob: Conditional density with sbi's calling convention: an `input` of
-            shape `(1, pairs, *x_event_shape)` and a `condition` of shape
-            `(pairs, *condition_event_shape)` to a tensor of shape `(1, pairs)`, in
-            nats.
+        log_prob: Conditional density, from an `input` of shape `(1, pairs,
+            *x_event_shape)` and a `condition` of shape `(pairs,
+            *condition_event_shape)` to nats of shape `(1, pairs)`, as sbi's are.
         x: Data of shape `(batch_dim, *x_event_shape)`.
         conditions: Conditions of shape
             `(num_contrastive + 1, batch_dim, *condition_event_shape)`.
-        max_pairs: Largest number of pairs evaluated at once. If `None`, as many as take
+        max_pairs: Largest number of pairs evaluated at once. If `None`, what takes
             about 256 MB, and 16,384 at most.
         negligible: Total weight of the pairs of a column that may go without gradient.
 
@@ -161,9 +153,8 @@ def log_likelihood_matrix(
         with_gradient = _evaluate_pairs(
             log_prob, x, columns[matters], pairs[matters], max_pairs
         )
-        if torch.allclose(
-            values[matters], with_gradient.detach(), rtol=1e-3, atol=1e-3
-        ):
+        before, after = values[matters], with_gradient.detach()
+        if torch.allclose(before, after, rtol=1e-3, atol=1e-3):
             values = values.index_put((matters,), with_gradient)
         else:
             # With batch normalization or dropout, densities of one pass cannot be
@@ -173,17 +164,11 @@ def log_likelihood_matrix(
 
 
 def choose_negligible(log_likelihoods: Tensor) -> float:
-    r"""Return the `negligible` with which the next, similar matrix costs least.
+    """Return the `negligible` with which the next, similar matrix costs least.
 
     To leave pairs out of the gradient takes a forward pass over all of them first. It
     pays where fewer than about two thirds of the pairs matter, a backward pass taking
     twice as long as a forward pass.
-
-    Args:
-        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
-
-    Returns:
-        `NEGLIGIBLE`, or 0 where all pairs are better evaluated with gradient at once.
     """
     weights = torch.softmax(log_likelihoods.detach(), dim=0)
     share = (weights > NEGLIGIBLE / len(weights)).float().mean().item()
@@ -226,11 +211,6 @@ def contrastive_bound(log_likelihoods: Tensor) -> Tensor:
 
     Returns:
         Terms of shape `(batch_dim,)`, in nats.
-
-    Example:
-        >>> import torch
-        >>> contrastive_bound(torch.tensor([[0.0], [0.0]]))
-        tensor([0.])
     """
     num_rows = log_likelihoods.shape[0]
     marginal = torch.logsumexp(log_likelihoods, dim=0) - math.log(num_rows)

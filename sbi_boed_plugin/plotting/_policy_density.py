@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.policies._truncated import TruncatedNormals
+from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
 
 __all__ = ["has_density", "policy_densities"]
 
@@ -61,7 +61,7 @@ def policy_densities(
         loc = torch.tensor(history["mode"])[:, index].unsqueeze(1)
         weights = torch.ones_like(loc)
     infinity = torch.tensor(torch.inf)
-    normals = TruncatedNormals(
+    normals = TruncatedNormal(
         loc.T,
         scale,
         -infinity if low is None else low[index].cpu(),
@@ -70,7 +70,7 @@ def policy_densities(
     # One position at a time: components and steps together can be many.
     return torch.stack(
         [
-            (weights.T * normals.log_density(position).exp()).sum(dim=0)
+            (weights.T * normals.log_prob(position).exp()).sum(dim=0)
             for position in positions
         ]
     )

@@ -4,36 +4,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution
 from torch.distributions.constraints import Constraint
 
-from sbi_boed_plugin.policies._box import check_dim_design, draw_index
 from sbi_boed_plugin.policies.policy import DesignPolicy
 
-__all__ = ["CategoricalPolicy", "OneOf"]
+__all__ = ["CategoricalPolicy", "Choice", "OneOf"]
 
-# Networks see designs in single precision: what agrees there is one design.
+# Networks see designs in single precision: designs that agree in it are the same.
 _RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
 class OneOf(Constraint):
-    """Constrains vectors to a list of candidates, up to single precision.
-
-    Example:
-        >>> import torch
-        >>> one_of = OneOf(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
-        >>> one_of.check(torch.tensor([[2.0, 3.0], [0.0, 3.0]]))
-        tensor([ True, False])
-    """
+    """Constrains vectors to a list of candidates, up to single precision."""
 
     is_discrete = True
     event_dim = 1
 
     def __init__(self, candidates: Tensor) -> None:
-        """Initialize the constraint.
-
-        Args:
-            candidates: Vectors of shape `(num_candidates, dim)`.
-        """
         self.candidates = candidates
         super().__init__()
 
@@ -43,7 +31,44 @@ class OneOf(Constraint):
 
     def check(self, value: Any) -> Tensor:
         """Return whether each vector is one of the candidates."""
-        return _matches(value, self.candidates, _RELATIVE_TOLERANCE).any(dim=-1)
+        return _matches(value, self.candidates).any(dim=-1)
+
+
+class Choice(Distribution):
+    """Vectors drawn from a list of candidates."""
+
+    arg_constraints = {}  # type: ignore[assignment]
+
+    def __init__(self, candidates: Tensor, logits: Tensor) -> None:
+        self.candidates = candidates
+        self.index = Categorical(logits=logits, validate_args=False)
+        super().__init__(event_shape=candidates.shape[1:], validate_args=False)
+
+    @property
+    def support(self) -> Constraint:
+        """The candidates."""
+        return OneOf(self.candidates)
+
+    @property
+    def mode(self) -> Tensor:
+        """Most probable candidate."""
+        return self.candidates.index_select(0, self.index.mode.view(1)).squeeze(0)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw candidates."""
+        index = self.index.sample(sample_shape)
+        drawn = self.candidates.index_select(0, index.flatten())
+        return drawn.reshape(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-probability of the candidate that each vector agrees with."""
+        matches = _matches(value, self.candidates)
+        # At most one candidate matches. Infinite terms would have NaN gradients.
+        return torch.where(matches, self.index.logits, 0.0).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy, in nats."""
+        return self.index.entropy()
 
 
 class CategoricalPolicy(DesignPolicy):
@@ -54,7 +79,18 @@ class CategoricalPolicy(DesignPolicy):
 
     For instruments with fixed settings, or any list of experiments that can be done.
     The weights start equal and end, if training is long enough, at the best candidate:
-    nothing is annealed. Designs are discrete and carry no gradient; the score does.
+    nothing is annealed. Designs are discrete and carry no gradient; the score does. A
+    design is the candidate that it agrees with in single precision.
+
+    Args:
+        candidates: Designs to choose from, of shape `(num_candidates, dim_design)`, all
+            different in single precision.
+        logits: Initial log-weights up to a constant, of shape `(num_candidates,)`, in
+            nats. If `None`, equal.
+
+    Raises:
+        ValueError: If shapes are wrong, values are not finite or candidates agree in
+            single precision.
 
     Example:
         >>> import torch
@@ -70,27 +106,12 @@ class CategoricalPolicy(DesignPolicy):
     candidates: Tensor
 
     def __init__(self, candidates: Tensor, *, logits: Tensor | None = None) -> None:
-        """Initialize the policy.
-
-        Args:
-            candidates: Designs to choose from, of shape
-                `(num_candidates, dim_design)`, all different in single precision.
-            logits: Initial log-weights up to a constant, of shape
-                `(num_candidates,)`, in nats. If `None`, equal.
-
-        Raises:
-            ValueError: If shapes are wrong, values are not finite or candidates agree
-                in single precision.
-        """
         candidates = _check_candidates(candidates)
         super().__init__(dim_design=candidates.shape[1])
         self.register_buffer("candidates", candidates)
         if logits is None:
             logits = candidates.new_zeros(len(candidates))
-        logits = torch.as_tensor(
-            logits, dtype=candidates.dtype, device=candidates.device
-        )
-        logits = logits.detach().clone()
+        logits = torch.as_tensor(logits).to(candidates).detach().clone()
         if logits.shape != (len(candidates),) or not torch.isfinite(logits).all():
             raise ValueError(
                 f"logits={logits.tolist()} must be finite and have shape "
@@ -104,53 +125,18 @@ class CategoricalPolicy(DesignPolicy):
         """Weights of the candidates, of shape `(num_candidates,)`, with gradient."""
         return self.logits.softmax(dim=-1)
 
-    @property
-    def support(self) -> Constraint:
-        """The candidates."""
-        return OneOf(self.candidates)
-
-    @property
-    def mode(self) -> Tensor:
-        """Most probable candidate, of shape `(dim_design,)`, detached."""
-        best = self.logits.detach().argmax(dim=0, keepdim=True)
-        return self.candidates.index_select(0, best).squeeze(0)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw candidates, of shape `(*sample_shape, dim_design)`."""
-        index = draw_index(self.logits, sample_shape)
-        drawn = self.candidates.index_select(0, index.flatten())
-        return drawn.reshape(*sample_shape, self.dim_design)
-
-    def log_prob(self, design: Tensor) -> Tensor:
-        """Return the log-probability of designs.
-
-        Args:
-            design: Designs of shape `(*batch_shape, dim_design)`.
-
-        Returns:
-            Log-weight of the candidate that a design agrees with in single precision,
-            of shape `batch_shape`, in nats; `-inf` if there is none.
-
-        Raises:
-            ValueError: If the last dimension is not `dim_design`.
-        """
-        check_dim_design(design, self.dim_design)
-        matches = _matches(design, self.candidates, _RELATIVE_TOLERANCE)
-        log_weights = self.logits.log_softmax(dim=-1)
-        # Candidates differ by more than the tolerance: at most one of them matches.
-        log_prob = torch.where(matches, log_weights, 0.0).sum(dim=-1)
-        return torch.where(matches.any(dim=-1), log_prob, -torch.inf)
+    def distribution(self) -> Choice:
+        """Return the choice among the candidates."""
+        return Choice(self.candidates, self.logits)
 
     def describe(self) -> dict[str, Tensor]:
-        """Return the mode and the weights of the candidates."""
-        return {
-            "mode": self.mode.clone(),
-            "probabilities": self.probabilities.detach().clone(),
-        }
+        """Return the most probable candidate (the mode) and all probabilities."""
+        probabilities = self.probabilities.detach().clone()
+        return {**super().describe(), "probabilities": probabilities}
 
 
 def _check_candidates(candidates: Tensor) -> Tensor:
+    """Return a copy of different designs of finite numbers, or raise."""
     candidates = torch.as_tensor(candidates).detach().clone()
     if not candidates.is_floating_point():
         candidates = candidates.to(torch.get_default_dtype())
@@ -174,7 +160,9 @@ def _check_candidates(candidates: Tensor) -> Tensor:
     return candidates
 
 
-def _matches(design: Tensor, candidates: Tensor, tolerance: float) -> Tensor:
+def _matches(
+    design: Tensor, candidates: Tensor, tolerance: float = _RELATIVE_TOLERANCE
+) -> Tensor:
     """Return which candidate each design agrees with, `(*batch, num_candidates)`."""
     design = design.unsqueeze(-2)
     largest = torch.maximum(design.abs(), candidates.abs())

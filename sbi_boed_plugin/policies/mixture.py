@@ -2,39 +2,110 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily
+from torch.distributions.constraints import Constraint, independent, interval
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.policies._box import (
-    BoxPolicy,
-    check_dim_design,
-    draw_index,
+from sbi_boed_plugin.policies.located import (
+    LocatedPolicy,
+    check_box,
+    place_in_box,
     spread_loc,
 )
-from sbi_boed_plugin.policies._truncated import TruncatedNormals
 from sbi_boed_plugin.policies.policy import ScaleSchedule
+from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
 
-__all__ = ["TruncatedNormalMixturePolicy"]
+__all__ = ["TruncatedNormalMixture", "TruncatedNormalMixturePolicy"]
 
 _NUM_MODE_STEPS = 20
 
 
-class TruncatedNormalMixturePolicy(BoxPolicy):
+class TruncatedNormalMixture(MixtureSameFamily):
+    """A mixture of truncated Normals in one box, with samples that carry gradients.
+
+    Locations are of shape `(num_components, dim)`; the rest is shared.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self, logits: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
+    ) -> None:
+        self.loc, self.scale, self.low, self.high = loc, scale, low, high
+        super().__init__(
+            Categorical(logits=logits, validate_args=False),
+            Independent(TruncatedNormal(loc, scale, low, high), 1, validate_args=False),
+            validate_args=False,
+        )
+
+    @property
+    def support(self) -> Constraint:
+        """The box."""
+        return independent(interval(self.low, self.high), 1)
+
+    @property
+    @torch.no_grad()
+    def mode(self) -> Tensor:
+        """Most likely value.
+
+        Each location ascends the density by a fixed number of mean-shift steps, each of
+        which raises it and stays among the locations; the densest is returned.
+        """
+        candidates = locations = self.loc.clamp(self.low, self.high)
+        for _ in range(_NUM_MODE_STEPS):
+            log_density = self.component_distribution.log_prob(candidates.unsqueeze(1))
+            shares = (self.mixture_distribution.logits + log_density).softmax(dim=-1)
+            candidates = (shares @ locations).clamp(self.low, self.high)
+        # After rounding the result must be at least as dense as every location.
+        candidates = torch.cat([locations, candidates])
+        best = self.log_prob(candidates).argmax(dim=0, keepdim=True)
+        return candidates.index_select(0, best).squeeze(0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw a component, and a value of it."""
+        component = self.mixture_distribution.sample(sample_shape)
+        loc = self.loc.index_select(0, component.flatten())
+        drawn = TruncatedNormal(loc, self.scale, self.low, self.high).sample()
+        return drawn.reshape(*sample_shape, *self.event_shape)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw values whose coordinates, one after the other, keep their quantiles."""
+        drawn = self.sample(sample_shape)
+        if not torch.is_grad_enabled():
+            return drawn
+        log_joint = self.mixture_distribution.logits
+        values: list[Tensor] = []
+        for j in range(drawn.shape[-1]):
+            normals = TruncatedNormal(
+                self.loc[:, j], self.scale[j], self.low[j], self.high[j]
+            )
+            value = drawn[..., j : j + 1]
+            shares = log_joint.softmax(dim=-1)
+            below = (shares * normals.cdf(value)).sum(dim=-1)
+            density = (shares * normals.log_prob(value).exp()).sum(dim=-1).detach()
+            density = density.clamp_min(torch.finfo(density.dtype).tiny)
+            # The difference is zero: it adds a gradient and leaves the value.
+            values.append(drawn[..., j] - (below - below.detach()) / density)
+            # The weights of the next values depend on this one and its gradient.
+            log_joint = log_joint + normals.log_prob(values[-1].unsqueeze(-1))
+        return torch.stack(values, dim=-1)
+
+
+class TruncatedNormalMixturePolicy(LocatedPolicy):
     r"""Mixture of truncated Normals, with learned locations and weights.
 
-    .. math:: \pi_\psi(\xi) = \sum_k w_k \prod_j f_{kj}(\xi_j), \quad
-        f_{kj}(\xi_j) = \frac{N(\xi_j; \mu_{kj}, \sigma_j^2)}
-        {\Phi\big(\frac{h_j - \mu_{kj}}{\sigma_j}\big)
-        - \Phi\big(\frac{l_j - \mu_{kj}}{\sigma_j}\big)},
-        \quad l_j \leq \xi_j \leq h_j.
+    .. math:: \pi_\psi(\xi) = \sum_k w_k \prod_j f_{kj}(\xi_j)
 
-    A component is a whole design :math:`\mu_k`, so that a search keeps several distant
-    designs in sight where the information has several modes, and moves weight to the
-    best. All components share the scales :math:`\sigma`, which follow a schedule.
+    with the densities :math:`f_{kj}` of Normals around :math:`\mu_{kj}`, truncated to
+    the box, whose distribution functions are :math:`F_{kj}`. A component is a whole
+    design :math:`\mu_k`, so that a search keeps several distant designs in sight where
+    the information has several modes, and moves weight to the best. All components
+    share the scales, which follow a schedule.
 
-    **Gradients.** `rsample` draws a component and a design of it, and carries the
-    gradient of locations and weights by implicit reparameterisation: the design
-    values, one after the other, stay at the same quantile of the mixture,
+    **Gradients.** `rsample` carries the gradient of locations and weights by implicit
+    reparameterisation: design values, in turn, stay at their quantile of the mixture,
 
     .. math:: F_j(\xi_j \mid \xi_{<j}) = \sum_k r_k(\xi_{<j}) F_{kj}(\xi_j), \quad
         r_k(\xi_{<j}) \propto w_k \prod_{i<j} f_{ki}(\xi_i), \quad
@@ -42,11 +113,27 @@ class TruncatedNormalMixturePolicy(BoxPolicy):
 
     where :math:`d_\psi` includes the change of :math:`\xi_{<j}`. It is unbiased, for
     first derivatives. To move weight between components, however, it moves designs
-    through the gap between them, where few are drawn: the further components are
-    apart, the rarer and larger are the terms that carry the gradient of the weights.
-    For two components and 256 designs its standard error is a sixth of the gradient at
-    a distance of six scales and exceeds it at ten; beyond that, weights hardly learn.
-    The score, `gradient="score"`, has no such gaps and is the one to prefer.
+    through the gap between them, where few are drawn: for two components and 256
+    designs its standard error is a sixth of the gradient at a distance of six scales
+    and exceeds it at ten; beyond that, weights hardly learn. The score,
+    `gradient="score"`, has no such gaps and is the one to prefer.
+
+    Args:
+        low: Lower corner of the box, of shape `(dim_design,)`.
+        high: Upper corner of the box, of shape `(dim_design,)`.
+        num_components: Number of components; their weights begin equal.
+        loc: Initial locations, of shape `(num_components, dim_design)`, inside the box.
+            If `None`, points of a Sobol sequence, which cover the box evenly and are
+            the same each time, slightly shifted between design values: where
+            measurements are interchangeable, equal locations would be a saddle point.
+        scale: Scale of the Normals relative to the width of the box: a number, or its
+            schedule as `(start, end)`. If `None`, from 0.15 to 0.05, half that of a
+            single truncated Normal, since the components explore together.
+
+    Raises:
+        ValueError: If `num_components` is not a positive integer, the box is empty or
+            not finite, shapes do not match, `loc` lies outside the box or a scale is
+            not positive.
 
     Example:
         >>> import torch
@@ -55,8 +142,7 @@ class TruncatedNormalMixturePolicy(BoxPolicy):
         ... )
         >>> policy.loc.tolist(), policy.weights.tolist()
         ([[0.25], [0.75]], [0.5, 0.5])
-        >>> design = policy.sample((5,))
-        >>> policy.log_prob(design).shape
+        >>> policy.log_prob(policy.sample((5,))).shape
         torch.Size([5])
     """
 
@@ -69,127 +155,33 @@ class TruncatedNormalMixturePolicy(BoxPolicy):
         loc: Tensor | None = None,
         scale: float | tuple[float, float] | ScaleSchedule | None = None,
     ) -> None:
-        """Initialize the policy on a box, with equal weights.
-
-        Args:
-            low: Lower corner of the box, of shape `(dim_design,)`.
-            high: Upper corner of the box, of shape `(dim_design,)`.
-            num_components: Number of components.
-            loc: Initial locations, of shape `(num_components, dim_design)`, inside the
-                box. If `None`, points of a Sobol sequence, which cover the box evenly
-                and are the same each time, slightly shifted between design values:
-                where measurements are interchangeable, equal locations would be a
-                saddle point.
-            scale: Scale of the Normals relative to the width of the box: a number, or
-                its schedule as `(start, end)`. If `None`, from 0.15 to 0.05, half that
-                of a single truncated Normal, since the components explore together.
-
-        Raises:
-            ValueError: If `num_components` is not a positive integer, the box is empty
-                or not finite, shapes do not match, `loc` lies outside the box or a
-                scale is not positive.
-        """
         num_components = check_integer("num_components", num_components, 1)
+        box = check_box(low, high)
         super().__init__(
-            low,
-            high,
-            loc=loc,
-            default_unit_loc=lambda dim: _cover_unit_cube(num_components, dim),
+            place_in_box(loc, box, _cover_unit_cube(num_components, len(box[0]))),
+            box=box,
             scale=(0.15, 0.05) if scale is None else scale,
         )
-        self.logits = nn.Parameter(self.low.new_zeros(num_components))
+        self.logits = nn.Parameter(self.scale.new_zeros(num_components))
 
     @property
     def weights(self) -> Tensor:
         """Weights of the components, of shape `(num_components,)`, with gradient."""
         return self.logits.softmax(dim=-1)
 
-    @property
-    @torch.no_grad()
-    def mode(self) -> Tensor:
-        """Most likely design, of shape `(dim_design,)`, detached.
-
-        Each location ascends the density of the mixture by a fixed number of
-        mean-shift steps, each of which raises it and stays among the locations; the
-        densest of them is returned. It is at least as dense as every location.
-        """
-        locations = self.loc.clamp(self.low, self.high)
-        candidates = locations
-        for _ in range(_NUM_MODE_STEPS):
-            responsibilities = self._log_joint(candidates).softmax(dim=-1)
-            candidates = (responsibilities @ locations).clamp(self.low, self.high)
-        # Rounding must not leave less than there was to begin with.
-        candidates = torch.cat([locations, candidates])
-        best = self.log_prob(candidates).argmax(dim=0, keepdim=True)
-        return candidates.index_select(0, best).squeeze(0)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw designs, differentiable in locations and weights.
-
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Designs of shape `(*sample_shape, dim_design)`, with first derivatives.
-        """
-        with torch.no_grad():
-            component = draw_index(self.logits, sample_shape)
-            loc = self.loc.index_select(0, component.flatten())
-            design = self._normals(loc).rsample()
-            design = design.reshape(*sample_shape, self.dim_design)
-        return self._reparameterise(design) if torch.is_grad_enabled() else design
-
-    def log_prob(self, design: Tensor) -> Tensor:
-        """Return the log-density of designs.
-
-        Args:
-            design: Designs of shape `(*batch_shape, dim_design)`.
-
-        Returns:
-            Log-density of shape `batch_shape`, in nats; `-inf` outside the box.
-
-        Raises:
-            ValueError: If the last dimension is not `dim_design`.
-        """
-        check_dim_design(design, self.dim_design)
-        log_prob = self._log_joint(design).logsumexp(dim=-1)
-        return torch.where(self.support.check(design), log_prob, -torch.inf)
+    def distribution(self) -> TruncatedNormalMixture:
+        """Return the mixture."""
+        return TruncatedNormalMixture(
+            self.logits, self.loc, self.scale, self.low, self.high
+        )
 
     def describe(self) -> dict[str, Tensor]:
         """Return mode and scales, and locations and weights of the components."""
         return {
-            "mode": self.mode.clone(),
-            "scale": self.scale.clone(),
+            **super().describe(),
             "loc": self.loc.detach().clone(),
             "weights": self.weights.detach().clone(),
         }
-
-    def _log_joint(self, design: Tensor) -> Tensor:
-        """Return the log-weight plus log-density of each component, in nats."""
-        log_density = self._normals(self.loc).log_density(design.unsqueeze(-2))
-        return self.logits.log_softmax(dim=-1) + log_density.sum(dim=-1)
-
-    def _reparameterise(self, design: Tensor) -> Tensor:
-        """Return designs with the gradient that keeps their quantiles."""
-        loc = self.loc
-        log_joint = self.logits.log_softmax(dim=-1)
-        values: list[Tensor] = []
-        for j in range(self.dim_design):
-            normals = TruncatedNormals(
-                loc[:, j], self.scale[j], self.low[j], self.high[j]
-            )
-            drawn = design[..., j : j + 1]
-            responsibilities = log_joint.softmax(dim=-1)
-            below = (responsibilities * normals.cdf(drawn)).sum(dim=-1)
-            density = (responsibilities * normals.log_density(drawn).exp()).sum(dim=-1)
-            floor = torch.finfo(density.dtype).tiny
-            # Zero in value: what is drawn stays what it is.
-            change = (below - below.detach()) / density.detach().clamp_min(floor)
-            values.append(design[..., j] - change)
-            # The weights of the next values depend on this one, which moves as well.
-            moved = values[-1].unsqueeze(-1)
-            log_joint = log_joint + normals.log_density(moved)
-        return torch.stack(values, dim=-1)
 
 
 def _cover_unit_cube(num_points: int, dim: int) -> Tensor:

@@ -1,18 +1,15 @@
 """Independent Normals, for designs without bounds."""
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint
+from torch import Tensor
+from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin.policies._box import as_vector, check_dim_design
-from sbi_boed_plugin.policies._truncated import LOG_SQRT_2PI
-from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.policies.located import LocatedPolicy, as_vector
 
 __all__ = ["NormalPolicy"]
 
 
-class NormalPolicy(DesignPolicy):
+class NormalPolicy(LocatedPolicy):
     r"""Independent Normals on all of :math:`R^D`, with learned locations.
 
     .. math:: \pi_\psi(\xi) = \prod_j N(\xi_j; \mu_j, \sigma_j^2).
@@ -22,8 +19,16 @@ class NormalPolicy(DesignPolicy):
     information keeps the locations from wandering off. With bounds,
     :class:`TruncatedNormalPolicy` is the safer choice.
 
-    The locations are stored as their distance from where they began, in units of the
-    first scales, so that one learning rate serves designs of any magnitude.
+    Args:
+        loc: Initial locations, of shape `(dim_design,)`. Where measurements are
+            interchangeable, give them different values: equal locations would be a
+            saddle point.
+        scale: Scales in units of the design, a number or of shape `(dim_design,)`, or
+            their geometric schedule as a tuple `(start, end)` of such scales.
+
+    Raises:
+        ValueError: If shapes do not match, `loc` is not finite or a scale is not
+            positive and finite.
 
     Example:
         >>> import torch
@@ -35,9 +40,6 @@ class NormalPolicy(DesignPolicy):
         torch.Size([5])
     """
 
-    scale: Tensor
-    _origin: Tensor
-    _start: Tensor
     _end: Tensor
 
     def __init__(
@@ -45,90 +47,30 @@ class NormalPolicy(DesignPolicy):
         loc: Tensor,
         scale: float | Tensor | tuple[float | Tensor, float | Tensor],
     ) -> None:
-        """Initialize the policy.
-
-        Args:
-            loc: Initial locations, of shape `(dim_design,)`. Where measurements are
-                interchangeable, give them different values: equal locations would be
-                a saddle point.
-            scale: Scales in units of the design, a number or of shape
-                `(dim_design,)`, or their geometric schedule as a tuple `(start, end)`
-                of such scales.
-
-        Raises:
-            ValueError: If shapes do not match, `loc` is not finite or a scale is not
-                positive and finite.
-        """
         loc = as_vector("loc", loc)
-        super().__init__(dim_design=loc.numel())
         if isinstance(scale, tuple) and len(scale) != 2:
             raise ValueError(
                 f"scale={scale} has {len(scale)} values, but a schedule is a tuple "
                 "(start, end). For one scale per design value pass a tensor."
             )
         start, end = scale if isinstance(scale, tuple) else (scale, scale)
-        self.register_buffer("_origin", loc)
-        self.register_buffer("_start", _check_scale(start, loc))
+        super().__init__(loc, origin=loc, unit=_check_scale(start, loc))
         self.register_buffer("_end", _check_scale(end, loc))
-        self._unit_shift = nn.Parameter(torch.zeros_like(loc))
-        self.register_buffer("scale", torch.empty_like(loc))
         self.anneal(0.0)
 
-    @property
-    def loc(self) -> Tensor:
-        """Locations of the Normals, of shape `(dim_design,)`, with gradient."""
-        return self._origin + self._unit_shift * self._start
-
-    @property
-    def support(self) -> Constraint:
-        """All vectors of numbers."""
-        return constraints.real_vector
-
-    @property
-    def mode(self) -> Tensor:
-        """Most likely design, of shape `(dim_design,)`, detached."""
-        return self.loc.detach()
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw designs, differentiable in the locations.
-
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Designs of shape `(*sample_shape, dim_design)`.
-        """
-        loc = self.loc.expand(*sample_shape, -1)
-        return loc + self.scale * torch.randn_like(loc)
-
-    def log_prob(self, design: Tensor) -> Tensor:
-        """Return the log-density of designs.
-
-        Args:
-            design: Designs of shape `(*batch_shape, dim_design)`.
-
-        Returns:
-            Log-density of shape `batch_shape`, in nats.
-
-        Raises:
-            ValueError: If the last dimension is not `dim_design`.
-        """
-        check_dim_design(design, self.dim_design)
-        standard = (design - self.loc) / self.scale
-        log_prob = -0.5 * standard.square() - LOG_SQRT_2PI - self.scale.log()
-        return log_prob.sum(dim=-1)
+    def distribution(self) -> Independent:
+        """Return the Normals."""
+        normals = Normal(self.loc, self.scale, validate_args=False)
+        return Independent(normals, 1, validate_args=False)
 
     def anneal(self, progress: float) -> None:
         """Set the scales for a training progress between 0 and 1."""
-        ratio = self._end / self._start
-        self.scale = self._start * ratio ** min(max(progress, 0.0), 1.0)
-
-    def describe(self) -> dict[str, Tensor]:
-        """Return locations (the mode) and scales."""
-        return {"mode": self.mode.clone(), "scale": self.scale.clone()}
+        ratio = self._end / self._unit
+        self.scale = self._unit * ratio ** min(max(progress, 0.0), 1.0)
 
 
 def _check_scale(scale: float | Tensor, loc: Tensor) -> Tensor:
+    """Return scales of the shape of `loc`, or raise if they are none."""
     tensor = torch.as_tensor(scale, dtype=loc.dtype, device=loc.device).detach()
     if tensor.shape not in (torch.Size(), loc.shape):
         raise ValueError(

@@ -1,22 +1,56 @@
 """A single design, learned without a distribution around it."""
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import constraints
+from torch import Tensor
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from sbi_boed_plugin.policies._box import (
+from sbi_boed_plugin.policies.located import (
+    LocatedPolicy,
     as_vector,
     check_box,
-    check_loc,
+    place_in_box,
     spread_loc,
 )
-from sbi_boed_plugin.policies.policy import DesignPolicy
 
-__all__ = ["PointPolicy"]
+__all__ = ["PointMass", "PointPolicy"]
 
 
-class PointPolicy(DesignPolicy):
+class PointMass(Distribution):
+    """All probability at one vector of a larger support."""
+
+    arg_constraints = {}  # type: ignore[assignment]
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, support: Constraint) -> None:
+        self.loc, self._support = loc, support
+        super().__init__(event_shape=loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> Constraint:
+        """What the vector may be."""
+        return self._support
+
+    @property
+    def mode(self) -> Tensor:
+        """The vector."""
+        return self.loc
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Return copies of the vector that carry its gradient."""
+        return self.loc.expand(*sample_shape, -1).clone()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Raise an error, since a point mass has no density."""
+        raise NotImplementedError(
+            "A PointPolicy has no density, hence no gradient='score'. Use "
+            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
+            "suits the simulator, or a policy with a density, such as "
+            "TruncatedNormalPolicy."
+        )
+
+
+class PointPolicy(LocatedPolicy):
     r"""A point mass :math:`\pi_\psi(\xi) = \delta(\xi - \mu)` at a learned design.
 
     Every simulation is spent on one design, which is precise where the information
@@ -25,8 +59,17 @@ class PointPolicy(DesignPolicy):
     data of one design do not tell how they depend on it, the surrogate and implicit
     ones need estimators that have seen others, as `method="multi_start"` trains them.
 
-    In a box the location is stored in units of the box, so that one learning rate
-    serves designs of any magnitude; without one, it is stored in units of the design.
+    Args:
+        low: Lower corner of the box, of shape `(dim_design,)`; `None` for designs
+            without bounds.
+        high: Upper corner of the box, likewise.
+        loc: Initial design, of shape `(dim_design,)`. If `None`, the one of
+            :class:`TruncatedNormalPolicy`; without a box it is needed.
+
+    Raises:
+        ValueError: If only one corner is given, or neither corners nor `loc`; if the
+            box is empty or not finite, shapes do not match, or `loc` lies outside the
+            box or is not finite.
 
     Example:
         >>> import torch
@@ -39,9 +82,6 @@ class PointPolicy(DesignPolicy):
 
     has_log_prob = False
 
-    low: Tensor | None
-    high: Tensor | None
-
     def __init__(
         self,
         low: Tensor | None = None,
@@ -49,99 +89,28 @@ class PointPolicy(DesignPolicy):
         *,
         loc: Tensor | None = None,
     ) -> None:
-        """Initialize the policy, in a box or without bounds.
-
-        Args:
-            low: Lower corner of the box, of shape `(dim_design,)`; `None` for designs
-                without bounds.
-            high: Upper corner of the box, likewise.
-            loc: Initial design, of shape `(dim_design,)`. If `None`, the one of
-                :class:`TruncatedNormalPolicy`; without a box it is needed.
-
-        Raises:
-            ValueError: If only one corner is given, or neither corners nor `loc`; if
-                the box is empty or not finite, shapes do not match, or `loc` lies
-                outside the box or is not finite.
-        """
         if (low is None) != (high is None):
             missing, given = ("low", "high") if low is None else ("high", "low")
             raise ValueError(
                 f"{missing}=None goes with {given}=None only: give both corners of "
                 "the box, or neither for designs without bounds."
             )
-        if low is None or high is None:
-            if loc is None:
-                raise ValueError(
-                    "loc=None leaves the design without a place to start when there "
-                    "is no box either. Give loc, or low and high."
-                )
-            loc = parameter = as_vector("loc", loc)
+        if low is not None and high is not None:
+            box = check_box(low, high)
+            loc = place_in_box(loc, box, spread_loc(len(box[0])))
+            super().__init__(loc, box=box)
+        elif loc is not None:
+            super().__init__(as_vector("loc", loc))
         else:
-            low, high = check_box(low, high)
-            if loc is None:
-                loc = low + spread_loc(low.numel()).to(low) * (high - low)
-            loc = check_loc(loc, low, high, shape=low.shape)
-            parameter = (loc - low) / (high - low)
-        super().__init__(dim_design=loc.numel())
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-        self._unit_loc = nn.Parameter(parameter)
+            raise ValueError(
+                "loc=None leaves the design without a place to start when there is no "
+                "box either. Give loc, or low and high."
+            )
 
-    @property
-    def loc(self) -> Tensor:
-        """The design, of shape `(dim_design,)`, with gradient."""
-        if self.low is None or self.high is None:
-            return self._unit_loc
-        loc = self.low + self._unit_loc * (self.high - self.low)
-        # What rounding leaves outside comes back without losing its gradient.
-        return loc + (loc.clamp(self.low, self.high) - loc).detach()
-
-    @property
-    def support(self) -> Constraint:
-        """The box, or all vectors of numbers if there is none."""
-        if self.low is None or self.high is None:
-            return constraints.real_vector
-        return constraints.independent(constraints.interval(self.low, self.high), 1)
-
-    @property
-    def mode(self) -> Tensor:
-        """The design, of shape `(dim_design,)`, detached."""
-        return self.loc.detach().clone()
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Return copies of the design that carry the gradient of its location.
-
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Designs of shape `(*sample_shape, dim_design)`, all equal.
-        """
-        return self.loc.expand(*sample_shape, -1).clone()
-
-    def log_prob(self, design: Tensor) -> Tensor:
-        """Raise, since a point mass has no density.
-
-        Args:
-            design: Designs of shape `(*batch_shape, dim_design)`; not used.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError(
-            "A PointPolicy has no density, hence no gradient='score'. Use "
-            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
-            "suits the simulator, or a policy with a density, such as "
-            "TruncatedNormalPolicy."
-        )
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Bring the design back into the box, if there is one."""
+    def distribution(self) -> PointMass:
+        """Return the point mass; its support is the box, if there is one."""
+        loc = self.loc
         if self.low is not None:
-            self._unit_loc.clamp_(0.0, 1.0)
-
-    def describe(self) -> dict[str, Tensor]:
-        """Return the design (the mode) and its scale, which is zero."""
-        # With a scale the history has what figures of a policy ask for.
-        return {"mode": self.mode, "scale": torch.zeros_like(self.mode)}
+            # Rounding can leave the box; the clamped value keeps its gradient.
+            loc = loc + (loc.clamp(self.low, self.high) - loc).detach()
+        return PointMass(loc, self.support)

@@ -1,10 +1,10 @@
-"""What a design policy is: a learnable distribution over designs."""
+"""What a design policy is: a module that builds a distribution over designs."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from sbi_boed_plugin._numbers import check_fields, check_real
@@ -16,9 +16,7 @@ __all__ = ["DesignPolicy", "ScaleSchedule"]
 class ScaleSchedule:
     """Geometric schedule from `start` at progress 0 to `end` at progress 1.
 
-    Args:
-        start: Value at the beginning of training, positive.
-        end: Value at the end of training, positive.
+    Both are positive.
 
     Example:
         >>> ScaleSchedule(30.0, 10.0)(1.0)
@@ -38,14 +36,18 @@ class ScaleSchedule:
         return self.start * (self.end / self.start) ** max(progress, 0.0)
 
 
-class DesignPolicy(nn.Module, ABC):
+class DesignPolicy(nn.Module):
     r"""A learnable distribution :math:`\pi_\psi(\xi)` over designs.
 
     Its parameters :math:`\psi` are those of the module, so that it moves between
-    devices, is saved and is optimised like any network. A subclass gives `rsample`
-    (or `sample`, if designs are discrete), `log_prob`, `support` and `mode`, and, if
-    it needs them, `anneal` and `project`. What it cannot give raises
-    `NotImplementedError`, and it says so in `has_rsample` or `has_log_prob`.
+    devices, is saved and is optimised like any network. A subclass says which torch
+    `Distribution` its parameters describe; everything else follows from there. It
+    overrides `mode` where the distribution does not know its own, and `anneal` and
+    `project` where it needs them. Instead of `distribution` it may give `rsample` (or
+    `sample`), `log_prob`, `support` and `mode` itself.
+
+    Args:
+        dim_design: Number of values that make up one design.
 
     Attributes:
         has_rsample: Whether `rsample` carries the gradient of the parameters; needed
@@ -60,34 +62,20 @@ class DesignPolicy(nn.Module, ABC):
 
         >>> import torch
         >>> from torch import nn
-        >>> from torch.distributions import Beta, Independent, constraints
+        >>> from torch.distributions import Beta, Independent
         >>> class BetaPolicy(DesignPolicy):
-        ...     support = constraints.independent(constraints.unit_interval, 1)
-        ...
         ...     def __init__(self, dim_design):
         ...         super().__init__(dim_design)
         ...         self.logit = nn.Parameter(torch.linspace(-0.5, 0.5, dim_design))
         ...         self.anneal(0.0)
         ...
-        ...     @property
-        ...     def mode(self):
-        ...         return self.logit.detach().sigmoid()
-        ...
         ...     def anneal(self, progress):
         ...         self.concentration = ScaleSchedule(4.0, 100.0)(progress)
         ...
-        ...     def beta(self):
+        ...     def distribution(self):
         ...         m, c = self.logit.sigmoid(), self.concentration
         ...         beta = Beta(1 + c * m, 1 + c * (1 - m), validate_args=False)
         ...         return Independent(beta, 1, validate_args=False)
-        ...
-        ...     def rsample(self, sample_shape=torch.Size()):
-        ...         return self.beta().rsample(sample_shape)
-        ...
-        ...     def log_prob(self, design):
-        ...         inside = self.support.check(design)
-        ...         log_prob = self.beta().log_prob(design.clamp(0.0, 1.0))
-        ...         return torch.where(inside, log_prob, -torch.inf)
         >>> policy = BetaPolicy(dim_design=3)
         >>> design = policy.sample((5,))
         >>> policy.log_prob(design).shape
@@ -100,48 +88,50 @@ class DesignPolicy(nn.Module, ABC):
     has_log_prob: bool = True
 
     def __init__(self, dim_design: int) -> None:
-        """Initialize the policy.
-
-        Args:
-            dim_design: Number of values that make up one design.
-        """
         super().__init__()
-        self._dim_design = dim_design
+        self.dim_design = dim_design
+
+    def distribution(self) -> Distribution:
+        """Return the distribution of one design, with gradient of the parameters.
+
+        Returns:
+            Distribution without batch shape, of event shape `(dim_design,)`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define distribution(), or rsample() (sample() "
+            "if designs are discrete), log_prob(), support and mode."
+        )
 
     @property
-    def dim_design(self) -> int:
-        """Number of values that make up one design."""
-        return self._dim_design
-
-    @property
-    @abstractmethod
     def support(self) -> Constraint:
         """Set of designs that the policy can propose, over the last dimension."""
+        return self.distribution().support  # type: ignore[return-value]
 
     @property
-    @abstractmethod
     def mode(self) -> Tensor:
         """Most likely design, of shape `(dim_design,)`, detached."""
+        return self.distribution().mode.detach()
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw designs that carry the gradient of the policy's parameters.
 
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Designs of shape `(*sample_shape, dim_design)`.
-
-        Raises:
-            NotImplementedError: If designs are discrete; set `has_rsample = False` and
-                override `sample` then.
+        Their shape is `(*sample_shape, dim_design)`. A discrete policy
+        (`has_rsample = False`) raises `NotImplementedError`.
         """
+        if self.has_rsample:
+            return self.distribution().rsample(sample_shape)
         raise NotImplementedError(
             f"A {type(self).__name__} has no rsample: its designs carry no gradient. "
             "Use gradient='score', or sample() to draw without gradient."
         )
 
-    @abstractmethod
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw designs without gradient, of shape `(*sample_shape, dim_design)`."""
+        if self.has_rsample:
+            return self.rsample(sample_shape)
+        return self.distribution().sample(sample_shape)
+
     def log_prob(self, design: Tensor) -> Tensor:
         """Return the log-density of designs, normalized over the support.
 
@@ -149,22 +139,30 @@ class DesignPolicy(nn.Module, ABC):
             design: Designs of shape `(*batch_shape, dim_design)`.
 
         Returns:
-            Log-density of shape `batch_shape`, in nats; `-inf` outside the support.
+            Log-density (log-probability, if designs are discrete) of shape
+            `batch_shape`, in nats; `-inf` outside the support.
 
         Raises:
-            NotImplementedError: If there is no density; set `has_log_prob = False`
-                then.
+            ValueError: If the last dimension is not `dim_design`.
+            NotImplementedError: If there is no density (`has_log_prob = False`).
         """
+        if design.shape[-1:] != (self.dim_design,):
+            raise ValueError(
+                f"design has shape {tuple(design.shape)}, but the last dimension must "
+                f"be dim_design={self.dim_design}."
+            )
+        distribution = self.distribution()
+        inside = distribution.support.check(design)  # type: ignore[union-attr]
+        return torch.where(inside, distribution.log_prob(design), -torch.inf)
 
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw designs without gradient, of shape `(*sample_shape, dim_design)`."""
-        return self.rsample(sample_shape)
+    def entropy(self) -> Tensor:
+        """Return the entropy of the policy, in nats, if its distribution tells it."""
+        return self.distribution().entropy()
 
-    def anneal(self, progress: float) -> None:  # noqa: B027 (optional hook)
+    def anneal(self, progress: float) -> None:
         """Set what follows a schedule for a training progress between 0 and 1."""
 
-    def project(self) -> None:  # noqa: B027 (optional hook)
+    def project(self) -> None:
         """Bring the parameters back to where they are allowed, after each update."""
 
     def describe(self) -> dict[str, Tensor]:

@@ -10,18 +10,17 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.policies import TruncatedNormalMixturePolicy
+from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.bounds_of_design import estimate_bounds, tightest
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.trust import (
     Arrival,
-    estimate_bounds,
     find_arrival,
     find_doubts,
     likelihood_mismatch,
-    tightest,
 )
 
 __all__ = ["Assessment", "assess_design"]
@@ -62,39 +61,25 @@ def assess_design(
     num_contrastive: int,
     num_workers: int = 1,
 ) -> Assessment:
-    """Score the design that a search found by every bound, and look for contradictions.
-
-    Args:
-        optimizer: The search.
-        simulator: The simulator and its limit of calls.
-        prior: Distribution of the parameters.
-        design: Design of shape `(dim_design,)`.
-        num_samples: Number of simulations.
-        num_contrastive: Number of contrastive parameters of the objective's bound.
-        num_workers: Number of processes that simulate.
-
-    Returns:
-        The assessment.
-    """
+    """Score a design by every bound, and look for contradictions."""
     estimators, config = optimizer.networks, optimizer.config
     assert estimators is not None
     for network in estimators.all():
         network.eval()
-    # A posterior that was trained with the particles of a belief knows them.
-    fresh = prior.anew() if isinstance(prior, ParticleBelief) else prior
+    # A posterior that was trained with the particles of a belief fits them too well.
+    fresh = prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
     theta = draw_parameters(fresh, num_samples)
-    rows = design.to(theta).expand(num_samples, -1)
     limited = simulator.max_calls is not None
     made = run_simulator(
         simulator,
         theta,
-        rows,
+        design.to(theta).expand(num_samples, -1),
         num_workers=num_workers,
-        # Small calls where the first error may leave no budget for repetitions.
+        # Under a limit calls are small: an error in a large one may use up the budget.
         simulation_batch_size=math.isqrt(num_samples) if limited else None,
         isolate_errors=True,
     )
-    # What the limit left out says nothing of the design.
+    # Rows that the limit left out say nothing about the design.
     theta, x, valid = (rows[made.tried] for rows in (theta, made.x, made.valid))
     bounds = estimate_bounds(
         estimators,
@@ -106,42 +91,38 @@ def assess_design(
         objective=config.objective,
         num_contrastive=num_contrastive,
     )
-    arrival, never_moved = None, False
     needs_posterior = POLICY_OBJECTIVES[config.objective].needs in _BY_POSTERIOR
     network = "posterior" if needs_posterior else "likelihood"
     finite = theta[valid].float()
+    designs = design.to(finite).expand(len(finite), -1)
+    arrival, never_moved = None, False
     if config.method == "joint":
-        steps = optimizer.progress.search_ended or optimizer.progress.step
+        progress, policy = optimizer.progress, optimizer.policy
+        steps = progress.search_ended or progress.step
         never_moved = steps <= config.num_warmup_steps
-        # Between the modes of a mixture there is a slope that leads nowhere.
-        several = isinstance(optimizer.policy, TruncatedNormalMixturePolicy)
-        if optimizer.policy.has_rsample and not several:
-            arrival = find_arrival(optimizer.progress, _at_edge(optimizer, design))
-    return Assessment(
-        tightest(bounds),
+        # Between the modes of a mixture, a regression finds slopes that mean nothing.
+        several = isinstance(policy, TruncatedNormalMixturePolicy)
+        if policy.has_rsample and not several:
+            arrival = find_arrival(progress, _at_edge(policy, design))
+    doubts = find_doubts(
         bounds,
         arrival,
-        find_doubts(
-            bounds,
-            arrival,
-            never_moved=never_moved,
-            num_learned_from=optimizer.num_learned_from,
-            overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
-            mismatch=likelihood_mismatch(
-                estimators.likelihood,
-                finite,
-                design.to(finite).expand(len(finite), -1),
-                x[valid].float(),
-            ),
+        never_moved=never_moved,
+        num_learned_from=optimizer.num_learned_from,
+        overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
+        mismatch=likelihood_mismatch(
+            estimators.likelihood, finite, designs, x[valid].float()
         ),
-        made.num_calls,
-        int((~valid).sum()),
+    )
+    num_invalid = int((~valid).sum())
+    return Assessment(
+        tightest(bounds), bounds, arrival, doubts, made.num_calls, num_invalid
     )
 
 
-def _at_edge(optimizer: DesignOptimizer, design: Tensor) -> Tensor:
+def _at_edge(policy: DesignPolicy, design: Tensor) -> Tensor:
     """Return for each value whether it is at the lower (-1) or upper (1) edge."""
-    box = uniform_designs(optimizer.policy)
+    box = uniform_designs(policy)
     if box is None:
         return torch.zeros(len(design))
     low, high = box.base_dist.low.to(design), box.base_dist.high.to(design)

@@ -30,7 +30,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
 from sbi_boed_plugin.search.sequential_monte_carlo import (
-    MovedParticles,
+    Particles,
     effective_share,
     largest_step,
     nan_to_zero_density,
@@ -42,16 +42,16 @@ __all__ = ["SURPRISING", "ParticleBelief", "predictive_p_value"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
-# Moves go on until particles have moved this often on average, within limits.
+# Moves go on until particles have moved this often on average, or for 60 rounds.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
 # Draws that data are compared with, and particles by which their density is judged.
 _NUM_DRAWS, _NUM_JUDGES = 1_000, 64
-# P-values below are of data that lie beyond all draws.
+# Data with a p-value below this one lie beyond all draws.
 SURPRISING = 1.5 / _NUM_DRAWS
-# Different particles that an update must leave, a quarter of few.
+# An update must leave this many different particles, or a quarter of all.
 _MIN_DIFFERENT = 64
-# Of particles that are independent of those that networks were trained with.
+# Seed of particles that are independent of those that networks were trained with.
 _SEED = 7_919
 
 
@@ -60,6 +60,13 @@ class ParticleBelief(Distribution):
 
     It serves where a prior does: `sample` draws particles and `log_prob` returns the
     log-density of the belief, normalized by the estimated evidence.
+
+    Args:
+        prior: Distribution of the parameters before any experiment.
+        transform: From the parameters to coordinates without bounds, in which
+            particles move.
+        num_particles: Number of particles.
+        device: Device of the particles.
 
     Attributes:
         particles: Draws from the belief, of shape `(num_particles, dim_theta)`.
@@ -79,15 +86,6 @@ class ParticleBelief(Distribution):
         num_particles: int = 4_096,
         device: str = "cpu",
     ) -> None:
-        """Initialize with draws from the prior.
-
-        Args:
-            prior: Distribution of the parameters before any experiment.
-            transform: From the parameters to coordinates without bounds, in which
-                particles move.
-            num_particles: Number of particles.
-            device: Device of the particles.
-        """
         num_particles = check_integer("num_particles", num_particles, 16)
         super().__init__(event_shape=prior.event_shape, validate_args=False)
         self._prior = prior
@@ -98,7 +96,7 @@ class ParticleBelief(Distribution):
         self.log_evidence = 0.0
         self.log_evidence_variance = 0.0
         self.acceptance_rate = 1.0
-        self._anew: ParticleBelief | None = None
+        self._independent: ParticleBelief | None = None
 
     @classmethod
     def restore(
@@ -106,32 +104,14 @@ class ParticleBelief(Distribution):
         prior: Distribution,
         transform: Transform,
         log_likelihoods: list[LogLikelihood],
-        *,
-        particles: Tensor,
-        log_evidence: float,
-        log_evidence_variance: float,
-        acceptance_rate: float,
+        **attributes: Any,
     ) -> "ParticleBelief":
-        """Return a belief as it was after some observations.
-
-        Args:
-            prior: As for the constructor.
-            transform: As for the constructor.
-            log_likelihoods: Those of the observations, oldest first.
-            particles: Particles of shape `(num_particles, dim_theta)`.
-            log_evidence: Log-density of the observations, in nats.
-            log_evidence_variance: Variance of that estimate.
-            acceptance_rate: Share of accepted moves in the last update.
-
-        Returns:
-            The belief.
-        """
+        """Return a belief as it was after some observations, oldest first."""
+        particles = attributes["particles"]
         belief = cls(prior, transform, num_particles=len(particles))
         belief._log_likelihoods = list(log_likelihoods)
-        belief.particles = particles
-        belief.log_evidence = log_evidence
-        belief.log_evidence_variance = log_evidence_variance
-        belief.acceptance_rate = acceptance_rate
+        for name, value in attributes.items():
+            setattr(belief, name, value)
         return belief
 
     @property
@@ -153,20 +133,17 @@ class ParticleBelief(Distribution):
         """Return a belief to update without changing this one."""
         other = copy(self)
         other._log_likelihoods = list(self._log_likelihoods)
-        other._anew = None
+        other._independent = None
         return other
 
-    def anew(self) -> "ParticleBelief":
+    def independent_copy(self) -> "ParticleBelief":
         """Return the same belief with particles that are independent of these.
 
         Networks that learn from particles fit these particles: what they tell of the
         parameters is to be judged by others. They are made once, in as much time as all
         updates took, from a seed of their own. The evidence is that of both beliefs.
-
-        Returns:
-            The belief.
         """
-        if self._anew is None:
+        if self._independent is None:
             with isolated_rng(_SEED):
                 other = ParticleBelief(
                     self._prior,
@@ -180,18 +157,11 @@ class ParticleBelief(Distribution):
             other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
             variances = self.log_evidence_variance + other.log_evidence_variance
             other.log_evidence_variance = 0.25 * variances
-            self._anew = other
-        return self._anew
+            self._independent = other
+        return self._independent
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw particles with replacement.
-
-        Args:
-            sample_shape: Shape of the draw.
-
-        Returns:
-            Parameters of shape `(*sample_shape, dim_theta)`.
-        """
+        """Draw particles with replacement, of shape `(*sample_shape, dim_theta)`."""
         rows = torch.randint(
             len(self.particles), tuple(sample_shape), device=self.particles.device
         )
@@ -222,45 +192,34 @@ class ParticleBelief(Distribution):
             ValueError: If no particle gives the observation a density, or hardly any
                 different particles are left. The belief is then as it was.
         """
-        theta = self.particles
-        current = log_likelihood(theta)
-        if not torch.isfinite(current).any():
+        state = self._evaluate(self.particles, log_likelihood)
+        if not torch.isfinite(state.current).any():
             raise ValueError(
                 "x_o has no finite log-likelihood for any of the "
-                f"{len(theta)} particles of the belief: it lies far outside of all "
-                "simulations, or does not belong to this design. Check both, or train "
-                "the likelihood further."
+                f"{self.num_particles} particles of the belief: it lies far outside of "
+                "all simulations, or does not belong to this design. Check both, or "
+                "train the likelihood further."
             )
-        current = torch.where(current.isnan(), -torch.inf, current)
-        history = self._log_history(theta)
         log_evidence, variance = self.log_evidence, self.log_evidence_variance
-        power = 0.0
-        num_accepted = num_proposed = 0.0
+        power = num_accepted = num_proposed = 0.0
         while power < 1.0:
-            step = largest_step(current, 1.0 - power)
-            increments = step * current
-            log_evidence += float(
-                torch.logsumexp(increments, 0) - math.log(len(increments))
-            )
+            step = largest_step(state.current, 1.0 - power)
+            increments = step * state.current
+            mean = torch.logsumexp(increments, 0) - math.log(len(increments))
+            log_evidence += float(mean)
             variance += (1.0 / effective_share(increments) - 1.0) / len(increments)
             power = min(1.0, power + step)
-            rows = systematic_resample(torch.softmax(increments, dim=0))
-            theta, current = theta[rows], current[rows]
-            history = history[rows]
-            state = MovedParticles(theta, current, history, self._log_prior(theta))
+            state = state[systematic_resample(torch.softmax(increments, dim=0))]
             accepted, proposed = self._move(state, log_likelihood, power)
-            num_accepted, num_proposed = (
-                num_accepted + accepted,
-                num_proposed + proposed,
-            )
-            theta, current, history = state.theta, state.current, state.history
-        self._refuse_collapse(theta)
-        self.particles = theta
+            num_accepted += accepted
+            num_proposed += proposed
+        self._refuse_collapse(state.theta)
+        self.particles = state.theta
         self.log_evidence = log_evidence
         self.log_evidence_variance = variance
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
         self._log_likelihoods.append(log_likelihood)
-        self._anew = None
+        self._independent = None
 
     def _refuse_collapse(self, theta: Tensor) -> None:
         """Raise if hardly any particles differ, unless parameters are discrete."""
@@ -279,49 +238,45 @@ class ParticleBelief(Distribution):
             "suffices (they are in single precision)."
         )
 
-    def _log_history(self, theta: Tensor) -> Tensor:
-        """Return the log-likelihood of all observations so far."""
-        return sum(
+    def _evaluate(self, theta: Tensor, log_likelihood: LogLikelihood) -> Particles:
+        """Return particles with their log-densities, the new observation's apart."""
+        current = nan_to_zero_density(log_likelihood(theta))
+        history = sum(
             (f(theta) for f in self._log_likelihoods), theta.new_zeros(len(theta))
         )
+        return Particles(theta, current, history, self._log_prior(theta))
 
     def _log_prior(self, theta: Tensor) -> Tensor:
         values = self._prior.log_prob(theta).to(theta)
         try:
             support = self._prior.support
         except (NotImplementedError, AttributeError):
-            return values  # The prior names none.
+            return values  # The prior names no support.
         if support is not None and support.is_discrete:
-            # Formulas of discrete distributions have values in between, too.
+            # Formulas of discrete distributions also give densities between the values.
             values = torch.where(support.check(theta), values, -torch.inf)
         return values
 
     def _move(
-        self, state: MovedParticles, log_likelihood: LogLikelihood, power: float
+        self, state: Particles, log_likelihood: LogLikelihood, power: float
     ) -> tuple[float, float]:
         """Move the particles in place; return numbers of accepted and tried moves."""
         accepted = proposed = 0.0
-        unbounded = self._to_unbounded(state.theta)
-        num_particles, dim = unbounded.shape
-        half = num_particles // 2
+        unbounded = cast(Tensor, self._transform(state.theta)).to(state.theta)
+        inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
+        half = len(unbounded) // 2
         halves = (slice(0, half), slice(half, None))
         for move in range(_MAX_MOVES):
-            if accepted >= _MOVES_WANTED * num_particles:
+            if accepted >= _MOVES_WANTED * len(unbounded):
                 break
             for rows, others in (halves, halves[::-1]):
-                old, pool = unbounded[rows], unbounded[others]
-                new = propose(old, pool, dim, jump=move % 5 == 4)
-                theta = self._inverse(new)
-                trial = MovedParticles(
-                    theta,
-                    nan_to_zero_density(log_likelihood(theta)),
-                    self._log_history(theta),
-                    self._log_prior(theta),
-                )
-                difference = trial.log_target(power) - state.log_target(power, rows)
-                # Densities are of natural units, moves symmetric in unbounded ones.
-                difference = difference + self._log_det(theta, new).neg()
-                difference = difference + self._log_det(state.theta[rows], old)
+                old, before = unbounded[rows], state[rows]
+                new = propose(old, unbounded[others], jump=move % 5 == 4)
+                trial = self._evaluate(inverse(new).to(new), log_likelihood)
+                difference = trial.log_target(power) - before.log_target(power)
+                # Densities are those of theta; moves are symmetric in unbounded ones.
+                difference = difference - self._log_det(trial.theta, new)
+                difference = difference + self._log_det(before.theta, old)
                 uniform = torch.rand_like(difference).log()
                 is_accepted = uniform < nan_to_zero_density(difference)
                 state.replace(rows, trial, is_accepted)
@@ -329,13 +284,6 @@ class ParticleBelief(Distribution):
                 accepted += float(is_accepted.sum())
                 proposed += float(len(is_accepted))
         return accepted, proposed
-
-    def _to_unbounded(self, theta: Tensor) -> Tensor:
-        return cast(Tensor, self._transform(theta)).to(theta)
-
-    def _inverse(self, unbounded: Tensor) -> Tensor:
-        inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
-        return inverse(unbounded).to(unbounded)
 
     def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
         """Return the log-determinant of the map to unbounded coordinates."""
@@ -359,9 +307,6 @@ def predictive_p_value(
         theta: Draws from what is known before, of shape `(num_particles, dim_theta)`.
         design: Design of shape `(dim_design,)`.
         x: Data of shape `(1, *x_event_shape)`.
-
-    Returns:
-        The share.
     """
     conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
     weights = theta.new_ones(len(theta))
@@ -378,7 +323,7 @@ def predictive_p_value(
     log_density = nan_to_zero_density(log_density)
     offsets = (x - draws.median(dim=0).values).abs().flatten(1)
     width = offsets[1:].quantile(0.9, dim=0)
-    # Data that hardly vary: any other value is far away.
+    # Where draws do not vary, any other value is infinitely far away.
     distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
     shares = [
         (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)

@@ -29,24 +29,12 @@ __all__ = [
 
 
 def leave_one_out_baseline(information: Tensor) -> Tensor:
-    """Return, for each design, the mean over all other designs.
+    """Return, for each of at least two designs, the mean over all other designs.
 
     Independent of the design's own draw, hence it reduces the variance of the
     score-function gradient and leaves its expectation as it is.
-
-    Args:
-        information: Values of shape `(num_designs,)`, at least two.
-
-    Returns:
-        Baselines of shape `(num_designs,)`.
-
-    Example:
-        >>> import torch
-        >>> leave_one_out_baseline(torch.tensor([0.0, 1.0, 2.0]))
-        tensor([1.5000, 1.0000, 0.5000])
     """
-    num_designs = information.shape[0]
-    return (information.sum() - information) / (num_designs - 1)
+    return (information.sum() - information) / (len(information) - 1)
 
 
 def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
@@ -56,13 +44,8 @@ def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
     simulator. The design is a sampled value here: no derivative of :math:`g` enters.
 
     Args:
-        information: Terms of the bound, averaged over the simulations of each design,
-            of shape `(num_designs,)`.
-        log_prob: Log-density of the designs under the policy, of shape
-            `(num_designs,)`, with gradient.
-
-    Returns:
-        Scalar loss.
+        information: Means of the terms of each design, of shape `(num_designs,)`.
+        log_prob: Log-density of the designs under the policy, likewise.
     """
     information = information.detach()
     advantage = information - leave_one_out_baseline(information)

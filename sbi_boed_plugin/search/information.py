@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.objectives.bounds import (
-    barber_agakov_bound,
-    generalized_kl_bound,
-    marginal_difference,
-)
+from sbi_boed_plugin.objectives.bounds import generalized_kl_bound
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
@@ -37,6 +33,16 @@ class Densities:
     """Log-densities of simulations, each evaluated when it is first asked for.
 
     Differentiable in the data and designs where these carry a gradient.
+
+    Args:
+        estimators: The networks.
+        prior: Distribution of the parameters.
+        theta: Parameters of shape `(batch_dim, dim_theta)`.
+        x: Data of shape `(batch_dim, dim_x)`.
+        design: Designs of shape `(batch_dim, dim_design)`.
+        contrast: Contrastive parameters, `(num_contrastive, batch_dim, dim_theta)`.
+        negligible: As for
+            :func:`~sbi_boed_plugin.objectives.info_nce.log_likelihood_matrix`.
     """
 
     def __init__(
@@ -50,26 +56,9 @@ class Densities:
         *,
         negligible: float = 0.0,
     ) -> None:
-        """Initialize without evaluating anything.
-
-        Args:
-            estimators: The networks.
-            prior: Distribution of the parameters.
-            theta: Parameters of shape `(batch_dim, dim_theta)`.
-            x: Data of shape `(batch_dim, dim_x)`.
-            design: Designs of shape `(batch_dim, dim_design)`.
-            contrast: Contrastive parameters of shape
-                `(num_contrastive, batch_dim, dim_theta)`.
-            negligible: As for
-                :func:`~sbi_boed_plugin.objectives.info_nce.log_likelihood_matrix`.
-        """
-        self._estimators = estimators
-        self._prior = prior
-        self._contrast = contrast
-        self._negligible = negligible
-        self.theta = theta
-        self.x = x
-        self.design = design
+        self._estimators, self._prior = estimators, prior
+        self._contrast, self._negligible = contrast, negligible
+        self.theta, self.x, self.design = theta, x, design
 
     @cached_property
     def log_likelihoods(self) -> Tensor:
@@ -133,19 +122,11 @@ def training_losses(
     *,
     contrastive: bool = True,
 ) -> dict[str, Tensor]:
-    """Return the training loss of each row for each network, by its name.
+    """Return the training loss of each row for each network, in nats, by its name.
 
-    Args:
-        estimators: The networks.
-        densities: Their densities for a batch of simulations.
-        regularization_strength: Weight of maximum likelihood in the InfoNCE-λ loss of
-            the likelihood.
-        contrastive: Whether the contrastive term enters. Not where simulations have
-            failed: successes contrasted with the parameters of failures would teach
-            the likelihood the chance of success.
-
-    Returns:
-        Losses of shape `(batch_dim,)`, in nats.
+    The likelihood's is the InfoNCE-λ loss. Its contrastive term must not enter where
+    simulations have failed: successes contrasted with the parameters of failures would
+    teach the likelihood the chance of success.
     """
     matrix = densities.log_likelihoods
     if contrastive:
@@ -179,14 +160,6 @@ class PolicyObjective:
     bound: Literal["pce", "barber_agakov", "gkl", "marginal"]
 
 
-def _info_nce(densities: Densities) -> Tensor:
-    return contrastive_bound(densities.log_likelihoods)
-
-
-def _barber_agakov(densities: Densities) -> Tensor:
-    return barber_agakov_bound(densities.log_posterior, densities.log_prior)
-
-
 def _generalized_kl(densities: Densities) -> Tensor:
     return generalized_kl_bound(
         densities.log_posterior,
@@ -196,14 +169,20 @@ def _generalized_kl(densities: Densities) -> Tensor:
     )
 
 
-def _marginal(densities: Densities) -> Tensor:
-    return marginal_difference(densities.log_likelihood, densities.log_marginal)
-
-
 POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
-    "barber_agakov": PolicyObjective(_barber_agakov, "posterior", "barber_agakov"),
+    "barber_agakov": PolicyObjective(
+        lambda densities: densities.log_posterior - densities.log_prior,
+        "posterior",
+        "barber_agakov",
+    ),
     "gkl": PolicyObjective(_generalized_kl, "hybrid", "gkl"),
-    "info_nce": PolicyObjective(_info_nce, None, "pce"),
-    # Not a bound, so that the likelihood's own scores the design found.
-    "marginal": PolicyObjective(_marginal, "marginal", "pce"),
+    "info_nce": PolicyObjective(
+        lambda densities: contrastive_bound(densities.log_likelihoods), None, "pce"
+    ),
+    # This is not a bound: the bound of the likelihood scores the design found.
+    "marginal": PolicyObjective(
+        lambda densities: densities.log_likelihood - densities.log_marginal,
+        "marginal",
+        "pce",
+    ),
 }

@@ -19,34 +19,21 @@ def score_design(
     simulator: Callable[[Tensor, Tensor], Tensor],
     *,
     prior: Distribution,
-    design: Tensor,
     objective: str,
     **kwargs: Any,
 ) -> EIGEstimate:
-    """Estimate the information of a design from simulations.
+    """Estimate the information of a design from new simulations.
 
-    Args:
-        estimators: The networks.
-        simulator: Function from `theta` and `design` to `x`.
-        prior: Distribution of the parameters.
-        design: Design of shape `(dim_design,)`.
-        objective: Name of the objective.
-        **kwargs: Passed to :func:`~sbi_boed_plugin.estimate_eig`.
-
-    Returns:
-        The estimate.
+    `kwargs` are `design` and what else :func:`~sbi_boed_plugin.estimate_eig` takes.
     """
     bound = POLICY_OBJECTIVES[objective].bound
     for network in estimators.all():
         network.eval()
-    by_likelihood = bound == "pce"
-    if by_likelihood:
+    if bound == "pce":
         estimator = estimators.likelihood
     else:
         estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
-    if not by_likelihood and isinstance(prior, ParticleBelief):
-        # A posterior that was trained with its particles knows them.
-        prior = prior.anew()
-    return estimate_eig(
-        estimator, simulator, prior=prior, design=design, bound=bound, **kwargs
-    )
+        if isinstance(prior, ParticleBelief):
+            # A posterior that was trained with its particles fits them too well.
+            prior = prior.independent_copy()
+    return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)

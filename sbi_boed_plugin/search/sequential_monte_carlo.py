@@ -1,12 +1,13 @@
 """Steps of sequential Monte Carlo: how far, which particles, where they move."""
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "MovedParticles",
+    "Particles",
     "effective_share",
     "largest_step",
     "nan_to_zero_density",
@@ -23,33 +24,32 @@ def nan_to_zero_density(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), -torch.inf, values)
 
 
-class MovedParticles:
-    """Particles with the parts of their log-density, moved together."""
+@dataclass
+class Particles:
+    """Particles with the parts of their log-density, one row each."""
 
-    def __init__(
-        self, theta: Tensor, current: Tensor, history: Tensor, log_prior: Tensor
-    ) -> None:
-        self.theta = theta
-        self.current = current
-        self.history = history
-        self.log_prior = log_prior
+    theta: Tensor
+    current: Tensor
+    history: Tensor
+    log_prior: Tensor
 
-    def log_target(self, power: float, rows: slice = slice(None)) -> Tensor:
+    def __getitem__(self, rows: Tensor | slice) -> "Particles":
+        """Return some of the particles."""
+        return Particles(*(getattr(self, part.name)[rows] for part in fields(self)))
+
+    def log_target(self, power: float) -> Tensor:
         """Return the log-density with the new likelihood raised to `power`."""
-        target = self.log_prior[rows] + self.history[rows]
-        return target + power * self.current[rows]
+        return self.log_prior + self.history + power * self.current
 
-    def replace(self, rows: slice, other: "MovedParticles", where: Tensor) -> None:
-        """Take over the rows of another state."""
-        self.theta[rows] = torch.where(
-            where.unsqueeze(1), other.theta, self.theta[rows]
-        )
-        for name in ("current", "history", "log_prior"):
-            values = getattr(self, name)
-            values[rows] = torch.where(where, getattr(other, name), values[rows])
+    def replace(self, rows: slice, other: "Particles", where: Tensor) -> None:
+        """Take over particles of another state, in place."""
+        for part in fields(self):
+            old, new = getattr(self, part.name), getattr(other, part.name)
+            mask = where.unsqueeze(1) if new.dim() > 1 else where
+            old[rows] = torch.where(mask, new, old[rows])
 
 
-def propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
+def propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
     """Return differential-evolution moves along differences of the other half.
 
     Symmetric, and scaled to the belief whatever its shape; full differences jump
@@ -61,8 +61,8 @@ def propose(old: Tensor, pool: Tensor, dim: int, *, jump: bool) -> Tensor:
     if jump:
         scale = old.new_ones(len(old), 1)
     else:
-        # From small to the best for a Normal: some of them fit a belief of any shape.
-        best = 2.38 / math.sqrt(2.0 * dim)
+        # From zero to the best scale for a Normal: some fit a belief of any shape.
+        best = 2.38 / math.sqrt(2.0 * old.shape[1])
         scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
     spread = pool.std(dim=0)
     noise = 1e-3 * spread * torch.randn_like(old)
@@ -87,8 +87,8 @@ def largest_step(log_likelihood: Tensor, most: float) -> float:
             low = middle
         else:
             high = middle
-    # Where particles without any density alone are more than allowed.
-    return max(low, 1e-6 * most) if low == 0.0 else low
+    # No step is small enough where too many particles have no density at all.
+    return low or 1e-6 * most
 
 
 def systematic_resample(weights: Tensor) -> Tensor:

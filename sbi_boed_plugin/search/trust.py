@@ -1,12 +1,12 @@
-r"""What there is to believe of a search's result, from simulations of its own.
+r"""What speaks against the result of a search, from simulations of its own.
 
 A learned bound can be wrong without looking wrong: a density over discrete parameters,
 a prior without its constant, networks that have hardly learned, a policy that stopped
 on a slope. Bounds that fail in different ways see the same simulations, and a result
 says where they contradict each other.
 
-- Barber-Agakov (or its tightening by an energy) hangs on the posterior network, PCE on
-  the likelihood and draws of the prior, LACE on both and on the prior's density.
+- Barber-Agakov (or its tightening by an energy) depends on the posterior network, PCE
+  on the likelihood and draws of the prior, LACE on both and on the prior's density.
 - With the true likelihood, `[pce, snmc]` and `[lace, lace_upper]` enclose the
   information. Where they do not meet, the density of the prior and its draws do not
   belong together, or the likelihood is far off.
@@ -22,57 +22,26 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from scipy.stats import ks_2samp
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal
 
 from sbi_boed_plugin._memory import rows_at_once
-from sbi_boed_plugin._prior import (
-    discrete_columns,
-    log_normalization,
-    to_real_numbers,
-)
-from sbi_boed_plugin.objectives.eig import (
-    EIGEstimate,
-    NoEstimateError,
-    eig_of_simulations,
-)
-from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.search.bounds_of_design import tightest
 from sbi_boed_plugin.search.progress import Progress
 
-__all__ = [
-    "Arrival",
-    "estimate_bounds",
-    "find_arrival",
-    "find_doubts",
-    "likelihood_mismatch",
-    "tightest",
-]
+__all__ = ["Arrival", "find_arrival", "find_doubts", "likelihood_mismatch"]
 
-# Densities of a bound that is there to compare, and contrasts of each simulation.
-_PAIRS, _CONTRASTS = (
-    262_144,
-    {
-        "barber_agakov": 0,
-        "lace": 63,
-        "lace_upper": 63,
-        "pce": 255,
-        "snmc": 255,
-    },
-)
-# Nats, and share of the information, by which bounds may differ for reasons of luck.
+# Nats, and share of the information, by which bounds may differ by chance.
 _SLACK, _SHARE = 0.1, 0.2
-# Nats that are much, whatever share of the information they are.
+# Largest overfitting in nats, whatever share of the information it is.
 _MANY_NATS = 0.3
-# Simulations from which networks may have learned little, whatever they seem to know.
+# With fewer simulations, networks may have learned little.
 _FEW_SIMULATIONS = 2_000
-# Standard errors of a difference that is not one of luck.
+# Standard errors that a difference by chance does not reach.
 _ERRORS = 4.0
-# Simulations that tell the slope, if half of the steps have as many.
+# Simulations from which the slope is told, or half of the steps.
 _NUM_RECENT = 4_000
-# Statistic of the likelihood's own draws against simulations.
+# Largest statistic of the likelihood's own draws against simulations.
 _MAX_MISMATCH = 0.1
-# Rows of the linear bound for each number that it fits.
-_ROWS_PER_FEATURE = 5
 
 
 @dataclass(frozen=True)
@@ -104,136 +73,10 @@ class Arrival:
     @property
     def is_steep(self) -> bool:
         """Whether the information rises by more than luck explains."""
-        # Of all values together: a sum of squares that are one in the mean.
+        # Without a slope, this is a sum of squares of mean one, one for each value.
         score = float((self.slope / self.slope_standard_error).square().sum())
         dim = len(self.slope)
         return score > dim + _ERRORS * math.sqrt(2.0 * dim) + _ERRORS**2
-
-
-def estimate_bounds(
-    estimators: DesignEstimators,
-    theta: Tensor,
-    x: Tensor,
-    *,
-    prior: Distribution,
-    fresh_prior: Distribution,
-    design: Tensor,
-    objective: str,
-    num_contrastive: int,
-) -> dict[str, EIGEstimate]:
-    """Return every bound of the information that the networks of a search give.
-
-    Args:
-        estimators: The networks.
-        theta: Parameters of shape `(num_samples, dim_theta)`.
-        x: Their data, of shape `(num_samples, dim_x)`, NaN where simulations failed.
-        prior: Distribution that the networks learned from.
-        fresh_prior: The same distribution for those that know its particles.
-        design: Design of shape `(dim_design,)`.
-        objective: Name of the objective.
-        num_contrastive: Number of contrastive parameters of its own bound.
-
-    Returns:
-        Estimates by their names; that of the objective comes first, and `"linear"` is
-        that of a regression.
-    """
-    own = POLICY_OBJECTIVES[objective].bound
-    names = [own]
-    posterior = None
-    if estimators.posterior is not None:
-        posterior = estimators.posterior_base
-        names += ["barber_agakov", "lace", "lace_upper"]
-    names += ["pce", "snmc"]
-    failed = not torch.isfinite(x).all()
-    constant = log_normalization(getattr(prior, "base_prior", prior))
-    bounds: dict[str, EIGEstimate] = {}
-    for name in dict.fromkeys(names):
-        if failed and name in ("snmc", "lace_upper"):
-            continue  # Upper forms need every simulation.
-        is_own = name == own
-        contrasts = num_contrastive if is_own else _CONTRASTS.get(name, num_contrastive)
-        most = len(theta) if is_own else max(256, _PAIRS // (contrasts + 1))
-        by_posterior = {"barber_agakov": posterior, "gkl": estimators.posterior}
-        try:
-            bounds[name] = eig_of_simulations(
-                by_posterior.get(name, estimators.likelihood),
-                theta[:most],
-                x[:most],
-                prior=prior if name in ("pce", "snmc") else fresh_prior,
-                design=design.to(theta).unsqueeze(0),
-                bound=name,
-                posterior_estimator=posterior,
-                num_contrastive=contrasts,
-                constant=constant,
-                warn=is_own,
-            )
-        except NoEstimateError:
-            if is_own:
-                raise  # The others are there to compare.
-    linear = _linear_bound(theta, x, fresh_prior, constant[0])
-    if linear is not None:
-        bounds["linear"] = linear
-    return bounds
-
-
-def tightest(bounds: dict[str, EIGEstimate]) -> EIGEstimate:
-    """Return the estimate to report: the larger of the objective's bound and LACE."""
-    own = next(iter(bounds.values()))
-    lace = bounds.get("lace", own)
-    return lace if lace.value > own.value else own
-
-
-@torch.no_grad()
-def _linear_bound(
-    theta: Tensor, x: Tensor, prior: Distribution, constant: float
-) -> EIGEstimate | None:
-    """Return the Barber-Agakov bound of a regression, scored on other simulations.
-
-    Parameters in coordinates without bounds are a Normal around a line and a parabola
-    of the data. `None` where there are too few rows, or no density of the parameters.
-    """
-    before = getattr(prior, "base_prior", prior)
-    valid = torch.isfinite(x).all(dim=1)
-    num_failed = int((~valid).sum())
-    theta, x = theta[valid], x[valid].cpu().double()
-    scale = x.std(dim=0)
-    x = ((x - x.mean(dim=0)) / scale.where(scale > 0, 1.0)).clamp(-5.0, 5.0)
-    features = torch.cat([torch.ones(len(x), 1).double(), x, x.square()], dim=1)
-    half = len(features) // 2
-    if half < _ROWS_PER_FEATURE * (features.shape[1] + theta.shape[1]):
-        return None
-    if bool(discrete_columns(before).any()):
-        return None
-    transform = to_real_numbers(before)
-    real = cast(Tensor, transform(theta))
-    log_det = transform.log_abs_det_jacobian(theta, real)
-    log_det = log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
-    log_prior = (prior.log_prob(theta).to(theta) - log_det).cpu().double()
-    real = real.cpu().double()
-    unit = real.std(dim=0)
-    unit = unit.where(unit > 0, 1.0)
-    real, log_unit = (real - real.mean(dim=0)) / unit, unit.log().sum()
-    halves = (slice(0, half), slice(half, None))
-    terms = []
-    for fitted, scored in (halves, halves[::-1]):
-        solution = torch.linalg.lstsq(features[fitted], real[fitted]).solution
-        residual = real[fitted] - features[fitted] @ solution
-        covariance = torch.atleast_2d(torch.cov(residual.T))
-        covariance = covariance + 1e-9 * torch.eye(len(covariance)).double()
-        fit = MultivariateNormal(features[scored] @ solution, covariance)
-        terms.append(
-            fit.log_prob(real[scored]) - log_unit - log_prior[scored] + constant
-        )
-    all_terms = torch.cat([*terms, torch.zeros(num_failed).double()])
-    error = all_terms.std().item() / math.sqrt(len(all_terms))
-    return EIGEstimate(
-        all_terms.mean().item(),
-        error,
-        "barber_agakov",
-        None,
-        len(all_terms),
-        num_failed,
-    )
 
 
 def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
@@ -248,29 +91,28 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
             box, else 0, of shape `(dim_design,)`.
 
     Returns:
-        The answer, or `None` if designs did not vary or were too few to tell.
+        `None` if designs did not vary or were too few to tell.
     """
-    told = [batch for batch in progress.stored if batch.information is not None]
-    if not told:
+    recent = [batch for batch in progress.stored if batch.information is not None]
+    if not recent:
         return None
-    enough = max(progress.step // 10, _NUM_RECENT // len(told[0].theta))
-    told = told[-max(1, min(enough, progress.step // 2)) :]
-    designs = torch.cat([batch.design for batch in told]).cpu().double()
-    terms = torch.cat([cast(Tensor, batch.information) for batch in told])
-    terms = terms.cpu().double()
-    # Within each step: the policy drifts, and the networks learn.
-    rows = [len(batch.design) for batch in told]
-    centred, centred_terms = (
-        torch.cat([part - part.mean(dim=0) for part in values.split(rows)])
-        for values in (designs, terms)
+    enough = max(progress.step // 10, _NUM_RECENT // len(recent[0].theta))
+    recent = recent[-max(1, min(enough, progress.step // 2)) :]
+    # Differences within a step: between steps policy and networks change.
+    designs, terms = (
+        torch.cat([part - part.mean(dim=0) for part in parts])
+        for parts in (
+            [batch.design.cpu().double() for batch in recent],
+            [cast(Tensor, batch.information).cpu().double() for batch in recent],
+        )
     )
-    scale = centred.std(dim=0)
+    scale = designs.std(dim=0)
     if len(terms) < 10 * (designs.shape[1] + 1) or not (scale > 0).all():
         return None
-    unit = centred / scale
-    slope = torch.linalg.lstsq(unit, centred_terms.unsqueeze(1)).solution[:, 0]
+    unit = designs / scale
+    slope = torch.linalg.lstsq(unit, terms.unsqueeze(1)).solution[:, 0]
     # Terms vary more at some designs than at others (White's standard errors).
-    residual = unit * (centred_terms - unit @ slope).unsqueeze(1)
+    residual = unit * (terms - unit @ slope).unsqueeze(1)
     inverse = torch.linalg.pinv(unit.T @ unit)
     variance = (inverse @ residual.T @ residual @ inverse).diagonal()
     slope = slope.masked_fill(slope.sign() == at_edge.double(), 0.0)
@@ -290,21 +132,19 @@ def likelihood_mismatch(
 ) -> float:
     r"""Return how simulations differ from what the likelihood itself would draw.
 
-    The Kolmogorov-Smirnov statistic of :math:`\log q(x \mid \theta, \xi)` at simulated
-    data and at draws of :math:`q` for the same parameters and designs. For one value, a
-    likelihood that is a quarter too wide, or misses the mean by two thirds of its
-    width, gives 0.1; with 1,000 rows the true one gives more once in 10,000 times. A
-    small value is necessary, not sufficient: a likelihood that ignores the parameters
-    may fit the data of all parameters together.
+    The Kolmogorov-Smirnov statistic, between 0 and 1, of
+    :math:`\log q(x \mid \theta, \xi)` at simulated data and at draws of :math:`q` for
+    the same parameters and designs. For one value, a likelihood that is a quarter too
+    wide, or misses the mean by two thirds of its width, gives 0.1; with 1,000 rows the
+    true one gives more once in 10,000 times. A small value is necessary, not
+    sufficient: a likelihood that ignores the parameters may fit the data of all
+    parameters together.
 
     Args:
         likelihood: Likelihood, conditioned on `(theta, design)` in one row.
         theta: Parameters of shape `(batch_dim, dim_theta)`.
         design: Designs of shape `(batch_dim, dim_design)`.
-        x: Finite data simulated with them, of shape `(batch_dim, *x_event_shape)`.
-
-    Returns:
-        Largest difference of the two distribution functions, between 0 and 1.
+        x: Finite data simulated with them.
     """
     condition = torch.cat([theta, design], dim=-1)
     num_values = condition[:1].numel() + x[:1].numel()
@@ -343,8 +183,29 @@ def find_doubts(
     Returns:
         Sentences that name what was found, what it can mean and what to do.
     """
-    doubts = []
     reported = tightest(bounds)
+    doubts = _contradictions(bounds, reported)
+    gap, error = overfit
+    allowed = min(_MANY_NATS, max(_SLACK, _SHARE * reported.value))
+    if gap > allowed and gap > 2.0 * error:
+        doubts.append(
+            f"The networks know {gap:.2f} nats more of the simulations that they "
+            f"learned from than of others: these are too few, and the information may "
+            "be so much higher than reported, or more. Allow for more simulations."
+        )
+    elif num_learned_from is not None and num_learned_from < _FEW_SIMULATIONS:
+        doubts.append(
+            f"The networks learned from {num_learned_from:,} simulations only: what "
+            "they do not know yet is not in the bound, and the information may be well "
+            "above it. Allow for more simulations."
+        )
+    doubts += _doubts_of_likelihood(bounds, reported, mismatch)
+    return doubts + _doubts_of_policy(arrival, reported, never_moved)
+
+
+def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> list[str]:
+    """Return which bounds contradict each other."""
+    doubts = []
     for low, high in (("lace", "snmc"), ("pce", "lace_upper")):
         if low in bounds and high in bounds and _exceeds(bounds[low], bounds[high]):
             doubts.append(
@@ -363,21 +224,15 @@ def find_doubts(
             f"against {reported.value:.2f} nats): they have hardly learned. Use more "
             "steps or simulations, or check the scales of theta, x and the design."
         )
-    gap, error = overfit
-    allowed = min(_MANY_NATS, max(_SLACK, _SHARE * reported.value))
-    if gap > allowed and gap > 2.0 * error:
-        doubts.append(
-            f"The networks know {gap:.2f} nats more of the simulations that they "
-            f"learned from than of others: these are too few, and the information may "
-            "be so much higher than reported, or more. Allow for more simulations."
-        )
-    elif num_learned_from is not None and num_learned_from < _FEW_SIMULATIONS:
-        doubts.append(
-            f"The networks learned from {num_learned_from:,} simulations only: what "
-            "they do not know yet is not in the bound, and the information may be well "
-            "above it. Allow for more simulations."
-        )
-    # What 1,000 rows exceed by chance once in 10,000 times, and few rows likewise.
+    return doubts
+
+
+def _doubts_of_likelihood(
+    bounds: dict[str, EIGEstimate], reported: EIGEstimate, mismatch: float
+) -> list[str]:
+    """Return what speaks against the likelihood."""
+    doubts = []
+    # By chance, 1,000 rows exceed the limit once in 10,000 times, and so do fewer.
     num_valid = reported.num_simulations - reported.num_invalid_simulations
     scarcity = max(1.0, 1_000 / max(1, num_valid)) ** 0.5
     if mismatch > _MAX_MISMATCH * scarcity:
@@ -388,32 +243,39 @@ def find_doubts(
             "longer, or use another density_estimator."
         )
     upper, own = bounds.get("lace_upper"), bounds.get("barber_agakov")
-    if upper is not None and own is not None:
-        slack = max(_SLACK, _SHARE * abs(own.value))
-        if _exceeds(own, upper, slack):
-            doubts.append(
-                f"The likelihood knows less than the posterior network "
-                f"({upper.value:.2f} against {own.value:.2f} nats): what observe() "
-                "and MCMC learn from it will be too wide. Train it longer, or use "
-                "another density_estimator."
-            )
-    if never_moved:
+    if upper is None or own is None:
+        return doubts
+    if _exceeds(own, upper, max(_SLACK, _SHARE * abs(own.value))):
         doubts.append(
+            f"The likelihood knows less than the posterior network "
+            f"({upper.value:.2f} against {own.value:.2f} nats): what observe() "
+            "and MCMC learn from it will be too wide. Train it longer, or use "
+            "another density_estimator."
+        )
+    return doubts
+
+
+def _doubts_of_policy(
+    arrival: Arrival | None, reported: EIGEstimate, never_moved: bool
+) -> list[str]:
+    """Return what says that the policy did not arrive."""
+    if never_moved:
+        return [
             "The policy took no step: the design is the one that it started from. "
             "Allow for more simulations or time."
-        )
-    # A slope that matters: a twentieth of the information, if that is much.
-    elif (
-        arrival is not None
-        and arrival.is_steep
-        and arrival.gain > max(_SLACK / 2, 0.05 * abs(reported.value))
-    ):
+        ]
+    if arrival is None:
+        return []
+    doubts = []
+    # A slope matters from a twentieth of the information, and from 0.05 nats.
+    matters = arrival.gain > max(_SLACK / 2, 0.05 * abs(reported.value))
+    if arrival.is_steep and matters:
         doubts.append(
             "The policy stopped on a slope: a move by one standard deviation of its "
             f"draws gains another {arrival.gain:.2f} nats. Allow for more steps, or a "
             "larger design_learning_rate."
         )
-    if arrival is not None and arrival.last_distance > 1.0 and not never_moved:
+    if arrival.last_distance > 1.0:
         doubts.append(
             f"The policy still moved, by {arrival.last_distance:.1f} standard "
             "deviations of its draws in the last tenth of the steps. Allow for more "
@@ -423,6 +285,6 @@ def find_doubts(
 
 
 def _exceeds(low: EIGEstimate, high: EIGEstimate, slack: float = _SLACK) -> bool:
-    """Whether a lower bound is above a value by more than luck explains."""
+    """Return whether a lower bound is above a value by more than luck explains."""
     error = math.hypot(low.standard_error, high.standard_error)
     return low.value > high.value + _ERRORS * error + slack

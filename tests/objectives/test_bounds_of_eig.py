@@ -1,6 +1,7 @@
 """Every bound with exact densities is exact, and with wrong ones still a bound."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from benchmarks.exact_estimators import (
 )
 from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.objectives.eig import Bound
 from tests.oracles import EnergyBetween
 from tests.trainers.cases import CHECK
 
@@ -26,17 +28,7 @@ MODELS = {
     "slope": (slope, SLOPE, torch.tensor([2.0])),
     "line": (straight_line, LINE, torch.tensor([-1.0, 0.3, 1.5])),
 }
-BOUNDS = [
-    "pce",
-    "snmc",
-    "lace",
-    "lace_upper",
-    "exact",
-    "nwj",
-    "marginal",
-    "barber_agakov",
-    "gkl",
-]
+BOUNDS = get_args(Bound)
 
 
 class Noise(nn.Module):
@@ -86,9 +78,8 @@ def estimate(model, bound, estimator=None, simulator=None, **kwargs):
         estimator or default,
         simulator or simulator_of(features),
         prior=normal_prior(dims["dim_theta"]),
-        design=design,
         bound=bound,
-        **{**settings, **kwargs},
+        **{"design": design, **settings, **kwargs},
     )
 
 
@@ -355,6 +346,19 @@ def test_estimators_and_data_may_differ_in_precision():
 @pytest.mark.parametrize(
     ("bound", "kwargs", "error", "match"),
     [
+        ("nmc", {}, ValueError, "bound='nmc' is unknown"),
+        ("pce", {"num_samples": 1}, ValueError, "num_samples=1"),
+        ("pce", {"num_contrastive": 0}, ValueError, "num_contrastive=0"),
+        (
+            "pce",
+            {"design": torch.zeros(2, 1)},
+            ValueError,
+            r"design has shape \(2, 1\)",
+        ),
+        ("pce", {"estimator": lambda x, t, d: x}, ValueError, "sum over the data of a"),
+        ("pce", {"estimator": "likelihood"}, TypeError, "must be an estimator"),
+        ("lace", {"posterior_estimator": None}, ValueError, "posterior_estimator"),
+        ("exact", {"estimator": hybrid("slope")}, ValueError, "needs the true likelih"),
         ("marginal", {"marginal_estimator": None}, ValueError, "needs marginal_estim"),
         ("nwj", {"num_contrastive": 1}, ValueError, "num_contrastive=1 .* at least 2"),
         ("gkl", {"num_contrastive": 0}, ValueError, "num_contrastive=0"),

@@ -185,8 +185,3 @@ def test_a_density_of_discrete_parameters_is_refused(bound):
             prior=prior,
             estimator=NormalPosterior(half_at_each_end(1)),
         )
-
-
-def test_it_needs_a_proposal():
-    with pytest.raises(ValueError, match="posterior_estimator"):
-        estimate("gaussian_linear", 1, "lace", posterior_estimator=None)

@@ -1,10 +1,8 @@
 import pytest
 import torch
-from torch.distributions import constraints
 
-from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search import CategoricalPolicy
-from tests.search.expectations import by_score, simulated, smooth
+from sbi_boed_plugin import CategoricalPolicy
+from tests.policies.expectations import by_score, simulated, smooth
 
 CANDIDATES = torch.tensor([[0.0, 1.0], [2.0, 1.0], [0.0, -0.5], [1e-9, 1e6]])
 LOGITS = torch.tensor([0.5, -1.0, 1.0, 0.0])
@@ -91,51 +89,3 @@ def test_mode_and_record():
     assert not record["probabilities"].requires_grad
     record["mode"].fill_(3.0)
     assert torch.equal(this.candidates, CANDIDATES)
-
-
-def test_designs_carry_no_gradient():
-    this = policy()
-    assert this.has_log_prob and not this.has_rsample
-    with pytest.raises(NotImplementedError, match="gradient='score'"):
-        this.rsample((3,))
-
-
-@pytest.mark.parametrize(
-    ("candidates", "logits", "match"),
-    [
-        (torch.zeros(3), None, r"candidates has shape \(3,\)"),
-        (torch.zeros(0, 2), None, r"candidates has shape \(0, 2\)"),
-        (torch.tensor([[0.0], [torch.nan]]), None, "must be finite"),
-        (torch.tensor([[1], [2], [1]]), None, r"candidates\[0\].*candidates\[2\]"),
-        (torch.tensor([[2.0], [2.0 + 5e-7]]), None, "same in single precision"),
-        (torch.tensor([[1], [2]]), torch.zeros(3), r"shape \(2,\)"),
-        (torch.tensor([[1], [2]]), torch.tensor([0.0, -torch.inf]), "Leave out"),
-    ],
-)
-def test_bad_arguments_are_named(candidates, logits, match):
-    with pytest.raises(ValueError, match=match):
-        CategoricalPolicy(candidates, logits=logits)
-
-
-class Coin(DesignPolicy):
-    """What the documentation asks of a policy with discrete designs."""
-
-    has_rsample = False
-    support = constraints.independent(constraints.boolean, 1)
-    mode = torch.ones(1)
-
-    def __init__(self):
-        super().__init__(1)
-        self.logit = torch.nn.Parameter(torch.zeros(1))
-
-    def sample(self, sample_shape=torch.Size()):
-        return torch.bernoulli(self.logit.detach().sigmoid().expand(*sample_shape, 1))
-
-    def log_prob(self, design):
-        return -torch.nn.functional.softplus(-self.logit * (2 * design - 1)).sum(-1)
-
-
-def test_a_discrete_policy_of_ones_own_needs_no_rsample():
-    assert Coin().sample(torch.Size((5,))).shape == (5, 1)
-    with pytest.raises(NotImplementedError, match="Coin has no rsample"):
-        Coin().rsample()

@@ -4,15 +4,19 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+from torch.distributions import Beta, Independent, constraints
 
-from sbi_boed_plugin import TruncatedNormalPolicy
-from sbi_boed_plugin.search import (
+from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     DesignPolicy,
     NormalPolicy,
     PointPolicy,
+    ScaleSchedule,
     TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
 )
+from tests.policies.expectations import assert_unbiased, by_rsample, by_score
 from tests.trainers.cases import SEARCH, make, message, simulator
 
 LOW, HIGH = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 3.0])
@@ -164,5 +168,173 @@ def test_searches_learn_every_family_by_its_score(policy):
     )
 
 
-def test_policies_of_ones_own_have_gradients_unless_they_say_otherwise():
-    assert DesignPolicy.has_rsample and DesignPolicy.has_log_prob
+@pytest.mark.parametrize("surrogate", [by_score, by_rsample])
+@pytest.mark.parametrize("family", ["truncated normal", "normal"])
+def test_gradients_are_those_of_the_expectation(family, surrogate):
+    if family == "normal":
+        scale = torch.tensor([0.2, 0.5], dtype=torch.float64)
+        policy = NormalPolicy(0.1 * LOW.double(), (scale, 0.1 * scale))
+        # Eight scales to each side hold all the mass that double precision can tell.
+        box = policy.loc.detach() - 8 * scale, policy.loc.detach() + 8 * scale
+    else:
+        box = torch.zeros(2).double(), torch.ones(2).double()
+        policy = TruncatedNormalPolicy(*box, loc=torch.tensor([0.1, 1.0]))
+    low, high = (corner.tolist() for corner in box)
+    assert_unbiased(policy, surrogate, low, high, precision=0.02)
+
+
+@for_each_family
+def test_entropy_is_the_mean_of_the_log_density(family):
+    policy = changed(family)
+    if not policy.has_log_prob or family == "mixture":
+        with pytest.raises(NotImplementedError):
+            policy.entropy()
+        return
+    log_prob = policy.log_prob(policy.sample((20_000,)))
+    error = 4 * log_prob.std().item() / 20_000**0.5
+    assert policy.entropy().item() == pytest.approx(-log_prob.mean().item(), abs=error)
+
+
+class OwnDistribution(DesignPolicy):
+    """What the documentation asks of a policy, and a density that is NaN outside."""
+
+    def __init__(self, dim_design):
+        super().__init__(dim_design)
+        self.logit = nn.Parameter(torch.linspace(-0.5, 0.5, dim_design))
+        self.anneal(0.0)
+
+    def anneal(self, progress):
+        self.concentration = ScaleSchedule(4.0, 100.0)(progress)
+
+    def distribution(self):
+        m, c = self.logit.sigmoid(), self.concentration
+        beta = Beta(1 + c * m, 1 + c * (1 - m), validate_args=False)
+        return Independent(beta, 1, validate_args=False)
+
+
+class OwnMethods(OwnDistribution):
+    """The same without a distribution to derive from."""
+
+    support = constraints.independent(constraints.unit_interval, 1)
+    beta = OwnDistribution.distribution
+
+    def distribution(self):
+        raise AssertionError("a policy with methods of its own needs none.")
+
+    @property
+    def mode(self):
+        return self.logit.detach().sigmoid()
+
+    def rsample(self, sample_shape=torch.Size()):
+        return self.beta().rsample(sample_shape)
+
+    def log_prob(self, design):
+        inside = self.support.check(design)
+        log_prob = self.beta().log_prob(design.clamp(0.0, 1.0))
+        return torch.where(inside, log_prob, -torch.inf)
+
+
+def test_policies_of_ones_own_need_a_distribution_or_methods():
+    first, second = policies = OwnDistribution(3), OwnMethods(3)
+    torch.testing.assert_close(first.mode, second.mode)
+    designs = first.sample((5,))
+    assert first.support.check(designs).all()
+    torch.testing.assert_close(first.log_prob(designs), second.log_prob(designs))
+    for policy in policies:
+        assert (policy.log_prob(designs + 1.0) == -torch.inf).all()
+        policy.anneal(1.0)
+        assert policy.concentration == 100.0
+        designs = policy.rsample((4,))
+        torch.autograd.grad(designs.sum(), list(policy.parameters()))
+        assert not policy.sample((4,)).requires_grad
+        assert set(policy.describe()) == {"mode"}
+    for use in (lambda p: p.sample(), lambda p: p.mode, lambda p: p.support):
+        with pytest.raises(NotImplementedError, match="DesignPolicy must define"):
+            use(DesignPolicy(1))
+
+
+class Coin(DesignPolicy):
+    """What the documentation asks of a policy with discrete designs."""
+
+    has_rsample = False
+    support = constraints.independent(constraints.boolean, 1)
+    mode = torch.ones(1)
+
+    def __init__(self):
+        super().__init__(1)
+        self.logit = nn.Parameter(torch.zeros(1))
+
+    def sample(self, sample_shape=torch.Size()):
+        return torch.bernoulli(self.logit.detach().sigmoid().expand(*sample_shape, 1))
+
+    def log_prob(self, design):
+        return -nn.functional.softplus(-self.logit * (2 * design - 1)).sum(-1)
+
+
+def test_a_discrete_policy_of_ones_own_needs_no_rsample():
+    assert Coin().sample(torch.Size((5,))).shape == (5, 1)
+    with pytest.raises(NotImplementedError, match="Coin has no rsample"):
+        Coin().rsample()
+
+
+ZERO, ONE, NAN = torch.zeros(1), torch.ones(1), torch.full((1,), torch.nan)
+IN_A_BOX = [
+    ({"low": torch.zeros(2)}, "same shape"),
+    ({"low": ONE}, "must be less than"),
+    ({"high": torch.tensor([torch.inf])}, "finite"),
+    ({"loc": torch.zeros(3)}, "must have shape"),
+    ({"scale": 0.0}, "must be positive"),
+    ({"scale": (0.3, -1.0)}, "end=-1.0"),
+    ({"scale": (0.3, 0.2, 0.1)}, "one number, or"),
+]
+BAD_ARGUMENTS = [
+    *((TruncatedNormalPolicy, bad, match) for bad, match in IN_A_BOX),
+    (TruncatedNormalPolicy, {"loc": 2 * ONE}, "lie in the box"),
+    *((TruncatedNormalMixturePolicy, bad, match) for bad, match in IN_A_BOX),
+    (TruncatedNormalMixturePolicy, {"loc": ZERO}, r"must have shape \(4, 1\)"),
+    (TruncatedNormalMixturePolicy, {"loc": 2 * torch.ones(4, 1)}, "lie in the box"),
+    (TruncatedNormalMixturePolicy, {"loc": NAN.expand(4, 1)}, "lie in the box"),
+    (TruncatedNormalMixturePolicy, {"num_components": 0}, "num_components=0 must be"),
+    (TruncatedNormalMixturePolicy, {"num_components": 1.5}, "num_components=1.5 must"),
+    (NormalPolicy, {"loc": torch.zeros(2, 2)}, "loc has shape"),
+    (NormalPolicy, {"loc": torch.tensor(1.0)}, "loc has shape"),
+    (NormalPolicy, {"loc": NAN}, "loc=.* must be finite"),
+    (NormalPolicy, {"scale": 0.0}, "scale=0.0 must be positive"),
+    (NormalPolicy, {"scale": torch.ones(3)}, r"scale has shape \(3,\)"),
+    (NormalPolicy, {"scale": (1.0, -1.0)}, "scale=-1.0 must be positive"),
+    (NormalPolicy, {"scale": (1.0, 1.0, 1.0)}, r"a tuple \(start, end\)"),
+    (PointPolicy, {}, "loc=None"),
+    (PointPolicy, {"low": ZERO}, "high=None"),
+    (PointPolicy, {"high": ZERO, "loc": ZERO}, "low=None"),
+    (PointPolicy, {"loc": torch.tensor([torch.inf])}, "loc=.* must be finite"),
+    (PointPolicy, {"loc": torch.zeros(2, 1)}, "loc has shape"),
+    (PointPolicy, {"low": ZERO, "high": ZERO}, "must be less than"),
+    (PointPolicy, {"low": ZERO, "high": ONE, "loc": torch.ones(2)}, "must have shape"),
+    (CategoricalPolicy, {"candidates": torch.zeros(3)}, r"candidates has shape \(3,\)"),
+    (CategoricalPolicy, {"candidates": torch.zeros(0, 2)}, r"has shape \(0, 2\)"),
+    (CategoricalPolicy, {"candidates": NAN.unsqueeze(1)}, "must be finite"),
+    (
+        CategoricalPolicy,
+        {"candidates": torch.tensor([[1], [2], [1]])},
+        r"candidates\[0\].*candidates\[2\]",
+    ),
+    (
+        CategoricalPolicy,
+        {"candidates": torch.tensor([[2.0], [2.0 + 5e-7]])},
+        "same in single precision",
+    ),
+    (CategoricalPolicy, {"logits": torch.zeros(3)}, r"shape \(2,\)"),
+    (CategoricalPolicy, {"logits": torch.tensor([0.0, -torch.inf])}, "Leave out"),
+]
+DEFAULTS = {
+    TruncatedNormalPolicy: {"low": ZERO, "high": ONE},
+    TruncatedNormalMixturePolicy: {"low": ZERO, "high": ONE},
+    NormalPolicy: {"loc": torch.zeros(2), "scale": 1.0},
+    CategoricalPolicy: {"candidates": torch.tensor([[1], [2]])},
+}
+
+
+@pytest.mark.parametrize(("make_policy", "bad", "match"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(make_policy, bad, match):
+    with pytest.raises(ValueError, match=match):
+        make_policy(**{**DEFAULTS.get(make_policy, {}), **bad})

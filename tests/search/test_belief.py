@@ -9,12 +9,12 @@ from sbi.utils import BoxUniform
 from torch.distributions import Independent, MultivariateNormal, Normal, Poisson
 from torch.distributions.transforms import identity_transform
 
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.search.belief import (
     SURPRISING,
     ParticleBelief,
     predictive_p_value,
 )
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from tests.oracles import LinearGaussian
 
 PRIOR = Independent(Normal(torch.zeros(2), 3.0), 1)
@@ -156,14 +156,15 @@ def test_the_variance_of_the_evidence_is_that_over_repetitions():
     assert 0.7 * expected < actual < 2.0 * expected
 
 
-def test_a_belief_anew_has_particles_of_its_own():
+def test_an_independent_copy_has_particles_of_its_own():
     torch.manual_seed(0)
     belief = ParticleBelief(PRIOR, identity_transform)
     belief.update(Measured(*OBSERVATIONS[0]))
     state = torch.get_rng_state()
-    other = belief.anew()
+    other = belief.independent_copy()
     assert torch.equal(state, torch.get_rng_state())
-    assert belief.anew() is other and belief.copy().anew() is not other
+    assert belief.independent_copy() is other
+    assert belief.copy().independent_copy() is not other
     ours, others = (set(map(tuple, b.particles.tolist())) for b in (belief, other))
     assert not ours & others
     mean, covariance, log_evidence = exact(OBSERVATIONS[:1])
@@ -172,7 +173,7 @@ def test_a_belief_anew_has_particles_of_its_own():
     assert other.log_evidence == pytest.approx(log_evidence, abs=0.1)
     assert 0.0 < other.log_evidence_variance < belief.log_evidence_variance
     belief.update(Measured(*OBSERVATIONS[1]))
-    assert belief.anew() is not other
+    assert belief.independent_copy() is not other
 
 
 @pytest.mark.parametrize("dim", [1, 10])

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Uniform
+from torch.distributions import Bernoulli, Independent, Normal, Uniform
 
 from benchmarks.exact_estimators import (
     exact_estimators,
@@ -15,10 +15,15 @@ from benchmarks.exact_estimators import (
     slope,
 )
 from sbi_boed_plugin import EIGEstimate, TruncatedNormalPolicy
-from sbi_boed_plugin.search import trust
+from sbi_boed_plugin.search import bounds_of_design
 from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.bounds_of_design import estimate_bounds
 from sbi_boed_plugin.search.progress import Progress
-from sbi_boed_plugin.search.trust import estimate_bounds, find_arrival, find_doubts
+from sbi_boed_plugin.search.trust import (
+    find_arrival,
+    find_doubts,
+    likelihood_mismatch,
+)
 from tests.oracles import LinearGaussian as Model
 from tests.oracles import WithConstant
 from tests.trainers.cases import make_trainer
@@ -80,16 +85,12 @@ def progress_with(coefficients, num_rows, noise=1.0):
     design = 3.0 + 0.5 * torch.randn(num_rows, len(coefficients))
     terms = (design / 0.5) @ coefficients + noise * torch.randn(num_rows)
     rows = torch.zeros(num_rows, 1)
-    batch = Batch(rows, rows, design, design, rows[:, 0] == 0, information=terms)
-    progress = Progress(step=40, search_ended=40, stored=[batch] * 2)
-    progress.stored = [
-        Batch(*parts, information=told)
-        for *parts, told in zip(
-            *(t.chunk(20) for t in (rows, rows, design, design, rows[:, 0] == 0)),
-            terms.chunk(20),
-            strict=True,
-        )
+    parts = (rows, rows, design, design, rows[:, 0] == 0, terms)
+    stored = [
+        Batch(*values, information=information)
+        for *values, information in zip(*(t.chunk(20) for t in parts), strict=True)
     ]
+    progress = Progress(step=40, search_ended=40, stored=stored)
     modes = torch.linspace(1.0, 3.0, 40).unsqueeze(1).expand(-1, len(coefficients))
     progress.history["mode"] = modes.tolist()
     return progress
@@ -157,7 +158,7 @@ def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():
 
 @pytest.mark.parametrize("constant", [-1.0, 1.0])
 def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeypatch):
-    monkeypatch.setattr(trust, "log_normalization", lambda prior: (0.0, 0.0))
+    monkeypatch.setattr(bounds_of_design, "log_normalization", lambda prior: (0.0, 0.0))
     bounds = bounds_with(WithConstant(normal_prior(1), constant))
     (doubt, *_) = find_doubts(bounds)
     assert "of the prior and its draws do not belong together" in doubt
@@ -216,4 +217,34 @@ def test_parameters_of_two_values_have_no_linear_bound():
     coin = Independent(Bernoulli(torch.full((1,), 0.5)), 1)
     theta = coin.sample((500,))
     x = theta + 0.1 * torch.randn(500, 1)
-    assert trust._linear_bound(theta, x, coin, 0.0) is None
+    assert bounds_of_design._linear_bound(theta, x, coin, 0.0) is None
+
+
+class Misfit:
+    """A straight line with another width and mean than it should have."""
+
+    def __init__(self, width, shift):
+        self.width, self.shift = width, shift
+
+    def _density(self, condition):
+        return Normal(condition[:, :1] * condition[:, 1:] + self.shift, self.width)
+
+    def sample(self, sample_shape, condition):
+        return self._density(condition).sample(sample_shape)
+
+    def log_prob(self, input, condition):
+        return self._density(condition).log_prob(input).sum(dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("width", "shift", "expected"),
+    # In a large sample 0, 0.22, 0.24 and 0.21.
+    [(1.0, 0.0, 0.0), (1.6, 0.0, 0.22), (0.6, 0.0, 0.24), (1.0, 1.0, 0.21)],
+)
+def test_a_misfit_is_seen(width, shift, expected):
+    torch.manual_seed(0)
+    theta, design = torch.randn(1_000, 1), 2.0 * torch.ones(1_000, 1)
+    x = Model.simulate(theta, design)
+    # 1,000 rows: 0.03 of the statistic are noise.
+    mismatch = likelihood_mismatch(Misfit(width, shift), theta, design, x)
+    assert mismatch == pytest.approx(expected, abs=0.09)

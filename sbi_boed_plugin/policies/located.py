@@ -1,0 +1,145 @@
+"""What policies around a learned location share, in a box and without one."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from sbi_boed_plugin._numbers import check_real
+from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
+
+__all__ = ["LocatedPolicy", "as_vector", "check_box", "place_in_box", "spread_loc"]
+
+Box = tuple[Tensor, Tensor]
+
+
+class LocatedPolicy(DesignPolicy):
+    """Policies with learned locations, and scales that follow a schedule.
+
+    Locations are stored as distances from an origin in units of their own (in a box,
+    from its lower corner in units of its width), so that one learning rate serves
+    designs of any magnitude. They have the last dimension `dim_design`; in front of it
+    there may be a dimension of components. Scales are in the same units.
+    """
+
+    low: Tensor | None
+    high: Tensor | None
+    scale: Tensor
+    _origin: Tensor
+    _unit: Tensor
+
+    def __init__(
+        self,
+        loc: Tensor,
+        *,
+        box: Box | None = None,
+        origin: Tensor | None = None,
+        unit: Tensor | float = 1.0,
+        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+    ) -> None:
+        super().__init__(dim_design=loc.shape[-1])
+        low, high = (None, None) if box is None else box
+        if low is not None and high is not None:
+            origin, unit = low, high - low
+        origin = torch.zeros_like(loc) if origin is None else origin.clone()
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+        self.register_buffer("_origin", origin)
+        self.register_buffer("_unit", torch.ones_like(origin) * unit)
+        self._unit_loc = nn.Parameter((loc - origin) / self._unit)
+        self._schedule = None if scale is None else _as_schedule(scale)
+        self.register_buffer("scale", torch.zeros_like(origin))
+        if scale is not None:
+            self.anneal(0.0)
+
+    @property
+    def loc(self) -> Tensor:
+        """Locations, of shape `(..., dim_design)`, with gradient."""
+        return self._origin + self._unit_loc * self._unit
+
+    @property
+    def support(self) -> Constraint:
+        """The box, or all vectors of numbers if there is none."""
+        if self.low is None:
+            return constraints.real_vector
+        return constraints.independent(constraints.interval(self.low, self.high), 1)
+
+    def anneal(self, progress: float) -> None:
+        """Set the scales for a training progress between 0 and 1."""
+        if self._schedule is not None:
+            self.scale = self._schedule(progress) * self._unit
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring the locations back into the box, if there is one."""
+        if self.low is not None:
+            self._unit_loc.clamp_(0.0, 1.0)
+
+    def describe(self) -> dict[str, Tensor]:
+        """Return the mode and the scales."""
+        return {**super().describe(), "scale": self.scale.clone()}
+
+
+def spread_loc(dim_design: int) -> Tensor:
+    """Return a location spread evenly over the middle half of the unit interval.
+
+    Where measurements are interchangeable, equal locations would be a saddle point.
+    """
+    return torch.linspace(0.25, 0.75, dim_design + 2)[1:-1]
+
+
+def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
+    """Return the schedule that a number, a pair or a schedule stands for."""
+    if isinstance(scale, ScaleSchedule):
+        return scale
+    if not isinstance(scale, (tuple, list)):
+        scale = check_real("scale", scale, above=0.0)
+        return ScaleSchedule(scale, scale)
+    if len(scale) != 2:
+        raise ValueError(f"scale={scale} must be one number, or (start, end).")
+    return ScaleSchedule(*scale)
+
+
+def as_vector(name: str, value: Tensor) -> Tensor:
+    """Return a copy of a vector of finite numbers, or raise if it is not one."""
+    value = torch.as_tensor(value)
+    if not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if value.dim() != 1 or value.numel() == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, but must have shape (dim_design,)."
+        )
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name}={value.tolist()} must be finite.")
+    return value.detach().clone()
+
+
+def check_box(low: Tensor, high: Tensor) -> Box:
+    """Return copies of the corners of a box, or raise if they do not span one."""
+    # A number stands for a vector of one value.
+    low = as_vector("low", torch.atleast_1d(torch.as_tensor(low)))
+    high = as_vector("high", torch.atleast_1d(torch.as_tensor(high))).to(low)
+    if low.shape != high.shape or not (low < high).all():
+        raise ValueError(
+            f"low={low.tolist()} must have the same shape as high={high.tolist()}, and "
+            "must be less than it in every dimension."
+        )
+    return low, high
+
+
+def place_in_box(loc: Tensor | None, box: Box, default: Tensor) -> Tensor:
+    """Return locations, or raise if they do not lie in the box.
+
+    The default is in units of the box, and has the shape that `loc` must have.
+    """
+    low, high = box
+    if loc is None:
+        loc = low + default.to(low) * (high - low)
+    loc = torch.as_tensor(loc, dtype=low.dtype, device=low.device).detach()
+    loc = loc.reshape(1) if loc.dim() == 0 and default.shape == (1,) else loc
+    if loc.shape != default.shape or not ((loc >= low) & (loc <= high)).all():
+        raise ValueError(
+            f"loc={loc.tolist()} must have shape {tuple(default.shape)} and lie in the "
+            f"box from low={low.tolist()} to high={high.tolist()}."
+        )
+    return loc
