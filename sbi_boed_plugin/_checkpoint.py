@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._parallel import describe_error
 
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]

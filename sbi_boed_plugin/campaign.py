@@ -27,11 +27,11 @@ from sbi_boed_plugin._rng import (
     rng_state_from_plain,
     rng_state_to_plain,
 )
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]

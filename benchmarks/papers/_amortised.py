@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.evaluation import total_information
 from benchmarks.papers._methods import Observer
-from sbi_boed_plugin.evaluation import total_information
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import Simulator, run_simulator
 from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.simulation import Simulator, run_simulator
 
 __all__ = ["Batch", "Designs", "DesignsAtMode", "simulate_batch"]
 

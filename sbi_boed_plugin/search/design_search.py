@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._sbi_compat import check_default_dtype
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.budget import with_other_defaults, with_shares_of_budget
@@ -25,6 +24,7 @@ from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.run import run_search
 from sbi_boed_plugin.search.scoring import score_design
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignSearch"]
 

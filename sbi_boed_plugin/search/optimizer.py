@@ -19,8 +19,7 @@ from torch.distributions import Distribution
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
-from sbi_boed_plugin._interrupts import defer_interrupts
-from sbi_boed_plugin._simulation import CheckedSimulator
+from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import choose_negligible
 from sbi_boed_plugin.policies.policy import DesignPolicy
@@ -45,6 +44,7 @@ from sbi_boed_plugin.search.step import (
     trainable_parameters,
 )
 from sbi_boed_plugin.search.strategies import STRATEGIES, Strategy
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignOptimizer"]
 

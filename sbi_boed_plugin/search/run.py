@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.search.assessment import Assessment, assess_design
 from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.checks import warn_if_capped
@@ -16,6 +15,7 @@ from sbi_boed_plugin.search.estimators import EstimatorBuilders
 from sbi_boed_plugin.search.multi_start import MultiStartOutcome
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult, StopReason
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["run_search"]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import Designs, DesignsAtMode
 from sbi_boed_plugin.search.config import DesignSearchConfig
@@ -16,6 +15,7 @@ from sbi_boed_plugin.search.multi_start import (
     multi_start_search,
     uniform_designs,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["STRATEGIES", "Strategy"]
 

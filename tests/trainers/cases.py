@@ -9,7 +9,7 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from sbi_boed_plugin._simulation import CheckedSimulator
+from sbi_boed_plugin.simulation import CheckedSimulator
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian
 
