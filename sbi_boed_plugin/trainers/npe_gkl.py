@@ -324,7 +324,12 @@ class NPE_GKL(NPE_C):
         return super().build_posterior(**{**given, "density_estimator": hybrid})
 
     def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
-        """Take arguments of `HybridPosterior`, too."""
+        """Take arguments of `HybridPosterior`, and start chains from few candidates."""
+        if sample_with == "mcmc":
+            # Each candidate costs an energy network; sbi compares 1,000 for a chain.
+            start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
+            given = kwargs.get("mcmc_parameters") or {}
+            kwargs["mcmc_parameters"] = {**start, **given}
         if sample_with == "direct":
             given = kwargs.get("direct_sampling_parameters") or {}
             return HybridPosteriorParameters(**given)
