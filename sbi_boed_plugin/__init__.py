@@ -5,6 +5,8 @@ NLE_INCE` and `infer(..., method="nle_ince")` work afterwards. Set the environme
 variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 """
 
+__version__ = "0.1.0.dev0"
+
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.campaign import (
     ExperimentRecord,
@@ -45,8 +47,6 @@ from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "NLE_INCE",
