@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim.adamw import AdamW
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.noise import to_noise
+from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
 __all__ = ["LikelihoodWithFailures", "without_failures"]
@@ -32,29 +32,19 @@ _PATIENCE, _MAX_EPOCHS = 10, 100
 _SEED = 5_003
 
 
-class LikelihoodWithFailures(ConditionalDensityEstimator):
+class LikelihoodWithFailures(EstimatorView):
     r"""A likelihood times the probability that the simulation does not fail.
 
-    `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)` for
-    finite :math:`x`. As a density of :math:`x` it integrates to :math:`p_{ok}`, and the
-    rest is the probability of a failure. `sample`, `loss` and `to_noise` are those of
-    :math:`q`, the density of outcomes that did not fail. At first none fails.
+    `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)`: as a
+    density of :math:`x` it integrates to :math:`p_{ok}`, and the rest is the
+    probability of a failure. Samples, losses and noise are those of :math:`q`. At first
+    nothing fails.
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator) -> None:
-        super().__init__(
-            net=estimator,
-            input_shape=estimator.input_shape,
-            condition_shape=estimator.condition_shape,
-        )
-        self.net: ConditionalDensityEstimator
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
         self.success_net = _SuccessNetwork(self.condition_shape.numel())
         self.success_net.to(next(estimator.parameters())).requires_grad_(False)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """Embedding network of the likelihood of finite outcomes."""
-        return self.net.embedding_net
 
     def log_success(self, condition: Tensor) -> Tensor:
         r"""Return :math:`\log p_{ok}(\theta, \xi)`, of shape `(*batch_shape,)`."""
@@ -65,18 +55,6 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         values = self.net.log_prob(input, condition, **kwargs)
         return values + self.log_success(condition)
 
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the loss of the likelihood of finite outcomes."""
-        return self.net.loss(input, condition, **kwargs)
-
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw outcomes that did not fail."""
-        return self.net.sample(sample_shape, condition, **kwargs)
-
-    def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return the noise that a sample was made of, of shape `(batch_dim, dim_x)`."""
-        return to_noise(self.net, input, condition)
-
     def learn(
         self,
         condition: Tensor,
@@ -85,7 +63,7 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
     ) -> "LikelihoodWithFailures":
         """Learn from conditions when simulations fail, and return this likelihood.
 
-        A classifier starts from that of `start`, or from the same probability for all
+        The classifier starts from that of `start`, or from the same probability for all
         parameters, and stays there unless rows that were left out gain two standard
         errors.
         """
@@ -102,7 +80,7 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         """Return the condition in the coordinates of the likelihood."""
         network = self.net
         while isinstance(network, TransformedEstimator):
-            condition = cast(Tensor, network.condition_transform(condition))
+            condition = network.condition_of_net(condition)
             network = network.net
         return condition
 
@@ -129,13 +107,13 @@ class _SuccessNetwork(nn.Module):
                 for _ in range(_NUM_FOLDS)
             )
 
-    def forward(self, condition: Tensor) -> Tensor:
-        folds = range(_NUM_FOLDS)
-        return torch.stack([self.log_odds(condition, fold) for fold in folds]).mean(0)
-
-    def log_odds(self, condition: Tensor, fold: int) -> Tensor:
-        """Return the log-odds of one network, of shape `batch_shape`."""
-        return self.networks[fold]((condition - self.mean) / self.scale).squeeze(-1)
+    def forward(self, condition: Tensor, fold: int | None = None) -> Tensor:
+        """Return log-odds of shape `batch_shape`, of all networks or of one."""
+        networks = self.networks if fold is None else [self.networks[fold]]
+        inputs = (condition - self.mean) / self.scale
+        return (
+            torch.stack([network(inputs) for network in networks]).mean(0).squeeze(-1)
+        )
 
     @torch.no_grad()
     def standardize(self, condition: Tensor, valid: Tensor) -> None:
@@ -161,7 +139,7 @@ def _train(
     """
 
     def losses(rows: Tensor, fold: int) -> Tensor:
-        log_odds = network.log_odds(features[rows], fold)
+        log_odds = network(features[rows], fold)
         return binary_cross_entropy_with_logits(log_odds, valid[rows], reduction="none")
 
     @torch.no_grad()
@@ -196,6 +174,5 @@ def without_failures(
     likelihood: ConditionalDensityEstimator,
 ) -> ConditionalDensityEstimator:
     """Return the likelihood of finite outcomes, which is the one that is trained."""
-    if isinstance(likelihood, LikelihoodWithFailures):
-        return likelihood.net
-    return likelihood
+    is_joint = isinstance(likelihood, LikelihoodWithFailures)
+    return likelihood.net if is_joint else likelihood
