@@ -88,20 +88,12 @@ Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
 
 @dataclass(frozen=True)
 class Simulations:
-    """What came out of a simulator.
+    """What came out of a simulator."""
 
-    Attributes:
-        x: Data of shape `(batch_dim, dim_x)`, NaN where it failed.
-        valid: Rows free of NaN and infinite values, of shape `(batch_dim,)`.
-        num_calls: Number of rows that the simulator got, those of its check and those
-            repeated after errors included.
-        tried: Rows that the limit of calls did not leave out, of shape `(batch_dim,)`.
-    """
-
-    x: Tensor
-    valid: Tensor
-    num_calls: int
-    tried: Tensor
+    x: Tensor  # Of shape (batch_dim, dim_x), NaN where it failed.
+    valid: Tensor  # Rows free of NaN and infinite values, of shape (batch_dim,).
+    num_calls: int  # Rows that it got, those of its check and repeated ones included.
+    tried: Tensor  # Rows that the limit of calls left in, of shape (batch_dim,).
 
     @property
     def is_complete(self) -> bool:
@@ -125,21 +117,14 @@ def run_simulator(
 
     With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
     there is a single call in this process, which draws from the global generators as
-    they are. Otherwise rows go in chunks (a sixteenth of them by default), each with a
-    seed that is drawn from torch's global generator: results depend on the size of the
-    chunks, not on the number, kind and order of workers. Before its first use a
-    simulator is checked, which leaves the random state as it was.
-
-    With `isolate_errors`, rows for which `simulator` raises an `Exception` become NaN,
-    with a warning if asked for. The rows of a call that raises are simulated again in
-    ever smaller parts; with a limit of calls one by one, from then on. What fails by
-    chance thus gets another chance. If every row raises, so does this function.
+    they are. Otherwise rows go in chunks, each with a seed: results depend on the size
+    of the chunks, not on the number, kind and order of workers. With `isolate_errors`,
+    rows that raise an `Exception` become NaN, unless all of them do.
     """
     if theta.dim() != 2:
         raise ValueError(
-            f"The prior returns parameters of shape {tuple(theta.shape)}, but one row "
-            "per draw of shape (batch_dim, dim_theta) is needed. Wrap it with "
-            "sbi.utils.process_prior, or in torch.distributions.Independent."
+            f"prior returns parameters of shape {tuple(theta.shape)}, not (batch_dim, "
+            "dim_theta). Wrap it in torch.distributions.Independent."
         )
     if not isinstance(simulator, CheckedSimulator):
         simulator = CheckedSimulator(simulator)
@@ -218,16 +203,16 @@ def simulate_for_boed(
     """Draw parameters and designs and simulate them, on several workers if asked.
 
     The counterpart of sbi's `simulate_for_sbi`. The same seed and
-    `simulation_batch_size` give the same simulations with any number and kind of
-    workers. Those are processes of this machine; inside of
-    `with joblib.parallel_config(backend="dask"):` they are those of a cluster.
+    `simulation_batch_size` give the same simulations with any number of workers. Those
+    are processes of this machine; inside of `with
+    joblib.parallel_config(backend="dask"):` they are those of a cluster, where only
+    random numbers of torch and NumPy are the same: dask draws from Python's `random`.
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            It may change what it gets. With several workers it has to be picklable, as
-            functions, lambdas and most objects are, and gets tensors on the CPU. Rows
-            for which it raises an `Exception` become NaN; it is called again with
+            With several workers it has to be picklable, and gets tensors on the CPU.
+            Rows for which it raises an `Exception` become NaN; it is called again with
             parts of the rows to find out which these are. Before its first use it is
             called with one row and twice with three, to see that rows do not depend
             on each other. For a function of one vector see :func:`vectorize`.
@@ -238,10 +223,9 @@ def simulate_for_boed(
         num_workers: Number of workers. 1 means this process, -1 as many as there are
             cores, `None` the `n_jobs` of `joblib.parallel_config`. A dask cluster
             lends all of its workers to any number but 1. Threads take turns, because
-            they share the random generators: give each process one thread.
+            they share the random generators.
         simulation_batch_size: Number of rows that `simulator` gets per call. If
-            `None`, a sixteenth of `num_simulations`; smaller numbers share the work
-            better among many workers.
+            `None`, a sixteenth of `num_simulations`.
         seed: Seed of everything that is drawn. The global random state is left as it
             was. If `None`, the global random state is used and advanced.
         show_progress_bar: Whether to show how many simulations are done.
@@ -309,9 +293,8 @@ def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
     design = design_policy.sample(shape)
     if design.dim() != 2:
         raise ValueError(
-            f"design_policy returns designs of shape {tuple(design.shape)}, but one "
-            f"row per draw of shape ({shape.numel()}, dim_design) is needed. Wrap it "
-            "in torch.distributions.Independent."
+            f"design_policy returns designs of shape {tuple(design.shape)}, not "
+            "(batch_dim, dim_design). Wrap it in torch.distributions.Independent."
         )
     return design
 
@@ -333,9 +316,6 @@ class _RowByRow:
             )
         return torch.stack(rows)
 
-    def __repr__(self) -> str:
-        return f"vectorize({self.simulator!r})"
-
 
 def _as_vector(x: Any, theta: Tensor) -> Tensor:
     """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
@@ -345,8 +325,7 @@ def _as_vector(x: Any, theta: Tensor) -> Tensor:
     if vector.numel() != max([1, *vector.shape]):
         raise ValueError(
             f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
-            "vector and one design, but must return a number or a vector of shape "
-            "(dim_x,)."
+            "vector and one design, but must return a number or a vector."
         )
     return vector.reshape(-1)
 
