@@ -43,14 +43,13 @@ class CheckedSimulator:
 
     It may get `max_calls` more rows, or any number if `None`. It gets them one by one
     if it is made by `vectorize`, raised whenever it was checked, or has raised while
-    there is a limit. The check takes calls with `num_checked` rows.
+    there is a limit.
     """
 
     function: Callable[[Tensor, Tensor], Any]
     max_calls: int | None = None
     is_checked: bool = False
     one_by_one: bool = False
-    num_checked: int = NUM_CHECKED
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
@@ -80,7 +79,7 @@ class CheckedSimulator:
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes, unless there are errors or other generators."""
-        return 0 if self.is_checked else 1 + 2 * self.num_checked
+        return 0 if self.is_checked else 1 + 2 * NUM_CHECKED
 
 
 Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
@@ -171,9 +170,8 @@ def _check_once(
     left = simulator.max_calls
     if simulator.is_checked or (left is not None and left < MOST_CHECK_CALLS):
         return 0
-    num_rows = simulator.num_checked
-    if len(theta) > 1:  # A single row is checked beside copies of itself.
-        num_rows = min(num_rows, len(theta))
+    # A single row is checked beside copies of itself.
+    num_rows = 2 if len(theta) == 2 else NUM_CHECKED
     # First, last and between, since neighbours may share a design.
     rows = torch.linspace(0, len(theta) - 1, num_rows).round().long()
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
@@ -262,7 +260,6 @@ def simulate_for_boed(
     simulation_batch_size = check_integer(
         "simulation_batch_size", simulation_batch_size, 1, or_none=True
     )
-    num_checked = min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
     # Always chunks, so that results do not depend on the number of workers.
     chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
     shape = torch.Size((num_simulations,))
@@ -271,7 +268,7 @@ def simulate_for_boed(
         theta = prior.sample(shape).to(torch.float32, copy=True)
         design = _sample_designs(design_policy, shape).to(theta, copy=True)
         made = run_simulator(
-            CheckedSimulator(simulator, num_checked=num_checked),
+            simulator,
             theta,
             design,
             num_workers=num_workers,

@@ -15,6 +15,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim.adamw import AdamW
+from zuko.nn import MLP
 
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.noise import EstimatorView
@@ -22,7 +23,7 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
 __all__ = ["LikelihoodWithFailures", "without_failures"]
 
-_HIDDEN_FEATURES = 32
+_HIDDEN_FEATURES = [32, 32]
 _LEARNING_RATE = 1e-2
 # Networks of which the mean is taken; each leaves out another part of the rows.
 _NUM_FOLDS = 5
@@ -97,13 +98,7 @@ class _SuccessNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(dim_condition))
         with isolated_rng(_SEED):
             self.networks = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(dim_condition, _HIDDEN_FEATURES),
-                    nn.SiLU(),
-                    nn.Linear(_HIDDEN_FEATURES, _HIDDEN_FEATURES),
-                    nn.SiLU(),
-                    nn.Linear(_HIDDEN_FEATURES, 1),
-                )
+                MLP(dim_condition, 1, _HIDDEN_FEATURES, nn.SiLU)
                 for _ in range(_NUM_FOLDS)
             )
 
@@ -125,7 +120,7 @@ class _SuccessNetwork(nn.Module):
         self.scale.copy_(torch.where(varies, scale, self.mean.abs().clamp_min(1.0)))
         share = (valid.sum() + 0.5) / (len(valid) + 1)
         for network in self.networks:
-            last = cast(nn.Linear, cast(nn.Sequential, network)[-1])
+            last = cast(MLP, network)[-1]
             last.weight.zero_()
             last.bias.fill_(torch.logit(share).item())
 
