@@ -47,12 +47,13 @@ def check_integer(
     number = _plain(value)
     if not isinstance(number, Integral) or isinstance(number, bool):
         raise WrongKindError(_describe(name, value, ["an integer"], or_none, remedy))
+    number = int(number)
     if most is None and number > _MOST_INTEGER:
         most = _MOST_INTEGER
     if not _is_between(number, least, most):
         limits = _limits(least, most)
         raise ValueError(_describe(name, value, limits, or_none, remedy))
-    return int(number)
+    return number
 
 
 def check_real(

@@ -82,8 +82,8 @@ def _draws(prior: Distribution) -> Tensor:
 def discrete_columns(prior: Distribution) -> Tensor:
     """Return which parameters take values that repeat, which no density describes.
 
-    Few priors name their support. A column is taken to be discrete if more than 5 % of
-    1,000 draws repeat another one in single precision, or five or more are the same.
+    Those are columns of which more than 5 % of 1,000 draws repeat another one in single
+    precision, or five or more are the same: few priors name their support.
     """
     counts = [
         column.unique(return_counts=True)[1] for column in _draws(prior).float().T

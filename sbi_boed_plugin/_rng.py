@@ -18,10 +18,10 @@ __all__ = ["get_rng_state", "isolated_rng", "same_rng_state"]
 
 def get_rng_state() -> dict[str, Any]:
     """Return the state of every global generator, as tensors and plain numbers."""
-    kind, keys, *rest = np.random.get_state()
+    of_numpy: Any = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (of_numpy[0], of_numpy[1].tolist(), *of_numpy[2:]),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():

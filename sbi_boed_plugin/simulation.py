@@ -120,11 +120,12 @@ def run_simulator(
     of the chunks, not on the number, kind and order of workers. With `isolate_errors`,
     rows that raise an `Exception` become NaN, unless all of them do.
     """
-    if theta.dim() != 2:
-        raise ValueError(
-            f"prior returns parameters of shape {tuple(theta.shape)}, not (batch_dim, "
-            "dim_theta). Wrap it in torch.distributions.Independent."
-        )
+    for name, rows in (("prior", theta), ("design_policy", design)):
+        if rows.dim() != 2:
+            raise ValueError(
+                f"{name} returns draws of shape {tuple(rows.shape)}, but must return "
+                "(batch_dim, dim). Wrap it in torch.distributions.Independent."
+            )
     if not isinstance(simulator, CheckedSimulator):
         simulator = CheckedSimulator(simulator)
     num_calls = _check_once(simulator, theta, design, num_workers)
@@ -211,9 +212,9 @@ def simulate_for_boed(
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
             With several workers it has to be picklable, and gets tensors on the CPU.
             Rows for which it raises an `Exception` become NaN; it is called again with
-            parts of the rows to find out which these are. Before its first use it is
-            called with one row and twice with three, to see that rows do not depend
-            on each other. For a function of one vector see :func:`vectorize`.
+            parts of the rows to find out which these are. Before that it is called with
+            one row and twice with three, to see that rows do not depend on each other.
+            For a function of one vector see :func:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -231,8 +232,8 @@ def simulate_for_boed(
     Returns:
         Parameters of shape `(num_simulations, dim_theta)`, designs of shape
         `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
-        single precision, as sbi's networks need them. Data of failed simulations are
-        NaN: `append_simulations(..., exclude_invalid_x=True)` leaves them out.
+        single precision. Data of failed simulations are NaN:
+        `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
         TypeError: If `design_policy` cannot be sampled, or `simulator` returns no
@@ -255,6 +256,12 @@ def simulate_for_boed(
         >>> theta.shape, design.shape, x.shape
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))
     """
+    if not callable(getattr(design_policy, "sample", None)):
+        raise TypeError(
+            "design_policy must be a design policy or a distribution with sample(shape)"
+            f", got {type(design_policy).__name__}. Use for example "
+            "TruncatedNormalPolicy(low, high) or sbi.utils.BoxUniform(low, high)."
+        )
     num_simulations = check_integer("num_simulations", num_simulations, 1)
     num_workers, seed = check_num_workers(num_workers), check_seed(seed)
     simulation_batch_size = check_integer(
@@ -266,7 +273,7 @@ def simulate_for_boed(
     with torch.no_grad(), isolated_rng(seed):
         # Copies, since a prior or policy may keep what it returned.
         theta = prior.sample(shape).to(torch.float32, copy=True)
-        design = _sample_designs(design_policy, shape).to(theta, copy=True)
+        design = design_policy.sample(shape).to(theta, copy=True)
         made = run_simulator(
             simulator,
             theta,
@@ -277,23 +284,6 @@ def simulate_for_boed(
             show_progress_bar=show_progress_bar,
         )
     return theta, design, made.x
-
-
-def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
-    """Draw designs of shape `(num_simulations, dim_design)`."""
-    if not callable(getattr(design_policy, "sample", None)):
-        raise TypeError(
-            "design_policy must be a design policy or a distribution with sample(shape)"
-            f", got {type(design_policy).__name__}. Use for example "
-            "TruncatedNormalPolicy(low, high) or sbi.utils.BoxUniform(low, high)."
-        )
-    design = design_policy.sample(shape)
-    if design.dim() != 2:
-        raise ValueError(
-            f"design_policy returns designs of shape {tuple(design.shape)}, not "
-            "(batch_dim, dim_design). Wrap it in torch.distributions.Independent."
-        )
-    return design
 
 
 class _RowByRow:
