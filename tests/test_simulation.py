@@ -5,6 +5,7 @@ import random
 import threading
 import time
 import warnings
+from functools import partial
 
 import joblib
 import numpy as np
@@ -62,8 +63,7 @@ def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwarg
     return simulate_for_boed(simulator, prior, policy, **settings)
 
 
-def isolated(simulator, theta, design, **kwargs):
-    return run_simulator(simulator, theta, design, isolate_errors=True, **kwargs)
+isolated = partial(run_simulator, isolate_errors=True)
 
 
 def rows(bad=()):
@@ -161,19 +161,21 @@ def test_failed_rows_can_be_left_out(tracker):
         inference.train(max_num_epochs=1)
 
 
-@pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
-def test_data_have_the_precision_of_theta(kwargs):
-    theta, design = (tensor.double() for tensor in rows())
-    made = run_simulator(lambda t, d: (t * d).float().numpy(), theta, design, **kwargs)
-    assert made.x.dtype == torch.float64 and made.x.shape == (50, 2)
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"simulation_batch_size": 8}])
-def test_in_this_process_simulators_get_the_device_of_theta(kwargs):
-    theta, design = (tensor.to("meta") for tensor in rows())
-    checked = CheckedSimulator(lambda t, d: t * d, is_checked=True)
+@pytest.mark.parametrize(
+    "to, kwargs",
+    [
+        ("meta", {}),
+        ("meta", {"simulation_batch_size": 8}),
+        (torch.float64, {}),
+        (torch.float64, WORKERS),
+    ],
+)
+def test_data_have_the_precision_and_device_of_theta(to, kwargs):
+    theta, design = (tensor.to(to) for tensor in rows())
+    checked = CheckedSimulator(lambda t, d: (t * d).float(), is_checked=True)
     made = run_simulator(checked, theta, design, **kwargs)
-    assert made.x.device.type == made.valid.device.type == "meta"
+    assert made.x.dtype == theta.dtype and made.x.shape == (50, 2)
+    assert made.x.device == made.valid.device == theta.device
 
 
 def test_simulators_may_write_to_what_they_get():
@@ -197,18 +199,24 @@ def test_workers_do_not_compete_for_cores():
 
 
 @pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"simulation_batch_size": 8}, WORKERS],
-    ids=["one call", "chunks", "workers"],
+    "simulator, kwargs",
+    [
+        (raises_for_negative, {}),
+        (raises_for_negative, {"simulation_batch_size": 8}),
+        (raises_for_negative, WORKERS),
+        (vectorize(lambda t, d: raises_for_negative(t[None], d[None])[0]), {}),
+    ],
+    ids=["one call", "chunks", "workers", "vectorized"],
 )
-def test_rows_that_raise_are_the_only_ones_missing(kwargs):
+def test_rows_that_raise_are_the_only_ones_missing(simulator, kwargs):
     theta, design = rows(BAD)
     expected = message("4 of 50 simulations", "ZeroDivisionError: negative rate")
     with pytest.warns(UserWarning, match=expected) as caught:
-        made = isolated(raises_for_negative, theta, design, **kwargs)
+        made = isolated(simulator, theta, design, **kwargs)
     assert len(caught) == 1
     assert caught[0].filename != run_simulator.__code__.co_filename
     assert_only_bad_rows_are_missing(made, theta, design)
+    assert (made.num_calls == 50) == (simulator is not raises_for_negative)
 
 
 def test_nan_rows_are_invalid_without_a_warning():
@@ -220,13 +228,6 @@ def test_nan_rows_are_invalid_without_a_warning():
         warnings.simplefilter("error")
         made = isolated(nan_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
-
-
-@pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
-@pytest.mark.usefixtures("threads")
-def test_errors_are_raised_unless_they_are_isolated(kwargs):
-    with pytest.raises(ZeroDivisionError, match="negative rate"):
-        run_simulator(raises_for_negative, *rows(BAD), **kwargs)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -254,13 +255,14 @@ def test_errors_that_cannot_be_pickled_arrive_as_text():
         simulate(raises(NeedsTwoArguments, "this", "that"), num_workers=2)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
 @pytest.mark.usefixtures("threads")
-def test_interrupts_are_not_failures(error, num_workers):
+def test_interrupts_and_errors_that_are_not_isolated_are_raised(error, kwargs):
+    isolate = error is not ZeroDivisionError
     with pytest.raises(error, match="stop"):
-        simulate(raises(error, "stop"), num_workers)
-    assert simulate(num_workers=num_workers)[2].isfinite().all()
+        run_simulator(raises(error, "stop"), *rows(), isolate_errors=isolate, **kwargs)
+    assert run_simulator(noisy, *rows(), **kwargs).valid.all()
 
 
 @pytest.mark.slow
@@ -468,22 +470,6 @@ def test_vectorized_functions_may_return_a_number_and_run_on_workers():
         vectorize(3)
 
 
-def test_rows_that_raise_cost_a_vectorized_simulator_no_other_row():
-    theta, design = rows(BAD)
-    calls = []
-
-    def fails(theta, design):
-        calls.append(1)
-        if theta[0] < 0:
-            raise ZeroDivisionError("negative rate")
-        return torch.cat([theta, design])
-
-    with pytest.warns(UserWarning, match="4 of 50"):
-        made = isolated(vectorize(fails), theta, design)
-    assert_only_bad_rows_are_missing(made, theta, design)
-    assert made.num_calls == len(calls) == 50
-
-
 # --- Values that are changed in place -------------------------------------------------
 
 
@@ -597,15 +583,11 @@ def test_a_dask_cluster_gives_the_same():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_on_a_dask_cluster_rows_that_raise_are_the_only_ones_missing():
+def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     theta, design = rows(BAD)
     with pytest.warns(UserWarning, match="4 of 50 .* ZeroDivisionError: negative"):
         made = isolated(raises_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_on_a_dask_cluster_interrupts_are_not_failures():
     with pytest.raises(KeyboardInterrupt, match="stop"):
         simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
     simulate(num_workers=2)
