@@ -84,13 +84,6 @@ def assert_only_bad_rows_are_missing(made, theta, design):
     assert torch.equal(made.x.nan_to_num(99.0), expected.nan_to_num(99.0))
 
 
-@pytest.fixture
-def threads():
-    """Threads instead of processes, which start anew after each error."""
-    with joblib.parallel_config(backend="threading"):
-        yield
-
-
 # --- The same numbers -----------------------------------------------------------------
 
 
@@ -257,21 +250,11 @@ def test_errors_that_cannot_be_pickled_arrive_as_text():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
-@pytest.mark.usefixtures("threads")
 def test_interrupts_and_errors_that_are_not_isolated_are_raised(error, kwargs):
     isolate = error is not ZeroDivisionError
     with pytest.raises(error, match="stop"):
         run_simulator(raises(error, "stop"), *rows(), isolate_errors=isolate, **kwargs)
     assert run_simulator(noisy, *rows(), **kwargs).valid.all()
-
-
-@pytest.mark.slow
-# joblib ends the processes, over which a thread of loky stumbles at times.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_processes_are_there_again_after_an_interrupt():
-    with pytest.raises(KeyboardInterrupt, match="stop"):
-        simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
-    assert simulate(num_workers=2)[2].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +267,6 @@ def test_processes_are_there_again_after_an_interrupt():
     ids=["shape", "type", "width"],
 )
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.usefixtures("threads")
 def test_nonsense_is_refused_rather_than_counted(
     wrong, size, error, parts, num_workers
 ):
@@ -427,7 +409,6 @@ def test_a_simulator_that_raises_in_all_of_its_check_gets_rows_one_by_one():
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.usefixtures("threads")
 def test_the_check_changes_no_simulation(num_workers):
     theta, design = rows()
     results = []
@@ -475,7 +456,6 @@ def test_vectorized_functions_may_return_a_number_and_run_on_workers():
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("batch_size", [None, 1, 7])
-@pytest.mark.usefixtures("threads")
 def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
     buffer = torch.zeros(100, 3)
 
