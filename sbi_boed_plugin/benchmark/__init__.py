@@ -16,7 +16,7 @@ def make_report(folder: Path | str, output: Path | str | None = None) -> list[Pa
     """Make tables, figures and a page of all results in a folder.
 
     The results stay as they are, and a benchmark that still runs may be reported on.
-    Files that hold no result are named in warnings and renamed.
+    Files that hold no result are left out with a warning.
 
     Args:
         folder: Folder of a benchmark.

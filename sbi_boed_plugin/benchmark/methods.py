@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,61 +19,51 @@ from sbi_boed_plugin.benchmark.jobs import Job
 __all__ = ["check_methods", "run_job_method"]
 
 
-def check_methods(
-    names: Sequence[str],
-    num_rounds: int,
-    hyper: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+def check_methods(jobs: Sequence[Job]) -> None:
     """Raise a `ValueError` for methods that cannot run, before anything runs.
 
     Those are unknown, cannot be imported, or take no rounds or hyperparameter such as
     the given ones.
     """
-    for name in names:
-        if ":" in name:
-            if num_rounds > 1 and not _takes_rounds(_import(name)):
-                raise ValueError(
-                    f"methods={name!r} takes no num_rounds, but num_rounds="
-                    f"{num_rounds}; use 1, or let the function take it."
-                )
-        elif name not in sbibm.METHODS:
+    for job in {job.method: job for job in jobs}.values():
+        name = job.method
+        if ":" not in name and name not in sbibm.METHODS:
             raise ValueError(
                 f"methods={name!r} is unknown; there are {', '.join(sbibm.METHODS)}, "
                 "and functions given as module:function."
             )
-        _check_hyper(name, num_rounds, (hyper or {}).get(name, {}))
-
-
-def _check_hyper(name: str, num_rounds: int, hyper: Mapping[str, Any]) -> None:
-    try:
-        if ":" not in name:
-            sbibm.check_hyper(name, num_rounds=num_rounds, **hyper)
-            return
-        parameters = inspect.signature(_import(name)).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        unknown = [key for key in hyper if key not in parameters]
-        if unknown and not takes_any:
-            raise TypeError(
-                f"it takes no {', '.join(unknown)}, but {', '.join(parameters)}"
+        if ":" in name and job.num_rounds > 1 and not _takes_rounds(_import(name)):
+            raise ValueError(
+                f"methods={name!r} takes no num_rounds, but num_rounds="
+                f"{job.num_rounds}; use 1, or let the function take it."
             )
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"hyper={dict(hyper)} does not suit the method {name!r}: "
-            f"{str(error).rstrip('.')}; `{name}.NAME` gives one to this method only, "
-            "`METHOD.NAME` to another."
-        ) from error
+        try:
+            _check_hyper(job)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"hyper={dict(job.hyper)} does not suit the method {name!r}: "
+                f"{str(error).rstrip('.')}; `{name}.NAME` gives one to this method "
+                "only, `METHOD.NAME` to another."
+            ) from error
+
+
+def _check_hyper(job: Job) -> None:
+    if ":" not in job.method:
+        sbibm.check_hyper(job.method, num_rounds=job.num_rounds, **job.hyper)
+        return
+    parameters = inspect.signature(_import(job.method)).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [key for key in job.hyper if key not in parameters]
+    if unknown and not takes_any:
+        raise TypeError(
+            f"it takes no {', '.join(unknown)}, but {', '.join(parameters)}"
+        )
 
 
 def run_job_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
     """Run the method of a job, with a folder for trainings that several jobs need.
 
-    Returns:
-        What the method made: samples on the CPU in single precision, as sbibm's
-        simulators want them, and plain numbers. A `module:function` does not tell
-        training from sampling, whose time is then that of both.
-
-    Raises:
-        ValueError: If it does not return what methods return.
+    Samples are on the CPU in single precision, as sbibm's simulators want them.
     """
     if ":" in job.method:
         outcome = _run_function(job, task)
@@ -86,6 +76,7 @@ def run_job_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
             job.num_observation,
             seed=job.seed,
             cache=cache,
+            cache_tag=job.tag or None,
             num_rounds=job.num_rounds,
             **job.hyper,
         )
@@ -108,10 +99,9 @@ def run_job_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
 
 
 def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
+    """Run a `module:function`, whose training and sampling nobody can tell apart."""
     function = _import(job.method)
-    hyper = dict(job.hyper)
-    if _takes_rounds(function):
-        hyper["num_rounds"] = job.num_rounds
+    rounds = {"num_rounds": job.num_rounds} if _takes_rounds(function) else {}
     started = time.perf_counter()
     with isolated_rng(job.seed):
         returned = function(
@@ -119,7 +109,8 @@ def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
             num_samples=job.num_samples,
             num_simulations=job.num_simulations,
             num_observation=job.num_observation,
-            **hyper,
+            **job.hyper,
+            **rounds,
         )
     seconds = time.perf_counter() - started
     if not (isinstance(returned, tuple) and len(returned) == 3):

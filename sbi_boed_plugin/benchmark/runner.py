@@ -1,7 +1,7 @@
 """Runs jobs, each in a process of its own, and keeps every one that ends.
 
 A job is a dictionary of plain settings; a function of them returns a dictionary of
-plain results. A study of a paper uses it like this:
+plain results:
 
     def run(settings):  # all randomness follows from settings["seed"]
         return {"eig": estimate(settings["method"], settings["seed"])}
@@ -9,33 +9,50 @@ plain results. A study of a paper uses it like this:
     jobs = [{"method": m, "seed": s} for m in ("pce", "nmc") for s in range(5)]
     records = run_jobs(run, jobs, Store("results/study"), num_workers=2)
     failed = [record for record in records if record["error"]]
-    table = mean_and_sem(result_table(records), by=["method"], values=["eig"])
-
-`run` may be any function that cloudpickle can send, such as a `functools.partial`. The
-same call goes on after whatever stopped it: what is in the store is not run again.
-Settings tell jobs apart, nothing else does; whoever edits `run` adds a setting to
-them, such as `{"tag": "v2"}`, or uses another folder. `result_table` and
-`mean_and_sem` are in `sbi_boed_plugin.benchmark.frames` and need pandas.
 """
 
 import contextlib
+import io
+import json
+import math
+import multiprocessing
 import os
+import signal
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+import time
+import traceback
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin.benchmark.processes import IncompleteError as IncompleteError
-from sbi_boed_plugin.benchmark.processes import Processes, result_versions
+from sbi_boed_plugin._parallel import describe_error, one_thread
+from sbi_boed_plugin._results import finite_or_none
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.benchmark.store import Record, Settings, Store, job_key
 
-__all__ = ["IncompleteError", "check_limits", "describe_versions", "run_jobs"]
+__all__ = ["describe_versions", "run_jobs"]
 
 Run = Callable[[Settings], Mapping[str, Any]]
+
+# How long a process whose job has ended may take to end.
+_GRACE_SECONDS = 5.0
+# The operating system takes no longer times than weeks.
+_LONGEST_WAIT = 3600.0
+# Of what a job printed before it failed; the end tells most.
+_OUTPUT_CHARACTERS = 2_000
+# Of a job's warnings: a training may give thousands.
+_NUM_WARNINGS = 20
+_WARNING_CHARACTERS = 500
 
 
 def run_jobs(
@@ -46,76 +63,66 @@ def run_jobs(
     num_workers: int = 1,
     time_limit: float | None = None,
     retry_failed: bool = False,
-    is_complete: Callable[[Record], bool] | None = None,
+    is_complete: Callable[[Record], bool] = lambda record: True,
     show_progress: bool = True,
 ) -> list[Record]:
     """Run the jobs that are not in the store yet, and return the records of all.
 
-    Each job has a process of its own, with one thread; if it has a setting `seed`, that
-    seeds the generators of torch, numpy and Python. A job that raises an error, takes
-    too long or kills its process leaves a record that says so. A failure never replaces
-    an earlier result: it is noted beside it.
-
-    Args:
-        run: Function from settings to a dictionary of plain results.
-        jobs: Settings of the jobs, in the order in which they are begun.
-        store: Where records are kept.
-        num_workers: Number of processes at a time, or -1 for one per core.
-        time_limit: Seconds that a job may take, from the start of its function.
-        retry_failed: Whether jobs that failed in an earlier run are run again.
-        is_complete: Function that tells whether an earlier result is all that is
-            wanted now; if not, the job runs again.
-        show_progress: Whether to show progress. Failures and results of other versions
-            are told on standard error in any case.
-
-    Returns:
-        The record of each job, in the order of the jobs. Its `error` is not empty if
-        the job failed, or a part of it.
-
-    Raises:
-        ValueError: If an argument is out of range, or two jobs have the same settings.
-        FolderInUseError: If another run writes to the folder.
-        OSError: If the folder cannot be written to.
+    `run` may be any function that cloudpickle can send. Each job has a process with one
+    thread, whose generators a setting `seed` seeds, and may take `time_limit` seconds.
+    A job that raises an error, takes too long or kills its process leaves a record that
+    says so in its `error`; it never replaces an earlier result, but is noted beside it.
+    Jobs run again if their result is not complete, or with `retry_failed` if they
+    failed. Settings tell jobs apart, nothing else does: whoever edits `run` adds a
+    setting to them, such as `{"tag": "v2"}`, or uses another folder.
     """
-    num_workers, time_limit = check_limits(num_workers, time_limit)
-    keys = [job_key(settings) for settings in jobs]
-    (repeated, count), *_ = [*Counter(keys).most_common(1), ("", 0)]
-    if count > 1:
-        raise ValueError(f"jobs must differ, but {count} have the settings {repeated}.")
+    remedy = "Use a positive number of processes, or -1 for one per core."
+    num_workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
+    if num_workers == 0:
+        raise ValueError(f"num_workers=0 starts no process. {remedy}")
+    time_limit = check_real(
+        "time_limit",
+        time_limit,
+        most=threading.TIMEOUT_MAX,
+        above=0.0,
+        or_none=True,
+        remedy="Pass a positive number of seconds.",
+    )
+    todo = {job_key(settings): settings for settings in jobs}
+    keys = list(todo)
+    if len(keys) < len(jobs):
+        raise ValueError(f"jobs must differ, but {len(jobs) - len(keys)} are repeated.")
     with store.lock():
         earlier = {job_key(record["job"]): record for record in store.read_all()}
         records = {key: earlier[key] for key in keys if key in earlier}
-        todo = {}
-        for key, settings in zip(keys, jobs, strict=True):
-            if not _is_settled(records.get(key), retry_failed, is_complete):
-                todo[key] = settings
-        settled = [record for key, record in records.items() if key not in todo]
-        _warn_of_versions(settled)
-        num_failed = sum(bool(record["error"]) for record in settled)
+        for key, record in records.items():
+            if not retry_failed if record["error"] else is_complete(record):
+                del todo[key]
+        kept = [record for key, record in records.items() if key not in todo]
+        _warn_of_versions(kept)
+        num_failed = sum(bool(record["error"]) for record in kept)
         if num_failed and show_progress:
             _say(
                 f"{num_failed} of {len(jobs)} jobs failed earlier and are skipped; "
                 "retry_failed (--retry-failed) runs them again."
             )
-        processes = Processes(run, store.folder, num_workers, time_limit)
+        workers = num_workers if num_workers > 0 else os.cpu_count() or 1
+        bar = {"total": len(jobs), "initial": len(kept), "desc": "jobs", "unit": "job"}
         with (
-            tqdm(
-                total=len(jobs),
-                initial=len(settled),
-                desc="jobs",
-                unit="job",
-                smoothing=0.05,
-                disable=not show_progress,
-            ) as progress,
-            contextlib.closing(processes.run(todo)) as outcomes,
+            tqdm(**bar, smoothing=0.05, disable=not show_progress) as progress,
+            contextlib.closing(_in_processes(run, todo, workers, time_limit)) as ended,
         ):
-            for key, outcome in outcomes:
-                record = _merge(records.get(key), outcome)
+            for key, record in ended:
+                before = records.get(key)
+                if record["error"] and before and before["status"] == "done":
+                    failure = ("error", "traceback", "output")
+                    record = {**before, **{name: record[name] for name in failure}}
                 store.write(record)
                 records[key] = record
                 if error := record["error"]:
                     num_failed += 1
-                    _say(f"failed: {_in_words(record['job'])}: {error}")
+                    words = ", ".join(f"{k}={v}" for k, v in record["job"].items())
+                    _say(f"failed: {words}: {error}")
                 progress.update()
                 progress.set_postfix_str(f"{num_failed} failed")
     return [records[key] for key in keys]
@@ -131,57 +138,21 @@ def describe_versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {text or 'unknown'}" for name, text in versions.items())
 
 
-def check_limits(
-    num_workers: Any, time_limit: float | None
-) -> tuple[int, float | None]:
-    """Return the number of processes and the time limit, or raise a `ValueError`."""
-    remedy = "Use a positive number of processes, or -1 for one per core."
-    workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
-    if workers == 0:
-        raise ValueError(f"num_workers=0 starts no process. {remedy}")
-    limit = check_real(
-        "time_limit",
-        time_limit,
-        most=threading.TIMEOUT_MAX,
-        above=0.0,
-        or_none=True,
-        remedy="Pass a positive number of seconds.",
-    )
-    return (workers if workers > 0 else os.cpu_count() or 1), limit
+def _installed() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on most."""
+    return installed_versions(("sbi", "sbibm", "torch"))
 
 
-def _is_settled(
-    record: Record | None,
-    retry_failed: bool,
-    is_complete: Callable[[Record], bool] | None,
-) -> bool:
-    """Whether a job need not run."""
-    if record is None:
-        return False
-    if record["error"]:
-        return not retry_failed
-    return is_complete is None or is_complete(record)
-
-
-def _merge(earlier: Record | None, outcome: Record) -> Record:
-    """Return the outcome, or an earlier result with the failure of what followed it."""
-    if outcome["status"] == "done" or earlier is None or earlier["status"] == "failed":
-        return outcome
-    failure = {name: outcome[name] for name in ("error", "traceback", "output")}
-    return {**earlier, **failure}
-
-
-def _warn_of_versions(settled: Sequence[Record]) -> None:
+def _warn_of_versions(kept: Sequence[Record]) -> None:
     """Say that results of other versions are kept, as they took hours, perhaps."""
-    now = describe_versions(result_versions())
-    others = Counter(describe_versions(record["versions"]) for record in settled)
-    others.pop(now, None)
+    now = describe_versions(_installed())
+    others = Counter(describe_versions(record["versions"]) for record in kept)
+    del others[now]
     if others:
         listed = "; ".join(f"{number} of {text}" for text, number in others.items())
         _say(
-            f"warning: {sum(others.values())} results of other versions are kept "
-            f"({listed}), where {now} are installed; use another output (--output) to "
-            "run all with these."
+            f"warning: results of other versions are kept ({listed}), where {now} are "
+            "installed; use another output (--output) to run all with these."
         )
 
 
@@ -190,5 +161,158 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def _in_words(settings: Settings) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+@dataclass
+class _Running:
+    """A job in its process, and the time of the monotonic clock when it must end."""
+
+    key: str
+    settings: Settings
+    process: Any
+    started: float
+    end: float = math.inf
+
+    def fail(self, error: str) -> tuple[str, Record]:
+        """End the process; return the key and the record of a job that was lost."""
+        self.process.kill()
+        self.process.join()
+        seconds = time.monotonic() - self.started
+        settings = json.loads(json.dumps(self.settings))
+        return self.key, _record(settings, seconds, error=error)
+
+
+def _in_processes(
+    run: Run, jobs: Mapping[str, Settings], num_workers: int, time_limit: float | None
+) -> Iterator[tuple[str, Record]]:
+    """Yield the key and the record of each job, whichever ends first."""
+    # A server that has imported the package once forks the processes, where the system
+    # can; each would need three seconds for its imports otherwise.
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
+    pickled = cloudpickle.dumps(run)
+    queue = deque(jobs.items())
+    running: dict[Connection, _Running] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < num_workers:
+                connection, job = _start(context, pickled, *queue.popleft())
+                running[connection] = job
+            next_end = min(job.end for job in running.values())
+            seconds = min(max(next_end - time.monotonic(), 0.0), _LONGEST_WAIT)
+            for connection in wait(list(running), seconds):
+                job = running[connection]
+                try:
+                    record = connection.recv()
+                except (EOFError, OSError):
+                    job.process.join()
+                    yield running.pop(connection).fail(
+                        f"its process ended with exit code {job.process.exitcode}, "
+                        "perhaps because it took too much memory"
+                    )
+                    continue
+                if record is None:  # The job begins.
+                    job.started = time.monotonic()
+                    job.end = job.started + (time_limit or math.inf)
+                else:
+                    job.process.join(_GRACE_SECONDS)
+                    job.process.kill()
+                    yield running.pop(connection).key, record
+            for connection, job in list(running.items()):
+                if job.end <= time.monotonic():
+                    del running[connection]
+                    yield job.fail(f"it took longer than {time_limit:g} s")
+    finally:
+        for job in running.values():
+            job.process.kill()
+            job.process.join()
+
+
+def _start(
+    context: Any, run: bytes, key: str, settings: Settings
+) -> tuple[Connection, _Running]:
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (theirs, run, json.dumps(settings), dict(os.environ))
+    process = context.Process(target=_work, args=arguments)
+    # Without this, the process would run the user's script again, to find functions in
+    # it, which cloudpickle sends along anyway.
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
+    theirs.close()
+    return ours, _Running(key, settings, process, time.monotonic())
+
+
+def _record(settings: Settings, seconds: float, **found: Any) -> Record:
+    """Return the record of a job; it has failed if it has no result."""
+    record: Record = {
+        "job": settings,
+        "status": "done" if "result" in found else "failed",
+        "result": {},
+        "error": "",
+        "traceback": "",
+        "output": "",
+        "seconds": round(seconds, 3),
+        "finished": time.time(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": _installed(),
+        "warnings": [],
+    }
+    return {**record, **found}
+
+
+def _work(
+    connection: Connection, run: bytes, job: str, environment: Mapping[str, str]
+) -> None:
+    """Run a job in a process of its own, and send its record."""
+    # The parent ends its jobs itself, and none of them outlives it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    settings = json.loads(job)
+    found: dict[str, Any] = {}
+    output = io.StringIO()
+    connection.send(None)
+    started = time.monotonic()
+    with (
+        one_thread(),
+        isolated_rng(settings.get("seed")),
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(output),
+    ):
+        warnings.simplefilter("default")
+        # Those are for whoever wrote the code that is called.
+        for category in (DeprecationWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        try:
+            result = dict(cloudpickle.loads(run)(settings))
+            found["result"] = json.loads(json.dumps(finite_or_none(result)))
+        except (Exception, SystemExit) as error:
+            found["error"] = describe_error(error)
+            found["traceback"] = _trace(error)
+            found["output"] = output.getvalue()[-_OUTPUT_CHARACTERS:]
+    messages = [str(each.message)[:_WARNING_CHARACTERS] for each in caught]
+    found["warnings"] = list(dict.fromkeys(messages))[:_NUM_WARNINGS]
+    connection.send(_record(settings, time.monotonic() - started, **found))
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback of an error, with files as Python finds their modules.
+
+    Results are shared; where somebody's Python is installed says nothing to others.
+    """
+    trace = "".join(traceback.format_exception(error))
+    for root in sorted({*sys.path, os.getcwd()}, key=len, reverse=True):
+        if root:
+            trace = trace.replace(f'File "{root}{os.sep}', 'File "')
+    return trace

@@ -1,4 +1,4 @@
-"""The command `sbi-boed bench`: many runs of sbibm's tasks."""
+"""The commands `sbi-boed bench`, many runs of sbibm's tasks, and `sbi-boed report`."""
 
 import argparse
 import ast
@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sbi_boed_plugin.benchmark import run_benchmark
+from sbi_boed_plugin.benchmark import make_report, run_benchmark
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.store import FolderInUseError
 from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
-__all__ = ["add_bench_command"]
+__all__ = ["add_bench_command", "add_report_command"]
 
-_DESCRIPTION = """\
+_BENCH = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
 Each job has a process and a file of its own. A run that was stopped, or killed, goes
@@ -33,13 +33,22 @@ a folder with people whom you trust.
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
 
+_REPORT = """\
+Make tables, figures and a page of the results of `sbi-boed bench`.
+
+Writes results.csv (one row per job), summary.csv and summary.md (means over seeds and
+observations), differences.csv (our methods minus those of sbi, paired), figures, and
+index.html, which holds everything in one file and needs no network. A benchmark that
+still runs may be reported on.
+"""
+
 
 def add_bench_command(commands: Any) -> None:
-    """Add the command to what `add_subparsers` of the main parser returned."""
+    """Add `bench` to what `add_subparsers` of the main parser returned."""
     parser = commands.add_parser(
         "bench",
         help="run methods on the tasks of sbibm",
-        description=_DESCRIPTION,
+        description=_BENCH,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_bench)
@@ -69,13 +78,9 @@ def add_bench_command(commands: Any) -> None:
         ("--num-samples", NUM_SAMPLES, "posterior samples"),
         ("--jobs", 1, "processes, each with one thread"),
     ):
-        parser.add_argument(
-            name,
-            type=integer_from(1),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: %(default)s)",
-        )
+        text += " (default: %(default)s)"
+        kind = integer_from(1)
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -85,31 +90,33 @@ def add_bench_command(commands: Any) -> None:
         help="hyperparameters for all methods, or for one as npe.num_atoms=5; values "
         "in Python's notation",
     )
-    parser.add_argument(
-        "--tag",
-        default="",
-        metavar="TEXT",
-        help="tell these jobs apart from others with the same settings",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results", "benchmark"),
-        metavar="DIR",
-        help="folder of the benchmark (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="SECONDS",
-        help="end a job that takes longer, metrics included (default: none)",
-    )
+    text = "tell these jobs apart from others with the same settings"
+    parser.add_argument("--tag", default="", metavar="TEXT", help=text)
+    text = "folder of the benchmark (default: %(default)s)"
+    folder = Path("results", "benchmark")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=text)
+    text = "end a job that takes longer, metrics included (default: none)"
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=text)
     for name, text in (
-        ("--save-samples", "keep the samples of each job"),
         ("--retry-failed", "run jobs again that failed in an earlier run"),
         ("--quiet", "show no progress"),
     ):
         parser.add_argument(name, action="store_true", help=text)
+
+
+def add_report_command(commands: Any) -> None:
+    """Add `report` to what `add_subparsers` of the main parser returned."""
+    parser = commands.add_parser(
+        "report",
+        help="make tables, figures and a page of a benchmark",
+        description=_REPORT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_report)
+    text = "the folder that bench wrote to"
+    parser.add_argument("folder", type=Path, metavar="DIR", help=text)
+    text = "folder for the report (default: that of the results)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -132,16 +139,14 @@ def _bench(options: argparse.Namespace) -> int:
             tag=options.tag,
             num_workers=options.jobs,
             retry_failed=options.retry_failed,
-            save_samples=options.save_samples,
             time_limit=options.time_limit,
             show_progress=not options.quiet,
         )
     except (ValueError, ImportError, FolderInUseError) as error:
         raise InputError(" ".join(str(error).split())) from error
     except OSError as error:
-        raise InputError(
-            f"cannot write results to {options.output}: {error.strerror}."
-        ) from error
+        text = f"cannot write results to {options.output}: {error.strerror}."
+        raise InputError(text) from error
     except KeyboardInterrupt:
         print(
             "\nsbi-boed: interrupted. Finished jobs are kept in "
@@ -158,6 +163,20 @@ def _bench(options: argparse.Namespace) -> int:
     return 1 if num_failed else 0
 
 
+def _report(options: argparse.Namespace) -> int:
+    output = options.output or options.folder
+    try:
+        written = make_report(options.folder, output)
+    except (ValueError, ImportError) as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        # One of the results, or what was to be written.
+        text = f"cannot make the report in {output}: {error.filename or output}: "
+        raise InputError(f"{text}{error.strerror}.") from error
+    print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
+    return 0
+
+
 def _words(texts: list[str]) -> list[str]:
     """Split at commas and spaces.
 
@@ -165,7 +184,7 @@ def _words(texts: list[str]) -> list[str]:
         >>> _words(["sir,slcp", "two_moons sir"])
         ['sir', 'slcp', 'two_moons', 'sir']
     """
-    return [word for text in texts for word in re.split(r"[,\s]+", text) if word]
+    return " ".join(texts).replace(",", " ").split()
 
 
 def _numbers(option: str, texts: list[str]) -> list[int]:
@@ -175,23 +194,21 @@ def _numbers(option: str, texts: list[str]) -> list[int]:
         >>> _numbers("--seeds", ["0,3-5", "1_000"])
         [0, 3, 4, 5, 1000]
     """
-    number = r"(\d+(?:_\d+)*)"
     numbers: list[int] = []
     for word in _words(texts):
-        match = re.fullmatch(rf"{number}(?:-{number})?", word)
+        first, _, last = word.partition("-")
+        try:
+            span = range(int(first), int(last or first) + 1)
+        except ValueError:
+            span = range(0)
         # Nobody means more, and a list of them would take all memory.
-        span = _span(match) if match else range(0)
-        if not 0 < len(span) <= 10_000:
+        if not 0 < len(span) <= 10_000 or word.endswith("-"):
             raise ValueError(
                 f"argument {option}: must be numbers such as 3 or ranges such as 1-10, "
                 f"got {word!r}"
             )
         numbers += span
     return numbers
-
-
-def _span(match: re.Match[str]) -> range:
-    return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -13,9 +13,8 @@ from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
 from sbi_boed_plugin.cli.arguments import InputError
-from sbi_boed_plugin.cli.bench import add_bench_command
+from sbi_boed_plugin.cli.bench import add_bench_command, add_report_command
 from sbi_boed_plugin.cli.design import add_design_command
-from sbi_boed_plugin.cli.report import add_report_command
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 __all__ = ["main"]
