@@ -84,7 +84,8 @@ def summarize(
         line: dict[str, Any] = dict(zip(by, setting, strict=True))
         line["rows"] = len(group)
         for name, decimals in columns.items():
-            values = group[name][group[name] != ""].astype(float)
+            cells = group.get(name, pd.Series("", group.index))
+            values = cells[cells != ""].astype(float)
             finite = values[np.isfinite(values)]
             line[name] = with_error(finite, decimals)
             if len(finite) < len(values):
@@ -255,7 +256,7 @@ def dot_plot(
     """
     names = list(dict.fromkeys(str(row[by]) for row in rows))
     for place, name in enumerate(names):
-        cells = [row[column] for row in rows if str(row[by]) == name]
+        cells = [row.get(column, "") for row in rows if str(row[by]) == name]
         values = np.array([float(cell) for cell in cells if cell != ""])
         values = values[np.isfinite(values)]
         if len(values):
