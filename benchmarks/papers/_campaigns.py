@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributions.transforms import Transform, identity_transform
 
+from benchmarks.evaluation import lc2st_statistic, median_predictive_distance
 from benchmarks.study import Row
-from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine
+from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._sequential import Observation
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
+    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",

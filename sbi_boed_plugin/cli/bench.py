@@ -1,4 +1,4 @@
-"""The commands `sbi-boed bench`, many runs of sbibm's tasks, and `sbi-boed report`."""
+"""The command `sbi-boed bench`: many runs of sbibm's tasks."""
 
 import argparse
 import ast
@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sbi_boed_plugin.benchmark import make_report, run_benchmark
+from sbi_boed_plugin.benchmark import run_benchmark
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.store import FolderInUseError
 from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
-__all__ = ["add_bench_command", "add_report_command"]
+__all__ = ["add_bench_command"]
 
-_BENCH = """\
+_DESCRIPTION = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
 Each job has a process and a file of its own. A run that was stopped, or killed, goes
@@ -33,22 +33,13 @@ a folder with people whom you trust.
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
 
-_REPORT = """\
-Make tables, figures and a page of the results of `sbi-boed bench`.
-
-Writes results.csv (one row per job), summary.csv and summary.md (means over seeds and
-observations), differences.csv (our methods minus those of sbi, paired), figures, and
-index.html, which holds everything in one file and needs no network. A benchmark that
-still runs may be reported on.
-"""
-
 
 def add_bench_command(commands: Any) -> None:
-    """Add `bench` to what `add_subparsers` of the main parser returned."""
+    """Add the command to what `add_subparsers` of the main parser returned."""
     parser = commands.add_parser(
         "bench",
         help="run methods on the tasks of sbibm",
-        description=_BENCH,
+        description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_bench)
@@ -104,21 +95,6 @@ def add_bench_command(commands: Any) -> None:
         parser.add_argument(name, action="store_true", help=text)
 
 
-def add_report_command(commands: Any) -> None:
-    """Add `report` to what `add_subparsers` of the main parser returned."""
-    parser = commands.add_parser(
-        "report",
-        help="make tables, figures and a page of a benchmark",
-        description=_REPORT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=_report)
-    text = "the folder that bench wrote to"
-    parser.add_argument("folder", type=Path, metavar="DIR", help=text)
-    text = "folder for the report (default: that of the results)"
-    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
-
-
 def _bench(options: argparse.Namespace) -> int:
     # Functions of the user are beside the command that names them, in general.
     if os.getcwd() not in sys.path:
@@ -161,20 +137,6 @@ def _bench(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if num_failed else 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    output = options.output or options.folder
-    try:
-        written = make_report(options.folder, output)
-    except (ValueError, ImportError) as error:
-        raise InputError(str(error)) from error
-    except OSError as error:
-        # One of the results, or what was to be written.
-        text = f"cannot make the report in {output}: {error.filename or output}: "
-        raise InputError(f"{text}{error.strerror}.") from error
-    print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
-    return 0
 
 
 def _words(texts: list[str]) -> list[str]:
