@@ -22,7 +22,6 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
-    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",

@@ -14,7 +14,6 @@ plain results:
 import contextlib
 import io
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -23,10 +22,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
@@ -46,8 +45,8 @@ Run = Callable[[Settings], Mapping[str, Any]]
 
 # How long a process whose job has ended may take to end.
 _GRACE_SECONDS = 5.0
-# The operating system takes no longer times than weeks.
-_LONGEST_WAIT = 3600.0
+# The operating system waits no longer than weeks.
+_LONGEST_LIMIT = 1e6
 # Of what a job printed before it failed; the end tells most.
 _OUTPUT_CHARACTERS = 2_000
 # Of a job's warnings: a training may give thousands.
@@ -83,7 +82,7 @@ def run_jobs(
     time_limit = check_real(
         "time_limit",
         time_limit,
-        most=threading.TIMEOUT_MAX,
+        most=_LONGEST_LIMIT,
         above=0.0,
         or_none=True,
         remedy="Pass a positive number of seconds.",
@@ -161,89 +160,84 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-@dataclass
-class _Running:
-    """A job in its process, and the time of the monotonic clock when it must end."""
-
-    key: str
-    settings: Settings
-    process: Any
-    started: float
-    end: float = math.inf
-
-    def fail(self, error: str) -> tuple[str, Record]:
-        """End the process; return the key and the record of a job that was lost."""
-        self.process.kill()
-        self.process.join()
-        seconds = time.monotonic() - self.started
-        settings = json.loads(json.dumps(self.settings))
-        return self.key, _record(settings, seconds, error=error)
-
-
 def _in_processes(
     run: Run, jobs: Mapping[str, Settings], num_workers: int, time_limit: float | None
 ) -> Iterator[tuple[str, Record]]:
     """Yield the key and the record of each job, whichever ends first."""
-    # A server that has imported the package once forks the processes, where the system
-    # can; each would need three seconds for its imports otherwise.
-    has_server = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
-    if has_server:
-        context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
-    pickled = cloudpickle.dumps(run)
-    queue = deque(jobs.items())
-    running: dict[Connection, _Running] = {}
-    try:
-        while queue or running:
-            while queue and len(running) < num_workers:
-                connection, job = _start(context, pickled, *queue.popleft())
-                running[connection] = job
-            next_end = min(job.end for job in running.values())
-            seconds = min(max(next_end - time.monotonic(), 0.0), _LONGEST_WAIT)
-            for connection in wait(list(running), seconds):
-                job = running[connection]
-                try:
-                    record = connection.recv()
-                except (EOFError, OSError):
-                    job.process.join()
-                    yield running.pop(connection).fail(
-                        f"its process ended with exit code {job.process.exitcode}, "
-                        "perhaps because it took too much memory"
-                    )
-                    continue
-                if record is None:  # The job begins.
-                    job.started = time.monotonic()
-                    job.end = job.started + (time_limit or math.inf)
-                else:
-                    job.process.join(_GRACE_SECONDS)
-                    job.process.kill()
-                    yield running.pop(connection).key, record
-            for connection, job in list(running.items()):
-                if job.end <= time.monotonic():
-                    del running[connection]
-                    yield job.fail(f"it took longer than {time_limit:g} s")
-    finally:
-        for job in running.values():
-            job.process.kill()
-            job.process.join()
+    processes = _Processes(cloudpickle.dumps(run), time_limit)
+    with ThreadPoolExecutor(num_workers) as threads:
+        calls = {threads.submit(processes.run, jobs[key]): key for key in jobs}
+        try:
+            for call in as_completed(calls):
+                yield calls[call], call.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            processes.kill_all()
 
 
-def _start(
-    context: Any, run: bytes, key: str, settings: Settings
-) -> tuple[Connection, _Running]:
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, run, json.dumps(settings), dict(os.environ))
-    process = context.Process(target=_work, args=arguments)
-    # Without this, the process would run the user's script again, to find functions in
-    # it, which cloudpickle sends along anyway.
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        process.start()
-    finally:
-        sys.modules["__main__"] = main
-    theirs.close()
-    return ours, _Running(key, settings, process, time.monotonic())
+class _Processes:
+    """Runs a job in a process of its own, for each thread that asks."""
+
+    def __init__(self, run: bytes, time_limit: float | None) -> None:
+        self._run, self._time_limit = run, time_limit
+        self._running: set[Any] = set()
+        self._is_stopped = False
+        self._lock = threading.Lock()
+        # A server that has imported the package once forks the processes, where the
+        # system can; each would need three seconds for its imports otherwise.
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()
+        method = "forkserver" if has_server else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if has_server:
+            self._context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
+
+    def run(self, settings: Settings) -> Record:
+        """Return the record of a job, which its process sends unless it is lost."""
+        text = json.dumps(settings)
+        ours, theirs = self._context.Pipe(duplex=False)
+        arguments = (theirs, self._run, text, dict(os.environ))
+        process = self._context.Process(target=_work, args=arguments)
+        self._start(process)
+        theirs.close()
+        started = time.monotonic()
+        try:
+            ours.recv()  # The job begins.
+            started = time.monotonic()
+            if ours.poll(self._time_limit):
+                record = ours.recv()
+                process.join(_GRACE_SECONDS)
+                return record
+            error = f"it took longer than {self._time_limit:g} s"
+        except (EOFError, OSError):
+            process.join()
+            error = f"its process ended with exit code {process.exitcode}, perhaps "
+            error += "because it took too much memory"
+        finally:
+            process.kill()
+            process.join()
+            self._running.discard(process)
+        return _record(json.loads(text), time.monotonic() - started, error=error)
+
+    def kill_all(self) -> None:
+        """End the processes that run, and start no more."""
+        with self._lock:
+            self._is_stopped = True
+        for process in list(self._running):
+            process.kill()
+
+    def _start(self, process: Any) -> None:
+        # Without another main module, the process would run the user's script again, to
+        # find functions in it, which cloudpickle sends along anyway.
+        with self._lock:
+            if self._is_stopped:
+                raise InterruptedError("the run is stopped")
+            main = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                process.start()
+            finally:
+                sys.modules["__main__"] = main
+            self._running.add(process)
 
 
 def _record(settings: Settings, seconds: float, **found: Any) -> Record:
