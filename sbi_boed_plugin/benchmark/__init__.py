@@ -25,7 +25,7 @@ def make_report(folder: Path | str, output: Path | str | None = None) -> list[Pa
     Returns:
         Paths of what was written: `results.csv`, `summary.csv`, `differences.csv` if
         there are variants beside what they are variants of, `summary.md`, a figure per
-        metric, `runtimes.png` and `index.html`.
+        metric and `index.html`.
 
     Raises:
         ImportError: If pandas, jinja2 or matplotlib is not installed.

@@ -1,21 +1,20 @@
-"""Figures of a benchmark: metrics and times against the budget."""
+"""Figures of a benchmark: metrics against the budget."""
 
 import math
-from textwrap import fill
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
-from sbi_boed_plugin.benchmark.summary import SECONDS, Results
+from sbi_boed_plugin.benchmark.summary import Results
 from sbi_boed_plugin.benchmark.tables import published_beside
-from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
+from sbi_boed_plugin.plotting._style import GREY, LINES, despine
 
-__all__ = ["METRIC_LABELS", "metric_figure", "runtime_figure"]
+__all__ = ["METRIC_LABELS", "metric_figure"]
 
 METRIC_LABELS = {
     "c2st": "C2ST",
@@ -27,8 +26,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PUBLISHED_MARKERS = {"NLE": "o", "NPE": "^", "NRE": "v"}
 _HOLLOW = {"markerfacecolor": "white", "linestyle": "", "zorder": 3}
 _NUM_COLUMNS = 5
-# Longer names of methods go on in the next line: they must leave room for the data.
-_LABEL_WIDTH = 20
 # Powers of ten between two tick labels, so that they do not overlap.
 _TICK_GAP = 0.45
 
@@ -70,49 +67,6 @@ def metric_figure(results: Results, metric: str) -> Figure:
         handlelength=1.6,
     )
     return figure
-
-
-def runtime_figure(results: Results) -> Figure:
-    """Plot times by method: a dot per task, and a diamond for the median over tasks."""
-    labels, budgets = results.labels, results.budgets
-    colors = ordered_colors(len(budgets))
-    figure = Figure(figsize=(9.0, 1.3 + 0.45 * len(labels)), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, name in zip(axes, SECONDS[:2], strict=True):
-        # Nothing to train takes no time, which a logarithm cannot show.
-        times = results.cells.loc[results.cells[name] > 0.0]
-        for place, (budget, color) in enumerate(zip(budgets, colors, strict=True)):
-            rows = times.loc[times["num_simulations"] == budget]
-            medians = rows.groupby("label")[name].median()
-            shift = 0.6 * ((place + 0.5) / len(budgets) - 0.5)
-            style: dict[str, Any] = {"color": color, "linestyle": ""}
-            at = rows["label"].map(labels.index) + shift
-            ax.plot(rows[name], at, marker="o", ms=3.0, alpha=0.45, **style)
-            at = medians.index.map(labels.index) + shift
-            ax.plot(medians, at, marker="D", ms=5.5, label=f"{budget:,}", **style)
-        _format_seconds(ax, times[name])
-        ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
-    names = [fill(text, _LABEL_WIDTH) for text in labels]
-    axes[0].set_yticks(range(len(labels)), names)
-    axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    handles, texts = axes[0].get_legend_handles_labels()
-    title = "simulations"
-    figure.legend(handles, texts, title=title, loc="outside upper left", ncols=4)
-    figure.supxlabel("dots: tasks, diamonds: their medians", fontsize="small")
-    return figure
-
-
-def _format_seconds(ax: Axes, seconds: pd.Series) -> None:
-    ax.set_xscale("log")
-    # Between few powers of ten there are ticks at 2 and 5 as well.
-    is_narrow = len(seconds) > 0 and seconds.max() / seconds.min() < 30.0
-    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
-    ax.set_axisbelow(True)
-    despine(ax)
 
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:

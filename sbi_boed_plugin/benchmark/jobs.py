@@ -1,9 +1,8 @@
 """The jobs of a benchmark: one posterior each, and which ones there are."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -39,43 +38,32 @@ class Job:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     tag: str = ""
 
-    def settings(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return {**asdict(self), "hyper": dict(self.hyper)}
-
     @property
-    def unusual(self) -> list[str]:
-        """What differs from the usual settings, in words.
+    def label(self) -> str:
+        """The method, and what differs from the usual settings, in words.
 
         Example:
-            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2, hyper={"a": "b"}).unusual
-            ['2 rounds', 'a=b']
+            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2, hyper={"a": "b"}).label
+            "npe, 2 rounds, a='b'"
         """
-        parts = []
+        parts = [self.method]
         if self.num_rounds != 1:
             parts.append(f"{self.num_rounds} rounds")
         if self.num_samples != NUM_SAMPLES:
             parts.append(f"{self.num_samples:,} samples")
-        parts += [f"{key}={_readable(v)}" for key, v in sorted(self.hyper.items())]
-        return parts + ([f"tag {self.tag}"] if self.tag else [])
+        parts += [f"{key}={value!r}" for key, value in sorted(self.hyper.items())]
+        return ", ".join(parts + ([f"tag {self.tag}"] if self.tag else []))
 
     def __str__(self) -> str:
         return (
-            f"{self.task}, {', '.join([self.method, *self.unusual])}, "
-            f"{self.num_simulations:,} simulations, seed {self.seed}, "
-            f"observation {self.num_observation}"
+            f"{self.task}, {self.label}, {self.num_simulations:,} simulations, seed "
+            f"{self.seed}, observation {self.num_observation}"
         )
 
 
 def hyper_text(hyper: Mapping[str, Any]) -> str:
     """Return hyperparameters as a text that is empty if there are none."""
     return json.dumps(hyper, sort_keys=True) if hyper else ""
-
-
-def _readable(value: Any) -> str:
-    """Return a value as Python has it, without quotes where nobody misses them."""
-    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value)
-    return value if is_word and value not in ("True", "False", "None") else repr(value)
 
 
 def expand_jobs(
@@ -130,14 +118,6 @@ def _hyper_by_method(
         >>> _hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
         {'npe': {'num_atoms': 5}, 'nre': {'num_atoms': 10}}
     """
-    try:
-        # As they come back from a file.
-        hyper = json.loads(json.dumps(dict(hyper), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"hyper={dict(hyper)} must hold numbers, texts, booleans, None, and lists "
-            f"and dictionaries of them, to be kept in a file: {error}."
-        ) from error
     shared = {key: value for key, value in hyper.items() if "." not in key}
     given = {method: dict(shared) for method in methods}
     for key, value in hyper.items():

@@ -51,13 +51,8 @@ def _check_hyper(job: Job) -> None:
     if ":" not in job.method:
         sbibm.check_hyper(job.method, num_rounds=job.num_rounds, **job.hyper)
         return
-    parameters = inspect.signature(_import(job.method)).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    unknown = [key for key in job.hyper if key not in parameters]
-    if unknown and not takes_any:
-        raise TypeError(
-            f"it takes no {', '.join(unknown)}, but {', '.join(parameters)}"
-        )
+    signature = inspect.signature(_import(job.method))
+    signature.bind(**_arguments(job, None, _import(job.method)))
 
 
 def run_job_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
@@ -101,17 +96,10 @@ def run_job_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
 def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
     """Run a `module:function`, whose training and sampling nobody can tell apart."""
     function = _import(job.method)
-    rounds = {"num_rounds": job.num_rounds} if _takes_rounds(function) else {}
+    arguments = _arguments(job, task, function)
     started = time.perf_counter()
     with isolated_rng(job.seed):
-        returned = function(
-            task=task,
-            num_samples=job.num_samples,
-            num_simulations=job.num_simulations,
-            num_observation=job.num_observation,
-            **job.hyper,
-            **rounds,
-        )
+        returned = function(**arguments)
     seconds = time.perf_counter() - started
     if not (isinstance(returned, tuple) and len(returned) == 3):
         raise ValueError(
@@ -122,6 +110,14 @@ def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
     return sbibm.RunOutcome(
         samples, int(num_simulations), log_prob, math.nan, seconds, from_cache=False
     )
+
+
+def _arguments(job: Job, task: Any, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a function is called with."""
+    names = ["num_samples", "num_simulations", "num_observation"]
+    names += ["num_rounds"] if _takes_rounds(function) else []
+    settings = {name: getattr(job, name) for name in names}
+    return {"task": task, **settings, **job.hyper}
 
 
 def _import(name: str) -> Callable[..., Any]:

@@ -14,11 +14,7 @@ from matplotlib.figure import Figure
 
 from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin.benchmark.figures import (
-    METRIC_LABELS,
-    metric_figure,
-    runtime_figure,
-)
+from sbi_boed_plugin.benchmark.figures import METRIC_LABELS, metric_figure
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
 from sbi_boed_plugin.benchmark.runner import describe_versions
@@ -47,8 +43,6 @@ def write_report(folder: Path, output: Path | str | None) -> list[Path]:
         rows = results.differences.drop(columns=["label", "reference_label"])
         texts["differences.csv"] = rows.to_csv(index=False)
     figures = {name: metric_figure(results, name) for name in results.metrics}
-    if results.cells["num_done"].any():
-        figures["runtimes"] = runtime_figure(results)
     content = _content(results) | {
         "name": folder.resolve().name,
         "figures": {key: _image(figure) for key, figure in figures.items()},
@@ -89,12 +83,9 @@ def _content(results: Results) -> dict[str, Any]:
     ]
     return {
         "results": results,
-        # The number of samples is there already.
-        "shared": [text for text in results.shared if not text.endswith(" samples")],
         "num_failed": sum(results.jobs["status"] == "failed"),
         "labels": METRIC_LABELS,
         "classifiers": CLASSIFIER_METRICS,
-        "leaders": _leaders(results),
         "counts": _counts_text(results),
         "tables": tables,
         "has_published": any(name.endswith(", published") for name in columns),
@@ -110,24 +101,6 @@ def _content(results: Results) -> dict[str, Any]:
         "warnings": warned.most_common(_NUM_WARNINGS),
         "versions": Counter(describe_versions(r["versions"]) for r in results.records),
     }
-
-
-def _leaders(results: Results) -> str:
-    """Say which methods have the lowest mean accuracies; empty if none is ranked."""
-    metric = next((m for m in results.metrics if m in CLASSIFIER_METRICS), None)
-    leaders = []
-    for budget in results.budgets if metric is not None else []:
-        # Who lacks a posterior cannot be compared with those that have it.
-        ranked = metric_table(results, metric, budget).means.dropna()
-        if len(ranked) > 1:
-            name, mean = ranked.idxmin(), ranked.min()
-            leaders.append(f"{name} with {budget:,} simulations ({mean:.3f})")
-    if not leaders:
-        return ""
-    return (
-        f"Lowest mean {METRIC_LABELS[metric]} over tasks, among methods that have all "
-        f"posteriors: {', '.join(leaders)}."
-    )
 
 
 def _counts_text(results: Results) -> str:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES, Job, expand_jobs
 from sbi_boed_plugin.benchmark.methods import check_methods, run_job_method
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.runner import run_jobs
-from sbi_boed_plugin.benchmark.store import Record, Settings, Store
+from sbi_boed_plugin.benchmark.store import Settings, Store
 
-__all__ = ["benchmark_store", "run_benchmark"]
+__all__ = ["run_benchmark"]
 
 
 def run_benchmark(
@@ -119,10 +120,10 @@ def run_benchmark(
                 f"observations={max(observations)} must be at most {most}: task "
                 f"{name!r} has no more."
             )
-    store = benchmark_store(output)
+    store = Store(output)
     records = run_jobs(
         partial(_run_job, folder=store.folder, metrics=tuple(metrics)),
-        [job.settings() for job in jobs],
+        [asdict(job) for job in jobs],
         store,
         num_workers=num_workers,
         time_limit=time_limit,
@@ -131,20 +132,6 @@ def run_benchmark(
         show_progress=show_progress,
     )
     return sum(bool(record["error"]) for record in records)
-
-
-def benchmark_store(folder: Path | str) -> Store:
-    """Return the store of a benchmark, which refuses records of other jobs."""
-    return Store(folder, _check_record)
-
-
-def _check_record(record: Record) -> None:
-    """Raise an error if a record is not that of a job of a benchmark."""
-    Job(**record["job"])
-    if record["status"] == "done":
-        for value in record["result"]["metrics"].values():
-            if value is not None and not isinstance(value, (int, float)):
-                raise TypeError(f"a metric is {value!r}")
 
 
 def _run_job(
@@ -156,7 +143,7 @@ def _run_job(
     """
     job = Job(**settings)
     task = sbibm.get_task(job.task)
-    earlier = benchmark_store(folder).read(settings)
+    earlier = Store(folder).read(settings)
     known = earlier["result"].get("metrics", {}) if earlier else {}
     run = run_job_method(job, task, folder / "cache")
     started = time.perf_counter()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,13 @@ def file_name(settings: Settings) -> str:
 class Store:
     """The records of a folder, which need not exist.
 
-    A file that holds no record, or one for which `check` raises an error, is left out
-    with a warning, and never stops a run or a report; its job runs again.
+    A file that holds no record is left out with a warning, and never stops a run or a
+    report; its job runs again.
     """
 
-    def __init__(
-        self,
-        folder: Path | str,
-        check: Callable[[Record], object] = lambda record: None,
-    ) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
         self.jobs = self.folder / "jobs"
-        self._check = check
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -129,7 +124,6 @@ class Store:
             if path.name != (name := file_name(record["job"])):
                 # A copy would count as another result.
                 raise ValueError(f"the record of its job belongs in {name}")
-            self._check(record)
         except OSError:
             raise
         except Exception as error:

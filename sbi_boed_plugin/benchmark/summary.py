@@ -11,8 +11,7 @@ import pandas as pd
 
 from sbi_boed_plugin.benchmark.jobs import Job, hyper_text
 from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.sbibm_jobs import benchmark_store
-from sbi_boed_plugin.benchmark.store import Record
+from sbi_boed_plugin.benchmark.store import Record, Store
 from sbi_boed_plugin.sbibm import TASKS, check_hyper
 
 __all__ = ["CELL", "SECONDS", "Results", "mean_and_sem", "read_results"]
@@ -44,21 +43,15 @@ class Results:
         for record in self.records:
             job, result = record["job"], record["result"]
             said, versions = result.get("diagnostics", {}), record["versions"]
-            row = {"label": self._label(record), **job}
+            row = {"label": Job(**job).label, **job}
             row |= {"hyper": hyper_text(job["hyper"]), **result.get("metrics", {})}
             row |= {name: result.get(name) for name in _MEASURED}
             row |= {f"diagnostic_{name}": value for name, value in said.items()}
             row |= {f"version_{name}": value for name, value in versions.items()}
-            rows.append(
-                row | {name: record[name] for name in ("status", "load", "error")}
-            )
-        names = {name for row in rows for name in row}
-        more = [
-            name
-            for start in ("diagnostic_", "version_")
-            for name in sorted(names)
-            if name.startswith(start)
-        ]
+            row |= {name: record[name] for name in ("status", "load", "error")}
+            rows.append(row)
+        names = sorted({name for row in rows for name in row})
+        more = [name for name in names if name.startswith(("diagnostic_", "version_"))]
         columns = ["label", *CELL, "seed", "num_observation", "status", *self.metrics]
         columns += [*_MEASURED, "load", *more, "error"]
         return pd.DataFrame(rows, dtype=object).reindex(columns=columns)
@@ -147,28 +140,19 @@ class Results:
     def labels(self) -> list[str]:
         """Methods with what is unusual about each, in a fixed order."""
         ordered = sorted(self.records, key=lambda record: _order(record)[3:-2])
-        return list(dict.fromkeys(map(self._label, ordered)))
+        return list(dict.fromkeys(Job(**record["job"]).label for record in ordered))
 
     @property
     def budgets(self) -> list[int]:
         """Numbers of simulations, ascending."""
         return sorted(self.jobs["num_simulations"].unique())
 
-    @cached_property
-    def shared(self) -> list[str]:
-        """What is unusual about all jobs alike, in words."""
-        unusual = [Job(**record["job"]).unusual for record in self.records]
-        return [text for text in unusual[0] if all(text in each for each in unusual)]
-
-    def _label(self, record: Record) -> str:
-        job = Job(**record["job"])
-        own = [text for text in job.unusual if text not in self.shared]
-        return ", ".join([job.method, *own])
-
 
 def read_results(folder: Path) -> Results:
-    """Read all records of a benchmark."""
-    records = sorted(benchmark_store(folder).read_all(), key=_order)
+    """Read all records of a benchmark; those of other jobs are left out."""
+    names = {field.name for field in fields(Job)}
+    found = Store(folder).read_all()
+    records = sorted((r for r in found if set(r["job"]) == names), key=_order)
     if not records:
         raise ValueError(
             f"{folder} holds no results of a benchmark. Run `sbi-boed bench --output "

@@ -35,13 +35,12 @@ class Table(NamedTuple):
     """Texts of cells, each a number with a space before what is to be said of it.
 
     `best` tells whether a cell is the best of its row, `colors` are backgrounds as CSS
-    has them, `means` those over tasks, missing for who lacks a posterior.
+    has them.
     """
 
     texts: pd.DataFrame
     best: pd.DataFrame = pd.DataFrame()
     colors: pd.DataFrame = pd.DataFrame()
-    means: pd.Series = pd.Series(dtype=float)
 
 
 def published_beside(cells: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +82,9 @@ def metric_table(results: Results, name: str, budget: int) -> Table:
         )
         for column in ("text", name, "ranked")
     )
-    means = ranked.mean(skipna=False)
     if name in CLASSIFIER_METRICS and len(texts) > 1:
+        # Missing for who lacks a posterior that others have.
+        means = ranked.mean(skipna=False)
         texts.loc["mean"] = means.map(format_number)
         ranked.loc["mean"] = values.loc["mean"] = means
     best = ranked.eq(ranked.min(axis=1), axis=0)
@@ -100,7 +100,7 @@ def metric_table(results: Results, name: str, budget: int) -> Table:
             found["mean"] = found.mean(skipna=False)
             shown = found.map("{:.3f}".format).where(found.notna())
             texts[f"{method}, published"] = shown.reindex(texts.index)
-    return Table(texts.fillna(""), best, colors, means)
+    return Table(texts.fillna(""), best, colors)
 
 
 def difference_table(results: Results, metric: str) -> Table | None:

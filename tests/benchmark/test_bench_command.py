@@ -99,7 +99,6 @@ def test_all_tasks_and_what_is_usual(given, capsys):
         (["--set", "npe.=1"], "METHOD.KEY"),
         (["--set", "hide=1"], "hidden_features"),
         (["--set", "a=f(1)"], "notation"),
-        (["--set", "a={1}"], "file"),
         (["--output", "file"], "cannot write"),
     ],
 )

@@ -1,7 +1,5 @@
 """Jobs: their order, their names, and what is refused before anything runs."""
 
-import math
-
 import pytest
 
 from sbi_boed_plugin.benchmark.jobs import Job, expand_jobs
@@ -25,22 +23,19 @@ def test_settings_that_differ_have_words_that_differ():
     values = [1, "1", 1.5, True, "True", None, "None", "nsf", [1], ["1"], "a=1, b"]
     jobs = [Job("sir", "npe", 10, 0, 1, hyper={"a": value}) for value in values]
     assert len({str(job) for job in jobs}) == len(values)
-    assert [job.unusual for job in jobs[:2]] == [["a=1"], ["a='1'"]]
-    assert jobs[7].unusual == ["a=nsf"]
-    assert Job("sir", "npe", 10, 0, 1, tag="new").unusual == ["tag new"]
+    assert [job.label for job in jobs[:2]] == ["npe, a=1", "npe, a='1'"]
+    assert Job("sir", "npe", 10, 0, 1, tag="new").label == "npe, tag new"
 
 
 def test_hyperparameters_for_one_method_are_those_of_its_jobs_only():
-    hyper = {"a": (1, 2), "npe.a": 2, "my.module:f.b": 3}
+    hyper = {"a": [1, 2], "npe.a": 2, "my.module:f.b": 3}
     methods = ["npe", "nre", "my.module:f"]
     jobs = expand_jobs(["sir"], methods, **SETTINGS, hyper=hyper)
-    # As they come back from a file.
     assert {job.method: job.hyper for job in jobs} == {
         "npe": {"a": 2},
         "nre": {"a": [1, 2]},
         "my.module:f": {"a": [1, 2], "b": 3},
     }
-    assert all(Job(**job.settings()) == job for job in jobs)
     # Whoever runs `nre` alone, or without what is for others, has the same jobs.
     alone = expand_jobs(["sir"], ["nre"], **SETTINGS, hyper={"nre.a": [1, 2]})
     assert alone == [job for job in jobs if job.method == "nre"]
@@ -62,8 +57,6 @@ def test_hyperparameters_for_one_method_are_those_of_its_jobs_only():
         ({"hyper": {"num_rounds": 1}}, "num_rounds"),
         ({"hyper": {"npe.seed": 1}}, "must not hold seed"),
         ({"hyper": {"nre.num_atoms": 1}}, "'nre'.*npe"),
-        ({"hyper": {"net": object()}}, "net"),
-        ({"hyper": {"rate": math.inf}}, "rate"),
     ],
 )
 def test_what_cannot_be_run_is_refused(changed, message):

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from sbi_boed_plugin.benchmark import make_report
-from sbi_boed_plugin.benchmark.figures import metric_figure, runtime_figure
+from sbi_boed_plugin.benchmark.figures import metric_figure
 from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import mean_and_sem, read_results
 from sbi_boed_plugin.benchmark.tables import (
     difference_table,
@@ -21,7 +22,7 @@ from sbi_boed_plugin.benchmark.tables import (
     time_table,
 )
 from sbi_boed_plugin.sbibm import TASKS
-from tests.benchmark.conftest import Reader, add
+from tests.benchmark.conftest import Reader, add, make_record
 
 REPOSITORY = Path(__file__).parents[2]
 ATTACK = "<script>alert('&')</script>"
@@ -91,7 +92,7 @@ def best(results, metric="c2st", budget=10):
 def test_every_job_has_a_row(report):
     assert {path.name for path in report.iterdir()} == {
         *("results.csv", "summary.csv", "summary.md", "index.html"),
-        *("c2st.png", "mmd.png", "runtimes.png"),
+        *("c2st.png", "mmd.png"),
     }
     rows = table(report / "results.csv")
     assert len(rows) == 32
@@ -179,11 +180,10 @@ def test_means_over_other_observations_are_not_ranked(single, tmp_path):
     cells = results.cells
     assert set(cells.loc[cells["is_comparable"], "method"]) == {"npe"}
     found = metric_table(results, "c2st", 10)
-    assert found.means.dropna().index.tolist() == ["npe"]
+    assert found.texts.loc["mean"].to_dict() == {"nle": "–", "npe": "0.733", "nre": "–"}
     assert best(results) == ["0.733"] * 3
     text = found.texts.to_string()
     assert text.count("2 of 3") == 4 and text.count("1 failed") == 2
-    assert "Lowest mean" not in Reader(page_of(tmp_path)).text
     (legend,) = metric_figure(results, "c2st").legends
     assert legend.get_texts()[-1].get_text().startswith("hollow")
 
@@ -213,7 +213,6 @@ def test_methods_with_everything_are_ranked(single, tmp_path):
     assert best(results) == ["0.700"] * 3
     html = page_of(tmp_path)
     assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"] * 3
-    assert "npe with 10 simulations (0.700)" in Reader(html).text
     assert "hollow" not in str(metric_figure(results, "c2st").legends[0].get_texts())
 
 
@@ -226,26 +225,6 @@ def test_medians_of_times_say_over_how_many_tasks_they_are(single, tmp_path):
     texts = time_table(results).texts["training [s], 10"]
     # The middle of two: neither the geometric mean nor one of them.
     assert texts.to_dict() == {"npe": "5.000", "nre": "10.0 1 of 2 tasks"}
-    ax = runtime_figure(results).axes[0]
-    (medians,) = [line for line in ax.lines if line.get_marker() == "D"]
-    assert list(medians.get_xdata()) == [5.0, 10.0]
-
-
-@pytest.mark.parametrize("seconds", [(8.0, 8.5), (1.0, 7.0), (0.1, 50.0), (0.0, 0.0)])
-def test_tick_labels_of_times_do_not_collide(single, tmp_path, recwarn, seconds):
-    """Nor is zero, which a logarithm has no place for, an error."""
-    for task, value in zip(("sir", "slcp"), seconds, strict=True):
-        times = {"training_seconds": value, "sampling_seconds": value}
-        single("npe", task=task, result=times)
-    figure = runtime_figure(read_results(tmp_path))
-    figure.savefig(tmp_path / "figure.png")
-    assert not recwarn.list
-    for ax in figure.axes:
-        labels = [*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)]
-        boxes = [label.get_window_extent() for label in labels if label.get_text()]
-        boxes = sorted((box.x0, box.x1) for box in boxes if box.x1 > box.x0)
-        pairs = zip(boxes[:-1], boxes[1:], strict=True)
-        assert all(left[1] < right[0] for left, right in pairs)
 
 
 def test_a_training_that_observations_share_counts_once(single, tmp_path):
@@ -307,8 +286,8 @@ def test_variants_are_compared_with_like_settings(single, tmp_path):
     names = rows["label"] + " − " + rows["reference_label"]
     assert dict(zip(names, rows["difference"], strict=True)) == pytest.approx(
         {
-            "npe_gkl, neural_net=nsf − npe, neural_net=nsf": 0.2,
-            "npe_gkl, training=joint − npe": 0.3,
+            "npe_gkl, neural_net='nsf' − npe, neural_net='nsf'": 0.2,
+            "npe_gkl, training='joint' − npe": 0.3,
             "npe_gkl, 2 rounds − npe, 2 rounds": 0.1,
         }
     )
@@ -351,17 +330,15 @@ def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
     assert [text.get_text().split(",")[0] for text in legend[1:]] == shown
 
 
-def test_what_is_unusual_is_in_the_names_and_what_all_share_is_said_once(
-    single, tmp_path
-):
+def test_what_is_unusual_is_in_the_names_and_other_jobs_are_none(single, tmp_path):
     settings = ({}, {"num_rounds": 2}, {"hyper": {"a": 1}}, {"tag": "new"})
-    for changed in (*settings, {"hyper": {"a": "1"}}):
-        single("npe", metric="c2st_forest", num_samples=500, **changed)
+    for changed in (*settings, {"hyper": {"a": "1"}, "num_samples": 500}):
+        single("npe", metric="c2st_forest", **changed)
+    Store(tmp_path).write(make_record({"method": "nmc", "seed": 0}))
     results = read_results(tmp_path)
-    names = ["npe", "npe, tag new", "npe, a='1'", "npe, a=1", "npe, 2 rounds"]
-    assert results.labels == names
+    names = ["npe", "npe, tag new", "npe, a=1", "npe, 2 rounds"]
+    assert results.labels == ["npe, 500 samples, a='1'", *names]
     text = Reader(page_of(tmp_path)).text
-    assert "500 samples" not in text and "samples500" in text
     assert "minus" not in text and not (tmp_path / "differences.csv").exists()
 
 
@@ -390,9 +367,7 @@ def test_a_metric_that_some_jobs_lack_has_no_mean(tmp_path):
 
 def test_failures_alone_make_a_report(single, tmp_path):
     single("npe", error="an error", traceback="its trace")
-    names = {path.name for path in make_report(tmp_path)}
-    assert names == {"results.csv", "summary.csv", "summary.md", "index.html"}
-    assert "its trace" in (tmp_path / "index.html").read_text()
+    assert "its trace" in page_of(tmp_path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

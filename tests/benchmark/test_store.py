@@ -72,16 +72,6 @@ def test_a_file_that_holds_no_record_is_named_and_left_out(tmp_path, content):
     assert len(store.read_all()) == 2
 
 
-def test_records_of_others_jobs_are_left_out(tmp_path):
-    def check(record):
-        record["result"]["eig"] + 1.0
-
-    for number, eig in enumerate((0.5, "high", None)):
-        Store(tmp_path).write(make_record({"seed": number}, result={"eig": eig}))
-    with pytest.warns(UserWarning, match="seed="):
-        assert len(Store(tmp_path, check).read_all()) == 1
-
-
 def hold(folder, pipe):
     with Store(folder).lock():
         pipe.send("locked")
