@@ -95,7 +95,8 @@ def run_jobs(
         earlier = {job_key(record["job"]): record for record in store.read_all()}
         records = {key: earlier[key] for key in keys if key in earlier}
         for key, record in records.items():
-            if not retry_failed if record["error"] else is_complete(record):
+            is_settled = not retry_failed if record["error"] else is_complete(record)
+            if is_settled:
                 del todo[key]
         kept = [record for key, record in records.items() if key not in todo]
         _warn_of_versions(kept)

@@ -20,15 +20,11 @@ __all__ = ["add_bench_command"]
 _DESCRIPTION = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
-Each job has a process and a file of its own. A run that was stopped, or killed, goes
-on from there with the same command; a second one in the same folder is refused.
-`sbi-boed report DIR` makes tables, figures and a page of what is there. The exit code
-is 1 if jobs failed.
-
-Finished jobs are kept after an upgrade, of which a line warns, and after an edit of a
-module:function, which nothing notices: use another --tag or --output then. Trained
-networks in the folder's cache/ are pickles, which run code when they are loaded: share
-a folder with people whom you trust.
+A run that was stopped goes on from there with the same command; a second one in the
+same folder is refused. The exit code is 1 if jobs failed. Finished jobs are kept after
+an edit of a module:function, which nothing notices: use another --tag or --output then.
+Trained networks in the folder's cache/ are pickles, which run code when they are
+loaded: share a folder with people whom you trust.
 
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin.benchmark import methods, metrics, sbibm_jobs
+from sbi_boed_plugin.benchmark import metrics, sbibm_jobs
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.sbibm import RunOutcome, get_task
 from tests.benchmark.conftest import MODULE, add
@@ -113,9 +113,9 @@ def test_our_methods_are_given_seed_cache_and_tag(tmp_path, monkeypatch, tag):
         log_prob = torch.tensor([1.5])
         return RunOutcome(samples, 90, log_prob, 3.0, 2.0, True, {"log_z": 0.5})
 
-    monkeypatch.setattr(methods.sbibm, "run_method", run_method)
+    monkeypatch.setattr(sbibm_jobs.sbibm, "run_method", run_method)
     job = Job("two_moons", "npe_gkl", 100, 5, 3, 2, 50, {"hidden_features": 50}, tag)
-    outcome = methods.run_job_method(job, get_task("two_moons"), tmp_path)
+    outcome = sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
     settings = {"seed": 5, "cache": tmp_path, "num_rounds": 2, "hidden_features": 50}
     # Another tag trains anew.
     settings["cache_tag"] = tag or None
@@ -137,13 +137,13 @@ def test_our_methods_are_given_seed_cache_and_tag(tmp_path, monkeypatch, tag):
 def test_what_methods_must_not_return_is_an_error(tmp_path, method, message):
     job = Job("two_moons", f"{MODULE}:{method}", 100, 0, 1, num_samples=50)
     with pytest.raises(ValueError, match=message):
-        methods.run_job_method(job, get_task("two_moons"), tmp_path)
+        sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
 
 
 @pytest.mark.parametrize("rounds", [1, 10])
 def test_a_method_that_takes_rounds_is_told_how_many(tmp_path, rounds):
     job = Job("two_moons", f"{MODULE}:several_rounds", 100, 0, 1, rounds, 50)
-    outcome = methods.run_job_method(job, get_task("two_moons"), tmp_path)
+    outcome = sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
     assert (outcome.samples == rounds / 10).all()
 
 
