@@ -6,7 +6,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from sbi_boed_plugin._numbers import check_real
-from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
+from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule, as_finite
 
 __all__ = ["LocatedPolicy", "as_vector", "check_box", "place_in_box", "spread_loc"]
 
@@ -16,10 +16,9 @@ Box = tuple[Tensor, Tensor]
 class LocatedPolicy(DesignPolicy):
     """Policies with learned locations, and scales that follow a schedule.
 
-    Locations are stored as distances from an origin in units of their own (in a box,
-    from its lower corner in units of its width), so that one learning rate serves
-    designs of any magnitude. They have the last dimension `dim_design`; in front of it
-    there may be a dimension of components. Scales are in the same units.
+    Locations, of shape `(..., dim_design)`, are stored as distances from an origin in
+    units of their own (in a box, from its lower corner in units of its width), so that
+    one learning rate serves designs of any magnitude. Scales are in the same units.
     """
 
     low: Tensor | None
@@ -33,15 +32,14 @@ class LocatedPolicy(DesignPolicy):
         loc: Tensor,
         *,
         box: Box | None = None,
-        origin: Tensor | None = None,
         unit: Tensor | float = 1.0,
         scale: float | tuple[float, float] | ScaleSchedule | None = None,
     ) -> None:
         super().__init__(dim_design=loc.shape[-1])
         low, high = (None, None) if box is None else box
+        origin = loc.clone()
         if low is not None and high is not None:
-            origin, unit = low, high - low
-        origin = torch.zeros_like(loc) if origin is None else origin.clone()
+            origin, unit = low.clone(), high - low
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.register_buffer("_origin", origin)
@@ -102,16 +100,7 @@ def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSch
 
 def as_vector(name: str, value: Tensor) -> Tensor:
     """Return a copy of a vector of finite numbers, or raise if it is not one."""
-    value = torch.as_tensor(value)
-    if not value.is_floating_point():
-        value = value.to(torch.get_default_dtype())
-    if value.dim() != 1 or value.numel() == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, but must have shape (dim_design,)."
-        )
-    if not torch.isfinite(value).all():
-        raise ValueError(f"{name}={value.tolist()} must be finite.")
-    return value.detach().clone()
+    return as_finite(name, value, "(dim_design,)", 1)
 
 
 def check_box(low: Tensor, high: Tensor) -> Box:

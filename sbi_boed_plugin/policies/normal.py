@@ -36,8 +36,6 @@ class NormalPolicy(LocatedPolicy):
         >>> policy.anneal(1.0)
         >>> policy.scale
         tensor([1., 1.])
-        >>> policy.log_prob(policy.sample((5,))).shape
-        torch.Size([5])
     """
 
     _end: Tensor
@@ -54,7 +52,7 @@ class NormalPolicy(LocatedPolicy):
                 "(start, end). For one scale per design value pass a tensor."
             )
         start, end = scale if isinstance(scale, tuple) else (scale, scale)
-        super().__init__(loc, origin=loc, unit=_check_scale(start, loc))
+        super().__init__(loc, unit=_check_scale(start, loc))
         self.register_buffer("_end", _check_scale(end, loc))
         self.anneal(0.0)
 

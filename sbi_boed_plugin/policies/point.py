@@ -2,8 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
 
 from sbi_boed_plugin.policies.located import (
     LocatedPolicy,
@@ -13,41 +11,7 @@ from sbi_boed_plugin.policies.located import (
     spread_loc,
 )
 
-__all__ = ["PointMass", "PointPolicy"]
-
-
-class PointMass(Distribution):
-    """All probability at one vector of a larger support."""
-
-    arg_constraints = {}  # type: ignore[assignment]
-    has_rsample = True
-
-    def __init__(self, loc: Tensor, support: Constraint) -> None:
-        self.loc, self._support = loc, support
-        super().__init__(event_shape=loc.shape, validate_args=False)
-
-    @property
-    def support(self) -> Constraint:
-        """What the vector may be."""
-        return self._support
-
-    @property
-    def mode(self) -> Tensor:
-        """The vector."""
-        return self.loc
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Return copies of the vector that carry its gradient."""
-        return self.loc.expand(*sample_shape, -1).clone()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Raise an error, since a point mass has no density."""
-        raise NotImplementedError(
-            "A PointPolicy has no density, hence no gradient='score'. Use "
-            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
-            "suits the simulator, or a policy with a density, such as "
-            "TruncatedNormalPolicy."
-        )
+__all__ = ["PointPolicy"]
 
 
 class PointPolicy(LocatedPolicy):
@@ -76,8 +40,6 @@ class PointPolicy(LocatedPolicy):
         >>> policy = PointPolicy(low=torch.zeros(1), high=torch.ones(1))
         >>> policy.sample((3,)).squeeze(1)
         tensor([0.5000, 0.5000, 0.5000])
-        >>> PointPolicy(loc=torch.tensor([30.0])).mode
-        tensor([30.])
     """
 
     has_log_prob = False
@@ -107,10 +69,24 @@ class PointPolicy(LocatedPolicy):
                 "box either. Give loc, or low and high."
             )
 
-    def distribution(self) -> PointMass:
-        """Return the point mass; its support is the box, if there is one."""
+    @property
+    def mode(self) -> Tensor:
+        """The design, detached."""
+        return self.rsample().detach()
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Return copies of the design that carry its gradient."""
         loc = self.loc
         if self.low is not None:
             # Rounding can leave the box; the clamped value keeps its gradient.
             loc = loc + (loc.clamp(self.low, self.high) - loc).detach()
-        return PointMass(loc, self.support)
+        return loc.expand(*sample_shape, -1).clone()
+
+    def log_prob(self, design: Tensor) -> Tensor:
+        """Raise an error, since a point mass has no density."""
+        raise NotImplementedError(
+            "A PointPolicy has no density, hence no gradient='score'. Use "
+            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
+            "suits the simulator, or a policy with a density, such as "
+            "TruncatedNormalPolicy."
+        )

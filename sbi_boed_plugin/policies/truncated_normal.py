@@ -36,8 +36,10 @@ class TruncatedNormal(Distribution):
     def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
         super().__init__(self.loc.shape, validate_args=False)
-        self._edges = [(end - self.loc) / self.scale for end in (self.low, self.high)]
-        self._below, above = map(torch.special.ndtr, self._edges)
+        self._below, above = (
+            torch.special.ndtr((end - self.loc) / self.scale)
+            for end in (self.low, self.high)
+        )
         self._mass = above - self._below
 
     @property
@@ -69,12 +71,6 @@ class TruncatedNormal(Distribution):
         """Return the probability below values inside the intervals."""
         below = torch.special.ndtr((value - self.loc) / self.scale)
         return (below - self._below) / self._mass
-
-    def entropy(self) -> Tensor:
-        """Return the entropies of finite intervals, in nats."""
-        low, high = (e * (-0.5 * e.square() - _LOG_SQRT_2PI).exp() for e in self._edges)
-        cut_off = 0.5 * (low - high) / self._mass
-        return 0.5 + _LOG_SQRT_2PI + self.scale.log() + self._mass.log() + cut_off
 
 
 class TruncatedNormalPolicy(LocatedPolicy):
