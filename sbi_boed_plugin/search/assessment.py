@@ -27,21 +27,11 @@ __all__ = ["Assessment", "assess_design"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
-_BY_POSTERIOR = ("posterior", "hybrid")
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is known of the design that a search found.
-
-    Attributes:
-        eig: Its expected information gain, the tightest of the bounds.
-        bounds: Every bound of it, from the same simulations.
-        arrival: Whether the policy arrived there, after a joint search.
-        doubts: What speaks against the result.
-        num_simulations: Number of simulations that were spent.
-        num_invalid_simulations: How many of them failed.
-    """
+    """What is known of the design that a search found, as in `DesignResult`."""
 
     eig: EIGEstimate
     bounds: dict[str, EIGEstimate]
@@ -61,7 +51,7 @@ def assess_design(
     num_contrastive: int,
     num_workers: int = 1,
 ) -> Assessment:
-    """Score a design by every bound, and look for contradictions."""
+    """Return every bound of a design's information, and what contradicts them."""
     estimators, config = optimizer.networks, optimizer.config
     assert estimators is not None
     for network in estimators.all():
@@ -91,10 +81,15 @@ def assess_design(
         objective=config.objective,
         num_contrastive=num_contrastive,
     )
-    needs_posterior = POLICY_OBJECTIVES[config.objective].needs in _BY_POSTERIOR
-    network = "posterior" if needs_posterior else "likelihood"
+    needs = POLICY_OBJECTIVES[config.objective].needs
+    network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"
     finite = theta[valid].float()
-    designs = design.to(finite).expand(len(finite), -1)
+    mismatch = likelihood_mismatch(
+        estimators.likelihood,
+        finite,
+        design.to(finite).expand(len(finite), -1),
+        x[valid].float(),
+    )
     arrival, never_moved = None, False
     if config.method == "joint":
         progress, policy = optimizer.progress, optimizer.policy
@@ -110,9 +105,7 @@ def assess_design(
         never_moved=never_moved,
         num_learned_from=optimizer.num_learned_from,
         overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
-        mismatch=likelihood_mismatch(
-            estimators.likelihood, finite, designs, x[valid].float()
-        ),
+        mismatch=mismatch,
     )
     num_invalid = int((~valid).sum())
     return Assessment(

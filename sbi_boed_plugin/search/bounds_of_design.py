@@ -43,18 +43,9 @@ def estimate_bounds(
 ) -> dict[str, EIGEstimate]:
     """Return every bound of the information that the networks of a search give.
 
-    Args:
-        estimators: The networks.
-        theta: Parameters of shape `(num_samples, dim_theta)`.
-        x: Their data, of shape `(num_samples, dim_x)`, NaN where simulations failed.
-        prior: Distribution that the networks learned from.
-        fresh_prior: The same distribution for networks that know its particles.
-        design: Design of shape `(dim_design,)`.
-        objective: Name of the objective, whose own bound comes first.
-        num_contrastive: Number of contrastive parameters of this bound.
-
-    Returns:
-        Estimates by their names; `"linear"` is that of a regression.
+    The own one of the objective comes first, with `num_contrastive` parameters;
+    `"linear"` is that of a regression. `x` is NaN where simulations failed.
+    `fresh_prior` is the prior for networks that know the particles of the prior.
     """
     own = POLICY_OBJECTIVES[objective].bound
     names, posterior = [own, "pce", "snmc"], None
@@ -105,8 +96,8 @@ def _linear_bound(
 ) -> EIGEstimate | None:
     """Return the Barber-Agakov bound of a regression, scored on other simulations.
 
-    Parameters in coordinates without bounds are a Normal around a line and a parabola
-    of the data. `None` where there are too few rows, or no density of the parameters.
+    Parameters in coordinates without bounds are a Normal around a parabola of the data.
+    `None` where there are too few rows, or no density of the parameters.
     """
     before = getattr(prior, "base_prior", prior)
     valid = torch.isfinite(x).all(dim=1)
@@ -115,9 +106,8 @@ def _linear_bound(
     x = ((x - x.mean(dim=0)) / _positive(x.std(dim=0))).clamp(-5.0, 5.0)
     features = torch.cat([torch.ones(len(x), 1).double(), x, x.square()], dim=1)
     half = len(features) // 2
-    if half < _ROWS_PER_FEATURE * (features.shape[1] + theta.shape[1]):
-        return None
-    if bool(discrete_columns(before).any()):
+    too_few = half < _ROWS_PER_FEATURE * (features.shape[1] + theta.shape[1])
+    if too_few or bool(discrete_columns(before).any()):
         return None
     transform = to_real_numbers(before)
     real = cast(Tensor, transform(theta))
@@ -138,8 +128,7 @@ def _linear_bound(
         log_posterior = fit.log_prob(real[scored]) - log_unit
         terms.append(log_posterior - log_prior[scored] + constant)
     values = torch.cat(terms)
-    error = values.std().item() / math.sqrt(len(values))
-    mean = values.mean().item()
+    mean, error = values.mean().item(), values.std().item() / math.sqrt(len(values))
     return EIGEstimate(mean, error, "barber_agakov", None, len(values), num_failed)
 
 
