@@ -34,19 +34,6 @@ def test_score_gradient_is_that_of_the_expectation():
     assert ((mean - exact).abs() < 4.5 * error).all()
 
 
-def test_weights_move_to_the_best_candidate():
-    this = CategoricalPolicy(torch.arange(5.0).unsqueeze(1))
-    optimizer = torch.optim.Adam(this.parameters(), lr=0.1)
-    for _ in range(100):
-        design = this.sample((32,))
-        reward = -(design.squeeze(1) - 3.0).square()
-        optimizer.zero_grad()
-        (-(reward - reward.mean()) * this.log_prob(design)).mean().backward()
-        optimizer.step()
-    assert this.mode.tolist() == [3.0]
-    assert this.probabilities[3] > 0.8
-
-
 def test_support_is_the_list_of_candidates():
     this = policy()
     others = torch.tensor([[0.0, 1.001], [2.0, -0.5], [2e-9, 1e6], [torch.nan, 1.0]])

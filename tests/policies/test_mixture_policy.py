@@ -14,28 +14,20 @@ LOW, HIGH = [-1.0, 0.0], [1.0, 1.0]
 LOCATIONS = [[0.1, 0.5], [-1.0, 0.3], [1.0, 1.0]]
 
 
-def policy(scale=0.15, logits=(0.3, -0.4, 0.1), dtype=torch.float64, loc=LOCATIONS):
+def policy(scale=0.15, loc=LOCATIONS, dtype=torch.float64, low=LOW, high=HIGH):
+    low, high, loc = (torch.tensor(values, dtype=dtype) for values in (low, high, loc))
     this = TruncatedNormalMixturePolicy(
-        torch.tensor(LOW, dtype=dtype),
-        torch.tensor(HIGH, dtype=dtype),
-        num_components=len(loc),
-        loc=torch.tensor(loc, dtype=dtype),
-        scale=scale,
+        low, high, num_components=len(loc), loc=loc, scale=scale
     )
-    this.logits.data = torch.tensor(logits, dtype=dtype)
+    if len(loc) == 3:
+        this.logits.data = torch.tensor([0.3, -0.4, 0.1], dtype=dtype)
     return this
 
 
-def line(locations, weights, scale, dtype=torch.float32):
+def line(locations, weights, scale):
     """Components on the interval from 0 to 1."""
-    this = TruncatedNormalMixturePolicy(
-        torch.zeros(1, dtype=dtype),
-        torch.ones(1, dtype=dtype),
-        num_components=len(locations),
-        loc=torch.tensor(locations, dtype=dtype).unsqueeze(1),
-        scale=scale,
-    )
-    this.logits.data = torch.tensor(weights, dtype=dtype).log()
+    this = policy(scale, [[loc] for loc in locations], low=[0.0], high=[1.0])
+    this.logits.data = torch.tensor(weights, dtype=torch.float64).log()
     return this
 
 
@@ -131,7 +123,7 @@ def test_far_components_carry_their_own_locations_and_weights():
     ],
 )
 def test_mode_is_the_most_likely_design(locations, weights, scale):
-    this = line(locations, weights, scale, torch.float64)
+    this = line(locations, weights, scale)
     grid = torch.linspace(0.0, 1.0, 10_001, dtype=torch.float64).unsqueeze(1)
     best = grid[this.log_prob(grid).argmax()]
     assert this.mode.item() == pytest.approx(best.item(), abs=2e-3)
@@ -142,10 +134,8 @@ def test_mode_is_the_most_likely_design(locations, weights, scale):
 @pytest.mark.parametrize("num_components", range(1, 9))
 def test_initial_locations_cover_the_box(num_components):
     box = torch.tensor([-1.0]), torch.tensor([1.0])
-    this, again = (
-        TruncatedNormalMixturePolicy(*box, num_components=num_components)
-        for _ in range(2)
-    )
+    this = TruncatedNormalMixturePolicy(*box, num_components=num_components)
+    again = TruncatedNormalMixturePolicy(*box, num_components=num_components)
     assert torch.equal(this.loc, again.loc)
     edges = torch.tensor([-1.0, *sorted(this.loc.flatten().tolist()), 1.0])
     assert (edges.diff() > 0.0).all()

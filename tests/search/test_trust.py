@@ -29,8 +29,8 @@ from tests.oracles import WithConstant
 from tests.trainers.cases import make_trainer
 
 
-def estimate(value, error=0.02, bound="pce"):
-    return EIGEstimate(value, error, bound, num_simulations=1_000)
+def estimate(value):
+    return EIGEstimate(value, 0.02, "pce", num_simulations=1_000)
 
 
 CONSISTENT = {
@@ -43,13 +43,9 @@ CONSISTENT = {
 }
 
 
-OTHERS = ("arrival", "never_moved", "num_learned_from", "overfit", "mismatch")
-
-
 def doubts_of(arrival=None, **changed):
-    others = {name: changed.pop(name) for name in OTHERS if name in changed}
-    bounds = {k: estimate(v) for k, v in {**CONSISTENT, **changed}.items()}
-    return find_doubts(bounds, arrival, **others)
+    bounds = {k: estimate(changed.pop(k, v)) for k, v in CONSISTENT.items()}
+    return find_doubts(bounds, arrival, **changed)
 
 
 @pytest.mark.parametrize(
