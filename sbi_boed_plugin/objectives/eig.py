@@ -63,6 +63,7 @@ __all__ = [
     "Problem",
     "eig_of_simulations",
     "estimate_eig",
+    "simulate_design",
 ]
 
 LOWER_BOUNDS = tuple(name for name, kind in BOUNDS.items() if kind.is_lower)
@@ -177,30 +178,44 @@ def estimate_eig(
     check_estimators(problem)
     num_samples = check_integer("num_samples", num_samples, 2)
     num_workers, seed = check_num_workers(num_workers), check_seed(seed)
+    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
+        theta, x, num_calls = simulate_design(
+            simulator, prior, problem.design, num_samples, num_workers
+        )
+        problem = replace(problem, design=problem.design.to(theta))
+        try:
+            estimate = eig_of_simulations(problem, theta, x)
+        except NoEstimateError as error:
+            error.num_simulations = num_calls
+            raise
+    return replace(estimate, num_simulations=num_calls)
+
+
+def simulate_design(
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    prior: Distribution,
+    design: Tensor,
+    num_samples: int,
+    num_workers: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Return parameters, their data (NaN where they failed) and the number of calls.
+
+    Rows that a limit of calls leaves out are not returned.
+    """
+    theta = draw_parameters(prior, num_samples)
     # Under a limit calls are small: an error in a large one could use up the budget.
     limited = (
         isinstance(simulator, CheckedSimulator) and simulator.max_calls is not None
     )
-    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
-        theta = draw_parameters(prior, num_samples)
-        problem = replace(problem, design=problem.design.to(theta))
-        made = run_simulator(
-            simulator,
-            theta,
-            problem.design.repeat(num_samples, 1),
-            num_workers=num_workers,
-            simulation_batch_size=math.isqrt(num_samples) if limited else None,
-            isolate_errors=True,
-        )
-        try:
-            # Rows that the limit left out say nothing about the design.
-            estimate = eig_of_simulations(
-                problem, theta[made.tried], made.x[made.tried]
-            )
-        except NoEstimateError as error:
-            error.num_simulations = made.num_calls
-            raise
-    return replace(estimate, num_simulations=made.num_calls)
+    made = run_simulator(
+        simulator,
+        theta,
+        design.to(theta).expand(num_samples, -1),
+        num_workers=num_workers,
+        simulation_batch_size=math.isqrt(num_samples) if limited else None,
+        isolate_errors=True,
+    )
+    return theta[made.tried], made.x[made.tried], made.num_calls
 
 
 def eig_of_simulations(

@@ -1,15 +1,13 @@
 """What is known of the design that a search found."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin._simulation import CheckedSimulator
+from sbi_boed_plugin.objectives.eig import EIGEstimate, simulate_design
 from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.bounds_of_design import estimate_bounds, tightest
@@ -58,19 +56,10 @@ def assess_design(
         network.eval()
     # A posterior that was trained with the particles of a belief fits them too well.
     fresh = prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
-    theta = draw_parameters(fresh, num_samples)
-    limited = simulator.max_calls is not None
-    made = run_simulator(
-        simulator,
-        theta,
-        design.to(theta).expand(num_samples, -1),
-        num_workers=num_workers,
-        # Under a limit calls are small: an error in a large one may use up the budget.
-        simulation_batch_size=math.isqrt(num_samples) if limited else None,
-        isolate_errors=True,
+    theta, x, num_calls = simulate_design(
+        simulator, fresh, design, num_samples, num_workers
     )
-    # Rows that the limit left out say nothing about the design.
-    theta, x, valid = (rows[made.tried] for rows in (theta, made.x, made.valid))
+    valid = torch.isfinite(x).all(dim=1)
     bounds = estimate_bounds(
         estimators,
         theta,
@@ -107,10 +96,8 @@ def assess_design(
         overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
         mismatch=mismatch,
     )
-    num_invalid = int((~valid).sum())
-    return Assessment(
-        tightest(bounds), bounds, arrival, doubts, made.num_calls, num_invalid
-    )
+    num_failed = int((~valid).sum())
+    return Assessment(tightest(bounds), bounds, arrival, doubts, num_calls, num_failed)
 
 
 def _at_edge(policy: DesignPolicy, design: Tensor) -> Tensor:

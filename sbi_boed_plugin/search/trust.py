@@ -1,9 +1,7 @@
 r"""What speaks against the result of a search, from simulations of its own.
 
-A learned bound can be wrong without looking wrong: a density over discrete parameters,
-a prior without its constant, networks that have hardly learned, a policy that stopped
-on a slope. Bounds that fail in different ways see the same simulations, and a result
-says where they contradict each other.
+A learned bound can be wrong without looking wrong. Bounds that fail in different ways
+see the same simulations, and a result says where they contradict each other.
 
 - Barber-Agakov (or its tightening by an energy) depends on the posterior network, PCE
   on the likelihood and draws of the prior, LACE on both and on the prior's density.
