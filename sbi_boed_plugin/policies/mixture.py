@@ -1,18 +1,14 @@
 """Mixtures of truncated Normals on a box, for information with several modes."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
-from sbi_boed_plugin.policies.policy import ScaleSchedule
+from sbi_boed_plugin.policies.located import LocatedPolicy, Scale, spread_loc
 from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
 
 __all__ = ["TruncatedNormalMixturePolicy"]
@@ -40,15 +36,13 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`.
-        high: Upper corner of the box, of shape `(dim_design,)`.
+        high: Upper corner of the box, likewise.
         num_components: Number of components; their weights begin equal.
         loc: Initial locations, of shape `(num_components, dim_design)`, inside the box.
-            If `None`, points of a Sobol sequence, which cover the box evenly and are
-            the same each time, slightly shifted between design values: where
-            measurements are interchangeable, equal locations would be a saddle point.
+            If `None`, the points of a Sobol sequence, which cover the box evenly,
+            slightly shifted between design values.
         scale: Scale of the Normals relative to the width of the box: a number, or its
-            schedule as `(start, end)`. If `None`, from 0.15 to 0.05, half that of a
-            single truncated Normal, since the components explore together.
+            schedule as `(start, end)`. If `None`, from 0.15 to 0.05.
 
     Raises:
         ValueError: If `num_components` is not a positive integer, the box is empty or
@@ -64,6 +58,9 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         ([[0.25], [0.75]], [0.5, 0.5])
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(
         self,
         low: Tensor,
@@ -71,13 +68,13 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         *,
         num_components: int = 4,
         loc: Tensor | None = None,
-        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+        scale: Scale | None = None,
     ) -> None:
         num_components = check_integer("num_components", num_components, 1)
-        box = check_box(low, high)
         super().__init__(
-            place_in_box(loc, box, _cover_unit_cube(num_components, len(box[0]))),
-            box=box,
+            loc,
+            (low, high),
+            start=partial(_cover_unit_cube, num_components),
             scale=(0.15, 0.05) if scale is None else scale,
         )
         self.logits = nn.Parameter(self.scale.new_zeros(num_components))

@@ -3,13 +3,7 @@
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    as_vector,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
+from sbi_boed_plugin.policies.located import LocatedPolicy
 
 __all__ = ["PointPolicy"]
 
@@ -18,10 +12,10 @@ class PointPolicy(LocatedPolicy):
     r"""A point mass :math:`\pi_\psi(\xi) = \delta(\xi - \mu)` at a learned design.
 
     Every simulation is spent on one design, which is precise where the information
-    has a single mode and a gradient in the design is to be had; nothing explores. A
-    point mass has no density, so that only gradients through `rsample` work; and since
-    data of one design do not tell how they depend on it, the surrogate and implicit
-    ones need estimators that have seen others, as `method="multi_start"` trains them.
+    has a single mode; nothing explores. A point mass has no density, so that only
+    gradients through `rsample` work; and since data of one design do not tell how they
+    depend on it, the surrogate and implicit ones need estimators that have seen others,
+    as `method="multi_start"` trains them.
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`; `None` for designs
@@ -32,8 +26,7 @@ class PointPolicy(LocatedPolicy):
 
     Raises:
         ValueError: If only one corner is given, or neither corners nor `loc`; if the
-            box is empty or not finite, shapes do not match, or `loc` lies outside the
-            box or is not finite.
+            box is empty, shapes do not match, or `loc` is outside or not finite.
 
     Example:
         >>> import torch
@@ -57,17 +50,12 @@ class PointPolicy(LocatedPolicy):
                 f"{missing}=None goes with {given}=None only: give both corners of "
                 "the box, or neither for designs without bounds."
             )
-        if low is not None and high is not None:
-            box = check_box(low, high)
-            loc = place_in_box(loc, box, spread_loc(len(box[0])))
-            super().__init__(loc, box=box)
-        elif loc is not None:
-            super().__init__(as_vector("loc", loc))
-        else:
+        if low is None and loc is None:
             raise ValueError(
                 "loc=None leaves the design without a place to start when there is no "
                 "box either. Give loc, or low and high."
             )
+        super().__init__(loc, None if low is None or high is None else (low, high))
 
     @property
     def mode(self) -> Tensor:

@@ -7,13 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.utils import broadcast_all
 
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
-from sbi_boed_plugin.policies.policy import ScaleSchedule
+from sbi_boed_plugin.policies.located import LocatedPolicy, Scale
 
 __all__ = ["TruncatedNormal", "TruncatedNormalPolicy"]
 
@@ -88,11 +82,11 @@ class TruncatedNormalPolicy(LocatedPolicy):
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`.
-        high: Upper corner of the box, of shape `(dim_design,)`.
+        high: Upper corner of the box, likewise.
         loc: Initial locations, of shape `(dim_design,)`, inside the box. If `None`, the
-            centre of the box for one design value and, for several, spread evenly over
-            the middle half of the box: where measurements are interchangeable, equal
-            locations would be a saddle point.
+            centre of the box for one design value; several are spread evenly over its
+            middle half: where measurements are interchangeable, equal locations would
+            be a saddle point.
         scale: Scale of the Normals relative to the width of the box: a number, or its
             schedule as `(start, end)`. If `None`, from 0.3 to 0.1, the schedule that
             SBI-BOED uses for the SIR model.
@@ -114,14 +108,9 @@ class TruncatedNormalPolicy(LocatedPolicy):
         high: Tensor,
         *,
         loc: Tensor | None = None,
-        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+        scale: Scale | None = None,
     ) -> None:
-        box = check_box(low, high)
-        super().__init__(
-            place_in_box(loc, box, spread_loc(len(box[0]))),
-            box=box,
-            scale=(0.3, 0.1) if scale is None else scale,
-        )
+        super().__init__(loc, (low, high), scale=(0.3, 0.1) if scale is None else scale)
 
     def distribution(self) -> Independent:
         """Return the truncated Normals."""
