@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.sbibm.settings import RunSettings

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.objectives.eig import EIGEstimate, simulate_design
 from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
@@ -20,6 +19,7 @@ from sbi_boed_plugin.search.trust import (
     find_doubts,
     likelihood_mismatch,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["Assessment", "assess_design"]
 

@@ -15,7 +15,6 @@ from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives.info_nce import (
     in_batch_contrast,
     info_nce_loss,
-    log_likelihood_matrix,
 )
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import (
@@ -60,35 +59,6 @@ def densities_of(estimators, num, num_contrastive=31, rows=None):
     theta, x, design = rows or batch(num)
     contrast = in_batch_contrast(theta, num_contrastive)
     return Densities(estimators, PRIOR, theta, x, design, contrast)
-
-
-def test_densities_are_those_of_direct_calls():
-    theta, x, design = batch(40)
-    estimators = networks(theta, x, design)
-    contrast = in_batch_contrast(theta, 5)
-    densities = Densities(estimators, PRIOR, theta, x, design, contrast)
-    data = torch.cat([x, design], dim=1)
-    conditions = torch.cat(
-        [torch.cat([theta.unsqueeze(0), contrast]), design.expand(6, 40, 1)], dim=-1
-    )
-    likelihood, posterior = estimators.likelihood, estimators.hybrid
-    first = theta.unsqueeze(0)
-    expected = {
-        "log_likelihood": likelihood.log_prob(x.unsqueeze(0), conditions[0])[0],
-        "log_likelihoods": log_likelihood_matrix(likelihood.log_prob, x, conditions),
-        "log_prior": PRIOR.log_prob(theta),
-        "data": data,
-        "log_posterior": posterior.base.log_prob(first, data)[0],
-        "log_ratio": posterior.log_ratio(first, data)[0],
-        "log_marginal": estimators.marginal.log_prob(x.unsqueeze(0), design)[0],
-    }
-    for name, value in expected.items():
-        torch.testing.assert_close(getattr(densities, name), value, msg=name)
-    torch.testing.assert_close(densities.log_likelihoods[0], densities.log_likelihood)
-    torch.manual_seed(1)
-    again = Densities(estimators, PRIOR, theta, x, design, contrast).partition
-    torch.manual_seed(1)
-    torch.testing.assert_close(again, posterior.partition(data))
 
 
 def test_densities_are_evaluated_once_and_only_if_asked():
@@ -163,9 +133,9 @@ def test_each_objective_knows_what_it_needs():
     likelihood = DesignEstimators(estimators.likelihood)
     hybrid = exact_hybrid()
     for name, objective in POLICY_OBJECTIVES.items():
-        assert hybrid.serve(objective.needs)
-        assert likelihood.serve(objective.needs) == (name == "info_nce")
-        assert estimators.serve(objective.needs) == (name != "gkl")
+        assert hybrid.has_networks_for(objective.needs)
+        assert likelihood.has_networks_for(objective.needs) == (name == "info_nce")
+        assert estimators.has_networks_for(objective.needs) == (name != "gkl")
     with pytest.raises(RuntimeError, match="no marginal estimator"):
         likelihood.require("marginal")
     assert len(hybrid.all()) == 3 and len(likelihood.all()) == 1
