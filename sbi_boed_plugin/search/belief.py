@@ -111,7 +111,7 @@ class ParticleBelief(Distribution):
 
     @property
     def num_particles(self) -> int:
-        """How many there are."""
+        """Number of particles."""
         return len(self.particles)
 
     def copy(self) -> "ParticleBelief":

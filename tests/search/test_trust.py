@@ -15,9 +15,9 @@ from benchmarks.exact_estimators import (
     slope,
 )
 from sbi_boed_plugin import EIGEstimate, TruncatedNormalPolicy
-from sbi_boed_plugin.search import bounds_of_design
+from sbi_boed_plugin.search import assessment
+from sbi_boed_plugin.search.assessment import estimate_bounds
 from sbi_boed_plugin.search.batch import Batch
-from sbi_boed_plugin.search.bounds_of_design import estimate_bounds
 from sbi_boed_plugin.search.progress import Progress
 from sbi_boed_plugin.search.trust import (
     find_arrival,
@@ -152,7 +152,7 @@ def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():
 
 @pytest.mark.parametrize("constant", [-1.0, 1.0])
 def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeypatch):
-    monkeypatch.setattr(bounds_of_design, "log_normalization", lambda prior: (0.0, 0.0))
+    monkeypatch.setattr(assessment, "log_normalization", lambda prior: (0.0, 0.0))
     bounds = bounds_with(WithConstant(normal_prior(1), constant))
     (doubt, *_) = find_doubts(bounds)
     assert "of the prior and its draws do not belong together" in doubt
@@ -211,7 +211,7 @@ def test_parameters_of_two_values_have_no_linear_bound():
     coin = Independent(Bernoulli(torch.full((1,), 0.5)), 1)
     theta = coin.sample((500,))
     x = theta + 0.1 * torch.randn(500, 1)
-    assert bounds_of_design._linear_bound(theta, x, coin, 0.0) is None
+    assert assessment._linear_bound(theta, x, coin, 0.0) is None
 
 
 class Misfit:
