@@ -113,6 +113,13 @@ def test_data_that_nothing_explains_are_refused_and_change_nothing():
     assert belief.log_evidence == 0.0
 
 
+def test_parameters_without_density_are_left_behind():
+    def only_positive(theta):
+        return torch.where(theta[:, 0] > 0.0, near(1, 1.0)(theta), -torch.inf)
+
+    assert (belief_after(only_positive).particles[:, 0] > 0.0).all()
+
+
 def test_a_copy_is_updated_alone_and_pickles():
     belief = belief_after(Measured(3.0, 1.0), num_particles=256)
     before, other = belief.particles.clone(), belief.copy()
