@@ -26,8 +26,8 @@ INVERSE_TRANSFORM = type(ExpTransform().inv)
 
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
-# median exceeds this many times the median distance (163 in 256 draws of a Cauchy
-# distribution, 5 of a Normal, 20 of Student's t with two degrees of freedom).
+# median exceeds this many times the median distance (5 in 256 draws of a Normal, 163 of
+# a Cauchy distribution).
 _DECADES, _TAILS = 1_000.0, 30.0
 # Share of values at the largest that tell a limit, near which small differences count.
 _CLIPPED = 0.05

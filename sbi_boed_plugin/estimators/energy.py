@@ -21,9 +21,8 @@ EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
 SMALL_DATA = 3_000
 
 # Ratios are what networks say between the inner numbers of nats, and never beyond the
-# outer ones. Upwards there is little room: where no partition function had a draw, a
-# network may say anything, and one such draw with a huge ratio would fill the samples.
-# A base that must be corrected by more would have hardly a draw accepted.
+# outer ones. One draw with a huge ratio, where no draw was trained, would otherwise
+# fill the samples.
 _LOWEST, _FREE_BELOW, _FREE_ABOVE, _HIGHEST = -20.0, -15.0, 3.0, 5.0
 
 
@@ -115,9 +114,9 @@ def energy_nn(
         dropout: Probability to leave out a hidden feature during training. If `None`,
             0.1 for fewer than 3,000 simulations to train with, else 0.
         sees_parameters: Whether the network is given parameters. If not, it judges them
-            by the noise that the base makes them of, which with the data determines
-            them: draws are then judged before they are made, and sampling is several
-            times faster. Where simulations are few, compare the gains of both.
+            by the noise that the base makes them of: draws are then judged before they
+            are made, and sampling is several times faster. Where simulations are few,
+            compare the gains of both.
 
     Returns:
         Function of `theta` and features.

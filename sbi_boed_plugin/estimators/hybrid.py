@@ -139,11 +139,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         return self
 
     def at_design(self, design: Tensor) -> "HybridEstimator":
-        """Return the estimator of `x` at a design `(dim_design,)`, sharing networks.
-
-        Raises:
-            ValueError: If `design` has a wrong shape or is not finite.
-        """
+        """Return the estimator of `x` at a design `(dim_design,)`, sharing networks."""
         return self._view(posterior_at_design(self.net, design), self.prior)
 
     def with_prior(self, prior: Distribution) -> "HybridEstimator":
@@ -191,12 +187,10 @@ class HybridEstimator(ConditionalDensityEstimator):
         """
         features = features.expand(len(input), *features.shape)
         finite = input.isfinite().all(dim=-1) & noise.isfinite().all(dim=-1)
-        is_finite = bool(finite.all())
-        if not is_finite:
-            input = input.where(finite.unsqueeze(-1), 0.0)
-            noise = noise.where(finite.unsqueeze(-1), 0.0)
+        input = input.where(finite.unsqueeze(-1), 0.0)
+        noise = noise.where(finite.unsqueeze(-1), 0.0)
         ratio = bounded(self.energy(input, torch.cat([features, noise], dim=-1)))
-        return ratio if is_finite else ratio.masked_fill(~finite, -torch.inf)
+        return ratio.masked_fill(~finite, -torch.inf)
 
     def log_ratio(
         self, input: Tensor, condition: Tensor, noise: Tensor | None = None
@@ -225,8 +219,7 @@ class HybridEstimator(ConditionalDensityEstimator):
     ) -> tuple[Tensor, Tensor]:
         """Draw from the base, with log-weights.
 
-        Draws outside the support of the prior weigh nothing or, if they are kept, what
-        the base says: no energy was trained there.
+        Draws outside the support of the prior weigh nothing or, if they are kept, one.
         """
         draws, noise = self.draw(num_draws, condition)
         log_weights = self.log_ratio(draws, condition, noise)
@@ -276,8 +269,7 @@ class HybridEstimator(ConditionalDensityEstimator):
     ) -> WeightDiagnostics:
         """Return diagnostics of the weights of draws of the base given each condition.
 
-        Keyword arguments are those of the function
-        :func:`~sbi_boed_plugin.estimators.weights.measure_weights`.
+        Keyword arguments are those of the function `weights.measure_weights`.
         """
         draw = partial(self.draw_weighted, reject_outside_prior=reject_outside_prior)
         at_once = draws_at_once(self, condition)
@@ -294,14 +286,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         """Draw samples of shape `(*sample_shape, batch_dim, dim_theta)`.
 
         They are drawn by rejection from the base, or resampled where that is hopeless.
-        After a timeout there are fewer, in one dimension.
-
-        Args:
-            sample_shape: Shape of the samples of each condition.
-            condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            weights: Diagnostics of these conditions; measured if `None`, which is no
-                sampling time.
-            **settings: Settings of `Sampler`.
+        Settings are those of `Sampler`; after a timeout there are fewer samples, in one
+        dimension. Weights are measured if `None`, which is no sampling time.
         """
         num_samples = torch.Size(sample_shape).numel()
         sampler = Sampler(self, **settings)
@@ -355,10 +341,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         return self.ratio_of_features(input, features, noise)
 
     def log_unnormalized(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, inside and outside.
-
-        Keyword arguments are passed to the base.
-        """
+        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, also outside."""
         if not (self.latent_features and self.corrects) or kwargs:
             log_base = self.net.log_prob(input, condition, **kwargs)
             return log_base + self.log_ratio(input, condition)
@@ -394,8 +377,7 @@ class HybridEstimator(ConditionalDensityEstimator):
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row, in nats.
 
-        Parameters have shape `(batch_dim, dim_theta)`; keyword arguments are passed to
-        the base.
+        Parameters have shape `(batch_dim, dim_theta)`.
         """
         log_base = self.net.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
         log_ratio = self._ratio_in_training(input.unsqueeze(0), condition)[0]
@@ -412,5 +394,5 @@ class UnnormalizedHybrid(EstimatorView):
         super().__init__(hybrid, hybrid.input_shape, hybrid.condition_shape)
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return what `HybridEstimator.log_unnormalized` does."""
+        """Return unnormalized log-densities `(sample_dim, batch_dim)`, in nats."""
         return self.net.log_unnormalized(input, condition, **kwargs)

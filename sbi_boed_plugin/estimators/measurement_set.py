@@ -58,8 +58,7 @@ class MeasurementSetEmbedding(nn.Module):
 
         Args:
             num_measurements: Number of measurements of an experiment.
-            dim_x: Number of values of one measurement; a row holds those of the first
-                measurement, then those of the second, and so on.
+            dim_x: Number of values of one measurement; a row holds them in succession.
             dim_design: Number of values of one measurement's design, likewise.
             hidden_features: Width of the network of one measurement.
             num_layers: Number of its hidden layers.
@@ -85,11 +84,7 @@ class MeasurementSetEmbedding(nn.Module):
 
     @torch.no_grad()
     def standardize(self, rows: Tensor) -> None:
-        """Take mean and scale from rows, over all of their measurements.
-
-        Raises:
-            ValueError: If rows have another length.
-        """
+        """Take mean and scale from rows, over all of their measurements."""
         pairs = self._pairs(rows).flatten(0, -2)
         # Tiny units keep their scale in double precision; constants keep their unit.
         double = pairs.cpu().double()
@@ -113,8 +108,8 @@ class MeasurementSetEmbedding(nn.Module):
         if rows.shape[-1] != expected:
             raise ValueError(
                 f"rows have {rows.shape[-1]} values, but {self.num_measurements} "
-                f"measurements of {self.dim_x} values at designs of {self.dim_design} "
-                f"values have {expected}. Adjust num_measurements, dim_x or dim_design."
+                f"measurements of {self.dim_x} + {self.dim_design} values have "
+                f"{expected}. Adjust num_measurements, dim_x or dim_design."
             )
         shape = (self.num_measurements, -1)
         x = rows[..., :num_x].unflatten(-1, shape)

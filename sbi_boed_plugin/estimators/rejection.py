@@ -30,8 +30,7 @@ class Sampler:
 
     Below the minimal rate of acceptance all samples are resampled by importance from
     the same 100,000 draws of the base or more. After `max_sampling_time`, in seconds,
-    sampling gives up, or returns what it has, with a warning. Samples that need not be
-    in the support of the prior weigh outside what the base says.
+    sampling gives up, or returns what it has, with a warning.
     """
 
     hybrid: Any

@@ -277,8 +277,8 @@ def transformed_posterior_nn(
     With parameters transformed from a bounded support to all real numbers, no mass of
     the posterior lies outside. Arguments are those of
     :func:`transformed_likelihood_nn`, for a model of `sbi.neural_nets.posterior_nn`;
-    designs are the last values of a row of `x`. As a condition, a skewed column of data
-    may be seen as logarithms whatever `x_transform` is.
+    designs are the last values of a row of `x`. A skewed column of data, which is a
+    condition here, may be seen as logarithms whatever `x_transform` is.
 
     Returns:
         Builder to pass as `posterior_estimator`.

@@ -35,13 +35,12 @@ DEFAULT_QUANTILE = 0.999
 # Mass that a ceiling may cut off.
 _MAX_TRUNCATED_MASS = 0.02
 
-# From a number and conditions to so many draws of the base of each condition, of shape
-# `(num_draws, batch_dim, dim_theta)`, and log-weights, `(num_draws, batch_dim)`.
+# From a number and conditions to draws of the base `(num_draws, batch_dim, dim_theta)`
+# and log-weights `(num_draws, batch_dim)`.
 _DrawWeighted = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 # Draws of each condition to measure weights, and of all conditions together: of many
-# there are fewer of each, but never fewer than a tenth. They come from a fixed seed and
-# leave the caller's random numbers alone.
+# there are fewer of each, but never fewer than a tenth.
 _NUM_PILOT_DRAWS, _MAX_PILOT_DRAWS = 10_000, 200_000
 _SEED = 20_231_001
 # Draws that tell the gradient of log Z, chosen from the pilot draws. Of more than so
@@ -131,8 +130,8 @@ def measure_weights(
         fair = _MAX_PILOT_DRAWS // max(len(condition), 1)
         num_draws = min(_NUM_PILOT_DRAWS, max(_NUM_PILOT_DRAWS // 10, fair))
     with isolated_rng(_SEED):
-        limits = {"at_once": at_once, "max_batch_size": max_batch_size}
-        parts = _draw_in_parts(draw_weighted, num_draws, condition, **limits)
+        limits = at_once, max_batch_size
+        parts = _draw_in_parts(draw_weighted, num_draws, condition, *limits)
         # In double precision, which not every device has.
         log_weights = torch.cat([part.cpu().double() for _, part in parts], dim=1)
     ceiling = _log_ceiling(log_weights, bound_quantile)
@@ -191,7 +190,6 @@ def _draw_in_parts(
     draw_weighted: _DrawWeighted,
     num_draws: int,
     condition: Tensor,
-    *,
     at_once: int,
     max_batch_size: int = _NUM_PILOT_DRAWS,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -221,26 +219,9 @@ def gradient_of_log_partition(hybrid: Any, condition: Tensor) -> Tensor:
     share = min(1.0, _MAX_GRADIENT_ROWS / max(len(condition), 1))
     num_draws = 1 + min(int(share * _NUM_GRADIENT_DRAWS), at_once)
     num_base = int(max(share, 0.1) * _NUM_PILOT_DRAWS)
-    draws = _hybrid_draws(hybrid, num_base, num_draws, condition)
-    size = max(1, at_once // num_draws)
-    evaluate: Callable[..., Any] = hybrid.log_unnormalized
-    if len(condition) > size:
-        # What does not fit at once is evaluated again for its gradient.
-        evaluate = partial(checkpoint, evaluate, use_reentrant=False)
-    parts = zip(draws.split(size, dim=1), condition.split(size), strict=True)
-    mean = torch.cat([evaluate(*part).mean(dim=0) for part in parts])
-    return mean - mean.detach()
-
-
-@torch.no_grad()
-def _hybrid_draws(
-    hybrid: Any, num_base: int, num_draws: int, condition: Tensor
-) -> Tensor:
-    """Return draws of a hybrid, chosen from draws of its base by their weight."""
-    at_once = draws_at_once(hybrid, condition)
-    draw_weighted, chosen, largest = hybrid.draw_weighted, [], []
-    with isolated_rng(_GRADIENT_SEED):
-        parts = _draw_in_parts(draw_weighted, num_base, condition, at_once=at_once)
+    chosen, largest = [], []
+    with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
+        parts = _draw_in_parts(hybrid.draw_weighted, num_base, condition, at_once)
         for draws, log_weights in parts:
             largest.append(log_weights.amax(dim=0))
             # Less than -100 is as good as no weight.
@@ -248,4 +229,11 @@ def _hybrid_draws(
             indices = indices.unsqueeze(-1).expand(-1, -1, draws.shape[2])
             chosen.append(draws.gather(0, indices))
     _check_not_empty(torch.cat(largest), num_base)
-    return torch.cat(chosen, dim=1)
+    size = max(1, at_once // num_draws)
+    evaluate: Callable[..., Any] = hybrid.log_unnormalized
+    if len(condition) > size:
+        # What does not fit at once is evaluated again for its gradient.
+        evaluate = partial(checkpoint, evaluate, use_reentrant=False)
+    parts = torch.cat(chosen, dim=1).split(size, dim=1), condition.split(size)
+    mean = torch.cat([evaluate(*part).mean(0) for part in zip(*parts, strict=True)])
+    return mean - mean.detach()

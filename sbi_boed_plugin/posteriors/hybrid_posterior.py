@@ -165,8 +165,7 @@ class HybridPosterior(DirectPosterior):
             sample_shape: Desired shape of samples.
             x: Observation of shape `(1, *x_event_shape)` or `x_event_shape`; the
                 default `x` if `None`.
-            max_sampling_batch_size: Maximum number of draws of the base at a time; that
-                of the posterior if `None`.
+            max_sampling_batch_size: Largest number of draws of the base at a time.
             show_progress_bars: Whether to show sampling progress monitor.
             reject_outside_prior: Whether samples outside of the prior's support are
                 rejected. Otherwise they are those of the base; draws inside are still

@@ -215,6 +215,8 @@ def test_gradients_flow_on_request_and_reach_the_weights():
     energy = Tilt()
     posterior = hybrid_posterior(energy)
     theta = THETA.clone().requires_grad_()
+    with torch.inference_mode():  # whose measured weights serve gradients later.
+        posterior.log_prob(THETA, X_O.clone())
     assert not posterior.log_prob(theta, X_O).requires_grad
     log_prob = posterior.log_prob(theta, X_O, track_gradients=True)
     of_theta, of_a = torch.autograd.grad(log_prob.sum(), [theta, energy.a])
@@ -268,16 +270,6 @@ def test_what_was_changed_is_measured_again(change):
     assert not torch.equal(measured.acceptance_rate, before.acceptance_rate)
     hybrid = posterior.posterior_estimator
     assert measured.uncorrected.all() == (not hybrid.corrects)
-
-
-def test_what_was_measured_in_inference_mode_serves_gradients():
-    posterior = hybrid_posterior(Tilt())
-    with torch.inference_mode():
-        posterior.log_prob(THETA, X_O.clone())
-    x = X_O.clone().requires_grad_()
-    log_prob = posterior.log_prob(THETA, x, track_gradients=True)
-    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
-    assert gradient.isfinite().all()
 
 
 def test_posteriors_of_one_estimator_have_their_own_priors():
@@ -406,26 +398,21 @@ def test_a_partition_function_that_was_trained_and_is_off_is_told():
         hybrid_posterior(off).diagnostics(X_O)
 
 
-def test_time_is_limited():
-    posterior = hybrid_posterior(base=GaussianBase(seconds=0.05))
+def test_time_is_limited_and_shared_by_observations():
+    posterior = hybrid_posterior(base=GaussianBase(seconds=0.02))
     posterior.diagnostics(X_O)  # which is kept: not to wait for batches of ten of it.
-    limited = {"max_sampling_time": 0.1, "max_sampling_batch_size": 10}
+    limited = {"max_sampling_time": 0.05, "max_sampling_batch_size": 10}
     with pytest.raises(RuntimeError, match="max_sampling_time"):
         draw(posterior, 1_000, **limited)
+    limited |= {"return_partial_on_timeout": True}
     with pytest.warns(UserWarning, match="partial"):
-        some = draw(posterior, 1_000, return_partial_on_timeout=True, **limited)
+        some = draw(posterior, 1_000, **limited)
     assert 0 < len(some) < 1_000
-
-
-def test_observations_share_the_time_and_none_is_lost():
-    posterior = hybrid_posterior(base=GaussianBase(seconds=0.02))
-    limited = {"max_sampling_time": 0.2, "return_partial_on_timeout": True}
+    limited |= {"max_sampling_batch_size": None, "max_sampling_time": 0.2}
+    x = X_O.repeat(250, 1)
     with pytest.warns(UserWarning, match="partial"):
-        samples = posterior.sample_batched(
-            (100_000,), x=X_O.repeat(250, 1), **QUIET, **limited
-        )
-    assert samples.shape[1:] == (250, 2)
-    assert 0 < len(samples) < 100_000
+        samples = posterior.sample_batched((100_000,), x=x, **QUIET, **limited)
+    assert samples.shape[1:] == (250, 2) and 0 < len(samples) < 100_000
 
 
 def test_resampling_stops_when_the_time_is_over():
@@ -453,6 +440,10 @@ def test_resampling_stops_when_the_time_is_over():
             "one observation, and x has 2",
         ),
         (lambda p: p.diagnostics(), "default"),
+        (
+            lambda p: draw(hybrid_posterior(lambda t, x: zero(t, x) + math.nan)),
+            "net returned NaN",
+        ),
         (lambda p: HybridPosterior(GaussianBase(), PRIOR), "must be a HybridEst"),
     ],
 )
@@ -461,15 +452,11 @@ def test_wrong_input_is_named(call, match):
         call(hybrid_posterior())
 
 
-@pytest.mark.parametrize("value", [1e6, -1e6, torch.nan])
-def test_energies_of_any_network_are_bounded_or_refused(value):
+@pytest.mark.parametrize("value", [1e6, -1e6])
+def test_energies_of_any_network_are_bounded(value):
     posterior = hybrid_posterior(lambda t, x: value * (1.0 + t.sum(dim=-1).square()))
-    if math.isnan(value):
-        with pytest.raises(ValueError, match="energy_net returned NaN"):
-            draw(posterior, 10)
-    else:
-        assert draw(posterior, 10).isfinite().all()
-        assert posterior.log_prob(THETA, X_O).isfinite().all()
+    assert draw(posterior, 10).isfinite().all()
+    assert posterior.log_prob(THETA, X_O).isfinite().all()
 
 
 def test_outside_the_prior_samples_are_those_of_the_base():
