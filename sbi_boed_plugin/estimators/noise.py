@@ -82,8 +82,8 @@ def to_noise(
 
     Samples have shape `(batch_dim, dim)` or `(sample_dim, batch_dim, dim)`. Of flows of
     nflows and zuko the noise is Normal, of mixtures of Gaussians logistic; an estimator
-    of your own brings a method `to_noise(input, condition)` for one sample of each
-    condition. That of a mixture is then in double precision, on the CPU.
+    of your own brings a method `to_noise(input, condition)` for inputs of shape
+    `(batch_dim, dim)`, at which noise of mixtures has double precision, on the CPU.
     """
     if isinstance(estimator, EstimatorView):
         of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)

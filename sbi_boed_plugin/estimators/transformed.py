@@ -165,7 +165,7 @@ class _TransformedBuilder:
         embedding = kwargs.get("embedding_net")
         if embedding is not None:
             kwargs["embedding_net"] = embedding = deepcopy(embedding)
-        if hasattr(embedding, "standardize"):
+        if embedding is not None and hasattr(embedding, "standardize"):
             conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
