@@ -19,11 +19,11 @@ from benchmarks.exact_estimators import (
 )
 from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import TruncatedNormalPolicy
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.search.batch import simulate_batch
 from sbi_boed_plugin.search.gradients import DATA_PATHS, POLICY_GRADIENTS, score_loss
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 LOW, HIGH = -10.0, 10.0
 SCALE = 0.4

@@ -22,8 +22,11 @@ import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
-from sbi_boed_plugin.simulation import simulate_for_boed
+from sbi_boed_plugin.simulation import (
+    CheckedSimulator,
+    run_simulator,
+    simulate_for_boed,
+)
 
 PRIOR = BoxUniform(torch.zeros(2), torch.ones(2))
 DESIGNS = BoxUniform(torch.zeros(1), torch.ones(1))

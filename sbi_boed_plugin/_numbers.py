@@ -18,10 +18,10 @@ __all__ = [
     "check_seed",
 ]
 
-
 # Beyond these a training overflows in single precision: a mistake, not a choice.
 MOST_LEARNING_RATE = 1e3
 MOST_WEIGHT = 1e6
+_MOST_INTEGER = 2**63 - 1
 
 
 class WrongKindError(TypeError, ValueError):
@@ -39,24 +39,8 @@ def check_integer(
 ) -> Any:
     """Return a whole number as Python's `int`, or say what is wrong with it.
 
-    Args:
-        name: Name of the argument.
-        value: What was passed: an integer of Python, NumPy or a tensor of one value.
-        least: Smallest allowed value.
-        most: Largest allowed value; `2**63 - 1` if `None`.
-        or_none: Whether `None` is allowed.
-        remedy: A sentence that says what to do instead.
-
-    Returns:
-        The integer, or `None`.
-
-    Raises:
-        WrongKindError: If it is not an integer; 3.0, `True` and "3" are not.
-        ValueError: If it is out of range.
-
-    Example:
-        >>> check_integer("num_steps", np.int64(3), 1)
-        3
+    Integers of Python, NumPy and tensors of one value are taken, between `least` and
+    `most` inclusively; 3.0, `True` and "3" raise a `WrongKindError`.
     """
     if or_none and value is None:
         return None
@@ -64,18 +48,19 @@ def check_integer(
     if not isinstance(number, Integral) or isinstance(number, bool):
         raise WrongKindError(_describe(name, value, "an integer", or_none, remedy))
     number = int(number)
-    largest = 2**63 - 1 if most is None else most
-    if number > largest or (least is not None and number < least):
-        bounds = _bounds(least, None if most is None and number <= largest else largest)
-        raise ValueError(_describe(name, value, bounds, or_none, remedy))
+    if most is None and number > _MOST_INTEGER:
+        most = _MOST_INTEGER
+    if not _is_between(number, least, most):
+        expected = _interval(least, most)
+        raise ValueError(_describe(name, value, expected, or_none, remedy))
     return number
 
 
 def check_real(
     name: str,
     value: Any,
-    least: float = -math.inf,
-    most: float = math.inf,
+    least: float | None = None,
+    most: float | None = None,
     *,
     above: float | None = None,
     below: float | None = None,
@@ -85,27 +70,9 @@ def check_real(
 ) -> Any:
     """Return a real number as Python's `float`, or say what is wrong with it.
 
-    Args:
-        name: Name of the argument.
-        value: What was passed: a number of Python, NumPy or a tensor of one value.
-        least: Smallest allowed value.
-        most: Largest allowed value.
-        above: Largest value that is too small.
-        below: Smallest value that is too large.
-        or_infinite: Whether infinity within these bounds is allowed.
-        or_none: Whether `None` is allowed.
-        remedy: A sentence that says what to do instead.
-
-    Returns:
-        The number, or `None`.
-
-    Raises:
-        WrongKindError: If it is not a number; `True` and "0.1" are not.
-        ValueError: If it is NaN, infinite or out of range.
-
-    Example:
-        >>> check_real("learning_rate", 5e-4, above=0.0)
-        0.0005
+    Numbers of Python, NumPy and tensors of one value are taken, between `least` and
+    `most` inclusively, `above` and `below` exclusively; `True` and "0.1" raise a
+    `WrongKindError`. Infinity needs `or_infinite`.
     """
     if or_none and value is None:
         return None
@@ -116,19 +83,18 @@ def check_real(
         number = float(number)
     except OverflowError:
         number = math.inf
-    inside = (
-        least <= number <= most
+    is_allowed = (
+        _is_between(number, least, most)
         and (above is None or number > above)
         and (below is None or number < below)
-        and (or_infinite or math.isfinite(number))
+        and (math.isfinite(number) or (or_infinite and not math.isnan(number)))
     )
-    if not inside:
-        expected = _bounds(least, most)
+    if not is_allowed:
         parts = [
-            expected if math.isfinite(least) or math.isfinite(most) else "",
+            _interval(least, most),
             "" if above is None else f"above {above:g}" if above else "positive",
             "" if below is None else f"below {below:g}",
-            "" if or_infinite or "between" in expected else "finite",
+            "" if or_infinite or None not in (least, most) else "finite",
         ]
         expected = " and ".join(part for part in parts if part)
         raise ValueError(_describe(name, value, expected, or_none, remedy))
@@ -138,30 +104,14 @@ def check_real(
 def check_fields(
     config: Any, check: Callable[..., Any], names: Sequence[str], *args: Any, **kw: Any
 ) -> None:
-    """Check fields of a frozen dataclass, and put plain numbers in their places.
-
-    Args:
-        config: Instance of the dataclass.
-        check: Function that checks one of them, such as `check_integer`.
-        names: Names of the fields.
-        *args: Further arguments of `check`.
-        **kw: Likewise.
-    """
+    """Check fields of a frozen dataclass, and replace them by plain numbers."""
     for name in names:
         value = check(name, getattr(config, name), *args, **kw)
         object.__setattr__(config, name, value)
 
 
 def check_seed(seed: Any) -> int | None:
-    """Return the seed of the global generators as Python's `int`, or `None`.
-
-    Args:
-        seed: A whole number of at most 64 bits, or `None`.
-
-    Raises:
-        WrongKindError: If it is not an integer.
-        ValueError: If it is out of range.
-    """
+    """Return the seed of the global generators as Python's `int`, or `None`."""
     return check_integer("seed", seed, -(2**63), 2**64 - 1, or_none=True)
 
 
@@ -171,21 +121,27 @@ def _plain(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def _bounds(least: float | None, most: float | None) -> str:
-    if most is None or most == math.inf:
-        return f"at least {_short(least)}"
-    if least is None or least == -math.inf:
-        return f"at most {_short(most)}"
-    return f"between {_short(least)} and {_short(most)}"
+def _is_between(number: float, least: float | None, most: float | None) -> bool:
+    return (least is None or number >= least) and (most is None or number <= most)
 
 
-def _short(number: float | None) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+def _interval(least: float | None, most: float | None) -> str:
+    """Describe the numbers between two inclusive limits, of which some may miss."""
+    low, high = (
+        f"{limit:g}" if isinstance(limit, float) else str(limit)
+        for limit in (least, most)
+    )
+    if least is not None and most is not None:
+        return f"between {low} and {high}"
+    if least is not None:
+        return f"at least {low}"
+    return f"at most {high}" if most is not None else ""
 
 
 def _describe(name: str, value: Any, expected: str, or_none: bool, remedy: str) -> str:
-    shown = _plain(value)
-    is_number = isinstance(shown, (int, float)) and not isinstance(shown, bool)
+    """Say which argument has which value, what it must be, and what to do."""
+    plain = _plain(value)
+    is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
     kind = "" if is_number else f", got {type(value).__name__}"
     none = " or None" if or_none else ""
-    return f"{name}={shown!r} must be {expected}{none}{kind}. {remedy}".rstrip()
+    return f"{name}={plain!r} must be {expected}{none}{kind}. {remedy}".rstrip()

@@ -1,7 +1,7 @@
 """Chunks of rows, simulated by joblib's workers or one after another in this process.
 
 Each chunk has a seed of its own, so that what it draws depends neither on the worker
-that happens to get it nor on how many there are.
+that gets it nor on how many workers there are.
 """
 
 import random
@@ -9,9 +9,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import BuiltinMethodType, MethodType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -33,10 +32,9 @@ __all__ = [
     "describe_error",
     "map_chunks",
     "one_thread",
-    "run_long_calls",
 ]
 
-# Independent of the number of workers, for results that are, too. More chunks balance
+# Independent of the number of workers, so that results are, too. More chunks balance
 # the load of more workers; fewer cost less: a chunk takes about a millisecond to send.
 NUM_CHUNKS = 16
 
@@ -46,8 +44,7 @@ _GENERATORS = threading.RLock()
 # them, take turns. The simulations inside of them take turns among themselves.
 _NUM_THREADS = threading.RLock()
 
-_METHODS = (MethodType, BuiltinMethodType)
-# Of dask: what runs in the threads of a worker beside its tasks, and draws numbers.
+# Modules of dask that draw numbers in threads of a worker while a task runs.
 _DRAW_BESIDE_TASKS = (
     "dask.sizeof",
     "distributed.comm.core",
@@ -60,40 +57,21 @@ _DRAW_BESIDE_TASKS = (
 
 
 class Chunk(NamedTuple):
-    """What comes out of some rows.
+    """What comes out of some rows."""
 
-    Attributes:
-        x: Data of shape `(chunk_dim, dim_x)`, or `None` if every row raised.
-        num_raised: How many rows raised.
-        error: The first error.
-        is_fatal: Whether it ends the whole simulation.
-        num_calls: How many rows the simulator got.
-        left_out: Indices of the rows that a limit of calls left without a result.
-        is_suspect: Whether a simulator raised whenever it was checked.
-    """
-
-    x: Tensor | None
+    x: Tensor | None  # Of shape (chunk_dim, dim_x); None if every row raised.
     num_raised: int = 0
-    error: BaseException | None = None
-    is_fatal: bool = False
-    num_calls: int = 0
-    left_out: Tensor | None = None
-    is_suspect: bool = False
+    error: BaseException | None = None  # The first one.
+    is_fatal: bool = False  # Whether the error ends the whole simulation.
+    num_calls: int = 0  # Number of rows that the simulator got.
+    tried: Tensor = torch.ones(0, dtype=torch.bool)  # Rows that a limit leaves in.
 
 
 Function = Callable[[Tensor, Tensor], Chunk]
 
 
 def check_num_workers(num_workers: Any) -> int | None:
-    """Return a number of workers, or refuse what is none.
-
-    Args:
-        num_workers: Number of workers, -1 for all cores, or `None`.
-
-    Raises:
-        WrongKindError: If it is no integer.
-        ValueError: If it is zero.
-    """
+    """Return a number of workers, -1 for all cores, or `None`; refuse anything else."""
     remedy = (
         "Use a positive number, -1 for all cores, or None for the n_jobs of "
         "joblib.parallel_config."
@@ -105,29 +83,12 @@ def check_num_workers(num_workers: Any) -> int | None:
 
 
 def default_chunk_size(num_rows: int) -> int:
-    """Return how many rows go into a chunk, whatever the number of workers.
-
-    Args:
-        num_rows: Number of rows of all chunks together.
-
-    Returns:
-        Number of rows of a chunk.
-
-    Example:
-        >>> default_chunk_size(256)
-        16
-    """
+    """Return a sixteenth of the rows, rounded up."""
     return max(1, -(-num_rows // NUM_CHUNKS))
 
 
 def describe_error(error: BaseException) -> str:
     """Return the last line that Python would print of an error.
-
-    Args:
-        error: The error.
-
-    Returns:
-        Its type and message.
 
     Example:
         >>> describe_error(ZeroDivisionError("division by zero"))
@@ -137,12 +98,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note to an error where Python has notes, from 3.11 on.
-
-    Args:
-        error: The error.
-        note: What to print below it.
-    """
+    """Add a note to an error where Python has notes, from 3.11 on."""
     if hasattr(error, "add_note"):
         getattr(error, "add_note")(note)  # noqa: B009 (unknown to Python 3.10)
 
@@ -156,36 +112,20 @@ def map_chunks(
     chunk_size: int,
     show_progress_bar: bool = False,
 ) -> list[Chunk]:
-    """Call a function on chunks of rows, each from a seed of its own.
+    """Call a function on chunks of rows, each with a seed of its own.
 
-    The seeds come from torch's global generator, which is all that this draws from
-    the caller's random state. The backend is the one that the user has set with
-    `joblib.parallel_config`, or else joblib's processes (loky), which stay alive from
-    one call to the next.
+    Only the seeds are drawn from the caller's random state, by torch's generator. With
+    one worker `function` runs in this process on the device of `theta`. Other workers
+    get and return tensors on the CPU; they are those of `joblib.parallel_config`, by
+    default processes (loky) that stay alive from one call to the next.
 
-    Args:
-        function: Function of the rows of a chunk. It draws what it likes from the
-            global generators.
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        design: Designs of shape `(batch_dim, dim_design)`.
-        num_workers: Number of workers. With 1, `function` runs in this process and on
-            the device of `theta`; elsewhere it gets and returns tensors on the CPU.
-        chunk_size: Number of rows of a chunk.
-        show_progress_bar: Whether to show how many rows are done.
-
-    Returns:
-        What `function` returns, one per chunk, in the order of the rows.
-
-    Raises:
-        TypeError: If `function` cannot be sent to the workers.
-        BaseException: Whatever `function` raises, the first chunk's first.
+    Raises what `function` raises, the first chunk's first; a `TypeError` if `function`
+    cannot be sent to the workers.
     """
     on_worker = num_workers != 1
     if on_worker:
         theta, design = theta.detach().cpu(), design.detach().cpu()
-    rows = list(
-        zip(theta.split(chunk_size), design.split(chunk_size), strict=True),
-    )
+    rows = list(zip(theta.split(chunk_size), design.split(chunk_size), strict=True))
     seeds = _draw_seeds(len(rows))
     if on_worker:
         _check_picklable(function)
@@ -195,19 +135,26 @@ def map_chunks(
             for (theta, design), seed in zip(rows, seeds, strict=True)
         )
     else:
-        chunks = (
-            _run(function, *chunk, seed)
-            for chunk, seed in zip(rows, seeds, strict=True)
-        )
+        pairs = zip(rows, seeds, strict=True)
+        chunks = (_run(function, *chunk, seed) for chunk, seed in pairs)
     return _collect(chunks, [len(theta) for theta, _ in rows], show_progress_bar)
+
+
+def _parallel(num_workers: int | None) -> Parallel:
+    # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
+    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "8 * n_jobs"}
+    try:
+        return Parallel(return_as="generator", **settings)
+    except ValueError:  # multiprocessing and ray return all chunks at once.
+        return Parallel(**settings)
 
 
 def _draw_seeds(num_seeds: int) -> list[int]:
     """Draw different seeds.
 
-    Torch's generator on the CPU and NumPy's have no more than 32 bits of seed, so that
-    seeds drawn one by one would coincide once there are some ten thousand of them.
-    Multiples of an odd number are different modulo 2**32.
+    Torch's generator on the CPU and NumPy's have only 32 bits of seed, so that some
+    ten thousand seeds drawn one by one would coincide. Multiples of an odd number are
+    different modulo 2**32.
     """
     start = int(torch.randint(2**32, ()))
     return [(start + 0x9E3779B9 * index) % 2**32 for index in range(num_seeds)]
@@ -232,32 +179,29 @@ def _run_on_worker(
         chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
     except BaseException as error:
         chunk = Chunk(None, error=error, is_fatal=True)
-    if chunk.x is not None:
-        # Pickling a slice of a tensor sends the whole: of trajectories, for example.
-        chunk = chunk._replace(x=chunk.x.clone())
     if chunk.error is not None:
-        chunk = chunk._replace(error=_make_portable(chunk.error))
+        chunk = chunk._replace(error=_picklable_error(chunk.error))
     return chunk
 
 
 def _keep_dask_from_the_global_generator() -> None:
     """Give the threads of a dask worker a generator of Python's of their own.
 
-    They estimate sizes and choose addresses by numbers of the global one, several times
-    a second, which a simulator that takes longer would find in another state.
+    They draw from the global one several times a second, to estimate sizes and choose
+    addresses, which would change what a long simulator draws.
     """
     functions = random.random.__self__  # type: ignore[attr-defined]
     own = random.Random()
     for name in _DRAW_BESIDE_TASKS:
-        names = vars(sys.modules.get(name, object))
-        for key, value in list(names.items()):
+        module = sys.modules.get(name, object)
+        for key, value in list(vars(module).items()):
             if value is random:
-                setattr(sys.modules[name], key, own)
-            elif isinstance(value, _METHODS) and value.__self__ is functions:
-                setattr(sys.modules[name], key, getattr(own, value.__name__))
+                setattr(module, key, own)
+            elif getattr(value, "__self__", None) is functions:
+                setattr(module, key, getattr(own, value.__name__))
 
 
-def _make_portable(error: BaseException) -> BaseException:
+def _picklable_error(error: BaseException) -> BaseException:
     """Return the error, or one that says the same if it does not survive pickling."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
@@ -269,7 +213,7 @@ def _make_portable(error: BaseException) -> BaseException:
 
 
 def _check_picklable(function: Function) -> None:
-    """Refuse what cannot be sent, before a backend fails in its own way over it."""
+    """Refuse what cannot be sent, before a backend fails over it in its own way."""
     try:
         cloudpickle.dumps(function)
     except Exception as error:
@@ -279,18 +223,7 @@ def _check_picklable(function: Function) -> None:
         ) from error
 
 
-def _parallel(num_workers: int | None) -> Parallel:
-    # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
-    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "8 * n_jobs"}
-    try:
-        return Parallel(return_as="generator", **settings)
-    except ValueError:  # multiprocessing and ray return all chunks at once.
-        return Parallel(**settings)
-
-
-def _collect(
-    chunks: Iterable[Chunk], num_rows: list[int], show_progress_bar: bool
-) -> list[Chunk]:
+def _collect(chunks: Any, num_rows: list[int], show_progress_bar: bool) -> list[Chunk]:
     results = []
     try:
         with tqdm(total=sum(num_rows), disable=not show_progress_bar) as progress:
@@ -300,9 +233,13 @@ def _collect(
                 results.append(chunk)
                 progress.update(rows)
     finally:
-        # The traceback of an error keeps the generator, and with it the chunks that
-        # nobody waits for any more.
-        _close(chunks)
+        # The traceback of an error would keep the generator alive, and its chunks.
+        if hasattr(chunks, "close"):
+            with warnings.catch_warnings():
+                # joblib warns of results that nobody waits for.
+                warnings.filterwarnings("ignore", ".*tasks .* not used")
+                warnings.filterwarnings("ignore", ".*tasks .* by the workers")
+                chunks.close()
     return results
 
 
@@ -316,35 +253,3 @@ def one_thread() -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def run_long_calls(calls: Iterable[Any], **settings: Any) -> Iterator[Any]:
-    """Yield what calls return, whichever ends first, where each takes minutes.
-
-    Args:
-        calls: Calls of `joblib.delayed`.
-        settings: Further arguments of `joblib.Parallel`.
-    """
-    # A call is sent when a worker is free, not ahead of time.
-    settings = {"pre_dispatch": "n_jobs", "batch_size": 1, **settings}
-    for return_as in ("generator_unordered", "generator", "list"):
-        try:
-            parallel = Parallel(return_as=return_as, **settings)
-        except ValueError:  # Older versions, and some backends, know fewer.
-            continue
-        break
-    results: Any = parallel(calls)
-    try:
-        yield from results
-    finally:
-        _close(results)
-
-
-def _close(results: Any) -> None:
-    """Give up results that nobody waits for, of which joblib would warn."""
-    close = getattr(results, "close", None)
-    if close is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*tasks .* not used")
-            warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-            close()

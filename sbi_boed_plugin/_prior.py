@@ -1,8 +1,7 @@
 """What networks and bounds need to know of a prior: draws, kind and constant."""
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from numpy.linalg import LinAlgError
@@ -37,26 +36,17 @@ _MAX_DIM = 20
 _MAX_VALUES = 1_000
 # Combinations of values whose probabilities are summed.
 _MAX_GRID = 100_000
+# Logarithms of constants that rounding alone may give.
+_NEGLIGIBLE = 0.02
 
 
 def draw_parameters(
     prior: Distribution, num_samples: int, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Draw parameters whose density is finite.
+    """Draw parameters of shape `(num_samples, *event_shape)` with a finite density.
 
-    In single precision a uniform draw can be rounded onto the open end of its interval,
-    where the density is zero. Few rows, but one is enough to spoil a loss.
-
-    Args:
-        prior: Distribution of the parameters.
-        num_samples: Number of draws.
-        dtype: Precision of the draws; that of the prior if `None`.
-
-    Returns:
-        Parameters of shape `(num_samples, *event_shape)`.
-
-    Raises:
-        ValueError: If the prior gives hardly any of its own draws a density.
+    In single precision a uniform draw can be rounded to the open end of its interval,
+    where the density is zero. One such row is enough to spoil a loss.
     """
     theta = prior.sample(torch.Size((num_samples,)))
     theta = theta.to(dtype or theta.dtype, copy=True)  # A prior may keep what it drew.
@@ -88,32 +78,20 @@ def to_real_numbers(prior: Distribution) -> Transform:
 def discrete_columns(prior: Distribution) -> Tensor:
     """Return which parameters take values that repeat, which no density describes.
 
-    Told from draws, since few priors name their support: a column is discrete where
-    more than 5 % of 1,000 draws repeat another one in single precision, or five or more
-    of them are the same.
-
-    Args:
-        prior: Distribution of the parameters.
-
-    Returns:
-        Booleans of shape `(dim_theta,)`.
+    Few priors name their support. A column is taken to be discrete if more than 5 % of
+    1,000 draws repeat another one in single precision, or five or more are the same.
     """
     with isolated_rng(_SEED):
         theta = prior.sample(torch.Size((_NUM_DRAWS,))).float().cpu()
     counts = [column.unique(return_counts=True)[1] for column in theta.T]
-    few = torch.tensor([len(of) < (1.0 - _MAX_REPEATS) * len(theta) for of in counts])
-    return few | torch.tensor([int(of.max()) > _MAX_SAME for of in counts])
+    most = (1.0 - _MAX_REPEATS) * _NUM_DRAWS
+    return torch.tensor(
+        [len(count) < most or int(count.max()) > _MAX_SAME for count in counts]
+    )
 
 
 def why_no_density(prior: Distribution) -> str | None:
-    """Return why no density describes the parameters, or `None` where one does.
-
-    Args:
-        prior: Distribution of the parameters.
-
-    Returns:
-        What is the matter, to stand behind a colon.
-    """
+    """Return why no density describes the parameters, or `None` where one does."""
     discrete = discrete_columns(prior).nonzero().flatten().tolist()
     if discrete:
         return f"parameters {discrete} of the prior take values that repeat"
@@ -124,30 +102,21 @@ def why_no_density(prior: Distribution) -> str | None:
     # Ranks, so that heavy tails do not look like dependence.
     ranks = theta.argsort(dim=0).argsort(dim=0).double()
     for values in (theta, ranks):
-        freedom = torch.linalg.eigvalsh(
-            torch.atleast_2d(torch.corrcoef(values.T))
-        ).min()
-        if float(freedom) < _MIN_FREEDOM:
+        correlations = torch.atleast_2d(torch.corrcoef(values.T))
+        if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
             return "the parameters of the prior determine each other"
     return None
 
 
 def finite_values(prior: Distribution) -> list[Tensor] | None:
-    """Return the values of each parameter where the prior's support names them.
+    """Return the sorted values of each parameter where the prior's support names them.
 
-    Args:
-        prior: Distribution of the parameters.
-
-    Returns:
-        Sorted values for each parameter, or `None` if a support is not finite (a
-        Poisson distribution) or not one of torch's `boolean`, `integer_interval` and
-        combinations of them.
+    `None` if a support is not finite (a Poisson distribution) or none of torch's
+    `boolean`, `integer_interval` and combinations of them.
     """
     shape = getattr(prior, "event_shape", torch.Size())
     values = _values(getattr(prior, "support", None), shape.numel())
-    if values is None or max(map(len, values)) > _MAX_VALUES:
-        return None
-    return values
+    return None if any(len(v) > _MAX_VALUES for v in values or ()) else values
 
 
 def _values(support: Any, num_columns: int) -> list[Tensor] | None:
@@ -155,11 +124,13 @@ def _values(support: Any, num_columns: int) -> list[Tensor] | None:
     if isinstance(support, constraints.independent):
         return _values(support.base_constraint, num_columns)
     if isinstance(support, constraints.cat):
-        parts = zip(support.cseq, support.lengths, strict=True)
-        columns = [_values(part, length) for part, length in parts]
-        if any(part is None for part in columns):
-            return None
-        return [values for part in columns for values in cast(list[Tensor], part)]
+        columns = []
+        for part, length in zip(support.cseq, support.lengths, strict=True):
+            values = _values(part, length)
+            if values is None:
+                return None
+            columns += values
+        return columns
     if support is constraints.boolean:
         return [torch.tensor([0.0, 1.0])] * num_columns
     if not isinstance(support, constraints.integer_interval):
@@ -172,16 +143,12 @@ def _values(support: Any, num_columns: int) -> list[Tensor] | None:
 def log_normalization(prior: Distribution) -> tuple[float, float]:
     r"""Return the logarithm of what a prior's density integrates to, if it can be told.
 
-    A kernel density of draws of the prior, a little wider than the prior, is the
-    proposal: with :math:`\theta_i \sim g` the mean of
-    :math:`\tilde p(\theta_i) / g(\theta_i)` is the integral.
+    A kernel density :math:`g` of draws of the prior, a little wider than the prior, is
+    the proposal: the mean of :math:`\tilde p(\theta_i) / g(\theta_i)` for
+    :math:`\theta_i \sim g` is the integral.
 
-    Args:
-        prior: Distribution of the parameters.
-
-    Returns:
-        Logarithm and its standard error; `(0.0, 0.0)` if the integral is one, or
-        cannot be told from the draws (many dimensions, atoms beside a density).
+    Returns the logarithm and its standard error; `(0.0, 0.0)` if the integral is one,
+    or cannot be told from the draws (many dimensions, atoms beside a density).
     """
     with isolated_rng(_SEED):
         values = finite_values(prior)
@@ -189,11 +156,11 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
             grid = torch.cartesian_prod(*values).reshape(-1, len(values))
             log_prob = prior.log_prob(grid.to(prior.sample(torch.Size((1,))).device))
             total = float(torch.logsumexp(log_prob.cpu().double(), 0))
-            return (total, 0.0) if abs(total) > 0.02 else (0.0, 0.0)
+            return (total, 0.0) if abs(total) > _NEGLIGIBLE else (0.0, 0.0)
         if prior.event_shape.numel() > _MAX_DIM or bool(discrete_columns(prior).any()):
             return 0.0, 0.0
         log_weights = _log_weights(prior)
-    if not torch.isfinite(log_weights.max()):
+    if log_weights is None or not torch.isfinite(log_weights.max()):
         return 0.0, 0.0
     ratios = (log_weights - log_weights.max()).exp()
     effective = float(ratios.sum() ** 2 / ratios.square().sum())
@@ -201,31 +168,27 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
         return 0.0, 0.0
     error = math.sqrt((len(ratios) / effective - 1.0) / len(ratios))
     value = float(log_weights.logsumexp(0)) - math.log(len(ratios))
-    return (value, error) if abs(value) > max(0.02, 5.0 * error) else (0.0, 0.0)
+    return (value, error) if abs(value) > max(_NEGLIGIBLE, 5.0 * error) else (0.0, 0.0)
 
 
-def _log_weights(prior: Distribution) -> Tensor:
+def _log_weights(prior: Distribution) -> Tensor | None:
     """Return log-ratios of a prior's density to that of a proposal, at its draws."""
-    transform = to_real_numbers(prior)
-    to_real = cast(Callable[[Tensor], Tensor], transform)
-    to_theta = cast(Callable[[Tensor], Tensor], transform.inv)
-    theta = draw_parameters(prior, _NUM_CENTRES)
-    centres = to_real(theta).cpu().double()
+    to_real: Any = to_real_numbers(prior)
+    centres = to_real(draw_parameters(prior, _NUM_CENTRES)).cpu().double()
     centres = centres[torch.isfinite(centres).all(dim=-1)]
-    nothing = torch.full((1,), -torch.inf, dtype=torch.float64)
     if len(centres) < _NUM_CENTRES // 2:
-        return nothing
+        return None
     try:
         proposal = gaussian_kde(centres.T.numpy())
     except LinAlgError:  # Parameters that depend on each other: nothing can be told.
-        return nothing
+        return None
     points = proposal.resample(_NUM_POINTS, seed=_SEED)
-    real = torch.from_numpy(points.T).to(theta)
-    theta = to_theta(real)
+    real = torch.from_numpy(points.T).to(prior.sample(torch.Size((1,))))
+    theta = to_real.inv(real)
     inside = torch.isfinite(theta).all(dim=-1)
     inside[inside.clone()] = within_support(prior, theta[inside])
     theta, real = theta[inside], real[inside]
-    log_det = transform.log_abs_det_jacobian(theta, real)
+    log_det = to_real.log_abs_det_jacobian(theta, real)
     log_det = log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
     log_prior = (prior.log_prob(theta) - log_det).cpu().double()
     log_weights = torch.full((_NUM_POINTS,), -torch.inf, dtype=torch.float64)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,13 +19,7 @@ __all__ = ["ResultFolder", "finite_or_none"]
 
 
 class ResultFolder:
-    """A folder of results in which every file is whole at any moment.
-
-    A file is written under a temporary name and then takes its place in one step:
-    whoever stops the run finds the earlier file or the new one, never a part.
-
-    Args:
-        path: The folder; it is made with its parents.
+    """A folder in which every file is the earlier or the new one, never a part.
 
     Raises:
         OSError: If it cannot be made or nothing can be written to it.
@@ -53,32 +47,24 @@ class ResultFolder:
     ) -> None:
         """Write rows of numbers as comma-separated values with a header."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
         self._save(name, text.getvalue().encode())
 
-    def save_figure(self, name: str, figure: Figure) -> None:
+    def save_figure(self, name: str, figure: "Figure") -> None:
         """Write a figure as PNG."""
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=150)
         self._save(name, image.getvalue())
 
     def _save(self, name: str, content: bytes) -> None:
+        """Write a file in one step and remember its name."""
         write_bytes(self.path / name, content)
         if name not in self.written:
             self.written.append(name)
 
 
 def finite_or_none(content: Any) -> Any:
-    """Return content with `None` for numbers that JSON cannot express.
-
-    Args:
-        content: Plain values, and lists and dictionaries of them.
-
-    Returns:
-        The same, with lists in the place of tuples.
-    """
+    """Return plain values with `None` for numbers that JSON cannot express."""
     if isinstance(content, dict):
         return {key: finite_or_none(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):

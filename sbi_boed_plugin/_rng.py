@@ -1,8 +1,8 @@
-"""Random states of torch, numpy and Python, saved and restored together.
+"""Random states of torch, NumPy and Python, saved and restored together.
 
-Simulators draw from any of the three. The library never leaves a global generator in
+Simulators draw from any of the three. The package never leaves a global generator in
 another state than plain use of it would: seeded or resumed work happens inside
-`isolated_rng`, which gives the caller's state back.
+`isolated_rng`, which restores the caller's state.
 """
 
 import random
@@ -37,38 +37,6 @@ def get_rng_state() -> dict[str, Any]:
     return state
 
 
-def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two states are the same."""
-
-    def plain(state: dict[str, Any]) -> list[Any]:
-        kind, keys, *rest = state["numpy"]
-        tensors = [state["torch"], *state.get("cuda", ())]
-        tensors += [state["mps"]] if "mps" in state else []
-        numbers = [t.cpu().numpy().tobytes() for t in tensors]
-        return [kind, keys.tobytes(), rest, state["python"], numbers]
-
-    return plain(state) == plain(other)
-
-
-def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state as tensors and numbers, to be saved without pickled objects."""
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    numpy_state = [
-        kind,
-        torch.from_numpy(keys.astype(np.int64)),
-        int(position),
-        int(has_gauss),
-        float(cached),
-    ]
-    return {**state, "numpy": numpy_state}
-
-
-def rng_state_from_plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `rng_state_to_plain` was given."""
-    kind, keys, *rest = state["numpy"]
-    return {**state, "numpy": (kind, keys.numpy().astype(np.uint32), *rest)}
-
-
 def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     np.random.set_state(state["numpy"])
@@ -80,13 +48,38 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
+def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two states are the same."""
+
+    def plain(state: dict[str, Any]) -> list[Any]:
+        kind, keys, *rest = state["numpy"]
+        tensors = [state["torch"], *state.get("cuda", ())]
+        tensors += [state["mps"]] if "mps" in state else []
+        numbers = [tensor.tolist() for tensor in tensors]
+        return [kind, keys.tolist(), rest, state["python"], numbers]
+
+    return plain(state) == plain(other)
+
+
+def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state as tensors and numbers, to be saved without pickled objects."""
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    keys = torch.from_numpy(keys.astype(np.int64))
+    numpy_state = [kind, keys, int(position), int(has_gauss), float(cached)]
+    return {**state, "numpy": numpy_state}
+
+
+def rng_state_from_plain(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what `rng_state_to_plain` was given."""
+    kind, keys, *rest = state["numpy"]
+    return {**state, "numpy": (kind, keys.numpy().astype(np.uint32), *rest)}
+
+
 @contextmanager
 def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
     """Run a block from a seed or a saved state, then restore the caller's state.
 
-    Args:
-        start: A seed, a state from `get_rng_state`, or `None`, with which the block
-            uses and advances the global generators as they are.
+    With `None` the block uses and advances the global generators as they are.
     """
     if start is None:
         yield

@@ -13,10 +13,7 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
-from sbi_boed_plugin._comparison import design_grid as design_grid
-from sbi_boed_plugin._comparison import eig_over_designs as eig_over_designs
-from sbi_boed_plugin._comparison import has_log_designs as has_log_designs
-from sbi_boed_plugin._comparison import reference_eig as reference_eig
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -27,22 +24,17 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [
     "POLICIES",
     "NoOpTracker",
-    "design_grid",
-    "eig_over_designs",
     "find_design",
-    "has_log_designs",
     "infer_parameters",
     "make_trainer",
     "measure",
-    "reference_eig",
     "simulate_predictions",
 ]
 
@@ -145,30 +137,18 @@ def make_trainer(
     )
 
 
-def find_design(
-    trainer: NLE_INCE,
-    task: Task,
-    *,
-    num_steps: int | None = None,
-    max_seconds: float | None = None,
-    **settings: Any,
-) -> DesignResult:
-    """Optimize the design with the defaults of `NLE_INCE.optimize_design`.
+def find_design(trainer: NLE_INCE, task: Task, **settings: Any) -> DesignResult:
+    """Optimize the design of a task by its simulator.
 
     Args:
         trainer: What :func:`make_trainer` returned.
         task: Simulator to learn from.
-        num_steps: Number of steps; the default of the trainer if `None`.
-        max_seconds: Time in seconds after which no further step is started.
-        **settings: Other arguments of `NLE_INCE.optimize_design`, such as `method`,
-            `objective`, `gradient` and `num_workers`.
+        **settings: Arguments of `NLE_INCE.optimize_design`, such as `num_steps`.
 
     Returns:
         The design with its expected information gain, the policy, and the history.
     """
-    return trainer.optimize_design(
-        task.simulator, num_steps=num_steps, max_seconds=max_seconds, **settings
-    )
+    return trainer.optimize_design(task.simulator, **settings)
 
 
 def measure(task: Task, design: Tensor) -> Tensor:
@@ -223,13 +203,6 @@ def simulate_predictions(task: Task, theta: Tensor, design: Tensor) -> Tensor:
 
     Returns:
         Data of shape `(num_samples, dim_x)`, without simulations that failed.
-
-    Example:
-        >>> from sbi_boed_plugin.tasks import get_task
-        >>> task = get_task("sir")
-        >>> theta = task.prior.sample((5,))
-        >>> simulate_predictions(task, theta, torch.tensor([40.0])).shape
-        torch.Size([5, 1])
     """
     x = task.simulator(theta, design.expand(len(theta), -1))
     return x[x.isfinite().all(dim=-1)]

@@ -2,28 +2,23 @@
 
 Once registered, `from sbi.inference import NLE_INCE` works, and so does sbi's simple
 interface, `infer(simulator, prior, method="nle_ince", num_simulations=1_000)`, which
-looks its method up in `sbi.inference`. `sbibm.algorithms.nle_ince` is there, too, from
-the moment that somebody imports `sbibm.algorithms`, and sbibm itself runs beside a
-current sbi and without Julia; until then, nothing of it is looked for.
+looks its method up in `sbi.inference`. When somebody imports sbibm, it is repaired to
+run beside a current sbi and without Julia, and `sbibm.algorithms` gets our methods.
 
 Importing the package registers it. Set the environment variable
-`SBI_BOED_PLUGIN_AUTOREGISTER=0` to prevent that, and call `register()` yourself. The
-values `false`, `no`, `off` and an empty one mean the same, in capitals or not; all
-others mean yes.
+`SBI_BOED_PLUGIN_AUTOREGISTER` to `0`, `false`, `no`, `off` or nothing, in capitals or
+not, to prevent that, and call `register()` yourself.
 """
 
 import os
 import sys
 import warnings
+from importlib import import_module
 from types import ModuleType
 
 import sbi.inference
 
-from sbi_boed_plugin._import_hooks import ImportHook, add_hook, has_hook, remove_hook
-from sbi_boed_plugin.sbibm.methods import nle_ince as run_nle_ince
-from sbi_boed_plugin.sbibm.methods import npe_gkl as run_npe_gkl
-from sbi_boed_plugin.sbibm.methods import nre_gkl as run_nre_gkl
-from sbi_boed_plugin.sbibm.repairs import add_repairs, remove_repairs
+from sbi_boed_plugin._import_hooks import AfterImport
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
@@ -38,60 +33,59 @@ _TRAINERS: dict[str, object] = {
     "NPE_GKL": NPE_GKL,
     "NRE_GKL": NRE_GKL,
 }
-
-
 _ALGORITHMS = "sbibm.algorithms"
 
-_RUN_FUNCTIONS: dict[str, object] = {
-    "nle_ince": run_nle_ince,
-    "npe_gkl": run_npe_gkl,
-    "nre_gkl": run_nre_gkl,
-}
+
+def _run_functions() -> dict[str, object]:
+    """Return what `sbibm.algorithms` gets; only users of sbibm import it."""
+    from sbi_boed_plugin.sbibm import nle_ince, npe_gkl, nre_gkl
+
+    return {"nle_ince": nle_ince, "npe_gkl": npe_gkl, "nre_gkl": nre_gkl}
 
 
 def _registries() -> list[tuple[ModuleType, dict[str, object]]]:
-    """Each module that is there and receives names of ours, with those names."""
-    there = [(sbi.inference, _TRAINERS)]
+    """Return each imported module that gets names of ours, with those names."""
+    registries = [(sbi.inference, _TRAINERS)]
     if _ALGORITHMS in sys.modules:
-        there.append((sys.modules[_ALGORITHMS], _RUN_FUNCTIONS))
-    return there
+        registries.append((sys.modules[_ALGORITHMS], _run_functions()))
+    return registries
 
 
-def _is_ours(module: ModuleType, name: str, value: object) -> bool:
+def _taken(module: ModuleType, names: dict[str, object]) -> list[str]:
+    """Return which names a module uses for something that is not ours."""
     # vars() rather than getattr(): sbi answers getattr() for its deprecated aliases.
-    return vars(module).get(name) is value
+    return [n for n, value in names.items() if vars(module).get(n, value) is not value]
 
 
-def _add(module: ModuleType, names: dict[str, object]) -> None:
-    for name, value in names.items():
-        if name not in vars(module):
-            setattr(module, name, value)
-            _exported(module).append(name)
+def _add() -> None:
+    """Add our names, where they are not taken, to the modules that are imported."""
+    for module, names in _registries():
+        for name in names.keys() - _taken(module, names):
+            setattr(module, name, names[name])
+        exported = vars(module).get("__all__", [])  # sbibm declares no exports.
+        exported += [name for name in names if name not in exported]
 
 
-def _exported(module: ModuleType) -> list[str]:
-    # sbibm declares no exports.
-    return vars(module).get("__all__", [])
-
-
-def _add_to_new_algorithms(module: ModuleType) -> None:
-    """Add our run functions to `sbibm.algorithms` when it is imported."""
-    taken = [
-        name
-        for name, value in _RUN_FUNCTIONS.items()
-        if name in vars(module) and not _is_ours(module, name, value)
-    ]
+def _prepare_sbibm() -> None:
+    """Repair sbibm, which is imported, and add our run functions to it."""
     # An error would take sbibm away from whoever imports it.
+    try:
+        import_module("sbi_boed_plugin.sbibm.repairs").repair_sbibm()
+        algorithms = import_module(_ALGORITHMS)
+    except ImportError as error:
+        warnings.warn(f"sbibm cannot be repaired: {error}.", stacklevel=2)
+        return
+    taken = _taken(algorithms, _run_functions())
     if taken:
         warnings.warn(
             f"{_ALGORITHMS} has {', '.join(taken)} of its own, which are kept; ours "
             "are in sbi_boed_plugin.sbibm.",
             stacklevel=2,
         )
-    _add(module, _RUN_FUNCTIONS)
+    _add()
 
 
-_ALGORITHMS_HOOK = ImportHook(_ALGORITHMS, _add_to_new_algorithms)
+_AFTER_SBIBM = AfterImport("sbibm", _prepare_sbibm)
 
 
 def register() -> None:
@@ -110,34 +104,33 @@ def register() -> None:
         'sbi_boed_plugin.trainers.nle_ince'
     """
     for module, names in _registries():
-        for name, value in names.items():
-            if name in vars(module) and not _is_ours(module, name, value):
-                raise ValueError(
-                    f"Cannot register `{module.__name__}.{name}`: the name is taken by "
-                    f"{vars(module)[name]!r}. Remove that first, or set the "
-                    f"environment variable {_AUTOREGISTER_VARIABLE}=0 to import "
-                    "sbi_boed_plugin without registering it."
-                )
-    add_repairs()
-    add_hook(_ALGORITHMS_HOOK)
-    for module, names in _registries():
-        _add(module, names)
+        for name in _taken(module, names):
+            raise ValueError(
+                f"Cannot register `{module.__name__}.{name}`: the name is taken by "
+                f"{vars(module)[name]!r}. Remove that first, or set the "
+                f"environment variable {_AUTOREGISTER_VARIABLE}=0 to import "
+                "sbi_boed_plugin without registering it."
+            )
+    _add()
+    if "sbibm" in sys.modules:
+        _prepare_sbibm()
+    else:
+        _AFTER_SBIBM.wait()
 
 
 def unregister() -> None:
     """Undo `register()`: remove what is ours, and only that.
 
-    Tasks of sbibm that were imported meanwhile stay repaired. Calling this function
-    again, or without a registration, changes nothing.
+    An sbibm that was imported meanwhile stays repaired. Calling this function again, or
+    without a registration, changes nothing.
     """
-    remove_hook(_ALGORITHMS_HOOK)
-    remove_repairs()
+    _AFTER_SBIBM.cancel()
     for module, names in _registries():
-        for name, value in names.items():
-            if _is_ours(module, name, value):
+        for name in names.keys() - _taken(module, names):
+            if name in vars(module):
                 delattr(module, name)
-                if name in _exported(module):
-                    _exported(module).remove(name)
+                if name in vars(module).get("__all__", []):
+                    module.__all__.remove(name)
 
 
 def is_registered() -> bool:
@@ -146,8 +139,8 @@ def is_registered() -> bool:
     Returns:
         True after `register()`, False after `unregister()`.
     """
-    return has_hook(_ALGORITHMS_HOOK) and all(
-        _is_ours(module, name, value)
+    return all(
+        vars(module).get(name) is value
         for module, names in _registries()
         for name, value in names.items()
     )
@@ -156,7 +149,7 @@ def is_registered() -> bool:
 def autoregister() -> None:
     """Register, unless the environment says `SBI_BOED_PLUGIN_AUTOREGISTER=0`.
 
-    Or `false`, `no`, `off` or nothing. The package calls it when it is imported.
+    The package calls it when it is imported.
 
     Raises:
         ValueError: As `register()` does.

@@ -1,20 +1,207 @@
-"""Simulations to learn from, of parameters and designs drawn together."""
+"""The boundary to a user's simulator: who runs it, what fails, what comes out."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._contract import NUM_CHECKED
 from sbi_boed_plugin._numbers import check_integer, check_seed
-from sbi_boed_plugin._parallel import default_chunk_size
-from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
+from sbi_boed_plugin._parallel import (
+    Chunk,
+    check_num_workers,
+    default_chunk_size,
+    map_chunks,
+)
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._simulator_calls import (
+    MOST_CHECK_CALLS,
+    NUM_CHECKED,
+    assemble,
+    check_contract,
+    report_errors,
+    simulate_chunk,
+)
 from sbi_boed_plugin.policies.policy import DesignPolicy
 
-__all__ = ["simulate_for_boed", "vectorize"]
+__all__ = [
+    "CheckedSimulator",
+    "Simulations",
+    "Simulator",
+    "run_simulator",
+    "simulate_for_boed",
+    "vectorize",
+]
+
+
+@dataclass
+class CheckedSimulator:
+    """A user's simulator during one public call, which checks it once.
+
+    It may get `max_calls` more rows, or any number if `None`. It gets them one by one
+    if it is made by `vectorize`, raised whenever it was checked, or has raised while
+    there is a limit. The check takes calls with `num_checked` rows.
+    """
+
+    function: Callable[[Tensor, Tensor], Any]
+    max_calls: int | None = None
+    is_checked: bool = False
+    one_by_one: bool = False
+    num_checked: int = NUM_CHECKED
+
+    def __post_init__(self) -> None:
+        if isinstance(self.function, CheckedSimulator):
+            self.is_checked = self.is_checked or self.function.is_checked
+            self.function = self.function.function
+        if not callable(self.function):
+            raise TypeError(
+                f"simulator must be a function of theta and design, got "
+                f"{type(self.function).__name__}."
+            )
+        if isinstance(self.function, _RowByRow):
+            self.is_checked = self.one_by_one = True
+
+    def count(self, chunks: list[Chunk]) -> int:
+        """Subtract the rows of chunks from the limit, and return their number."""
+        num_calls = sum(chunk.num_calls for chunk in chunks)
+        if self.max_calls is not None:
+            self.max_calls -= num_calls
+            self.one_by_one |= any(chunk.error is not None for chunk in chunks)
+        return num_calls
+
+    def set_aside(self, num_calls: int) -> None:
+        """Leave some of the calls for later."""
+        if self.max_calls is not None:
+            self.max_calls = max(0, self.max_calls - num_calls)
+
+    @property
+    def num_check_calls(self) -> int:
+        """Rows that a check takes, unless there are errors or other generators."""
+        return 0 if self.is_checked else 1 + 2 * self.num_checked
+
+
+Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """What came out of a simulator.
+
+    Attributes:
+        x: Data of shape `(batch_dim, dim_x)`, NaN where it failed.
+        valid: Rows free of NaN and infinite values, of shape `(batch_dim,)`.
+        num_calls: Number of rows that the simulator got, those of its check and those
+            repeated after errors included.
+        tried: Rows that the limit of calls did not leave out, of shape `(batch_dim,)`.
+    """
+
+    x: Tensor
+    valid: Tensor
+    num_calls: int
+    tried: Tensor
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no row was left out."""
+        return bool(self.tried.all())
+
+
+def run_simulator(
+    simulator: Simulator,
+    theta: Tensor,
+    design: Tensor,
+    *,
+    num_workers: int | None = 1,
+    simulation_batch_size: int | None = None,
+    isolate_errors: bool = False,
+    keep_gradient: bool = False,
+    warn: bool = True,
+    show_progress_bar: bool = False,
+) -> Simulations:
+    """Simulate one experiment per row, with copies in and copies out.
+
+    With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
+    there is a single call in this process, which draws from the global generators as
+    they are. Otherwise rows go in chunks (a sixteenth of them by default), each with a
+    seed that is drawn from torch's global generator: results depend on the size of the
+    chunks, not on the number, kind and order of workers. Before its first use a
+    simulator is checked, which leaves the random state as it was.
+
+    With `isolate_errors`, rows for which `simulator` raises an `Exception` become NaN,
+    with a warning if asked for. The rows of a call that raises are simulated again in
+    ever smaller parts; with a limit of calls one by one, from then on. What fails by
+    chance thus gets another chance. If every row raises, so does this function.
+    """
+    if theta.dim() != 2:
+        raise ValueError(
+            f"The prior returns parameters of shape {tuple(theta.shape)}, but one row "
+            "per draw of shape (batch_dim, dim_theta) is needed. Wrap it with "
+            "sbi.utils.process_prior, or in torch.distributions.Independent."
+        )
+    if not isinstance(simulator, CheckedSimulator):
+        simulator = CheckedSimulator(simulator)
+    num_calls = _check_once(simulator, theta, design, num_workers)
+    left = simulator.max_calls
+    num_rows = len(theta) if left is None else min(len(theta), left)
+    one_call = keep_gradient or (num_workers == 1 and simulation_batch_size is None)
+    chunk_size = simulation_batch_size or default_chunk_size(num_rows)
+    num_chunks = 1 if one_call else max(1, -(-num_rows // chunk_size))
+    simulate = partial(
+        simulate_chunk,
+        function=simulator.function,
+        one_by_one=simulator.one_by_one,
+        isolate_errors=isolate_errors,
+        keep_gradient=keep_gradient,
+        # The same for all chunks, whichever is first.
+        num_repeats=None if left is None else (left - num_rows) // num_chunks,
+    )
+    rows = theta[:num_rows], design[:num_rows]
+    if one_call:
+        chunks = [simulate(*rows)]
+    else:
+        chunks = map_chunks(
+            simulate,
+            *rows,
+            num_workers=num_workers,
+            chunk_size=chunk_size,
+            show_progress_bar=show_progress_bar,
+        )
+    num_calls += simulator.count(chunks)
+    tried = torch.cat([chunk.tried for chunk in chunks])
+    tried = torch.cat([tried, tried.new_zeros(len(theta) - num_rows)])
+    report_errors(chunks, tried, warn)
+    places = torch.arange(num_rows).split([len(chunk.tried) for chunk in chunks])
+    parts = zip(places, chunks, strict=True)
+    x = assemble(theta, [(rows, c.x) for rows, c in parts if c.x is not None])
+    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried.to(x.device))
+
+
+def _check_once(
+    simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
+) -> int:
+    """Check a simulator before its first use, and return how many rows that took."""
+    left = simulator.max_calls
+    if simulator.is_checked or (left is not None and left < MOST_CHECK_CALLS):
+        return 0
+    num_rows = simulator.num_checked
+    if len(theta) > 1:  # A single row is checked beside copies of itself.
+        num_rows = min(num_rows, len(theta))
+    # First, last and between, since neighbours may share a design.
+    rows = torch.linspace(0, len(theta) - 1, num_rows).round().long()
+    with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
+        chunks = map_chunks(
+            partial(check_contract, simulator.function),
+            theta[rows].detach(),
+            design[rows].detach(),
+            num_workers=num_workers,
+            chunk_size=num_rows,
+        )
+    simulator.is_checked = True
+    simulator.one_by_one |= chunks[0].error is not None
+    return simulator.count(chunks)
 
 
 def simulate_for_boed(
@@ -31,20 +218,19 @@ def simulate_for_boed(
     """Draw parameters and designs and simulate them, on several workers if asked.
 
     The counterpart of sbi's `simulate_for_sbi`. The same seed and
-    `simulation_batch_size` give the same simulations with any number and any kind of
-    workers. Those are processes of this machine, or whatever
-    `joblib.parallel_config` says: around the call,
-    `with joblib.parallel_config(backend="dask"):` hands the simulations to a cluster.
+    `simulation_batch_size` give the same simulations with any number and kind of
+    workers. Those are processes of this machine; inside of
+    `with joblib.parallel_config(backend="dask"):` they are those of a cluster.
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            With several workers it has to be picklable, as functions, lambdas and most
-            objects are, and gets tensors on the CPU. Rows for which it raises an
-            `Exception` become NaN; it is called again with parts of the rows to find
-            out which these are. Before its first use it is called with one row and
-            twice with three, to see that rows do not depend on each other; for a
-            function of one parameter vector and one design see :func:`vectorize`.
+            It may change what it gets. With several workers it has to be picklable, as
+            functions, lambdas and most objects are, and gets tensors on the CPU. Rows
+            for which it raises an `Exception` become NaN; it is called again with
+            parts of the rows to find out which these are. Before its first use it is
+            called with one row and twice with three, to see that rows do not depend
+            on each other. For a function of one vector see :func:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -62,10 +248,9 @@ def simulate_for_boed(
 
     Returns:
         Parameters of shape `(num_simulations, dim_theta)`, designs of shape
-        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)`,
-        all in single precision, as sbi's networks need them. Simulations that failed
-        are NaN in the data: `append_simulations(..., exclude_invalid_x=True)` leaves
-        them out.
+        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
+        single precision, as sbi's networks need them. Data of failed simulations are
+        NaN: `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
         TypeError: If `design_policy` cannot be sampled, or `simulator` returns no
@@ -89,27 +274,24 @@ def simulate_for_boed(
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))
     """
     num_simulations = check_integer("num_simulations", num_simulations, 1)
-    seed = check_seed(seed)
+    num_workers, seed = check_num_workers(num_workers), check_seed(seed)
     simulation_batch_size = check_integer(
         "simulation_batch_size", simulation_batch_size, 1, or_none=True
     )
-    checked = CheckedSimulator(
-        simulator, num_checked=min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
-    )
-    if simulation_batch_size is None:
-        # Always chunks, for results that do not tell one worker from several.
-        simulation_batch_size = default_chunk_size(num_simulations)
+    num_checked = min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
+    # Always chunks, so that results do not depend on the number of workers.
+    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
     shape = torch.Size((num_simulations,))
     with torch.no_grad(), isolated_rng(seed):
         # Copies, since a prior or policy may keep what it returned.
         theta = prior.sample(shape).to(torch.float32, copy=True)
         design = _sample_designs(design_policy, shape).to(theta, copy=True)
         made = run_simulator(
-            checked,
+            CheckedSimulator(simulator, num_checked=num_checked),
             theta,
             design,
             num_workers=num_workers,
-            simulation_batch_size=simulation_batch_size,
+            simulation_batch_size=chunk_size,
             isolate_errors=True,
             show_progress_bar=show_progress_bar,
         )
@@ -137,21 +319,17 @@ def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
 class _RowByRow:
     """What `vectorize` returns."""
 
-    is_row_by_row = True
-
     def __init__(self, simulator: Callable[[Tensor, Tensor], Any]) -> None:
         self.simulator = simulator
 
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
-        rows = [
-            _as_vector(self.simulator(*row), theta)
-            for row in zip(theta, design, strict=True)
-        ]
-        if len({len(row) for row in rows}) > 1:
+        pairs = zip(theta, design, strict=True)
+        rows = [_as_vector(self.simulator(*pair), theta) for pair in pairs]
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
             raise ValueError(
-                "simulator returned vectors of different lengths: "
-                f"{sorted({len(row) for row in rows})}. Pad with NaN what has not been "
-                "measured."
+                f"simulator returned vectors of different lengths: {lengths}. Pad with "
+                "NaN what has not been measured."
             )
         return torch.stack(rows)
 

@@ -14,9 +14,10 @@ import matplotlib.pyplot
 import pytest
 import torch
 
-from sbi_boed_plugin import __version__
+from sbi_boed_plugin import DesignSearchConfig, __version__
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin.cli import design_run, main
+from sbi_boed_plugin.cli.design import NUM_STEPS as DEFAULT_NUM_STEPS
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 # sbi passes torch tensors to numpy functions.
@@ -172,33 +173,33 @@ def test_the_same_seed_gives_the_same_results(results, tmp_path, capsys):
         assert text in out
 
 
-def test_an_interruption_keeps_the_design(tmp_path, capsys, monkeypatch):
-    def interrupt(*args, **kwargs):
+@pytest.fixture
+def interrupt(monkeypatch):
+    def refuse(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(design_run, "infer_parameters", interrupt)
-    folder = tmp_path / "kept"
-    folder.mkdir()
-    (folder / "posterior_samples.csv").write_text("of an earlier run")
-    arguments = [*ARGUMENTS, "--num-steps", "5", "--output", str(folder), "--quiet"]
+    return lambda stage: monkeypatch.setattr(design_run, stage, refuse)
+
+
+def test_an_interruption_keeps_the_design(tmp_path, capsys, interrupt):
+    interrupt("infer_parameters")
+    (tmp_path / "posterior_samples.csv").write_text("of an earlier run")
+    arguments = [*ARGUMENTS, "--num-steps", "5", "--output", str(tmp_path), "--quiet"]
     code, _, err = run([*arguments, "--dim-design", "2"], capsys)
     assert code == 130
     assert "interrupted" in err and "summary.json" in err
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in tmp_path.iterdir()}
     assert names == {"summary.json", "trace.csv", "trace.png", "policy.png"}
-    kept = json.loads((folder / "summary.json").read_text())
+    kept = json.loads((tmp_path / "summary.json").read_text())
     assert len(kept["design"]) == 2
     assert not kept["complete"]
     assert kept["posterior_mean"] is None
 
 
 def test_an_interruption_of_the_search_leaves_earlier_results(
-    tmp_path, capsys, monkeypatch
+    tmp_path, capsys, interrupt
 ):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(design_run, "find_design", interrupt)
+    interrupt("find_design")
     earlier = tmp_path / "summary.json"
     earlier.write_text("of an earlier run")
     code, _, err = run([*ARGUMENTS, "--output", str(tmp_path)], capsys)
@@ -210,33 +211,42 @@ def test_an_interruption_of_the_search_leaves_earlier_results(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["design", "sri"], "'sir'"),
-        (["design", "noisy_linaer"], "'noisy_linear'"),
-        (["design", "sir", "--dim-design", "0"], "at least 1"),
-        (["design", "sir", "--num-steps", "-5"], "at least 1"),
-        (["design", "sir", "--num-steps", "many"], "'many'"),
-        (["design", "sir", "--max-seconds", "0"], "positive"),
-        (["design", "sir", "--max-seconds", "nan"], "positive"),
-        (["design", "sir", "--seed", "-1"], "at least 0"),
-        (["design", "sir", "--density-estimator", "nfs"], "nsf"),
-        (["design", "sir", "--objective", "nce"], "info_nce"),
-        (["design", "sir", "--gradient", "path"], "pathwise"),
-        (["design", "sir", "--method", "both"], "multi_start"),
-        (["design", "sir", "--policy", "normal"], "truncated_normal"),
-        (["design", "sir", "--num-workers", "0"], "at least 1"),
-        (["design", "sir", "--policy", "point"], "--gradient surrogate"),
-        (["design", "sir", "--gradient", "pathwise"], "not differentiable"),
-        (["design", "location_finding", "--dim-design", "2"], "dim_space"),
-        (["design", "sir", "--output", "file"], "is a file"),
-        (["design", "sir", "--output", "file/below"], "cannot write"),
-        (["design"], "TASK"),
-        (["desing", "sir"], "design"),
-        ([], "COMMAND"),
+        ("design sri", "'sir'"),
+        ("design noisy_linaer", "'noisy_linear'"),
+        ("design sir --dim-design 0", "at least 1"),
+        ("design sir --num-steps -5", "at least 1"),
+        ("design sir --num-steps many", "'many'"),
+        ("design sir --max-seconds 0", "positive"),
+        ("design sir --max-seconds nan", "positive"),
+        ("design sir --seed -1", "between 0 and"),
+        ("design sir --density-estimator nfs", "nsf"),
+        ("design sir --objective nce", "info_nce"),
+        ("design sir --gradient path", "pathwise"),
+        ("design sir --method both", "multi_start"),
+        ("design sir --policy normal", "truncated_normal"),
+        ("design sir --num-workers 0", "at least 1"),
+        ("design sir --policy point", "no --gradient score"),
+        ("design sir --gradient pathwise", "not differentiable"),
+        ("design sir --gradient surrogate --density-estimator made", "maf or mdn"),
+        ("design sir --method multi_start --density-estimator made", "maf or mdn"),
+        ("design sir --method multi_start --num-refinement-steps 7", "--method joint"),
+        ("design no_such_module:task", "cannot load no_such_module:task"),
+        ("design math:task", "cannot load math:task"),
+        ("design math:pi", "must be a sbi_boed_plugin.tasks.Task"),
+        ("design sbi_boed_plugin.tasks:Task", "without name, prior, design_low"),
+        ("design tests.test_cli_search:Speed --dim-design 2", "takes no"),
+        ("design tests.test_cli_search:SPEED --dim-design 2", "is no func"),
+        ("design location_finding --dim-design 2", "dim_space"),
+        ("design sir --output file", "is a file"),
+        ("design sir --output file/below", "cannot write"),
+        ("design", "TASK"),
+        ("desing sir", "design"),
+        ("", "COMMAND"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line(arguments, message, capsys):
     Path("file").write_text("")
-    code, out, err = run(arguments, capsys)
+    code, out, err = run(arguments.split(), capsys)
     assert code == 2
     assert out == ""
     assert message in err
@@ -255,11 +265,14 @@ def test_a_folder_without_permission_is_refused(tmp_path, capsys, monkeypatch):
     assert err.count("\n") == 1 and out == ""
 
 
-def test_help_names_the_tasks_and_units(capsys):
+def test_help_names_the_tasks_units_and_default_steps(capsys):
     code, out, _ = run(["design", "--help"], capsys)
     assert code == 0
     assert all(name in out for name in available_tasks())
     assert "nats" in out
+    assert f"(default: {DEFAULT_NUM_STEPS})" in " ".join(out.split())
+    documented = " ".join((DesignSearchConfig.__doc__ or "").split())
+    assert f"Number of training steps. If `None`, {DEFAULT_NUM_STEPS:,}" in documented
     code, out, _ = run(["--help"], capsys)
     assert code == 0 and "design" in out and "tasks" in out
 
@@ -270,10 +283,15 @@ def test_tasks_are_listed_one_per_line(capsys):
     assert [line.split()[0] for line in out.splitlines()] == available_tasks()
 
 
-def test_the_package_runs_as_a_module():
-    command = [sys.executable, "-m", "sbi_boed_plugin", "--version"]
-    completed = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert completed.stdout.strip() == __version__
+def test_the_package_runs_as_a_module_and_imports_what_a_command_needs():
+    program = "import sys; from sbi_boed_plugin.cli import main; main(['tasks']); "
+    program += "print([n for n in sys.modules if n.startswith('sbi_boed_plugin')])"
+    run_python = lambda *a: subprocess.check_output([sys.executable, *a], text=True)
+    assert run_python("-m", "sbi_boed_plugin", "--version").strip() == __version__
+    loaded = run_python("-c", program).splitlines()[-1]
+    assert "sbi_boed_plugin.cli.command" in loaded
+    for other in ("benchmark", "plotting", "cli.design", "cli.bench"):
+        assert f"sbi_boed_plugin.{other}'" not in loaded
 
 
 def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):

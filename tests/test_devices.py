@@ -29,11 +29,11 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
 from tests.conftest import NoOpTracker

@@ -14,24 +14,32 @@ from sbi_boed_plugin.estimators.transformed import CategoricalPosteriorBuilder
 
 
 class Allocations(TorchDispatchMode):
-    """Keeps all tensors that operations return."""
+    """Keeps the storages of all tensors that operations return."""
 
     def __init__(self):
         super().__init__()
-        self.tensors = []
+        self.storages = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.tensors += [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        self.storages += [tensor.untyped_storage() for tensor in tensors]
         return out
 
 
-def num_bytes(function, *args):
-    """Return the bytes that a call takes if it frees nothing."""
-    with Allocations() as kept, torch.no_grad():
-        function(*args)
-    storages = [tensor.untyped_storage() for tensor in kept.tensors]
-    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+def bytes_per_row(call, few, more):
+    """Return what a call takes for each row more, if it frees nothing."""
+    taken = []
+    for num_rows in (few, more):
+        with Allocations() as kept, torch.no_grad():
+            call(num_rows)
+        taken.append(sum({s.data_ptr(): s.nbytes() for s in kept.storages}.values()))
+    return (taken[1] - taken[0]) / (more - few)
+
+
+def log_prob(estimator, input, condition):
+    """A function that returns the densities of some of the rows."""
+    return lambda num: estimator.log_prob(input[None, :num], condition[:num])
 
 
 @pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "made", "zuko_maf"])
@@ -39,13 +47,10 @@ def num_bytes(function, *args):
 def test_rows_at_once_take_the_memory_that_is_meant(model, dims):
     theta, x = (torch.randn(20, dim) for dim in dims)
     estimator = posterior_nn(model)(theta, x)
-    few, more = (
-        num_bytes(estimator.log_prob, theta[None, :num], x[:num]) for num in (1, 5)
-    )
-    taken = (more - few) / 4 * rows_at_once(estimator, sum(dims))
+    at_once = rows_at_once(estimator, sum(dims))
+    taken = at_once * bytes_per_row(log_prob(estimator, theta, x), 1, 5)
     assert taken < 4.0 * MEMORY_BYTES
     # Not much less either, but for the limit of rows.
-    at_once = rows_at_once(estimator, sum(dims))
     assert at_once == MAX_ROWS or taken > MEMORY_BYTES / 4.0
 
 
@@ -56,12 +61,8 @@ def test_networks_that_are_not_those_of_sbi_take_no_more():
     categorical = CategoricalPosteriorBuilder(values)(theta, x)
     failing = LikelihoodWithFailures(likelihood_nn("mdn", hidden_features=2)(theta, x))
     for estimator, input, condition in ((categorical, theta, x), (failing, x, theta)):
-        few, more = (
-            num_bytes(estimator.log_prob, input[None, :num], condition[:num])
-            for num in (5, 20)
-        )
-        at_once = rows_at_once(estimator, 5)
-        assert (more - few) / 15 * at_once < 4.0 * MEMORY_BYTES
+        per_row = bytes_per_row(log_prob(estimator, input, condition), 5, 20)
+        assert per_row * rows_at_once(estimator, 5) < 4.0 * MEMORY_BYTES
     assert rows_at_once(failing, 2_000) < rows_at_once(failing.net, 2_000)
 
 
@@ -69,10 +70,8 @@ def test_the_noise_of_a_mixture_takes_one_mixture_for_each_condition():
     """With one for each draw it would be 10 x 50^2 numbers, ten times as much."""
     theta, x = torch.randn(200, 50), torch.randn(200, 3)
     base = posterior_nn("mdn", num_components=10)(theta, x)
-    few, more = (
-        num_bytes(to_noise, base, theta[:num].unsqueeze(1), x[:1]) for num in (100, 200)
-    )
-    assert (more - few) / 100 < 4 * 10 * 50**2 / 2
+    per_row = bytes_per_row(lambda n: to_noise(base, theta[:n, None], x[:1]), 100, 200)
+    assert per_row < 4 * 10 * 50**2 / 2
 
 
 @pytest.mark.slow

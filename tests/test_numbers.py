@@ -7,6 +7,7 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
+from benchmarks.evaluation import total_information
 from sbi_boed_plugin import (
     EnergyConfig,
     MeasurementSetEmbedding,
@@ -21,7 +22,6 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.benchmark.jobs import expand_jobs
-from sbi_boed_plugin.evaluation import total_information
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
 from tests.trainers.cases import SEARCH, make, message
@@ -50,13 +50,8 @@ def train(**kwargs):
 
 
 def information(**kwargs):
-    estimate_eig(
-        lambda x, theta, design: x.sum(-1),
-        simulator,
-        prior=PRIOR,
-        design=torch.ones(1),
-        **kwargs,
-    )
+    settings = {"prior": PRIOR, "design": torch.ones(1), **kwargs}
+    estimate_eig(lambda x, theta, design: x.sum(-1), simulator, **settings)
 
 
 def simulate(**kwargs):
@@ -101,71 +96,41 @@ def task(name):
     return lambda **kwargs: get_task(name, **kwargs)
 
 
-# Function, argument, and a value that makes sense.
+def cases(function, value, *names):
+    """A function, its arguments, and a value that makes sense for each."""
+    return [(function, name, value) for text in names for name in text.split()]
+
+
 INTEGERS = [
-    *[
-        (search, name, value)
-        for name, value in (
-            ("num_steps", 6),
-            ("num_warmup_steps", 2),
-            ("num_refinement_steps", 2),
-            ("training_batch_size", 16),
-            ("num_simulations_per_design", 2),
-            ("num_contrastive", 7),
-            ("stop_after_steps", 2),
-            ("max_num_simulations", 1000),
-            ("num_workers", 1),
-            ("num_eig_samples", 12),
-            ("num_eig_contrastive", 15),
-        )
-    ],
-    *[
-        (MultiStartConfig, name, 2)
-        for name in (
-            "num_starts",
-            "num_samples",
-            "num_climb_steps",
-            "num_candidates",
-            "num_candidate_samples",
-        )
-    ],
-    (train, "num_contrastive", 2),
-    (train, "training_batch_size", 20),
-    (train, "stop_after_epochs", 2),
-    (train, "max_num_epochs", 2),
-    (EnergyConfig, "num_partition_samples", 2),
-    (EnergyConfig, "max_num_epochs", 2),
-    (EnergyConfig, "stop_after_epochs", 2),
-    (EnergyConfig, "training_batch_size", 2),
-    (energy_nn, "hidden_features", 2),
-    (energy_nn, "num_blocks", 2),
-    (embedding, "num_measurements", 2),
-    (embedding, "dim_x", 2),
-    (embedding, "output_dim", 2),
-    (mixture, "num_components", 2),
-    (information, "num_samples", 20),
-    (information, "num_contrastive", 20),
-    (information, "max_pairs", 20),
-    (information, "num_workers", 1),
-    (information, "seed", 3),
-    (simulate, "num_simulations", 20),
-    (simulate, "num_workers", 1),
-    (simulate, "simulation_batch_size", 4),
-    (simulate, "seed", 3),
-    (experiments, "num_rounds", 1),
-    (experiments, "num_particles", 20),
-    (experiments, "seed", 3),
-    (experiments, "num_eig_samples", 20),
-    (belief, "num_particles", 20),
-    (bounds, "num_contrastive", 20),
-    (bounds, "seed", 3),
-    (jobs, "num_rounds", 2),
-    (jobs, "num_samples", 20),
-    (task("sir"), "dim_design", 2),
-    (task("sir"), "num_steps", 20),
-    (task("bmp"), "dim_design", 2),
-    (task("noisy_linear"), "dim_design", 2),
-    (task("location_finding"), "num_sources", 2),
+    *cases(search, 6, "num_steps num_refinement_steps num_contrastive"),
+    *cases(search, 2, "num_warmup_steps num_simulations_per_design stop_after_steps"),
+    *cases(search, 16, "training_batch_size num_eig_samples num_eig_contrastive"),
+    *cases(search, 1_000, "max_num_simulations"),
+    *cases(search, 1, "num_workers"),
+    *cases(MultiStartConfig, 2, "num_starts num_samples num_climb_steps"),
+    *cases(MultiStartConfig, 2, "num_candidates num_candidate_samples"),
+    *cases(train, 2, "num_contrastive stop_after_epochs max_num_epochs"),
+    *cases(train, 20, "training_batch_size"),
+    *cases(EnergyConfig, 2, "num_partition_samples max_num_epochs stop_after_epochs"),
+    *cases(EnergyConfig, 2, "training_batch_size"),
+    *cases(energy_nn, 2, "hidden_features num_blocks"),
+    *cases(embedding, 2, "num_measurements dim_x output_dim"),
+    *cases(mixture, 2, "num_components"),
+    *cases(information, 20, "num_samples num_contrastive max_pairs seed"),
+    *cases(information, 1, "num_workers"),
+    *cases(simulate, 20, "num_simulations simulation_batch_size seed"),
+    *cases(simulate, 1, "num_workers"),
+    *cases(experiments, 20, "num_particles num_eig_samples seed"),
+    *cases(experiments, 1, "num_rounds"),
+    *cases(belief, 20, "num_particles"),
+    *cases(bounds, 20, "num_contrastive seed"),
+    *cases(jobs, 2, "num_rounds num_samples"),
+    *cases(task("sir"), 20, "dim_design num_steps"),
+    *cases(task("bmp"), 2, "dim_design"),
+    *cases(task("noisy_linear"), 2, "dim_design"),
+    *cases(task("gaussian_linear"), 2, "dim_design"),
+    *cases(task("pharmacokinetic"), 2, "dim_design"),
+    *cases(task("location_finding"), 2, "num_sources dim_space"),
 ]
 # The same, and the values among `EXTREME` that make sense as well.
 REALS = [
@@ -185,6 +150,7 @@ REALS = [
     (EnergyConfig, "min_standard_errors", 2.0, (0, -1, 10**30)),
     (energy_nn, "dropout", 0.1, (0,)),
     (lambda start: ScaleSchedule(start, 1.0), "start", 2.0, (10**30,)),
+    (lambda end: ScaleSchedule(1.0, end), "end", 0.5, (10**30,)),
     (lambda **kw: TruncatedNormalPolicy(*BOX, **kw), "scale", 0.5, (10**30,)),
     (task("bmp"), "noise", 0.1, (0, 10**30)),
 ]
@@ -192,13 +158,8 @@ EXTREME = (0, -1, math.inf, 10**30)
 NONSENSE = (math.nan, True, "3", "0.1", torch.ones(2), [3], 1j)
 TAKES_NEGATIVE = ("seed", "num_workers")
 TAKES_ZERO = (
-    "seed",
-    "num_steps",
-    "num_warmup_steps",
-    "num_refinement_steps",
-    "num_climb_steps",
-    "num_blocks",
-    "num_contrastive",
+    *("seed", "num_steps", "num_warmup_steps", "num_refinement_steps"),
+    *("num_climb_steps", "num_blocks", "num_contrastive"),
 )
 
 

@@ -50,22 +50,38 @@ def trace(num_steps=200):
     )
 
 
-def policy(dim_design):
-    return plotting.plot_policy(make_history(200, dim_design), *box(dim_design))
+def policy(dim_design, names=None, **recorded):
+    history = make_history(200, dim_design) | recorded
+    return plotting.plot_policy(history, *box(dim_design), names)
 
 
-def policy_with_units():
-    history = make_history(200, 2)
-    low, high = torch.tensor([-10.0, -20.0]), torch.tensor([10.0, 20.0])
-    return plotting.plot_policy(history, low, high, ["time [s]", "dose [mg]"])
+def policy_of_a_mixture():
+    locations = torch.tensor(make_history(200, 2)["mode"]).unsqueeze(1)
+    recorded = {"loc": locations.expand(-1, 3, -1).tolist()}
+    recorded["weights"] = [[0.2, 0.3, 0.5]] * 200
+    return policy(2, ["time [h]", "dose [mg/kg]"], **recorded)
+
+
+def policy_of_candidates():
+    history = {"probabilities": torch.full((50, 8), 1 / 8).tolist()}
+    candidates = torch.logspace(-2.0, 4.0, 8).unsqueeze(1)
+    return plotting.plot_policy_candidates(history, candidates, ["concentration [M]"])
 
 
 def eig_over_design():
     designs = torch.linspace(0.0, 10.0, 11)
     estimates = [EIGEstimate(v, 0.1, "pce") for v in (designs / 10).tolist()]
-    reference = [(estimate.value + 0.1, 0.01) for estimate in estimates]
+    # Every entry that the legend can have.
+    estimates[0] = EIGEstimate(-9.0, 0.1, "pce")
     return plotting.plot_eig_over_design(
-        designs, estimates, design=8.0, eig=EIG, reference=reference, name="time [s]"
+        designs,
+        estimates,
+        design=8.0,
+        eig=EIG,
+        candidates=[(torch.tensor([8.0]), EIG), (torch.tensor([3.0]), EIG)],
+        reference=[(estimate.value + 0.1, 0.01) for estimate in estimates],
+        visited=designs > 2.0,
+        name="time [s]",
     )
 
 
@@ -80,33 +96,10 @@ def eig_map():
         eig=EIG,
         candidates=[(designs[12], EIG), (designs[13], EIG)],
         reference=[(1.0, 0.1)] * 25,
+        visited=designs[:, 0] > -3.0,
         names=["first coordinate [m]", "second coordinate [m]"],
         same_units=True,
     )
-
-
-def policy_of_a_mixture():
-    history = make_history(200, 2)
-    locations = torch.tensor(history["mode"]).unsqueeze(1).expand(-1, 3, -1)
-    history |= {"loc": locations.tolist(), "weights": [[0.2, 0.3, 0.5]] * 200}
-    return plotting.plot_policy(history, *box(2), ["time [h]", "dose [mg/kg]"])
-
-
-def policy_of_a_point():
-    history = {"mode": make_history(200, 1)["mode"], "scale": [[0.0]] * 200}
-    return plotting.plot_policy(history, *box(1), ["time [h]"])
-
-
-def policy_of_candidates():
-    history = {"probabilities": torch.full((50, 8), 1 / 8).tolist()}
-    candidates = torch.logspace(-2.0, 4.0, 8).unsqueeze(1)
-    return plotting.plot_policy_candidates(history, candidates, ["concentration [M]"])
-
-
-def posterior_sequence():
-    prior = torch.randn(300, 3)
-    sets = [prior * scale + 1.0 for scale in (0.5, 0.2)]
-    return plotting.plot_posterior_sequence(sets, prior, torch.ones(3))
 
 
 def predictive(dim_x, num_experiments):
@@ -118,9 +111,8 @@ def predictive(dim_x, num_experiments):
 def posterior(dim_theta):
     prior = torch.randn(500, dim_theta)
     names = [f"parameter number {j} [unit]" for j in range(dim_theta)]
-    return plotting.plot_posterior(
-        0.2 * prior + 1.0, prior, torch.ones(1, dim_theta), names
-    )
+    sets = [0.5 * prior, 0.2 * prior + 1.0]
+    return plotting.plot_posterior_sequence(sets, prior, torch.ones(dim_theta), names)
 
 
 FIGURES = {
@@ -129,13 +121,11 @@ FIGURES = {
     "policy 1": lambda: policy(1),
     "policy 6": lambda: policy(6),
     "policy 100": lambda: policy(100),
-    "policy with units": policy_with_units,
+    "policy of a mixture": policy_of_a_mixture,
+    "policy of a point": lambda: policy(1, ["time [h]"], scale=[[0.0]] * 200),
+    "policy of candidates": policy_of_candidates,
     "eig over design": eig_over_design,
     "eig map": eig_map,
-    "policy of a mixture": policy_of_a_mixture,
-    "policy of a point": policy_of_a_point,
-    "policy of candidates": policy_of_candidates,
-    "posterior sequence": posterior_sequence,
     "predictive 1": lambda: predictive(1, 1),
     "predictive 3": lambda: predictive(3, 3),
     "predictive 20": lambda: predictive(20, 2),
@@ -157,11 +147,12 @@ def test_no_text_is_clipped_and_no_global_state_changes(make):
     canvas.draw()
     width, height = canvas.get_width_height()
     assert width * 150 / figure.dpi >= 800
-    for ax in figure.axes:
-        tight = ax.get_tightbbox(canvas.get_renderer())
-        if tight is not None:
-            assert tight.x0 > -1 and tight.y0 > -1
-            assert tight.x1 < width + 1 and tight.y1 < height + 1
+    boxes = [ax.get_tightbbox(canvas.get_renderer()) for ax in figure.axes]
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes)]
+    boxes += [legend.get_window_extent() for legend in legends if legend]
+    for tight in filter(None, boxes):
+        assert tight.x0 > -1 and tight.y0 > -1
+        assert tight.x1 < width + 1 and tight.y1 < height + 1
 
 
 def test_the_trace_shows_smoothed_bounds_cap_exact_and_final_estimate():
@@ -231,13 +222,16 @@ def test_the_posterior_figure_has_each_parameter_on_its_own_axis():
     samples = torch.stack([torch.full((400,), 2.0), torch.full((400,), -1.0)], dim=-1)
     samples = samples + 0.01 * prior
     figure = plotting.plot_posterior(samples, prior, torch.tensor([2.0, -1.0]))
-    pair = figure.axes[1]
+    histogram, _, pair, other = figure.axes
     _, points = (collection.get_offsets() for collection in pair.collections)
-    # sbi draws the pair with the second parameter along x.
-    assert np.abs(points - [-1.0, 2.0]).max() < 0.1
+    assert np.abs(points - [2.0, -1.0]).max() < 0.1
     (truth,) = pair.get_lines()
-    assert truth.get_xydata()[0].tolist() == [-1.0, 2.0]
-    assert pair.get_ylabel() == "parameter 1"
+    assert truth.get_xydata()[0].tolist() == [2.0, -1.0]
+    assert (pair.get_xlabel(), pair.get_ylabel()) == ("parameter 1", "parameter 2")
+    assert other.get_xlabel() == "parameter 2"
+    # The columns share their horizontal axis, whatever the user does with it.
+    pair.set_xlim(0.0, 1.0)
+    assert histogram.get_xlim() == (0.0, 1.0)
 
 
 def test_long_tails_of_the_prior_do_not_squeeze_the_posterior():
@@ -247,3 +241,119 @@ def test_long_tails_of_the_prior_do_not_squeeze_the_posterior():
     low, high = figure.axes[0].get_xlim()
     assert high < prior[:, 0].max()
     assert low > -0.5
+
+
+def test_a_sequence_shows_each_experiment_with_the_last_on_top():
+    prior = torch.randn(400, 2)
+    sets = [0.5 * prior + 1.0, 0.1 * prior + 1.5, 0.01 * prior + 2.0]
+    truth = torch.tensor([2.0, 1.9])
+    figure = plotting.plot_posterior_sequence(sets, prior, truth, ["a", "b"])
+    assert legend_texts(figure.axes[1]) == [
+        "prior",
+        *(f"after experiment {k}" for k in (1, 2, 3)),
+        "truth",
+    ]
+    pair = figure.axes[2]
+    assert len(pair.collections) == 4
+    centres = [points.get_offsets().mean(axis=0) for points in pair.collections]
+    expected = [0.0, 1.0, 1.5, 2.0]
+    assert np.abs(np.array(centres) - np.array(expected)[:, None]).max() < 0.2
+    colors = [tuple(points.get_facecolor()[0, :3]) for points in pair.collections]
+    assert len(set(colors)) == 4
+    luminance = [np.dot(color, [0.3, 0.6, 0.1]) for color in colors[1:]]
+    assert luminance == sorted(luminance, reverse=True)
+    (marker,) = pair.get_lines()
+    assert marker.get_xydata()[0].tolist() == pytest.approx([2.0, 1.9])
+
+
+def test_a_sequence_of_one_parameter_has_a_histogram_per_experiment():
+    prior = torch.randn(400, 1)
+    figure = plotting.plot_posterior_sequence(
+        [0.5 * prior, 0.1 * prior], prior, labels=["first", "second"]
+    )
+    assert legend_texts(figure.axes[0]) == ["prior", "first", "second"]
+
+
+def test_parameters_over_decades_are_drawn_as_logarithms():
+    prior = 10.0 ** torch.randn(300, 2)
+    truth = torch.tensor([10.0, 1.0])
+    figure = plotting.plot_posterior(
+        prior, prior, truth, ["slope u", "offset"], log=[True, False]
+    )
+    labels = [figure.axes[2].get_xlabel(), figure.axes[3].get_xlabel()]
+    assert labels == ["log₁₀ of slope u", "offset"]
+    (marker,) = figure.axes[2].get_lines()
+    assert marker.get_xydata()[0].tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_wrong_sequences_are_refused():
+    prior = torch.randn(10, 1)
+    with pytest.raises(ValueError, match="samples is empty"):
+        plotting.plot_posterior_sequence([], prior)
+    with pytest.raises(ValueError, match="one label for each of the 1"):
+        plotting.plot_posterior_sequence([prior], prior, labels=["a", "b"])
+    with pytest.raises(ValueError, match="must hold 1 names"):
+        plotting.plot_posterior(prior, prior, names=["a", "b"])
+
+
+def test_predictions_stand_beside_what_was_observed():
+    x = torch.linspace(0.0, 1.0, 1_001).unsqueeze(1)
+    figure = plotting.plot_predictive(
+        [torch.tensor([[0.25]])], [x], [10.0 * x - 5.0], names=["count [people]"]
+    )
+    (ax,) = figure.axes
+    assert ax.get_xlabel() == "count [people]"
+    assert ax.get_title() == "25% of draws below"
+    (line,) = ax.get_lines()
+    assert line.get_xdata() == [0.25, 0.25]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "prior predictive",
+        "posterior predictive",
+        "observed",
+    ]
+    # The posterior predictive is uniform on the unit interval, of density one.
+    (outline,) = [p for p in ax.patches if p.get_label() == "posterior predictive"]
+    heights = outline.get_xy()[:, 1]
+    assert np.median(heights[heights > 0]) == pytest.approx(1.0, rel=0.05)
+    low, high = ax.get_xlim()
+    assert low < -4.5 and high > 4.5
+
+
+def test_each_experiment_has_a_row_with_its_measurements():
+    data = torch.randn(3, 200, 2)
+    figure = plotting.plot_predictive(
+        data[:, 0], data, names=["first", "second"], titles=["a", "b", "c"]
+    )
+    rows = [ax.get_subplotspec().rowspan.start for ax in figure.axes]
+    assert rows == [0, 0, 1, 1, 2, 2]
+    titles = [ax.get_title().splitlines()[0] for ax in figure.axes]
+    assert titles == ["a", "a", "b", "b", "c", "c"]
+    for ax, x in zip(figure.axes, data[:, 0].flatten().tolist(), strict=True):
+        assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(x)
+
+
+def test_many_measurements_are_intervals_in_one_panel():
+    data = torch.randn(500, 20) + torch.arange(20.0).flip(0)
+    observed = torch.arange(20.0).flip(0)
+    observed[0] = 100.0
+    (ax,) = plotting.plot_predictive([observed], [data], [3.0 * data]).axes
+    assert ax.get_title().startswith("95% of the measurements")
+    (points,) = ax.get_lines()
+    assert points.get_ydata().tolist() == [*range(19), 100.0]
+    assert len(ax.collections) == 2
+
+
+def test_constant_predictions_can_be_drawn():
+    (ax,) = plotting.plot_predictive([torch.ones(1)], [torch.ones(50, 1)]).axes
+    low, high = ax.get_xlim()
+    assert low < 1.0 < high
+    assert ax.get_title() == "50% of draws below"
+
+
+def test_predictions_for_another_number_of_experiments_are_refused():
+    data = torch.randn(2, 50, 1)
+    with pytest.raises(ValueError, match="posterior_predictive has 1 entries"):
+        plotting.plot_predictive(data[:, 0], data[:1])
+    with pytest.raises(ValueError, match="titles has 3 entries"):
+        plotting.plot_predictive(data[:, 0], data, titles=["a", "b", "c"])

@@ -1,11 +1,37 @@
-"""Figures of the information over designs, and of predictions: what they show."""
+"""Figures of designs and of policies: what they show."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from sbi_boed_plugin import EIGEstimate, plotting
-from tests.test_plotting import EIG, legend_texts
+from sbi_boed_plugin.plotting._policy_density import policy_densities
+from sbi_boed_plugin.policies import (
+    CategoricalPolicy,
+    NormalPolicy,
+    PointPolicy,
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+)
+from tests.test_plotting import EIG, legend_texts, policy
+
+LOW, HIGH = torch.tensor([0.0, -5.0]), torch.tensor([24.0, 5.0])
+
+
+def record(policy, num_steps=5, seed=0):
+    """Return the history of a policy whose parameters walk at random."""
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    for step in range(num_steps):
+        policy.anneal(step / max(1, num_steps - 1))
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            policy.project()
+        history.append({key: v.tolist() for key, v in policy.describe().items()})
+    return {key: [entry[key] for entry in history] for key in history[0]}
 
 
 def estimates_of(values, error=0.1):
@@ -30,12 +56,6 @@ def test_the_curve_shows_estimates_candidates_and_the_design_found():
     assert compared.tolist() == [[7.0, EIG.value], [3.0, EIG.value]]
     assert marker_positions(ax, "design found").tolist() == [[7.0, EIG.value]]
     assert ax.get_xscale() == "linear"
-
-
-def test_designs_over_decades_have_a_logarithmic_axis():
-    designs = torch.logspace(-6.0, 3.0, 10)
-    figure = plotting.plot_eig_over_design(designs, estimates_of(range(10)), log=True)
-    assert figure.axes[0].get_xscale() == "log"
 
 
 def test_untrained_designs_do_not_squeeze_the_curve():
@@ -104,11 +124,53 @@ def test_a_map_and_its_reference_share_colours_from_zero():
     assert figure.legends == []
 
 
-def test_a_map_over_decades_has_logarithmic_axes():
+def test_designs_over_decades_have_logarithmic_axes():
     values = torch.logspace(-2.0, 2.0, 3)
+    curve = plotting.plot_eig_over_design(values, estimates_of(range(3)), log=True)
+    assert curve.axes[0].get_xscale() == "log"
     designs = torch.cartesian_prod(values, values)
     figure = plotting.plot_eig_map(designs, estimates_of(range(9)), log=True)
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+
+
+def test_visits_are_of_all_design_values_together():
+    # One component in each of two opposite corners.
+    history = {"loc": [[LOW.tolist(), HIGH.tolist()]], "weights": [[0.5, 0.5]]}
+    history |= {"scale": [[0.5, 0.2]], "mode": [[0.0, -5.0]]}
+    history["num_simulations"] = [1_000]
+    corners = torch.cartesian_prod(torch.tensor([0.0, 24.0]), torch.tensor([-5.0, 5.0]))
+    visited = plotting.visited_designs(history, corners, LOW, HIGH)
+    assert visited.tolist() == [True, False, False, True]
+
+
+def test_visits_are_counted_in_simulations():
+    grid, low, high = torch.arange(5.0)[:, None], torch.zeros(1), torch.full((1,), 4.0)
+    history = {"mode": [[2.0], [2.0]], "scale": [[0.25], [0.25]]}
+    # The probability beyond 2.5 is 0.023, hence one in 44.
+    for num_simulations, visited in (([20, 40], [2]), ([20, 50], [1, 2, 3])):
+        history["num_simulations"] = num_simulations
+        found = plotting.visited_designs(history, grid, low, high)
+        assert found.nonzero().flatten().tolist() == visited
+    history["scale"] = [[0.0], [0.0]]
+    found = plotting.visited_designs(history, grid, low, high)
+    assert found.nonzero().flatten().tolist() == [2]
+
+
+def test_designs_never_visited_are_marked():
+    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
+    visited = torch.tensor([False, False, True, False])
+    figure = plotting.plot_eig_over_design(
+        designs, estimates_of(range(4)), visited=visited, log=True
+    )
+    (ax,) = figure.axes
+    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
+    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
+    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
+    assert legend_texts(ax).count("never visited by the policy") == 1
+    grid = torch.cartesian_prod(designs[:2], designs[:2])
+    ax = plotting.plot_eig_map(grid, estimates_of(range(4)), visited=visited).axes[0]
+    (crosses,) = ax.get_lines()
+    assert crosses.get_xydata().tolist() == grid[~visited].tolist()
 
 
 def test_designs_that_are_no_grid_are_refused():
@@ -117,64 +179,122 @@ def test_designs_that_are_no_grid_are_refused():
         plotting.plot_eig_map(designs, estimates_of(range(3)))
 
 
-def test_predictions_stand_beside_what_was_observed():
-    x = torch.linspace(0.0, 1.0, 1_001).unsqueeze(1)
-    figure = plotting.plot_predictive(
-        [torch.tensor([[0.25]])], [x], [10.0 * x - 5.0], names=["count [people]"]
-    )
-    (ax,) = figure.axes
-    assert ax.get_xlabel() == "count [people]"
-    assert ax.get_title() == "25% of draws below"
+@pytest.mark.parametrize(
+    "policy",
+    [
+        TruncatedNormalPolicy(LOW[:1], HIGH[:1]),
+        TruncatedNormalMixturePolicy(LOW[:1], HIGH[:1], num_components=3),
+        NormalPolicy(torch.tensor([12.0]), scale=(6.0, 2.0)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_recorded_densities_are_those_of_the_policy(policy):
+    history = record(policy)
+    # Between edges this close the mean density is that of the middle.
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    positions = (0.5 * (edges[1:] + edges[:-1])).float()
+    low, high = (None, None) if isinstance(policy, NormalPolicy) else (LOW, HIGH)
+    densities = policy_densities(history, edges, low, high).float()
+    assert densities.shape == (2_400, 5)
+    expected = policy.log_prob(positions.unsqueeze(1)).exp().detach()
+    torch.testing.assert_close(densities[:, -1], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_density_of_one_value_of_a_mixture_is_the_marginal_one():
+    policy = TruncatedNormalMixturePolicy(LOW, HIGH, num_components=3)
+    history = record(policy)
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    first = (0.5 * (edges[1:] + edges[:-1])).float()[::100]
+    second = torch.linspace(-5.0, 5.0, 401)
+    joint = policy.log_prob(torch.cartesian_prod(first, second)).exp().detach()
+    expected = torch.trapezoid(joint.view(24, 401), second, dim=1)
+    densities = policy_densities(history, edges, LOW, HIGH, index=0).float()
+    torch.testing.assert_close(densities[::100, -1], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_one_design_value_is_a_heat_map_with_the_mode_on_top():
+    policy = TruncatedNormalPolicy(LOW[:1], HIGH[:1])
+    history = record(policy, num_steps=7)
+    figure = plotting.plot_policy(history, LOW[:1], HIGH[:1], ["time [h]"])
+    ax, bar = figure.axes
+    (image,) = ax.images
+    density = np.asarray(image.get_array())
+    assert density.shape == (200, 7)
+    assert density.mean(axis=0) * 24.0 == pytest.approx(1.0, rel=1e-3)
+    assert image.get_extent() == [0.5, 7.5, 0.0, 24.0]
     (line,) = ax.get_lines()
-    assert line.get_xdata() == [0.25, 0.25]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "prior predictive",
-        "posterior predictive",
-        "observed",
-    ]
-    # The posterior predictive is uniform on the unit interval, of density one.
-    (outline,) = [p for p in ax.patches if p.get_label() == "posterior predictive"]
-    heights = outline.get_xy()[:, 1]
-    assert np.median(heights[heights > 0]) == pytest.approx(1.0, rel=0.05)
-    low, high = ax.get_xlim()
-    assert low < -4.5 and high > 4.5
+    assert line.get_ydata() == pytest.approx(np.array(history["mode"])[:, 0])
+    # The densest row of each step is where the mode is.
+    densest = (density.argmax(axis=0) + 0.5) * 24.0 / 200
+    assert np.abs(densest - line.get_ydata()).max() < 24.0 / 200
+    assert ax.get_ylabel() == "time [h]"
+    assert bar.get_ylabel() == "policy density [1/h]"
+    assert legend_texts(ax) == ["mode"]
 
 
-def test_each_experiment_has_a_row_with_its_measurements():
-    data = torch.randn(3, 200, 2)
-    figure = plotting.plot_predictive(
-        data[:, 0], data, names=["first", "second"], titles=["a", "b", "c"]
-    )
-    rows = [ax.get_subplotspec().rowspan.start for ax in figure.axes]
-    assert rows == [0, 0, 1, 1, 2, 2]
-    titles = [ax.get_title().splitlines()[0] for ax in figure.axes]
-    assert titles == ["a", "a", "b", "b", "c", "c"]
-    for ax, x in zip(figure.axes, data[:, 0].flatten().tolist(), strict=True):
-        assert ax.get_lines()[0].get_xdata()[0] == pytest.approx(x)
+def test_a_policy_without_bounds_gets_axes_around_it():
+    policy = NormalPolicy(torch.tensor([12.0]), scale=(2.0, 1.0))
+    history = record(policy, num_steps=4)
+    figure = plotting.plot_policy(history)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 12.0 - 6.0 and high > 12.0 + 6.0
+    density = np.asarray(figure.axes[0].images[0].get_array())
+    height = np.diff(figure.axes[0].images[0].get_extent()[2:]).item()
+    assert density.mean(axis=0) * height == pytest.approx(1.0, abs=0.02)
 
 
-def test_many_measurements_are_intervals_in_one_panel():
-    data = torch.randn(500, 20) + torch.arange(20.0).flip(0)
-    observed = torch.arange(20.0).flip(0)
-    observed[0] = 100.0
-    (ax,) = plotting.plot_predictive([observed], [data], [3.0 * data]).axes
-    assert ax.get_title().startswith("95% of the measurements")
-    (points,) = ax.get_lines()
-    assert points.get_ydata().tolist() == [*range(19), 100.0]
-    assert len(ax.collections) == 2
+@pytest.mark.parametrize(
+    "family", [TruncatedNormalMixturePolicy, TruncatedNormalPolicy]
+)
+def test_several_design_values_have_a_heat_map_for_each(family):
+    history = record(family(LOW, HIGH), num_steps=6)
+    figure = plotting.plot_policy(history, LOW, HIGH, ["time [h]", "ξ"])
+    maps = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_ylabel() for ax in maps] == ["time [h]", "ξ"]
+    for ax, width in zip(maps, (24.0, 10.0), strict=True):
+        density = np.asarray(ax.images[0].get_array())
+        assert density.mean(axis=0) * width == pytest.approx(1.0, rel=1e-3)
 
 
-def test_constant_predictions_can_be_drawn():
-    (ax,) = plotting.plot_predictive([torch.ones(1)], [torch.ones(50, 1)]).axes
-    low, high = ax.get_xlim()
-    assert low < 1.0 < high
-    assert ax.get_title() == "50% of draws below"
+@pytest.mark.parametrize("dim_design", [1, 2])
+def test_a_point_is_a_line_without_a_band(dim_design):
+    low, high = LOW[:dim_design], HIGH[:dim_design]
+    history = record(PointPolicy(low, high))
+    axes = plotting.plot_policy(history, low, high).axes
+    assert len(axes) == dim_design
+    for j, ax in enumerate(axes):
+        assert not ax.images and not ax.collections
+        (line,) = ax.get_lines()
+        assert line.get_ydata() == pytest.approx(np.array(history["mode"])[:, j])
 
 
-def test_predictions_for_another_number_of_experiments_are_refused():
-    data = torch.randn(2, 50, 1)
-    with pytest.raises(ValueError, match="posterior_predictive has 1 entries"):
-        plotting.plot_predictive(data[:, 0], data[:1])
-    with pytest.raises(ValueError, match="titles has 3 entries"):
-        plotting.plot_predictive(data[:, 0], data, titles=["a", "b", "c"])
+def test_candidates_are_rows_of_probabilities_in_ascending_order():
+    candidates = torch.tensor([[10.0], [0.5], [2.0]])
+    policy = CategoricalPolicy(candidates)
+    history = record(policy, num_steps=4)
+    ax, bar = plotting.plot_policy_candidates(history, candidates, ["time [h]"]).axes
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert labels == ["0.5", "2", "10"]
+    shown = np.asarray(ax.images[0].get_array())
+    expected = np.array(history["probabilities"]).T[[1, 2, 0]]
+    assert shown == pytest.approx(expected)
+    (line,) = ax.get_lines()
+    assert line.get_ydata().tolist() == expected.argmax(axis=0).tolist()
+    assert bar.get_ylabel() == "probability of the candidate"
+
+
+def test_many_candidates_do_not_crowd_their_labels():
+    candidates = torch.cartesian_prod(torch.arange(10.0), torch.arange(10.0))
+    history = record(CategoricalPolicy(candidates), num_steps=3)
+    ax = plotting.plot_policy_candidates(history, candidates).axes[0]
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert len(labels) == math.ceil(100 / 5)
+    assert labels[:2] == ["0, 0", "0, 5"]
+    assert ax.get_ylabel() == "design 1, design 2"
+
+
+def test_many_design_values_are_rows_ordered_by_their_end():
+    image = policy(100).axes[0].images[0]
+    final = np.asarray(image.get_array())[:, -1]
+    assert final.shape == (100,)
+    assert (np.diff(final) >= 0).all()

@@ -7,18 +7,15 @@ from types import ModuleType
 
 import pytest
 import sbi.inference
-import torch
-from sbi.inference import infer
-from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import registration
-from sbi_boed_plugin import sbibm as run_functions
+from sbi_boed_plugin import sbibm as ours
 from sbi_boed_plugin.registration import is_registered, register, unregister
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 
 class Foreign:
-    """Somebody else's trainer."""
+    """Somebody else's trainer, or method."""
 
 
 def sbi_names():
@@ -39,115 +36,67 @@ def unregistered(monkeypatch):
 
 @pytest.fixture
 def algorithms(monkeypatch):
-    """A module in the place of `sbibm.algorithms`, which takes seconds to import."""
+    """A module in the place of `sbibm.algorithms`, and none of sbibm."""
+    monkeypatch.delitem(sys.modules, "sbibm", raising=False)
     module = ModuleType("sbibm.algorithms")
     monkeypatch.setitem(sys.modules, "sbibm.algorithms", module)
     return module
 
 
-@pytest.fixture
-def foreign_name(monkeypatch):
-    """`FOREIGN` is taken in sbi, and ours to register after NLE_INCE."""
-    monkeypatch.setattr(sbi.inference, "FOREIGN", Foreign, raising=False)
-    monkeypatch.setattr(
-        registration, "_TRAINERS", {"NLE_INCE": NLE_INCE, "FOREIGN": NLE_INCE}
-    )
-    return "FOREIGN"
-
-
-def test_register_adds_the_trainer():
-    assert not is_registered()
-    register()
-    assert is_registered()
-    assert sbi.inference.NLE_INCE is NLE_INCE
-    assert "NLE_INCE" in sbi.inference.__all__
-
-
-def test_register_is_idempotent():
-    register()
-    once = sbi_names()
-    register()
-    assert sbi_names() == once
-
-
-def test_unregister_restores_sbi():
+def test_register_adds_the_trainers_once_and_unregister_restores_sbi():
     before = sbi_names()
-    register()
-    assert sbi_names() != before
     unregister()
-    assert not is_registered()
-    assert not hasattr(sbi.inference, "NLE_INCE")
-    assert sbi_names() == before
+    assert not is_registered() and sbi_names() == before
+    register()
+    registered = sbi_names()
+    register()
+    assert is_registered() and sbi_names() == registered
+    assert sbi.inference.NLE_INCE is NLE_INCE
+    assert sbi.inference.__all__[-3:] == ["NLE_INCE", "NPE_GKL", "NRE_GKL"]
+    unregister()
+    assert not is_registered() and sbi_names() == before
 
 
 def test_register_adds_run_functions_to_the_algorithms_of_sbibm(algorithms):
     register()
     assert is_registered()
-    assert algorithms.nle_ince is run_functions.nle_ince
-    assert algorithms.npe_gkl is run_functions.npe_gkl
+    assert algorithms.nle_ince is ours.nle_ince
+    assert algorithms.npe_gkl is ours.npe_gkl
     unregister()
     assert not is_registered()
     assert not hasattr(algorithms, "npe_gkl")
 
 
-def test_register_refuses_a_foreign_algorithm(algorithms):
-    algorithms.npe_gkl = Foreign
-    with pytest.raises(ValueError, match=r"`sbibm\.algorithms\.npe_gkl`.*Foreign"):
+@pytest.mark.parametrize("name", ["sbi.inference.NRE_GKL", "sbibm.algorithms.npe_gkl"])
+def test_a_name_that_is_taken_is_refused_and_nothing_is_left_behind(
+    algorithms, monkeypatch, name
+):
+    module, _, attribute = name.rpartition(".")
+    monkeypatch.setattr(sys.modules[module], attribute, Foreign, raising=False)
+    before = sbi_names(), dict(vars(algorithms))
+    with pytest.raises(ValueError, match=rf"`{name}`.*Foreign.*AUTOREGISTER=0"):
         register()
-    assert algorithms.npe_gkl is Foreign
+    unregister()
+    assert (sbi_names(), vars(algorithms)) == before
     assert not is_registered()
 
 
-def test_a_foreign_algorithm_of_a_later_import_is_kept(algorithms):
+def test_a_foreign_algorithm_of_a_later_import_is_kept(algorithms, monkeypatch):
     algorithms.npe_gkl = Foreign
+    monkeypatch.setattr("sbi_boed_plugin.sbibm.repairs.repair_sbibm", lambda: None)
     with pytest.warns(UserWarning, match="npe_gkl of its own"):
-        registration._add_to_new_algorithms(algorithms)
+        registration._prepare_sbibm()
     assert algorithms.npe_gkl is Foreign
-    assert algorithms.nre_gkl is run_functions.nre_gkl
+    assert algorithms.nre_gkl is ours.nre_gkl
 
 
-def test_unregister_without_a_registration_changes_nothing():
-    before = sbi_names()
-    unregister()
-    assert sbi_names() == before
+def test_an_sbibm_that_cannot_be_repaired_is_told_and_imported(monkeypatch):
+    def fail():
+        raise ImportError("no module of that name")
 
-
-def test_register_refuses_a_foreign_name(monkeypatch):
-    monkeypatch.setattr(sbi.inference, "NLE_INCE", Foreign, raising=False)
-    with pytest.raises(
-        ValueError, match=r"`sbi\.inference\.NLE_INCE`.*Foreign"
-    ) as error:
-        register()
-    assert "SBI_BOED_PLUGIN_AUTOREGISTER=0" in str(error.value)
-    assert sbi.inference.NLE_INCE is Foreign
-    assert not is_registered()
-
-
-def test_a_refused_registration_leaves_nothing_behind(foreign_name):
-    before = sbi_names()
-    with pytest.raises(ValueError, match=foreign_name):
-        register()
-    assert sbi_names() == before
-
-
-def test_unregister_keeps_what_is_not_ours(monkeypatch):
-    monkeypatch.setattr(sbi.inference, "NLE_INCE", Foreign, raising=False)
-    unregister()
-    assert sbi.inference.NLE_INCE is Foreign
-
-
-def test_infer_finds_the_method():
-    register()
-    prior = BoxUniform(-torch.ones(2), torch.ones(2))
-    with pytest.warns(UserWarning, match="simple interface"):
-        posterior = infer(
-            lambda theta: theta + 0.1 * torch.randn_like(theta),
-            prior,
-            method="nle_ince",
-            num_simulations=60,
-            train_kwargs={"max_num_epochs": 1, "training_batch_size": 20},
-        )
-    assert posterior.potential(torch.zeros(1, 2), x=torch.zeros(1, 2)).isfinite().all()
+    monkeypatch.setattr("sbi_boed_plugin.sbibm.repairs.repair_sbibm", fail)
+    with pytest.warns(UserWarning, match="cannot be repaired: no module of that name"):
+        registration._prepare_sbibm()
 
 
 @pytest.mark.parametrize(
@@ -166,31 +115,21 @@ def test_autoregister_follows_the_environment(monkeypatch, value, expected):
     assert is_registered() is expected
 
 
-def run_python(code, **environment):
-    """Run `code` in a fresh interpreter that has not imported the package."""
+@pytest.mark.parametrize(
+    "environment, expected",
+    [({}, "True True"), ({"SBI_BOED_PLUGIN_AUTOREGISTER": "0"}, "False False")],
+)
+def test_importing_the_package_registers_it(environment, expected):
     env = {k: v for k, v in os.environ.items() if not k.startswith("SBI_BOED_PLUGIN_")}
-    return subprocess.run(
+    code = (
+        "import sbi_boed_plugin; from sbi.inference import *; "
+        "import sbi.inference as inference; "
+        "print(hasattr(inference, 'NLE_INCE'), 'NLE_INCE' in globals())"
+    )
+    run = subprocess.run(
         [sys.executable, "-c", code],
         env=env | environment,
         capture_output=True,
         text=True,
     )
-
-
-def test_importing_the_package_registers_it():
-    run = run_python(
-        "import sbi_boed_plugin; from sbi.inference import NLE_INCE; "
-        "from sbi.inference import *; print(NLE_INCE.__module__)"
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "sbi_boed_plugin.trainers.nle_ince"
-
-
-def test_the_environment_switches_autoregistration_off():
-    run = run_python(
-        "import sbi_boed_plugin; import sbi.inference as inference; "
-        "print(hasattr(inference, 'NLE_INCE'), 'NLE_INCE' in inference.__all__)",
-        SBI_BOED_PLUGIN_AUTOREGISTER="0",
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "False False"
+    assert run.stdout.strip() == expected, run.stderr

@@ -1,7 +1,7 @@
 """sbi's expectations of a trainer, held against ours: arguments, training, rounds.
 
 `tests/sbi_contract/` continues with networks, posteriors and saved state. The trainers
-are the rows of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everything.
+are the cases of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everything.
 """
 
 import inspect
@@ -21,12 +21,11 @@ from torch.utils.data import default_collate
 import sbi_boed_plugin  # noqa: F401 (importing it registers the trainers)
 from tests.conftest import NoOpTracker
 from tests.contract_cases import (
-    CASES,
     DIM_X,
     QUIET,
     SHORT,
-    case_id,
     draw,
+    for_cases,
     for_each_case,
 )
 
@@ -52,9 +51,6 @@ def all_keys(case):
 def per_epoch(case):
     """Keys with one value for each epoch of sbi's loop."""
     return (SBI_SUMMARY - PER_ROUND) | set(case.extra_summary)
-
-
-cases_with_peer = [case for case in CASES if case.as_peer is not None]
 
 
 class RecordingTracker(NoOpTracker):
@@ -94,15 +90,7 @@ def test_arguments_are_those_of_sbi_and_more_by_keyword_only(case, method):
         p.name: renamed.get(p.name, p.default) for p in theirs
     }
     assert {p.kind for p in added} <= {inspect.Parameter.KEYWORD_ONLY}
-
-
-@for_each_case
-def test_own_arguments_have_defaults(case):
-    for method in ("__init__", "append_simulations", "train", "build_posterior"):
-        parameters = inspect.signature(getattr(case.trainer, method)).parameters
-        for parameter in parameters.values():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                assert parameter.default is not inspect.Parameter.empty
+    assert inspect.Parameter.empty not in {p.default for p in added}
 
 
 @for_each_case
@@ -123,8 +111,10 @@ def test_arguments_can_be_given_by_position_as_in_sbi(case):
 
 
 @for_each_case
-def test_training_returns_an_estimator_and_fills_the_summary(case):
-    trainer = case.append(case.make(), case.simulate())
+def test_training_returns_an_estimator_and_fills_summary_and_tracker(case):
+    tracker = RecordingTracker()
+    trainer = case.make(tracker=tracker)
+    assert case.append(trainer, case.simulate()) is trainer
     estimator = case.train(trainer, max_num_epochs=3)
     assert isinstance(estimator, ConditionalEstimator)
     assert not any(p.grad is not None for p in estimator.parameters())
@@ -140,12 +130,9 @@ def test_training_returns_an_estimator_and_fills_the_summary(case):
         assert len(summary[key]) == 3, key
     for key, values in summary.items():
         assert torch.tensor(values).isfinite().all(), key
-
-
-@for_each_case
-def test_append_simulations_can_be_chained(case):
-    trainer = case.make()
-    assert case.append(trainer, case.simulate(20)) is trainer
+    assert set(tracker.metrics) == all_keys(case)
+    for key in per_epoch(case) | set(case.own_summary_per_epoch):
+        assert tracker.metrics[key] == list(enumerate(summary[key])), key
 
 
 @for_each_case
@@ -164,19 +151,7 @@ def test_training_stops_when_validation_no_longer_improves(case):
     assert losses.index(min(losses)) == num_epochs - 3
 
 
-@for_each_case
-def test_the_seed_determines_the_training(case):
-    def train():
-        torch.manual_seed(3)
-        trainer = case.append(case.make(), case.simulate(60))
-        return case.train(trainer)
-
-    assert same_state(train(), train())
-
-
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.fixed_validation], ids=case_id
-)
+@for_cases(lambda case: case.fixed_validation)
 def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
     # The validation set needs several batches, the last of them incomplete.
     trainer = case.append(case.make(), case.simulate(120))
@@ -198,11 +173,7 @@ def test_the_train_summary_is_printed_on_request(case, capsys):
     assert "Epochs trained: 3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "case",
-    [c for c in CASES if c.has_designs and "eig_lower_bound" in c.extra_summary],
-    ids=case_id,
-)
+@for_cases(lambda case: case.has_designs and "eig_lower_bound" in case.extra_summary)
 def test_what_data_tell_about_the_design_is_not_information(case):
     # The data name the design almost exactly, and know nothing of the parameters.
     simulations = case.simulate(300)
@@ -218,19 +189,21 @@ def test_what_data_tell_about_the_design_is_not_information(case):
 # --- Data sets ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_simulations", [30, 5])
+@pytest.mark.parametrize(
+    ("num_simulations", "kwargs"),
+    [
+        (30, {}),
+        (5, {}),
+        (60, {"training_batch_size": 10_000}),
+        (60, {"training_batch_size": 50, "dataloader_kwargs": {"batch_size": 4}}),
+    ],
+)
 @for_each_case
-def test_small_data_sets_train_with_default_arguments(case, num_simulations):
+def test_any_batch_size_trains_on_any_number_of_data(case, num_simulations, kwargs):
     trainer = case.append(case.make(), case.simulate(num_simulations))
-    trainer.train(max_num_epochs=2)
-    assert torch.tensor(trainer.summary["training_loss"]).isfinite().all()
-
-
-@for_each_case
-def test_a_batch_may_be_larger_than_the_data(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer, training_batch_size=10_000)
-    assert torch.tensor(trainer.summary["validation_loss"]).isfinite().all()
+    trainer.train(max_num_epochs=2, **kwargs)
+    for key in ("training_loss", "validation_loss"):
+        assert torch.tensor(trainer.summary[key]).isfinite().all()
 
 
 @pytest.mark.parametrize("batch_size, sizes", [(50, [50, 50, 50, 30]), (179, [179, 1])])
@@ -247,21 +220,10 @@ def test_dataloader_arguments_reach_both_loaders(case, batch_size, sizes):
         trainer,
         training_batch_size=batch_size,
         max_num_epochs=1,
-        dataloader_kwargs={
-            "num_workers": 0,
-            "collate_fn": collate,
-            "drop_last": False,
-        },
+        dataloader_kwargs={"collate_fn": collate, "drop_last": False},
     )
     assert seen == 2 * [*sizes, 20]  # two epochs.
     assert torch.tensor(trainer.summary["training_loss"]).isfinite().all()
-
-
-@for_each_case
-def test_batch_size_of_the_loader_overrides_that_of_the_training(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer, training_batch_size=50, dataloader_kwargs={"batch_size": 4})
-    assert torch.tensor(trainer.summary["validation_loss"]).isfinite().all()
 
 
 @for_each_case
@@ -284,9 +246,7 @@ def test_invalid_simulations_are_excluded_with_their_designs(case):
     case.train(trainer)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.refuses_invalid], ids=case_id
-)
+@for_cases(lambda case: case.refuses_invalid)
 def test_invalid_simulations_are_refused_otherwise(case):
     simulations = case.simulate(60)
     x = simulations.x.clone()
@@ -343,7 +303,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
 @for_each_case
 def test_resuming_does_not_forget_the_best_network(case):
     trainer = case.append(case.make(), case.simulate())
-    estimator = case.trained_by_sbi(case.train(trainer, max_num_epochs=5))
+    case.train(trainer, max_num_epochs=5)
+    estimator = trainer._neural_net
     best = {key: value.clone() for key, value in estimator.state_dict().items()}
     split = trainer.val_indices.clone()
     with torch.no_grad():
@@ -359,9 +320,7 @@ def test_resuming_does_not_forget_the_best_network(case):
     assert torch.equal(trainer.val_indices, split)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.objective], ids=case_id
-)
+@for_cases(lambda case: case.objective)
 def test_resuming_with_another_objective_is_refused(case):
     trainer = case.append(case.make(), case.simulate(60))
     case.train(trainer)
@@ -381,12 +340,14 @@ def test_a_network_is_built_anew_only_from_scratch(case):
         return case.user_builder(theta, x)
 
     trainer = case.append(case.make(build), case.simulate(100))
-    first = case.trained_by_sbi(case.train(trainer))
-    assert case.trained_by_sbi(case.train(trainer)) is first
+    case.train(trainer)
+    first = trainer._neural_net
+    case.train(trainer)
+    assert trainer._neural_net is first
     assert len(built) == 1
     case.append(trainer, case.simulate(100), from_round=1)
-    anew = case.train(trainer, retrain_from_scratch=True)
-    assert case.trained_by_sbi(anew) is not first
+    case.train(trainer, retrain_from_scratch=True)
+    assert trainer._neural_net is not first
     sizes = [part.shape[-1] for part in case.stored(case.simulate(1))]
     assert built == [tuple((rows, size) for size in sizes) for rows in (90, 180)]
 
@@ -426,16 +387,6 @@ def test_prior_samples_can_be_discarded(case):
 
 
 @for_each_case
-def test_a_custom_tracker_receives_every_metric(case):
-    tracker = RecordingTracker()
-    trainer = case.append(case.make(tracker=tracker), case.simulate(60))
-    case.train(trainer)
-    assert set(tracker.metrics) == all_keys(case)
-    for key in per_epoch(case) | set(case.own_summary_per_epoch):
-        assert tracker.metrics[key] == list(enumerate(trainer.summary[key])), key
-
-
-@for_each_case
 def test_plot_summary_shows_our_metrics_of_the_default_tracker(case):
     tags = ["validation_loss", *case.extra_summary]
     trainer = case.append(case.make(tracker=None), case.simulate(60))
@@ -452,7 +403,7 @@ def test_plot_summary_shows_our_metrics_of_the_default_tracker(case):
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
 @pytest.mark.parametrize("model", ["mdn", "maf", "nsf"])
-@pytest.mark.parametrize("case", cases_with_peer, ids=case_id)
+@for_cases(lambda case: case.as_peer is not None)
 def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
     rounds = [case.simulate(100) for _ in range(num_rounds)]
 
@@ -497,9 +448,7 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
 # --- The simple interface -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if not case.has_designs], ids=case_id
-)
+@for_cases(lambda case: not case.has_designs)
 def test_the_simple_interface_finds_the_method(case):
     assert getattr(sbi.inference, case.method.upper()) is case.trainer
     with pytest.warns(UserWarning, match="simple interface"):

@@ -16,8 +16,12 @@ from torch.distributions import Uniform
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
 from sbi_boed_plugin._parallel import _draw_seeds
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
-from sbi_boed_plugin.simulation import simulate_for_boed, vectorize
+from sbi_boed_plugin.simulation import (
+    CheckedSimulator,
+    run_simulator,
+    simulate_for_boed,
+    vectorize,
+)
 from tests.trainers.cases import message
 
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
@@ -39,26 +43,27 @@ def echo(theta, design):
     return torch.cat([theta, design], dim=1)
 
 
+def raises(error, *args):
+    def simulator(theta, design):
+        raise error(*args)
+
+    return simulator
+
+
 def raises_for_negative(theta, design):
     if (theta[:, 0] < 0).any():
         raise ZeroDivisionError("negative rate")
     return echo(theta, design)
 
 
-class NeedsTwoArguments(Exception):
-    def __init__(self, first, second):
-        super().__init__(f"{first} and {second}")
+def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwargs):
+    settings = {"num_simulations": 50, "num_workers": num_workers, "seed": 0, **kwargs}
+    settings = {"show_progress_bar": False, **settings}
+    return simulate_for_boed(simulator, prior, policy, **settings)
 
 
-def raises_what_cannot_be_unpickled(theta, design):
-    raise NeedsTwoArguments("this", "that")
-
-
-def simulate(simulator=noisy, num_workers=1, **kwargs):
-    settings = {"num_simulations": 50, "seed": 0, "show_progress_bar": False, **kwargs}
-    return simulate_for_boed(
-        simulator, PRIOR, POLICY, num_workers=num_workers, **settings
-    )
+def isolated(simulator, theta, design, **kwargs):
+    return run_simulator(simulator, theta, design, isolate_errors=True, **kwargs)
 
 
 def rows(bad=()):
@@ -94,44 +99,35 @@ def reference():
     return simulate()
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, None])
-def test_a_seed_gives_the_same_with_any_number_of_workers(reference, num_workers):
+OTHERS = [("threading", 2), ("multiprocessing", 2)]
+
+
+@pytest.mark.parametrize(
+    "backend, num_workers", [*[("loky", num) for num in (1, 2, 3, None)], *OTHERS]
+)
+def test_a_seed_gives_the_same_with_any_workers(reference, backend, num_workers):
     before = global_states()
-    for result, expected in zip(simulate(noisy, num_workers), reference, strict=True):
-        assert torch.equal(result, expected)
+    with joblib.parallel_config(backend=backend):
+        results = simulate(noisy, num_workers)
+    assert all(map(torch.equal, results, reference))
     assert global_states() == before
 
 
-@pytest.mark.parametrize("backend", ["threading", "multiprocessing"])
-def test_a_seed_gives_the_same_with_any_backend(reference, backend):
-    with joblib.parallel_config(backend=backend):
-        results = simulate(noisy, num_workers=2)
-    assert torch.equal(results[2], reference[2])
+def test_the_order_of_the_workers_does_not_matter(reference):
+    first = reference[0][0, 0]
 
-
-def test_the_order_of_the_workers_does_not_matter():
     def slow_at_first(theta, design):
-        time.sleep(0.2 * bool(theta[0, 0] < 0.2))
+        time.sleep(0.2 * bool(theta[0, 0] == first))
         return noisy(theta, design)
 
-    theta, design = rows()
-    theta[0, 0], theta[1:, 0] = 0.1, 0.5
-    results = []
-    for simulator in (noisy, slow_at_first):
-        torch.manual_seed(0)
-        results.append(run_simulator(simulator, theta, design, **WORKERS).x)
-    assert torch.equal(*results)
-
-
-def test_calls_continue_the_random_state_unless_they_have_a_seed():
-    states = [simulate(num_workers=2, seed=None)[2] for _ in range(2)]
-    assert not torch.equal(*states)
+    assert all(map(torch.equal, simulate(slow_at_first, 2), reference))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_no_noise_is_used_twice(num_workers):
-    x = simulate(num_workers=num_workers, simulation_batch_size=1)[2]
-    assert len(x[:, 2].unique()) == len(x)
+    settings = {"num_workers": num_workers, "simulation_batch_size": 1, "seed": None}
+    x = torch.cat([simulate(**settings)[2] for _ in range(2)])
+    assert len(x[:, 2].unique()) == len(x) == 100
     seeds = _draw_seeds(100_000)
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**32 for seed in seeds)
@@ -149,11 +145,9 @@ def test_one_worker_is_one_plain_call():
 
 
 @pytest.mark.parametrize("policy", [POLICY, BoxUniform(torch.zeros(3), torch.ones(3))])
-def test_rows_belong_together_and_can_be_trained_on(policy, tracker):
-    theta, design, x = simulate_for_boed(
-        echo, PRIOR, policy, 50, seed=0, show_progress_bar=False
-    )
-    assert torch.equal(x, torch.cat([theta, design], dim=1))
+def test_rows_belong_together(policy):
+    theta, design, x = simulate(echo, policy=policy)
+    assert torch.equal(x, echo(theta, design))
     assert not design.requires_grad and design.dtype == torch.float32
     assert POLICY.support.check(design).all() or policy is not POLICY
 
@@ -170,12 +164,10 @@ def test_failed_rows_can_be_left_out(tracker):
 
 
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
-def test_data_are_like_theta(kwargs):
-    theta, design = rows()
-    x = run_simulator(
-        lambda t, d: (t * d).float().numpy(), theta.double(), design.double(), **kwargs
-    ).x
-    assert x.dtype == torch.float64 and x.shape == (50, 2)
+def test_data_have_the_precision_of_theta(kwargs):
+    theta, design = (tensor.double() for tensor in rows())
+    made = run_simulator(lambda t, d: (t * d).float().numpy(), theta, design, **kwargs)
+    assert made.x.dtype == torch.float64 and made.x.shape == (50, 2)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"simulation_batch_size": 8}])
@@ -188,26 +180,18 @@ def test_in_this_process_simulators_get_the_device_of_theta(kwargs):
 
 def test_simulators_may_write_to_what_they_get():
     theta = torch.zeros(200_000, 3)  # large enough for joblib to map it into memory.
-    x = run_simulator(
-        lambda t, d: t.add_(1.0),
-        theta,
-        theta,
-        num_workers=2,
-        simulation_batch_size=10**5,
-    ).x
+    settings = {"num_workers": 2, "simulation_batch_size": 10**5}
+    x = run_simulator(lambda t, d: t.add_(1.0), theta, theta, **settings).x
     assert x.eq(1.0).all() and theta.eq(0.0).all()
 
 
 def test_workers_do_not_compete_for_cores():
-    theta, design = rows()
     num_threads = torch.get_num_threads()
-    made = run_simulator(
-        lambda t, d: torch.full((len(t), 1), torch.get_num_threads()),
-        theta,
-        design,
-        num_workers=joblib.cpu_count(),
-    )
-    assert made.x.eq(1.0).all()
+
+    def count(theta, design):
+        return torch.full((len(theta), 1), torch.get_num_threads())
+
+    assert run_simulator(count, *rows(), num_workers=joblib.cpu_count()).x.eq(1).all()
     assert torch.get_num_threads() == num_threads
 
 
@@ -223,25 +207,20 @@ def test_rows_that_raise_are_the_only_ones_missing(kwargs):
     theta, design = rows(BAD)
     expected = message("4 of 50 simulations", "ZeroDivisionError: negative rate")
     with pytest.warns(UserWarning, match=expected) as caught:
-        made = run_simulator(
-            raises_for_negative, theta, design, isolate_errors=True, **kwargs
-        )
+        made = isolated(raises_for_negative, theta, design, **kwargs)
     assert len(caught) == 1
     assert caught[0].filename != run_simulator.__code__.co_filename
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
-def nan_for_negative(theta, design):
-    return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
-
-
 def test_nan_rows_are_invalid_without_a_warning():
+    def nan_for_negative(theta, design):
+        return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
+
     theta, design = rows(BAD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = run_simulator(
-            nan_for_negative, theta, design, isolate_errors=True, **WORKERS
-        )
+        made = isolated(nan_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
@@ -267,24 +246,22 @@ def test_a_simulator_that_always_raises_is_a_mistake(num_workers):
     assert len(calls) < 1_500  # it gives up on chunks rather than try every row.
 
 
+class NeedsTwoArguments(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")
+
+
 def test_errors_that_cannot_be_pickled_arrive_as_text():
     with pytest.raises(RuntimeError, match="NeedsTwoArguments: this and that"):
-        simulate(raises_what_cannot_be_unpickled, num_workers=2)
-
-
-def interrupted(theta, design):
-    raise KeyboardInterrupt("stop")
+        simulate(raises(NeedsTwoArguments, "this", "that"), num_workers=2)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.usefixtures("threads")
 def test_interrupts_are_not_failures(error, num_workers):
-    def stopped(theta, design):
-        raise error("stop")
-
     with pytest.raises(error, match="stop"):
-        simulate(stopped, num_workers)
+        simulate(raises(error, "stop"), num_workers)
     assert simulate(num_workers=num_workers)[2].isfinite().all()
 
 
@@ -293,24 +270,26 @@ def test_interrupts_are_not_failures(error, num_workers):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_processes_are_there_again_after_an_interrupt():
     with pytest.raises(KeyboardInterrupt, match="stop"):
-        simulate(interrupted, num_workers=2)
+        simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
     assert simulate(num_workers=2)[2].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "wrong, error, parts",
+    "wrong, size, error, parts",
     [
-        (lambda t, d: t[:, 0], ValueError, ("x of shape", "dim_x)", "one row per row")),
-        (lambda t, d: None, TypeError, ("must return", "NoneType")),
-        (lambda t, d: t[:, : 1 + int(t[0, 0] > 0)], ValueError, ("dim_x=1", "dim_x=2")),
+        (lambda t, d: t[:, 0], 8, ValueError, ("x of shape", "dim_x)", "one row per")),
+        (lambda t, d: None, 1, TypeError, ("must return", "NoneType")),
+        (lambda t, d: t[:, : 1 + int(t[0, 0] > 0)], 8, ValueError, ("=1", "dim_x=2")),
     ],
     ids=["shape", "type", "width"],
 )
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.usefixtures("threads")
-def test_nonsense_is_refused_rather_than_counted(wrong, error, parts, num_workers):
+def test_nonsense_is_refused_rather_than_counted(
+    wrong, size, error, parts, num_workers
+):
     with pytest.raises(error, match=message(*parts)):
-        simulate(wrong, num_workers, simulation_batch_size=1 if len(parts) == 2 else 8)
+        simulate(wrong, num_workers, simulation_batch_size=size)
 
 
 def test_simulators_that_cannot_be_sent_are_refused():
@@ -332,15 +311,14 @@ def test_simulators_that_cannot_be_sent_are_refused():
         ({"num_workers": 1.5}, ValueError, ("num_workers=1.5",)),
         ({"simulation_batch_size": 0}, ValueError, ("simulation_batch_size=0",)),
         ({"num_simulations": 0}, ValueError, ("num_simulations=0", "at least 1")),
-        ({"design_policy": "box"}, TypeError, ("design_policy", "got str", "Policy(")),
-        ({"design_policy": Uniform(0.0, 1.0)}, ValueError, ("(9,)", "Independent")),
+        ({"policy": "box"}, TypeError, ("design_policy", "got str", "Policy(")),
+        ({"policy": Uniform(0.0, 1.0)}, ValueError, ("(9,)", "Independent")),
         ({"prior": Uniform(0.0, 1.0)}, ValueError, ("prior", "(9,)", "Independent")),
     ],
 )
 def test_arguments_that_make_no_sense(wrong, error, parts):
-    arguments = {"prior": PRIOR, "design_policy": POLICY, "num_simulations": 9, **wrong}
     with pytest.raises(error, match=message(*parts)):
-        simulate_for_boed(echo, **arguments, show_progress_bar=False)
+        simulate(echo, **{"num_simulations": 9, **wrong})
 
 
 def test_progress_counts_rows(capsys):
@@ -387,16 +365,11 @@ def test_functions_of_one_vector_are_refused_for_every_size(name, number):
         assert "vectorize" in str(caught.value) + "".join(notes)
 
 
-def own_generator(kind):
+def own_generator(make_x):
     generator = np.random.default_rng(0)
-
-    def simulate(theta, design):
-        u = torch.from_numpy(generator.random((len(theta), 1))).float()
-        return {"yes or no": (u < 0.5).float(), "censored": u.clamp(0.4, 0.6)}.get(
-            kind, theta * design + u
-        )
-
-    return simulate
+    return lambda t, d: make_x(
+        torch.from_numpy(generator.random((len(t), 1))).float(), t * d
+    )
 
 
 def rejects(theta, design):
@@ -408,9 +381,9 @@ def rejects(theta, design):
 
 
 RIGHT = {
-    "own generator": own_generator("continuous"),
-    "own generator, yes or no": own_generator("yes or no"),
-    "own generator, censored": own_generator("censored"),
+    "own generator": own_generator(lambda u, mean: mean + u),
+    "own generator, yes or no": own_generator(lambda u, mean: (u < 0.5).float()),
+    "own generator, censored": own_generator(lambda u, mean: u.clamp(0.4, 0.6)),
     "number of draws depends on rows": rejects,
     "common noise": lambda t, d: t * d + torch.randn(2),
     "count": lambda t, d: torch.poisson(t.abs() * d),
@@ -424,6 +397,7 @@ def test_simulators_of_rows_are_taken_whatever_their_noise(name):
         simulate(RIGHT[name], seed=seed, num_simulations=20)
 
 
+@pytest.mark.filterwarnings("ignore:.*raised an error")
 def test_simulators_that_often_raise_by_chance_are_taken():
     def unlucky(theta, design):
         if random.random() < 0.3:
@@ -431,12 +405,25 @@ def test_simulators_that_often_raise_by_chance_are_taken():
         return theta * design
 
     for seed in range(20):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            theta, design, x = simulate(unlucky, seed=seed)
+        theta, design, x = simulate(unlucky, seed=seed)
         valid = x.isfinite().all(dim=1)
         assert valid.any()
         assert torch.equal(x[valid], (theta * design)[valid])
+
+
+@pytest.mark.filterwarnings("ignore:.*raised an error")
+def test_a_simulator_that_raises_in_all_of_its_check_gets_rows_one_by_one():
+    theta, design = rows([0, 24, 25, 49])
+    sizes = []
+
+    def simulator(theta, design):
+        sizes.append(len(theta))
+        return raises_for_negative(theta, design)
+
+    made = isolated(simulator, theta, design)
+    assert sizes == [1] * 8 + [3] + [1] * 50
+    assert made.num_calls == sum(sizes)
+    assert torch.equal(made.valid, theta[:, 0] > 0)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -447,10 +434,11 @@ def test_the_check_changes_no_simulation(num_workers):
     for is_checked in (False, True):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)
         checked = CheckedSimulator(noisy, is_checked=is_checked)
-        results.append(run_simulator(checked, theta, design, num_workers=num_workers))
-    assert torch.equal(results[0].x, results[1].x)
-    assert [made.num_calls for made in results] == [57, 50]
-    assert run_simulator(checked, theta, design).num_calls == 50
+        for _ in range(2):
+            made = run_simulator(checked, theta, design, num_workers=num_workers)
+            results.append(made)
+    assert torch.equal(results[0].x, results[2].x)
+    assert [made.num_calls for made in results] == [57, 50, 50, 50]
 
 
 @pytest.mark.parametrize(
@@ -471,12 +459,11 @@ def test_functions_of_one_vector_can_be_vectorized(function, number):
 
 
 def test_vectorized_functions_may_return_a_number_and_run_on_workers():
-    results = [
-        simulate(vectorize(lambda t, d: float(t.sum() * d[0]) + torch.randn(())), n)
-        for n in (1, 2)
-    ]
-    assert torch.equal(results[0][2], results[1][2])
-    assert results[0][2].shape == (50, 1)
+    def number(theta, design):
+        return float(theta.sum() * design[0]) + torch.randn(())
+
+    results = [simulate(vectorize(number), num_workers)[2] for num_workers in (1, 2)]
+    assert torch.equal(*results) and results[0].shape == (50, 1)
     with pytest.raises(ValueError, match="shape .2, 2. for one parameter vector"):
         simulate(vectorize(lambda t, d: t.expand(2, 2)))
     with pytest.raises(TypeError, match="simulator must be a function"):
@@ -494,7 +481,7 @@ def test_rows_that_raise_cost_a_vectorized_simulator_no_other_row():
         return torch.cat([theta, design])
 
     with pytest.warns(UserWarning, match="4 of 50"):
-        made = run_simulator(vectorize(fails), theta, design, isolate_errors=True)
+        made = isolated(vectorize(fails), theta, design)
     assert_only_bad_rows_are_missing(made, theta, design)
     assert made.num_calls == len(calls) == 50
 
@@ -515,12 +502,8 @@ def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
         return out
 
     settings = {"num_workers": num_workers, "simulation_batch_size": batch_size}
-    theta, design, x = simulate(in_place, **settings)
-    for kept, expected in zip(
-        (theta, design), simulate(echo, **settings), strict=False
-    ):
-        assert torch.equal(kept, expected)
-    assert torch.equal(x, echo(theta, design))
+    changed, kept = (simulate(f, **settings) for f in (in_place, echo))
+    assert all(map(torch.equal, changed, kept))
 
 
 class Storage(BoxUniform):
@@ -536,9 +519,7 @@ class Storage(BoxUniform):
 def test_what_priors_and_policies_return_is_copied():
     prior = Storage(torch.zeros(2), torch.ones(2))
     policy = Storage(torch.zeros(1), torch.ones(1))
-    theta, design, x = simulate_for_boed(
-        echo, prior, policy, 50, show_progress_bar=False
-    )
+    theta, design, x = simulate(echo, prior=prior, policy=policy)
     prior.sample((50,)), policy.sample((50,))
     assert torch.equal(x, echo(theta, design))
     theta = draw_parameters(prior, 50)
@@ -574,9 +555,7 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
     theta, design = torch.rand(50, 2), torch.rand(50, 1)
     counts = Counts(limit)
     simulator = CheckedSimulator(counts, max_calls)
-    made = run_simulator(
-        simulator, theta, design, simulation_batch_size=batch_size, isolate_errors=True
-    )
+    made = isolated(simulator, theta, design, simulation_batch_size=batch_size)
     assert made.num_calls == counts.num_rows
     assert max_calls is None or counts.num_rows <= max_calls
     works = (theta <= limit).all(dim=1)
@@ -615,24 +594,21 @@ def test_a_dask_cluster_gives_the_same(reference):
         time.sleep(0.1)
         return noisy(theta, design)
 
-    for result, expected in zip(simulate(slow, 2), reference, strict=True):
-        assert torch.equal(result, expected)
+    assert all(map(torch.equal, simulate(slow, 2), reference))
 
 
 @pytest.mark.usefixtures("cluster")
 def test_on_a_dask_cluster_rows_that_raise_are_the_only_ones_missing():
     theta, design = rows(BAD)
     with pytest.warns(UserWarning, match="4 of 50 .* ZeroDivisionError: negative"):
-        made = run_simulator(
-            raises_for_negative, theta, design, isolate_errors=True, **WORKERS
-        )
+        made = isolated(raises_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
 @pytest.mark.usefixtures("cluster")
 def test_on_a_dask_cluster_interrupts_are_not_failures():
     with pytest.raises(KeyboardInterrupt, match="stop"):
-        simulate(interrupted, num_workers=2)
+        simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
     simulate(num_workers=2)
 
 

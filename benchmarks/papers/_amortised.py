@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.evaluation import total_information
 from benchmarks.papers._methods import Observer
-from sbi_boed_plugin.evaluation import total_information
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -181,7 +181,7 @@ def _fresh(trained: NLE_INCE, make_inference: Callable[[], NLE_INCE]) -> NLE_INC
     """Return a trainer with the same likelihood that has observed nothing."""
     other = make_inference()
     other._neural_net = trained._neural_net
-    other._dim_design = trained._dim_design
+    other.search.dim_design = trained.search.dim_design
     return other
 
 

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.distributions.transforms import Transform, identity_transform
 
+from benchmarks.evaluation import lc2st_statistic, median_predictive_distance
 from benchmarks.study import Row
-from sbi_boed_plugin._statistics import mean_and_error
-from sbi_boed_plugin.evaluation import lc2st_statistic, median_predictive_distance
 from sbi_boed_plugin.plotting._style import LINES, despine
+from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._sequential import Observation
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [
@@ -23,6 +22,7 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
+    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",
@@ -49,6 +49,16 @@ def in_order(
     place = {name: number for number, name in enumerate(methods)}
     key = lambda r: (*(r[name] for name in by), place[r["method"]], r["seed"])
     return sorted(rows, key=key)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard error, NaN for the error of a single value."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    # In plain arithmetic, which takes what is not finite as it is.
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
 
 
 def with_error(values: Sequence[float], decimals: int) -> str:

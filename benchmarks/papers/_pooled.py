@@ -6,11 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.papers._campaigns import (
+    mean_and_error,
     summarize,
     with_error,
 )
 from benchmarks.study import Row
-from sbi_boed_plugin._statistics import mean_and_error
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
 
 __all__ = ["pooled", "pooled_plot"]

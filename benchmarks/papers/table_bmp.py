@@ -40,11 +40,11 @@ from torch.distributions.transforms import (
     identity_transform,
 )
 
+from benchmarks.evaluation import median_predictive_distance
 from benchmarks.papers._campaigns import dot_plot, evaluate, in_order, summarize
 from benchmarks.papers._methods import Method, Settings, run_method
 from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
-from sbi_boed_plugin.evaluation import median_predictive_distance
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.policies import TruncatedNormalPolicy
 from sbi_boed_plugin.tasks.bmp import BMP

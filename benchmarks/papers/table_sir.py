@@ -30,10 +30,10 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.evaluation import median_predictive_distance
 from benchmarks.papers._campaigns import dot_plot, evaluate, in_order, summarize
 from benchmarks.papers._methods import Method, Observer, Settings, run_method
 from benchmarks.study import Job, Row, Study
-from sbi_boed_plugin.evaluation import median_predictive_distance
 from sbi_boed_plugin.experiment import make_trainer
 from sbi_boed_plugin.tasks.sir import SIR
 

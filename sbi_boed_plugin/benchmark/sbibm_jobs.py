@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sbi_boed_plugin import sbibm
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._parallel import describe_error
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.benchmark.jobs import (

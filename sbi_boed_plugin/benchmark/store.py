@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import finite_or_none
 
 __all__ = ["FolderInUseError", "Record", "Settings", "Store", "file_name", "job_key"]

@@ -1,10 +1,9 @@
-"""What the commands share: types of arguments, and how wrong input is refused."""
+"""What the commands share: how wrong input is refused."""
 
 import argparse
-import math
 from collections.abc import Callable
 
-__all__ = ["InputError", "integer_from", "positive_number"]
+__all__ = ["InputError", "integer_from"]
 
 
 class InputError(Exception):
@@ -12,11 +11,7 @@ class InputError(Exception):
 
 
 def integer_from(least: int) -> Callable[[str], int]:
-    """Return a type of arguments that are integers.
-
-    Args:
-        least: The least of them.
-    """
+    """Return a type of arguments that are integers of at least `least`."""
 
     def integer(text: str) -> int:
         try:
@@ -31,14 +26,3 @@ def integer_from(least: int) -> Callable[[str], int]:
         return value
 
     return integer
-
-
-def positive_number(text: str) -> float:
-    """Return a positive number, which is a type of arguments."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value

@@ -1,24 +1,28 @@
 """The command `sbi-boed`: design an experiment, measure, infer, and keep the results.
 
 Progress goes to standard error, results to standard output and to files. The exit code
-is 0 on success, 1 if jobs failed, 2 for wrong input and 130 after an
-interruption.
+is 0 on success, 1 if jobs failed, 2 for wrong input and 130 after an interruption.
 """
 
 import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
 from sbi_boed_plugin.cli.arguments import InputError
-from sbi_boed_plugin.cli.bench import add_bench_command
-from sbi_boed_plugin.cli.design import add_design_command
-from sbi_boed_plugin.cli.report import add_report_command
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 __all__ = ["main"]
+
+# The module `sbi_boed_plugin.cli.NAME` of a command is imported if it is asked for.
+_COMMANDS = {
+    "design": "find the best design of a task, measure there and infer",
+    "bench": "run methods on the tasks of sbibm",
+    "report": "make tables, figures and a page of a benchmark",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = _parser(arguments[0] if arguments else "")
     options = parser.parse_args(arguments)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -52,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str) -> argparse.ArgumentParser:
+    """Return a parser that knows the options of the command that is asked for."""
     parser = _Parser(
         prog="sbi-boed",
         description="Bayesian optimal experimental design with sbi.",
@@ -61,23 +67,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, dest="command"
     )
-
     tasks = commands.add_parser(
         "tasks", help="list the tasks", description="List tasks."
     )
     tasks.set_defaults(run=_list_tasks)
-
-    add_design_command(commands)
-    add_bench_command(commands)
-    add_report_command(commands)
+    for name, purpose in _COMMANDS.items():
+        if name == asked:
+            module = import_module(f"sbi_boed_plugin.cli.{name}")
+            getattr(module, f"add_{name}_command")(commands)
+        else:
+            commands.add_parser(name, help=purpose)
     return parser
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning without the place in the code that it comes from."""
     print(f"Warning: {message}", file=sys.stderr, flush=True)
 
 
 def _list_tasks(options: argparse.Namespace) -> int:
+    """Print the name and the purpose of each task."""
     width = max(len(name) for name in available_tasks())
     for name in available_tasks():
         purpose = (type(get_task(name)).__doc__ or "").strip().splitlines()[0]

@@ -1,27 +1,40 @@
 """The command `sbi-boed design`: its arguments, and what is wrong with them."""
 
 import argparse
+import inspect
+import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin.cli.arguments import InputError, integer_from, positive_number
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.cli.arguments import InputError
 from sbi_boed_plugin.cli.design_run import run_design
-from sbi_boed_plugin.cli.search_settings import (
-    NUM_STEPS,
-    SearchSettings,
-    check_settings,
-)
 from sbi_boed_plugin.experiment import POLICIES
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.tasks import available_tasks, get_task
-from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 
-__all__ = ["add_design_command"]
+__all__ = ["NUM_STEPS", "SEARCH_OPTIONS", "add_design_command"]
 
 DENSITY_ESTIMATORS = ("nsf", "maf", "maf_rqs", "mdn", "made", "zuko_nsf", "zuko_maf")
+# What `optimize_design` takes for `num_steps=None` with untrained networks.
+NUM_STEPS = 1_000
+# Options that are arguments of `optimize_design`, under the same names.
+SEARCH_OPTIONS = (
+    "method",
+    "objective",
+    "gradient",
+    "num_steps",
+    "num_refinement_steps",
+    "max_seconds",
+    "num_workers",
+)
 
 _DESCRIPTION = """\
 Find the design of an experiment that tells most about its parameters, measure there
@@ -33,47 +46,45 @@ posterior), trace.csv (one row per training step), posterior_samples.csv, and fi
 
 
 def add_design_command(commands: Any) -> None:
-    """Add the command to those of `sbi-boed`.
-
-    Args:
-        commands: What `add_subparsers` of the main parser returned.
-    """
+    """Add the command to what `add_subparsers` of the main parser returned."""
     parser = commands.add_parser(
         "design",
-        help="find the best design of a task, measure there and infer",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_design)
     parser.add_argument(
-        "task", metavar="TASK", help="one of: " + ", ".join(available_tasks())
+        "task",
+        metavar="TASK",
+        help=f"one of: {', '.join(available_tasks())}; or module:object for a Task of "
+        "your own, or what returns one, searched for in the current folder, too",
     )
     parser.add_argument(
         "--dim-design",
-        type=integer_from(1),
+        type=int,
         metavar="D",
         help="number of measurements (default: that of the task)",
     )
     parser.add_argument(
-        "--seed", type=integer_from(0), default=0, help="random seed (default: 0)"
+        "--seed", type=int, default=0, help="random seed (default: %(default)s)"
     )
     parser.add_argument(
         "--num-steps",
-        type=integer_from(1),
+        type=int,
         metavar="N",
         help=f"training steps (default: {NUM_STEPS})",
     )
     parser.add_argument(
         "--num-refinement-steps",
-        type=integer_from(0),
+        type=int,
         default=0,
         metavar="N",
         help="further steps of the networks at the design found, for a tighter bound "
-        "(default: 0)",
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--max-seconds",
-        type=positive_number,
+        type=float,
         metavar="S",
         help="stop training after S seconds and use the design found by then",
     )
@@ -97,8 +108,7 @@ def add_design_command(commands: Any) -> None:
 
 
 def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    """Add how to search; what is not given stays the default of the library."""
-    defaults = SearchSettings()
+    """Add how to search; the defaults are those of the library."""
     search = parser.add_argument_group("how to search")
     search.add_argument(
         "--objective",
@@ -110,7 +120,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--gradient",
         choices=POLICY_GRADIENTS,
-        default=defaults.gradient,
+        default="score",
         metavar="NAME",
         help="gradient of the policy: %(choices)s (default: %(default)s, which takes "
         "any simulator)",
@@ -118,7 +128,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--method",
         choices=("joint", "multi_start"),
-        default=defaults.method,
+        default="joint",
         metavar="NAME",
         help="joint: policy and networks learn together; multi_start: networks learn "
         "for the whole design space, then many designs climb at once (default: "
@@ -127,15 +137,15 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--policy",
         choices=tuple(POLICIES),
-        default=defaults.policy,
+        default="truncated_normal",
         metavar="NAME",
         help="distribution over designs that learns: %(choices)s (default: "
         "%(default)s; point has no density and needs another --gradient than score)",
     )
     search.add_argument(
         "--num-workers",
-        type=integer_from(1),
-        default=defaults.num_workers,
+        type=int,
+        default=1,
         metavar="N",
         help="processes that simulate (default: %(default)s; more pay off for slow "
         "simulators)",
@@ -143,20 +153,11 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _design(options: argparse.Namespace) -> int:
-    task = _get_task(options.task, options.dim_design)
-    settings = SearchSettings(
-        density_estimator=options.density_estimator,
-        policy=options.policy,
-        method=options.method,
-        objective=options.objective,
-        gradient=options.gradient,
-        num_steps=options.num_steps,
-        num_refinement_steps=options.num_refinement_steps,
-        max_seconds=options.max_seconds,
-        num_workers=options.num_workers,
-    )
+    """Run the command."""
     try:
-        check_settings(task, settings)
+        _check_numbers(options)
+        task = _load_task(options.task, options.dim_design)
+        _check_search(task, options)
     except ValueError as error:
         raise InputError(error) from error
     folder = _open_folder(options.output or Path("results", task.name))
@@ -164,7 +165,9 @@ def _design(options: argparse.Namespace) -> int:
         run_design(
             task,
             folder,
-            settings,
+            density_estimator=options.density_estimator,
+            policy=options.policy,
+            search={name: getattr(options, name) for name in SEARCH_OPTIONS},
             seed=options.seed,
             show_progress=not options.quiet,
         )
@@ -178,16 +181,88 @@ def _design(options: argparse.Namespace) -> int:
     return 0
 
 
-def _get_task(name: str, dim_design: int | None) -> Task:
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Refuse numbers out of range."""
+    check_integer("--dim-design", options.dim_design, 1, or_none=True)
+    check_integer("--num-steps", options.num_steps, 1, or_none=True)
+    check_integer("--num-refinement-steps", options.num_refinement_steps, 0)
+    check_integer("--num-workers", options.num_workers, 1)
+    # Seeds of numpy have 32 bits.
+    check_integer("--seed", options.seed, 0, 2**32 - 1)
+    check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
+
+
+def _load_task(name: str, dim_design: int | None) -> Task:
+    """Return a task by its name, or a user's task given as `module:object`."""
+    arguments = {} if dim_design is None else {"dim_design": dim_design}
+    if ":" not in name:
+        return get_task(name, **arguments)
+    # Modules of the user are beside the command that names them, in general.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module, _, attribute = name.partition(":")
     try:
-        return get_task(
-            name, **({} if dim_design is None else {"dim_design": dim_design})
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot load {name}: {error}") from error
+    if callable(found):
+        if arguments and "dim_design" not in inspect.signature(found).parameters:
+            raise ValueError(f"{name} takes no dim_design: leave --dim-design out")
+        found = found(**arguments)
+    elif arguments:
+        raise ValueError(f"{name} is no function or class: leave --dim-design out")
+    return _checked_task(name, found)
+
+
+def _checked_task(name: str, task: Any) -> Task:
+    """Refuse what is not a task, or not a complete one."""
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"{name} must be a sbi_boed_plugin.tasks.Task, or a class or function "
+            f"that returns one, got {type(task).__name__}"
         )
-    except ValueError as error:
-        raise InputError(error) from error
+    missing = [a for a in inspect.get_annotations(Task) if not hasattr(task, a)]
+    if missing:
+        raise ValueError(f"{name} is a task without {', '.join(missing)}")
+    return task
+
+
+def _check_search(task: Task, options: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before any time is spent."""
+    is_joint = options.method == "joint"
+    if not is_joint and options.num_refinement_steps:
+        raise ValueError(
+            "--num-refinement-steps belongs to --method joint: a multi-start search "
+            "trains for all designs alike"
+        )
+    if is_joint and options.gradient == "score" and options.policy == "point":
+        raise ValueError(
+            "a point policy has no density, and hence no --gradient score: add "
+            "--gradient surrogate, or choose another --policy"
+        )
+    needs_path = not is_joint or options.gradient in ("surrogate", "implicit")
+    if needs_path and options.density_estimator == "made":
+        raise ValueError(
+            "--density-estimator made cannot make data of noise, as --method "
+            "multi_start and --gradient surrogate and implicit need: choose maf or mdn"
+        )
+    if is_joint and options.gradient == "pathwise" and not _is_differentiable(task):
+        raise ValueError(
+            f"the simulator of {task.name} is not differentiable, as --gradient "
+            "pathwise needs: choose score, surrogate or implicit"
+        )
+
+
+def _is_differentiable(task: Task) -> bool:
+    """Return whether gradients go through the simulator to the design."""
+    with isolated_rng(0):
+        theta = task.prior.sample(torch.Size((1,)))
+        design = task.design_space.sample(torch.Size((1,))).requires_grad_()
+        return task.simulator(theta, design).requires_grad
 
 
 def _open_folder(path: Path) -> ResultFolder:
+    """Return a folder that can be written to."""
     try:
         return ResultFolder(path)
     except OSError as error:

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
-from sbi_boed_plugin.search.config import DesignResult
-from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.tasks import Task
 
 __all__ = [
     "describe_comparison",
     "describe_design",
     "describe_posterior",
     "design_summary",
-    "posterior_summary",
     "trace_table",
 ]
 
@@ -36,13 +35,8 @@ _MAX_NAMED = 10
 def trace_table(history: dict[str, list[Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return header and rows of the training history, one row per step.
 
-    Args:
-        history: History of a `DesignResult`, with whatever its policy describes.
-
-    Returns:
-        Names of the columns, and the rows. A vector has a column for each value, the
-        mode of the policy as `design_1` and so on; locations of a mixture are
-        `loc_1_1` for the first component and design value.
+    Vectors have a column for each value: `design_1` and so on for the mode of the
+    policy, `loc_1_1` for the first component and design value of a mixture.
 
     Example:
         >>> history = {name: [0.0] for name in _TRACE_COLUMNS}
@@ -73,16 +67,7 @@ def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any]:
-    """Return what is known once the design is found, as plain values.
-
-    Args:
-        task: The task.
-        seed: Seed of the run.
-        result: What the optimization returned.
-
-    Returns:
-        Summary, in which the posterior is still missing.
-    """
+    """Return what is known once the design is found, still without a posterior."""
     exact, exact_error = None, None
     if task.has_exact_eig:
         exact, exact_error = task.exact_eig(result.design)
@@ -119,28 +104,12 @@ def design_summary(task: Task, seed: int, result: DesignResult) -> dict[str, Any
     }
 
 
-def posterior_summary(samples: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation of samples of shape `(n, dim_theta)`."""
-    return {
-        "posterior_mean": samples.mean(dim=0).tolist(),
-        "posterior_std": samples.std(dim=0).tolist(),
-    }
-
-
 def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
-    """Return the design and its information gain as text.
-
-    Args:
-        result: What the optimization returned.
-        summary: What `design_summary` made of it.
-
-    Returns:
-        Several lines.
-    """
+    """Return the design and its information gain as text."""
     lines = [
         f"\nBest design of {summary['task']} after {summary['num_steps']:,} steps, "
         f"{result.num_simulations:,} simulations and {result.seconds:.0f} s"
-        + {"max_seconds": " (time limit)"}.get(result.stop_reason, "")
+        + (" (time limit)" if result.stop_reason == "max_seconds" else "")
     ]
     values, names = summary["design"], summary["design_names"]
     if len(values) > _MAX_NAMED:
@@ -166,15 +135,7 @@ def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
 
 
 def describe_posterior(task: Task, summary: dict[str, Any]) -> str:
-    """Return the measurement and the posterior as text.
-
-    Args:
-        task: The task.
-        summary: Complete summary.
-
-    Returns:
-        Several lines.
-    """
+    """Return the measurement and the posterior as text."""
     lines = ["\nMeasured there at the true parameters"]
     if len(summary["x_o"]) > _MAX_NAMED:
         lines.append(f"  {len(summary['x_o'])} values, see summary.json")
@@ -196,17 +157,7 @@ def describe_comparison(
     found: EIGEstimate,
     reference: tuple[float, float] | None,
 ) -> str:
-    """Return how the design found compares with those of a grid, as text.
-
-    Args:
-        designs: The other designs, of shape `(num_designs, dim_design)`.
-        estimates: Their information gains.
-        found: Information gain of the design found.
-        reference: The same from another source, with its standard error.
-
-    Returns:
-        Several lines.
-    """
+    """Return how the design found compares with those of a grid, as text."""
     best = max(range(len(estimates)), key=lambda index: estimates[index].value)
     place = ", ".join(f"{value:.4g}" for value in designs[best].tolist())
     rows = [
@@ -231,9 +182,11 @@ def describe_comparison(
 
 
 def _aligned(rows: list[tuple[str, str]]) -> list[str]:
+    """Return lines of two columns."""
     width = max(len(name) for name, _ in rows)
     return [f"  {name:<{max(width, 24)}}  {text}" for name, text in rows]
 
 
 def _plus_minus(value: float, error: float) -> str:
+    """Return a value with its standard error, if it has one."""
     return f"{value:.3f}" if error == 0.0 else f"{value:.3f} ± {error:.3f}"

@@ -13,21 +13,21 @@ from sbi_boed_plugin import plotting
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.cli import design_report
-from sbi_boed_plugin.cli.search_settings import SearchSettings
-from sbi_boed_plugin.experiment import (
+from sbi_boed_plugin.cli.comparison import (
     design_grid,
     eig_over_designs,
-    find_design,
     has_log_designs,
+    reference_eig,
+)
+from sbi_boed_plugin.experiment import (
+    find_design,
     infer_parameters,
     make_trainer,
     measure,
-    reference_eig,
     simulate_predictions,
 )
-from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.config import DesignResult
-from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.tasks import Task
 
 __all__ = ["run_design"]
 
@@ -45,19 +45,17 @@ FIGURES = (
 def run_design(
     task: Task,
     folder: ResultFolder,
-    settings: SearchSettings,
     *,
+    density_estimator: str | None,
+    policy: str,
+    search: dict[str, Any],
     seed: int,
     show_progress: bool,
 ) -> None:
     """Run all stages, print what they find and write it as soon as it is known.
 
-    Args:
-        task: The task.
-        folder: Where to write.
-        settings: How to search, checked by `check_settings`.
-        seed: Seed of the whole run; the global random state is left as it was.
-        show_progress: Whether to show progress, on standard error.
+    `search` holds arguments of `optimize_design`. Progress goes to standard error; the
+    global random state is left as it was.
     """
     started = time.perf_counter()
 
@@ -69,24 +67,14 @@ def run_design(
         say(f"Searching the best design of {task.name} ...")
         trainer = make_trainer(
             task,
-            density_estimator=settings.density_estimator,
-            policy=settings.policy,
+            density_estimator=density_estimator,
+            policy=policy,
             show_progress_bars=show_progress,
         )
-        result = find_design(
-            trainer,
-            task,
-            num_steps=settings.num_steps,
-            num_refinement_steps=settings.num_refinement_steps,
-            max_seconds=settings.max_seconds,
-            method=settings.method,
-            objective=settings.objective,
-            gradient=settings.gradient,
-            num_workers=settings.num_workers,
-        )
+        result = find_design(trainer, task, **search)
         # Saved at once: whatever interrupts the rest, the search is not lost.
         summary = design_report.design_summary(task, seed, result)
-        summary["policy"] = settings.policy
+        summary["policy"] = policy
         summary["seconds"] = time.perf_counter() - started
         _save_design(folder, task, result, summary)
         print(design_report.describe_design(result, summary), flush=True)
@@ -96,7 +84,9 @@ def run_design(
         samples = infer_parameters(
             trainer, result.design, x_o, show_progress_bars=show_progress
         )
-        summary |= {"x_o": x_o[0].tolist(), **design_report.posterior_summary(samples)}
+        summary["x_o"] = x_o[0].tolist()
+        summary["posterior_mean"] = samples.mean(dim=0).tolist()
+        summary["posterior_std"] = samples.std(dim=0).tolist()
         summary |= {"seconds": time.perf_counter() - started, "complete": True}
         _save_posterior(folder, task, result.design, x_o, samples, summary)
         print(design_report.describe_posterior(task, summary), flush=True)
@@ -105,7 +95,7 @@ def run_design(
         if task.dim_design == 1 or (task.dim_design == 2 and task.dim_x == 1):
             say("Comparing with other designs ...")
             summary["reference_eig"] = _compare_designs(
-                folder, task, result, settings.num_workers
+                folder, task, result, search["num_workers"]
             )
             summary["seconds"] = time.perf_counter() - started
             folder.save_json(SUMMARY, summary)
@@ -118,13 +108,14 @@ def _save_design(
     folder.remove([SUMMARY, SAMPLES, CURVE, *FIGURES])
     folder.save_table(TRACE, *design_report.trace_table(result.history))
     folder.save_json(SUMMARY, summary)
+    objective = result.config.objective
     figure = plotting.plot_trace(
         result.history,
         eig=result.eig,
-        objective=result.config.objective,
+        objective=objective,
         cap=(
-            math.log(result.config.num_contrastive + 1)
-            if result.config.objective == "info_nce"
+            math.log((result.config.num_contrastive or 0) + 1)
+            if objective == "info_nce"
             else None
         ),
         exact=summary["exact_eig"],
@@ -178,18 +169,12 @@ def _compare_designs(
 ) -> dict[str, float] | None:
     """Score designs of a grid, write and print it; return a reference if known."""
     designs = design_grid(task)
-    # The same estimate as that of the design found, to compare like with like.
-    of_posterior = result.eig.bound in ("barber_agakov", "gkl")
-    estimates = eig_over_designs(
-        result.posterior_estimator if of_posterior else result.likelihood_estimator,
-        task,
-        designs,
-        bound=result.eig.bound,
-        num_workers=num_workers,
-    )
+    estimates = eig_over_designs(result, task, designs, num_workers)
     reference = reference_eig(task, torch.cat([designs, result.design.unsqueeze(0)]))
-    several = [f"design_{j + 1}" for j in range(task.dim_design)]
-    header = ["design"] if task.dim_design == 1 else several
+    at_design = None if reference is None else reference.pop()
+    header = ["design"]
+    if task.dim_design > 1:
+        header = [f"design_{j + 1}" for j in range(task.dim_design)]
     header += ["eig", "standard_error"]
     rows = [
         [*design.tolist(), estimate.value, estimate.standard_error]
@@ -197,32 +182,14 @@ def _compare_designs(
     ]
     if reference is not None:
         header += ["reference_eig", "reference_standard_error"]
-        rows = [[*row, *known] for row, known in zip(rows, reference, strict=False)]
+        rows = [[*row, *known] for row, known in zip(rows, reference, strict=True)]
     folder.save_table(CURVE, header, rows)
-    _save_comparison(
-        folder, task, result, designs, estimates, reference and reference[:-1]
-    )
-    at_design = None if reference is None else reference[-1]
-    text = design_report.describe_comparison(designs, estimates, result.eig, at_design)
-    print(text, flush=True)
-    if at_design is None:
-        return None
-    return {"value": at_design[0], "standard_error": at_design[1]}
 
-
-def _save_comparison(
-    folder: ResultFolder,
-    task: Task,
-    result: DesignResult,
-    designs: Tensor,
-    estimates: list[EIGEstimate],
-    reference: Any,
-) -> None:
-    """Draw the information over the designs, as a curve or as a map."""
     shared: dict[str, Any] = {
         "eig": result.eig,
         "candidates": result.candidates,
         "reference": reference,
+        "visited": _visited(task, result, designs),
         "log": has_log_designs(task),
     }
     if task.dim_design == 1:
@@ -243,6 +210,20 @@ def _save_comparison(
             **shared,
         )
     folder.save_figure("eig_over_design.png", figure)
+    text = design_report.describe_comparison(designs, estimates, result.eig, at_design)
+    print(text, flush=True)
+    if at_design is None:
+        return None
+    return {"value": at_design[0], "standard_error": at_design[1]}
+
+
+def _visited(task: Task, result: DesignResult, designs: Tensor) -> Tensor | None:
+    """Return which designs the policy was near; `None` if it did not propose them."""
+    if result.config.method != "joint":
+        return None
+    return plotting.visited_designs(
+        result.history, designs, task.design_low, task.design_high
+    )
 
 
 def _same_units(task: Task) -> bool:

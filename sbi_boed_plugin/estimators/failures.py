@@ -8,13 +8,12 @@ probability of one, by a classifier from all outcomes.
 
 import math
 from copy import deepcopy
-from itertools import pairwise
 from typing import cast
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, silu
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim.adamw import AdamW
 
 from sbi_boed_plugin._rng import isolated_rng
@@ -25,6 +24,7 @@ __all__ = ["LikelihoodWithFailures", "without_failures"]
 
 _HIDDEN_FEATURES = 32
 _LEARNING_RATE = 1e-2
+# Networks of which the mean is taken; each leaves out another part of the rows.
 _NUM_FOLDS = 5
 # Passes over the rows without a gain on those left out, and passes in all.
 _PATIENCE, _MAX_EPOCHS = 10, 100
@@ -37,17 +37,11 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
 
     `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)` for
     finite :math:`x`. As a density of :math:`x` it integrates to :math:`p_{ok}`, and the
-    rest is the probability of a failure. `sample` and `loss` are those of :math:`q`,
-    the density of outcomes that did not fail.
+    rest is the probability of a failure. `sample`, `loss` and `to_noise` are those of
+    :math:`q`, the density of outcomes that did not fail. At first none fails.
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator) -> None:
-        """Initialize with simulations that never fail.
-
-        Args:
-            estimator: Likelihood of finite outcomes, conditioned on `(theta, design)`
-                in one row. The module shares it.
-        """
         super().__init__(
             net=estimator,
             input_shape=estimator.input_shape,
@@ -63,54 +57,20 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         return self.net.embedding_net
 
     def log_success(self, condition: Tensor) -> Tensor:
-        r"""Return :math:`\log p_{ok}(\theta, \xi)`.
-
-        Args:
-            condition: Parameters and designs of shape `(*batch_shape, dim_condition)`.
-
-        Returns:
-            Log-probabilities of shape `batch_shape`, in nats.
-        """
+        r"""Return :math:`\log p_{ok}(\theta, \xi)`, of shape `(*batch_shape,)`."""
         return logsigmoid(self.success_net(self._features(condition)))
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the log-density of finite outcomes among all outcomes.
-
-        Args:
-            input: Data of shape `(sample_dim, batch_dim, *x_event_shape)`.
-            condition: Parameters and designs of shape `(batch_dim, dim_condition)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Log-densities of shape `(sample_dim, batch_dim)`, in nats.
-        """
+        """Return the log-density of finite outcomes among all outcomes."""
         values = self.net.log_prob(input, condition, **kwargs)
         return values + self.log_success(condition)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the loss of the likelihood of finite outcomes.
-
-        Args:
-            input: Data of shape `(batch_dim, *x_event_shape)`.
-            condition: Parameters and designs of shape `(batch_dim, dim_condition)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Losses of shape `(batch_dim,)`, in nats.
-        """
+        """Return the loss of the likelihood of finite outcomes."""
         return self.net.loss(input, condition, **kwargs)
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw outcomes that did not fail.
-
-        Args:
-            sample_shape: Shape of the draw.
-            condition: Parameters and designs of shape `(batch_dim, dim_condition)`.
-            **kwargs: Passed to the estimator.
-
-        Returns:
-            Data of shape `(*sample_shape, batch_dim, *x_event_shape)`.
-        """
+        """Draw outcomes that did not fail."""
         return self.net.sample(sample_shape, condition, **kwargs)
 
     def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
@@ -123,19 +83,11 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         valid: Tensor,
         start: "LikelihoodWithFailures | None" = None,
     ) -> "LikelihoodWithFailures":
-        """Learn when simulations fail, by five networks that each leave out a fifth.
+        """Learn from conditions when simulations fail, and return this likelihood.
 
-        A new network starts from the same probability for all parameters, and stays
-        there unless rows that were left out gain two standard errors.
-
-        Args:
-            condition: Parameters and designs of all simulations, of shape
-                `(num_simulations, dim_condition)`.
-            valid: Which of them did not fail, of shape `(num_simulations,)`.
-            start: Where to start from, if something was learned before.
-
-        Returns:
-            This likelihood (returned so that this method is chainable).
+        A classifier starts from that of `start`, or from the same probability for all
+        parameters, and stays there unless rows that were left out gain two standard
+        errors.
         """
         features = self._features(condition).detach()
         network = self.success_net if start is None else deepcopy(start.success_net)
@@ -156,10 +108,7 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
 
 
 class _SuccessNetwork(nn.Module):
-    """Log-odds that a simulation does not fail: the mean of several networks.
-
-    Each is trained without one part of the rows, by which it is judged.
-    """
+    """Log-odds that a simulation does not fail: the mean of several networks."""
 
     mean: Tensor
     scale: Tensor
@@ -168,27 +117,25 @@ class _SuccessNetwork(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim_condition))
         self.register_buffer("scale", torch.ones(dim_condition))
-        sizes = [dim_condition, _HIDDEN_FEATURES, _HIDDEN_FEATURES, 1]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         with isolated_rng(_SEED):
-            for dim_in, dim_out in pairwise(sizes):
-                weight = 2.0 * torch.rand(_NUM_FOLDS, dim_in, dim_out) - 1.0
-                self.weights.append(nn.Parameter(weight / math.sqrt(dim_in)))
-                self.biases.append(nn.Parameter(torch.zeros(_NUM_FOLDS, 1, dim_out)))
+            self.networks = nn.ModuleList(
+                nn.Sequential(
+                    nn.Linear(dim_condition, _HIDDEN_FEATURES),
+                    nn.SiLU(),
+                    nn.Linear(_HIDDEN_FEATURES, _HIDDEN_FEATURES),
+                    nn.SiLU(),
+                    nn.Linear(_HIDDEN_FEATURES, 1),
+                )
+                for _ in range(_NUM_FOLDS)
+            )
 
     def forward(self, condition: Tensor) -> Tensor:
-        return self.all(condition).mean(dim=0)
+        folds = range(_NUM_FOLDS)
+        return torch.stack([self.log_odds(condition, fold) for fold in folds]).mean(0)
 
-    def all(self, condition: Tensor) -> Tensor:
-        """Return the log-odds of each network, of shape `(num_folds, *batch_shape)`."""
-        standard = (condition - self.mean) / self.scale
-        hidden = standard.reshape(-1, len(self.mean)).expand(_NUM_FOLDS, -1, -1)
-        last = len(self.weights) - 1
-        layers = zip(self.weights, self.biases, strict=True)
-        for layer, (weight, bias) in enumerate(layers):
-            hidden = torch.baddbmm(bias, hidden, weight)
-            hidden = hidden if layer == last else silu(hidden)
-        return hidden.reshape(_NUM_FOLDS, *condition.shape[:-1])
+    def log_odds(self, condition: Tensor, fold: int) -> Tensor:
+        """Return the log-odds of one network, of shape `batch_shape`."""
+        return self.networks[fold]((condition - self.mean) / self.scale).squeeze(-1)
 
     @torch.no_grad()
     def standardize(self, condition: Tensor, valid: Tensor) -> None:
@@ -199,8 +146,10 @@ class _SuccessNetwork(nn.Module):
         varies = scale > 1e-5 * self.mean.abs()
         self.scale.copy_(torch.where(varies, scale, self.mean.abs().clamp_min(1.0)))
         share = (valid.sum() + 0.5) / (len(valid) + 1)
-        self.weights[-1].zero_()
-        self.biases[-1].fill_(torch.logit(share).item())
+        for network in self.networks:
+            last = cast(nn.Linear, cast(nn.Sequential, network)[-1])
+            last.weight.zero_()
+            last.bias.fill_(torch.logit(share).item())
 
 
 def _train(
@@ -210,32 +159,30 @@ def _train(
 
     That is the first one if no other is better by two standard errors.
     """
+
+    def losses(rows: Tensor, fold: int) -> Tensor:
+        log_odds = network.log_odds(features[rows], fold)
+        return binary_cross_entropy_with_logits(log_odds, valid[rows], reduction="none")
+
+    @torch.no_grad()
+    def losses_left_out() -> Tensor:
+        return torch.cat([losses(rows, fold) for fold, rows in enumerate(folds)])
+
     start = deepcopy(network)
     network.requires_grad_(True)
     optimizer = AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
-    fold_of_row = (torch.randperm(len(features)) % _NUM_FOLDS).to(features.device)
-    folds = torch.arange(_NUM_FOLDS, device=features.device).unsqueeze(1)
-    batch_size = min(1_024, max(32, len(features) // 25))
-
-    def losses(rows: Tensor | slice) -> Tensor:
-        log_odds = network.all(features[rows])
-        return binary_cross_entropy_with_logits(
-            log_odds, valid[rows].expand_as(log_odds), reduction="none"
-        )
-
-    @torch.no_grad()
-    def left_out() -> Tensor:
-        """Return the loss of each row by the network that has not seen it."""
-        return losses(slice(None)).gather(0, fold_of_row.unsqueeze(0))[0]
-
-    at_start, waited = left_out(), 0
-    best, best_gain = start, torch.zeros_like(at_start)
+    folds = torch.randperm(len(valid)).to(valid.device).tensor_split(_NUM_FOLDS)
+    batch_size = min(1_024, max(32, len(valid) // 25))
+    at_start = losses_left_out()
+    best, best_gain, waited = start, torch.zeros_like(at_start), 0
     for _ in range(_MAX_EPOCHS):
-        for rows in torch.randperm(len(features)).to(features.device).split(batch_size):
-            optimizer.zero_grad()
-            (losses(rows) * (fold_of_row[rows] != folds)).mean().backward()
-            optimizer.step()
-        gain = at_start - left_out()
+        for fold in range(_NUM_FOLDS):
+            used = torch.cat([*folds[:fold], *folds[fold + 1 :]])
+            for rows in used[torch.randperm(len(used))].split(batch_size):
+                optimizer.zero_grad()
+                losses(rows, fold).mean().backward()
+                optimizer.step()
+        gain = at_start - losses_left_out()
         waited += 1
         if gain.mean() > best_gain.mean():
             best, best_gain, waited = deepcopy(network), gain, 0

@@ -40,7 +40,6 @@ from sbi_boed_plugin._prior import (
     why_no_density,
 )
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives._eig_terms import (
     BOUNDS,
     Bound,
@@ -54,6 +53,7 @@ from sbi_boed_plugin.objectives.estimate import (
     summarize,
     warn_of_doubts,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
 
 __all__ = [
     "LOWER_BOUNDS",

@@ -1,4 +1,4 @@
-"""Densities of a policy over training, from what a search records of it."""
+"""Where a policy has been during training, from what a search records of it."""
 
 from typing import Any
 
@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
-
-__all__ = ["has_density", "policy_densities"]
+__all__ = ["has_density", "policy_densities", "visited_designs"]
 
 
 def has_density(history: dict[str, list[Any]]) -> bool:
@@ -25,52 +23,90 @@ def has_density(history: dict[str, list[Any]]) -> bool:
 
 def policy_densities(
     history: dict[str, list[Any]],
-    positions: Tensor,
+    edges: Tensor,
     low: Tensor | None,
     high: Tensor | None,
     index: int = 0,
 ) -> Tensor:
-    """Return the marginal density of one design value at each step.
+    """Return the mean density of one design value between neighbouring edges.
+
+    It has shape `(num_edges - 1, num_steps)`. The Normals are truncated to the box
+    from `low` to `high`, unless these are `None`.
+    """
+    ends = (None, None) if low is None or high is None else (low[index], high[index])
+    probabilities = _interval_probabilities(history, edges, *ends, index)
+    weighted = (probabilities * _weights(history)).sum(dim=-1)
+    return weighted / edges.diff().unsqueeze(1)
+
+
+def visited_designs(
+    history: dict[str, list[Any]], designs: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """Return near which designs of a grid a search has probably simulated.
+
+    A design counts as visited if the policies of all steps are expected to have
+    proposed at least one design that is nearer to it, in each value, than to its
+    neighbours on the grid.
 
     Args:
-        history: History of a `DesignResult`: `"mode"` and `"scale"` of Normals, or
-            `"loc"`, `"weights"` and `"scale"` of a mixture of them.
-        positions: Values of shape `(num_positions,)`.
-        low: Smallest design, of shape `(dim_design,)`; `None` for Normals that are
-            not truncated.
+        history: History of a `DesignResult` of a joint search with a policy of Normals,
+            of a mixture of them, or of a point.
+        designs: Designs of a grid, of shape `(num_designs, dim_design)`.
+        low: Smallest design, of shape `(dim_design,)`.
         high: Largest design, likewise.
-        index: Which design value.
 
     Returns:
-        Densities of shape `(num_positions, num_steps)`, per unit of the design.
+        Boolean tensor of shape `(num_designs,)`.
 
     Example:
-        >>> history = {"mode": [[0.5], [0.6]], "scale": [[0.3], [0.1]]}
-        >>> positions = torch.linspace(0.0, 1.0, 101)
-        >>> density = policy_densities(
-        ...     history, positions, torch.zeros(1), torch.ones(1)
-        ... )
-        >>> torch.trapezoid(density, positions, dim=0)
-        tensor([1.0000, 1.0000])
+        >>> history = {"mode": [[2.0]], "scale": [[0.1]], "num_simulations": [256]}
+        >>> grid = torch.arange(5.0).unsqueeze(1)
+        >>> visited_designs(history, grid, torch.zeros(1), torch.full((1,), 4.0))
+        tensor([False, False,  True, False, False])
     """
-    scale = torch.tensor(history["scale"])[:, index]
+    joint: Tensor | float = 1.0
+    for j in range(designs.shape[1]):
+        values, cell = designs[:, j].cpu().unique(return_inverse=True)
+        middles = 0.5 * (values[1:] + values[:-1])
+        edges = torch.cat([low[j : j + 1].cpu(), middles, high[j : j + 1].cpu()])
+        joint = (
+            joint * _interval_probabilities(history, edges, low[j], high[j], j)[cell]
+        )
+    probabilities = (joint * _weights(history)).sum(dim=-1)
+    num_simulations = torch.tensor(history["num_simulations"]).double()
+    per_step = num_simulations.diff(prepend=num_simulations.new_zeros(1))
+    return (probabilities * per_step).sum(dim=1) >= 1.0
+
+
+def _weights(history: dict[str, list[Any]]) -> Tensor:
+    """Return the weights of the components, of shape `(num_steps, num_components)`."""
+    if "weights" in history:
+        return torch.tensor(history["weights"]).double()
+    return torch.ones(len(history["mode"]), 1, dtype=torch.float64)
+
+
+def _interval_probabilities(
+    history: dict[str, list[Any]],
+    edges: Tensor,
+    low: Tensor | None,
+    high: Tensor | None,
+    index: int,
+) -> Tensor:
+    """Return the probability of each component between neighbouring edges.
+
+    It has shape `(num_edges - 1, num_steps, num_components)`.
+    """
+    scale = torch.tensor(history["scale"]).double()[:, index].unsqueeze(1)
     if "loc" in history:
-        loc = torch.tensor(history["loc"])[:, :, index]
-        weights = torch.tensor(history["weights"])
+        loc = torch.tensor(history["loc"]).double()[:, :, index]
     else:
-        loc = torch.tensor(history["mode"])[:, index].unsqueeze(1)
-        weights = torch.ones_like(loc)
-    infinity = torch.tensor(torch.inf)
-    normals = TruncatedNormal(
-        loc.T,
-        scale,
-        -infinity if low is None else low[index].cpu(),
-        infinity if high is None else high[index].cpu(),
-    )
-    # One position at a time: components and steps together can be many.
-    return torch.stack(
-        [
-            (weights.T * normals.log_prob(position).exp()).sum(dim=0)
-            for position in positions
-        ]
-    )
+        loc = torch.tensor(history["mode"]).double()[:, index].unsqueeze(1)
+
+    def cdf(value: Tensor) -> Tensor:
+        # A point is a Normal without width.
+        return torch.special.ndtr((value - loc) / scale.clamp_min(1e-300))
+
+    probabilities = cdf(edges.cpu().double()[:, None, None]).diff(dim=0)
+    if low is None or high is None:
+        return probabilities
+    return probabilities / (cdf(high.cpu()) - cdf(low.cpu()))

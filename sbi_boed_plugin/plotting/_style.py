@@ -9,13 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+
 __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
     "LINES",
+    "PURPLE",
     "VERMILLION",
     "despine",
+    "draw_estimates",
     "figure_and_axes",
     "legend_above",
     "numbered_names",
@@ -43,7 +47,31 @@ def despine(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend_above(ax: Axes, num_columns: int = 3) -> None:
+def draw_estimates(
+    ax: Axes,
+    positions: np.ndarray,
+    estimates: Sequence[EIGEstimate],
+    color: str,
+    marker: str,
+    label: str,
+    size: float = 4,
+) -> None:
+    """Draw values with their standard errors."""
+    ax.errorbar(
+        positions,
+        [estimate.value for estimate in estimates],
+        yerr=[estimate.standard_error for estimate in estimates],
+        color=color,
+        marker=marker,
+        markersize=size,
+        capsize=2,
+        linestyle="none",
+        label=label,
+        zorder=2 if color == BLUE else 3,
+    )
+
+
+def legend_above(ax: Axes, num_columns: int = 2) -> None:
     """Put the legend above the axes, where it hides no data."""
     ax.legend(
         loc="lower left",

@@ -14,6 +14,7 @@ from sbi_boed_plugin.plotting._style import (
     GREY,
     VERMILLION,
     despine,
+    draw_estimates,
     figure_and_axes,
     legend_above,
 )
@@ -69,42 +70,31 @@ def plot_trace(
     steps = np.arange(1, len(values) + 1)
     window = max(1, len(values) // 40)
     mean, error = _moving_average(values, errors, window)
+    label = "one step"
     if window > 1:
-        ax.plot(
-            steps, values, ".", color=GREY, markersize=2, alpha=0.5, label="one step"
-        )
-    label = f"mean of {window} steps" if window > 1 else "one step"
+        style = {"color": GREY, "markersize": 2, "alpha": 0.5}
+        ax.plot(steps, values, ".", label=label, **style)
+        label = f"mean of {window} steps"
     if objective is not None:
         label = f"{_OBJECTIVE_NAMES.get(objective, objective)}, {label}"
     ax.plot(steps, mean, color=BLUE, label=label)
     ax.fill_between(
         steps, mean - error, mean + error, color=BLUE, alpha=0.3, linewidth=0
     )
-    last = steps[-1]
+    last = steps[-1:]
     if exact is not None:
         ax.axhline(exact, color=GREEN, linestyle="--", label="exact, design found")
     if cap is not None:
         ax.axhline(cap, color="black", linestyle=":", label="cap of one step")
     if eig is not None:
-        ax.errorbar(
-            last,
-            eig.value,
-            yerr=eig.standard_error,
-            color=VERMILLION,
-            marker="D",
-            markersize=5,
-            capsize=4,
-            linestyle="none",
-            zorder=3,
-            label="design found",
-        )
+        draw_estimates(ax, last, [eig], VERMILLION, "D", "design found", size=5)
     others = [cap, exact, None if eig is None else eig.value]
     _hide_early_values(ax, values, [other for other in others if other is not None])
-    ax.set_xlim(0, last * 1.03 + 0.5)
+    ax.set_xlim(0, len(values) * 1.03 + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("step")
     ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax, num_columns=2)
+    legend_above(ax)
     despine(ax)
     return figure
 
@@ -122,7 +112,7 @@ def _hide_early_values(ax: Axes, values: np.ndarray, others: list[float]) -> Non
 def _moving_average(
     values: np.ndarray, errors: np.ndarray, window: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over `window` values around each, and its standard error."""
+    """Return the mean of the values around each, and its standard error."""
     kernel = np.ones(window)
     # At both ends there are fewer values to average.
     count = np.convolve(np.ones(len(values)), kernel, mode="same")

@@ -12,9 +12,11 @@ from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
 from sbi_boed_plugin.plotting._style import (
     BLUE,
     GREEN,
+    GREY,
     PURPLE,
     VERMILLION,
     despine,
+    draw_estimates,
     figure_and_axes,
     legend_above,
     numbered_names,
@@ -27,6 +29,7 @@ _BOUND_NAMES = {
     "snmc": "upper bound",
     "exact": "exact",
 }
+_NOT_VISITED = "never visited by the policy"
 
 Candidates = Sequence[tuple[Tensor, EIGEstimate]]
 
@@ -39,6 +42,7 @@ def plot_eig_over_design(
     eig: EIGEstimate | None = None,
     candidates: Candidates = (),
     reference: Sequence[tuple[float, float]] | None = None,
+    visited: Tensor | None = None,
     name: str = "design",
     log: bool = False,
     ax: Axes | None = None,
@@ -57,6 +61,9 @@ def plot_eig_over_design(
             estimates, as in `DesignResult.candidates`; the first is `design`.
         reference: Value and standard error of each design from another source, such
             as the exact answer, in nats.
+        visited: Whether the policy has been near each design, as
+            :func:`visited_designs` returns it. The others are shaded: the networks were
+            not trained there.
         name: Name of the design with its unit.
         log: Whether the design is on a logarithmic scale.
         ax: Axes to draw into; those of a new figure if `None`.
@@ -74,6 +81,8 @@ def plot_eig_over_design(
     positions = designs.reshape(-1).cpu().numpy()
     if log:
         ax.set_xscale("log")
+    if visited is not None:
+        _shade(ax, positions, ~visited.cpu().numpy(), log)
     kind = _BOUND_NAMES.get(estimates[0].bound, "estimate")
     if reference is not None:
         values, errors = np.asarray(reference).T
@@ -84,17 +93,16 @@ def plot_eig_over_design(
     floor = _floor(estimates, reference)
     far = np.array([estimate.value < floor for estimate in estimates])
     near = [e for e, is_far in zip(estimates, far, strict=True) if not is_far]
-    _draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
+    draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
     if len(candidates) > 1:
         others, scores = zip(*candidates, strict=True)
         places = np.array([other.item() for other in others])
-        _draw_estimates(ax, places, scores, PURPLE, "s", "candidates compared")
+        draw_estimates(ax, places, scores, PURPLE, "s", "candidates compared")
     if design is not None:
         ax.axvline(design, color=VERMILLION, linestyle="--", linewidth=1)
-    if design is not None and eig is not None:
-        _draw_estimates(
-            ax, np.array([design]), [eig], VERMILLION, "D", "design found", size=6
-        )
+        if eig is not None:
+            place = np.array([design])
+            draw_estimates(ax, place, [eig], VERMILLION, "D", "design found", size=6)
     if far.any():
         ax.set_ylim(bottom=floor)
         ax.plot(
@@ -108,7 +116,7 @@ def plot_eig_over_design(
         )
     ax.set_xlabel(name)
     ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax, num_columns=2)
+    legend_above(ax)
     despine(ax)
     return figure
 
@@ -121,6 +129,7 @@ def plot_eig_map(
     eig: EIGEstimate | None = None,
     candidates: Candidates = (),
     reference: Sequence[tuple[float, float]] | None = None,
+    visited: Tensor | None = None,
     names: Sequence[str] | None = None,
     same_units: bool = False,
     log: bool = False,
@@ -133,10 +142,10 @@ def plot_eig_map(
         estimates: Estimate of each design. Negative ones have the colour of zero.
         design: The design that was found, of shape `(2,)`.
         eig: Its estimate, for the legend.
-        candidates: Designs that a search compared with simulations, with their
-            estimates, as in `DesignResult.candidates`; the first is `design`.
+        candidates: As for :func:`plot_eig_over_design`, like `visited`.
         reference: Value and standard error of each design from another source, such
             as the exact answer, in nats, for a second map in the same colours.
+        visited: Whether the policy has been near each design. The others have crosses.
         names: Names of the two design values with units.
         same_units: Whether both have the same units, and hence the same scale.
         log: Whether the designs are on logarithmic scales.
@@ -183,6 +192,10 @@ def plot_eig_map(
             ax.set_aspect("equal", adjustable="box")
         ax.set_title(title, fontsize="medium")
         ax.set_xlabel(names[0])
+    if visited is not None and not visited.all():
+        crossed = designs[~visited].cpu().numpy().T
+        style = {"color": "white", "markersize": 5, "label": _NOT_VISITED}
+        axes[0].plot(*crossed, "x", zorder=1.5, **style)
     axes[0].set_ylabel(names[1])
     bar = figure.colorbar(
         image, ax=list(axes), extend="min" if values.min() < 0.0 else "neither"
@@ -196,27 +209,16 @@ def plot_eig_map(
     return figure
 
 
-def _draw_estimates(
-    ax: Axes,
-    positions: np.ndarray,
-    estimates: Sequence[EIGEstimate],
-    color: str,
-    marker: str,
-    label: str,
-    size: float = 4,
-) -> None:
-    ax.errorbar(
-        positions,
-        [estimate.value for estimate in estimates],
-        yerr=[estimate.standard_error for estimate in estimates],
-        color=color,
-        marker=marker,
-        markersize=size,
-        capsize=2,
-        linestyle="none",
-        label=label,
-        zorder=2 if color == BLUE else 3,
-    )
+def _shade(ax: Axes, positions: np.ndarray, shaded: np.ndarray, log: bool) -> None:
+    """Shade the axes around some positions, up to the middle between neighbours."""
+    places = np.log(positions) if log else positions
+    edges = np.concatenate([places[:1], 0.5 * (places[1:] + places[:-1]), places[-1:]])
+    edges = np.exp(edges) if log else edges
+    label = _NOT_VISITED
+    for index in np.flatnonzero(shaded):
+        ends = edges[index], edges[index + 1]
+        ax.axvspan(*ends, color=GREY, alpha=0.25, linewidth=0, label=label)
+        label = "_nolegend_"
 
 
 def _floor(
@@ -231,6 +233,7 @@ def _floor(
 def _mark_designs(
     ax: Axes, design: Tensor | None, eig: EIGEstimate | None, candidates: Candidates
 ) -> None:
+    """Draw the design found and those that it was compared with."""
     if len(candidates) > 1:
         others = torch.stack([other for other, _ in candidates[1:]]).cpu().numpy()
         ax.plot(

@@ -14,7 +14,6 @@ from torch import Tensor
 from sbi_boed_plugin.plotting._policy_density import has_density, policy_densities
 from sbi_boed_plugin.plotting._style import (
     BLUE,
-    LINES,
     VERMILLION,
     despine,
     figure_and_axes,
@@ -26,6 +25,7 @@ from sbi_boed_plugin.plotting._style import (
 __all__ = ["plot_policy", "plot_policy_candidates"]
 
 _NUM_POSITIONS = 200
+_MAX_PANELS = 6
 _MAX_CANDIDATE_LABELS = 20
 
 
@@ -37,11 +37,9 @@ def plot_policy(
 ) -> Figure:
     """Plot how the design policy moved and narrowed.
 
-    The density over one design value is a heat map, with the mode on top; that of a
-    mixture over several design values is a heat map for each. Up to six values of
-    other policies are lines, the location of the policy, in bands of plus and minus
-    its scale. More than that are rows of an image. A policy without a density is the
-    line of its design alone. For a policy that chooses among candidates see
+    Each design value has a panel: the density as a heat map, with the mode on top. A
+    policy without a density is the line of its mode alone. More than six design values
+    are rows of an image. For a policy that chooses among candidates see
     :func:`plot_policy_candidates`.
 
     Args:
@@ -62,26 +60,39 @@ def plot_policy(
     """
     mode = np.asarray(history["mode"])
     scale = np.asarray(history.get("scale", np.zeros_like(mode)))
-    dim_design = mode.shape[1]
-    names = numbered_names(names, "design", dim_design)
-    if low is None or high is None:
-        # Most of the policy, over all of training.
-        ends = torch.from_numpy(np.stack([mode - 3.0 * scale, mode + 3.0 * scale]))
-        ends = ends.flatten(0, 1)
-        margin = 0.05 * (ends.amax(dim=0) - ends.amin(dim=0)).clamp_min(1e-6)
-        box = ends.amin(dim=0) - margin, ends.amax(dim=0) + margin
-    else:
+    names = numbered_names(names, "design", mode.shape[1])
+    if low is not None and high is not None:
         box = low.cpu(), high.cpu()
-    is_mixture = "loc" in history and dim_design <= len(LINES)
-    if has_density(history) and (dim_design == 1 or is_mixture):
-        truncation = (None, None) if low is None or high is None else box
-        return _policy_densities(history, box, truncation, names)
-    low_values, high_values = (end.numpy() for end in box)
-    if dim_design > len(LINES):
-        return _policy_image(mode, scale, low_values, high_values)
-    if np.ptp(low_values) == 0 and np.ptp(high_values) == 0:
-        return _policy_lines(mode, scale, low_values[0], high_values[0], names)
-    return _policy_panels(mode, scale, low_values, high_values, names)
+        ends = box[0].numpy(), box[1].numpy()
+    else:
+        box = None, None
+        # Most of the policy, over all of training.
+        least, most = (mode - 3.0 * scale).min(axis=0), (mode + 3.0 * scale).max(axis=0)
+        margin = 0.05 * np.maximum(most - least, 1e-6)
+        ends = least - margin, most + margin
+    if mode.shape[1] > _MAX_PANELS:
+        return _policy_image(mode, scale, *ends)
+    height = 4.0 if len(names) == 1 else 0.9 + 2.2 * len(names)
+    figure = Figure(figsize=(6.4, height), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    steps = np.arange(1, len(mode) + 1)
+    for j, (ax, name) in enumerate(zip(axes, names, strict=True)):
+        least, most = float(ends[0][j]), float(ends[1][j])
+        if has_density(history):
+            edges = torch.linspace(least, most, _NUM_POSITIONS + 1)
+            density = policy_densities(history, edges, *box, index=j)
+            _draw_density(ax, density.numpy(), least, most, name)
+        else:
+            despine(ax)
+        ax.plot(steps, mode[:, j], color=VERMILLION, linewidth=1.5, label="mode")
+        # A mode at the edge of the design space is not cut in half.
+        margin = 0.02 * (most - least)
+        ax.set_ylim(least - margin, most + margin)
+        ax.set_xlim(0.5, len(mode) + 0.5)
+        ax.set_ylabel(name)
+    _label_steps(axes[-1])
+    legend_above(axes[0])
+    return figure
 
 
 def plot_policy_candidates(
@@ -123,20 +134,12 @@ def plot_policy_candidates(
         vmin=0.0,
     )
     figure.colorbar(image, ax=ax, label="probability of the candidate")
-    steps = np.arange(1, num_steps + 1)
-    ax.plot(
-        steps,
-        probabilities.argmax(axis=0),
-        color=VERMILLION,
-        drawstyle="steps-mid",
-        label="most probable",
-    )
-    stride = -(-num_candidates // _MAX_CANDIDATE_LABELS)
-    ticks = np.arange(0, num_candidates, stride)
-    ax.set_yticks(
-        ticks,
-        [", ".join(f"{value:.4g}" for value in designs[order[tick]]) for tick in ticks],
-    )
+    steps, best = np.arange(1, num_steps + 1), probabilities.argmax(axis=0)
+    style = {"color": VERMILLION, "drawstyle": "steps-mid"}
+    ax.plot(steps, best, label="most probable", **style)
+    ticks = np.arange(0, num_candidates, -(-num_candidates // _MAX_CANDIDATE_LABELS))
+    labels = [", ".join(f"{value:.4g}" for value in designs[order[t]]) for t in ticks]
+    ax.set_yticks(ticks, labels)
     ax.set_ylabel(", ".join(names) if len(names) <= 3 else "candidate")
     ax.set_xlim(0.5, num_steps + 0.5)
     _label_steps(ax)
@@ -144,109 +147,28 @@ def plot_policy_candidates(
     return figure
 
 
-def _policy_densities(
-    history: dict[str, list[Any]],
-    box: tuple[Tensor, Tensor],
-    truncation: tuple[Tensor, Tensor] | tuple[None, None],
-    names: Sequence[str],
-) -> Figure:
-    """Draw a heat map of the density of each design value, with the mode on top."""
-    mode = np.asarray(history["mode"])
-    num_steps, dim_design = mode.shape
-    height = 4.0 if dim_design == 1 else 0.9 + 2.2 * dim_design
-    figure = Figure(figsize=(6.4, height), layout="constrained")
-    axes = figure.subplots(dim_design, 1, sharex=True, squeeze=False)[:, 0]
-    for j, ax in enumerate(axes):
-        low, high = (float(end[j]) for end in box)
-        edges = torch.linspace(low, high, _NUM_POSITIONS + 1)
-        positions = 0.5 * (edges[1:] + edges[:-1])
-        image = ax.imshow(
-            policy_densities(history, positions, *truncation, index=j).numpy(),
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(0.5, num_steps + 0.5, low, high),
-            cmap="Blues",
-            # Wide policies of the beginning would be as pale as nothing.
-            norm=PowerNorm(0.7, vmin=0.0),
-        )
-        label = with_inverse_unit("policy density", names[j])
-        figure.colorbar(image, ax=ax, label=label)
-        steps = np.arange(1, num_steps + 1)
-        ax.plot(steps, mode[:, j], color=VERMILLION, linewidth=1.5, label="mode")
-        # A mode at the edge of the design space is not cut in half.
-        margin = 0.02 * (high - low)
-        ax.set_ylim(low - margin, high + margin)
-        ax.set_xlim(0.5, num_steps + 0.5)
-        ax.set_ylabel(names[j])
-    _label_steps(axes[-1])
-    legend_above(axes[0])
-    return figure
-
-
-def _policy_lines(
-    mode: np.ndarray, scale: np.ndarray, low: float, high: float, names: Sequence[str]
-) -> Figure:
-    """Draw all design values into one panel: they share their range."""
-    figure, ax = figure_and_axes(None)
-    has_scale = bool(scale.any())
-    for j, name in enumerate(names):
-        label = "design of the policy" if len(names) == 1 else name
-        _draw_policy(ax, mode[:, j], scale[:, j], low, high, LINES[j], label)
-    _label_steps(ax)
-    several = "design, location ± scale" if has_scale else "design"
-    ax.set_ylabel(names[0] if len(names) == 1 else several)
-    legend_above(ax)
-    return figure
-
-
-def _policy_panels(
-    mode: np.ndarray,
-    scale: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    names: Sequence[str],
-) -> Figure:
-    """Draw a panel for each design value, in its own units."""
-    figure = Figure(figsize=(6.4, 0.9 + 1.7 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-    for j, (ax, name) in enumerate(zip(axes, names, strict=True)):
-        _draw_policy(ax, mode[:, j], scale[:, j], low[j], high[j], BLUE, name)
-        ax.set_title(name, loc="left", fontsize="medium")
-    bands = " (line: location, band: ± scale of the policy)" if scale.any() else ""
-    _label_steps(axes[-1], "step" + bands)
-    return figure
-
-
-def _draw_policy(
-    ax: Axes,
-    mode: np.ndarray,
-    scale: np.ndarray,
-    low: float,
-    high: float,
-    color: str,
-    label: str,
+def _draw_density(
+    ax: Axes, density: np.ndarray, low: float, high: float, name: str
 ) -> None:
-    steps = np.arange(1, len(mode) + 1)
-    ax.plot(steps, mode, color=color, label=label)
-    if scale.any():
-        ax.fill_between(
-            steps,
-            np.clip(mode - scale, low, high),
-            np.clip(mode + scale, low, high),
-            color=color,
-            alpha=0.15,
-            linewidth=0,
-        )
-    margin = 0.03 * (high - low)
-    ax.set_ylim(low - margin, high + margin)
-    ax.set_xlim(0, len(mode) + 0.5)
-    despine(ax)
+    """Draw the density of one design value as a heat map over the steps."""
+    image = ax.imshow(
+        density,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, density.shape[1] + 0.5, low, high),
+        cmap="Blues",
+        # Wide policies of the beginning would be as pale as nothing.
+        norm=PowerNorm(0.7, vmin=0.0),
+    )
+    label = with_inverse_unit("policy density", name)
+    ax.figure.colorbar(image, ax=ax, label=label)
 
 
-def _label_steps(ax: Axes, label: str = "step") -> None:
+def _label_steps(ax: Axes) -> None:
+    """Let the horizontal axis count steps."""
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(label)
+    ax.set_xlabel("step")
 
 
 def _policy_image(
@@ -269,13 +191,12 @@ def _policy_image(
         vmax=1.0,
     )
     bar = figure.colorbar(image, ax=history_ax, location="top", shrink=0.8)
-    bar.set_label("location in the design's range (0 lowest, 1 highest)")
+    bar.set_label("mode in the design's range (0 lowest, 1 highest)")
     _label_steps(history_ax)
     history_ax.set_ylabel("design value, ordered by its end")
-    ranks = np.arange(1, dim_design + 1)
     final_ax.errorbar(
         unit[-1, order],
-        ranks,
+        np.arange(1, dim_design + 1),
         xerr=(scale[-1] / (high - low))[order],
         color=BLUE,
         ecolor="#9CC9E3",

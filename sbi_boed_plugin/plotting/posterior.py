@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sbi.analysis import pairplot
-from sbi.analysis.plotting_classes import FigOptions
 from torch import Tensor
 
 from sbi_boed_plugin.plotting._style import (
@@ -19,6 +18,8 @@ from sbi_boed_plugin.plotting._style import (
 )
 
 __all__ = ["plot_posterior", "plot_posterior_sequence"]
+
+_MAX_BINS = 200
 
 
 def plot_posterior(
@@ -40,7 +41,8 @@ def plot_posterior(
         log: For each parameter, whether it spans decades and is drawn as a logarithm.
 
     Returns:
-        The figure.
+        The figure: a histogram of each parameter and, below it in the same column,
+        with the same horizontal axis, its pairs with the parameters that follow.
 
     Example:
         >>> import torch
@@ -69,24 +71,16 @@ def plot_posterior_sequence(
             `(num_samples, dim_theta)`.
         prior_samples: Samples from before the first experiment, of shape
             `(num_prior_samples, dim_theta)`.
-        true_parameters: Parameters behind the observations, of shape `(dim_theta,)`
-            or `(1, dim_theta)`.
+        true_parameters: As for `plot_posterior`, like `names`.
         names: Names of the parameters with units.
         labels: What each set of samples is; "after experiment 1" and so on if `None`.
-        log: For each parameter, whether it spans decades and is drawn as a logarithm.
+        log: As for `plot_posterior`.
 
     Returns:
-        The figure. Later experiments are darker and lie on top.
+        The figure, as of `plot_posterior`. Later experiments are darker and lie on top.
 
     Raises:
         ValueError: If there are no samples, or not as many labels as sets of samples.
-
-    Example:
-        >>> import torch
-        >>> prior = torch.randn(100, 2)
-        >>> figure = plot_posterior_sequence([0.5 * prior, 0.1 * prior], prior)
-        >>> [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
-        ['prior', 'after experiment 1', 'after experiment 2']
     """
     if len(samples) == 0:
         raise ValueError("samples is empty: give the samples of an experiment.")
@@ -99,97 +93,42 @@ def plot_posterior_sequence(
         )
     dim_theta = prior_samples.shape[-1]
     names = numbered_names(names, "parameter", dim_theta)
-    points = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
+    truth = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
     groups = [prior_samples.cpu(), *(group.cpu() for group in samples)]
     if log is not None and any(log):
         groups = [_with_logarithms(group, log) for group in groups]
-        points = None if points is None else _with_logarithms(points, log)
+        truth = None if truth is None else _with_logarithms(truth, log)
         names = [
             f"log₁₀ of {name}" if is_log else name
             for name, is_log in zip(names, log, strict=True)
         ]
-    labels = ["prior", *labels]
-    colors = [GREY, *ordered_colors(len(samples))]
-    limits = _posterior_limits(groups, points)
-    if dim_theta == 1:
-        return _posterior_histogram(groups, limits[0], points, names[0], labels, colors)
-
-    size = max(2.8 * dim_theta, 1.4 * dim_theta + 3.5)
-    figure = Figure(figsize=(size, size))
-    axes = figure.subplots(dim_theta, dim_theta)
-    diagonal = [
-        {"mpl_kwargs": {"color": c, "density": True, "linewidth": 1.5}} for c in colors
-    ]
-    pairs = [
-        {"mpl_kwargs": {"color": color, "s": 4, "alpha": 0.35, "edgecolor": "none"}}
-        for color in colors
-    ]
-    # Only the upper half: in the lower one pairplot draws points with the two axes
-    # exchanged.
-    pairplot(
-        groups,
-        points=None if points is None else [points],
-        limits=limits,
-        upper="scatter",
-        diag="hist",
-        labels=names,
-        diag_kwargs=diagonal,
-        upper_kwargs=pairs,
-        fig_kwargs=FigOptions(
-            legend=True,
-            samples_labels=labels,
-            points_labels=["truth"],
-            points_colors=[VERMILLION],
-            points_diag={"linewidth": 1.5},
-            points_offdiag={
-                "marker": "D",
-                "markersize": 8,
-                "linestyle": "none",
-                "markeredgecolor": "white",
-            },
-        ),
-        fig=figure,
-        axes=axes,
+    limits = _limits(groups, truth)
+    styles = dict(
+        zip(["prior", *labels], [GREY, *ordered_colors(len(samples))], strict=True)
     )
-    _label_rows(axes, names)
-    _set_margins(figure, size)
+    if dim_theta > 1:
+        return _corner(groups, limits, truth, names, styles)
+    figure, ax = figure_and_axes(None)
+    _draw_histograms(ax, groups, limits, truth, styles)
+    ax.set_xlabel(names[0])
+    ax.set_ylabel("density")
+    ax.legend(loc="best", frameon=False)
     return figure
 
 
 def _with_logarithms(values: Tensor, log: Sequence[bool]) -> Tensor:
+    """Return values with logarithms in the columns that span decades."""
     return torch.where(torch.tensor(list(log)), values.log10(), values)
 
 
-def _label_rows(axes: np.ndarray, names: Sequence[str]) -> None:
-    """Give the pairs, above the diagonal, the vertical scale that sbi leaves out."""
-    for row in range(len(names) - 1):
-        ax = axes[row, -1]
-        ax.set_ylabel(names[row])
-        ax.yaxis.set_label_position("right")
-        ax.yaxis.set_ticks_position("right")
-        ax.tick_params(axis="y", labelright=True, labelleft=False)
-        for column in range(row + 1, len(names)):
-            axes[row, column].spines["right"].set_visible(True)
-    # sbi's legend is in the empty corner, below a label of its own.
-    axes[-1, 0].set_xlabel("")
-
-
-def _set_margins(figure: Figure, size: float) -> None:
-    """Leave the labels the same room in inches, whatever the size of the figure."""
-    room, edge = 0.7 / size, 0.15 / size
-    figure.subplots_adjust(
-        left=edge, right=1 - room, bottom=room, top=1 - edge, wspace=0.1, hspace=0.35
-    )
-
-
-def _posterior_limits(groups: list[Tensor], points: Tensor | None) -> Tensor:
+def _limits(groups: list[Tensor], truth: Tensor | None) -> Tensor:
     """Return ranges of shape `(dim_theta, 2)`: most of the prior, all that matters."""
     prior, *posteriors = groups
     parts = [prior.quantile(torch.tensor([0.005, 0.98]), dim=0)]
     for posterior in posteriors:
         parts.append(posterior.quantile(torch.tensor([0.002, 0.998]), dim=0))
-    if points is not None:
-        parts.append(points)
+    if truth is not None:
+        parts.append(truth)
     values = torch.cat(parts)
     low, high = values.amin(dim=0), values.amax(dim=0)
     margin = 0.05 * (high - low)
@@ -198,30 +137,95 @@ def _posterior_limits(groups: list[Tensor], points: Tensor | None) -> Tensor:
     return torch.stack([low, high + margin], dim=-1)
 
 
-def _posterior_histogram(
+def _corner(
     groups: list[Tensor],
     limits: Tensor,
-    points: Tensor | None,
-    name: str,
-    labels: Sequence[str],
-    colors: Sequence[str],
+    truth: Tensor | None,
+    names: Sequence[str],
+    styles: dict[str, str],
 ) -> Figure:
-    figure, ax = figure_and_axes(None)
-    for group, color, label in zip(groups, colors, labels, strict=True):
+    """Draw histograms on the diagonal and, below them, pairs with the same axes."""
+    dim_theta = len(names)
+    size = max(5.4, 1.9 * dim_theta + 1.0)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots(dim_theta, dim_theta, sharex="col")
+    for row in range(dim_theta):
+        for column, ax in enumerate(axes[row]):
+            if column > row:
+                ax.set_axis_off()
+            elif column == row:
+                columns = [group[:, [row]] for group in groups]
+                mark = None if truth is None else truth[:, [row]]
+                _draw_histograms(ax, columns, limits[[row]], mark, styles)
+                ax.set_yticks([])
+                ax.spines["left"].set_visible(False)
+            else:
+                _draw_pair(ax, groups, limits, truth, styles, row, column)
+                ax.tick_params(labelleft=column == 0)
+        if row > 0:
+            axes[row, 0].set_ylabel(names[row])
+        axes[-1, row].set_xlabel(names[row])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, -1].legend(handles, labels, loc="upper right", frameon=False)
+    figure.align_labels()
+    return figure
+
+
+def _draw_histograms(
+    ax: Axes,
+    groups: list[Tensor],
+    limits: Tensor,
+    truth: Tensor | None,
+    styles: dict[str, str],
+) -> None:
+    """Draw the outline of a histogram of each set of samples of one parameter."""
+    low, high = limits[0].tolist()
+    for group, (label, color) in zip(groups, styles.items(), strict=True):
+        values = group[:, 0].numpy()
         ax.hist(
-            group[:, 0].numpy(),
-            bins="fd",
-            range=tuple(limits.tolist()),
+            values,
+            bins=_num_bins(values, high - low),
+            range=(low, high),
             density=True,
             histtype="step",
             color=color,
             linewidth=1.5,
             label=label,
         )
-    if points is not None:
-        ax.axvline(points.item(), color=VERMILLION, label="truth")
-    ax.set_xlabel(name)
-    ax.set_ylabel("density")
-    ax.legend(loc="best", frameon=False)
+    if truth is not None:
+        ax.axvline(truth.item(), color=VERMILLION, label="truth")
+    ax.set_xlim(low, high)
     despine(ax)
-    return figure
+
+
+def _num_bins(values: np.ndarray, width: float) -> int:
+    """Return a number of bins over a width by the rule of Freedman and Diaconis."""
+    first, third = np.quantile(values, [0.25, 0.75])
+    bin_width = 2.0 * (third - first) / len(values) ** (1.0 / 3.0)
+    return int(min(_MAX_BINS, max(1.0, width / max(bin_width, width / _MAX_BINS))))
+
+
+def _draw_pair(
+    ax: Axes,
+    groups: list[Tensor],
+    limits: Tensor,
+    truth: Tensor | None,
+    styles: dict[str, str],
+    row: int,
+    column: int,
+) -> None:
+    """Draw the samples of two parameters, that of the column along the x axis."""
+    for group, color in zip(groups, styles.values(), strict=True):
+        x, y = group[:, column].numpy(), group[:, row].numpy()
+        ax.scatter(x, y, s=4, color=color, alpha=0.35, edgecolor="none")
+    if truth is not None:
+        ax.plot(
+            truth[0, column],
+            truth[0, row],
+            "D",
+            color=VERMILLION,
+            markersize=8,
+            markeredgecolor="white",
+        )
+    ax.set_ylim(*limits[row].tolist())
+    despine(ax)

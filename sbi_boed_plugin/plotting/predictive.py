@@ -91,11 +91,17 @@ def _histogram_panels(
     names: Sequence[str],
     titles: Sequence[str],
 ) -> Figure:
+    """Draw a panel for each measurement of each experiment."""
     num, dim_x = len(observed), len(names)
     # One row for each experiment, unless a row would have a single panel.
     num_columns = dim_x if num > 1 and dim_x > 1 else min(num * dim_x, _MAX_COLUMNS)
-    figure, axes = _panels(num * dim_x, num_columns)
-    for panel, ax in enumerate(axes):
+    num_rows = -(-num * dim_x // num_columns)
+    size = max(6.0, 3.0 * num_columns), 0.8 + 2.6 * num_rows
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for ax in axes[num * dim_x :]:
+        ax.remove()
+    for panel, ax in enumerate(axes[: num * dim_x]):
         k, j = divmod(panel, dim_x)
         before = prior[k]
         _draw_histograms(
@@ -106,10 +112,8 @@ def _histogram_panels(
         )
         # Data with point masses tie; half of the ties count.
         below = 0.5 + 0.5 * np.sign(observed[k][j] - predicted[k][:, j]).mean()
-        lines = [titles[k]] if titles[k] else []
-        ax.set_title(
-            "\n".join([*lines, f"{below:.0%} of draws below"]), fontsize="medium"
-        )
+        title = f"{titles[k]}\n{below:.0%} of draws below".lstrip()
+        ax.set_title(title, fontsize="medium")
         ax.set_xlabel(names[j])
         if panel % num_columns == 0:
             ax.set_ylabel("density")
@@ -120,6 +124,7 @@ def _histogram_panels(
 def _draw_histograms(
     ax: Axes, observed: float, predicted: np.ndarray, prior: np.ndarray | None
 ) -> None:
+    """Draw what was predicted of one measurement, beside what was observed."""
     ends = [*np.quantile(predicted, [0.005, 0.995]), observed]
     if prior is not None:
         ends += np.quantile(prior, [0.02, 0.98]).tolist()
@@ -171,6 +176,7 @@ def _interval_panels(
     prior: Sequence[np.ndarray | None],
     titles: Sequence[str],
 ) -> Figure:
+    """Draw a panel for each experiment, with intervals of its measurements."""
     num = len(observed)
     figure = Figure(figsize=(7.2, 0.8 + 3.0 * num), layout="constrained")
     axes = figure.subplots(num, 1, sharex=True, squeeze=False)[:, 0]
@@ -187,18 +193,12 @@ def _interval_panels(
                 ax.fill_between(
                     ranks, low, high, color=color, alpha=alpha, linewidth=0, label=label
                 )
-        ax.plot(
-            ranks,
-            observed[k][order],
-            "o",
-            color=VERMILLION,
-            markersize=4,
-            label="observed",
-        )
+        style = {"color": VERMILLION, "markersize": 4, "label": "observed"}
+        ax.plot(ranks, observed[k][order], "o", **style)
         low, high = np.quantile(predicted[k], [0.05, 0.95], axis=0)
         inside = ((observed[k] >= low) & (observed[k] <= high)).mean()
         text = f"{inside:.0%} of the measurements within the posterior's intervals"
-        _set_title(ax, titles[k], text)
+        ax.set_title(f"{titles[k]}\n{text}".lstrip(), fontsize="medium")
         ax.set_ylabel("measured value")
         despine(ax)
     axes[-1].set_xlabel("measurement, ordered by its predicted median")
@@ -206,23 +206,9 @@ def _interval_panels(
     return figure
 
 
-def _panels(num: int, num_columns: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with as many panels, row by row."""
-    num_rows = -(-num // num_columns)
-    width = max(6.0, 3.0 * num_columns)
-    figure = Figure(figsize=(width, 0.8 + 2.6 * num_rows), layout="constrained")
-    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for ax in axes[num:]:
-        ax.remove()
-    return figure, list(axes[:num])
-
-
 def _share_legend(figure: Figure, ax: Axes) -> None:
+    """Put the legend of one panel above all."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
     )
-
-
-def _set_title(ax: Axes, *lines: str) -> None:
-    ax.set_title("\n".join(line for line in lines if line), fontsize="medium")

@@ -6,17 +6,35 @@ install it.
 
 from typing import Any
 
-from sbi_boed_plugin.sbibm._run import RunOutcome as RunOutcome
-from sbi_boed_plugin.sbibm.methods import METHODS as METHODS
-from sbi_boed_plugin.sbibm.methods import check_hyper as check_hyper
-from sbi_boed_plugin.sbibm.methods import nle as nle
-from sbi_boed_plugin.sbibm.methods import nle_ince as nle_ince
-from sbi_boed_plugin.sbibm.methods import npe as npe
-from sbi_boed_plugin.sbibm.methods import npe_gkl as npe_gkl
-from sbi_boed_plugin.sbibm.methods import nre as nre
-from sbi_boed_plugin.sbibm.methods import nre_gkl as nre_gkl
-from sbi_boed_plugin.sbibm.methods import run_method as run_method
-from sbi_boed_plugin.sbibm.repairs import add_repairs
+from sbi_boed_plugin.sbibm._run import RunOutcome
+from sbi_boed_plugin.sbibm.methods import (
+    METHODS,
+    check_hyper,
+    nle,
+    nle_ince,
+    npe,
+    npe_gkl,
+    nre,
+    nre_gkl,
+    run_method,
+)
+from sbi_boed_plugin.sbibm.repairs import repair_sbibm
+
+__all__ = [
+    "INSTALL",
+    "METHODS",
+    "TASKS",
+    "RunOutcome",
+    "check_hyper",
+    "get_task",
+    "nle",
+    "nle_ince",
+    "npe",
+    "npe_gkl",
+    "nre",
+    "nre_gkl",
+    "run_method",
+]
 
 TASKS = (
     "two_moons",
@@ -50,8 +68,8 @@ def get_task(name: str, **settings: Any) -> Any:
     """
     if name not in TASKS:
         raise ValueError(f"there is no task '{name}'. Available: {', '.join(TASKS)}.")
-    add_repairs()
     try:
+        repair_sbibm()
         import sbibm
     except ImportError as error:
         raise ImportError(

@@ -4,26 +4,23 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Distribution,
-    TransformedDistribution,
-    biject_to,
-)
+from torch.distributions import Distribution, TransformedDistribution, biject_to
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.sbibm._cache import TrainingCache
-from sbi_boed_plugin.sbibm._key import training_key
-from sbi_boed_plugin.sbibm.settings import RunSettings
+from sbi_boed_plugin.experiment import NoOpTracker
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.sbibm._cache import TrainingCache, is_from_sbibm, training_key
+from sbi_boed_plugin.sbibm.settings import PosteriorSettings, RunSettings
 
-__all__ = ["Method", "RunOutcome", "SbibmResult", "run"]
+__all__ = ["CACHE", "Method", "RunOutcome", "SbibmResult", "run"]
 
 # What sbibm's runner takes: samples, number of simulations, and the log-probability of
 # the true parameters where it is known.
@@ -58,38 +55,35 @@ class RunOutcome:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
     def to_sbibm(self) -> SbibmResult:
-        """Return what sbibm's algorithms do.
-
-        Returns:
-            Samples, number of simulations, and log-density of the true parameters.
-        """
+        """Return samples, number of simulations, and log-density, as sbibm does."""
         return self.samples, self.num_simulations, self.log_prob_true_parameters
 
 
 @dataclass(frozen=True)
 class Method:
-    """What differs from method to method.
-
-    Attributes:
-        name: Name for keys of the cache.
-        make_trainer: Returns a new trainer of sbi for a prior.
-        train: Arguments of `train()`.
-        build: Arguments of `build_posterior()`.
-        draw: Arguments of `posterior.sample()`.
-        takes_proposal: Whether `append_simulations` is given the proposal of later
-            rounds, or the number of the round.
-        normalized: Whether the posterior has a normalized density.
-        describe: Returns diagnostics of a posterior for an observation.
-    """
+    """A method: a trainer of sbi's kind with a network, and hyperparameters."""
 
     name: str
-    make_trainer: Callable[[Distribution], Any]
-    train: Mapping[str, Any]
-    build: Mapping[str, Any] = field(default_factory=dict)
-    draw: Mapping[str, Any] = field(default_factory=dict)
-    takes_proposal: bool = False
-    normalized: bool = False
-    describe: Callable[[Any, Tensor], dict[str, float]] | None = None
+    trainer: Callable[..., Any]
+    network: Callable[..., Any]
+    settings: RunSettings
+
+    def make_trainer(self, prior: Distribution) -> Any:
+        """Return a new trainer, which keeps no logs."""
+        builder = self.network(
+            self.settings.neural_net,
+            hidden_features=self.settings.hidden_features,
+            z_score_x=self.settings.z_score_x,
+            z_score_theta=self.settings.z_score_theta,
+        )
+        return self.trainer(
+            prior, builder, tracker=NoOpTracker(), show_progress_bars=False
+        )
+
+    def sample(self, posterior: Any, num_samples: int, x_o: Tensor) -> Tensor:
+        """Draw from a posterior."""
+        arguments = self.settings.of_sample()
+        return posterior.sample((num_samples,), x=x_o, **arguments).detach()
 
 
 @dataclass(frozen=True)
@@ -103,32 +97,19 @@ class _Trained:
 
 def run(
     method: Method,
-    settings: RunSettings,
     task: Any,
     num_samples: int,
     num_simulations: int,
     num_observation: int | None,
     observation: Tensor | None,
 ) -> RunOutcome:
-    """Train a method on a task, or find it trained, and draw from its posterior.
-
-    Args:
-        method: The method.
-        settings: Its hyperparameters.
-        task: A task of sbibm.
-        num_samples: Number of samples.
-        num_simulations: Number of simulations of all rounds together.
-        num_observation: Number of an observation of the task.
-        observation: Or an observation, of shape `(1, dim_data)`.
-
-    Returns:
-        Samples and their cost.
-
-    Raises:
-        ValueError: If not exactly one observation is given or it does not match the
-            task, a number is too small, or a cache has no seed.
-    """
-    _check(num_samples, num_simulations, settings)
+    """Train a method on a task, or find it trained, and draw from its posterior."""
+    settings = method.settings
+    check_integer("num_samples", num_samples, 1)
+    least = settings.num_rounds
+    remedy = f"One per round of num_rounds={least} is the least."
+    check_integer("num_simulations", num_simulations, least, remedy=remedy)
+    may_be_kept = _may_be_kept(settings, task)
     x_o = _observation(task, num_observation, observation)
     prior, transform = task.get_prior_dist(), None
     if settings.automatic_transforms_enabled:
@@ -138,32 +119,29 @@ def run(
     def train() -> _Trained:
         simulator = task.get_simulator(max_calls=num_simulations)
         with isolated_rng(settings.seed):
-            return _train(
-                method, simulator, prior, transform, num_simulations, x_o, settings
-            )
+            return _train(method, simulator, prior, transform, num_simulations, x_o)
 
-    if settings.seed is None:
-        trained, from_cache = train(), False
-    else:
+    if may_be_kept:
         key = training_key(method.name, settings, task, num_simulations, x_o)
         folder = None if settings.cache is None else Path(settings.cache)
         trained, from_cache = CACHE.get(key, train, folder)
+    else:
+        trained, from_cache = train(), False
 
     started = time.perf_counter()
     # The trainer is in here, too: sbi draws from priors to look at them.
     with isolated_rng(_sampling_seed(settings.seed, x_o)):
         posterior = method.make_trainer(prior).build_posterior(
-            trained.estimator, **method.build
+            trained.estimator, **settings.of_build_posterior()
         )
-        samples = posterior.sample(
-            (num_samples,), x=x_o, show_progress_bars=False, **method.draw
-        ).detach()
+        samples = method.sample(posterior, num_samples, x_o)
         seconds = time.perf_counter() - started
         log_prob = None
-        if method.normalized and num_observation is not None:
+        # A likelihood or ratio has no normalized density.
+        if isinstance(settings, PosteriorSettings) and num_observation is not None:
             truth = task.get_true_parameters(num_observation)
             log_prob = _log_prob(posterior, truth, x_o, transform)
-        said = method.describe(posterior, x_o) if method.describe else {}
+        diagnostics = _diagnostics(posterior, x_o)
     return RunOutcome(
         samples=samples if transform is None else transform.inv(samples),
         num_simulations=trained.num_simulations,
@@ -171,7 +149,7 @@ def run(
         training_seconds=trained.seconds,
         sampling_seconds=seconds,
         from_cache=from_cache,
-        diagnostics=said,
+        diagnostics=diagnostics,
     )
 
 
@@ -182,11 +160,10 @@ def _train(
     transform: Any,
     num_simulations: int,
     x_o: Tensor,
-    settings: RunSettings,
 ) -> _Trained:
     """Simulate and train, round after round."""
     started = time.perf_counter()
-    trainer = method.make_trainer(prior)
+    settings, trainer = method.settings, method.make_trainer(prior)
     posterior: Any = None
     estimator: Any = None
     # sbi prints how each training ends.
@@ -195,30 +172,28 @@ def _train(
             # Rounds of the same size, the first ones taking what is left over.
             size, rest = divmod(num_simulations, settings.num_rounds)
             size += number < rest
-            if posterior is None:
+            if number == 0:
                 theta = prior.sample(torch.Size((size,)))
             else:
-                theta = posterior.sample(
-                    (size,), x=x_o, show_progress_bars=False, **method.draw
-                ).detach()
-            parameters = theta if transform is None else transform.inv(theta)
-            x = torch.cat(
-                [simulator(p) for p in parameters.split(settings.simulation_batch_size)]
-            )
-            origin: dict[str, Any] = {"from_round": number}
-            if method.takes_proposal:
-                origin = {"proposal": posterior}
-            estimator = trainer.append_simulations(theta, x, **origin).train(
-                **method.train
-            )
-            if number < settings.num_rounds - 1:
-                posterior = trainer.build_posterior(estimator, **method.build)
+                posterior = trainer.build_posterior(
+                    estimator, **settings.of_build_posterior()
+                )
                 posterior.set_default_x(x_o)
+                theta = method.sample(posterior, size, x_o)
+            parameters = theta if transform is None else transform.inv(theta)
+            batches = parameters.split(settings.simulation_batch_size)
+            x = torch.cat([simulator(batch) for batch in batches])
+            if isinstance(settings, PosteriorSettings):
+                trainer.append_simulations(theta, x, proposal=posterior)
+            else:
+                trainer.append_simulations(theta, x, from_round=number)
+            estimator = trainer.train(**settings.of_train())
     seconds = time.perf_counter() - started
     return _Trained(estimator, simulator.num_simulations, seconds)
 
 
 def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Tensor:
+    """Return the log-density of parameters in their own units."""
     if transform is None:
         return posterior.log_prob(truth, x=x_o).detach()
     moved = transform(truth)
@@ -226,24 +201,41 @@ def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Ten
     return density + transform.log_abs_det_jacobian(truth, moved)
 
 
-def _check(num_samples: int, num_simulations: int, settings: RunSettings) -> None:
-    check_integer("num_samples", num_samples, 1)
-    check_integer("num_simulations", num_simulations, 1)
-    if num_simulations < settings.num_rounds:
-        raise ValueError(
-            f"num_simulations={num_simulations} is less than one per round of "
-            f"num_rounds={settings.num_rounds}. Use fewer rounds."
+def _diagnostics(posterior: Any, x_o: Tensor) -> dict[str, float]:
+    """Return how well the base of a hybrid fits; nothing of other posteriors."""
+    if not isinstance(posterior, HybridPosterior):
+        return {}
+    return {
+        name: float(value)
+        for name, value in asdict(posterior.diagnostics(x_o)).items()
+        if isinstance(value, Tensor) and value.numel() == 1
+    }
+
+
+def _may_be_kept(settings: RunSettings, task: Any) -> bool:
+    """Tell whether a training may be used again, or raise if the user wants it to."""
+    cache = f"cache={str(settings.cache)!r}"
+    reason = None
+    if settings.seed is None:
+        reason = (
+            f"{cache} needs a seed: without one, every run is another one, and "
+            "nothing can be kept. Pass seed=0, for example."
         )
-    if settings.cache is not None and settings.seed is None:
-        raise ValueError(
-            f"cache={str(settings.cache)!r} needs a seed: without one, every run is "
-            "another one, and nothing can be kept. Pass seed=0, for example."
+    elif settings.cache_tag is None and not is_from_sbibm(task):
+        reason = (
+            f"{cache} needs a cache_tag: {type(task).__name__} is a task of your own, "
+            "whose code may change from run to run. Pass cache_tag='1', for example, "
+            "and another one whenever you change the task."
         )
+    if reason is not None and settings.cache is not None:
+        raise ValueError(reason)
+    return reason is None
 
 
 def _observation(
     task: Any, num_observation: int | None, observation: Tensor | None
 ) -> Tensor:
+    """Return the observation of shape `(1, dim_data)`, or say what is wrong."""
     if (num_observation is None) == (observation is None):
         raise ValueError(
             "Give either num_observation or observation, got num_observation="

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.neural_nets.factory import model_builders
 
 from sbi_boed_plugin._numbers import check_fields, check_integer
@@ -23,7 +24,6 @@ __all__ = [
     "RunSettings",
 ]
 
-
 Training = Literal["two_stage", "joint"]
 ZScore = Literal["none", "independent", "structured"]
 
@@ -36,6 +36,17 @@ _LEAST = {
     "num_rounds": 1,
     "simulation_batch_size": 1,
     "training_batch_size": 1,
+}
+
+# More and shorter chains than sbibm's hundred with every tenth sample: a step of two
+# hundred costs little more than one of a hundred, and there are ten times fewer. Each
+# starts at a likely one of 500 draws; sbi evaluates them anew for every chain.
+_MCMC: dict[str, Any] = {
+    "num_chains": 200,
+    "thin": 2,
+    "warmup_steps": 60,
+    "init_strategy": "resample",
+    "init_strategy_parameters": {"num_candidate_samples": 500},
 }
 
 
@@ -59,6 +70,11 @@ class RunSettings:
             round, all observations of a task share one training. If `None`, the global
             random numbers are used, and nothing is kept.
         cache: Folder in which trained networks are kept; needs a seed.
+        cache_tag: Any text; trainings with another one are not used again. Tasks of
+            your own are kept only with one: change it whenever their code changes.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     num_rounds: int = 1
@@ -72,7 +88,9 @@ class RunSettings:
     max_num_epochs: int = 2**31 - 1
     seed: int | None = None
     cache: str | Path | None = None
+    cache_tag: str | None = None
 
+    _trains_with: ClassVar[tuple[str, ...]] = ()
     _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "neural_net": tuple(model_builders),
         "z_score_x": get_args(ZScore),
@@ -80,11 +98,7 @@ class RunSettings:
     }
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the simulations, or mean nothing.
-
-        Raises:
-            ValueError: If a value is out of range.
-        """
+        """Refuse what would fail after the simulations, or mean nothing."""
         for name, least in _LEAST.items():
             if hasattr(self, name):
                 check_fields(self, check_integer, [name], least)
@@ -100,16 +114,22 @@ class RunSettings:
                     f"{', '.join(known)}."
                 )
 
+    def of_train(self) -> dict[str, Any]:
+        """Return arguments of `train()`."""
+        names = ("training_batch_size", "max_num_epochs", *self._trains_with)
+        return {name: getattr(self, name) for name in names}
+
+    def of_build_posterior(self) -> dict[str, Any]:
+        """Return arguments of `build_posterior()`."""
+        return {}
+
+    def of_sample(self) -> dict[str, Any]:
+        """Return arguments of `posterior.sample()`."""
+        return {"show_progress_bars": False}
+
 
 @dataclass(frozen=True, kw_only=True)
-class _SampledByMCMC(RunSettings):
-    automatic_transforms_enabled: bool = True
-    mcmc_method: str = "slice_np_vectorized"
-    mcmc_parameters: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LikelihoodSettings(_SampledByMCMC):
+class LikelihoodSettings(RunSettings):
     """Hyperparameters of `nle`, beside those of every method.
 
     Attributes:
@@ -119,6 +139,20 @@ class LikelihoodSettings(_SampledByMCMC):
     """
 
     neural_net: str = "maf"
+    automatic_transforms_enabled: bool = True
+    mcmc_method: str = "slice_np_vectorized"
+    mcmc_parameters: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Let sbi check the parameters of MCMC, too."""
+        super().__post_init__()
+        self.of_build_posterior()
+
+    def of_build_posterior(self) -> dict[str, Any]:
+        """Return arguments of `build_posterior()`."""
+        chains = _MCMC if self.mcmc_parameters is None else self.mcmc_parameters
+        parameters = MCMCPosteriorParameters(**{"method": self.mcmc_method, **chains})
+        return {"sample_with": "mcmc", "posterior_parameters": parameters}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +164,23 @@ class InfoNCESettings(LikelihoodSettings):
         regularization_strength: Weight of maximum likelihood, as there.
     """
 
+    _trains_with = ("num_contrastive", "regularization_strength")
+
     num_contrastive: int = 3
     regularization_strength: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class RatioSettings(_SampledByMCMC):
-    """Hyperparameters of `nre` and `nre_gkl`, beside those of every method.
+class RatioSettings(LikelihoodSettings):
+    """Hyperparameters of `nre` and `nre_gkl`, beside those of `nle`.
 
     Attributes:
         num_atoms: Number of parameters that the classifier of `nre` tells apart, or
             that `nre_gkl` evaluates with a gradient.
-        mcmc_method: MCMC method of sbi.
-        mcmc_parameters: MCMC parameters of sbi; if `None`, as for `nle`.
     """
 
-    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **RunSettings._choices,
-        "neural_net": ("linear", "mlp", "resnet"),
-    }
+    _trains_with = ("num_atoms",)
+    _choices = {**RunSettings._choices, "neural_net": ("linear", "mlp", "resnet")}
 
     neural_net: str = "resnet"
     num_atoms: int = 10
@@ -164,10 +196,16 @@ class PosteriorSettings(RunSettings):
             nearly all of whose mass is outside of the prior. No limit if `None`.
     """
 
+    _trains_with = ("num_atoms",)
+
     neural_net: str = "nsf"
     automatic_transforms_enabled: bool = False
     num_atoms: int = 10
     max_sampling_time: float | None = None
+
+    def of_sample(self) -> dict[str, Any]:
+        """Return arguments of `posterior.sample()`."""
+        return {**super().of_sample(), "max_sampling_time": self.max_sampling_time}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,20 +218,14 @@ class HybridSettings(PosteriorSettings):
             as configurations hold.
     """
 
-    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        **RunSettings._choices,
-        "training": get_args(Training),
-    }
+    _trains_with = ("num_atoms", "training", "energy")
+    _choices = {**RunSettings._choices, "training": get_args(Training)}
 
     training: Training = "two_stage"
     energy: EnergyConfig | None = None
 
     def __post_init__(self) -> None:
-        """Make a configuration of a dictionary, and refuse what means nothing.
-
-        Raises:
-            ValueError: If a value is out of range.
-        """
+        """Make a configuration of a dictionary."""
         super().__post_init__()
         if isinstance(self.energy, Mapping):
             object.__setattr__(self, "energy", EnergyConfig(**self.energy))

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._simulation import CheckedSimulator, run_simulator
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
@@ -22,6 +21,7 @@ from sbi_boed_plugin.search.trust import (
     find_doubts,
     likelihood_mismatch,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
 
 __all__ = ["Assessment", "assess_design"]
 

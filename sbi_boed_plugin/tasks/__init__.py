@@ -13,30 +13,42 @@ import difflib
 import inspect
 from typing import Any
 
-from sbi_boed_plugin.tasks.bmp import BMP as BMP
-from sbi_boed_plugin.tasks.ces import CES as CES
-from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear as GaussianLinear
-from sbi_boed_plugin.tasks.location_finding import LocationFinding as LocationFinding
-from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear as NoisyLinear
-from sbi_boed_plugin.tasks.noisy_linear import noise_log_prob as noise_log_prob
-from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic as Pharmacokinetic
-from sbi_boed_plugin.tasks.sir import SIR as SIR
-from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG as BruteForceEIG
-from sbi_boed_plugin.tasks.sir_reference import brute_force_eig as brute_force_eig
-from sbi_boed_plugin.tasks.task import Task as Task
+from sbi_boed_plugin.tasks.bmp import BMP
+from sbi_boed_plugin.tasks.ces import CES
+from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear
+from sbi_boed_plugin.tasks.location_finding import LocationFinding
+from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear, noise_log_prob
+from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic
+from sbi_boed_plugin.tasks.sir import SIR
+from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG, brute_force_eig
+from sbi_boed_plugin.tasks.task import Task
 
-_TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        BMP,
-        CES,
-        GaussianLinear,
-        LocationFinding,
-        NoisyLinear,
-        Pharmacokinetic,
-        SIR,
-    )
-}
+__all__ = [
+    "BMP",
+    "CES",
+    "SIR",
+    "BruteForceEIG",
+    "GaussianLinear",
+    "LocationFinding",
+    "NoisyLinear",
+    "Pharmacokinetic",
+    "Task",
+    "available_tasks",
+    "brute_force_eig",
+    "get_task",
+    "noise_log_prob",
+]
+
+_TASK_TYPES: tuple[type[Task], ...] = (
+    BMP,
+    CES,
+    GaussianLinear,
+    LocationFinding,
+    NoisyLinear,
+    Pharmacokinetic,
+    SIR,
+)
+_TASKS = {task.name: task for task in _TASK_TYPES}
 
 
 def available_tasks() -> list[str]:

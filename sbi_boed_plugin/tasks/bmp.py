@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
+from sbi_boed_plugin.tasks._gaussian import GaussianTask
+from sbi_boed_plugin.tasks.task import check_not_negative, numbered
 
 __all__ = ["BMP", "bound_fraction"]
 
@@ -25,12 +26,6 @@ def bound_fraction(k: Tensor) -> Tensor:
     .. math:: T = \frac{2k + 1 - \sqrt{4k + 1}}{2k} = \frac{4k}{(\sqrt{4k+1} + 1)^2}.
 
     The second form loses no digits for small :math:`k`, where :math:`T \to k`.
-
-    Args:
-        k: Affinity times concentration, not negative, of any shape.
-
-    Returns:
-        Fractions in [0, 1], of the shape of `k`.
 
     Example:
         >>> bound_fraction(torch.tensor([0.0, 1e-6, 2.0]))
@@ -76,24 +71,15 @@ class BMP(GaussianTask):
 
     def __init__(self, *, dim_design: int = 1, noise: float = 0.02) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
-        noise = check_real(
-            "noise",
-            noise,
-            0.0,
-            remedy="It is a standard deviation: 0 is the model without noise.",
-        )
-        self.noise = float(noise)
+        remedy = "It is a standard deviation: 0 is the model without noise."
+        self.noise = check_real("noise", noise, 0.0, remedy=remedy)
         self.prior = BoxUniform(torch.zeros(2), torch.ones(2))
         self.design_low = torch.full((dim_design,), 1e-6)
         self.design_high = torch.full((dim_design,), 1_000.0)
         self.true_parameters = torch.tensor([[0.85, 0.85]])
         self.dim_x = dim_design
-        if dim_design == 1:
-            self.design_names, self.x_names = ("concentration ξ",), ("response x",)
-        else:
-            labels = range(1, dim_design + 1)
-            self.design_names = tuple(f"concentration ξ{j}" for j in labels)
-            self.x_names = tuple(f"response x{j}" for j in labels)
+        self.design_names = numbered("concentration ξ", "concentration ξ{}", dim_design)
+        self.x_names = numbered("response x", "response x{}", dim_design)
 
     @property
     def has_log_likelihood(self) -> bool:
@@ -106,15 +92,7 @@ class BMP(GaussianTask):
         return self.noise > 0.0
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)`; leading dimensions broadcast.
-
-        Args:
-            x: Data of shape `(..., dim_design)`.
-            theta: Parameters of shape `(..., 2)`.
-            design: Designs of shape `(..., dim_design)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
+        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says.
 
         Raises:
             NotImplementedError: If `noise` is zero (`has_log_likelihood` is `False`).
@@ -130,18 +108,7 @@ class BMP(GaussianTask):
     def exact_eig_grid(
         self, designs: Tensor, *, num_samples: int = 8_192, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return the expected information gain of many designs.
-
-        Args:
-            designs: Designs of shape `(num_designs, dim_design)`.
-            num_samples: Number of parameters in each of eight replicates, a power of
-                two at best.
-            seed: Seed of the parameters; global random state is neither used nor
-                changed.
-
-        Returns:
-            Values and standard errors of shape `(num_designs,)`, in nats and double
-            precision, on the CPU.
+        """Return the expected information gain of many designs, as in `GridTask`.
 
         Raises:
             NotImplementedError: If `noise` is zero: the gain is infinite

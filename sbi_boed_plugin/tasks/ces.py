@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.distributions import Beta, Independent, LogNormal
 from torch.distributions.transforms import CatTransform, ExpTransform, SigmoidTransform
 
-from sbi_boed_plugin.tasks._entropy import (
+from sbi_boed_plugin.tasks._gaussian import (
+    HALF_LOG_2PI,
+    GridTask,
     mixture_density,
     pool,
     share_among_nodes,
     sobol_replicates,
     with_pooled,
 )
-from sbi_boed_plugin.tasks._gaussian_task import GridTask, check_not_negative
+from sbi_boed_plugin.tasks.task import check_not_negative
 
 __all__ = ["CES", "utility", "weights"]
 
@@ -30,7 +32,6 @@ NOISE = 0.005
 CENSORING = 2.0**-22
 LOG_SLOPE_MEAN, LOG_SLOPE_SCALE = 1.0, 3.0
 
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _CENSORED_LOGIT = math.log1p(-CENSORING) - math.log(CENSORING)
 # Stands for the logarithm of zero: finite, so that gradients and zero times it are.
 _LOG_ZERO = -1e30
@@ -45,12 +46,6 @@ def weights(proportions: Tensor) -> Tensor:
     The first good takes its proportion of one, the second its proportion of what is
     left. Proportions from Beta(1, 2) and Beta(1, 1) give uniformly distributed
     weights, Dirichlet(1, 1, 1).
-
-    Args:
-        proportions: Proportions in [0, 1], of shape `(..., 2)`.
-
-    Returns:
-        Weights that add up to one, of shape `(..., 3)`.
 
     Example:
         >>> weights(torch.tensor([0.2, 0.375]))
@@ -67,13 +62,8 @@ def utility(rho: Tensor, alpha: Tensor, basket: Tensor) -> Tensor:
     Accurate in single precision down to :math:`\rho = 0`, where the utility becomes
     :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero.
 
-    Args:
-        rho: Exponents in [0, 1], of shape `(...)`.
-        alpha: Weights that add up to one, of shape `(..., 3)`.
-        basket: Amounts, not negative, of shape `(..., 3)`.
-
-    Returns:
-        Utilities of the broadcast leading shape `(...)`, at most the largest amount.
+    Exponents `(...)` and baskets `(..., 3)` broadcast. The utility is at most the
+    largest amount.
 
     Example:
         >>> alpha = torch.tensor([0.2, 0.3, 0.5])
@@ -173,25 +163,18 @@ class CES(GridTask):
         return torch.where(eta >= _CENSORED_LOGIT, ends[1], y).unsqueeze(-1)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        r"""Return `log p(x | theta, design)`; leading dimensions broadcast.
+        r"""Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says.
 
         Between the ends of the slider this is a density with respect to length, and at
         the ends, :math:`\epsilon` and :math:`1 - \epsilon`, the logarithm of a
-        probability. Differences between parameters are meaningful for both.
-
-        Args:
-            x: Data of shape `(..., 1)`; values beyond the ends count as the ends.
-            theta: Parameters of shape `(..., 4)`.
-            design: Designs of shape `(..., 6)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
+        probability. Differences between parameters are meaningful for both. Values
+        beyond the ends count as the ends.
         """
         mean, scale = _moments(theta, design)
         y = x.squeeze(-1).clamp(CENSORING, 1.0 - CENSORING)
         logit_derivative = y.log() + torch.log1p(-y)
         z = (y.log() - torch.log1p(-y) - mean) / scale
-        between = -0.5 * z.square() - scale.log() - _HALF_LOG_2PI - logit_derivative
+        between = -0.5 * z.square() - scale.log() - HALF_LOG_2PI - logit_derivative
         at_low = _log_normal_cdf((-_CENSORED_LOGIT - mean) / scale)
         at_high = _log_normal_cdf((mean - _CENSORED_LOGIT) / scale)
         result = torch.where(y <= CENSORING, at_low, between)
@@ -272,7 +255,7 @@ def _censored_entropy(mean: Tensor, scale: Tensor) -> Tensor:
     entropy = -sum(torch.special.xlogy(mass, mass) for mass in masses)
     between = 0.5 * (torch.erf(high * math.sqrt(0.5)) - torch.erf(low * math.sqrt(0.5)))
     moment = low * _normal(low) - high * _normal(high)
-    return entropy + between * (scale.log() + _HALF_LOG_2PI + 0.5) + 0.5 * moment
+    return entropy + between * (scale.log() + HALF_LOG_2PI + 0.5) + 0.5 * moment
 
 
 def _log_normal_cdf(z: Tensor) -> Tensor:
@@ -284,9 +267,10 @@ def _log_normal_cdf(z: Tensor) -> Tensor:
     ratio = b
     for numerator in range(12, 0, -1):
         ratio = b + numerator / ratio
-    tail = -0.5 * b.square() - _HALF_LOG_2PI - ratio.log()
+    tail = -0.5 * b.square() - HALF_LOG_2PI - ratio.log()
     return torch.where(z < -5.0, tail, body)
 
 
 def _normal(z: Tensor) -> Tensor:
-    return torch.exp(-0.5 * z.square() - _HALF_LOG_2PI)
+    """Return the standard normal density."""
+    return torch.exp(-0.5 * z.square() - HALF_LOG_2PI)

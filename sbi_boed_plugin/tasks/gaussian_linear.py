@@ -1,46 +1,25 @@
 """Linear regression with Gaussian noise: every quantity has a closed form."""
 
-import math
-
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.tasks._gaussian import HALF_LOG_2PI
+from sbi_boed_plugin.tasks.task import Task, numbered
 
 __all__ = ["GaussianLinear", "regression_mean", "regressors"]
 
 PRIOR_SCALE = 3.0
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def regression_mean(theta: Tensor, design: Tensor) -> Tensor:
-    """Return intercept plus slope times design.
-
-    Args:
-        theta: Intercepts and slopes, of shape `(..., 2)`.
-        design: Designs of shape `(..., dim_design)`.
-
-    Returns:
-        Means of shape `(..., dim_design)`, leading dimensions broadcast.
-
-    Example:
-        >>> regression_mean(torch.tensor([2.0, 5.0]), torch.tensor([-1.0, 0.0, 1.0]))
-        tensor([-3.,  2.,  7.])
-    """
+    """Return intercept plus slope times design; leading dimensions broadcast."""
     return theta[..., :1] + theta[..., 1:] * design
 
 
 def regressors(design: Tensor) -> Tensor:
-    """Return the matrix whose rows are `(1, design_j)`.
-
-    Args:
-        design: One design, of shape `(dim_design,)`.
-
-    Returns:
-        Matrix of shape `(dim_design, 2)`.
-    """
+    """Return the matrix `(dim_design, 2)` whose rows are `(1, design_j)`."""
     return torch.stack([torch.ones_like(design), design], dim=-1)
 
 
@@ -80,44 +59,21 @@ class GaussianLinear(Task):
         # Within one standard deviation of the prior and two: neither special nor rare.
         self.true_parameters = torch.tensor([[2.0, 5.0]])
         self.dim_x = dim_design
-        if dim_design == 1:
-            self.design_names, self.x_names = ("position ξ",), ("measurement x",)
-        else:
-            labels = range(1, dim_design + 1)
-            self.design_names = tuple(f"position ξ{j}" for j in labels)
-            self.x_names = tuple(f"measurement x{j}" for j in labels)
+        self.design_names = numbered("position ξ", "position ξ{}", dim_design)
+        self.x_names = numbered("measurement x", "measurement x{}", dim_design)
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         mean = regression_mean(theta, design)
         return mean + torch.randn_like(mean)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)`; leading dimensions broadcast.
-
-        Args:
-            x: Data of shape `(..., dim_design)`.
-            theta: Parameters of shape `(..., 2)`.
-            design: Designs of shape `(..., dim_design)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
-        """
+        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says."""
         residual = x - regression_mean(theta, design)
-        return (-0.5 * residual.square() - _HALF_LOG_2PI).sum(dim=-1)
+        return (-0.5 * residual.square() - HALF_LOG_2PI).sum(dim=-1)
 
     def exact_eig(self, design: Tensor) -> tuple[float, float]:
-        """Return the expected information gain of a design, and zero as its error.
-
-        Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
-
-        Returns:
-            Value and standard error, in nats.
-
-        Raises:
-            ValueError: If `design` has another shape or is not finite.
-        """
+        """Return the expected information gain of a design, and zero as its error."""
         matrix = regressors(self._single_design(design).detach().cpu().double())
-        identity = torch.eye(2, dtype=matrix.dtype, device=matrix.device)
+        identity = torch.eye(2, dtype=matrix.dtype)
         precision = identity + PRIOR_SCALE**2 * matrix.T @ matrix
         return 0.5 * float(torch.logdet(precision)), 0.0

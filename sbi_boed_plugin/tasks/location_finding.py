@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks._gaussian_task import GaussianTask
+from sbi_boed_plugin.tasks._gaussian import GaussianTask
 
 __all__ = ["LocationFinding"]
 

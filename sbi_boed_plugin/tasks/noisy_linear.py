@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin._numbers import check_integer
+from sbi_boed_plugin.tasks._gaussian import HALF_LOG_2PI
 from sbi_boed_plugin.tasks.gaussian_linear import (
     PRIOR_SCALE,
     GaussianLinear,
@@ -21,7 +22,6 @@ from sbi_boed_plugin.tasks.gaussian_linear import (
 __all__ = ["NoisyLinear", "noise_log_prob"]
 
 _GAMMA_MEAN, _GAMMA_VARIANCE = 4.0, 8.0
-_HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
 
 # Below this point `a Phi(a) + phi(a)` loses digits to cancellation and a continued
@@ -29,7 +29,7 @@ _SQRT_HALF = math.sqrt(0.5)
 _TAIL = -5.0
 _TAIL_TERMS = 12
 
-# Bounds the memory of `NoisyLinear.exact_eig`: residuals held at once.
+# Limits the memory of `NoisyLinear.exact_eig`: residuals held at once.
 _MAX_RESIDUALS = 2_000_000
 
 
@@ -67,7 +67,7 @@ def _log_expected_excess(a: Tensor) -> Tensor:
     # Each branch is clamped to where it holds, so that the other one's gradient is
     # finite, too.
     body = a.clamp(min=_TAIL)
-    density = torch.exp(-0.5 * body.square() - _HALF_LOG_2PI)
+    density = torch.exp(-0.5 * body.square() - HALF_LOG_2PI)
     # erfc keeps its relative accuracy in the lower tail, which `ndtr` does not.
     direct = torch.log(0.5 * body * torch.erfc(-body * _SQRT_HALF) + density)
     # The Mills ratio is R(b) = 1 / (b + 1 / r) with r = b + 2 / (b + 3 / ...), hence
@@ -76,7 +76,7 @@ def _log_expected_excess(a: Tensor) -> Tensor:
     r = b
     for numerator in range(_TAIL_TERMS, 1, -1):
         r = b + numerator / r
-    tail = -0.5 * b.square() - _HALF_LOG_2PI - torch.log1p(b * r)
+    tail = -0.5 * b.square() - HALF_LOG_2PI - torch.log1p(b * r)
     return torch.where(a < _TAIL, tail, direct)
 
 
@@ -116,16 +116,7 @@ class NoisyLinear(GaussianLinear):
         return x + exponentials.exponential_(0.5).sum(dim=0)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)`; leading dimensions broadcast.
-
-        Args:
-            x: Data of shape `(..., dim_design)`.
-            theta: Parameters of shape `(..., 2)`.
-            design: Designs of shape `(..., dim_design)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
-        """
+        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says."""
         return noise_log_prob(x - regression_mean(theta, design)).sum(dim=-1)
 
     def exact_eig(
@@ -145,11 +136,10 @@ class NoisyLinear(GaussianLinear):
         nested Monte Carlo and none of its bias.
 
         Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
+            design: As for `Task.exact_eig`.
             num_samples: Number of simulated data sets.
             num_nodes: Number of quadrature nodes for each parameter.
-            seed: Seed of the simulations; global random state is neither used nor
-                changed.
+            seed: Seed of the simulations; global random state is left alone.
 
         Returns:
             Value and standard error, in nats. The error is zero for one measurement.
@@ -170,7 +160,7 @@ class NoisyLinear(GaussianLinear):
         entropy = torch.cat(
             [_posterior_entropy(chunk, design, num_nodes) for chunk in x.split(rows)]
         )
-        prior_entropy = 2.0 * (math.log(PRIOR_SCALE) + _HALF_LOG_2PI + 0.5)
+        prior_entropy = 2.0 * (math.log(PRIOR_SCALE) + HALF_LOG_2PI + 0.5)
         gains = prior_entropy - entropy
         return float(gains.mean()), float(gains.std() / math.sqrt(num_samples))
 
@@ -184,6 +174,7 @@ def _noise_entropy(gaussian_scale: float) -> float:
 
 
 def _seeded_data(design: Tensor, num_samples: int, seed: int) -> Tensor:
+    """Return simulated data sets without the global random state."""
     generator = torch.Generator().manual_seed(seed)
     shape = (num_samples, design.shape[0])
     theta = PRIOR_SCALE * torch.randn(

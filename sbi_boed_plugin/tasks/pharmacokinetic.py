@@ -18,7 +18,8 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, check_not_negative
+from sbi_boed_plugin.tasks._gaussian import GaussianTask
+from sbi_boed_plugin.tasks.task import check_not_negative, numbered
 
 __all__ = ["Pharmacokinetic", "concentration"]
 
@@ -38,12 +39,8 @@ def concentration(theta: Tensor, times: Tensor) -> Tensor:
 
     and its limit :math:`\frac{400}{V} k_a t\, e^{-k_a t}` where the rates are equal.
 
-    Args:
-        theta: Rates of absorption and elimination and volumes, of shape `(..., 3)`.
-        times: Times of shape `(..., dim_design)`.
-
-    Returns:
-        Concentrations of shape `(..., dim_design)`, leading dimensions broadcast.
+    Parameters `(..., 3)` are the rates of absorption and elimination and the volume;
+    their leading dimensions broadcast with those of the times `(..., dim_design)`.
 
     Example:
         >>> concentration(torch.tensor([1.0, 0.1, 20.0]), torch.tensor([0.0, 2.0]))
@@ -99,24 +96,17 @@ class Pharmacokinetic(GaussianTask):
 
     def __init__(self, *, dim_design: int = 1) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
-        self.prior = Independent(
-            LogNormal(
-                torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),
-                torch.full((3,), PRIOR_SCALE),
-            ),
-            1,
-        )
+        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
+        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
         self.design_low = torch.zeros(dim_design)
         self.design_high = torch.full((dim_design,), HORIZON)
         # Within two standard deviations of the prior: neither special nor rare.
         self.true_parameters = torch.tensor([[1.5, 0.15, 15.0]])
         self.dim_x = dim_design
-        if dim_design == 1:
-            self.design_names, self.x_names = ("time [h]",), ("concentration [mg/l]",)
-        else:
-            labels = range(1, dim_design + 1)
-            self.design_names = tuple(f"time {j} [h]" for j in labels)
-            self.x_names = tuple(f"concentration at time {j} [mg/l]" for j in labels)
+        self.design_names = numbered("time [h]", "time {} [h]", dim_design)
+        self.x_names = numbered(
+            "concentration [mg/l]", "concentration at time {} [mg/l]", dim_design
+        )
 
     def _check_theta(self, theta: Tensor) -> None:
         if (theta <= 0).any():

@@ -18,18 +18,19 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks.sir_dynamics import infected_at
-from sbi_boed_plugin.tasks.task import Task
+from sbi_boed_plugin.tasks.task import Task, check_not_negative, numbered
 
-__all__ = ["SIR"]
+__all__ = ["SIR", "infected_at", "integrate_infected", "time_grid"]
 
+POPULATION = 500
+INITIALLY_INFECTED = 2
 HORIZON = 100.0
 PRIOR_MEDIAN = (0.5, 0.1)
 PRIOR_SCALE = 0.5
 
-# An epidemic with fewer people infected than this, averaged over the horizon, counts
-# as died out.
-_TAKE_OFF = 1.0
+# Both limit memory and keep the working set of a step in the processor's cache.
+_CHUNK_ROWS = 4096
+_NOISE_STEPS = 64
 
 
 class SIR(Task):
@@ -55,14 +56,6 @@ class SIR(Task):
             the mean and 0.003 in the probability of extinction.
         dequantize: Whether data are rounded and made continuous as described. If not,
             they are the real number that the equations hold, with its point mass.
-        drop_extinct: Whether to draw the noise of an epidemic anew, up to
-            `max_redraws` times, as long as it died out: as long as fewer than one
-            person is infected on average over the time from 0 to 100. Epidemics that
-            still die out are returned as they are. This is for comparison with
-            published results, which discard such epidemics. Those also discard
-            their parameters, and with that change the prior; here parameters are
-            given, and `x` follows the likelihood conditioned on an outbreak.
-        max_redraws: How often the noise is drawn anew for `drop_extinct`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -88,67 +81,134 @@ class SIR(Task):
         dim_design: int = 1,
         num_steps: int = 200,
         dequantize: bool = True,
-        drop_extinct: bool = False,
-        max_redraws: int = 20,
     ) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
         num_steps = check_integer("num_steps", num_steps, 1)
-        max_redraws = check_integer("max_redraws", max_redraws, 0)
         self.num_steps = num_steps
         self.dequantize = dequantize
-        self.drop_extinct = drop_extinct
-        self.max_redraws = max_redraws
-        self.prior = Independent(
-            LogNormal(
-                torch.tensor([math.log(median) for median in PRIOR_MEDIAN]),
-                torch.full((2,), PRIOR_SCALE),
-            ),
-            1,
-        )
+        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
+        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
         self.design_low = torch.full((dim_design,), 0.01)
         self.design_high = torch.full((dim_design,), HORIZON)
         self.true_parameters = torch.tensor([[0.8, 0.1]])
         self.dim_x = dim_design
-        if dim_design == 1:
-            self.design_names, self.x_names = ("time",), ("infected [people]",)
-        else:
-            labels = range(1, dim_design + 1)
-            self.design_names = tuple(f"time {j}" for j in labels)
-            self.x_names = tuple(f"infected at time {j} [people]" for j in labels)
+        self.design_names = numbered("time", "time {}", dim_design)
+        self.x_names = numbered(
+            "infected [people]", "infected at time {} [people]", dim_design
+        )
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        if (theta < 0).any():
-            raise ValueError(
-                f"`theta` holds rates, which are not negative, got {theta.min():g}: "
-                "pass natural units, not logarithms."
-            )
-        if (design < 0).any():
-            raise ValueError(
-                f"`design` holds times, which are not negative, got {design.min():g}: "
-                f"choose them between 0.01 and {HORIZON:g}."
-            )
-        theta, design = theta.detach(), design.detach()
-        if self.drop_extinct:
-            infected = self._outbreaks(theta, design)
-        else:
-            infected, _ = infected_at(theta, design, num_steps=self.num_steps)
+        check_not_negative(
+            "theta", theta, "rates", "pass natural units, not logarithms"
+        )
+        check_not_negative(
+            "design", design, "times", f"choose them between 0.01 and {HORIZON:g}"
+        )
+        infected = infected_at(
+            theta.detach(), design.detach(), num_steps=self.num_steps
+        )
         if not self.dequantize:
             return infected
         # A little less than one, so that single precision does not round up to the
         # next person: its numbers are 2^-15 apart below 512.
         return infected.round() + torch.rand_like(infected) * (1.0 - 2.0**-14)
 
-    def _outbreaks(self, theta: Tensor, times: Tensor) -> Tensor:
-        """Return infected people of epidemics that took off within the horizon."""
-        # Whether an epidemic takes off is a matter of the whole horizon.
-        times = torch.cat([times, torch.full_like(times[:, :1], HORIZON)], dim=1)
-        infected = theta.new_empty(times.shape)
-        rows = torch.arange(theta.shape[0], device=theta.device)
-        for _ in range(self.max_redraws + 1):
-            infected[rows], averages = infected_at(
-                theta[rows], times[rows], num_steps=self.num_steps
-            )
-            rows = rows[averages < _TAKE_OFF]
-            if rows.numel() == 0:
-                break
-        return infected[:, :-1]
+
+def time_grid(times: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    r"""Return the steps that lead through given times, and where the times are met.
+
+    The `num_steps` steps run to the latest time :math:`T` of a row at
+    :math:`T (k / K)^2`: short at first, where the epidemic is small and grows fast,
+    and long in the slow decline. Every further time is met exactly.
+
+    Returns the steps, of shape `(num_total, rows)`, and after which of them each time
+    is reached, of shape `(num_times, rows)`.
+
+    Example:
+        >>> steps, index = time_grid(torch.tensor([[8.0, 2.0]]), num_steps=2)
+        >>> steps.cumsum(0).gather(0, index).T
+        tensor([[8., 2.]])
+    """
+    num_rows, num_times = times.shape
+    unit = torch.linspace(0.0, 1.0, num_steps + 1, dtype=times.dtype)[1:].square()
+    grid = unit.to(times.device)[:, None] * times.amax(dim=1)
+    if num_times == 1:
+        index = torch.full((1, num_rows), num_steps - 1, device=times.device)
+    else:
+        grid, order = torch.cat([grid, times.T]).sort(dim=0)
+        index = order.argsort(dim=0)[num_steps:]
+    return grid.diff(dim=0, prepend=torch.zeros_like(grid[:1])), index
+
+
+def integrate_infected(
+    theta: Tensor, steps: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""Integrate the stochastic SIR model and return the infected after each step.
+
+    With :math:`h = \beta S I / N` the model is
+
+    .. math::
+        dS &= -h \, dt - \sqrt{h} \, dW_1 \\
+        dI &= (h - \gamma I) \, dt + \sqrt{h} \, dW_1 - \sqrt{\gamma I} \, dW_2
+
+    with both held in :math:`[0, N]`. Given the rate :math:`f = \beta S / N` the
+    infected follow a linear equation (Feller's branching diffusion), whose mean and
+    variance over a step are known. A step uses them, with :math:`f` from the middle of
+    the step, and adds Milstein's term
+
+    .. math:: (D^2 - \operatorname{Var} D) / (4 I)
+
+    to the noise :math:`D` of :math:`I`. The term gives the noise its skewness: without
+    it, small epidemics fall below zero, that is die out, too often.
+
+    Steps have shape `(num_steps, rows)`, or `(num_steps, 1)` for all rows; the infected
+    after each have shape `(num_steps, rows)` and are real numbers. The noise comes from
+    torch's global generator if `generator` is `None`.
+    """
+    beta, gamma = theta.T.contiguous()
+    contact = beta / POPULATION
+    susceptible = torch.full_like(beta, POPULATION - INITIALLY_INFECTED)
+    infected = torch.full_like(beta, INITIALLY_INFECTED)
+    history = []
+    for block in steps.split(_NOISE_STEPS):
+        shape = (len(block), 2, len(theta))
+        like = {"dtype": theta.dtype, "device": theta.device}
+        normals = torch.randn(shape, generator=generator, **like)
+        for step, normal in zip(block, normals, strict=True):
+            # f = beta S / N / (1 + beta I dt / 2N): its value mid-step, never negative.
+            rate = contact * susceptible / (1.0 + step * (contact / 2) * infected)
+            # The offset, far below rounding, spares a case for 0 / 0.
+            exponent = (rate - gamma) * step + 1e-20
+            growth = torch.expm1(exponent)
+            person_time = infected * step * growth / exponent
+            infections, recoveries = rate * person_time, gamma * person_time
+            growth = growth + 1.0
+            variances = infections * growth, recoveries * growth
+            noise = variances[0].sqrt() * normal[0]
+            change = noise - variances[1].sqrt() * normal[1]
+            milstein = (change.square() - sum(variances)) / (4.0 * infected + 1e-12)
+            susceptible = (susceptible - infections - noise).clamp(0, POPULATION)
+            infected = infected + infections - recoveries + change + milstein
+            infected = infected.clamp(0, POPULATION)
+            history.append(infected)
+    return torch.stack(history)
+
+
+def infected_at(
+    theta: Tensor,
+    times: Tensor,
+    *,
+    num_steps: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Simulate one epidemic per row and return the infected at given times.
+
+    Times have shape `(rows, num_times)`, or `(1, num_times)` for all rows.
+    """
+    infected = [theta.new_empty(0, times.shape[1])]
+    for start in range(0, theta.shape[0], _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        steps, index = time_grid(times if len(times) == 1 else times[rows], num_steps)
+        history = integrate_infected(theta[rows], steps, generator)
+        infected.append(history.gather(0, index.expand(-1, history.shape[1])).T)
+    return torch.cat(infected)

@@ -18,8 +18,12 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks.sir import PRIOR_MEDIAN, PRIOR_SCALE
-from sbi_boed_plugin.tasks.sir_dynamics import POPULATION, infected_at
+from sbi_boed_plugin.tasks.sir import (
+    POPULATION,
+    PRIOR_MEDIAN,
+    PRIOR_SCALE,
+    infected_at,
+)
 
 __all__ = ["BruteForceEIG", "brute_force_eig", "unbiased_entropy"]
 
@@ -56,13 +60,8 @@ def unbiased_entropy(counts: Tensor) -> Tensor:
         G(k) = \psi(k) + \tfrac12 (-1)^k [\psi(\tfrac{k+1}2) - \psi(\tfrac k2)],
 
     where the histogram's own entropy would be too low by about half the number of
-    occupied bins over `n`.
-
-    Args:
-        counts: Whole numbers of shape `(..., num_bins)`, at least one in each row.
-
-    Returns:
-        Entropies of shape `(...)`, in nats.
+    occupied bins over `n`. Counts have shape `(..., num_bins)`, with at least one in
+    each row; entropies are in nats.
 
     Example:
         >>> unbiased_entropy(torch.tensor([[500.0, 500.0, 0.0]]))
@@ -159,6 +158,7 @@ def brute_force_eig(
 
 
 def _sobol_parameters(num_parameters: int, seed: int) -> Tensor:
+    """Return parameters of the prior, of shape `(num_parameters, 2)`."""
     points = SobolEngine(2, scramble=True, seed=seed).draw(
         num_parameters, dtype=torch.float64
     )
@@ -181,7 +181,7 @@ def _replicate(
     entropy = torch.zeros(num_times, dtype=torch.float64)
     rows_per_chunk = max(1, _CHUNK_TRAJECTORIES // num_trajectories)
     for chunk in theta.split(rows_per_chunk):
-        infected, _ = infected_at(
+        infected = infected_at(
             chunk.repeat_interleave(num_trajectories, dim=0),
             times.to(torch.float32).unsqueeze(0),
             num_steps=num_steps,
@@ -203,6 +203,7 @@ def _replicate(
 
 
 def _entropy(counts: Tensor) -> Tensor:
+    """Return the entropies of the histograms themselves, which are too low."""
     probabilities = counts / counts.sum(dim=-1, keepdim=True)
     return -torch.xlogy(probabilities, probabilities).sum(dim=-1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform, identity_transform
 
-__all__ = ["Task"]
+__all__ = ["Task", "check_not_negative", "check_rows", "numbered"]
 
 
 class Task:
@@ -83,8 +83,8 @@ class Task:
         Raises:
             ValueError: If a shape does not fit, or if a value is NaN or infinite.
         """
-        _check_rows("theta", theta, self.dim_theta)
-        _check_rows("design", design, self.dim_design)
+        check_rows("theta", theta, self.dim_theta)
+        check_rows("design", design, self.dim_design)
         if theta.shape[0] != design.shape[0]:
             raise ValueError(
                 f"`theta` has {theta.shape[0]} rows and `design` {design.shape[0]}: "
@@ -94,6 +94,7 @@ class Task:
         return self._simulate(theta, design.to(theta))
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Return data of checked parameters and designs."""
         raise NotImplementedError
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class Task:
         """Check one design and return it in shape `(dim_design,)`."""
         if design.dim() == 1:
             design = design.unsqueeze(0)
-        _check_rows("design", design, self.dim_design)
+        check_rows("design", design, self.dim_design)
         if design.shape[0] != 1:
             raise ValueError(
                 f"`design` must be a single design, got {design.shape[0]} rows: "
@@ -153,7 +154,8 @@ class Task:
         )
 
 
-def _check_rows(name: str, value: Tensor, width: int) -> None:
+def check_rows(name: str, value: Tensor, width: int) -> None:
+    """Refuse what is not a matrix of finite floating-point rows of this width."""
     if not isinstance(value, Tensor):
         raise ValueError(
             f"`{name}` must be a torch.Tensor, got {type(value).__name__}: convert it "
@@ -176,3 +178,24 @@ def _check_rows(name: str, value: Tensor, width: int) -> None:
             f"`{name}` must be finite, row {row} is {value[row].tolist()}: drop or "
             "replace such rows."
         )
+
+
+def check_not_negative(name: str, value: Tensor, what: str, remedy: str) -> None:
+    """Refuse negative values; `what` says what the argument holds, in the plural."""
+    if (value < 0).any():
+        raise ValueError(
+            f"`{name}` holds {what}, which are not negative, got "
+            f"{float(value.min()):g}: {remedy}."
+        )
+
+
+def numbered(single: str, several: str, num: int) -> tuple[str, ...]:
+    """Return the label of one value, or labels of several with a number in each.
+
+    Example:
+        >>> numbered("time [h]", "time {} [h]", 2)
+        ('time 1 [h]', 'time 2 [h]')
+    """
+    if num == 1:
+        return (single,)
+    return tuple(several.format(j) for j in range(1, num + 1))

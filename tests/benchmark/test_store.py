@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from sbi_boed_plugin._files import write_bytes
+from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin.benchmark.store import FolderInUseError, Store, file_name
 from tests.benchmark.conftest import make_record
 

@@ -6,13 +6,10 @@ default device, here the meta device, such a tensor does not mix with the data.
 
 import pytest
 import torch
-from sbi.inference import simulate_for_sbi
-from sbi.neural_nets import likelihood_nn, posterior_nn
 from torch import nn
 
 from sbi_boed_plugin import (
     NLE_INCE,
-    NPE_GKL,
     DesignConditionedEstimator,
     TruncatedNormalPolicy,
 )
@@ -22,18 +19,12 @@ from sbi_boed_plugin.objectives import (
     info_nce_loss,
     log_likelihood_matrix,
 )
-from tests.contract_cases import CASES, case_id, draw, for_each_case, trained_estimator
-
-for_each_model = pytest.mark.parametrize(
-    ("case", "model"),
-    [
-        pytest.param(case, model, id=f"{case.name}-{model}")
-        for case in CASES
-        for model in case.models
-    ],
-)
-on_each_device = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+from tests.contract_cases import (
+    draw,
+    for_cases,
+    for_each,
+    for_each_case,
+    on_each_device,
 )
 
 
@@ -45,7 +36,7 @@ def assert_learns(case, model):
     assert losses.isfinite().all()
     assert losses[-1] < losses[0]
 
-    if case.sample_estimator is not None:
+    if hasattr(case, "sample_estimator"):
         new = case.simulate(4)
         samples = case.sample_estimator(estimator, new.parameters, new.x)
         assert samples.shape[:2] == (3, 4)
@@ -55,16 +46,15 @@ def assert_learns(case, model):
     return estimator
 
 
-@for_each_model
+@for_each("model", lambda case: case.models)
 def test_models_learn_by_their_names(case, model):
     assert_learns(case, model)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if "mdn" in c.models], ids=case_id)
+@for_cases(lambda case: "mdn" in case.models)
 def test_a_builder_of_sbi_learns(case):
     # Two components tell it from the network of that name.
-    builder = posterior_nn if case.trainer is NPE_GKL else likelihood_nn
-    estimator = assert_learns(case, builder("mdn", num_components=2))
+    estimator = assert_learns(case, case.builder("mdn", num_components=2))
     assert case.trained_by_sbi(estimator).net.num_components == 2
 
 
@@ -73,40 +63,18 @@ def test_a_builder_of_the_user_learns(case):
     assert_learns(case, case.user_builder)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.embedding], ids=case_id
-)
+@for_cases(lambda case: case.condition_index is not None)
 def test_an_embedding_net_learns_with_the_rest(case):
-    parameters, data = case.stored(case.simulate(10))
-    builder = case.embedding(parameters.shape[-1], data.shape[-1])
-    shared = builder(parameters, data).embedding_net
+    stored = case.stored(case.simulate(10))
+    dim_condition = stored[case.condition_index].shape[-1]
+    net = nn.Sequential(nn.Linear(dim_condition, 7), nn.Tanh())
+    builder = case.builder("mdn", embedding_net=net)
+    shared = builder(*stored).embedding_net
     before = [parameter.clone() for parameter in shared.parameters()]
     estimator = assert_learns(case, builder)
     after = list(estimator.embedding_net.parameters())
     assert len(after) == len(before) > 0
     assert not any(torch.equal(*pair) for pair in zip(after, before, strict=True))
-
-
-@for_each_case
-def test_the_estimator_takes_parameters_and_designs_in_one_row(case):
-    new = case.simulate(4)
-    terms = case.log_term(trained_estimator(case), new.parameters, new.x)
-    assert terms.shape == (4,)
-    assert terms.isfinite().all()
-
-
-@for_each_case
-def test_simulations_of_sbi_can_be_stored(case):
-    def simulator(theta):
-        design = case.designs()
-        return case.simulator(theta, None if design is None else design[:1])
-
-    theta, x = simulate_for_sbi(
-        simulator, case.prior(), num_simulations=40, show_progress_bar=False
-    )
-    new = case.simulate(theta=theta)
-    trainer = case.append(case.make(), new.replace(x=x))
-    case.train(trainer, training_batch_size=10)
 
 
 # --- Devices --------------------------------------------------------------------------
@@ -186,11 +154,7 @@ def test_a_policy_does_not_depend_on_the_default_device():
 
 
 @on_each_device
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.has_designs and case.trainer is NLE_INCE],
-    ids=case_id,
-)
+@for_cases(lambda case: case.has_designs and case.trainer is NLE_INCE)
 def test_learned_designs_follow_the_device(case, device):
     policy = TruncatedNormalPolicy(
         0.5 * torch.ones(case.dim_design), 2.0 * torch.ones(case.dim_design)

@@ -1,18 +1,16 @@
 """Posteriors: every way of sampling, several observations and designs, analysis."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
-from sbi.analysis import pairplot
 from sbi.diagnostics import run_sbc
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
 from tests.contract_cases import (
-    CASES,
     DIM_THETA,
     SAMPLERS,
-    case_id,
     draw,
+    for_cases,
+    for_each,
     for_each_case,
     for_each_sampler,
     seed_everything,
@@ -20,14 +18,7 @@ from tests.contract_cases import (
     trained_estimator,
 )
 
-with_designs = pytest.mark.parametrize(
-    "case",
-    [case for case in CASES if case.has_designs and case.repeats],
-    ids=case_id,
-)
-with_repeats = pytest.mark.parametrize(
-    "case", [case for case in CASES if case.repeats], ids=case_id
-)
+with_designs = for_cases(lambda case: case.has_designs and case.repeats)
 
 
 def log_potential(case, theta, x_o, design=None):
@@ -47,26 +38,22 @@ def log_potential(case, theta, x_o, design=None):
 
 
 @for_each_sampler
-def test_samples_have_the_shape_and_support_of_the_parameters(case, sampler):
-    posterior = case.build_posterior(trained(case), sampler)
-    assert isinstance(posterior, NeuralPosterior)
-    samples = draw(posterior, 8, x=case.observe())
-    assert samples.shape == (8, DIM_THETA)
-    assert case.prior().log_prob(samples).isfinite().all()
-
-
-@for_each_sampler
-def test_the_default_x_is_used_where_none_is_given(case, sampler):
+def test_samples_are_parameters_and_the_default_x_is_used_where_none_is_given(
+    case, sampler
+):
     x_o = case.observe()
     posterior = case.build_posterior(trained(case), sampler)
+    assert isinstance(posterior, NeuralPosterior)
     with pytest.raises(ValueError, match="default"):
         posterior.sample((2,), show_progress_bars=False)
     assert posterior.set_default_x(x_o) is posterior
     seed_everything()
-    by_default = draw(posterior, 4)
+    samples = draw(posterior, 8)
+    assert samples.shape == (8, DIM_THETA)
+    assert case.prior().log_prob(samples).isfinite().all()
     again = case.build_posterior(trained(case), sampler)
     seed_everything()
-    assert torch.equal(by_default, draw(again, 4, x=x_o))
+    assert torch.equal(samples, draw(again, 8, x=x_o))
 
 
 @for_each_sampler
@@ -146,7 +133,7 @@ def test_settings_may_come_in_either_of_sbis_forms(case):
 # --- Several observations -------------------------------------------------------------
 
 
-@with_repeats
+@for_cases(lambda case: case.repeats)
 def test_repeated_observations_add_up(case):
     theta, x_o = case.prior().sample((6,)), case.observe(4)
     posterior = case.build_posterior(trained(case)).set_default_x(x_o)
@@ -166,14 +153,9 @@ def test_each_observation_has_its_own_design(case):
     assert not torch.allclose(other, expected, atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("case", "sampler"),
-    [
-        pytest.param(case, sampler, id=f"{case.name}-{sampler}")
-        for case in CASES
-        for sampler in case.samplers
-        if case.has_designs and case.repeats
-    ],
+@for_each(
+    "sampler",
+    lambda case: case.samplers if case.has_designs and case.repeats else (),
 )
 def test_every_sampler_takes_one_row_per_design(case, sampler):
     posterior = case.build_posterior(trained(case), sampler, num_designs=3)
@@ -235,11 +217,3 @@ def test_calibration_runs(case):
     )
     assert ranks.shape == (4, DIM_THETA)
     assert ((ranks >= 0) & (ranks <= 6)).all()
-
-
-@for_each_case
-def test_samples_can_be_plotted(case):
-    samples = draw(case.build_posterior(trained(case)), 30, x=case.observe())
-    figure, axes = pairplot(samples, limits=[[-2, 2]] * DIM_THETA)
-    plt.close(figure)
-    assert axes.shape == (DIM_THETA, DIM_THETA)

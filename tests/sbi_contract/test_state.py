@@ -12,6 +12,7 @@ from tests.contract_cases import (
     draw,
     for_each_case,
     for_each_sampler,
+    on_each_device,
     seed_everything,
     trained,
     trained_estimator,
@@ -20,19 +21,13 @@ from tests.contract_cases import (
 pickle_warning = pytest.mark.filterwarnings("ignore:When the inference object is pick")
 
 
-def seeded_samples(posterior, **kwargs):
-    seed_everything()
-    return draw(posterior, 4, **kwargs)
-
-
 def through_pickle(value):
     return pickle.loads(pickle.dumps(value))
 
 
 @for_each_case
-def test_a_pickled_trainer_warns_and_leaves_out_what_does_not_pickle(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer)
+def test_a_pickled_trainer_is_the_same_without_what_does_not_pickle(case):
+    trainer = trained(case)
     with pytest.warns(UserWarning, match="inference object is pickled"):
         content = pickle.dumps(trainer)
     loaded = pickle.loads(content)
@@ -40,22 +35,16 @@ def test_a_pickled_trainer_warns_and_leaves_out_what_does_not_pickle(case):
     assert type(loaded._tracker) is type(trainer._tracker)  # not TensorBoard's
     assert vars(loaded).keys() == vars(trainer).keys()
     assert loaded.summary == trainer.summary
-
-
-@pickle_warning
-@for_each_case
-def test_a_pickled_trainer_builds_the_same_posterior(case):
-    loaded = through_pickle(trained(case))
-    samples = [
-        seeded_samples(case.build_posterior(trainer), x=case.observe())
-        for trainer in (trained(case), loaded)
-    ]
+    samples = []
+    for each in (trainer, loaded):
+        seed_everything()
+        samples.append(draw(case.build_posterior(each), 4, x=case.observe()))
     assert torch.equal(*samples)
 
 
 @pickle_warning
 @for_each_case
-def test_a_pickled_trainer_resumes_as_the_original_does(case):
+def test_a_pickled_trainer_goes_on_as_the_original_does(case):
     trainer = case.append(case.make(), case.simulate(100))
     case.train(trainer)
     loaded = through_pickle(trainer)
@@ -66,25 +55,19 @@ def test_a_pickled_trainer_resumes_as_the_original_does(case):
         losses.append(each.summary["validation_loss"])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5
-
-
-@pickle_warning
-@for_each_case
-def test_a_pickled_trainer_takes_further_rounds(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer)
-    loaded = through_pickle(trainer)
+    # It takes further rounds, which are not the original's.
     case.append(loaded, case.simulate(60), from_round=1)
     case.train(loaded)
-    assert len(loaded.train_indices) + len(loaded.val_indices) == 120
-    assert len(trainer.get_simulations()[0]) == 60
+    assert len(loaded.train_indices) + len(loaded.val_indices) == 160
+    assert len(trainer.get_simulations()[0]) == 100
 
 
 @pickle_warning
 @for_each_case
 def test_a_copied_trainer_is_independent(case):
     trainer = case.append(case.make(), case.simulate(60))
-    before = deepcopy(case.train(trainer).state_dict())
+    case.train(trainer)
+    before = deepcopy(trainer._neural_net.state_dict())
     copied = deepcopy(trainer)
     case.train(copied)
     after = trainer._neural_net.state_dict()
@@ -94,50 +77,40 @@ def test_a_copied_trainer_is_independent(case):
 
 
 @for_each_sampler
-def test_a_pickled_posterior_gives_the_same_samples(case, sampler):
+def test_pickled_and_copied_posteriors_give_the_same_samples(case, sampler):
     posterior = case.build_posterior(trained(case), sampler)
     posterior.set_default_x(case.observe())
     if sampler == "vi":
         draw(posterior)
     samples = []
-    for each in (posterior, through_pickle(posterior)):
+    for each in (posterior, through_pickle(posterior), deepcopy(posterior)):
         seed_everything()
         samples.append(each.sample((3,), **QUIET))
-    assert torch.equal(*samples)
+    assert torch.equal(samples[0], samples[1])
+    assert torch.equal(samples[0], samples[2])
 
 
-@for_each_case
-def test_a_copied_posterior_gives_the_same_samples(case):
-    posterior = case.build_posterior(trained(case)).set_default_x(case.observe())
-    copied = deepcopy(posterior)
-    assert torch.equal(seeded_samples(posterior), seeded_samples(copied))
-
-
-@for_each_case
-def test_a_saved_estimator_evaluates_to_the_same(case):
-    estimator, new = trained_estimator(case), case.simulate(5)
+def saved_and_loaded(value, **kwargs):
     file = io.BytesIO()
-    torch.save(estimator, file)
+    torch.save(value, file)
     file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    terms = [case.log_term(each, new.parameters, new.x) for each in (estimator, loaded)]
-    assert torch.equal(*terms)
+    return torch.load(file, **kwargs)
 
 
 @for_each_case
-def test_saved_weights_load_into_another_network(case):
+def test_saved_estimators_and_weights_evaluate_to_the_same(case):
     estimator, new = trained_estimator(case), case.simulate(5)
-    file = io.BytesIO()
-    torch.save(estimator.state_dict(), file)
-    file.seek(0)
-    other = case.train(case.append(case.make(), case.simulate(60)))
     expected = case.log_term(estimator, new.parameters, new.x)
+    loaded = saved_and_loaded(estimator, weights_only=False)
+    assert torch.equal(case.log_term(loaded, new.parameters, new.x), expected)
+    other = case.train(case.append(case.make(), case.simulate(60)))
     assert not torch.equal(case.log_term(other, new.parameters, new.x), expected)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    weights = saved_and_loaded(estimator.state_dict(), weights_only=True)
+    other.load_state_dict(weights)
     assert torch.equal(case.log_term(other, new.parameters, new.x), expected)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@on_each_device
 @for_each_sampler
 def test_a_posterior_moves_to_a_device(case, sampler, device):
     posterior = case.build_posterior(trained(case), sampler)

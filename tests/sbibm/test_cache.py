@@ -1,15 +1,18 @@
-"""A cache makes a value once, also for several processes, and survives their deaths."""
+"""A training is made once, also by several processes, and taken for no other."""
 
+import copy
 import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin.sbibm import _cache
-from sbi_boed_plugin.sbibm._cache import TrainingCache, cache_key
+from sbi_boed_plugin.sbibm import TASKS, _cache, get_task
+from sbi_boed_plugin.sbibm._cache import TrainingCache, is_from_sbibm, training_key
+from sbi_boed_plugin.sbibm.settings import PosteriorSettings
+
+X_O = torch.zeros(1, 2)
 
 
 class Counter:
@@ -23,8 +26,15 @@ class Counter:
         return {"value": torch.arange(3.0)}
 
 
-def test_memory_and_files_return_what_was_made_once(tmp_path):
-    make = Counter()
+@pytest.fixture
+def make():
+    return Counter()
+
+
+# --- What is kept ---------------------------------------------------------------------
+
+
+def test_memory_and_files_return_what_was_made_once(tmp_path, make):
     cache = TrainingCache()
     first, kept = cache.get("key", make, tmp_path)
     assert not kept
@@ -37,8 +47,7 @@ def test_memory_and_files_return_what_was_made_once(tmp_path):
     assert make.count == 1
 
 
-def test_what_is_in_memory_is_kept_in_a_folder_that_comes_later(tmp_path):
-    make = Counter()
+def test_what_is_in_memory_is_kept_in_a_folder_that_comes_later(tmp_path, make):
     cache = TrainingCache()
     cache.get("key", make, None)
     assert cache.get("key", make, tmp_path)[1]
@@ -46,24 +55,15 @@ def test_what_is_in_memory_is_kept_in_a_folder_that_comes_later(tmp_path):
     assert make.count == 1
 
 
-def test_files_are_as_readable_as_others(tmp_path):
-    TrainingCache().get("key", Counter(), tmp_path)
-    (tmp_path / "other").touch()
-    modes = {(tmp_path / name).stat().st_mode for name in ("key.pt", "other")}
-    assert len(modes) == 1
-
-
-def test_memory_is_bounded():
+def test_memory_is_bounded(make):
     cache = TrainingCache()
-    make = Counter()
     for number in range(20):
         cache.get(str(number), make, None)
     assert cache.get("19", make, None)[1]
     assert not cache.get("0", make, None)[1]
 
 
-def test_a_damaged_file_is_told_and_made_again(tmp_path):
-    make = Counter()
+def test_a_damaged_file_is_told_and_made_again(tmp_path, make):
     TrainingCache().get("key", make, tmp_path)
     path = tmp_path / "key.pt"
     path.write_bytes(path.read_bytes()[:20])
@@ -73,22 +73,22 @@ def test_a_damaged_file_is_told_and_made_again(tmp_path):
     assert TrainingCache().get("key", make, tmp_path)[1]
 
 
-def test_a_failure_leaves_no_file(tmp_path):
+def test_a_failure_leaves_no_file(tmp_path, make):
     def fail():
         raise RuntimeError("no luck")
 
     with pytest.raises(RuntimeError, match="no luck"):
         TrainingCache().get("key", fail, tmp_path)
     assert not list(tmp_path.glob("*.pt*"))
-    assert not TrainingCache().get("key", Counter(), tmp_path)[1]
+    assert not TrainingCache().get("key", make, tmp_path)[1]
 
 
-def test_a_full_disk_costs_no_training(tmp_path, monkeypatch):
+def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_cache, "write_bytes", fail)
-    cache, make = TrainingCache(), Counter()
+    cache = TrainingCache()
     with pytest.warns(UserWarning, match=r"key\.pt cannot be written .*No space"):
         first, kept = cache.get("key", make, tmp_path)
     assert not kept and set(first) == {"value"}
@@ -97,7 +97,7 @@ def test_a_full_disk_costs_no_training(tmp_path, monkeypatch):
     assert make.count == 1
 
 
-def test_a_lock_of_a_killed_process_is_released(tmp_path):
+def test_a_lock_of_a_killed_process_is_released(tmp_path, make):
     # Kills itself while it holds the lock.
     code = f"""
         import os, signal
@@ -107,21 +107,94 @@ def test_a_lock_of_a_killed_process_is_released(tmp_path):
         os.kill(os.getpid(), signal.SIGKILL)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
-    assert not TrainingCache().get("key", Counter(), tmp_path)[1]
+    assert not TrainingCache().get("key", make, tmp_path)[1]
+
+
+# --- Under which key ------------------------------------------------------------------
+
+
+def key(task, method="npe", num_simulations=100, x_o=X_O, **hyper):
+    settings = PosteriorSettings(**{"seed": 0, **hyper})
+    return training_key(method, settings, task, num_simulations, x_o)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_has_the_same_key_however_it_is_used(name):
+    task = get_task(name)
+    before = torch.get_rng_state()
+    first = key(task)
+    assert torch.equal(torch.get_rng_state(), before)
+    task.get_simulator()(task.get_prior()(num_samples=2))
+    task._lazy_de = object()  # as the solver in Julia is kept.
+    assert is_from_sbibm(task)
+    assert key(task) == first == key(get_task(name))
+
+
+def test_tasks_of_sbibm_are_told_apart():
+    tasks = [get_task(name) for name in TASKS]
+    tasks += [
+        get_task("sir", total_count=500),
+        get_task("gaussian_linear", simulator_scale=1.0),
+        get_task("gaussian_linear", prior_scale=1.0),
+    ]
+    another_prior = copy.copy(get_task("gaussian_linear"))
+    another_prior.prior_dist = get_task("gaussian_linear", prior_scale=2.0).prior_dist
+    assert len({key(task) for task in [*tasks, another_prior]}) == len(tasks) + 1
 
 
 @pytest.mark.parametrize(
-    "one, other",
+    "change",
     [
-        ({"a": 1}, {"a": 2}),
-        ({"a": 1}, {"b": 1}),
-        ({"a": torch.zeros(2)}, {"a": torch.zeros(3)}),
-        ({"a": torch.zeros(2)}, {"a": torch.zeros(2).double()}),
-        ({"a": None}, {"a": "None"}),
-        ({"a": np.zeros(2)}, {"a": np.ones(2)}),
-        ({"a": {"b": 1}}, {"a": {"b": 2}}),
+        {"method": "npe_gkl"},
+        {"num_simulations": 101},
+        {"seed": 1},
+        {"hidden_features": 51},
+        {"num_rounds": 2},
+        {"cache_tag": "another"},
     ],
 )
-def test_keys_tell_parts_apart(one, other):
-    assert cache_key(one) != cache_key(other)
-    assert cache_key(one) == cache_key(dict(one))
+def test_other_trainings_have_other_keys(two_moons, change):
+    assert key(two_moons, **change) != key(two_moons)
+
+
+def test_what_only_later_rounds_depend_on(two_moons):
+    assert key(two_moons, cache="here") == key(two_moons)
+    for change in ({"x_o": torch.ones(1, 2)}, {"max_sampling_time": 5.0}):
+        assert key(two_moons, **change) == key(two_moons)
+        assert key(two_moons, num_rounds=2, **change) != key(two_moons, num_rounds=2)
+
+
+@pytest.mark.parametrize("name", ["sbi", "torch", "sbibm", "sbi_boed_plugin"])
+def test_other_versions_have_other_keys(two_moons, monkeypatch, name):
+    first = key(two_moons)
+    assert _cache._VERSIONS[name]
+    monkeypatch.setitem(_cache._VERSIONS, name, "9")
+    assert key(two_moons) != first
+
+
+def test_keys_are_the_same_in_another_process():
+    code = """
+        import torch
+        from sbi_boed_plugin.sbibm import _cache, get_task
+        from sbi_boed_plugin.sbibm.settings import PosteriorSettings
+        settings = PosteriorSettings(seed=0)
+        for name in ("bernoulli_glm", "sir"):
+            task = get_task(name)
+            print(_cache.training_key("npe", settings, task, 100, torch.zeros(1, 2)))
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.split() == [key(get_task("bernoulli_glm")), key(get_task("sir"))]
+
+
+def test_a_task_of_ones_own_is_not_one_of_sbibm(two_moons):
+    class Mine(type(two_moons)):
+        pass
+
+    changed = copy.copy(two_moons)
+    changed.get_simulator = lambda max_calls=None: None
+    assert not is_from_sbibm(Mine())
+    assert not is_from_sbibm(changed)

@@ -6,15 +6,19 @@ checks the type and shape of what it gets.
 """
 
 import importlib
+import pickle
+import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
+
+from sbi_boed_plugin.sbibm import check_hyper
 
 pytest.importorskip("sbibm")
 
@@ -48,11 +52,28 @@ def configure(folder, *overrides):
         return compose("config", overrides=list(overrides))
 
 
-def test_hydra_discovers_the_plugin():
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
+def test_a_process_of_a_launcher_finds_our_methods(application):
+    """It gets the search path, and composes the configuration of its job anew."""
+    import sbibm  # noqa: F401
 
-    names = [p.__name__ for p in Plugins.instance().discover(SearchPathPlugin)]
-    assert "SbiBoedSearchPath" in names
+    with initialize_config_dir(str(application), version_base="1.3"):
+        loader = pickle.dumps(GlobalHydra.instance().config_loader())
+    (application / "loader.pkl").write_bytes(loader)
+    code = """
+        import pickle, sys, sbibm
+        from hydra.types import RunMode
+        with open(sys.argv[1], "rb") as file:
+            loader = pickle.load(file)
+        loader.load_configuration("config", ["algorithm=npe_gkl"], RunMode.RUN)
+        import sbibm.algorithms
+        print(sbibm.algorithms.npe_gkl.__name__)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), application / "loader.pkl"],
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "npe_gkl", run.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,10 +122,8 @@ def test_an_application_without_sbibm_is_left_alone(application, monkeypatch):
 def test_configurations_say_what_the_defaults_are(application, name):
     import sbibm  # noqa: F401
 
-    from sbi_boed_plugin.sbibm.methods import _RECIPES
-
     config = OmegaConf.to_container(configure(application, f"algorithm={name}"))
     params = config["algorithm"]["params"]
-    kind, _ = _RECIPES[name]
-    assert params == {key: getattr(kind(), key) for key in params}
+    defaults = check_hyper(name)
+    assert params == {key: getattr(defaults, key) for key in params}
     assert {"num_rounds", "neural_net", "hidden_features"} <= set(params)

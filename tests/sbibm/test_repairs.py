@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from sbi_boed_plugin.sbibm import get_task
-from sbi_boed_plugin.sbibm.repairs import add_repairs
+from sbi_boed_plugin.sbibm.repairs import repair_sbibm
+
+SIR = "sbibm.tasks.sir.task"
 
 
 def run_python(code):
-    """Run code in an interpreter that has imported nothing yet."""
+    """Return what code prints in an interpreter that has imported nothing yet."""
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
         capture_output=True,
@@ -23,78 +25,76 @@ def run_python(code):
     return run.stdout.split()
 
 
-def test_sbibm_is_repaired_when_it_is_imported():
-    found = run_python(
-        """
-        import sys, sbi_boed_plugin
-        from importlib.util import find_spec
-        print([m for m in sys.modules if m.split(".")[0] == "sbibm"] == [])
-
-        import sbibm, sbibm.algorithms as a
-        print(a.nle_ince.__module__, a.npe_gkl.__name__, callable(a.nre_gkl))
-        print(callable(a.snpe), callable(a.snle), callable(a.snre))
-
-        task = sbibm.get_task("sir")
+USE_SBIBM = """
+    print(callable(a.snpe), callable(a.snle), callable(a.snre))
+    print(a.nle_ince.__module__, a.npe_gkl.__name__, callable(a.nre_gkl))
+    for name in ("sir", "slcp_distractors"):
+        task = sbibm.get_task(name)
         print(task.get_simulator()(task.get_prior()(num_samples=2)).shape[1])
-        print("diffeqtorch" in sys.modules, find_spec("diffeqtorch"))
-        try:
-            task.de
-        except ImportError as error:
-            print("get_simulator" in str(error))
-        """
-    )
+    try:
+        sbibm.get_task("sir").de
+    except ImportError as error:
+        print("get_simulator" in str(error))
+    print("diffeqtorch" in sys.modules, find_spec("diffeqtorch"))
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import sbi_boed_plugin; import sbibm, sbibm.algorithms as a",
+        "import sbibm; import sbi_boed_plugin; import sbibm.algorithms as a",
+        # As the runner of sbibm does, which knows nothing of us.
+        "import sbibm; from hydra.core.plugins import Plugins; "
+        "from hydra._internal.utils import create_config_search_path as c; c(None); "
+        "import sbibm.algorithms as a",
+    ],
+)
+def test_sbibm_works_whoever_is_imported_first(first):
+    code = f"import sys; from importlib.util import find_spec; {first}"
+    found = run_python(textwrap.dedent(code) + textwrap.dedent(USE_SBIBM))
     assert found == [
-        "True",
-        "sbi_boed_plugin.sbibm.methods", "npe_gkl", "True",
         "True", "True", "True",
-        "10", "False", "None", "True",
+        "sbi_boed_plugin.sbibm.methods", "npe_gkl", "True",
+        "10", "100", "True",
+        "False", "None",
     ]  # fmt: skip
 
 
-def test_importing_sbibm_first_makes_no_difference_and_unregister_undoes():
+def test_importing_the_package_imports_no_sbibm_and_unregister_undoes():
     found = run_python(
         """
-        import sys, sbibm
-        sbibm.get_task("slcp", distractors=True)
-        import sbi_boed_plugin
-        task = sbibm.get_task("slcp_distractors")
-        print(task.get_simulator()(task.get_prior()(num_samples=2)).shape[1])
+        import sys, sbi_boed_plugin
+        print(any(name.partition(".")[0] == "sbibm" for name in sys.modules))
+        print("sbi_boed_plugin.sbibm" in sys.modules)
+        finders = len(sys.meta_path)
         sbi_boed_plugin.unregister()
+        print(finders - len(sys.meta_path))
+        import sbibm
         try:
             import sbibm.algorithms
         except ModuleNotFoundError as error:
             print(error.name)
         sbi_boed_plugin.register()
         import sbibm.algorithms
-        print(sbibm.algorithms.npe_gkl.__name__)
+        print(sbibm.algorithms.npe_gkl.__name__, finders - len(sys.meta_path))
         sbi_boed_plugin.unregister()
         print(hasattr(sbibm.algorithms, "npe_gkl"), sbi_boed_plugin.is_registered())
         """
     )
-    assert found == ["100", "sbi.utils.get_nn_models", "npe_gkl", "False", "False"]
-
-
-def test_a_process_of_a_launcher_of_hydra_finds_our_methods():
-    # It imports the plugin with its settings, but searches for nothing.
-    found = run_python(
-        """
-        import sys
-        import sbibm, hydra_plugins.sbi_boed_plugin_search_path
-        print("sbi_boed_plugin" in sys.modules)
-        import sbibm.algorithms
-        print(sbibm.algorithms.npe_gkl.__name__)
-        task = sbibm.get_task("sir")
-        print(task.get_simulator()(task.get_prior()(num_samples=2)).shape[1])
-        """
-    )
-    assert found == ["False", "npe_gkl", "10"]
+    assert found == [
+        *("False", "False", "1", "sbi.utils.get_nn_models", "npe_gkl", "1"),
+        *("False", "False"),
+    ]
 
 
 def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
     monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "False")
     found = run_python(
         """
-        import sbibm, hydra_plugins.sbi_boed_plugin_search_path
+        import sbibm
+        from hydra._internal.utils import create_config_search_path
+        create_config_search_path(None)
         try:
             import sbibm.algorithms
         except ModuleNotFoundError as error:
@@ -106,47 +106,51 @@ def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
     assert found == ["sbi.utils.get_nn_models", "False"]
 
 
-def test_simulators_are_replaced_once_however_often_hooks_run():
+def test_simulators_are_replaced_once():
+    repair_sbibm()
     names = ("SIR", "sir"), ("LotkaVolterra", "lotka_volterra"), ("SLCP", "slcp")
-    for kind, name in names:
-        module = importlib.import_module(f"sbibm.tasks.{name}.task")
-        add_repairs()
-        before = getattr(module, kind).get_simulator
-        add_repairs()
-        get_task(name)
-        assert getattr(module, kind).get_simulator is before
+    classes = [
+        getattr(importlib.import_module(f"sbibm.tasks.{name}.task"), kind)
+        for kind, name in names
+    ]
+    before = [task.get_simulator for task in classes]
+    repair_sbibm()
+    assert [task.get_simulator for task in classes] == before
+
+
+def test_later_releases_are_left_as_they_are(monkeypatch, forgotten_sir):
+    monkeypatch.setattr("sbibm.__version__", "1.2.0rc1")
+    repair_sbibm()
+    assert SIR not in sys.modules
 
 
 @pytest.fixture
-def forget_sir():
-    """Let `sbibm.tasks.sir.task` be imported anew, and as it was afterwards."""
-    name = "sbibm.tasks.sir.task"
-    before = sys.modules.pop(name, None)
-    yield name
-    sys.modules.pop(name, None)
+def forgotten_sir():
+    """Let the module of the task be imported anew, and be as it was afterwards."""
+    repair_sbibm()
+    before = sys.modules.pop(SIR)
+    yield
     sys.modules.pop("diffeqtorch", None)
-    if before is not None:
-        sys.modules[name] = before
+    sys.modules[SIR] = before
 
 
-def test_an_installed_diffeqtorch_is_left_alone(tmp_path, monkeypatch, forget_sir):
+def test_an_installed_diffeqtorch_is_left_alone(tmp_path, monkeypatch, forgotten_sir):
     (tmp_path / "diffeqtorch.py").write_text("class DiffEq:\n    mine = True\n")
     monkeypatch.syspath_prepend(tmp_path)
-    add_repairs()
-    module = importlib.import_module(forget_sir)
+    repair_sbibm()
+    module = sys.modules[SIR]
     assert module.DiffEq.mine
     assert not hasattr(module.SIR.get_simulator, "__wrapped__")
 
 
 def test_a_broken_diffeqtorch_is_told_and_done_without(
-    tmp_path, monkeypatch, forget_sir
+    tmp_path, monkeypatch, forgotten_sir
 ):
     (tmp_path / "diffeqtorch.py").write_text("raise RuntimeError('no Julia here')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    add_repairs()
     with pytest.warns(UserWarning, match="no Julia here"):
-        module = importlib.import_module(forget_sir)
-    task = module.SIR()
+        repair_sbibm()
+    task = sys.modules[SIR].SIR()
     assert task.get_simulator()(task.get_prior()(num_samples=2)).shape == (2, 10)
 
 

@@ -12,7 +12,6 @@ from benchmarks.exact_estimators import (
     slope,
     straight_line,
 )
-from sbi_boed_plugin._simulation import CheckedSimulator
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.policies import (
@@ -28,6 +27,7 @@ from sbi_boed_plugin.search.multi_start import (
     multi_start_search,
     uniform_designs,
 )
+from sbi_boed_plugin.simulation import CheckedSimulator
 
 QUICK = MultiStartConfig(num_starts=24, num_climb_steps=45, num_candidate_samples=400)
 

@@ -1,7 +1,6 @@
 """The response to a growth factor against series, limits and nested Monte Carlo."""
 
 import math
-import pickle
 from fractions import Fraction
 
 import pytest
@@ -9,11 +8,6 @@ import torch
 
 from sbi_boed_plugin.tasks import BMP
 from sbi_boed_plugin.tasks.bmp import bound_fraction
-from tests.tasks.exact_cases import (
-    assert_exact_eig_agrees_with_nested_monte_carlo,
-    assert_on_the_device_of_the_data,
-    kolmogorov_smirnov,
-)
 
 
 def catalan_series(k: float, num_terms: int = 30) -> float:
@@ -56,42 +50,6 @@ def test_bound_fraction_has_its_limits():
     assert float((1.0 - bound_fraction(k)) * k.sqrt()) == pytest.approx(1.0, rel=1e-4)
     values = bound_fraction(torch.logspace(-8, 8, 1_000))
     assert (values.diff() >= 0).all() and values.max() <= 1.0
-
-
-def test_simulated_data_follow_the_likelihood():
-    task = BMP(dim_design=2, noise=0.1)
-    num = 20_000
-    theta = torch.tensor([[0.85, 0.4]]).expand(num, -1)
-    design = torch.tensor([[0.3, 500.0]]).expand(num, -1)
-    x = task.simulator(theta, design)
-    k = 0.85 * torch.tensor([0.3, 500.0])
-    mean = 0.4 * ((2 * k + 1) - (4 * k + 1).sqrt()) / (2 * k)
-    expected = torch.distributions.Normal(mean, 0.1)
-    for column in expected.cdf(x).T:
-        assert kolmogorov_smirnov(column) < 1.0
-    torch.testing.assert_close(
-        task.log_likelihood(x, theta, design),
-        expected.log_prob(x).sum(dim=1),
-        rtol=1e-4,
-        atol=1e-4,
-    )
-
-
-def test_likelihood_integrates_to_one():
-    task = BMP()
-    x = torch.linspace(-1.0, 2.0, 30_001, dtype=torch.float64)
-    for theta, design in (((0.85, 0.85), 1e-6), ((0.1, 0.9), 3.0), ((1.0, 1.0), 1e3)):
-        log_prob = task.log_likelihood(
-            x[:, None], torch.tensor([theta]), torch.tensor([design])
-        )
-        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("noise", [0.02, 0.2])
-@pytest.mark.parametrize("design", [[0.1], [1_000.0], [1.0, 100.0]])
-def test_exact_eig_agrees_with_nested_monte_carlo(noise, design):
-    task = BMP(dim_design=len(design), noise=noise)
-    assert_exact_eig_agrees_with_nested_monte_carlo(task, design, num_samples=1_024)
 
 
 def test_nothing_is_learned_without_ligand():
@@ -146,26 +104,7 @@ def test_without_noise_the_response_is_a_function():
             function(torch.ones(1, 1))
 
 
-def test_keeps_its_noise_when_pickled():
-    task = pickle.loads(pickle.dumps(BMP(noise=0.3)))
-    assert task.noise == 0.3
-
-
-def test_likelihood_is_on_the_device_of_the_data():
-    assert_on_the_device_of_the_data(BMP(dim_design=2))
-
-
 @pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
 def test_noise_must_be_a_standard_deviation(noise):
     with pytest.raises(ValueError, match=f"noise={noise} must be at least 0"):
         BMP(noise=noise)
-
-
-def test_negative_numbers_are_refused():
-    task = BMP()
-    with pytest.raises(ValueError, match="`theta` holds affinities .*, got -0.5"):
-        task.simulator(torch.tensor([[-0.5, 0.5]]), torch.ones(1, 1))
-    with pytest.raises(ValueError, match="`design` holds concentrations.*, got -1"):
-        task.simulator(torch.full((1, 2), 0.5), -torch.ones(1, 1))
-    with pytest.raises(ValueError, match="`design` holds concentrations.*, got -1"):
-        task.exact_eig(-torch.ones(1))

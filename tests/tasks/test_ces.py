@@ -10,11 +10,7 @@ from sbi.utils import mcmc_transform, process_prior
 
 from sbi_boed_plugin.tasks import CES
 from sbi_boed_plugin.tasks.ces import CENSORING, _log_normal_cdf, utility, weights
-from tests.tasks.exact_cases import (
-    assert_exact_eig_agrees_with_nested_monte_carlo,
-    assert_on_the_device_of_the_data,
-    kolmogorov_smirnov,
-)
+from tests.tasks.test_likelihoods import kolmogorov_smirnov
 
 HIGH = 1.0 - CENSORING
 DESIGN = [10.0, 40.0, 30.0, 30.0, 20.0, 40.0]
@@ -241,19 +237,6 @@ def test_exchanging_the_baskets_mirrors_the_answer():
     assert value == pytest.approx(mirrored, abs=6.0 * error)
 
 
-@pytest.mark.parametrize(
-    "design",
-    [
-        DESIGN,
-        [50.0] * 6,
-        [100.0, 0.0, 0.0, 0.0, 100.0, 0.0],
-        [50.0, 1.0, 1.0, 49.0, 1.0, 1.0],
-    ],
-)
-def test_exact_eig_agrees_with_nested_monte_carlo(design):
-    assert_exact_eig_agrees_with_nested_monte_carlo(CES(), design)
-
-
 def test_equal_baskets_tell_the_slope_alone():
     # y = clip(u tau eps): the logarithm of its size is Gaussian noise around log u.
     # Neither which goods nor how many matter.
@@ -280,20 +263,3 @@ def test_equal_baskets_tell_the_slope_alone():
     conditional = (prior * entropy(density, mass)).sum()
     expected = entropy(density @ prior, (prior * mass).sum()) - conditional
     assert float(values[0]) == pytest.approx(float(expected), abs=5e-4)
-
-
-def test_likelihood_is_on_the_device_of_the_data():
-    assert_on_the_device_of_the_data(CES())
-
-
-@pytest.mark.parametrize(
-    ("theta", "design", "message"),
-    [
-        ([0.5, 1.2, 0.5, 1.0], [1.0] * 6, r"`theta` must hold .*0.5, 1.2\].*logits"),
-        ([0.5, 0.5, 0.5, -1.0], [1.0] * 6, "`theta` must hold .* slope of -1"),
-        ([0.5] * 4, [-1.0] * 6, "`design` holds amounts of goods, .*, got -1"),
-    ],
-)
-def test_values_out_of_range_are_refused(theta, design, message):
-    with pytest.raises(ValueError, match=message):
-        CES().simulator(torch.tensor([theta]), torch.tensor([design]))

@@ -6,48 +6,6 @@ import pytest
 import torch
 
 from sbi_boed_plugin.tasks import LocationFinding
-from tests.tasks.exact_cases import (
-    assert_exact_eig_agrees_with_nested_monte_carlo,
-    assert_on_the_device_of_the_data,
-    kolmogorov_smirnov,
-)
-
-
-def log_signal(sources: list[list[float]], point: list[float]) -> float:
-    """The mean of the data, source by source."""
-    total = 0.1
-    for source in sources:
-        squared = sum((a - b) ** 2 for a, b in zip(source, point, strict=True))
-        total += 1.0 / (1e-4 + squared)
-    return math.log(total)
-
-
-@pytest.mark.parametrize(("num_sources", "dim_space"), [(1, 1), (2, 2), (3, 2), (2, 3)])
-def test_simulated_data_follow_the_likelihood(num_sources, dim_space):
-    task = LocationFinding(num_sources=num_sources, dim_space=dim_space)
-    num = 10_000
-    theta, design = task.prior.sample((1,)), task.design_space.sample((1,))
-    assert theta.shape == (1, num_sources * dim_space)
-    x = task.simulator(theta.expand(num, -1), design.expand(num, -1))
-    sources = theta.view(num_sources, dim_space).tolist()
-    expected = torch.distributions.Normal(log_signal(sources, design[0].tolist()), 0.5)
-    assert kolmogorov_smirnov(expected.cdf(x[:, 0])) < 1.0
-    torch.testing.assert_close(
-        task.log_likelihood(x, theta, design),
-        expected.log_prob(x[:, 0]),
-        rtol=1e-4,
-        atol=1e-4,
-    )
-
-
-def test_likelihood_integrates_to_one():
-    task = LocationFinding()
-    x = torch.linspace(-10.0, 20.0, 3_001, dtype=torch.float64)
-    for design in ([0.0, 0.0], [-1.0, -1.0 / 3.0], [4.0, -4.0]):
-        log_prob = task.log_likelihood(
-            x[:, None], task.true_parameters, torch.tensor(design)
-        )
-        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
 
 
 def test_likelihood_does_not_know_the_order_of_the_sources():
@@ -72,17 +30,6 @@ def test_signal_is_bounded_at_a_source_and_far_away():
     assert high == pytest.approx(math.log(0.1 + 3e4))
 
 
-@pytest.mark.parametrize("design", [[0.0, 0.0], [1.5, -1.0], [-4.0, 4.0]])
-def test_exact_eig_agrees_with_nested_monte_carlo(design):
-    assert_exact_eig_agrees_with_nested_monte_carlo(LocationFinding(), design)
-
-
-@pytest.mark.parametrize(("num_sources", "dim_space"), [(1, 1), (3, 2), (2, 3)])
-def test_exact_eig_of_other_sizes(num_sources, dim_space):
-    task = LocationFinding(num_sources=num_sources, dim_space=dim_space)
-    assert_exact_eig_agrees_with_nested_monte_carlo(task, [0.7] * dim_space)
-
-
 def test_exact_eig_depends_on_the_distance_alone():
     task = LocationFinding()
     angles = torch.arange(0.0, 6.0, 0.7)
@@ -101,10 +48,6 @@ def test_exact_eig_is_largest_at_the_origin():
     # Three decimals are known.
     torch.testing.assert_close(values.float(), expected, rtol=0, atol=1.5e-3)
     assert (values.diff() < -3.0 * errors[1:]).all()
-
-
-def test_likelihood_is_on_the_device_of_the_data():
-    assert_on_the_device_of_the_data(LocationFinding())
 
 
 @pytest.mark.parametrize("argument", ["num_sources", "dim_space"])

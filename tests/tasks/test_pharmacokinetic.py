@@ -7,11 +7,6 @@ import torch
 
 from sbi_boed_plugin.tasks import Pharmacokinetic
 from sbi_boed_plugin.tasks.pharmacokinetic import concentration
-from tests.tasks.exact_cases import (
-    assert_exact_eig_agrees_with_nested_monte_carlo,
-    assert_on_the_device_of_the_data,
-    kolmogorov_smirnov,
-)
 
 TIMES = torch.linspace(0.0, 24.0, 49, dtype=torch.float64)
 
@@ -67,33 +62,6 @@ def test_concentration_is_finite_and_bounded_by_the_whole_dose():
     assert (values <= 400.0 / theta[:, 2:]).all()
 
 
-def test_simulated_data_follow_the_likelihood():
-    task = Pharmacokinetic(dim_design=3)
-    num = 20_000
-    theta = task.true_parameters.expand(num, -1)
-    times = torch.tensor([0.0, 2.0, 20.0])
-    x = task.simulator(theta, times.expand(num, -1))
-    mean = as_written([1.5, 0.15, 15.0], times)
-    expected = torch.distributions.Normal(mean, (0.01 * mean**2 + 0.1).sqrt())
-    for column in expected.cdf(x).T:
-        assert kolmogorov_smirnov(column) < 1.0
-    torch.testing.assert_close(
-        task.log_likelihood(x, theta, times),
-        expected.log_prob(x).sum(dim=1),
-        rtol=1e-4,
-        atol=1e-4,
-    )
-
-
-def test_likelihood_integrates_to_one():
-    x = torch.linspace(-40.0, 80.0, 120_001, dtype=torch.float64)
-    for time in (0.0, 0.5, 12.0):
-        log_prob = Pharmacokinetic().log_likelihood(
-            x[:, None], torch.tensor([1.5, 0.15, 15.0]), torch.tensor([time])
-        )
-        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
-
-
 def test_prior_is_log_normal_around_its_medians():
     theta = Pharmacokinetic().prior.sample((40_000,))
     logs = theta.log()
@@ -102,12 +70,6 @@ def test_prior_is_log_normal_around_its_medians():
     tolerance = 4.0 * math.sqrt(0.05 / 40_000)
     torch.testing.assert_close(logs.mean(0), median, rtol=0, atol=tolerance)
     assert (logs.var(0) / 0.05 - 1.0).abs().max() < 4.0 * math.sqrt(2.0 / 40_000)
-
-
-@pytest.mark.parametrize("design", [[0.5], [17.0], [24.0], [1.0, 18.0]])
-def test_exact_eig_agrees_with_nested_monte_carlo(design):
-    task = Pharmacokinetic(dim_design=len(design))
-    assert_exact_eig_agrees_with_nested_monte_carlo(task, design, num_samples=1_024)
 
 
 def test_nothing_is_learned_before_the_drug_is_absorbed():
@@ -133,17 +95,3 @@ def test_best_time_of_one_sample():
     assert float(times[early]) == pytest.approx(0.5, abs=0.25)
     assert float(values[early]) == pytest.approx(1.013, abs=2e-3)
     assert errors.max() < 5e-4
-
-
-def test_likelihood_is_on_the_device_of_the_data():
-    assert_on_the_device_of_the_data(Pharmacokinetic(dim_design=2))
-
-
-def test_values_out_of_range_are_refused():
-    task = Pharmacokinetic()
-    with pytest.raises(ValueError, match="`theta` holds rates .*, got -2.3.* natural"):
-        task.simulator(torch.tensor([[0.0, -2.3, 3.0]]), torch.ones(1, 1))
-    with pytest.raises(ValueError, match="`design` holds times, .*, got -1"):
-        task.simulator(torch.ones(1, 3), -torch.ones(1, 1))
-    with pytest.raises(ValueError, match="`designs` holds times, .*, got -1"):
-        task.exact_eig_grid(-torch.ones(1, 1))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin.tasks import SIR
-from sbi_boed_plugin.tasks.sir_dynamics import infected_at, time_grid
+from sbi_boed_plugin.tasks.sir import infected_at, time_grid
 
 NUM_STEPS = SIR().num_steps
 
@@ -30,7 +30,7 @@ def parameters(theta: tuple[float, float] | None, num: int) -> torch.Tensor:
 def simulate(
     theta: torch.Tensor, times: torch.Tensor, num_steps: int = NUM_STEPS
 ) -> torch.Tensor:
-    return infected_at(theta, times, num_steps=num_steps)[0]
+    return infected_at(theta, times, num_steps=num_steps)
 
 
 def euler_maruyama(theta: torch.Tensor, time: float, num_steps: int) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_rows_do_not_depend_on_chunks(monkeypatch):
     theta = SIR().prior.sample((10_000,))
     times = torch.full((10_000, 1), 30.0)
     whole = simulate(theta, times, num_steps=50)[:, 0]
-    monkeypatch.setattr("sbi_boed_plugin.tasks.sir_dynamics._CHUNK_ROWS", 999)
+    monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
     assert_same_distribution(simulate(theta, times, num_steps=50)[:, 0], whole)
 
 
@@ -203,23 +203,6 @@ def test_extreme_parameters_stay_within_the_population():
     assert x.isfinite().all()
     assert (x >= 0).all() and (x <= 500).all()
     assert float(x[3]) == 2.0
-
-
-def test_drop_extinct_keeps_outbreaks_only():
-    theta, design = parameters((0.8, 0.1), 20_000), torch.full((20_000, 1), 20.0)
-    every = SIR(dequantize=False).simulator(theta, design)[:, 0]
-    kept = SIR(dequantize=False, drop_extinct=True).simulator(theta, design)[:, 0]
-    assert float((every < 0.5).double().mean()) > 0.03
-    assert float((kept < 0.5).double().mean()) < 1e-3
-    # What an outbreak looks like does not change: extinct epidemics are near zero at
-    # this time, outbreaks above fifty.
-    assert_same_distribution(kept[kept > 50], every[every > 50])
-
-
-def test_drop_extinct_gives_up_where_there_is_no_outbreak():
-    task = SIR(drop_extinct=True, max_redraws=2)
-    x = task.simulator(parameters((0.01, 1.0), 10), torch.full((10, 1), 50.0))
-    assert (x < 1).all()
 
 
 @pytest.mark.parametrize(

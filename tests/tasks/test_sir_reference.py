@@ -23,7 +23,7 @@ def gaussian_counts(theta, times, *, num_steps, generator):
     z = (theta[:, :1] / 0.5).log() / 0.5
     mean = 250.0 + 30.0 * z
     noise = torch.randn(len(theta), times.shape[1], generator=generator)
-    return (mean + 20.0 * noise).clamp(0, 500), None
+    return (mean + 20.0 * noise).clamp(0, 500)
 
 
 def test_known_information_gain_is_found(monkeypatch):

@@ -9,9 +9,9 @@ from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.multi_start import model_information
-from sbi_boed_plugin.trainers._state import get_state, set_state
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian
 
@@ -73,9 +73,13 @@ def learned():
     """The exact likelihood of finite outcomes with a learned chance of success."""
     torch.manual_seed(0)
     theta = PRIOR.sample(torch.Size((20_000,)))
-    condition = torch.cat([theta, torch.ones_like(theta)], dim=1)
     valid = torch.rand(len(theta)) < log_success(theta).exp()
-    return LikelihoodWithFailures(Exact()).learn(condition, valid)
+    return LikelihoodWithFailures(Exact()).learn(at_design(theta), valid)
+
+
+def at_design(theta):
+    """Conditions of the likelihood at design 1."""
+    return torch.cat([theta, torch.ones_like(theta)], dim=1)
 
 
 def exact_mean():
@@ -88,28 +92,26 @@ def test_a_finite_outcome_speaks_for_parameters_that_rarely_fail(trained):
     torch.manual_seed(0)
     inference.observe(DESIGN, X)
     # Without the chance of success -0.01. Over eight seeds of the search the belief
-    # has a mean of -0.63 and a
-    # standard deviation of 0.03.
+    # has a mean of -0.63 and a standard deviation of 0.03.
     assert exact_mean() == pytest.approx(-0.65, abs=0.01)
     assert inference.belief.particles.mean().item() == pytest.approx(-0.65, abs=0.15)
     # What chains, importance and rejection draw from is the same density.
-    at_design = inference.build_posterior(design=DESIGN).set_default_x(X)
-    for posterior in (inference.build_posterior(), at_design):
+    of_datum = inference.build_posterior(design=DESIGN).set_default_x(X)
+    for posterior in (inference.build_posterior(), of_datum):
         weights = torch.softmax(posterior.potential(GRID), dim=0)
         assert (weights * GRID[:, 0]).sum().item() == pytest.approx(-0.65, abs=0.15)
 
 
 def test_the_chance_of_success_is_learned(learned):
-    condition = torch.cat([GRID, torch.ones_like(GRID)], dim=1)
+    condition = at_design(GRID)
     error = (learned.log_success(condition).exp() - log_success(GRID).exp()).abs()
     # 20,000 outcomes: a standard error of 0.03 for each hundredth of the parameters.
     assert error.max() < 0.05
     x = torch.randn(3, 4, 1)
     density = learned.log_prob(x, condition[:4])
     expected = learned.net.log_prob(x, condition[:4])
-    torch.testing.assert_close(
-        density - expected, learned.log_success(condition[:4]) * torch.ones(3, 1)
-    )
+    expected = expected + learned.log_success(condition[:4])
+    torch.testing.assert_close(density, expected)
 
 
 def test_few_outcomes_are_not_overinterpreted():
@@ -134,24 +136,25 @@ def exact_information():
     return torch.trapezoid(terms.mean(dim=0), x[0]).item()
 
 
+def of_model(likelihood, prior, designs, num_samples):
+    estimators = DesignEstimators(likelihood)
+    settings = {"objective": "info_nce", "num_samples": num_samples}
+    return model_information(estimators, prior, designs, **settings)
+
+
 def test_the_information_counts_that_a_datum_is_finite(learned):
-    kwargs = {"prior": PRIOR, "design": DESIGN, "num_samples": 1_500, "seed": 0}
-    kwargs["num_contrastive"] = 511
-    with_failures = estimate_eig(learned, simulator, **kwargs)
-    without = estimate_eig(learned.net, simulator, **kwargs)
+    settings = {"prior": PRIOR, "design": DESIGN, "num_samples": 1_500, "seed": 0}
+    with_failures, without = (
+        estimate_eig(likelihood, simulator, num_contrastive=511, **settings)
+        for likelihood in (learned, learned.net)
+    )
     exact = exact_information()
     margin = 4.0 * with_failures.standard_error
     assert with_failures.value == pytest.approx(exact, abs=margin)
     assert without.value < exact - margin
     # The model says the same without simulations.
     torch.manual_seed(0)
-    value = model_information(
-        DesignEstimators(learned),
-        PRIOR,
-        DESIGN.unsqueeze(0),
-        objective="info_nce",
-        num_samples=512,
-    )
+    value = of_model(learned, PRIOR, DESIGN.unsqueeze(0), num_samples=512)
     assert value.item() == pytest.approx(exact, abs=0.1)
 
 
@@ -160,14 +163,9 @@ def test_designs_that_always_fail_are_not_informative():
     theta, design = torch.randn(2_000, 1), 3.0 * torch.rand(2_000, 1)
     condition = torch.cat([theta, design], dim=1)
     likelihood = LikelihoodWithFailures(Exact()).learn(condition, design[:, 0] < 1.5)
-    values = model_information(
-        DesignEstimators(likelihood),
-        LinearGaussian.prior,
-        torch.tensor([[1.3], [2.5]]),
-        objective="info_nce",
-        num_samples=256,
-    )
-    exact = LinearGaussian.eig(torch.tensor([[1.3]])).item()
+    designs = torch.tensor([[1.3], [2.5]])
+    values = of_model(likelihood, LinearGaussian.prior, designs, num_samples=256)
+    exact = LinearGaussian.eig(designs[:1]).item()
     assert values[0].item() == pytest.approx(exact, abs=0.1)
     assert values[1].abs() < 0.01  # With data that did not fail it would be 0.99.
 
@@ -185,14 +183,14 @@ def test_what_is_known_of_failures_is_kept(trained):
     torch.manual_seed(0)
     first.observe(DESIGN, X, num_particles=64)
     second = make()
-    set_state(second, get_state(first))
+    second.search.load_state_dict(first.search.state_dict())
     with pytest.warns(UserWarning, match="pickled"):
         third = pickle.loads(pickle.dumps(first))
     for other in (second, third):
         assert torch.equal(first.belief.log_prob(theta), other.belief.log_prob(theta))
-        condition = torch.cat([theta, torch.ones_like(theta)], dim=1)
-        expected = first._neural_net.log_success(condition)
-        assert torch.equal(other._neural_net.log_success(condition), expected)
+        expected = first._neural_net.log_success(at_design(theta))
+        success = other._neural_net.log_success(at_design(theta))
+        assert torch.equal(success, expected)
         (ours,), (others,) = first.observations, other.observations
         assert ours.predictive_p_value == others.predictive_p_value > 0.0
     # Later searches go on from there, those without a failure included.
@@ -211,28 +209,25 @@ def test_what_is_known_of_failures_is_kept(trained):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_search_that_was_interrupted_learns_the_same():
-    def run(error_at):
-        torch.manual_seed(0)
-        inference, calls = make(), [0]
+def test_a_search_that_was_interrupted_learns_from_all_of_its_simulations():
+    torch.manual_seed(0)
+    inference, calls = make(), [0]
 
-        def interrupted(theta, design):
-            calls[0] += len(theta) == SEARCH["training_batch_size"]
-            if calls[0] == error_at:
-                raise KeyboardInterrupt
-            return simulator(theta, design)
+    def interrupted(theta, design):
+        calls[0] += len(theta) == SEARCH["training_batch_size"]
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return simulator(theta, design)
 
-        settings = {**SEARCH, "num_steps": 6}
-        if error_at is None:
-            inference.optimize_design(interrupted, **settings)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                inference.optimize_design(interrupted, **settings)
-            # What is known by then serves until the search goes on.
-            assert isinstance(inference._neural_net, LikelihoodWithFailures)
-            inference.optimize_design(interrupted, resume_training=True, **SEARCH)
-        return inference._neural_net.state_dict()
-
-    whole, parts = run(None), run(4)
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    with pytest.raises(KeyboardInterrupt):
+        inference.optimize_design(interrupted, **SEARCH, num_steps=6)
+    # What is known by then serves until the search goes on.
+    assert isinstance(inference._neural_net, LikelihoodWithFailures)
+    inference.optimize_design(interrupted, resume_training=True, **SEARCH)
+    rows = Batch.join(inference.search.optimizer.progress.stored)
+    assert len(rows.theta) == 6 * SEARCH["training_batch_size"]
+    expected = LikelihoodWithFailures(inference._neural_net.net)
+    expected.learn(torch.cat([rows.theta, rows.design], dim=1), rows.valid)
+    found = inference._neural_net.success_net.state_dict()
+    for name, value in expected.success_net.state_dict().items():
+        assert torch.equal(value, found[name])

@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
-from sbi_boed_plugin.tasks import _entropy, get_task
-from sbi_boed_plugin.tasks._entropy import (
+from sbi_boed_plugin.tasks import _gaussian, get_task
+from sbi_boed_plugin.tasks._gaussian import (
+    GaussianTask,
+    GridTask,
     gaussian_information,
     nested_information,
     nodes_for,
     share_among_nodes,
     sobol_replicates,
 )
-from sbi_boed_plugin.tasks._gaussian_task import GaussianTask, GridTask
 
 # One design of each task, and of those that measure several times.
 ONE_VALUE = {
@@ -162,13 +163,16 @@ def test_grid_is_the_same_as_design_by_design_and_in_chunks(name, monkeypatch):
         pytest.approx(pair)
         for pair in zip(values.tolist(), errors.tolist(), strict=True)
     ]
-    monkeypatch.setattr("sbi_boed_plugin.tasks._gaussian_task._MAX_MEANS", 128)
+    monkeypatch.setattr("sbi_boed_plugin.tasks._gaussian._MAX_MEANS", 128)
     chunked, _ = task.exact_eig_grid(designs, num_samples=128)
     torch.testing.assert_close(chunked, values)
     assert task.exact_eig_grid(designs[:0])[0].shape == (0,)
 
 
-@pytest.mark.parametrize("cases", [ONE_VALUE, SEVERAL_VALUES])
+NOISY = {"noisy_linear": ({"dim_design": 2}, [-3.0, 3.0])}
+
+
+@pytest.mark.parametrize("cases", [ONE_VALUE, SEVERAL_VALUES, NOISY])
 def test_seeded_and_without_touching_the_global_generator(cases):
     for name, (arguments, design) in cases.items():
         task, point = get_task(name, **arguments), torch.tensor(design)
@@ -183,7 +187,7 @@ def test_nested_information_is_the_same_in_chunks(monkeypatch):
     task = get_task("pharmacokinetic", dim_design=2)
     design = torch.tensor([1.0, 10.0])
     whole = task.exact_eig(design, num_samples=128)
-    monkeypatch.setattr(_entropy, "_MAX_BLOCK", 1_000)
+    monkeypatch.setattr(_gaussian, "_MAX_BLOCK", 1_000)
     assert task.exact_eig(design, num_samples=128) == pytest.approx(whole)
 
 

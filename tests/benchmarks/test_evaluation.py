@@ -6,11 +6,9 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin.evaluation import (
+from benchmarks.evaluation import (
     lc2st_statistic,
     median_predictive_distance,
-    snmc,
-    spce,
     total_information,
 )
 
@@ -79,15 +77,6 @@ def test_their_means_enclose_the_exact_information():
     assert bias[:, 1].mean() > 2.0 * error[1]
 
 
-def test_the_bounds_are_those_of_their_own_functions():
-    torch.manual_seed(0)
-    theta, x = linear_sequences(1)
-    arguments = (log_likelihood, prior(), theta[0], DESIGNS, x[0], 100)
-    both = total_information(*arguments[:-1], num_contrastive=100, seed=3)
-    assert (spce(*arguments, seed=3), snmc(*arguments, seed=3)) == both
-    assert spce(*arguments, seed=4) != both[0]
-
-
 def test_the_lower_bound_has_its_cap():
     theta, designs = torch.tensor([1.0]), torch.full((50, 1), 100.0)
     x = 100.0 * theta.expand(50, 1)
@@ -103,7 +92,7 @@ def test_chunks_change_nothing(monkeypatch):
     theta, x = linear_sequences(1)
     arguments = (log_likelihood, prior(), theta[0], DESIGNS, x[0])
     at_once = total_information(*arguments, num_contrastive=40_000)
-    monkeypatch.setattr("sbi_boed_plugin.evaluation._MAX_ROWS", 3 * 1_000)
+    monkeypatch.setattr("benchmarks.evaluation._MAX_ROWS", 3 * 1_000)
     in_parts = total_information(*arguments, num_contrastive=40_000)
     # Other draws, since those of a chunk are drawn together, but the same quantity.
     assert in_parts == pytest.approx(at_once, abs=0.05)
@@ -112,14 +101,18 @@ def test_chunks_change_nothing(monkeypatch):
 def test_the_callers_random_state_is_left_alone():
     theta, x = linear_sequences(1)
     before = torch.get_rng_state()
-    spce(log_likelihood, prior(), theta[0], DESIGNS, x[0], 10)
+    total_information(
+        log_likelihood, prior(), theta[0], DESIGNS, x[0], num_contrastive=10
+    )
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_too_few_draws_are_refused():
     theta, x = linear_sequences(1)
     with pytest.raises(ValueError, match="num_contrastive=0"):
-        spce(log_likelihood, prior(), theta[0], DESIGNS, x[0], 0)
+        total_information(
+            log_likelihood, prior(), theta[0], DESIGNS, x[0], num_contrastive=0
+        )
 
 
 def test_the_distance_is_that_of_all_experiments_together():

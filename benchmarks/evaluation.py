@@ -5,8 +5,8 @@ Three questions about a finished sequence of experiments:
 - Do data that the posterior predicts look like the observed ones?
   :func:`median_predictive_distance`.
 - Is the posterior at the observation the true one? :func:`lc2st_statistic`.
-- How much did the experiments tell about the parameters? :func:`spce` and
-  :func:`snmc`, a lower and an upper bound under the true likelihood.
+- How much did the experiments tell about the parameters? :func:`total_information`,
+  a lower and an upper bound under the true likelihood.
 
 References:
     Linhart, Gramfort and Rodrigues, *L-C2ST: Local Diagnostics for Posterior
@@ -30,8 +30,6 @@ from sbi_boed_plugin._rng import isolated_rng
 __all__ = [
     "lc2st_statistic",
     "median_predictive_distance",
-    "snmc",
-    "spce",
     "total_information",
 ]
 
@@ -152,19 +150,33 @@ def total_information(
     num_contrastive: int = 10**6,
     seed: int = 0,
 ) -> tuple[float, float]:
-    r"""Return :func:`spce` and :func:`snmc` of a sequence, from the same draws.
+    r"""Return a lower and an upper bound of the information of a sequence.
+
+    With the history :math:`h = (\xi_t, x_t)_{t \leq T}` and :math:`\theta_l` from the
+    prior, the lower one (sPCE) is
+
+    .. math:: \log p(h \mid \theta_0)
+        - \log \frac{1}{L + 1} \sum_{l=0}^{L} p(h \mid \theta_l), \qquad
+        p(h \mid \theta) = \prod_t p(x_t \mid \theta, \xi_t).
+
+    The upper one (sNMC) leaves out :math:`l = 0` and divides by :math:`L`. Their means
+    over sequences with :math:`\theta_0` from the prior bound the information of all
+    experiments together, and both meet as :math:`L` grows. The lower one is at most
+    :math:`\log(L + 1)`. Sums are in double precision.
 
     Args:
-        log_likelihood: As for :func:`spce`, like the following.
+        log_likelihood: *True* likelihood, a function `log_likelihood(x, theta, design)`
+            of rows to nats of shape `(batch_dim,)`.
         prior: Distribution of the parameters.
-        theta_0: Parameters that the data were simulated with.
-        designs: Designs of the experiments.
-        x: Data of the experiments.
-        num_contrastive: Number of draws from the prior.
-        seed: Seed of these draws.
+        theta_0: Parameters that the data were simulated with, of shape `(dim_theta,)`.
+        designs: Designs of shape `(num_rounds, dim_design)`.
+        x: Data of shape `(num_rounds, dim_x)`.
+        num_contrastive: Number :math:`L` of draws from the prior.
+        seed: Seed of these draws; global random states are left as they were.
 
     Returns:
-        Lower and upper bound, in nats.
+        Lower and upper bound, in nats. The upper one is infinite if no draw explains
+        the data at all.
 
     Example:
         >>> from sbi_boed_plugin.tasks import get_task
@@ -199,88 +211,3 @@ def total_information(
     with_own = torch.logaddexp(total, own[0]) - math.log(num_contrastive + 1)
     without = total - math.log(num_contrastive)
     return float(own[0] - with_own), float(own[0] - without)
-
-
-def spce(
-    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
-    prior: Distribution,
-    theta_0: Tensor,
-    designs: Tensor,
-    x: Tensor,
-    num_contrastive: int = 10**6,
-    *,
-    seed: int = 0,
-) -> float:
-    r"""Return the sequential prior contrastive estimate of one sequence.
-
-    With the history :math:`h = (\xi_t, x_t)_{t \leq T}` and :math:`\theta_l` from the
-    prior,
-
-    .. math:: \log p(h \mid \theta_0)
-        - \log \frac{1}{L + 1} \sum_{l=0}^{L} p(h \mid \theta_l), \qquad
-        p(h \mid \theta) = \prod_t p(x_t \mid \theta, \xi_t).
-
-    Its mean over sequences with :math:`\theta_0` from the prior is a lower bound of
-    the information of all experiments together, at most :math:`\log(L + 1)`. Sums are
-    in double precision.
-
-    Args:
-        log_likelihood: *True* likelihood, a function `log_likelihood(x, theta, design)`
-            of rows to nats of shape `(batch_dim,)`.
-        prior: Distribution of the parameters.
-        theta_0: Parameters that the data were simulated with, of shape `(dim_theta,)`.
-        designs: Designs of shape `(num_rounds, dim_design)`.
-        x: Data of shape `(num_rounds, dim_x)`.
-        num_contrastive: Number :math:`L` of draws from the prior.
-        seed: Seed of these draws; global random states are left as they were.
-
-    Returns:
-        The estimate, in nats.
-    """
-    return total_information(
-        log_likelihood,
-        prior,
-        theta_0,
-        designs,
-        x,
-        num_contrastive=num_contrastive,
-        seed=seed,
-    )[0]
-
-
-def snmc(
-    log_likelihood: Callable[[Tensor, Tensor, Tensor], Tensor],
-    prior: Distribution,
-    theta_0: Tensor,
-    designs: Tensor,
-    x: Tensor,
-    num_contrastive: int = 10**6,
-    *,
-    seed: int = 0,
-) -> float:
-    r"""Return the sequential nested Monte Carlo estimate of one sequence.
-
-    As :func:`spce` without :math:`l = 0`, divided by :math:`L`: its mean over sequences
-    is an upper bound, and both meet as :math:`L` grows.
-
-    Args:
-        log_likelihood: As for :func:`spce`, like the following.
-        prior: Distribution of the parameters.
-        theta_0: Parameters that the data were simulated with.
-        designs: Designs of the experiments.
-        x: Data of the experiments.
-        num_contrastive: Number of draws from the prior.
-        seed: Seed of these draws.
-
-    Returns:
-        The estimate, in nats; infinite if no draw explains the data at all.
-    """
-    return total_information(
-        log_likelihood,
-        prior,
-        theta_0,
-        designs,
-        x,
-        num_contrastive=num_contrastive,
-        seed=seed,
-    )[1]

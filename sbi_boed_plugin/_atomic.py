@@ -1,0 +1,55 @@
+"""Steps that are done as a whole or not at all, whenever the program is stopped."""
+
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["defer_interrupts", "write_bytes"]
+
+
+@contextmanager
+def defer_interrupts() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end of a short block rather than inside it.
+
+    Only the main thread receives signals; elsewhere, and where Ctrl-C has no handler
+    of Python's, the block runs as it is.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or not callable(handler):
+        yield
+        return
+    received = []
+    signal.signal(signal.SIGINT, lambda *details: received.append(details))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        handler(*received[-1])
+
+
+def write_bytes(path: Path, content: bytes, *, shared: bool = True) -> None:
+    """Write a file under another name, then rename it in one step.
+
+    Readers, and whoever goes on after a stop, find the earlier file or the new one.
+    Several processes may write the same file unless it is not `shared`; then what a
+    killed program left beside the file is overwritten.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unique = f".{uuid.uuid4().hex}" if shared else ""
+    temporary = path.with_name(f".{path.name}{unique}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # The content must be on the disk before the name points to it.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

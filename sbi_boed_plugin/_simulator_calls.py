@@ -1,0 +1,257 @@
+"""Calls of a user's simulator: what it gets and returns, what raises, what it promises.
+
+It promises one row of data for each row of parameters and designs.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin._parallel import Chunk, add_note, describe_error
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng, same_rng_state
+
+__all__ = [
+    "CONTRACT",
+    "MOST_CHECK_CALLS",
+    "NUM_CHECKED",
+    "assemble",
+    "check_contract",
+    "report_errors",
+    "simulate_chunk",
+]
+
+# Rows of a chunk, evenly spread over it, that may raise one after another without a
+# single success before the rest of the chunk is not tried any more.
+MAX_FAILURES_WITHOUT_SUCCESS = 32
+
+# Rows of the calls that check a simulator: one in the middle, others on both sides.
+NUM_CHECKED = 3
+# Calls with one row, all of which raise only if one row is what a simulator cannot do.
+_NUM_ALONE = 8
+# Rows that a check takes at most.
+MOST_CHECK_CALLS = 1 + _NUM_ALONE + 3 * NUM_CHECKED
+# What a row may change by when the others do, relative to its column: solvers choose
+# the steps of all rows of a batch together.
+_TOLERANCE = 0.01
+
+CONTRACT = (
+    "It must be a function of many rows, theta of shape (batch_dim, dim_theta) and "
+    "design of shape (batch_dim, dim_design), that makes each row of x from its own "
+    "row of theta and design. For a function of one parameter vector and one design "
+    "vector pass sbi_boed_plugin.vectorize(simulator)."
+)
+
+
+def _call(
+    simulator: Callable[[Tensor, Tensor], Any],
+    theta: Tensor,
+    design: Tensor,
+    keep_gradient: bool = False,
+) -> tuple[Tensor | None, Exception | None]:
+    """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
+
+    It gets copies, which it may change, and what it returns is copied, too. Raises an
+    error if that is not one row of numbers per row of `theta`.
+    """
+    try:
+        x = simulator(theta.clone(), design.clone())
+    except Exception as error:
+        return None, error
+    try:
+        tensor = torch.as_tensor(x, dtype=theta.dtype, device=theta.device).clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            "simulator(theta, design) must return a tensor or an array of numbers of "
+            f"shape (batch_dim, dim_x), got {type(x).__name__}."
+        ) from error
+    if tensor.dim() != 2 or tensor.shape[0] != theta.shape[0]:
+        raise ValueError(
+            f"simulator returned x of shape {tuple(tensor.shape)} for theta of shape "
+            f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
+            "row per row of theta; a single number per row has shape "
+            f"({len(theta)}, 1). {CONTRACT}"
+        )
+    return tensor if keep_gradient else tensor.detach(), None
+
+
+def simulate_chunk(
+    theta: Tensor,
+    design: Tensor,
+    *,
+    function: Callable[[Tensor, Tensor], Any],
+    one_by_one: bool,
+    isolate_errors: bool,
+    keep_gradient: bool,
+    num_repeats: int | None,
+) -> Chunk:
+    """Simulate the rows of a chunk, and find out which of them raise.
+
+    The rows of a call that raises are halved until those to blame are alone, or are
+    taken one by one if the number of repeated rows is limited. Halves are every other
+    row, since rows next to each other may share a design that always fails.
+    """
+    most = math.inf if num_repeats is None else len(theta) + num_repeats
+    tried = torch.ones(len(theta), dtype=torch.bool)
+    parts: list[tuple[Tensor, Tensor]] = []
+    num_calls, num_raised, first_error = 0, 0, None
+    all_rows = torch.arange(len(theta))
+    todo = _spread(all_rows) if one_by_one else [all_rows]
+    while todo and (parts or num_raised < MAX_FAILURES_WITHOUT_SUCCESS):
+        rows = todo.pop()
+        if num_calls + len(rows) > most:
+            tried[rows] = False
+            continue
+        num_calls += len(rows)
+        x, error = _call(function, theta[rows], design[rows], keep_gradient)
+        if x is not None:
+            parts.append((rows, x))
+            continue
+        assert error is not None
+        if not isolate_errors:
+            raise error
+        first_error = first_error or error
+        if len(rows) == 1:
+            num_raised += 1
+        elif num_repeats is None:
+            todo += [rows[1::2], rows[::2]]
+        else:
+            todo += _spread(rows)
+    return Chunk(
+        assemble(theta, parts) if parts else None,
+        num_raised=num_raised + sum(map(len, todo)),
+        error=first_error,
+        num_calls=num_calls,
+        tried=tried,
+    )
+
+
+def _spread(rows: Tensor) -> list[Tensor]:
+    """Return rows one by one, neighbours apart, to be taken from the end."""
+    num_parts = max(1, len(rows) // MAX_FAILURES_WITHOUT_SUCCESS)
+    spread = torch.cat([rows[start::num_parts] for start in range(num_parts)])
+    return list(spread.flip(0).split(1))
+
+
+def assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Put rows of data in their places, and NaN where there are none."""
+    dims = sorted({x.shape[1] for _, x in parts}) or [1]
+    if len(dims) > 1:
+        raise ValueError(
+            f"simulator returned dim_x={dims[0]} values for some rows and "
+            f"dim_x={dims[-1]} for others. It must return the same number for every "
+            "call; pad with NaN what has not been measured."
+        )
+    if len(parts) == 1 and len(parts[0][0]) == len(theta):
+        return parts[0][1].to(theta)
+    x = theta.new_full((len(theta), dims[0]), torch.nan)
+    for rows, values in parts:
+        x[rows.to(x.device)] = values.to(x)
+    return x
+
+
+def report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
+    """Warn of rows that raised; if there are no others, raise what they did."""
+    error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
+    if error is None:
+        return
+    num_raised = sum(chunk.num_raised for chunk in chunks)
+    num_rows, num_left_out = len(tried), int((~tried).sum())
+    if num_raised == num_rows:
+        note = f"The simulator raised for each of {num_rows} simulations. {CONTRACT}"
+        add_note(error, note)
+        raise error
+    if warn and (num_raised or num_left_out):
+        limit = f", {num_left_out} were left out, at the limit of calls,"
+        warnings.warn(
+            f"{num_raised} of {num_rows} simulations raised an error"
+            f"{limit if num_left_out else ''} and are NaN. "
+            f"The first error: {describe_error(error)}",
+            stacklevel=4,
+        )
+
+
+def check_contract(
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
+) -> Chunk:
+    """Check that a simulator takes any number of rows and keeps them apart.
+
+    It is called with one row (up to eight times, until it does not raise), then with
+    all rows, and then, with the same random numbers, with the middle row in the place
+    of all others: the middle row of x must not change. A simulator that does not give
+    the same for the same random numbers cannot be compared, and is taken.
+
+    Returns how many rows the simulator got, and an error if each of these calls raised.
+    """
+    alone, error, num_calls = None, None, 0
+    while alone is None and num_calls < _NUM_ALONE:
+        row = [num_calls % len(theta)]
+        alone, error = _call(simulator, theta[row], design[row])
+        num_calls += 1
+    if len(theta) == 1:
+        return Chunk(None, error=error, num_calls=num_calls)
+    start = get_rng_state()
+    together, _ = _call(simulator, theta, design)
+    end = get_rng_state()
+    num_calls += len(theta)
+    if together is None:
+        return Chunk(None, error=error, num_calls=num_calls)
+    if alone is None:
+        assert error is not None
+        raise ValueError(
+            "simulator simulates several rows together, but raises for one row alone "
+            f"({describe_error(error)}). {CONTRACT}"
+        ) from error
+    _check_width(alone, together)
+
+    def again(rows: list[int]) -> Tensor | None:
+        """Simulate from the same state; `None` if it took other random numbers."""
+        with isolated_rng(start):
+            x, _ = _call(simulator, theta[rows], design[rows])
+            return x if same_rng_state(get_rng_state(), end) else None
+
+    # Rows on both sides of one; of two rows each is the other side of the other.
+    for row in [1] if len(theta) > 2 else [0, 1]:
+        changed = again([row] * len(theta))
+        num_calls += len(theta)
+        if changed is None:
+            continue
+        _check_width(changed, together)
+        if _agree(changed[row], together[row], together):
+            continue
+        # A row that depends on others, or noise from a generator of its own.
+        repeated = again(list(range(len(theta))))
+        num_calls += len(theta)
+        if repeated is not None and torch.equal(repeated, together):
+            raise ValueError(
+                "simulator mixes rows: with the same random numbers, the row of x for "
+                f"theta={theta[row].tolist()} and design={design[row].tolist()} is "
+                f"{together[row].tolist()} beside some rows and "
+                f"{changed[row].tolist()} beside others. {CONTRACT}"
+            )
+    return Chunk(None, num_calls=num_calls)
+
+
+def _check_width(x: Tensor, other: Tensor) -> None:
+    if x.shape[1] != other.shape[1]:
+        raise ValueError(
+            f"simulator returned x of shape {tuple(x.shape)}, then of shape "
+            f"{tuple(other.shape)}: the number of values per row must be the same at "
+            f"each call and for any number of rows. {CONTRACT}"
+        )
+
+
+def _agree(row: Tensor, other: Tensor, x: Tensor) -> bool:
+    """Whether two outcomes of a row are alike, as far as the columns of `x` tell.
+
+    Columns of which two rows are equal may hold outcomes of few values, such as yes
+    and no, which repeat by chance.
+    """
+    gaps = (x.unsqueeze(0) - x.unsqueeze(1)).abs()
+    gaps = gaps + torch.diag(gaps.new_full((len(x),), torch.inf)).unsqueeze(-1)
+    tells = gaps.amin(dim=(0, 1)).gt(0.0) & x.ne(x.round()).any(dim=0)
+    differs = (row - other).abs() > _TOLERANCE * x.abs().amax(dim=0)
+    return not bool((differs & tells).any())
