@@ -29,12 +29,10 @@ from sbi_boed_plugin.trainers._energy_training import (
 
 __all__ = [
     "SUMMARY_KEYS",
-    "VALIDATION_SEED",
     "EnergyStage",
     "at_design",
     "check_arguments",
     "check_kind_of_training",
-    "check_resumption",
     "check_split",
     "refuse_to_build",
     "report_energy",
@@ -43,14 +41,20 @@ __all__ = [
     "without_idle_energy",
 ]
 
-# One that nobody seeds the simulations with, whose random numbers it would repeat.
-VALIDATION_SEED = 20_231_004
 SUMMARY_KEYS = (
     "energy_epochs_trained",
     "energy_training_loss",
     "energy_validation_loss",
     "energy_gain",
     "energy_gain_standard_error",
+)
+_CHECKED_NUMBERS = (
+    "training_batch_size",
+    "learning_rate",
+    "validation_fraction",
+    "stop_after_epochs",
+    "max_num_epochs",
+    "clip_max_norm",
 )
 
 
@@ -60,14 +64,7 @@ def check_arguments(given: dict[str, Any]) -> dict[str, Any]:
     A default precision in which sbi would build other networks is refused, too.
     """
     check_default_dtype()
-    numbers = check_training(
-        given["training_batch_size"],
-        given["learning_rate"],
-        given["validation_fraction"],
-        given["stop_after_epochs"],
-        given["max_num_epochs"],
-        given["clip_max_norm"],
-    )
+    numbers = check_training(**{name: given[name] for name in _CHECKED_NUMBERS})
     num_atoms = check_integer("num_atoms", given["num_atoms"], 1)
     return {**given, **numbers, "num_atoms": num_atoms}
 
@@ -89,15 +86,14 @@ def check_resumption(training: str, network: nn.Module | None) -> None:
     """Raise if there is no network to go on with, or one that had another loss."""
     if network is None:
         raise RuntimeError(
-            "resume_training=True, but this trainer has not trained a base: after "
-            "refine() there is none to go on with. Call refine() again."
+            "resume_training=True, but this trainer has not trained a base. After "
+            "refine(), call refine() again."
         )
     before = "joint" if isinstance(network, HybridEstimator) else "two_stage"
     if training != before:
         raise ValueError(
             f"resume_training=True with training='{training}', but the training to "
-            f"resume was '{before}': their losses cannot be compared. Pass the same "
-            "value or start a new training."
+            f"resume was '{before}'. Pass the same value or start a new training."
         )
 
 
@@ -128,8 +124,7 @@ def to_refine(
             shape = tuple(given.shape) if isinstance(given, Tensor) else type(given)
             raise ValueError(
                 f"{name} has shape {shape}, but the posterior was trained with rows of "
-                f"shape {tuple(shapes[name])}. Pass the simulations that it was "
-                "trained with."
+                f"shape {tuple(shapes[name])}. Pass the simulations of that training."
             )
     return estimator, prior
 
@@ -142,8 +137,7 @@ def check_split(validation_fraction: float, num_simulations: int) -> None:
         raise ValueError(
             f"validation_fraction={fraction} leaves {num_training} of "
             f"{num_simulations} valid simulations to train with and the rest to "
-            "validate with. Both need some: an energy must help simulations that it "
-            "has not seen."
+            "validate with. Both need some."
         )
 
 
@@ -241,8 +235,7 @@ class EnergyStage:
             raise ValueError(
                 f"latent_features=True, but a {type(base).__name__} cannot tell which "
                 "noise it makes parameters of. Give it a method "
-                "to_noise(input, condition), use another density_estimator, or "
-                "latent_features=None."
+                "to_noise(input, condition), or pass latent_features=None."
             )
         return is_known
 

@@ -33,6 +33,9 @@ from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = ["NPE_GKL"]
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_004
+
 
 class NPE_GKL(NPE_C):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
@@ -46,10 +49,10 @@ class NPE_GKL(NPE_C):
 
     the generalized Kullback-Leibler divergence from the posterior. The energy corrects
     what the base cannot represent, above all the edges and gaps between modes that a
-    flow smears out. If it does not improve the objective on the validation set, the
-    base is kept as it is. Joint training is not judged in this way; and in rounds
-    from a proposal the judgement is that of the atomic loss, which sees no draws of
-    the base: how rare draws weigh is then for `diagnostics` to tell.
+    flow smears out. If it does not improve held-out simulations, the base is kept as
+    it is. Joint training is not judged in this way; in rounds from a proposal the
+    atomic loss judges, which sees no draws of the base: `diagnostics` tells how rare
+    draws weigh.
 
     It takes the place of `sbi.inference.NPE` in any pipeline, with the same arguments,
     summary, trackers and posteriors.
@@ -77,6 +80,7 @@ class NPE_GKL(NPE_C):
     # What sbi's loop trains: the base, or in joint training the hybrid.
     _neural_net: ConditionalDensityEstimator | None
     _training: str = "two_stage"
+    # The first round that the present training uses.
     _first_round: int = 0
     _dim_design: int | None = None
 
@@ -102,15 +106,14 @@ class NPE_GKL(NPE_C):
                 builds the network, as for `NPE`. With designs it receives
                 `(x, design)` in one row in the place of `x`.
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
-                module from parameters of shape `(num, dim_theta)` and features of shape
-                `(num, num_features)`. Features are the data as the base embeds them
-                and, as `latent_features` says, the noise that it makes the parameters
-                of. The module is called with batches of both, and returns ratios
-                without the last dimension. It should be zero before training.
-            latent_features: Whether the energy is shown the noise that the base makes
-                the parameters of. If `None`, wherever the base can tell it: flows and
-                mixtures can, and estimators of your own with a method
-                `to_noise(input, condition)`.
+                module from parameters `(num, dim_theta)` and features
+                `(num, num_features)`: the data as the base embeds them and, as
+                `latent_features` says, the noise that it makes the parameters of. The
+                module is called with batches of both, and returns ratios without the
+                last dimension. It should be zero before training.
+            latent_features: Whether the energy is shown this noise. If `None`, wherever
+                the base can tell it: flows and mixtures can, and estimators of your own
+                with a method `to_noise(input, condition)`.
 
         Raises:
             TypeError: If `energy_net` or `latent_features` is of another type.
@@ -139,11 +142,10 @@ class NPE_GKL(NPE_C):
     ) -> "NPE_GKL":
         r"""Train an energy for a posterior that is there already.
 
-        The posterior itself stays as it is; its network is copied and frozen. Which
-        simulations it was validated with is not known: the energy is judged by others
-        than it was trained with, most of which the posterior has seen. Where that fits
-        its simulations much better than new ones, pass new ones as `theta` and `x`.
-        Arguments not listed are those of the trainer and of `train`.
+        The posterior itself stays as it is; its network is copied and frozen. Where it
+        fits the simulations of its training much better than new ones, pass new ones:
+        the energy is judged by simulations that the posterior may have seen. Arguments
+        not listed are those of the trainer and of `train`.
 
         Args:
             posterior: What `NPE.build_posterior()` or `NPE.train()` return.
@@ -193,11 +195,8 @@ class NPE_GKL(NPE_C):
         r"""Store simulations, and return the trainer. The rest is as for `NPE`.
 
         Args:
-            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
             x: Data of shape `(num_simulations, *x_event_shape)`; with designs of shape
                 `(num_simulations, dim_x)`.
-            proposal: What parameters were sampled from, `None` for the prior. Another
-                triggers the loss of later rounds.
             design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
                 experiment has none. They must be drawn independently of `theta`. What
                 the posterior is conditioned on, `(x, design)`, is stored in one row.
@@ -237,19 +236,17 @@ class NPE_GKL(NPE_C):
 
         The base is trained as by `NPE`, with the same split and random numbers;
         arguments not listed are those of `NPE`. The summary and the tracker also get
-        the losses of each epoch of the energy, `energy_training_loss` and
-        `energy_validation_loss`, the number of these epochs, and `energy_gain` with its
-        standard error: the nats by which the energy raises log-densities of every other
-        row of the validation set. They decide whether it is kept; the rest choose the
-        best epoch. With fewer than four rows all do both.
+        the losses of each epoch of the energy, the number of these epochs, and
+        `energy_gain` with its standard error: the nats by which the energy raises
+        log-densities of every other row of the validation set. They decide whether it
+        is kept; the rest choose the best epoch. With fewer than four rows all do both.
 
-        In later rounds a mixture of Gaussians as base has the closed-form loss of
-        `NPE`, if the proposal is a mixture without an energy that was kept. Otherwise
-        the loss is atomic.
+        In later rounds the loss of the base is that of `NPE`: closed-form for mixtures
+        of Gaussians, if the proposal has no energy that was kept, otherwise atomic.
 
         Args:
-            resume_training: Whether to continue the training of the base. The energy
-                belongs to a base and is trained anew.
+            resume_training: Whether to continue the training of the base. The energy is
+                trained from the start.
             training: `"two_stage"`, or `"joint"` for the variant of the paper: base and
                 energy learn together from the generalized-KL loss, with all arguments
                 above. Only for simulations from the prior.
@@ -302,7 +299,9 @@ class NPE_GKL(NPE_C):
         Args:
             density_estimator: An estimator. If `None`, the latest that was trained.
             sample_with: `direct` returns a `HybridPosterior`, which draws by rejection
-                from the base; `rejection` is sbi's, which draws from the prior.
+                from the base; `rejection` is sbi's, which draws from the prior. Chains
+                of `mcmc` start from the best of 100 candidates each (sbi takes 1,000),
+                unless `init_strategy_parameters` or `posterior_parameters` are given.
             direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
             posterior_parameters: In the place of the arguments above; for `direct` a
                 `HybridPosteriorParameters` or `DirectPosteriorParameters`.
@@ -326,10 +325,9 @@ class NPE_GKL(NPE_C):
     def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
         """Take arguments of `HybridPosterior`, and start chains from few candidates."""
         if sample_with == "mcmc":
-            # Each candidate costs an energy network; sbi compares 1,000 for a chain.
+            # Each candidate costs an energy network.
             start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
-            given = kwargs.get("mcmc_parameters") or {}
-            kwargs["mcmc_parameters"] = {**start, **given}
+            kwargs["mcmc_parameters"] = {**start, **(kwargs["mcmc_parameters"] or {})}
         if sample_with == "direct":
             given = kwargs.get("direct_sampling_parameters") or {}
             return HybridPosteriorParameters(**given)
@@ -340,8 +338,9 @@ class NPE_GKL(NPE_C):
     ) -> NeuralPosterior:
         if isinstance(parameters, DirectPosteriorParameters):
             return HybridPosterior(estimator, prior, device=device, **vars(parameters))
-        given = (estimator, prior, sample_with, device, parameters)
-        return super()._create_posterior(*given)
+        return super()._create_posterior(
+            estimator, prior, sample_with, device, parameters
+        )
 
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
         """Return a potential without the normalization, which no sampler needs."""
@@ -350,7 +349,7 @@ class NPE_GKL(NPE_C):
     def _initialize_neural_network(
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
-        """Make ready what sbi's loop trains; sbi has checked everything by now."""
+        """Prepare what sbi's loop trains; sbi has checked everything by now."""
         before = self._neural_net
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         # Errors from here on leave the network that was there.
@@ -365,11 +364,11 @@ class NPE_GKL(NPE_C):
         elif isinstance(network, HybridEstimator):
             network = deepcopy(network.base)
         self._neural_net, self._first_round = network, start_idx
-        self._stage.hybrid = None
+        self._stage.hybrid = None  # which was put on another base.
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
-        seed = _stage.VALIDATION_SEED if self._training == "joint" else None
+        seed = _VALIDATION_SEED if self._training == "joint" else None
         with isolated_rng(seed):
             return super()._validate_epoch(val_loader, loss_args)
 
@@ -378,11 +377,9 @@ class NPE_GKL(NPE_C):
     ) -> HybridEstimator:
         """Put an energy on a copy of the trained base, train it, and report."""
         theta, x, _ = self.get_simulations(self._first_round)
+        given = self._neural_net, theta, x, self._prior
         hybrid, history = self._stage.train(
-            self._neural_net,
-            theta,
-            x,
-            self._prior,
+            *given,
             atomic=atomic,
             train_rows=self.train_indices,
             validation_rows=self.val_indices,
