@@ -1,5 +1,6 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -40,9 +41,9 @@ _VALIDATION_SEED = 20_231_004
 class NPE_GKL(NPE_C):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
 
-    The posterior is :math:`q(\theta \mid x) \propto b(\theta \mid x)
-    \, e^{\rho(\theta, x)}`: a base, which NPE trains, times an energy ratio that is
-    trained afterwards to minimise
+    It takes the place of `sbi.inference.NPE` in any pipeline. The posterior is
+    :math:`q(\theta \mid x) \propto b(\theta \mid x) \, e^{\rho(\theta, x)}`: a base,
+    which NPE trains, times an energy ratio that is trained afterwards to minimise
 
     .. math:: E_{p(\theta, x)}[-\log b - \rho] + E_{p(x)} E_{b(\theta' \mid x)}
         [1(\theta' \in \Theta) \, e^{\rho(\theta', x)}],
@@ -54,18 +55,12 @@ class NPE_GKL(NPE_C):
     atomic loss judges, which sees no draws of the base: `diagnostics` tells how rare
     draws weigh.
 
-    It takes the place of `sbi.inference.NPE` in any pipeline, with the same arguments,
-    summary, trackers and posteriors.
-
-    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
-        Generalized Kullback-Leibler Divergence*, 2023,
-        https://arxiv.org/abs/2310.01808
+    [1] Miller et al., *Simulation-based Inference with the Generalized
+        Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
 
     Example:
     --------
     ::
-
-        from sbi_boed_plugin import NPE_GKL
 
         inference = NPE_GKL(prior, density_estimator="maf")
         inference.append_simulations(theta, x).train()
@@ -102,9 +97,8 @@ class NPE_GKL(NPE_C):
 
         Args:
             prior: The posterior is zero outside of its support.
-            density_estimator: The base: a model of `posterior_nn`, or a function that
-                builds the network, as for `NPE`. With designs it receives
-                `(x, design)` in one row in the place of `x`.
+            density_estimator: The base, as for `NPE`. With designs, a function that
+                builds it receives `(x, design)` in one row in the place of `x`.
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
                 module from parameters `(num, dim_theta)` and features
                 `(num, num_features)`: the data as the base embeds them and, as
@@ -151,8 +145,7 @@ class NPE_GKL(NPE_C):
             posterior: What `NPE.build_posterior()` or `NPE.train()` return.
             theta: Parameters from the prior, of shape `(num_simulations, dim_theta)`.
             x: Their simulations. Rows that are NaN or infinite are left out.
-            prior: The prior. If `None`, that of the posterior.
-            device: Training device. If `None`, that of the posterior.
+            prior: The prior. If `None`, that of the posterior; so is the device.
             design: Designs of shape `(num_simulations, dim_design)`, for a posterior
                 that was trained with `(x, design)` in one row.
 
@@ -198,8 +191,8 @@ class NPE_GKL(NPE_C):
             x: Data of shape `(num_simulations, *x_event_shape)`; with designs of shape
                 `(num_simulations, dim_x)`.
             design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
-                experiment has none. They must be drawn independently of `theta`. What
-                the posterior is conditioned on, `(x, design)`, is stored in one row.
+                experiment has none. They must be drawn independently of `theta`.
+                `(x, design)` is stored in one row.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
@@ -234,15 +227,14 @@ class NPE_GKL(NPE_C):
     ) -> ConditionalDensityEstimator:
         r"""Train the base, then the energy that corrects it.
 
-        The base is trained as by `NPE`, with the same split and random numbers;
-        arguments not listed are those of `NPE`. The summary and the tracker also get
-        the losses of each epoch of the energy, the number of these epochs, and
+        The base is trained as by `NPE`, with the same split and random numbers, in
+        later rounds with the closed-form loss of mixtures of Gaussians only if the
+        proposal has no energy that was kept. Arguments not listed are those of `NPE`.
+
+        The summary and the tracker also get the losses of the energy by epoch, and
         `energy_gain` with its standard error: the nats by which the energy raises
         log-densities of every other row of the validation set. They decide whether it
         is kept; the rest choose the best epoch. With fewer than four rows all do both.
-
-        In later rounds the loss of the base is that of `NPE`: closed-form for mixtures
-        of Gaussians, if the proposal has no energy that was kept, otherwise atomic.
 
         Args:
             resume_training: Whether to continue the training of the base. The energy is
@@ -316,8 +308,19 @@ class NPE_GKL(NPE_C):
             RuntimeError: If nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        trained = self._stage.hybrid or self._neural_net
-        estimator = density_estimator or _stage.warn_if_interrupted(trained)
+        estimator = density_estimator or self._stage.hybrid or self._neural_net
+        if estimator is None:
+            raise RuntimeError(
+                "There is no posterior estimator yet: call append_simulations() and "
+                "train() before build_posterior()."
+            )
+        if not (density_estimator or isinstance(estimator, HybridEstimator)):
+            warnings.warn(
+                "The training was interrupted before there was an energy: the "
+                "posterior is that of the base alone, as far as it was trained. Go on "
+                "with train(resume_training=True).",
+                stacklevel=2,
+            )
         prior = self._prior if prior is None else prior
         hybrid = _stage.at_design(estimator, prior, design, self._dim_design)
         return super().build_posterior(**{**given, "density_estimator": hybrid})
@@ -338,9 +341,8 @@ class NPE_GKL(NPE_C):
     ) -> NeuralPosterior:
         if isinstance(parameters, DirectPosteriorParameters):
             return HybridPosterior(estimator, prior, device=device, **vars(parameters))
-        return super()._create_posterior(
-            estimator, prior, sample_with, device, parameters
-        )
+        given = estimator, prior, sample_with, device, parameters
+        return super()._create_posterior(*given)
 
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
         """Return a potential without the normalization, which no sampler needs."""
@@ -372,9 +374,7 @@ class NPE_GKL(NPE_C):
         with isolated_rng(seed):
             return super()._validate_epoch(val_loader, loss_args)
 
-    def _train_energy(
-        self, config: EnergyConfig, calibration_kernel: Callable | None, *, atomic: bool
-    ) -> HybridEstimator:
+    def _train_energy(self, config: EnergyConfig, kernel: Any, atomic: bool) -> Any:
         """Put an energy on a copy of the trained base, train it, and report."""
         theta, x, _ = self.get_simulations(self._first_round)
         given = self._neural_net, theta, x, self._prior
@@ -384,7 +384,7 @@ class NPE_GKL(NPE_C):
             train_rows=self.train_indices,
             validation_rows=self.val_indices,
             config=config,
-            calibration_kernel=calibration_kernel,
+            calibration_kernel=kernel,
             show_progress_bar=self._show_progress_bars,
         )
         _stage.report_energy(history, self._summary, self._tracker, self._round)
@@ -395,8 +395,7 @@ class NPE_GKL(NPE_C):
         return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
-        if state_dict["_tracker"] is None:
-            super().__setstate__(state_dict)
-        else:
-            vars(self).update(state_dict)
+        """Set the state, with a new tracker if there is none."""
+        vars(self).update(state_dict)
+        if self._tracker is None:
+            self._tracker = self._default_tracker()

@@ -46,8 +46,9 @@ _VALIDATION_SEED = 20_231_005
 class NRE_GKL(NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
-    The ratio-only variant of the family: :math:`q(\theta \mid x) = p(\theta) \,
-    e^{\rho(\theta, x)}`, trained to minimise
+    It takes the place of `sbi.inference.NRE` in any pipeline. The ratio-only variant of
+    the family is :math:`q(\theta \mid x) = p(\theta) \, e^{\rho(\theta, x)}`, trained
+    to minimise
 
     .. math:: -E_{p(\theta, x)}[\rho] + E_{p(\theta) p(x)}[e^{\rho}].
 
@@ -59,18 +60,12 @@ class NRE_GKL(NRE_B):
     is. Where posteriors are so narrow that 200 draws of the prior tell little,
     `NPE_GKL` is the better choice, whose draws come from a base.
 
-    It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
-    summary, trackers and posteriors.
-
-    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
-        Generalized Kullback-Leibler Divergence*, 2023,
-        https://arxiv.org/abs/2310.01808
+    [1] Miller et al., *Simulation-based Inference with the Generalized
+        Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
 
     Example:
     --------
     ::
-
-        from sbi_boed_plugin import NRE_GKL
 
         inference = NRE_GKL(prior, classifier="resnet")
         inference.append_simulations(theta, x).train()
@@ -254,8 +249,7 @@ class NRE_GKL(NRE_B):
         return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
-        if state_dict["_tracker"] is None:
-            super().__setstate__(state_dict)
-        else:
-            vars(self).update(state_dict)
+        """Set the state, with a new tracker if there is none."""
+        vars(self).update(state_dict)
+        if self._tracker is None:
+            self._tracker = self._default_tracker()

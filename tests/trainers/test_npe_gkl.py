@@ -23,7 +23,7 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import _stage
+from sbi_boed_plugin.trainers import _energy_training
 from tests.conftest import NoOpTracker
 
 QUIET = {"show_progress_bars": False}
@@ -382,8 +382,8 @@ def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
         seen.append(theta)
         return real(hybrid, theta, x, **kwargs)
 
-    real = _stage.train_energy
-    monkeypatch.setattr(_stage, "train_energy", spy)
+    real = _energy_training.train_energy
+    monkeypatch.setattr(_energy_training, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     assert torch.equal(seen[0], later)
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
