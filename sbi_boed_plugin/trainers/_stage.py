@@ -89,7 +89,8 @@ def check_resumption(training: str, network: nn.Module | None) -> None:
     if training != before:
         raise ValueError(
             f"resume_training=True with training='{training}', but the training to "
-            f"resume was '{before}'. Pass the same value or start a new training."
+            f"resume was '{before}': their losses cannot be compared. Pass the same "
+            "value or start a new training."
         )
 
 
