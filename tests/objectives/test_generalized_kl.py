@@ -82,28 +82,32 @@ def test_few_draws_have_the_gradient_of_all_on_average():
     assert (error < 0.02 * exact.abs()).all()
 
 
-def test_draws_do_not_overflow():
+def test_huge_ratios_do_not_overflow():
+    ratio = torch.tensor([[50.0, 1e4]], requires_grad=True)
+    total = partition_function(ratio)
+    assert total.isfinite().all() and total[1] > total[0]
+    (gradient,) = torch.autograd.grad(total.sum(), ratio)
+    assert gradient.isfinite().all() and (gradient > 0.0).all()
+    small = torch.tensor([[39.0]])
+    assert partition_function(small).item() == pytest.approx(math.exp(39.0), rel=1e-5)
     log_ratio = torch.tensor([[0.0, 500.0], [500.0, 400.0], [-500.0, -500.0]])
     chosen = draw_by_ratio(log_ratio, 4)
     assert (chosen[:, 0] == 1).all() and (chosen[:, 1] < 2).all()
     drawn = torch.gather(log_ratio, 0, chosen).requires_grad_()
     value = partition_by_draws(log_ratio, drawn)
-    assert value.isfinite().all()
     torch.testing.assert_close(value, partition_function(log_ratio))
-    value.sum().backward()
-    assert drawn.grad.isfinite().all()
+    (gradient,) = torch.autograd.grad(value.sum(), drawn)
+    assert value.isfinite().all() and gradient.isfinite().all()
 
 
 def test_importance_weights_make_any_draws_serve():
-    """Z of exp(a theta) under N(1, 1), from draws of N(0, 2)."""
+    """Z of exp(0.5 theta) under N(1, 1), from draws of N(0, 2)."""
     torch.manual_seed(1)
-    tilt = 0.5
-    exact = math.exp(tilt + 0.5 * tilt**2)
     other = Normal(0.0, 2.0)
     draws = other.sample((NUM, 1))
     log_weight = Normal(1.0, 1.0).log_prob(draws) - other.log_prob(draws)
-    weighted = partition_function(tilt * draws + log_weight)
-    assert weighted.item() == pytest.approx(exact, rel=0.02)
+    weighted = partition_function(0.5 * draws + log_weight)
+    assert weighted.item() == pytest.approx(math.exp(0.5 + 0.5 * 0.25), rel=0.02)
 
 
 def test_draws_outside_the_support_count_as_nothing():
@@ -118,16 +122,6 @@ def test_draws_outside_the_support_count_as_nothing():
     (gradient,) = torch.autograd.grad(total, ratio)
     assert gradient.isfinite().all()
     assert gradient[1] == 0.0
-
-
-def test_huge_ratios_stay_finite_with_a_gradient():
-    ratio = torch.tensor([[50.0, 1e4]], requires_grad=True)
-    total = partition_function(ratio)
-    assert total.isfinite().all() and total[1] > total[0]
-    (gradient,) = torch.autograd.grad(total.sum(), ratio)
-    assert gradient.isfinite().all() and (gradient > 0.0).all()
-    small = torch.tensor([[39.0]])
-    assert partition_function(small).item() == pytest.approx(math.exp(39.0), rel=1e-5)
 
 
 def test_the_atomic_loss_ignores_what_belongs_to_the_data_alone():

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 import pytest
 import torch
 from sbi.inference.trainers._contracts import LossArgsNRE
-from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
@@ -228,23 +227,6 @@ def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
     # All candidates, those that were drawn, and then a pass that stands alone.
     assert trainer._neural_net.num_pairs == [60 * 59, 60 * 10, 60 * 10]
     losses.mean().backward()
-
-
-def test_data_are_embedded_once(batch):
-    class Counting(nn.Linear):
-        rows = 0
-
-        def forward(self, x):
-            self.rows += len(x)
-            return super().forward(x)
-
-    embedding = Counting(1, 4)
-    network = classifier_nn("mlp", embedding_net_x=embedding)(*batch)
-    embedding.rows = 0
-    loss = make(network=network)._loss(*batch, 10).mean()
-    assert embedding.rows == 60
-    loss.backward()
-    assert embedding.weight.grad.norm() > 0
 
 
 def test_a_ratio_that_combines_in_its_own_way_is_asked(batch):
