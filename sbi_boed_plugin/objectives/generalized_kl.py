@@ -5,8 +5,7 @@ generalized divergence is, up to a constant,
 
 .. math:: D = E_{p(\theta, x)}[-\log q(\theta \mid x)] + E_{p(x)}[Z(x)],
 
-which is least where :math:`q` is the posterior and :math:`Z = 1`. Where :math:`q` is
-normalized it is the loss of neural posterior estimation. Two more surrogates:
+which is least where :math:`q` is the posterior and :math:`Z = 1`. There are two forms:
 
 - *ratio-only*, :math:`q = p(\theta) \, e^{\rho(\theta, x)}`: the prior, corrected,
 - *hybrid*, :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base,

@@ -1,9 +1,8 @@
 """The second stage of a hybrid posterior: its energy, with the base left as it is.
 
-Everything that does not change while the energy learns is computed once: what the
-energy is shown of each simulation, and a pool of draws from the base for each, of which
-every step takes some to estimate the partition function. An epoch then costs as much
-as that of a small network, whatever the base is.
+What does not change while the energy learns is computed once: what the energy is shown
+of each simulation, and a pool of draws from the base, of which every step takes some to
+estimate the partition function. An epoch costs as much as that of a small network.
 """
 
 import math
@@ -34,11 +33,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.weights import draws_at_once
-from sbi_boed_plugin.objectives.generalized_kl import (
-    atomic_hybrid_loss,
-    hybrid_loss,
-    partition_function,
-)
+from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_loss
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
@@ -68,11 +63,10 @@ class EnergyConfig:
             simulations to train with, else 200.
         weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
             3,000 simulations, else 1e-4.
-        clip_max_norm: Value at which to clip the total gradient norm, `None` for no
-            clipping.
+        clip_max_norm: Largest norm of the gradient, `None` for no clipping.
         min_standard_errors: Standard errors by which the energy must improve held-out
-            log-densities. Otherwise, or if it worsens the held-out objective in the
-            mean, the base is kept as it is.
+            log-densities. Otherwise, or if it worsens the held-out objective, the base
+            is kept as it is.
     """
 
     num_partition_samples: int = 8
@@ -289,8 +283,7 @@ def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
     ratio = hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
     if rows.atomic:
         return atomic_hybrid_loss(rows.log_weight + ratio)
-    partition = partition_function(ratio[1:] + rows.log_weight[1:])
-    return hybrid_loss(torch.zeros_like(ratio[0]), ratio[0], partition)
+    return ratio_loss(ratio[0], ratio[1:] + rows.log_weight[1:])
 
 
 @torch.no_grad()

@@ -138,8 +138,8 @@ class NPE_GKL(NPE_C):
 
         The posterior itself stays as it is; its network is copied and frozen. Where it
         fits the simulations of its training much better than new ones, pass new ones:
-        the energy is judged by simulations that the posterior may have seen. Arguments
-        not listed are those of the trainer and of `train`.
+        some of them judge the energy. Arguments not listed are those of the trainer and
+        of `train`.
 
         Args:
             posterior: What `NPE.build_posterior()` or `NPE.train()` return.
@@ -155,7 +155,7 @@ class NPE_GKL(NPE_C):
         Raises:
             TypeError: If `posterior` is of another kind.
             ValueError: If there is no prior, shapes do not match, there are too few
-                simulations, or `latent_features=True` and the noise is not known.
+                simulations, or the noise for `latent_features=True` is not known.
         """
         rows, _ = append_design_to_data(x, design, None)
         estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
@@ -260,8 +260,7 @@ class NPE_GKL(NPE_C):
         if resume_training:
             before = self._neural_net if hasattr(self, "optimizer") else None
             _stage.check_resumption(training, before)
-        energy = energy or EnergyConfig()
-        self._training = training
+        self._training, energy = training, energy or EnergyConfig()
         self._stage.num_partition_samples = energy.num_partition_samples
         trained = super().train(**given)
         if training == "joint":
@@ -295,8 +294,8 @@ class NPE_GKL(NPE_C):
                 of `mcmc` start from the best of 100 candidates each (sbi takes 1,000),
                 unless `init_strategy_parameters` or `posterior_parameters` are given.
             direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
-            posterior_parameters: In the place of the arguments above; for `direct` a
-                `HybridPosteriorParameters` or `DirectPosteriorParameters`.
+            posterior_parameters: In the place of the arguments above; for `direct`,
+                `HybridPosteriorParameters`.
             design: Design of the observation, of shape `(dim_design,)` or
                 `(1, dim_design)`. Needed if and only if the simulations have designs.
 
@@ -317,8 +316,7 @@ class NPE_GKL(NPE_C):
         if not (density_estimator or isinstance(estimator, HybridEstimator)):
             warnings.warn(
                 "The training was interrupted before there was an energy: the "
-                "posterior is that of the base alone, as far as it was trained. Go on "
-                "with train(resume_training=True).",
+                "posterior is that of the base. Go on with train(resume_training=True).",
                 stacklevel=2,
             )
         prior = self._prior if prior is None else prior
@@ -332,7 +330,7 @@ class NPE_GKL(NPE_C):
             start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
             kwargs["mcmc_parameters"] = {**start, **(kwargs["mcmc_parameters"] or {})}
         if sample_with == "direct":
-            given = kwargs.get("direct_sampling_parameters") or {}
+            given = kwargs["direct_sampling_parameters"] or {}
             return HybridPosteriorParameters(**given)
         return super()._build_posterior_parameters(sample_with, **kwargs)
 
