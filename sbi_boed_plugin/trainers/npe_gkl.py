@@ -315,8 +315,8 @@ class NPE_GKL(NPE_C):
             )
         if not (density_estimator or isinstance(estimator, HybridEstimator)):
             warnings.warn(
-                "The training was interrupted before there was an energy: the "
-                "posterior is that of the base. Go on with train(resume_training=True).",
+                "The training was interrupted before there was an energy: the posterior"
+                " is that of the base. Go on with train(resume_training=True).",
                 stacklevel=2,
             )
         prior = self._prior if prior is None else prior
