@@ -1,20 +1,21 @@
-"""Figures of a benchmark: metrics against the budget."""
+"""Figures of a benchmark: metrics and times against the budget."""
 
 import math
+from textwrap import fill
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
-from sbi_boed_plugin.benchmark.summary import Results
+from sbi_boed_plugin.benchmark.summary import SECONDS, Results
 from sbi_boed_plugin.benchmark.tables import published_beside
-from sbi_boed_plugin.plotting._style import GREY, LINES, despine
+from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
 
-__all__ = ["METRIC_LABELS", "metric_figure"]
+__all__ = ["METRIC_LABELS", "metric_figure", "runtime_figure"]
 
 METRIC_LABELS = {
     "c2st": "C2ST",
@@ -67,6 +68,49 @@ def metric_figure(results: Results, metric: str) -> Figure:
         handlelength=1.6,
     )
     return figure
+
+
+def runtime_figure(results: Results) -> Figure:
+    """Plot times by method: a dot per task, and a diamond for the median over tasks."""
+    labels, budgets = results.labels, results.budgets
+    colors = ordered_colors(len(budgets))
+    figure = Figure(figsize=(9.0, 1.3 + 0.45 * len(labels)), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, name in zip(axes, SECONDS[:2], strict=True):
+        _draw_times(ax, results, name, colors)
+    # Longer names go on in the next line: they must leave room for the data.
+    axes[0].set_yticks(range(len(labels)), [fill(text, 20) for text in labels])
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    handles = [
+        Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
+        for budget, color in zip(budgets, colors, strict=True)
+    ]
+    look = {"loc": "outside upper left", "ncols": 5, "frameon": False}
+    figure.legend(handles=handles, title="simulations", fontsize="small", **look)
+    figure.supxlabel("dots: tasks, diamonds: their medians", fontsize="small")
+    return figure
+
+
+def _draw_times(ax: Axes, results: Results, name: str, colors: list[str]) -> None:
+    # Nothing to train takes no time, which a logarithm cannot show.
+    times = results.cells[["label", "num_simulations", name]].dropna()
+    times = times.loc[times[name] > 0.0]
+    groups: Any = times.groupby(["label", "num_simulations"])[name]
+    for (label, budget), dots in groups:
+        place = results.budgets.index(budget)
+        y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(colors) - 0.5)
+        ax.plot(dots, [y] * len(dots), "o", color=colors[place], ms=3.0, alpha=0.45)
+        ax.plot([dots.median()], [y], "D", color=colors[place], ms=5.5)
+    ax.set_xscale("log")
+    # Between few powers of ten there are ticks at 2 and 5 as well.
+    is_narrow = len(times) > 0 and times[name].max() < 30.0 * times[name].min()
+    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
+    ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
+    despine(ax)
 
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:

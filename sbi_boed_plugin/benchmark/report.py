@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin.benchmark.figures import METRIC_LABELS, metric_figure
+from sbi_boed_plugin.benchmark.figures import METRIC_LABELS, metric_figure, runtime_figure
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
 from sbi_boed_plugin.benchmark.runner import describe_versions
@@ -43,6 +43,7 @@ def write_report(folder: Path, output: Path | str | None) -> list[Path]:
         rows = results.differences.drop(columns=["label", "reference_label"])
         texts["differences.csv"] = rows.to_csv(index=False)
     figures = {name: metric_figure(results, name) for name in results.metrics}
+    figures["runtimes"] = runtime_figure(results)
     content = _content(results) | {
         "name": folder.resolve().name,
         "figures": {key: _image(figure) for key, figure in figures.items()},

@@ -69,8 +69,8 @@ def file_name(settings: Settings) -> str:
 class Store:
     """The records of a folder, which need not exist.
 
-    A file that holds no record is left out with a warning, and never stops a run or a
-    report; its job runs again.
+    A file that holds no record is named in a warning and set aside under another name:
+    it never stops a run or a report, and its job runs again.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -127,9 +127,13 @@ class Store:
         except OSError:
             raise
         except Exception as error:
+            aside = path.with_name(f"{path.name}.unreadable")
+            # The folder of somebody else may be read only.
+            with contextlib.suppress(PermissionError):
+                path.replace(aside)
             warnings.warn(
                 f"{path} is not the record of a job ({type(error).__name__}: {error}). "
-                "It is left out; its job will run again.",
+                f"It is set aside as {aside.name}; its job will run again.",
                 stacklevel=3,
             )
             return None

@@ -92,7 +92,7 @@ def best(results, metric="c2st", budget=10):
 def test_every_job_has_a_row(report):
     assert {path.name for path in report.iterdir()} == {
         *("results.csv", "summary.csv", "summary.md", "index.html"),
-        *("c2st.png", "mmd.png"),
+        *("c2st.png", "mmd.png", "runtimes.png"),
     }
     rows = table(report / "results.csv")
     assert len(rows) == 32

@@ -57,7 +57,7 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
     "content",
     [b"", b"{", b"\xff\xfe", b"[]", b"null", DEEP, b'{"status": "done"}', "copy"],
 )
-def test_a_file_that_holds_no_record_is_named_and_left_out(tmp_path, content):
+def test_a_file_that_holds_no_record_is_named_and_set_aside(tmp_path, content):
     store = Store(tmp_path)
     store.write(make_record({"method": "nle", "seed": 0}))
     (other,) = store.read_all()
@@ -68,6 +68,7 @@ def test_a_file_that_holds_no_record_is_named_and_left_out(tmp_path, content):
     write_bytes(path, content)
     with pytest.warns(UserWarning, match=path.name):
         assert store.read_all() == [other]
+    assert not path.exists() and list(store.jobs.glob("*.unreadable"))
     store.write(make_record(SETTINGS))
     assert len(store.read_all()) == 2
 
