@@ -8,8 +8,7 @@ from torch.distributions import Independent, LogNormal, Normal, biject_to
 
 from sbi_boed_plugin import EnergyConfig
 from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
-from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
-from sbi_boed_plugin.sbibm.methods import _RECIPES
+from sbi_boed_plugin.sbibm.methods import _RECIPES, CACHE, _log_prob
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
 CHAINS = {"num_chains": 10, "warmup_steps": 2, "thin": 1, "init_strategy": "proposal"}
@@ -228,7 +227,7 @@ def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper)
         ("nre", {"neural_net": "maf"}, "'maf'.*resnet"),
         ("nle_ince", {"num_contrastive": 0}, "at least 1"),
         ("nle", {"mcmc_method": "slice"}, "slice_np_vectorized"),
-        ("npe", {"automatic_transforms_enabled": "no"}, "True or False, got 'no'"),
+        ("npe", {"automatic_transforms_enabled": "no"}, "'no' is unknown. Use one of True, False"),
     ],
 )
 def test_values_are_checked_before_anything_is_simulated(name, hyper, message):
