@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig, tasks
 from sbi_boed_plugin.experiment import NoOpTracker
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 
 # Bound, the likelihood that it has, and its number of contrastive samples.
 CASES = [

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sbi_boed_plugin import NLE_INCE, tasks
 from sbi_boed_plugin.experiment import NoOpTracker, make_trainer
-from sbi_boed_plugin.search import optimizer
+from sbi_boed_plugin.search import information
 
 NUM_SIMULATIONS = 2_000
 BATCH_SIZE = 200
@@ -84,7 +84,7 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
     task = tasks.get_task("gaussian_linear", dim_design=2)
     inference = make_trainer(task, density_estimator=model, show_progress_bars=False)
     flow_seconds = 0.0
-    evaluate, backward = optimizer.log_likelihood_matrix, Tensor.backward
+    evaluate, backward = information.log_likelihood_matrix, Tensor.backward
 
     def timed(function):
         def wrapper(*args, **kwargs):
@@ -97,13 +97,13 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
         return wrapper
 
     try:
-        optimizer.log_likelihood_matrix = timed(evaluate)
+        information.log_likelihood_matrix = timed(evaluate)
         Tensor.backward = timed(backward)
         result = inference.optimize_design(
             task.simulator, num_steps=num_steps, num_eig_samples=2
         )
     finally:
-        optimizer.log_likelihood_matrix = evaluate
+        information.log_likelihood_matrix = evaluate
         Tensor.backward = backward
     return {
         "flow": model,

@@ -21,7 +21,7 @@ from sbi_boed_plugin._parallel import describe_error
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
 FORMAT = "sbi_boed_plugin.run_experiments"
-VERSION = 3
+VERSION = 4
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."
@@ -34,13 +34,6 @@ def locked(path: Path) -> Iterator[None]:
 
     The lock ends with the block, or with the process however it ends. Its empty file
     `.NAME.lock` stays beside the checkpoint.
-
-    Args:
-        path: The checkpoint.
-
-    Raises:
-        ValueError: If the path is a directory.
-        RuntimeError: If another call holds the checkpoint.
     """
     if path.is_dir():
         raise ValueError(
@@ -64,15 +57,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a killed process leaves the old or the new one.
-
-    Args:
-        path: File to write, locked.
-        state: Tensors, numbers, strings, lists, tuples and dictionaries.
-
-    Raises:
-        OSError: If it cannot be written. The old one is as it was.
-    """
+    """Write plain values; a killed process leaves the old file or the new one."""
     content = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **state}, content)
     data = content.getvalue()
@@ -88,18 +73,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint without running code from it.
-
-    Args:
-        path: File to read. It is left as it is, whatever it holds.
-        campaign: What identifies the sequence of experiments to continue.
-
-    Returns:
-        The state that was saved.
+    """Return what was saved, without running code from it; the file stays as it is.
 
     Raises:
-        ValueError: If the file is damaged, is no checkpoint, or belongs to other
-            experiments.
+        ValueError: If the file is damaged, is no checkpoint, or is of experiments that
+            something else identifies than `campaign`.
     """
     with refuse_damaged(path):
         saved = path.read_bytes()
@@ -126,11 +104,9 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
         if of_file.get(name) != value
     ]
     if different:
-        moved = ""
-        if of_file.get("policy") != campaign["policy"]:
-            moved = (
-                " A policy that a search has moved already is another: make it anew."
-            )
+        moved = " A policy that a search has moved already is another: make it anew."
+        if of_file.get("policy") == campaign["policy"]:
+            moved = ""
         raise ValueError(
             f"checkpoint={str(path)!r} is of other experiments: "
             f"{'; '.join(different)}.{moved} {_REMEDY}"
@@ -140,14 +116,7 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def refuse_damaged(path: Path) -> Iterator[None]:
-    """Turn every error of a block that uses what was read into one that says so.
-
-    Args:
-        path: The checkpoint.
-
-    Raises:
-        ValueError: If the block raises an exception.
-    """
+    """Turn every error of a block that uses what was read into one that says so."""
     try:
         yield
     except Exception as error:

@@ -1,16 +1,14 @@
 """Which sbi this package needs, and what our trainers do otherwise than sbi's."""
 
 import pickle
-from typing import Any, cast
+from typing import Any
 
 import sbi
 import torch
-from torch.utils import data
 
 __all__ = [
     "ConditionalEstimatorBuilder",
     "LikelihoodEstimatorTrainer",
-    "SbiTrainerMixin",
     "check_default_dtype",
     "check_sbi_version",
     "if_it_pickles",
@@ -60,31 +58,3 @@ def check_default_dtype() -> None:
             "it keeps data in torch.float32. Call "
             "torch.set_default_dtype(torch.float32) before training."
         )
-
-
-class SbiTrainerMixin:
-    """A base in front of sbi's trainers, for what all of ours do otherwise.
-
-    A tracker that can be pickled is kept: sbi's trainers come back with a tracker of
-    TensorBoard, which writes a folder, whatever they had before. And another default
-    precision than that of data is refused before training.
-    """
-
-    def get_dataloaders(
-        self, *args: Any, **kwargs: Any
-    ) -> tuple[data.DataLoader, data.DataLoader]:
-        """Return sbi's dataloaders for training and validation."""
-        check_default_dtype()
-        return cast(Any, super()).get_dataloaders(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state of sbi's trainer, with the tracker."""
-        state = cast(Any, super()).__getstate__()
-        return {**state, "_tracker": if_it_pickles(vars(self)["_tracker"])}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
-        if state["_tracker"] is None:
-            cast(Any, super()).__setstate__(state)
-        else:
-            vars(self).update(state)

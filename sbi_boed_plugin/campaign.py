@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from sbi_boed_plugin._rng import (
 )
 from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.simulation import CheckedSimulator
-from sbi_boed_plugin.trainers._state import get_state, set_state
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
@@ -58,19 +58,11 @@ class ExperimentRecord:
     design: Tensor
     x: Tensor
     eig: EIGEstimate
-    posterior_samples: Tensor
+    posterior_samples: Tensor = field(repr=False)
     log_evidence: float
     num_simulations: int
     num_invalid_simulations: int
     seconds: float
-
-    def _to_plain(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**values, "eig": asdict(self.eig)}
-
-    @classmethod
-    def _from_plain(cls, values: dict[str, Any]) -> "ExperimentRecord":
-        return cls(**{**values, "eig": EIGEstimate(**values["eig"])})
 
 
 @dataclass(frozen=True)
@@ -127,9 +119,8 @@ def run_experiments(
 
     Args:
         inference: Trainer with prior and design policy.
-        simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
-            `design` of shape `(batch_dim, dim_design)` to `x` of shape
-            `(batch_dim, dim_x)`.
+        simulator: Function from `theta` and `design` to `x`, with one row for each
+            simulation.
         observe: The real experiment: function from a design of shape
             `(dim_design,)` to observed data of shape `(dim_x,)` or `(1, dim_x)`.
         num_rounds: Number of experiments. A larger number with the same checkpoint
@@ -172,198 +163,203 @@ def run_experiments(
             "resume_training is not for run_experiments: pass checkpoint=... to "
             "continue a sequence."
         )
-    prior, policy = inference._prior, inference.design_policy
-    if prior is None or policy is None:
+    DesignSearchConfig(**search)
+    if inference.search.prior is None or inference.search.policy is None:
         raise ValueError(
             "inference needs a prior and a design policy: NLE_INCE(prior, "
             "design_policy=TruncatedNormalPolicy(low, high))."
         )
+    # The file itself, wherever links and later changes of the folder lead.
+    path = None if checkpoint is None else Path(checkpoint).resolve()
+    identity = _identity(inference.search, search, num_particles, seed)
+    campaign = _Campaign(inference, simulator, observe, search, path, identity)
+    with nullcontext() if path is None else locked(path):
+        campaign.load()
+        return campaign.run(num_rounds, show_progress_bar)
+
+
+class _Campaign:
+    """The rounds of a sequence, with what is saved between them."""
+
+    def __init__(
+        self,
+        inference: NLE_INCE,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        observe: Callable[[Tensor], Tensor],
+        search: dict[str, Any],
+        path: Path | None,
+        identity: dict[str, Any],
+    ) -> None:
+        self.inference, self.simulator, self.observe = inference, simulator, observe
+        self.search, self.path, self.identity = search, path, identity
+        self.records: list[ExperimentRecord] = []
+        # Of the round that has begun: its design, and then its data.
+        self.pending: dict[str, Any] = {}
+        self.random_start: int | dict[str, Any] | None = identity["seed"]
+
+    def load(self) -> None:
+        """Take up what was saved, if anything was."""
+        if self.path is None or not self.path.exists():
+            return
+        saved = load_checkpoint(self.path, self.identity)
+        with refuse_damaged(self.path):
+            records = [
+                ExperimentRecord(**{**r, "eig": EIGEstimate(**r["eig"])})
+                for r in saved["records"]
+            ]
+            pending = dict(saved["pending"])
+            self.random_start = rng_state_from_plain(saved["rng"])
+            with isolated_rng(0):  # The weights that are drawn here are replaced.
+                self.inference.search.load_state_dict(saved["search"])
+        self.records, self.pending = records, pending
+
+    def save(self) -> None:
+        """Save all that the next call needs."""
+        if self.path is not None:
+            state = {
+                "campaign": self.identity,
+                "records": [asdict(record) for record in self.records],
+                "pending": self.pending,
+                "search": self.inference.search.state_dict(),
+                "rng": rng_state_to_plain(get_rng_state()),
+            }
+            save_checkpoint(self.path, state)
+
+    def run(self, num_rounds: int, show_progress_bar: bool) -> ExperimentsResult:
+        """Run the rounds that there are not yet."""
+        bar = tqdm(
+            total=num_rounds,
+            initial=min(len(self.records), num_rounds),
+            disable=not show_progress_bar,
+            desc="Running experiments",
+        )
+        with isolated_rng(self.random_start), bar:
+            if not self.records and not self.pending:
+                self.save()  # So that the first round, too, can be repeated as it was.
+            while len(self.records) < num_rounds:
+                started = time.perf_counter()
+                if "design" not in self.pending:
+                    self.find_design()
+                    self.save()
+                if "x" not in self.pending:
+                    self.measure()
+                self.pending["seconds"] += time.perf_counter() - started
+                self.learn()
+                self.save()
+                eig = self.records[-1].eig.value
+                bar.set_postfix_str(f"EIG {eig:.2f} nats", refresh=False)
+                bar.update()
+        return ExperimentsResult(tuple(self.records[:num_rounds]))
+
+    def find_design(self) -> None:
+        """Search for the design of a round."""
+        started, settings, search = (
+            time.perf_counter(),
+            self.search,
+            self.inference.search,
+        )
+        is_multi_start = settings.get("method") == "multi_start"
+        is_later = len(search.experiments) > 0
+        if (
+            is_multi_start
+            and is_later
+            and search.serves_all_designs(settings.get("objective"))
+        ):
+            # What is trained for all designs serves every later round.
+            settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
+        checked = CheckedSimulator(self.simulator, is_checked=bool(self.records))
+        result = self.inference.optimize_design(checked, **settings)
+        self.pending = {
+            "design": result.design.cpu(),
+            "eig": asdict(result.eig),
+            "num_simulations": result.num_simulations,
+            "num_invalid_simulations": result.num_invalid_simulations,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def measure(self) -> None:
+        """Run the experiment of a round, and save its data."""
+        design = self.pending["design"]
+        # Copies: it may change what it gets, and use again what it returned.
+        x = torch.as_tensor(self.observe(design.clone())).reshape(-1)
+        likelihood = self.inference.search.likelihood
+        assert likelihood is not None
+        if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
+            raise ValueError(
+                f"observe(design) returned {x.tolist()}, but must return "
+                f"{likelihood.input_shape.numel()} finite value(s). The design found "
+                "is kept: run_experiments with the same checkpoint measures again."
+            )
+        self.pending = {**self.pending, "x": x.cpu().clone()}
+        try:
+            self.save()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror} Not saved is the last measurement, "
+                f"x={x.tolist()} at design={design.tolist()}: let "
+                "observe(design) return it then.",
+            ) from error
+
+    def learn(self) -> None:
+        """Take the data of a round into account."""
+        started, pending = time.perf_counter(), self.pending
+        design, x = pending["design"], pending["x"]
+        num_particles = self.identity["num_particles"]
+        belief = self.inference.observe(design, x, num_particles=num_particles).belief
+        assert belief is not None
+        values = {
+            **pending,
+            "x": self.inference.observations[-1].x[0].cpu(),
+            "eig": EIGEstimate(**pending["eig"]),
+            "posterior_samples": belief.particles.cpu(),
+            "log_evidence": belief.log_evidence,
+            "seconds": pending["seconds"] + time.perf_counter() - started,
+        }
+        self.records.append(ExperimentRecord(**values))
+        self.pending = {}
+
+
+def _identity(
+    search: DesignSearch,
+    settings: dict[str, Any],
+    num_particles: int,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Return what tells one sequence of experiments from another."""
     # Another number of workers gives the same results, but for one: it draws from the
     # generators of this process.
     named = {
         name: value == 1 if name == "num_workers" else value
-        for name, value in {"num_workers": 1, **search}.items()
+        for name, value in {"num_workers": 1, **settings}.items()
     }
-    campaign = {
-        "prior": _fingerprint_of_prior(prior),
-        "policy": _fingerprint_of_policy(policy, inference._policy_start),
-        "coordinates": repr(_plain(inference._search_coordinates)),
+    # State and draws of the policy at the beginning, the middle and the end of a
+    # search, from where it started: the last search has moved the policy itself.
+    policy, content = deepcopy(search.policy), []
+    assert policy is not None and search.prior is not None
+    policy.load_state_dict(search.policy_start or {})
+    with isolated_rng(0):
+        prior_draws = search.prior.sample(torch.Size((8,)))
+    for progress in (0.0, 0.5, 1.0):
+        policy.anneal(progress)
+        with isolated_rng(0):
+            draws = policy.sample(torch.Size((8,)))
+        state = [v.detach().clone() for v in policy.state_dict().values()]
+        content += [*state, draws]
+    return {
+        "prior": _digest(search.prior, [prior_draws]),
+        "policy": _digest(policy, content),
+        "coordinates": repr(_plain(search.models.coordinates)),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
     }
-    # The file itself, wherever links and later changes of the folder lead.
-    path = None if checkpoint is None else Path(checkpoint).resolve()
-    with nullcontext() if path is None else locked(path):
-        return _run_rounds(
-            inference,
-            simulator,
-            observe,
-            num_rounds,
-            path,
-            campaign,
-            num_particles,
-            show_progress_bar,
-            search,
-        )
 
 
-def _run_rounds(
-    inference: NLE_INCE,
-    simulator: Callable[[Tensor, Tensor], Tensor],
-    observe: Callable[[Tensor], Tensor],
-    num_rounds: int,
-    path: Path | None,
-    campaign: dict[str, Any],
-    num_particles: int,
-    show_progress_bar: bool,
-    search: dict[str, Any],
-) -> ExperimentsResult:
-    """Run the rounds that a checkpoint does not have yet."""
-    records: list[ExperimentRecord] = []
-    pending: dict[str, Any] = {}
-    start: int | dict[str, Any] | None = campaign["seed"]
-    if path is not None and path.exists():
-        saved = load_checkpoint(path, campaign)
-        with refuse_damaged(path):
-            records = [ExperimentRecord._from_plain(r) for r in saved["records"]]
-            pending = dict(saved["pending"])
-            start = rng_state_from_plain(saved["rng"])
-            with isolated_rng(0):  # The weights that are drawn here are replaced.
-                set_state(inference, saved["trainer"])
-
-    def save() -> None:
-        if path is not None:
-            state = {
-                "campaign": campaign,
-                "records": [record._to_plain() for record in records],
-                "pending": pending,
-                "trainer": get_state(inference),
-                "rng": rng_state_to_plain(get_rng_state()),
-            }
-            save_checkpoint(path, state)
-
-    bar = tqdm(
-        total=num_rounds,
-        initial=min(len(records), num_rounds),
-        disable=not show_progress_bar,
-        desc="Running experiments",
-    )
-    with isolated_rng(start), bar:
-        if not records and not pending:
-            save()  # So that the first round, too, can be repeated as it was.
-        while len(records) < num_rounds:
-            started = time.perf_counter()
-            if "design" not in pending:
-                checked = CheckedSimulator(simulator, is_checked=bool(records))
-                pending = _search(inference, checked, search)
-                save()
-            if "x" not in pending:
-                # Copies: it may change what it gets, and use again what it returned.
-                x = torch.as_tensor(observe(pending["design"].clone())).reshape(-1)
-                _check_measured(x, inference)
-                pending = {**pending, "x": x.cpu().clone()}
-                try:
-                    save()
-                except OSError as error:
-                    raise OSError(
-                        error.errno,
-                        f"{error.strerror} Not saved is the last measurement, "
-                        f"x={x.tolist()} at design={pending['design'].tolist()}: let "
-                        "observe(design) return it then.",
-                    ) from error
-            pending["seconds"] += time.perf_counter() - started
-            records.append(_learn(inference, num_particles, pending))
-            pending = {}
-            save()
-            bar.set_postfix_str(f"EIG {records[-1].eig.value:.2f} nats", refresh=False)
-            bar.update()
-    return ExperimentsResult(tuple(records[:num_rounds]))
-
-
-def _search(
-    inference: NLE_INCE,
-    simulator: CheckedSimulator,
-    search: dict[str, Any],
-) -> dict[str, Any]:
-    """Search for the design of a round, and return what its record needs."""
-    started = time.perf_counter()
-    if (
-        search.get("method") == "multi_start"
-        and inference.observations
-        and inference._serves_all_designs(search.get("objective"))
-    ):
-        # What is trained for all designs serves every later round.
-        search = {**search, "num_steps": 0, "num_warmup_steps": 0}
-    result = inference.optimize_design(simulator, **search)
-    return {
-        "design": result.design.cpu(),
-        "eig": asdict(result.eig),
-        "num_simulations": result.num_simulations,
-        "num_invalid_simulations": result.num_invalid_simulations,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def _check_measured(x: Tensor, inference: NLE_INCE) -> None:
-    """Refuse data that cannot be learned from, before they are kept."""
-    likelihood = inference._neural_net
-    assert likelihood is not None
-    if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
-        raise ValueError(
-            f"observe(design) returned {x.tolist()}, but must return "
-            f"{likelihood.input_shape.numel()} finite value(s). The design found is "
-            "kept: run_experiments with the same checkpoint measures again."
-        )
-
-
-def _learn(
-    inference: NLE_INCE, num_particles: int, pending: dict[str, Any]
-) -> ExperimentRecord:
-    """Take the data of a round into account."""
-    started = time.perf_counter()
-    inference.observe(pending["design"], pending["x"], num_particles=num_particles)
-    belief = inference.belief
-    assert belief is not None
-    return ExperimentRecord(
-        design=pending["design"],
-        x=inference.observations[-1].x[0].cpu(),
-        eig=EIGEstimate(**pending["eig"]),
-        posterior_samples=belief.particles.cpu(),
-        log_evidence=belief.log_evidence,
-        num_simulations=pending["num_simulations"],
-        num_invalid_simulations=pending["num_invalid_simulations"],
-        seconds=pending["seconds"] + time.perf_counter() - started,
-    )
-
-
-def _fingerprint_of_prior(prior: Any) -> str:
-    """Return what tells priors apart: their kind, and draws from a fixed seed."""
-    with isolated_rng(0):
-        return _digest(prior, prior.sample(torch.Size((8,))).cpu().numpy().tobytes())
-
-
-def _fingerprint_of_policy(
-    policy: DesignPolicy, start: dict[str, Tensor] | None
-) -> str:
-    """Return what tells policies apart: their kind, and how a search anneals them.
-
-    State and draws at the beginning, the middle and the end of a search, from where the
-    policy started: the last search has moved the policy itself.
-    """
-    policy = deepcopy(policy)
-    policy.load_state_dict(start or {})
-    content = b""
-    for progress in (0.0, 0.5, 1.0):
-        policy.anneal(progress)
-        with isolated_rng(0):
-            values = [*policy.state_dict().values(), policy.sample(torch.Size((8,)))]
-        content += b"".join(v.detach().cpu().numpy().tobytes() for v in values)
-    return _digest(policy, content)
-
-
-def _digest(value: Any, content: bytes) -> str:
-    return f"{type(value).__name__}-{hashlib.sha256(content).hexdigest()[:16]}"
+def _digest(value: Any, content: list[Tensor]) -> str:
+    """Return the kind of a value, with a hash of its numbers."""
+    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in content)
+    return f"{type(value).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:
@@ -374,15 +370,14 @@ def _plain(value: Any) -> Any:
         return [_plain(part) for part in value]
     if isinstance(value, Coordinates):
         return [_plain(part) for part in (value.theta, value.x, value.design)]
+    if isinstance(value, INVERSE_TRANSFORM):
+        return type(value).__name__, _plain(value.inv)
     if isinstance(value, Transform):
-        name = type(value).__name__
-        if isinstance(value, INVERSE_TRANSFORM):
-            return name, _plain(value.inv)
         # Not what torch has computed on demand.
         held = {
             k: _plain(v)
             for k, v in sorted(vars(value).items())
             if not (k.startswith("_") or hasattr(type(value), k))
         }
-        return name, held
+        return type(value).__name__, held
     return value if isinstance(value, (bool, int, float, str)) else type(value).__name__

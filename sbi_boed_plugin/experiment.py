@@ -13,6 +13,7 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
+from sbi_boed_plugin._prior import to_real_numbers
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -23,9 +24,8 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks.task import Task
-from sbi_boed_plugin.trainers._estimator_builders import to_real_numbers
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = [

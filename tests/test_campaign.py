@@ -14,7 +14,7 @@ from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
-from tests.trainers.cases import CHECK
+from tests.trainers.cases import CHECK, make_trainer, on_box
 
 SEARCH = {
     "num_steps": 8,
@@ -24,15 +24,8 @@ SEARCH = {
 }
 
 
-def make(prior=None):
-    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
-    return NLE_INCE(
-        prior or Model.prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+def make(prior=Model.prior, model="mdn", **policy):
+    return on_box(0.5, 3.0, prior, model, policy=policy)
 
 
 def measure(design):
@@ -160,10 +153,8 @@ def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
     for kwargs, name in (({"seed": 4}, "seed"), ({"num_steps": 9}, "search")):
         with pytest.raises(ValueError, match=f"other experiments: {name}"):
             run(path, **kwargs)
-    policy = TruncatedNormalPolicy(torch.tensor([0.0]), torch.tensor([9.0]))
-    other = NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
     with pytest.raises(ValueError, match="other experiments: policy"):
-        run(path, inference=other)
+        run(path, inference=on_box(0.0, 9.0))
     assert path.read_bytes() == before
 
 
@@ -228,18 +219,10 @@ def test_another_prior_or_schedule_is_another_sequence(tmp_path):
     prior = Independent(Normal(torch.zeros(1), 2.0 * torch.ones(1)), 1)
     with pytest.raises(ValueError, match="other experiments: prior"):
         run(path, inference=make(prior))
-    policy = TruncatedNormalPolicy(
-        torch.tensor([0.5]), torch.tensor([3.0]), scale=(0.3, 0.01)
-    )
-    other = NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
     with pytest.raises(ValueError, match="other experiments: policy"):
-        run(path, inference=other)
-    moved = TruncatedNormalPolicy(
-        torch.tensor([0.5]), torch.tensor([3.0]), loc=torch.tensor([0.6])
-    )
-    other = NLE_INCE(Model.prior, "mdn", design_policy=moved, tracker=NoOpTracker())
+        run(path, inference=make(scale=(0.3, 0.01)))
     with pytest.raises(ValueError, match="other experiments: policy.*make it anew"):
-        run(path, inference=other)
+        run(path, inference=make(loc=torch.tensor([0.6])))
     # One worker draws from the generators of this process.
     with pytest.raises(ValueError, match="other experiments: search"):
         run(path, num_rounds=2, num_workers=2)
@@ -259,8 +242,7 @@ class WithSchedule(TruncatedNormalPolicy):
 
 def test_schedules_of_users_are_told_apart_by_what_they_do(tmp_path):
     def make_with(schedule):
-        policy = WithSchedule(schedule)
-        return NLE_INCE(Model.prior, "mdn", design_policy=policy, tracker=NoOpTracker())
+        return make_trainer(Model.prior, WithSchedule(schedule))
 
     path = tmp_path / "campaign.pt"
     run(path, num_rounds=1, inference=make_with(lambda p: 0.3 - 0.2 * p))
@@ -281,13 +263,11 @@ def test_a_policy_that_moved_starts_where_it_did(tmp_path):
 
 def test_other_networks_are_refused_and_change_nothing(tmp_path):
     def with_data_in(scale):
-        policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
         # The inverse, as logarithms are that of the exponential.
         build = transformed_likelihood_nn(
             "mdn", dim_design=1, x_transform=AffineTransform(0.0, scale).inv
         )
-        kwargs = {"tracker": NoOpTracker(), "show_progress_bars": False}
-        return NLE_INCE(Model.prior, build, design_policy=policy, **kwargs)
+        return make(model=build)
 
     path = tmp_path / "campaign.pt"
     run(path, num_rounds=1, inference=with_data_in(1.0))
@@ -297,8 +277,7 @@ def test_other_networks_are_refused_and_change_nothing(tmp_path):
 
     path = tmp_path / "other.pt"
     run(path, num_rounds=1)
-    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
-    other = NLE_INCE(Model.prior, "maf", design_policy=policy, tracker=NoOpTracker())
+    other = make(model="maf")
     with pytest.raises(ValueError, match="likelihood network.*is another"):
         run(path, inference=other)
     assert other._neural_net is None and not other.observations

@@ -139,6 +139,10 @@ def test_what_is_no_checkpoint_is_refused_and_kept(tmp_path, finished):
         assert_refused(path, content)
 
 
+def experiments(state):
+    return state["search"]["experiments"]
+
+
 def without(state, name):
     state.pop(name)
 
@@ -157,14 +161,14 @@ def transposed(weights):
         lambda state: state["records"][0].update(extra=1),
         lambda state: state["rng"].update(numpy=[]),
         lambda state: without(state, "campaign"),
-        lambda state: without(state["trainer"], "belief"),
-        lambda state: state["trainer"]["networks"]["likelihood"].popitem(),
-        lambda state: transposed(state["trainer"]["networks"]["likelihood"]),
-        lambda state: transposed(state["trainer"]["kept_likelihoods"][0]),
-        lambda state: state["trainer"].update(policy={}),
-        lambda state: state["trainer"].update(dim_x="one"),
-        lambda state: state["trainer"]["belief"].update(particles=2.0),
-        lambda state: state["trainer"]["observations"][0].update(likelihood=7),
+        lambda state: without(experiments(state), "belief"),
+        lambda state: state["search"]["networks"]["likelihood"].popitem(),
+        lambda state: transposed(state["search"]["networks"]["likelihood"]),
+        lambda state: transposed(experiments(state)["likelihoods"][0]),
+        lambda state: state["search"].update(policy={}),
+        lambda state: state["search"].update(dim_x="one"),
+        lambda state: experiments(state)["belief"].update(particles=2.0),
+        lambda state: experiments(state)["observations"][0].update(likelihood=7),
     ],
 )
 def test_a_state_that_is_not_of_this_trainer_is_refused(tmp_path, finished, spoil):

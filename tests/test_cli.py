@@ -14,7 +14,7 @@ import matplotlib.pyplot
 import pytest
 import torch
 
-from sbi_boed_plugin import NLE_INCE, __version__
+from sbi_boed_plugin import DesignSearchConfig, __version__
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin.cli import design_run, main
 from sbi_boed_plugin.cli.design import NUM_STEPS as DEFAULT_NUM_STEPS
@@ -271,7 +271,7 @@ def test_help_names_the_tasks_units_and_default_steps(capsys):
     assert all(name in out for name in available_tasks())
     assert "nats" in out
     assert f"(default: {DEFAULT_NUM_STEPS})" in " ".join(out.split())
-    documented = " ".join((NLE_INCE.optimize_design.__doc__ or "").split())
+    documented = " ".join((DesignSearchConfig.__doc__ or "").split())
     assert f"Number of training steps. If `None`, {DEFAULT_NUM_STEPS:,}" in documented
     code, out, _ = run(["--help"], capsys)
     assert code == 0 and "design" in out and "tasks" in out

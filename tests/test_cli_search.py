@@ -10,7 +10,7 @@ from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, experiment
 from sbi_boed_plugin.cli import comparison, design, design_run, main
-from sbi_boed_plugin.search.multi_start import MultiStartConfig
+from sbi_boed_plugin.search.config import MultiStartConfig
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
 

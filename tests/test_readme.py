@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import sbi_boed_plugin
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -38,6 +40,12 @@ def test_the_example_of_a_correction_runs():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_name_of_the_package_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`(?:tasks\.)?(\w+)`", text)) | {"tasks"}
+    assert set(sbi_boed_plugin.__all__) <= named
 
 
 def anchors(page):

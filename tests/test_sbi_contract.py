@@ -303,7 +303,8 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
 @for_each_case
 def test_resuming_does_not_forget_the_best_network(case):
     trainer = case.append(case.make(), case.simulate())
-    estimator = case.trained_by_sbi(case.train(trainer, max_num_epochs=5))
+    case.train(trainer, max_num_epochs=5)
+    estimator = trainer._neural_net
     best = {key: value.clone() for key, value in estimator.state_dict().items()}
     split = trainer.val_indices.clone()
     with torch.no_grad():
@@ -339,12 +340,14 @@ def test_a_network_is_built_anew_only_from_scratch(case):
         return case.user_builder(theta, x)
 
     trainer = case.append(case.make(build), case.simulate(100))
-    first = case.trained_by_sbi(case.train(trainer))
-    assert case.trained_by_sbi(case.train(trainer)) is first
+    case.train(trainer)
+    first = trainer._neural_net
+    case.train(trainer)
+    assert trainer._neural_net is first
     assert len(built) == 1
     case.append(trainer, case.simulate(100), from_round=1)
-    anew = case.train(trainer, retrain_from_scratch=True)
-    assert case.trained_by_sbi(anew) is not first
+    case.train(trainer, retrain_from_scratch=True)
+    assert trainer._neural_net is not first
     sizes = [part.shape[-1] for part in case.stored(case.simulate(1))]
     assert built == [tuple((rows, size) for size in sizes) for rows in (90, 180)]
 

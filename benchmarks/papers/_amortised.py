@@ -181,7 +181,7 @@ def _fresh(trained: NLE_INCE, make_inference: Callable[[], NLE_INCE]) -> NLE_INC
     """Return a trainer with the same likelihood that has observed nothing."""
     other = make_inference()
     other._neural_net = trained._neural_net
-    other._dim_design = trained._dim_design
+    other.search.dim_design = trained.search.dim_design
     return other
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks import SIR, Task, brute_force_eig
 from sbi_boed_plugin.tasks._gaussian import GridTask
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks import Task
 
 __all__ = [

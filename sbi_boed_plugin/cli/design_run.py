@@ -26,7 +26,7 @@ from sbi_boed_plugin.experiment import (
     measure,
     simulate_predictions,
 )
-from sbi_boed_plugin.search.config import DesignResult
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks import Task
 
 __all__ = ["run_design"]
@@ -114,7 +114,7 @@ def _save_design(
         eig=result.eig,
         objective=objective,
         cap=(
-            math.log(result.config.num_contrastive + 1)
+            math.log((result.config.num_contrastive or 0) + 1)
             if objective == "info_nce"
             else None
         ),

@@ -5,9 +5,9 @@ generalized divergence is, up to a constant,
 
 .. math:: D = E_{p(\theta, x)}[-\log q(\theta \mid x)] + E_{p(x)}[Z(x)],
 
-which is least where :math:`q` is the posterior and :math:`Z = 1`. Three surrogates:
+which is least where :math:`q` is the posterior and :math:`Z = 1`. Where :math:`q` is
+normalized it is the loss of neural posterior estimation. Two more surrogates:
 
-- *normalized*, :math:`Z = 1`: the loss of neural posterior estimation,
 - *ratio-only*, :math:`q = p(\theta) \, e^{\rho(\theta, x)}`: the prior, corrected,
 - *hybrid*, :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base,
   corrected by an energy ratio, with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho}]`.
@@ -16,6 +16,8 @@ A partition function is estimated from draws of any density :math:`r`, with weig
 :math:`b / r` where :math:`r` is not the base itself. Since
 :math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`: the
 validation loss is a fair judge of a hybrid, if its :math:`Z` is not too noisy.
+
+All losses and ratios are in nats.
 
 References:
     Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
@@ -31,7 +33,6 @@ __all__ = [
     "atomic_hybrid_loss",
     "draw_by_ratio",
     "hybrid_loss",
-    "normalized_loss",
     "partition_by_draws",
     "partition_function",
     "ratio_loss",
@@ -63,9 +64,11 @@ def partition_function(
     """
     if log_weight is not None:
         log_ratio = log_ratio + log_weight
-    weights = _finite_exp(log_ratio)
+    excess = (log_ratio - _LARGEST_EXPONENT).clamp(min=0.0)
+    weights = log_ratio.clamp(max=_LARGEST_EXPONENT).exp()
+    weights = weights + math.exp(_LARGEST_EXPONENT) * excess
     if inside is not None:
-        weights = weights * inside.to(weights)
+        weights = weights * inside
     return weights.mean(dim=0)
 
 
@@ -97,8 +100,8 @@ def partition_by_draws(log_ratio: Tensor, drawn: Tensor) -> Tensor:
     backward pass through each.
 
     Args:
-        log_ratio: Energy ratio at all candidates, of shape
-            `(num_candidates, batch_dim)`; no gradient passes through it.
+        log_ratio: Energy ratio at candidates, of shape `(num_candidates, batch_dim)`;
+            no gradient passes through it.
         drawn: Energy ratio at those that `draw_by_ratio` chose, of shape
             `(num_draws, batch_dim)`.
 
@@ -109,18 +112,6 @@ def partition_by_draws(log_ratio: Tensor, drawn: Tensor) -> Tensor:
     slope = log_ratio.clamp(max=_LARGEST_EXPONENT).exp().mean(dim=0)
     mean = drawn.mean(dim=0)
     return partition_function(log_ratio) + slope * (mean - mean.detach())
-
-
-def normalized_loss(log_prob: Tensor) -> Tensor:
-    r"""Return :math:`-\log q(\theta|x)` of each row, the loss of a normalized density.
-
-    Args:
-        log_prob: Log-density of the parameters, of shape `(batch_dim,)`.
-
-    Returns:
-        Losses of shape `(batch_dim,)`, in nats.
-    """
-    return -log_prob
 
 
 def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
@@ -135,7 +126,7 @@ def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
             independent of them, of shape `(num_draws, batch_dim)`.
 
     Returns:
-        Losses of shape `(batch_dim,)`, in nats.
+        Losses of shape `(batch_dim,)`.
     """
     return partition_function(marginal_log_ratio) - log_ratio
 
@@ -150,7 +141,7 @@ def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tenso
             no gradient: the base then learns from its likelihood alone.
 
     Returns:
-        Losses of shape `(batch_dim,)`, in nats.
+        Losses of shape `(batch_dim,)`.
     """
     return partition - log_base - log_ratio
 
@@ -168,13 +159,6 @@ def atomic_hybrid_loss(log_unnormalized: Tensor) -> Tensor:
             `(num_atoms, batch_dim)`, the row's own parameter first.
 
     Returns:
-        Losses of shape `(batch_dim,)`, in nats, never negative.
+        Losses of shape `(batch_dim,)`, never negative.
     """
     return torch.logsumexp(log_unnormalized, dim=0) - log_unnormalized[0]
-
-
-def _finite_exp(exponent: Tensor) -> Tensor:
-    """Return the exponential, continued by its tangent where it would overflow."""
-    excess = (exponent - _LARGEST_EXPONENT).clamp(min=0.0)
-    capped = exponent.clamp(max=_LARGEST_EXPONENT)
-    return capped.exp() + math.exp(_LARGEST_EXPONENT) * excess

@@ -1,15 +1,6 @@
-"""Design policies, gradients of their information, and the loop that trains them."""
+"""Searching for designs: training, scoring, and what is kept between experiments."""
 
-from sbi_boed_plugin.policies import CategoricalPolicy as CategoricalPolicy
-from sbi_boed_plugin.policies import NormalPolicy as NormalPolicy
-from sbi_boed_plugin.policies import PointPolicy as PointPolicy
-from sbi_boed_plugin.policies import (
-    TruncatedNormalMixturePolicy as TruncatedNormalMixturePolicy,
-)
-from sbi_boed_plugin.policies import (
-    TruncatedNormalPolicy as TruncatedNormalPolicy,
-)
-from sbi_boed_plugin.policies.policy import DesignPolicy as DesignPolicy
-from sbi_boed_plugin.policies.policy import ScaleSchedule as ScaleSchedule
-from sbi_boed_plugin.search.config import DesignResult as DesignResult
-from sbi_boed_plugin.search.optimizer import DesignOptimizer as DesignOptimizer
+from sbi_boed_plugin.search.config import DesignSearchConfig as DesignSearchConfig
+from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
+from sbi_boed_plugin.search.design_search import DesignSearch as DesignSearch
+from sbi_boed_plugin.search.result import DesignResult as DesignResult

@@ -85,25 +85,12 @@ def simulate_batch(
     num_simulations_per_design: int,
     gradient: str,
     device: str,
-    num_workers: int = 1,
+    num_workers: int | None = 1,
     warn: bool = True,
 ) -> Batch:
     """Draw designs and parameters and simulate them.
 
-    Args:
-        simulator: Function from `theta` and `design` to `x`.
-        policy: Distribution of the designs. They carry its gradient unless `gradient`
-            is the score function.
-        prior: Distribution of the parameters.
-        num_simulations: Number of simulations.
-        num_simulations_per_design: How many of them share a design.
-        gradient: Name of the gradient estimator.
-        device: Device of the tensors.
-        num_workers: Number of processes that simulate.
-        warn: Whether to warn of simulations that raised an error.
-
-    Returns:
-        The simulations.
+    The designs carry the policy's gradient unless `gradient` is the score function.
 
     Raises:
         TypeError: If `simulator` does not return an array of numbers.

@@ -1,10 +1,7 @@
-"""Settings and result of a design optimization."""
+"""Settings of a design search, checked as a whole before any work."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from torch import Tensor
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -13,172 +10,284 @@ from sbi_boed_plugin._numbers import (
     check_integer,
     check_real,
 )
-from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.search.trust import Arrival
 
-__all__ = ["DesignOptimizerConfig", "DesignResult", "StopReason"]
-
-StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+__all__ = ["DesignSearchConfig", "MultiStartConfig"]
 
 
 @dataclass(frozen=True)
-class DesignOptimizerConfig:
-    """Settings of the joint training of policy and estimator.
-
-    The arguments of `NLE_INCE.optimize_design`, which documents them.
-    """
-
-    method: str
-    num_steps: int
-    num_warmup_steps: int
-    training_batch_size: int
-    num_simulations_per_design: int
-    num_contrastive: int
-    regularization_strength: float
-    learning_rate: float
-    design_learning_rate: float
-    clip_max_norm: float | None
-    objective: str
-    gradient: str
-    num_refinement_steps: int = 0
-
-    def __post_init__(self) -> None:
-        multi_start = self.method == "multi_start"
-        # With trained estimators a multi-start search needs no further step.
-        check_fields(self, check_integer, ["num_steps"], 0 if multi_start else 1)
-        counts = [
-            "training_batch_size",
-            "num_simulations_per_design",
-            "num_contrastive",
-        ]
-        check_fields(self, check_integer, counts, 1)
-        check_fields(
-            self, check_integer, ["num_warmup_steps", "num_refinement_steps"], 0
-        )
-        if self.num_warmup_steps >= self.num_steps + multi_start:
-            raise ValueError(
-                f"num_warmup_steps={self.num_warmup_steps} must be less than "
-                f"num_steps={self.num_steps}."
-            )
-        if multi_start and self.num_refinement_steps:
-            raise ValueError(
-                f"num_refinement_steps={self.num_refinement_steps} with "
-                "method='multi_start': its networks serve all designs and are not "
-                "refined at one. Use method='joint' or leave it out."
-            )
-        rates = ["learning_rate", "design_learning_rate"]
-        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
-        check_fields(
-            self,
-            check_real,
-            ["clip_max_norm"],
-            above=0.0,
-            or_infinite=True,
-            or_none=True,
-            remedy="None means no clipping.",
-        )
-        check_fields(self, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
-        for name, known in (
-            ("objective", POLICY_OBJECTIVES),
-            ("gradient", POLICY_GRADIENTS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}='{getattr(self, name)}' is unknown. Use one of "
-                    f"{sorted(known)}."
-                )
-        if multi_start and self.gradient not in ("score", "surrogate"):
-            # Neither the default nor what the climb does.
-            raise ValueError(
-                f"gradient='{self.gradient}' with method='multi_start': designs climb "
-                "the information of the learned model, through its own draws. Leave it "
-                "out, or use method='joint'."
-            )
-        if self.training_batch_size % self.num_simulations_per_design:
-            raise ValueError(
-                f"training_batch_size={self.training_batch_size} must be a multiple of "
-                f"num_simulations_per_design={self.num_simulations_per_design}."
-            )
-        if self.training_batch_size // self.num_simulations_per_design < 2:
-            raise ValueError(
-                f"training_batch_size={self.training_batch_size} gives fewer than two "
-                "designs a step, but the baseline of the gradient compares designs. "
-                "Increase it or decrease num_simulations_per_design."
-            )
-        if self.num_contrastive >= self.training_batch_size:
-            raise ValueError(
-                f"num_contrastive={self.num_contrastive} must be less than "
-                f"training_batch_size={self.training_batch_size}: contrastive "
-                "parameters are other rows of the batch."
-            )
-
-
-@dataclass(frozen=True)
-class DesignResult:
-    """What `NLE_INCE.optimize_design` found.
+class MultiStartConfig:
+    """Settings of a multi-start search.
 
     Attributes:
-        design: The best design found, of shape `(dim_design,)`: the mode of the policy
-            or, after a multi-start search, the best of the candidates.
-        eig: Its expected information gain, from simulations that were not trained on:
-            the larger of the objective's own bound and `"lace"`.
-        bounds: Every bound that the networks give, from the same simulations, by its
-            name; `"linear"` is that of a linear regression.
-        arrival: Whether the policy arrived at the design, after a joint search.
-        doubts: What speaks against the result; each was also a warning.
-        policy: The trained policy.
-        likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
-            in one row.
-        posterior_estimator: The posterior trained beside it, conditioned on
-            `(x, design)` in one row, if the objective needs one.
-        marginal_estimator: The density of the data alone, conditioned on the design,
-            if the objective needs one.
-        config: Settings of the optimization.
-        candidates: After a multi-start search, the best designs with the estimates
-            that ranked them, best first; the first is `design`.
-        history: One list per recorded quantity with one entry per step: `"loss"` of
-            the likelihood, `"eig"` of the designs of that step as the objective
-            estimates it and its `"eig_standard_error"` (nats), `"log_likelihood"`
-            (nats), `"num_simulations"` and `"seconds"` so far, and what the policy
-            describes, such as `"mode"` and `"scale"`.
-        num_simulations: Number of simulations run, all included.
-        num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
-            They count as experiments that tell nothing.
-        seconds: Time of the training steps, in seconds, without that of climbing and
-            scoring designs.
-        stop_reason: The budget that was used up, or else what ended the search.
+        num_starts: Number of designs to start from.
+        num_samples: Number of parameters, with data from the learned likelihood, by
+            which each design is judged while all climb. Twice as many for the best
+            quarter, which goes on after a third of the steps, four times for its best
+            quarter, and sixteen times to rank what that arrives at. For the
+            contrastive bound each is contrasted with all others, and with as many
+            more parameters as keep estimates a nat below their cap, at most 4,096.
+        num_climb_steps: Number of gradient steps.
+        learning_rate: Step size of Adam in units of the design space.
+        num_candidates: Number of designs that are scored with simulations.
+        num_candidate_samples: Number of simulations of each of them.
     """
 
-    design: Tensor
-    eig: EIGEstimate
-    policy: DesignPolicy
-    likelihood_estimator: ConditionalDensityEstimator
-    config: DesignOptimizerConfig
-    history: dict[str, list[Any]]
-    num_simulations: int
-    num_invalid_simulations: int
-    seconds: float
-    stop_reason: StopReason
-    bounds: dict[str, EIGEstimate] = field(default_factory=dict)
-    arrival: Arrival | None = None
-    doubts: tuple[str, ...] = ()
-    posterior_estimator: ConditionalDensityEstimator | None = None
-    marginal_estimator: ConditionalDensityEstimator | None = None
-    candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()
+    num_starts: int = 256
+    num_samples: int = 16
+    num_climb_steps: int = 60
+    learning_rate: float = 0.02
+    num_candidates: int = 5
+    num_candidate_samples: int = 1_000
 
-    def __str__(self) -> str:
-        """Say what was found, and what is known of it."""
-        shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())
-        if len(self.design) > 6:
-            shown += ", …"
-        eig = self.eig
-        lines = [
-            f"design [{shown}]: at least {eig.value:.2f} nats (± "
-            f"{eig.standard_error:.2f}; lower bound, {eig.bound}), "
-            f"{self.num_simulations:,} simulations",
-            *(f"- {doubt}" for doubt in self.doubts),
-        ]
-        return "\n".join(lines)
+    def __post_init__(self) -> None:
+        check_fields(self, check_integer, ["num_starts", "num_candidates"], 1)
+        draws = ["num_samples", "num_candidate_samples"]
+        check_fields(self, check_integer, draws, 2)
+        check_fields(self, check_integer, ["num_climb_steps"], 0)
+        rates = ["learning_rate"]
+        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+
+
+@dataclass(frozen=True)
+class DesignSearchConfig:
+    r"""Settings of a design search, the arguments of `NLE_INCE.optimize_design`.
+
+    What is `None` is chosen when the search begins; the config of a result has the
+    numbers that were chosen.
+
+    Attributes:
+        method: How to search. With `"joint"` the policy moves at every step and narrows
+            around its mode, which is the design that is returned. With `"multi_start"`
+            the policy stays as it is and the networks are trained over all designs of
+            its support alike (if that is a box; else over draws of the policy); then
+            hundreds of designs climb the information of the learned model at once, and
+            the best are scored with simulations. Once trained, networks serve every
+            later search of that kind without new training.
+        objective: Bound of the information that the policy climbs: `"barber_agakov"`,
+            from a posterior that is trained beside the likelihood, a lower bound
+            without a cap; `"gkl"`, the same tightened by an energy ratio;
+            `"info_nce"`, the contrastive bound of the likelihood (SBI-BOED), at most
+            :math:`\log(L + 1)`; `"marginal"`, the likelihood against a learned density
+            of the data, which is no bound. If `None`, `"barber_agakov"`, and
+            `"info_nce"` for a multi-start search after an observation, which the
+            posterior does not know of.
+        gradient: Gradient of the policy in a joint search: `"score"`, unbiased for any
+            simulator; `"surrogate"` and `"implicit"`, through the learned likelihood,
+            at its own draws or at the simulated data; `"pathwise"`, through a
+            differentiable simulator; `"partial"`, which holds the data fixed, for
+            comparison with the paper's code only.
+        num_steps: Number of training steps. If `None`, 1,000 or as many as
+            `max_num_simulations` allows, and none for a multi-start search with
+            trained networks.
+        num_warmup_steps: Number of steps in which the policy stays as it is: untrained
+            networks would lead it astray. If `None`, a twentieth of `num_steps`.
+        num_refinement_steps: Number of further steps of a joint search, after the
+            policy has stopped, in which half of the simulations are at the design
+            found. They make the information that is reported there a tighter bound.
+            The learning rate starts anew from a fifth.
+        training_batch_size: Number of simulations of one step. If `None`, 256, or what
+            gives about 200 steps within `max_num_simulations`, at least 16.
+        num_simulations_per_design: How many of them share a design.
+        num_contrastive: Number :math:`L` of contrastive parameters of each simulation,
+            other rows of the batch. If `None`, 31 where they drive the policy and 3
+            where they are for the likelihood's loss alone.
+        regularization_strength: Weight :math:`\lambda` of maximum likelihood in the
+            likelihood's loss. The policy sees :math:`\lambda = 0`.
+        learning_rate: Learning rate of Adam for the networks; falls to a hundredth
+            along half a cosine.
+        design_learning_rate: Learning rate of Adam for the policy; likewise.
+        clip_max_norm: Value at which to clip the gradient norm of each network.
+        stop_after_steps: End the search when the information, averaged over this many
+            steps, is a standard error lower than over as many before. Never if `None`.
+        max_num_simulations: Largest number of simulations, those that score the design
+            and those of a call that is resumed included. What is not given otherwise
+            is a share of it: a fifth scores the design, and a fifth of the rest ranks
+            the candidates of a multi-start search. With a budget the networks also
+            learn again from the simulations of the search, until they have seen
+            256,000 rows or gain no more on rows left out.
+        max_seconds: Time in seconds of training and scoring, that of a call that is
+            resumed included. No step but the first is started that would end later, at
+            the pace of those before.
+        num_workers: Number of processes that simulate, through joblib. With
+            `gradient="pathwise"` only what scores designs: gradients do not come back
+            from other processes.
+        num_eig_samples: Number of simulations that score the design found. If `None`,
+            4,000, or what `max_num_simulations` and `max_seconds` leave.
+        num_eig_contrastive: Number of contrastive parameters of each of them.
+        multi_start: Settings of the search with `method="multi_start"`.
+
+    Raises:
+        ValueError: If a value is out of range, or values do not go together.
+    """
+
+    method: str = "joint"
+    objective: str | None = None
+    gradient: str = "score"
+    num_steps: int | None = None
+    num_warmup_steps: int | None = None
+    num_refinement_steps: int = 0
+    training_batch_size: int | None = None
+    num_simulations_per_design: int = 1
+    num_contrastive: int | None = None
+    regularization_strength: float = 0.1
+    learning_rate: float = 5e-3
+    design_learning_rate: float = 3e-2
+    clip_max_norm: float | None = 5.0
+    stop_after_steps: int | None = None
+    max_num_simulations: int | None = None
+    max_seconds: float | None = None
+    num_workers: int | None = 1
+    num_eig_samples: int | None = None
+    num_eig_contrastive: int = 511
+    multi_start: MultiStartConfig | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self)
+        _check_numbers(self)
+        _check_batch(self)
+        _check_method(self)
+
+    @classmethod
+    def from_arguments(cls, arguments: dict[str, Any]) -> "DesignSearchConfig":
+        """Return the settings among the arguments of a function, by their names."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
+        """Return what `dataclasses.asdict` made plain."""
+        search = values["multi_start"]
+        return cls(**{**values, "multi_start": search and MultiStartConfig(**search)})
+
+    def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
+        """Return these budgets with the schedule of a search that is to go on.
+
+        Raises:
+            ValueError: If another value was asked for that the schedule depends on.
+        """
+        schedule = {}
+        for field in fields(self):
+            if field.name in _OF_ONE_CALL:
+                continue
+            value, before = getattr(self, field.name), getattr(earlier, field.name)
+            if value not in (before, field.default):
+                raise ValueError(
+                    f"{field.name}={value} with resume_training=True, but the search "
+                    f"to resume has {field.name}={before}, on which its schedules "
+                    "depend. Leave it out, or start a new search."
+                )
+            schedule[field.name] = before
+        return replace(self, **schedule)
+
+
+# What a call that resumes a search may change.
+_OF_ONE_CALL = (
+    "stop_after_steps",
+    "max_num_simulations",
+    "max_seconds",
+    "num_workers",
+    "num_eig_samples",
+    "num_eig_contrastive",
+    "multi_start",
+)
+
+
+def _check_names(config: DesignSearchConfig) -> None:
+    """Raise if a name is unknown."""
+    if config.method not in ("joint", "multi_start"):
+        raise ValueError(
+            f"method='{config.method}' is unknown. Use 'joint' or 'multi_start'."
+        )
+    for name, known in (
+        ("objective", (None, *POLICY_OBJECTIVES)),
+        ("gradient", POLICY_GRADIENTS),
+    ):
+        if getattr(config, name) not in known:
+            raise ValueError(
+                f"{name}='{getattr(config, name)}' is unknown. Use one of "
+                f"{sorted(filter(None, known))}."
+            )
+
+
+def _check_numbers(config: DesignSearchConfig) -> None:
+    """Put plain numbers in the places of numbers, or raise if one is out of range."""
+    least = {
+        # With trained networks a multi-start search needs no further step.
+        "num_steps": 0 if config.method == "multi_start" else 1,
+        "num_warmup_steps": 0,
+        "num_refinement_steps": 0,
+        "training_batch_size": 1,
+        "num_simulations_per_design": 1,
+        "num_contrastive": 1,
+        "stop_after_steps": 2,
+        "max_num_simulations": 1,
+        "num_eig_samples": 2,
+        "num_eig_contrastive": 1,
+    }
+    for field in fields(config):
+        if field.name in least:
+            names, may_be_none = [field.name], field.default is None
+            bound = least[field.name]
+            check_fields(config, check_integer, names, bound, or_none=may_be_none)
+    optional = {"or_infinite": True, "or_none": True}
+    check_fields(config, check_real, ["max_seconds"], 0.0, **optional)
+    remedy = "None means no clipping."
+    check_fields(
+        config, check_real, ["clip_max_norm"], above=0.0, remedy=remedy, **optional
+    )
+    rates = ["learning_rate", "design_learning_rate"]
+    check_fields(config, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+    check_fields(config, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
+    object.__setattr__(config, "num_workers", check_num_workers(config.num_workers))
+
+
+def _check_batch(config: DesignSearchConfig) -> None:
+    """Raise if the numbers of a batch and of steps do not go together."""
+    steps, warmup = config.num_steps, config.num_warmup_steps
+    # A search that takes no step has no warm-up either.
+    extra = config.method == "multi_start"
+    if steps is not None and warmup is not None and warmup >= steps + extra:
+        raise ValueError(
+            f"num_warmup_steps={warmup} must be less than num_steps={steps}."
+        )
+    size, per_design = config.training_batch_size, config.num_simulations_per_design
+    if size is None:
+        return
+    if size % per_design:
+        raise ValueError(
+            f"training_batch_size={size} must be a multiple of "
+            f"num_simulations_per_design={per_design}."
+        )
+    if size // per_design < 2:
+        raise ValueError(
+            f"training_batch_size={size} gives fewer than two designs a step, but the "
+            "baseline of the gradient compares designs. Increase it or decrease "
+            "num_simulations_per_design."
+        )
+    if config.num_contrastive is not None and config.num_contrastive >= size:
+        raise ValueError(
+            f"num_contrastive={config.num_contrastive} must be less than "
+            f"training_batch_size={size}: contrastive parameters are other rows of the "
+            "batch."
+        )
+
+
+def _check_method(config: DesignSearchConfig) -> None:
+    """Raise if a setting is for another method."""
+    if config.method == "joint":
+        return
+    if config.num_refinement_steps:
+        raise ValueError(
+            f"num_refinement_steps={config.num_refinement_steps} with "
+            "method='multi_start': its networks serve all designs and are not refined "
+            "at one. Use method='joint' or leave it out."
+        )
+    if config.gradient not in ("score", "surrogate"):
+        # Neither the default nor what the climb does.
+        raise ValueError(
+            f"gradient='{config.gradient}' with method='multi_start': designs climb "
+            "the information of the learned model, through its own draws. Leave it "
+            "out, or use method='joint'."
+        )

@@ -1,18 +1,24 @@
 """How far a design search has come."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sbi_boed_plugin.search.batch import Batch
 
 __all__ = ["Progress"]
 
+# Simulations, the last ones, that are kept: they tell when one fails, whether the
+# policy arrived, and are learned from again.
+_MAX_STORED = 16_384
+
 
 @dataclass
 class Progress:
-    """All that changes during a search beside weights and optimisers.
+    """All that changes during a search beside weights and optimizers.
 
     Attributes:
         step: Number of completed steps.
@@ -49,24 +55,38 @@ class Progress:
         """Number of all simulations so far."""
         return self.num_simulations + self.num_scored
 
+    def keep(self, batch: Batch, information: Tensor | None, seconds: float) -> None:
+        """Count a step, and keep its simulations beside the last ones."""
+        self.step += 1
+        self.num_simulations += batch.num_calls
+        self.num_invalid_simulations += int((~batch.valid).sum())
+        self.seconds += seconds
+        kept = replace(
+            batch,
+            x=batch.x.detach(),
+            designs=batch.designs.detach(),
+            design=batch.design.detach(),
+            information=information,
+        )
+        self.stored.append(kept)
+        del self.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> "Progress":
+        """Return what `dataclasses.asdict` made plain."""
+        return cls(**{**values, "stored": [Batch(**b) for b in values["stored"]]})
+
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
 
     def on_plateau(self, window: int, num_warmup_steps: int) -> bool:
-        """Whether the information no longer grows.
+        """Whether the mean information over a window is lower than over the one before.
 
-        Args:
-            window: Number of steps to average over.
-            num_warmup_steps: Number of first steps to leave out.
-
-        Returns:
-            Whether the mean over the last `window` steps is a standard error lower
-            than over as many before.
+        By a standard error, and on windows that do not overlap: of many looks at the
+        same noise one would stop the search too soon.
         """
-        # On windows that do not overlap: of many looks at the same noise one would
-        # stop the search too soon.
         values = self.history.get("eig", [])[num_warmup_steps:]
         if len(values) < 2 * window or len(values) % window:
             return False

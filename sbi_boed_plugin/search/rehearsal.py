@@ -16,14 +16,59 @@ from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adamw import AdamW
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import Densities, training_losses
+from sbi_boed_plugin.search.progress import Progress
 
-__all__ = ["rehearse"]
+__all__ = ["rehearse", "rehearsed_copy"]
 
 _LEARNING_RATE, _WEIGHT_DECAY, _BATCH_SIZE = 2e-3, 1e-3, 128
 _VALIDATION_SHARE, _PATIENCE = 0.15, 20
+# Rows that networks learn from, new ones or again.
+_NUM_ROWS_WANTED = 256_000
+_SEED = 20_261_129
+
+
+def rehearsed_copy(
+    estimators: DesignEstimators,
+    prior: Distribution,
+    progress: Progress,
+    *,
+    clip_max_norm: float | None,
+    max_seconds: float = math.inf,
+    show_progress_bar: bool = True,
+) -> DesignEstimators | None:
+    """Return networks that learned again from the simulations that a search kept.
+
+    So often that they see 256,000 rows in all, as in 1,000 steps of 256, or until the
+    search has taken `max_seconds`. `None` if they have seen as many already.
+    """
+    if not progress.stored:
+        return None
+    rows = Batch.join(progress.stored).finite()
+    missing = _NUM_ROWS_WANTED - progress.num_simulations
+    num_passes = missing // max(1, len(rows.theta))
+    if num_passes < 1 or len(rows.theta) < 2:
+        return None
+    started = time.perf_counter()
+    copies = deepcopy(estimators)
+    # What comes after it is drawn as if it had not been.
+    with isolated_rng(_SEED):
+        progress.overfit = rehearse(
+            copies.trained,
+            prior,
+            rows,
+            num_passes=num_passes,
+            clip_max_norm=clip_max_norm,
+            max_seconds=max_seconds - progress.seconds,
+            show_progress_bar=show_progress_bar,
+        )
+    seconds = time.perf_counter() - started
+    progress.rehearsal_seconds += seconds
+    progress.seconds += seconds
+    return copies
 
 
 def rehearse(
@@ -33,30 +78,19 @@ def rehearse(
     *,
     num_passes: int,
     clip_max_norm: float | None,
-    max_seconds: float | None = None,
+    max_seconds: float = math.inf,
     show_progress_bar: bool = True,
 ) -> dict[str, tuple[float, float]]:
-    """Train networks on stored simulations, each to its best on rows left out.
+    """Train networks in place on stored simulations, each to its best on rows left out.
 
-    Args:
-        estimators: The networks, which are trained in place.
-        prior: Distribution of the parameters.
-        rows: Simulations that did not fail.
-        num_passes: Most passes over them; fewer if no network gains for twenty.
-        clip_max_norm: Value at which to clip the gradient norm of each network.
-        max_seconds: Time after which no further pass begins.
-        show_progress_bar: Whether to show a progress bar.
+    There are fewer than `num_passes` if no network gains for twenty, or time is up.
 
     Returns:
         For each network by its name, how much smaller its loss is on the rows that it
         learned from than on those left out, in nats, and the standard error of that.
     """
     started = time.perf_counter()
-    networks = {
-        name: network
-        for name in ("likelihood", "posterior", "marginal")
-        if (network := getattr(estimators, name)) is not None
-    }
+    networks = estimators.named()
     order = torch.randperm(len(rows.theta))
     num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
     held_out, training = order[:num_held_out], order[num_held_out:]
@@ -71,12 +105,9 @@ def rehearse(
     )
     with bar:
         for _ in range(num_passes):
-            seconds = time.perf_counter() - started
-            too_late = max_seconds is not None and seconds > max_seconds
-            if since_best >= _PATIENCE or too_late:
+            if since_best >= _PATIENCE or time.perf_counter() - started > max_seconds:
                 break
-            for network in networks.values():
-                network.train()
+            estimators.train()
             for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
                 if len(some) < 2:
                     continue  # Batch normalization needs two.
@@ -114,10 +145,13 @@ def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
 def _losses(
     estimators: DesignEstimators, prior: Distribution, rows: Batch, some: Tensor
 ) -> dict[str, Tensor]:
+    """Return the loss of each row by maximum likelihood, for each network.
+
+    On rows that are few, contrasts overfit long before maximum likelihood does.
+    """
     theta, x, design = rows.theta[some], rows.x[some], rows.design[some]
     no_contrast = theta.unsqueeze(0)[:0]
     densities = Densities(estimators, prior, theta, x, design, no_contrast)
-    # Maximum likelihood: on rows that are few, contrasts overfit long before it does.
     return training_losses(estimators, densities, 0.0, contrastive=False)
 
 
@@ -125,7 +159,7 @@ def _losses(
 def _row_losses(
     estimators: DesignEstimators, prior: Distribution, rows: Batch, chosen: Tensor
 ) -> dict[str, Tensor]:
-    for network in estimators.all():
-        network.eval()
+    """Return the losses of trained networks, row by row."""
+    estimators.train(False)
     parts = [_losses(estimators, prior, rows, some) for some in chosen.split(1_024)]
     return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}

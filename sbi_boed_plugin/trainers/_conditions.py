@@ -3,15 +3,22 @@
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin.trainers._checks import check_design
+from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
 
 __all__ = ["append_design_to_data", "one_design"]
 
 
 def append_design_to_data(
-    x: Tensor, design: Tensor, dim_design: int | None
+    x: Tensor, design: Tensor | None, dim_design: int | None
 ) -> tuple[Tensor, int]:
-    """Return `(x, design)` in one row each and the size of a design, after checks."""
+    """Return `(x, design)` in one row each and the size of a design, after checks.
+
+    Without a design the size is 0. That of earlier simulations is `None` if there are
+    none.
+    """
+    check_designs_given(design, dim_design)
+    if design is None:
+        return x, 0
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}.")
     design = check_design(design, dim_design, None)

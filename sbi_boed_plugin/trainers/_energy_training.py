@@ -7,10 +7,11 @@ as that of a small network, whatever the base is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from sbi.utils.torchutils import assert_all_finite
@@ -41,13 +42,12 @@ from sbi_boed_plugin.objectives.generalized_kl import (
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
-# Draws of the base for each simulation: to train with, to validate with after each
-# epoch, and, at least, to decide in the end whether the energy helps. In the end there
-# are more of them for few simulations: as many as so many evaluations of the base take.
-_POOL_SIZE, _VALIDATION_POOL, _FINAL_POOL = 24, 32, 128
-_MAX_FINAL_EVALUATIONS, _MAX_FINAL_POOL = 16, 1_024
-# However little memory there is.
-_LEAST_POOL = 4
+# Draws of the base for each simulation: to train with, and to validate with after each
+# epoch; at least four, however little memory there is.
+_POOL_SIZE, _VALIDATION_POOL, _LEAST_POOL = 24, 32, 4
+# Draws that decide in the end whether the energy helps: of all simulations, and the
+# least and most of each.
+_NUM_FINAL_DRAWS, _LEAST_FINAL_POOL, _MOST_FINAL_POOL = 2**18, 128, 1_024
 # Validation simulations from which on those that decide are not those that choose.
 _MIN_ROWS_TO_SPLIT = 4
 _VALIDATION_SEED = 20_231_002
@@ -86,23 +86,15 @@ class EnergyConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        counts = ["num_partition_samples", "max_num_epochs", "stop_after_epochs"]
-        check_fields(self, check_integer, counts, 1)
-        check_fields(self, check_integer, ["training_batch_size"], 2, or_none=True)
-        rates = ["learning_rate"]
-        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
-        check_fields(
-            self,
-            check_real,
-            ["clip_max_norm"],
-            above=0.0,
-            or_infinite=True,
-            or_none=True,
-            remedy="None means no clipping.",
-        )
-        decay = ["weight_decay"]
-        check_fields(self, check_real, decay, 0.0, MOST_WEIGHT, or_none=True)
-        check_fields(self, check_real, ["min_standard_errors"])
+        integer = partial(check_fields, self, check_integer)
+        real = partial(check_fields, self, check_real)
+        integer(["num_partition_samples", "max_num_epochs", "stop_after_epochs"], 1)
+        integer(["training_batch_size"], 2, or_none=True)
+        real(["learning_rate"], most=MOST_LEARNING_RATE, above=0.0)
+        no_clipping = {"or_none": True, "remedy": "None means no clipping."}
+        real(["clip_max_norm"], above=0.0, or_infinite=True, **no_clipping)
+        real(["weight_decay"], 0.0, MOST_WEIGHT, or_none=True)
+        real(["min_standard_errors"])
 
     def for_data(self, num_simulations: int) -> tuple[int, float]:
         """Return batch size and weight decay for a number of simulations."""
@@ -114,61 +106,18 @@ class EnergyConfig:
         return min(batch_size, num_simulations), decay
 
 
-@dataclass
-class EnergyHistory:
-    """What the training of an energy recorded.
+class EnergyHistory(NamedTuple):
+    """Losses of epochs without those of the base, and gains over the base, in nats.
 
-    Attributes:
-        training_loss: Mean loss of each epoch, without that of the base (nats).
-        validation_loss: The same of the validation set, with the same draws each time.
-        gain: Mean improvement of held-out log-densities over the base (nats), of
-            simulations that neither trained the energy nor chose its epoch.
-        gain_standard_error: Its standard error.
-        objective_gain: Mean improvement of the held-out objective (nats).
-        kept: Whether the energy is kept.
+    Gains are means of held-out simulations, in log-density and in the objective.
     """
 
-    training_loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    gain: float = 0.0
-    gain_standard_error: float = 0.0
-    objective_gain: float = 0.0
-    kept: bool = False
-
-
-@dataclass
-class _Rows:
-    """What is known of some simulations before the energy is.
-
-    Parameters of shape `(num, dim_theta)`, features of shape `(num, num_features)` and
-    noise; of the pool with a first dimension of draws. Log-weights of the pool are zero
-    or `-inf` for draws of the base, inside and outside of the prior's support; for
-    atoms, those and the row's own are `log b - log p`.
-    """
-
-    theta: Tensor
-    shown: Tensor
-    noise: Tensor
-    pool_theta: Tensor
-    pool_noise: Tensor
-    pool_log_weight: Tensor
-    log_weight: Tensor | None
-    kernel: Tensor
-
-    def take(self, rows: Tensor, draws: Tensor, device: str) -> "_Rows":
-        own = None if self.log_weight is None else self.log_weight[rows].to(device)
-        # One index of both: two in succession would copy all rows first.
-        draws = draws.unsqueeze(1)
-        return _Rows(
-            self.theta[rows].to(device),
-            self.shown[rows].to(device),
-            self.noise[rows].to(device),
-            self.pool_theta[draws, rows].to(device),
-            self.pool_noise[draws, rows].to(device),
-            self.pool_log_weight[draws, rows].to(device),
-            own,
-            self.kernel[rows].to(device),
-        )
+    training_loss: list[float]
+    validation_loss: list[float]
+    gain: float
+    gain_standard_error: float
+    objective_gain: float
+    kept: bool
 
 
 def train_energy(
@@ -181,216 +130,86 @@ def train_energy(
     config: EnergyConfig,
     atomic_prior: Distribution | None = None,
     calibration_kernel: Callable[[Tensor], Tensor] | None = None,
-    device: str = "cpu",
     show_progress_bar: bool = False,
 ) -> EnergyHistory:
     """Train the energy of a hybrid on simulations, in place.
 
     Every other validation simulation chooses the best epoch; the rest decide whether
     the energy is kept. With fewer than four of them all do both, and an energy that
-    fits noise is kept more often. If the energy does not improve the log-densities of
-    those that decide, its weights are set back to what they were before. Whatever
-    interrupts the training, the best so far are kept.
+    fits noise is kept more often. An energy that is not kept gets its first weights
+    back. Whatever interrupts the training, the best weights so far are kept.
 
-    Args:
-        hybrid: Base, trained, and energy.
-        theta: Parameters of shape `(num_simulations, dim_theta)`.
-        x: Data of shape `(num_simulations, *condition_event_shape)`.
-        train_rows: Indices of simulations to train with.
-        validation_rows: Indices of the others.
-        config: Settings.
-        atomic_prior: The prior, if parameters came from other proposals. Atoms, which
-            are parameters of other simulations, then take the place of draws from the
-            base.
-        calibration_kernel: Weight of each simulation, from `x`.
-        device: Device of training.
-        show_progress_bar: Whether to show a progress bar.
-
-    Returns:
-        Losses and the improvement.
+    With an `atomic_prior`, for parameters that came from proposals, parameters of other
+    simulations take the place of draws from the base.
     """
     hybrid.base.eval()
-    history = EnergyHistory()
 
     def prepare(rows: Tensor, num_draws: int) -> _Rows:
-        return _prepare(
-            hybrid,
-            theta[rows],
-            x[rows],
-            num_draws,
-            atomic_prior,
-            calibration_kernel,
-            device,
-        )
+        given = (num_draws, atomic_prior, calibration_kernel)
+        return _prepare(hybrid, theta[rows], x[rows], *given)
+
+    def pool_size(rows: Tensor, wanted: int) -> int:
+        """Return how many draws of each row fit into memory, and four at least."""
+        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
+        affordable = MEMORY_BYTES // (bytes_of_draw * max(1, len(rows)))
+        return max(_LEAST_POOL, min(wanted, affordable))
 
     choosing = deciding = validation_rows
     if len(validation_rows) >= _MIN_ROWS_TO_SPLIT:
         choosing, deciding = validation_rows[::2], validation_rows[1::2]
-
-    def affordable(rows: Tensor, wanted: int) -> int:
-        """Return how many draws of each row to keep, with their noise and weight."""
-        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
-        return min(wanted, MEMORY_BYTES // (bytes_of_draw * max(1, len(rows))))
-
-    least = max(_LEAST_POOL, config.num_partition_samples)
-    training = prepare(train_rows, max(least, affordable(train_rows, _POOL_SIZE)))
+    num_draws = max(config.num_partition_samples, pool_size(train_rows, _POOL_SIZE))
+    training = prepare(train_rows, num_draws)
     with isolated_rng(_VALIDATION_SEED):
-        num_draws = max(_LEAST_POOL, affordable(choosing, _VALIDATION_POOL))
-        validation = prepare(choosing, num_draws)
-
-    batch_size, weight_decay = config.for_data(len(train_rows))
-    num_batches = max(1, len(train_rows) // batch_size)
-    optimizer = AdamW(
-        hybrid.energy.parameters(), lr=config.learning_rate, weight_decay=weight_decay
-    )
-    schedule = OneCycleLR(
-        optimizer,
-        max_lr=config.learning_rate,
-        total_steps=config.max_num_epochs * num_batches,
-    )
+        validation = prepare(choosing, pool_size(choosing, _VALIDATION_POOL))
     initial = deepcopy(hybrid.energy.state_dict())
-    best, best_loss, since_best = initial, _mean_loss(hybrid, validation, device), 0
-    bar = tqdm(
-        total=config.max_num_epochs,
-        desc="Training energy",
-        disable=not show_progress_bar,
-    )
-    try:
-        with bar:
-            for _ in range(config.max_num_epochs):
-                hybrid.energy.train()
-                order = torch.randperm(len(train_rows))
-                total = 0.0
-                for batch in range(num_batches):
-                    rows = order[batch * batch_size : (batch + 1) * batch_size]
-                    draws = torch.randperm(len(training.pool_theta))
-                    draws = draws[: config.num_partition_samples]
-                    chosen = training.take(rows, draws, device)
-                    loss = (chosen.kernel * _losses(hybrid, chosen)).mean()
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    if config.clip_max_norm is not None:
-                        clip_grad_norm_(
-                            hybrid.energy.parameters(), max_norm=config.clip_max_norm
-                        )
-                    optimizer.step()
-                    schedule.step()
-                    total += loss.item()
-                hybrid.energy.eval()
-                held_out = _mean_loss(hybrid, validation, device)
-                history.training_loss.append(total / num_batches)
-                history.validation_loss.append(held_out)
-                bar.update()
-                bar.set_postfix(loss=f"{held_out:.4f}")
-                if held_out < best_loss:
-                    best_loss, since_best = held_out, 0
-                    best = deepcopy(hybrid.energy.state_dict())
-                else:
-                    since_best += 1
-                if since_best >= config.stop_after_epochs:
-                    break
-    finally:
-        hybrid.energy.load_state_dict(best)
-        hybrid.energy.zero_grad(set_to_none=True)
-        hybrid.energy.eval()
-
-    at_once = draws_at_once(hybrid, x)
-    fair = _MAX_FINAL_EVALUATIONS * at_once // len(deciding)
-    num_draws = max(_FINAL_POOL, min(fair, _MAX_FINAL_POOL))
-    # Of some rows at a time, as there may be more draws than in training. Atoms are
-    # other rows, of which none may be missing.
-    at_a_time = len(deciding)
-    if atomic_prior is None:
-        at_a_time = max(1, MAX_ROWS // num_draws)
-    parts = []
+    losses = _fit(hybrid, training, validation, config, show_progress_bar)
+    num_draws = min(_NUM_FINAL_DRAWS // len(deciding), _MOST_FINAL_POOL)
+    num_draws = pool_size(deciding, max(_LEAST_FINAL_POOL, num_draws))
     with isolated_rng(_VALIDATION_SEED + 1):
-        for rows in deciding.split(at_a_time):
-            final = prepare(rows, num_draws)
-            parts.append((*_gains(hybrid, final, device), final.kernel.to(device)))
-    gains, of_objective, kernel = (torch.cat(part) for part in zip(*parts, strict=True))
-    gains, of_objective = gains / kernel.mean(), of_objective / kernel.mean()
-    _judge(history, gains, of_objective, config.min_standard_errors)
+        final = prepare(deciding, num_draws)
+    judgement = _judge(*_gains(hybrid, final), config.min_standard_errors)
+    history = EnergyHistory(*losses, *judgement)
     if not history.kept:
         hybrid.energy.load_state_dict(initial)
     return history
 
 
-def _judge(
-    history: EnergyHistory, gains: Tensor, of_objective: Tensor, num_errors: float
-) -> None:
-    """Write down what an energy gains, and whether it is kept."""
-    history.gain = float(gains.mean())
-    history.gain_standard_error = math.inf
-    if len(gains) > 1:
-        history.gain_standard_error = float(gains.std() / len(gains) ** 0.5)
-    # Logarithms hide rare draws with huge ratios, of which samples would then be full;
-    # the objective, which has the partition function itself, shows them.
-    history.objective_gain = float(of_objective.mean())
-    threshold = max(num_errors * history.gain_standard_error, 0.0)
-    history.kept = history.gain > threshold and history.objective_gain > 0.0
+@dataclass
+class _Rows:
+    """What is known of some simulations before the energy is.
 
-
-def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
-    """Return the loss of each row without that of the base, of shape `(num,)`."""
-    ratio, pool_ratio = _ratios(hybrid, rows)
-    if rows.log_weight is None:
-        partition = partition_function(pool_ratio, log_weight=rows.pool_log_weight)
-        return hybrid_loss(torch.zeros_like(ratio), ratio, partition)
-    own = (rows.log_weight + ratio).unsqueeze(0)
-    return atomic_hybrid_loss(torch.cat([own, rows.pool_log_weight + pool_ratio]))
-
-
-def _ratios(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
-    """Return the ratios of the rows' own parameters, and of their pool."""
-    theta = torch.cat([rows.theta.unsqueeze(0), rows.pool_theta])
-    noise = torch.cat([rows.noise.unsqueeze(0), rows.pool_noise])
-    ratios = hybrid.ratio_of_features(theta, rows.shown, noise)
-    return ratios[0], ratios[1:]
-
-
-@torch.no_grad()
-def _mean_loss(hybrid: HybridEstimator, rows: _Rows, device: str) -> float:
-    losses = [
-        chosen.kernel * _losses(hybrid, chosen) for chosen in _chunks(rows, device)
-    ]
-    return float(torch.cat(losses).mean())
-
-
-@torch.no_grad()
-def _gains(hybrid: HybridEstimator, rows: _Rows, device: str) -> tuple[Tensor, Tensor]:
-    """Return what the energy gains of each row: in log-density, and in the objective.
-
-    Base and hybrid are taken as posteriors take them: normalized, over the support of
-    the prior. The objective has the partition function itself in the place of its
-    logarithm. With atoms, both are that of their objective. Each row counts with the
-    weight that the calibration kernel gives it.
+    Of draws the first is the simulation's own parameter, the others are its pool.
+    Log-weights are 0 for draws of the base, or `-inf` outside of the prior's support;
+    for atoms they are `log b - log p`.
     """
-    gains, of_objective = [], []
-    for chosen in _chunks(rows, device):
-        ratio, pool_ratio = _ratios(hybrid, chosen)
-        inside = chosen.pool_log_weight
-        if chosen.log_weight is None:
-            # One draw inside, where there is none: that much may be there.
-            least = -math.log(len(inside))
-            log_partition = torch.logsumexp(inside + pool_ratio, dim=0) + least
-            base = (torch.logsumexp(inside, dim=0) + least).clamp(min=least)
-            gain = ratio - log_partition.clamp(min=least) + base
-            objective = ratio - log_partition.expm1() + base
-        else:
-            own = chosen.log_weight.unsqueeze(0)
-            atoms = torch.cat([own + ratio, inside + pool_ratio])
-            gain = atomic_hybrid_loss(torch.cat([own, inside]))
-            gain = objective = gain - atomic_hybrid_loss(atoms)
-        gains.append(chosen.kernel * gain)
-        of_objective.append(chosen.kernel * objective)
-    return torch.cat(gains), torch.cat(of_objective)
 
+    theta: Tensor  # (1 + num_draws, num_rows, dim_theta)
+    noise: Tensor  # (1 + num_draws, num_rows, dim_theta), or with no values
+    log_weight: Tensor  # (1 + num_draws, num_rows)
+    features: Tensor  # (num_rows, num_features)
+    kernel: Tensor  # (num_rows,), weights of the rows
+    atomic: bool = False
+    device: Any = "cpu"  # where the energy is
 
-def _chunks(rows: _Rows, device: str) -> Any:
-    size = max(1, MAX_ROWS // len(rows.pool_theta))
-    draws = torch.arange(len(rows.pool_theta))
-    for indices in torch.arange(len(rows.theta)).split(size):
-        yield rows.take(indices, draws, device)
+    def take(self, rows: Tensor, draws: Tensor) -> "_Rows":
+        """Return some rows with some draws of their pools, on the energy's device."""
+        # One index of both: two in succession would copy all rows first.
+        draws = torch.cat([draws.new_zeros(1), draws + 1]).unsqueeze(1)
+        return _Rows(
+            self.theta[draws, rows].to(self.device),
+            self.noise[draws, rows].to(self.device),
+            self.log_weight[draws, rows].to(self.device),
+            self.features[rows].to(self.device),
+            self.kernel[rows].to(self.device),
+            self.atomic,
+        )
+
+    def chunks(self) -> Iterator["_Rows"]:
+        """Return all rows with all of their draws, in parts."""
+        draws = torch.arange(len(self.theta) - 1)
+        rows = torch.arange(len(self.kernel))
+        for part in rows.split(max(1, MAX_ROWS // len(draws))):
+            yield self.take(part, draws)
 
 
 @torch.no_grad()
@@ -401,58 +220,141 @@ def _prepare(
     num_draws: int,
     atomic_prior: Distribution | None,
     calibration_kernel: Callable[[Tensor], Tensor] | None,
-    device: str,
 ) -> _Rows:
     """Compute what does not change while the energy learns, in chunks of rows."""
-    parts = []
+    parts, device = [], next(hybrid.energy.parameters()).device
     size = max(1, draws_at_once(hybrid, x) // num_draws)
     for rows in torch.arange(len(theta)).split(size):
-        own, data = theta[rows].to(device), x[rows].to(device)
+        own, data = theta[rows].to(device).unsqueeze(0), x[rows].to(device)
         if atomic_prior is None:
             pool, pool_noise = hybrid.draw(num_draws, data)
-            log_weight = None
-            pool_log_weight = torch.zeros(pool.shape[:2], device=device)
+            both = torch.cat([own, pool])
+            noise = torch.cat([hybrid.latent(own, data), pool_noise])
+            log_weight = torch.zeros(both.shape[:2], device=device)
             inside = hybrid.inside(pool)
             if inside is not None:
-                pool_log_weight = pool_log_weight.masked_fill(~inside, -torch.inf)
+                log_weight[1:].masked_fill_(~inside, -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
-            pool = theta[(rows + shift) % len(theta)].to(device)
-            pool_noise = hybrid.latent(pool, data)
-            both = torch.cat([own.unsqueeze(0), pool])
+            both = torch.cat([own, theta[(rows + shift) % len(theta)].to(device)])
+            noise = hybrid.latent(both, data)
             log_prior = atomic_prior.log_prob(both.flatten(0, 1))
             assert_all_finite(log_prior, "prior eval")
-            weights = hybrid.base.log_prob(both, data)
-            weights = weights - log_prior.reshape(both.shape[:2])
-            log_weight, pool_log_weight = weights[0], weights[1:]
+            log_prior = log_prior.reshape(both.shape[:2])
+            log_weight = hybrid.base.log_prob(both, data) - log_prior
         kernel = torch.ones(len(rows), device=device)
         if calibration_kernel is not None:
             kernel = calibration_kernel(data).to(device)
-        parts.append(
-            _Rows(
-                own,
-                hybrid.condition_features(data),
-                hybrid.latent(own.unsqueeze(0), data)[0],
-                pool,
-                pool_noise,
-                pool_log_weight,
-                log_weight,
-                kernel,
-            )
-        )
-    where = theta.device
+        part = (both, noise, log_weight, hybrid.condition_features(data), kernel)
+        parts.append([values.to(theta.device) for values in part])
+    *of_draws, features, kernel = zip(*parts, strict=True)
+    of_draws = [torch.cat(values, dim=1) for values in of_draws]
+    of_rows = [torch.cat(features), torch.cat(kernel)]
+    return _Rows(*of_draws, *of_rows, atomic_prior is not None, device)
 
-    def join(name: str, dim: int) -> Tensor:
-        return torch.cat([getattr(part, name).to(where) for part in parts], dim=dim)
 
-    return _Rows(
-        join("theta", 0),
-        join("shown", 0),
-        join("noise", 0),
-        join("pool_theta", 1),
-        join("pool_noise", 1),
-        join("pool_log_weight", 1),
-        None if atomic_prior is None else join("log_weight", 0),
-        join("kernel", 0),
-    )
+def _fit(
+    hybrid: HybridEstimator,
+    training: _Rows,
+    validation: _Rows,
+    config: EnergyConfig,
+    show_progress_bar: bool,
+) -> tuple[list[float], list[float]]:
+    """Minimise the loss, keep the best epoch, and return the losses of all epochs."""
+    energy, num_rows = hybrid.energy, len(training.kernel)
+    batch_size, decay = config.for_data(num_rows)
+    num_batches = num_rows // batch_size
+    rate, num_epochs = config.learning_rate, config.max_num_epochs
+    optimizer = AdamW(energy.parameters(), rate, weight_decay=decay)
+    schedule = OneCycleLR(optimizer, rate, total_steps=num_epochs * num_batches)
+    training_loss, validation_loss, since_best = [], [], 0
+    best, best_loss = deepcopy(energy.state_dict()), _mean_loss(hybrid, validation)
+    bar = tqdm(range(num_epochs), "Training energy", disable=not show_progress_bar)
+    try:
+        for _ in bar:
+            energy.train()
+            total = 0.0
+            for rows in torch.randperm(num_rows).split(batch_size)[:num_batches]:
+                draws = torch.randperm(len(training.theta) - 1)
+                chosen = training.take(rows, draws[: config.num_partition_samples])
+                loss = (chosen.kernel * _losses(hybrid, chosen)).mean()
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.clip_max_norm is not None:
+                    clip_grad_norm_(energy.parameters(), config.clip_max_norm)
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+            energy.eval()
+            training_loss.append(total / num_batches)
+            validation_loss.append(_mean_loss(hybrid, validation))
+            bar.set_postfix(loss=f"{validation_loss[-1]:.4f}")
+            since_best += 1
+            if validation_loss[-1] < best_loss:
+                best, best_loss = deepcopy(energy.state_dict()), validation_loss[-1]
+                since_best = 0
+            if since_best >= config.stop_after_epochs:
+                break
+    finally:
+        energy.load_state_dict(best)
+        energy.zero_grad(set_to_none=True)
+        energy.eval()
+    return training_loss, validation_loss
+
+
+def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
+    """Return the loss of each row without that of the base, of shape `(num_rows,)`."""
+    ratio = hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
+    if rows.atomic:
+        return atomic_hybrid_loss(rows.log_weight + ratio)
+    partition = partition_function(ratio[1:], log_weight=rows.log_weight[1:])
+    return hybrid_loss(torch.zeros_like(ratio[0]), ratio[0], partition)
+
+
+@torch.no_grad()
+def _mean_loss(hybrid: HybridEstimator, rows: _Rows) -> float:
+    losses = [chunk.kernel * _losses(hybrid, chunk) for chunk in rows.chunks()]
+    return float(torch.cat(losses).mean())
+
+
+@torch.no_grad()
+def _gains(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
+    """Return what the energy gains of each row: in log-density, and in the objective.
+
+    Base and hybrid are taken as posteriors take them: normalized, over the support of
+    the prior. The objective has the partition function itself in the place of its
+    logarithm. With atoms, both are that of their objective. Each row counts with the
+    weight that the calibration kernel gives it.
+    """
+    parts = []
+    for chunk in rows.chunks():
+        ratio = hybrid.ratio_of_features(chunk.theta, chunk.features, chunk.noise)
+        of_base, of_hybrid = chunk.log_weight, chunk.log_weight + ratio
+        if rows.atomic:
+            gain = atomic_hybrid_loss(of_base) - atomic_hybrid_loss(of_hybrid)
+            objective = gain
+        else:
+            # One draw inside, where there is none: that much may be there.
+            least = -math.log(len(ratio) - 1)
+            log_partition = torch.logsumexp(of_hybrid[1:], dim=0) + least
+            base = (torch.logsumexp(of_base[1:], dim=0) + least).clamp(min=least)
+            gain = ratio[0] - log_partition.clamp(min=least) + base
+            objective = ratio[0] - log_partition.expm1() + base
+        parts.append(chunk.kernel * torch.stack([gain, objective]))
+    gains, objective_gains = torch.cat(parts, dim=1) / rows.kernel.mean().item()
+    return gains, objective_gains
+
+
+def _judge(
+    gains: Tensor, objective_gains: Tensor, min_standard_errors: float
+) -> tuple[float, float, float, bool]:
+    """Return the gain, its error, that of the objective, and whether they suffice."""
+    gain, error = float(gains.mean()), math.inf
+    if len(gains) > 1:
+        error = float(gains.std() / len(gains) ** 0.5)
+    # Logarithms hide rare draws with huge ratios, of which samples would then be full;
+    # the objective, which has the partition function itself, shows them.
+    objective_gain = float(objective_gains.mean())
+    threshold = max(min_standard_errors * error, 0.0)
+    return gain, error, objective_gain, gain > threshold and objective_gain > 0.0

@@ -1,43 +1,43 @@
 """NLE_INCE: neural likelihood estimation with the InfoNCE-λ objective and designs."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
-from sbi.inference.posteriors.posterior_parameters import (
-    ImportanceSamplingPosteriorParameters,
-    MCMCPosteriorParameters,
-    RejectionPosteriorParameters,
-    VIPosteriorParameters,
-)
+from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
+from sbi.utils.torchutils import process_device
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
+from torch.utils import data
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
-    ConditionalEstimatorBuilder,
+    LikelihoodEstimatorTrainer,
+    check_default_dtype,
+    if_it_pickles,
 )
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
-from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
-from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.trainers._checks import (
-    append_designs,
-    check_design,
-    check_designs_given,
-    check_objective,
-    check_training,
-)
-from sbi_boed_plugin.trainers._info_nce import EIG_KEY, InfoNCETrainer
-from sbi_boed_plugin.trainers._sequential import SequentialMixin
+from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.builders import NetworkModels
+from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
+from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.estimators import Builder
+from sbi_boed_plugin.search.experiments import Observation
+from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.trainers._checks import check_training, join_designs
+from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
+from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(SequentialMixin, InfoNCETrainer):
+class NLE_INCE(LikelihoodEstimatorTrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -49,41 +49,22 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
     a lower bound of the mutual information between parameters and data plus
     :math:`\lambda` times the log-likelihood. Experiments can have a design
     :math:`\xi`, stored with the simulations, or learned together with the likelihood
-    by `optimize_design`.
-
-    Without designs it takes the place of `sbi.inference.NLE` in any pipeline, with the
-    same arguments, summary, trackers and posteriors. With `num_contrastive=0` and
-    `regularization_strength=1` it is NLE, to the last bit.
+    by `optimize_design`. Without designs it takes the place of `sbi.inference.NLE` in
+    any pipeline, with the same arguments, summary, trackers and posteriors. With
+    `num_contrastive=0` and `regularization_strength=1` it is NLE, to the last bit.
 
     [1] Zaballa and Hui, *Optimizing Likelihoods via Mutual Information: Bridging
         Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
         https://arxiv.org/abs/2502.08004
 
-    Example:
-    --------
-    ::
-
-        import torch
-        from sbi.utils import BoxUniform
-        from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-
-        prior = BoxUniform(low=torch.zeros(2), high=torch.ones(2))
-        policy = TruncatedNormalPolicy(low=torch.zeros(1), high=torch.ones(1))
-        inference = NLE_INCE(prior, "nsf", design_policy=policy)
-
-        # 1. Learn where to measure, and the likelihood with it
-        result = inference.optimize_design(simulator)  # simulator(theta, design) -> x
-
-        # 2. Measure there, and infer
-        posterior = inference.build_posterior(design=result.design)
-        samples = posterior.sample((1000,), x=x_o)
+    The attribute `search` holds what is learned and kept between searches and
+    experiments, with `state_dict()` and `load_state_dict()`.
     """
 
     def __init__(
         self,
         prior: Distribution | None = None,
-        density_estimator: Literal["nsf", "maf", "mdn", "made"]
-        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "maf",
+        density_estimator: str | Builder = "maf",
         device: str = "cpu",
         logging_level: int | str = "WARNING",
         summary_writer: SummaryWriter | None = None,
@@ -91,73 +72,57 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         show_progress_bars: bool = True,
         *,
         design_policy: DesignPolicy | None = None,
-        posterior_estimator: str
-        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
-        marginal_estimator: str
-        | ConditionalEstimatorBuilder[ConditionalDensityEstimator] = "mdn",
+        posterior_estimator: str | Builder = "mdn",
+        marginal_estimator: str | Builder = "mdn",
         x_transform: Transform | Literal["auto"] | None = "auto",
     ):
-        r"""Initialize the trainer.
+        """Initialize as `sbi.inference.NLE`, with designs.
 
-        Args:
-            prior: A probability distribution that expresses prior knowledge about the
-                parameters. If `None`, it must be passed to `.build_posterior()`, and
-                `.optimize_design()` is not available.
-            density_estimator: A string (one of nsf, maf, mdn, made, or another model
-                of `likelihood_nn`) or a function that builds the network, as for
-                `NLE`. With one value of `x` a maf is no more than a Gaussian whose
-                mean and scale depend on `theta`: use mdn or nsf for other shapes.
-                With designs it receives `(theta, design)` in one row in the
-                place of `theta`.
-            device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
-            logging_level: Minimum severity of messages to log.
-            summary_writer: Deprecated alias for the TensorBoard summary writer.
-            tracker: Tracking adapter used to log training metrics. If None, a
-                TensorBoard tracker is used with a default log directory.
-            show_progress_bars: Whether to show a progressbar during simulation and
-                sampling.
-            design_policy: Distribution over designs to learn by `.optimize_design()`.
-            posterior_estimator: Network of the posterior that `.optimize_design()`
-                trains beside the likelihood where its objective needs one: a model of
-                `posterior_nn`, or a function that builds it from `theta` and
-                `(x, design)` in one row.
-            marginal_estimator: Network of the data alone, likewise: a model of
-                `likelihood_nn`, or a function that builds it from `design` and `x`.
-            x_transform: Coordinates of the data in which networks that are given by
-                name work where there are designs: a `Transform` from natural units,
-                `None` for these, or `"auto"`, which takes (almost) logarithms of data
-                that spread over decades, and warns, as
-                :func:`~sbi_boed_plugin.transformed_likelihood_nn` describes. Densities
-                are those of natural units always.
+        `posterior_estimator` and `marginal_estimator` are the networks of parameters
+        and of data alone that a search trains where its objective needs one: models of
+        `posterior_nn` and `likelihood_nn`, or functions that build them from `theta`
+        and `(x, design)` in one row, and from `design` and `x`. A `density_estimator`
+        gets `(theta, design)` in one row in the place of `theta`; with one value of `x`
+        a maf is no more than a Gaussian. `x_transform` is where networks that are given
+        by name work, with designs: a `Transform` of the data, `None` for natural units,
+        or `"auto"` for (almost) logarithms of data that spread over decades.
 
         Raises:
-            ValueError: If `x_transform` is none of these, or there is no named network
-                of the likelihood to work in it.
+            ValueError: If `x_transform` is none of these, or is for a function.
         """
-        super().__init__(
-            prior=prior,
-            density_estimator=density_estimator,
-            device=device,
-            logging_level=logging_level,
-            summary_writer=summary_writer,
-            tracker=tracker,
-            show_progress_bars=show_progress_bars,
+        models = NetworkModels.of(
+            density_estimator, posterior_estimator, marginal_estimator, x_transform
         )
-        search_likelihood = None
-        self._model = density_estimator if isinstance(density_estimator, str) else None
-        if isinstance(density_estimator, str):
-            search_likelihood = transformed_likelihood_nn(
-                density_estimator, x_transform=x_transform
-            )
-        elif x_transform != "auto":
-            raise ValueError(
-                f"x_transform={x_transform!r} is for networks that are given by name, "
-                "but density_estimator is a function. Give it the transform: "
-                "transformed_likelihood_nn(..., x_transform=...)."
-            )
-        self._set_design_search(
-            design_policy, posterior_estimator, marginal_estimator, search_likelihood
-        )
+        device = process_device(device)
+        self.search = DesignSearch(prior, design_policy, models, device=device)
+        of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
+        super().__init__(prior, density_estimator, device, *of_sbi)
+        self._objective = InfoNCEObjective()
+        self._summary.update({key: [] for key in EPOCH_KEYS})
+
+    @property
+    def _neural_net(self) -> ConditionalDensityEstimator | None:
+        """The likelihood, where sbi's trainer keeps its network."""
+        return self.search.likelihood
+
+    @_neural_net.setter
+    def _neural_net(self, network: ConditionalDensityEstimator | None) -> None:
+        self.search.likelihood = network
+
+    @property
+    def design_policy(self) -> DesignPolicy | None:
+        """Distribution over designs."""
+        return self.search.policy
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was observed so far, oldest first."""
+        return self.search.experiments.observations
+
+    @property
+    def belief(self) -> ParticleBelief | None:
+        """Belief about the parameters after all observations, `None` before."""
+        return self.search.experiments.belief
 
     def append_simulations(
         self,
@@ -170,58 +135,29 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store parameters, simulation outputs and their designs for training.
+        """Store simulations and their designs for training.
 
-        Args:
-            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`.
-            exclude_invalid_x: Whether invalid simulations are discarded during
-                training. If `False`, an error is raised when they are found. If
-                `True`, the likelihood is that of outcomes that do not fail: what it
-                tells that one did not is left out, and the posterior is wrong where
-                failing depends on the parameters.
-            from_round: Which round the data stemmed from. Round 0 means from the prior.
-            algorithm: Name of the algorithm in warnings and errors.
-            data_device: Where to store the data, default is on the same device where
-                the training is happening.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, or `None` if the experiment has none.
-                They must be drawn independently of `theta`. What the likelihood is
-                conditioned on, `(theta, design)`, is stored in one row.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
+        With `design` of shape `(num_simulations, dim_design)`, drawn independently of
+        `theta`, or `None` if the experiment has none. Other arguments are sbi's. With
+        `exclude_invalid_x=True` the likelihood is that of outcomes that do not fail,
+        and wrong where failing depends on the parameters.
 
         Raises:
             ValueError: If designs are missing, superfluous, of a wrong shape, not
                 finite or outside the support of the policy.
         """
-        if self._data_round_index or self._neural_net is not None:
-            # Without simulations and network there is nothing to be consistent with.
-            check_designs_given(design, self._dim_design)
-        dim_design = 0
-        if design is not None:
-            rows = append_designs(theta, design, self._dim_design, self._design_policy)
-            theta, dim_design = rows, rows.shape[-1] - theta.shape[-1]
-        if len(theta) != len(x):
-            raise ValueError(
-                f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
-                "row in both."
-            )
+        is_first = not self._data_round_index and self._neural_net is None
+        rows = theta, x, design
+        theta, dim_design = join_designs(*rows, self.search, is_first=is_first)
         super().append_simulations(
-            theta=theta,
-            x=x,
-            exclude_invalid_x=exclude_invalid_x,
-            from_round=from_round,
-            algorithm=algorithm,
-            data_device=data_device,
+            theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
-        self._dim_design = dim_design
-        if dim_design and self._search_likelihood is not None:
-            self._build_neural_net = self._search_likelihood
+        self.search.dim_design, models = dim_design, self.search.models
+        if dim_design and models.likelihood is not None:
+            self._build_neural_net = models.likelihood
         warn_of_scales(self._build_neural_net, theta, x)
         if not dim_design:
-            warn_if_gaussian(self._model, x)
+            warn_if_gaussian(models.likelihood_name, x)
         return self
 
     def train(
@@ -241,43 +177,23 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
         num_contrastive: int | None = None,
         regularization_strength: float = 1.0,
     ) -> ConditionalDensityEstimator:
-        r"""Train the density estimator on the stored simulations.
+        r"""Train and return the density estimator of the stored simulations.
+
+        With :math:`L` = `num_contrastive` contrastive parameters of each simulation,
+        other rows of its batch (`None`: 3, or as many as it allows; 0: the objective is
+        :math:`\lambda` times the log-likelihood), and the weight :math:`\lambda` =
+        `regularization_strength` of maximum likelihood. Other arguments are sbi's.
 
         Early stopping uses the same objective on the validation set, with contrastive
-        parameters that stay the same from epoch to epoch. The summary and the tracker
-        also get the `validation_log_likelihood` and the `eig_lower_bound` (nats) of
-        each epoch; the latter averages over the designs of the simulations and never
-        exceeds :math:`\log(L + 1)`.
-
-        Args:
-            training_batch_size: As in `sbi.inference.NLE.train`, like the following.
-            learning_rate: Learning rate for Adam optimizer.
-            validation_fraction: The fraction of data to use for validation.
-            stop_after_epochs: Number of epochs without improvement before stopping.
-            max_num_epochs: Maximum number of epochs to run.
-            clip_max_norm: Value at which to clip the total gradient norm.
-            resume_training: Whether to continue the previous call.
-            discard_prior_samples: Whether to discard samples of round 1.
-            retrain_from_scratch: Whether to retrain from scratch each round.
-            show_train_summary: Whether to print the number of epochs and the loss.
-            dataloader_kwargs: Additional or updated kwargs of both dataloaders.
-            num_contrastive: Number :math:`L` of contrastive parameters of each
-                simulation, other rows of its batch, fewer than the batch has rows.
-                With 0 the objective is :math:`\lambda` times the log-likelihood. If
-                `None`, 3 or as many as the batch allows.
-            regularization_strength: Weight :math:`\lambda \geq 0` of maximum
-                likelihood beside the contrastive bound.
-
-        Returns:
-            Density estimator of :math:`p(x \mid \theta)`, or of
-            :math:`p(x \mid \theta, \xi)` if the simulations have designs.
+        parameters that stay the same. The summary and the tracker also get the
+        `validation_log_likelihood` and the `eig_lower_bound` (nats) of each epoch, at
+        most :math:`\log(L + 1)` and averaged over the designs of the simulations.
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If `num_contrastive` or `regularization_strength` is out of
-                range, or is changed on resuming.
+            ValueError: If an argument is out of range, or changed on resuming.
         """
-        asked = check_objective(num_contrastive, regularization_strength)
+        objective = InfoNCEObjective(num_contrastive, regularization_strength)
         numbers = check_training(
             training_batch_size,
             learning_rate,
@@ -286,20 +202,10 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             max_num_epochs,
             clip_max_norm,
         )
-        if (
-            resume_training
-            and self._summary[EIG_KEY]
-            and asked != self._objective_asked
-        ):
-            raise ValueError(
-                f"resume_training=True with num_contrastive={num_contrastive} and "
-                f"regularization_strength={regularization_strength}, but the training "
-                f"to resume used {self._objective_asked[0]} and "
-                f"{self._objective_asked[1]}: their losses cannot be compared. Pass "
-                "the same values or start a new training."
-            )
-        self._objective_asked = asked
-        self._regularization_strength = asked[1]
+        if resume_training and self._objective.metrics:
+            objective.check_resumes(self._objective)
+        else:
+            self._objective = objective
         return super().train(
             **numbers,
             resume_training=resume_training,
@@ -309,97 +215,186 @@ class NLE_INCE(SequentialMixin, InfoNCETrainer):
             dataloader_kwargs=dataloader_kwargs,
         )
 
+    def optimize_design(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        *,
+        method: str = "joint",
+        objective: str | None = None,
+        gradient: str = "score",
+        num_steps: int | None = None,
+        num_warmup_steps: int | None = None,
+        num_refinement_steps: int = 0,
+        training_batch_size: int | None = None,
+        num_simulations_per_design: int = 1,
+        num_contrastive: int | None = None,
+        regularization_strength: float = 0.1,
+        learning_rate: float = 5e-3,
+        design_learning_rate: float = 3e-2,
+        clip_max_norm: float | None = 5.0,
+        stop_after_steps: int | None = None,
+        max_num_simulations: int | None = None,
+        max_seconds: float | None = None,
+        num_workers: int | None = 1,
+        resume_training: bool = False,
+        num_eig_samples: int | None = None,
+        num_eig_contrastive: int = 511,
+        multi_start: MultiStartConfig | None = None,
+    ) -> DesignResult:
+        """Learn the most informative design and the likelihood together.
+
+        Every step simulates anew: designs from the policy, parameters from the prior
+        or, after `observe`, the belief. Simulations that are NaN or infinite tell
+        nothing. A further call trains the same policy and likelihood on.
+
+        `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
+        `design` of shape `(batch_dim, dim_design)` to `x` of shape
+        `(batch_dim, dim_x)`. With `resume_training` the previous call, which Ctrl-C, an
+        error or a budget has ended, goes on from its last completed step, with its
+        settings but the budgets, scoring and `multi_start` of this call. All other
+        arguments are described by :class:`~sbi_boed_plugin.DesignSearchConfig`.
+
+        Returns:
+            The design with its expected information gain, and what speaks against it.
+
+        Raises:
+            ValueError: If there is no policy or prior, an argument is out of range, or
+                the simulator returns wrong shapes or too few finite values.
+            RuntimeError: If there is nothing to resume.
+        """
+        # All arguments but two are fields of the settings.
+        config = DesignSearchConfig.from_arguments(locals())
+        return self.search.run(
+            simulator,
+            config,
+            resume=resume_training,
+            tracker=self._tracker,
+            show_progress_bar=self._show_progress_bars,
+        )
+
+    def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
+        """Take the data of experiments into account.
+
+        The next search starts from there, see :meth:`DesignSearch.observe`.
+        """
+        self.search.observe(design, x, num_particles)
+        return self
+
+    def forget(self, num_observations: int = 1) -> Self:
+        """Take the last observations back, see :meth:`DesignSearch.forget`."""
+        self.search.forget(num_observations)
+        return self
+
+    def estimate_eig(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        design: Tensor,
+        *,
+        objective: str = "info_nce",
+        **kwargs: Any,
+    ) -> EIGEstimate:
+        """Return the information of a design beyond what is known, in nats.
+
+        With the networks as they are; see :meth:`DesignSearch.estimate_eig`.
+        """
+        return self.search.estimate_eig(simulator, design, objective, **kwargs)
+
     def build_posterior(
         self,
         density_estimator: ConditionalDensityEstimator | None = None,
         prior: Distribution | None = None,
-        sample_with: Literal[
-            "mcmc", "rejection", "vi", "importance", "direct"
-        ] = "mcmc",
-        mcmc_method: Literal[
-            "slice_np",
-            "slice_np_vectorized",
-            "hmc_pyro",
-            "nuts_pyro",
-            "slice_pymc",
-            "hmc_pymc",
-            "nuts_pymc",
-        ] = "slice_np_vectorized",
-        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        sample_with: str = "mcmc",
+        mcmc_method: str = "slice_np_vectorized",
+        vi_method: str = "rKL",
         mcmc_parameters: dict[str, Any] | None = None,
         vi_parameters: dict[str, Any] | None = None,
         rejection_sampling_parameters: dict[str, Any] | None = None,
         importance_sampling_parameters: dict[str, Any] | None = None,
-        posterior_parameters: MCMCPosteriorParameters
-        | VIPosteriorParameters
-        | RejectionPosteriorParameters
-        | ImportanceSamplingPosteriorParameters
-        | None = None,
+        posterior_parameters: PosteriorParameters | None = None,
         *,
         design: Tensor | None = None,
     ) -> NeuralPosterior:
-        r"""Build posterior from the likelihood estimator.
+        r"""Build the posterior from the likelihood.
 
-        Args:
-            density_estimator: The density estimator that the posterior is based on.
-                If `None`, use the latest neural density estimator that was trained.
-            prior: Prior distribution.
-            sample_with: Method to use for sampling from the posterior. Must be one of
-                [`mcmc` | `rejection` | `vi` | `importance` | `direct`]. `direct` takes
-                the amortised posterior that `.optimize_design()` trained beside the
-                likelihood, from what was known at that time.
-            mcmc_method: As in `sbi.inference.NLE.build_posterior`, like the following.
-            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
-            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
-            vi_parameters: Additional kwargs passed to `VIPosterior`.
-            rejection_sampling_parameters: Additional kwargs passed to
-                `RejectionPosterior`.
-            importance_sampling_parameters: Additional kwargs passed to
-                `ImportanceSamplingPosterior`.
-            posterior_parameters: Configuration passed to the init method for the
-                posterior, in the place of the arguments above.
-            design: Designs at which the observation was or will be made: shape
-                `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
-                row of `x_o`. Needed if and only if the likelihood was trained with
-                designs. If `None` after `.observe()`, the posterior is the one given
-                all observations, which are its default `x`; for `direct` the last.
-
-        Returns:
-            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
-            (the returned log-probability is unnormalized).
+        At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
+        row for each row of `x_o`; if `None` after `observe`, given all observations.
+        `sample_with="direct"` takes the amortised posterior that a search trained
+        beside the likelihood, from what was known then. Other arguments are sbi's.
 
         Raises:
             ValueError: If a design is missing, superfluous or outside the support of
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
+        given = self.search, density_estimator, design
         if sample_with == "direct":
-            return self._build_direct_posterior(density_estimator, prior, design)
-        x_o = None
-        if design is None and density_estimator is None and self._observations:
-            density_estimator, x_o = self._observed_likelihood()
-        if not isinstance(density_estimator, DesignConditionedEstimator):
-            check_designs_given(design, self._dim_design)
-        if design is not None:
-            estimator = density_estimator or self._neural_net
-            if estimator is None:
-                raise RuntimeError(
-                    "There is no likelihood yet: call optimize_design() or train() "
-                    "before build_posterior()."
-                )
-            density_estimator = DesignConditionedEstimator(
-                estimator, check_design(design, self._dim_design, self._design_policy)
-            )
-        posterior = super().build_posterior(
-            density_estimator=density_estimator,
-            prior=prior,
-            sample_with=sample_with,
-            mcmc_method=mcmc_method,
-            vi_method=vi_method,
-            mcmc_parameters=mcmc_parameters,
-            vi_parameters=vi_parameters,
-            rejection_sampling_parameters=rejection_sampling_parameters,
-            importance_sampling_parameters=importance_sampling_parameters,
-            posterior_parameters=posterior_parameters,
+            return direct_posterior(*given, prior, self._device)
+        estimator, x_o = likelihood_at(*given)
+        how = (sample_with, mcmc_method, vi_method)
+        parameters = (
+            mcmc_parameters,
+            vi_parameters,
+            rejection_sampling_parameters,
+            importance_sampling_parameters,
+            posterior_parameters,
         )
+        posterior = super().build_posterior(estimator, prior, *how, *parameters)
         return posterior if x_o is None else posterior.set_default_x(x_o)
+
+    def get_dataloaders(
+        self,
+        starting_round: int = 0,
+        training_batch_size: int = 200,
+        validation_fraction: float = 0.1,
+        resume_training: bool = False,
+        dataloader_kwargs: dict | None = None,
+    ) -> tuple[data.DataLoader, data.DataLoader]:
+        """Return sbi's dataloaders; with contrasts validation has a fixed order."""
+        check_default_dtype()
+        train_loader, val_loader = super().get_dataloaders(
+            starting_round,
+            training_batch_size,
+            validation_fraction,
+            resume_training,
+            dataloader_kwargs,
+        )
+        objective = self._objective
+        objective.fit_to_batches(train_loader.batch_size, resume_training)
+        objective.dim_design = self.search.dim_design or 0
+        if objective.num_contrastive:
+            rounds = [r for r in self._data_round_index if r >= starting_round]
+            objective.warn_of_pooled_designs(len(rounds))
+            stored, _, _ = self.get_simulations(starting_round)
+            rows = self.train_indices, self.val_indices
+            val_loader = objective.fix_validation(
+                val_loader, stored, *rows, dataloader_kwargs
+            )
+        return train_loader, val_loader
+
+    def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
+        if self._objective.num_contrastive == 0:
+            # lambda * NLE, also for estimators whose loss is more than -log_prob.
+            return self._objective.regularization_strength * super()._loss(theta, x)
+        return self._objective.loss(self._neural_net, theta, x)
+
+    def _validate_epoch(self, val_loader: Any, loss_args: Any = None) -> float:
+        if self._objective.num_contrastive == 0:
+            loss = super()._validate_epoch(val_loader, loss_args)
+            return self._objective.report_likelihood(loss)
+        return self._objective.validate(self._neural_net, val_loader, self._device)
+
+    def _summarize_epoch(self, *args: Any, **kwargs: Any) -> None:
+        super()._summarize_epoch(*args, **kwargs)
+        for key, value in self._objective.metrics.items():
+            self._tracker.log_metric(key, value, step=len(self._summary[key]))
+            self._summary[key].append(value)
+
+    # A tracker that can be pickled is kept, where sbi makes a new one.
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["_tracker"] is None:
+            super().__setstate__(state)
+        else:
+            vars(self).update(state)

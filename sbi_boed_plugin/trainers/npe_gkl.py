@@ -1,46 +1,40 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
-import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
 
-from sbi.inference.posteriors import DirectPosterior
+from sbi.inference import NPE_C, DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
-    ImportanceSamplingPosteriorParameters,
-    MCMCPosteriorParameters,
-    RejectionPosteriorParameters,
-    VIPosteriorParameters,
+    PosteriorParameters,
 )
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
+from sbi.utils import del_entries
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
-from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder, if_it_pickles
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
-from sbi_boed_plugin.estimators.design_conditioned import (
-    DesignConditionedEstimator,
-    posterior_at_design,
-)
 from sbi_boed_plugin.estimators.energy import EnergyBuilder
-from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
-from sbi_boed_plugin.trainers._conditions import append_design_to_data, one_design
-from sbi_boed_plugin.trainers._energy_training import (
-    EnergyConfig,
+from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.posteriors.hybrid_posterior import (
+    HybridPosterior,
+    HybridPosteriorParameters,
 )
-from sbi_boed_plugin.trainers._hybrid_trainer import HybridTrainer
+from sbi_boed_plugin.trainers import _stage
+from sbi_boed_plugin.trainers._conditions import append_design_to_data
+from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = ["NPE_GKL"]
 
 
-class NPE_GKL(HybridTrainer):
+class NPE_GKL(NPE_C):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
 
     The posterior is :math:`q(\theta \mid x) \propto b(\theta \mid x)
@@ -80,7 +74,13 @@ class NPE_GKL(HybridTrainer):
         posterior = NPE_GKL.refine(npe_posterior, theta, x).build_posterior()
     """
 
-    def __init__(
+    # What sbi's loop trains: the base, or in joint training the hybrid.
+    _neural_net: ConditionalDensityEstimator | None
+    _training: str = "two_stage"
+    _first_round: int = 0
+    _dim_design: int | None = None
+
+    def __init__(  # noqa: D417
         self,
         prior: Distribution | None = None,
         density_estimator: Literal["nsf", "maf", "mdn", "made"]
@@ -94,21 +94,13 @@ class NPE_GKL(HybridTrainer):
         energy_net: Literal["resnet"] | EnergyBuilder = "resnet",
         latent_features: bool | None = None,
     ):
-        r"""Initialize the trainer.
+        r"""Initialize the trainer. Arguments not listed are those of `NPE`.
 
         Args:
-            prior: A probability distribution that expresses prior knowledge about the
-                parameters. The posterior is zero outside of its support.
-            density_estimator: The base: a string (one of nsf, maf, mdn, made, or
-                another model of `posterior_nn`) or a function that builds the network,
-                as for `NPE`. With designs it receives `(x, design)` in one row in the
-                place of `x`.
-            device: Training device, e.g., "cpu", "cuda" or "cuda:{0, 1, ...}".
-            logging_level: Minimum severity of messages to log.
-            summary_writer: Deprecated alias for the TensorBoard summary writer.
-            tracker: Tracking adapter used to log training metrics. If None, a
-                TensorBoard tracker is used with a default log directory.
-            show_progress_bars: Whether to show a progressbar during training.
+            prior: The posterior is zero outside of its support.
+            density_estimator: The base: a model of `posterior_nn`, or a function that
+                builds the network, as for `NPE`. With designs it receives
+                `(x, design)` in one row in the place of `x`.
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
                 module from parameters of shape `(num, dim_theta)` and features of shape
                 `(num, num_features)`. Features are the data as the base embeds them
@@ -123,19 +115,13 @@ class NPE_GKL(HybridTrainer):
         Raises:
             TypeError: If `energy_net` or `latent_features` is of another type.
         """
-        super().__init__(
-            prior=prior,
-            density_estimator=density_estimator,
-            device=device,
-            logging_level=logging_level,
-            summary_writer=summary_writer,
-            tracker=tracker,
-            show_progress_bars=show_progress_bars,
-        )
-        self._set_energy(energy_net, latent_features)
+        given = (prior, density_estimator, device, logging_level, summary_writer)
+        super().__init__(*given, tracker, show_progress_bars)
+        self._stage = _stage.EnergyStage(energy_net, latent_features)
+        self._summary.update({key: [] for key in _stage.SUMMARY_KEYS})
 
     @classmethod
-    def refine(
+    def refine(  # noqa: D417
         cls,
         posterior: DirectPosterior | ConditionalDensityEstimator,
         theta: Tensor,
@@ -157,87 +143,44 @@ class NPE_GKL(HybridTrainer):
         simulations it was validated with is not known: the energy is judged by others
         than it was trained with, most of which the posterior has seen. Where that fits
         its simulations much better than new ones, pass new ones as `theta` and `x`.
+        Arguments not listed are those of the trainer and of `train`.
 
         Args:
-            posterior: A `DirectPosterior`, as `NPE.build_posterior()` returns, or the
-                estimator that `NPE.train()` returns.
-            theta: Parameters of shape `(num_simulations, dim_theta)`, drawn from the
-                prior: those that the posterior was trained with, or others.
-            x: Their simulations, of shape `(num_simulations, *x_event_shape)`. Rows
-                that are NaN or infinite are left out.
+            posterior: What `NPE.build_posterior()` or `NPE.train()` return.
+            theta: Parameters from the prior, of shape `(num_simulations, dim_theta)`.
+            x: Their simulations. Rows that are NaN or infinite are left out.
             prior: The prior. If `None`, that of the posterior.
-            energy_net: As for the trainer.
-            latent_features: As for the trainer.
-            energy: How to train the energy.
-            validation_fraction: The fraction of data to use for validation.
             device: Training device. If `None`, that of the posterior.
-            tracker: As for the trainer.
-            show_progress_bars: Whether to show progress.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, for a posterior that was trained with
-                `(x, design)` in one row.
+            design: Designs of shape `(num_simulations, dim_design)`, for a posterior
+                that was trained with `(x, design)` in one row.
 
         Returns:
             A trainer whose `build_posterior()` returns the corrected posterior.
 
         Raises:
             TypeError: If `posterior` is of another kind.
-            ValueError: If there is no prior, shapes do not match, no simulations are
-                left to train or to validate with, or the estimator cannot tell its
-                noise and `latent_features` is true.
+            ValueError: If there is no prior, shapes do not match, there are too few
+                simulations, or `latent_features=True` and the noise is not known.
         """
-        estimator = posterior
-        if isinstance(posterior, NeuralPosterior):
-            estimator = getattr(posterior, "posterior_estimator", None)
-            prior = prior or getattr(posterior, "prior", None)
-        if isinstance(estimator, HybridEstimator):
-            estimator = estimator.base
-        if not isinstance(estimator, ConditionalDensityEstimator):
-            raise TypeError(
-                f"posterior is a {type(posterior).__name__}: refine() corrects what "
-                "NPE.train() or NPE.build_posterior() return. Posteriors of NLE and "
-                "NRE have no normalized density to correct."
-            )
-        if prior is None:
-            raise ValueError(
-                "prior=None, and an estimator does not know its prior: pass prior=..."
-            )
-        shown = x if design is None else append_design_to_data(x, design, None)[0]
-        _check_matches(estimator, theta, shown)
-        validation_fraction = check_real(
-            "validation_fraction",
-            validation_fraction,
-            above=0.0,
-            below=1.0,
-            remedy="An energy must help simulations that it has not seen.",
-        )
-        if device is None:
-            device = str(next(estimator.parameters()).device)
+        rows, _ = append_design_to_data(x, design, None)
+        estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
         trainer = cls(
             prior,
-            _given_estimator,
-            device=device,
+            _stage.refuse_to_build,
+            device or str(next(estimator.parameters()).device),
             tracker=tracker,
             show_progress_bars=show_progress_bars,
             energy_net=energy_net,
             latent_features=latent_features,
         )
         trainer.append_simulations(theta, x, design=design)
-        num_simulations = len(trainer.get_simulations()[0])
-        num_training = int((1.0 - validation_fraction) * num_simulations)
-        if not 0 < num_training < num_simulations:
-            raise ValueError(
-                f"validation_fraction={validation_fraction} leaves {num_training} of "
-                f"{num_simulations} valid simulations to train with and the rest to "
-                "validate with. Both need some."
-            )
+        _stage.check_split(validation_fraction, len(trainer.get_simulations()[0]))
         trainer.get_dataloaders(0, validation_fraction=validation_fraction)
-        trainer._neural_net = deepcopy(estimator).to(device)
-        trainer._round = 0
+        trainer._neural_net = deepcopy(estimator).to(trainer._device)
         trainer._train_energy(energy or EnergyConfig(), None, atomic=False)
         return trainer
 
-    def append_simulations(
+    def append_simulations(  # noqa: D417
         self,
         theta: Tensor,
         x: Tensor,
@@ -247,47 +190,29 @@ class NPE_GKL(HybridTrainer):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store parameters, simulation outputs and their designs for training.
+        r"""Store simulations, and return the trainer. The rest is as for `NPE`.
 
         Args:
             theta: Parameter sets of shape `(num_simulations, dim_theta)`.
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
-                designs of shape `(num_simulations, dim_x)`.
-            proposal: The distribution that the parameters were sampled from. `None` for
-                the prior; another triggers the loss of later rounds.
-            exclude_invalid_x: Whether invalid simulations are discarded during
-                training, as for `NPE`. If `None`, in the first round only.
-            data_device: Where to store the data, default is on the same device where
-                the training is happening.
-            design: Designs of the simulations, of shape
-                `(num_simulations, dim_design)`, or `None` if the experiment has none.
-                They must be drawn independently of `theta`. What the posterior is
-                conditioned on, `(x, design)`, is stored in one row.
-
-        Returns:
-            The trainer (returned so that this function is chainable).
+            x: Data of shape `(num_simulations, *x_event_shape)`; with designs of shape
+                `(num_simulations, dim_x)`.
+            proposal: What parameters were sampled from, `None` for the prior. Another
+                triggers the loss of later rounds.
+            design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
+                experiment has none. They must be drawn independently of `theta`. What
+                the posterior is conditioned on, `(x, design)`, is stored in one row.
 
         Raises:
-            ValueError: If designs are missing, superfluous, of a wrong shape or not
-                finite.
+            ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        if self._data_round_index or self._neural_net is not None:
-            check_designs_given(design, self._dim_design)
-        dim_design = 0
-        if design is not None:
-            x, dim_design = append_design_to_data(x, design, self._dim_design)
-        super().append_simulations(
-            theta=theta,
-            x=x,
-            proposal=proposal,
-            exclude_invalid_x=exclude_invalid_x,
-            data_device=data_device,
-        )
+        x, dim_design = append_design_to_data(x, design, self._dim_design)
+        proposal = _stage.without_idle_energy(proposal)
+        super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         self._dim_design = dim_design
         warn_of_scales(self._build_neural_net, theta, x)
         return self
 
-    def train(
+    def train(  # noqa: D417
         self,
         num_atoms: int = 10,
         training_batch_size: int = 200,
@@ -310,36 +235,21 @@ class NPE_GKL(HybridTrainer):
     ) -> ConditionalDensityEstimator:
         r"""Train the base, then the energy that corrects it.
 
-        The base is trained as by `NPE`, with the same arguments, split and random
-        numbers. The summary and the tracker also get the losses of each epoch of the
-        energy, `energy_training_loss` and `energy_validation_loss`, the number of these
-        epochs, and `energy_gain` with its standard error: the nats by which the energy
-        raises log-densities of every other row of the validation set. They decide
-        whether it is kept; the rest choose the best epoch. With fewer than four rows
-        all do both.
+        The base is trained as by `NPE`, with the same split and random numbers;
+        arguments not listed are those of `NPE`. The summary and the tracker also get
+        the losses of each epoch of the energy, `energy_training_loss` and
+        `energy_validation_loss`, the number of these epochs, and `energy_gain` with its
+        standard error: the nats by which the energy raises log-densities of every other
+        row of the validation set. They decide whether it is kept; the rest choose the
+        best epoch. With fewer than four rows all do both.
 
         In later rounds a mixture of Gaussians as base has the closed-form loss of
         `NPE`, if the proposal is a mixture without an energy that was kept. Otherwise
         the loss is atomic.
 
         Args:
-            num_atoms: Number of atoms of the base's loss in later rounds.
-            training_batch_size: As in `sbi.inference.NPE.train`, like the following.
-            learning_rate: Learning rate for Adam optimizer.
-            validation_fraction: The fraction of data to use for validation.
-            stop_after_epochs: Number of epochs without improvement before stopping.
-            max_num_epochs: Maximum number of epochs to run.
-            clip_max_norm: Value at which to clip the total gradient norm.
-            calibration_kernel: A function to weigh simulations by their `x`.
             resume_training: Whether to continue the training of the base. The energy
                 belongs to a base and is trained anew.
-            force_first_round_loss: Whether to train with maximum likelihood whatever
-                the proposal was.
-            discard_prior_samples: Whether to discard samples of round 1.
-            use_combined_loss: Whether to add maximum likelihood on prior samples.
-            retrain_from_scratch: Whether to retrain from scratch each round.
-            show_train_summary: Whether to print the number of epochs and the loss.
-            dataloader_kwargs: Additional or updated kwargs of both dataloaders.
             training: `"two_stage"`, or `"joint"` for the variant of the paper: base and
                 energy learn together from the generalized-KL loss, with all arguments
                 above. Only for simulations from the prior.
@@ -351,131 +261,53 @@ class NPE_GKL(HybridTrainer):
 
         Raises:
             RuntimeError: If there are no simulations.
-            ValueError: If arguments do not go together, or the base cannot tell its
-                noise and `latent_features` is true.
+            ValueError: If arguments do not go together, or with the base.
         """
-        energy = energy or EnergyConfig()
-        numbers = check_training(
-            training_batch_size,
-            learning_rate,
-            validation_fraction,
-            stop_after_epochs,
-            max_num_epochs,
-            clip_max_norm,
-        )
-        num_atoms = check_integer("num_atoms", num_atoms, 1)
-        if training not in ("two_stage", "joint"):
-            raise ValueError(
-                f"training='{training}' is unknown. Use 'two_stage' or 'joint'."
-            )
-        later_round = bool(self._data_round_index) and max(self._data_round_index) > 0
+        given = del_entries(locals(), ("self", "__class__", "training", "energy"))
+        given = _stage.check_arguments(given)
+        later_round = max(self._data_round_index, default=0) > 0
         atomic = later_round and not force_first_round_loss
-        if training == "joint" and atomic:
-            raise ValueError(
-                "training='joint' with simulations from a proposal: the loss of the "
-                "paper holds for simulations from the prior. Use training='two_stage'."
-            )
-        if resume_training and not hasattr(self, "optimizer"):
-            raise RuntimeError(
-                "resume_training=True, but this trainer has not trained a base: after "
-                "refine() there is none to go on with. Call refine() again."
-            )
-        if resume_training and training != self._training:
-            raise ValueError(
-                f"resume_training=True with training='{training}', but the training to "
-                f"resume was '{self._training}': their losses cannot be compared. Pass "
-                "the same value or start a new training."
-            )
+        _stage.check_kind_of_training(training, atomic)
+        if resume_training:
+            before = self._neural_net if hasattr(self, "optimizer") else None
+            _stage.check_resumption(training, before)
+        energy = energy or EnergyConfig()
         self._training = training
-        self._num_partition_samples = energy.num_partition_samples
-        before = self._neural_net
-        base = None
-        if training == "two_stage" and isinstance(before, HybridEstimator):
-            # The base goes on learning; whoever has the hybrid keeps what belongs to
-            # its energy.
-            base = before.base
-            self._neural_net, before.net = base, deepcopy(base)
-        self._base_started = False
-        try:
-            trained = super().train(
-                num_atoms=num_atoms,
-                **numbers,
-                calibration_kernel=calibration_kernel,
-                resume_training=resume_training,
-                force_first_round_loss=force_first_round_loss,
-                discard_prior_samples=discard_prior_samples,
-                use_combined_loss=use_combined_loss,
-                retrain_from_scratch=retrain_from_scratch,
-                show_train_summary=show_train_summary,
-                dataloader_kwargs=dataloader_kwargs,
-            )
-        except BaseException:
-            if not self._base_started:
-                # Refused before anything changed.
-                self._neural_net = before
-                if base is not None and isinstance(before, HybridEstimator):
-                    before.net = base
-            raise
+        self._stage.num_partition_samples = energy.num_partition_samples
+        trained = super().train(**given)
         if training == "joint":
             return trained
         return self._train_energy(energy, calibration_kernel, atomic=atomic)
 
-    def build_posterior(
+    def build_posterior(  # noqa: D417
         self,
         density_estimator: ConditionalDensityEstimator | None = None,
         prior: Distribution | None = None,
         sample_with: Literal[
             "mcmc", "rejection", "vi", "importance", "direct"
         ] = "direct",
-        mcmc_method: Literal[
-            "slice_np",
-            "slice_np_vectorized",
-            "hmc_pyro",
-            "nuts_pyro",
-            "slice_pymc",
-            "hmc_pymc",
-            "nuts_pymc",
-        ] = "slice_np_vectorized",
+        mcmc_method: Any = "slice_np_vectorized",
         vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
         direct_sampling_parameters: dict[str, Any] | None = None,
         mcmc_parameters: dict[str, Any] | None = None,
         vi_parameters: dict[str, Any] | None = None,
         rejection_sampling_parameters: dict[str, Any] | None = None,
         importance_sampling_parameters: dict[str, Any] | None = None,
-        posterior_parameters: DirectPosteriorParameters
-        | MCMCPosteriorParameters
-        | VIPosteriorParameters
-        | RejectionPosteriorParameters
-        | ImportanceSamplingPosteriorParameters
-        | None = None,
+        posterior_parameters: PosteriorParameters | None = None,
         *,
         design: Tensor | None = None,
     ) -> NeuralPosterior:
-        r"""Build the posterior from base and energy.
+        r"""Build the posterior. Arguments not listed are those of `NPE`.
 
         Args:
-            density_estimator: The estimator that the posterior is based on. If `None`,
-                use the latest that was trained.
-            prior: Prior distribution.
-            sample_with: Method to use for sampling from the posterior. Must be one of
-                [`direct` | `mcmc` | `rejection` | `vi` | `importance`]. `direct`
-                returns a `HybridPosterior`, which draws by rejection from the base;
-                `rejection` is sbi's, which draws from the prior.
-            mcmc_method: As in `sbi.inference.NPE.build_posterior`, like the following.
-            vi_method: Method used for VI, one of [`rKL`, `fKL`, `IW`, `alpha`].
+            density_estimator: An estimator. If `None`, the latest that was trained.
+            sample_with: `direct` returns a `HybridPosterior`, which draws by rejection
+                from the base; `rejection` is sbi's, which draws from the prior.
             direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
-            mcmc_parameters: Additional kwargs passed to `MCMCPosterior`.
-            vi_parameters: Additional kwargs passed to `VIPosterior`.
-            rejection_sampling_parameters: Additional kwargs passed to
-                `RejectionPosterior`.
-            importance_sampling_parameters: Additional kwargs passed to
-                `ImportanceSamplingPosterior`.
-            posterior_parameters: Configuration passed to the init method for the
-                posterior, in the place of the arguments above; for `direct` a
+            posterior_parameters: In the place of the arguments above; for `direct` a
                 `HybridPosteriorParameters` or `DirectPosteriorParameters`.
-            design: Design at which the observation was or will be made, of shape
-                `(dim_design,)` or `(1, dim_design)`. Needed if and only if the
-                simulations have designs.
+            design: Design of the observation, of shape `(dim_design,)` or
+                `(1, dim_design)`. Needed if and only if the simulations have designs.
 
         Returns:
             Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods.
@@ -484,68 +316,90 @@ class NPE_GKL(HybridTrainer):
             ValueError: If a design is missing, superfluous or of a wrong shape.
             RuntimeError: If nothing was trained.
         """
-        estimator = density_estimator or self._neural_net
-        base = estimator.base if isinstance(estimator, HybridEstimator) else estimator
-        if not isinstance(base, DesignConditionedEstimator):
-            check_designs_given(design, self._dim_design)
-        elif design is not None:
-            raise ValueError(
-                f"design={design.tolist()} was given, but "
-                "density_estimator has a design already. Leave one of them out."
-            )
-        if estimator is None:
-            raise RuntimeError(
-                "There is no posterior estimator yet: call append_simulations() and "
-                "train() before build_posterior()."
-            )
-        if density_estimator is None and not isinstance(estimator, HybridEstimator):
-            warnings.warn(
-                "The training was interrupted before there was an energy: the "
-                "posterior is that of the base alone, as far as it was trained. Go on "
-                "with train(resume_training=True).",
-                stacklevel=2,
-            )
-        if design is not None:
-            design = one_design(design, self._dim_design)
-            if isinstance(estimator, HybridEstimator):
-                estimator = estimator.at_design(design)
-            else:
-                estimator = posterior_at_design(estimator, design)
-        return super().build_posterior(
-            density_estimator=estimator,
-            prior=prior,
-            sample_with=sample_with,
-            mcmc_method=mcmc_method,
-            vi_method=vi_method,
-            direct_sampling_parameters=direct_sampling_parameters,
-            mcmc_parameters=mcmc_parameters,
-            vi_parameters=vi_parameters,
-            rejection_sampling_parameters=rejection_sampling_parameters,
-            importance_sampling_parameters=importance_sampling_parameters,
-            posterior_parameters=posterior_parameters,
+        given = del_entries(locals(), ("self", "__class__", "design"))
+        trained = self._stage.hybrid or self._neural_net
+        estimator = density_estimator or _stage.warn_if_interrupted(trained)
+        prior = self._prior if prior is None else prior
+        hybrid = _stage.at_design(estimator, prior, design, self._dim_design)
+        return super().build_posterior(**{**given, "density_estimator": hybrid})
+
+    def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
+        """Take arguments of `HybridPosterior`, and start chains from few candidates."""
+        if sample_with == "mcmc":
+            # Each candidate costs an energy network; sbi compares 1,000 for a chain.
+            start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
+            given = kwargs.get("mcmc_parameters") or {}
+            kwargs["mcmc_parameters"] = {**start, **given}
+        if sample_with == "direct":
+            given = kwargs.get("direct_sampling_parameters") or {}
+            return HybridPosteriorParameters(**given)
+        return super()._build_posterior_parameters(sample_with, **kwargs)
+
+    def _create_posterior(
+        self, estimator: Any, prior: Any, sample_with: Any, device: Any, parameters: Any
+    ) -> NeuralPosterior:
+        if isinstance(parameters, DirectPosteriorParameters):
+            return HybridPosterior(estimator, prior, device=device, **vars(parameters))
+        given = (estimator, prior, sample_with, device, parameters)
+        return super()._create_posterior(*given)
+
+    def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
+        """Return a potential without the normalization, which no sampler needs."""
+        return super()._get_potential_function(prior, UnnormalizedHybrid(estimator))
+
+    def _initialize_neural_network(
+        self, retrain_from_scratch: bool, start_idx: int
+    ) -> None:
+        """Make ready what sbi's loop trains; sbi has checked everything by now."""
+        before = self._neural_net
+        super()._initialize_neural_network(retrain_from_scratch, start_idx)
+        # Errors from here on leave the network that was there.
+        network, self._neural_net = self._neural_net, before
+        assert network is not None
+        theta, x, _ = self.get_simulations(start_idx)
+        rows = self.train_indices
+        if network is not before:
+            self._stage.check_base(network, theta[rows[:2]], x[rows[:2]])
+        if self._training == "joint":
+            network = self._stage.join(network, theta[rows], x[rows], self._prior)
+        elif isinstance(network, HybridEstimator):
+            network = deepcopy(network.base)
+        self._neural_net, self._first_round = network, start_idx
+        self._stage.hybrid = None
+
+    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
+        """Validate with the same draws for the partition function each time."""
+        seed = _stage.VALIDATION_SEED if self._training == "joint" else None
+        with isolated_rng(seed):
+            return super()._validate_epoch(val_loader, loss_args)
+
+    def _train_energy(
+        self, config: EnergyConfig, calibration_kernel: Callable | None, *, atomic: bool
+    ) -> HybridEstimator:
+        """Put an energy on a copy of the trained base, train it, and report."""
+        theta, x, _ = self.get_simulations(self._first_round)
+        hybrid, history = self._stage.train(
+            self._neural_net,
+            theta,
+            x,
+            self._prior,
+            atomic=atomic,
+            train_rows=self.train_indices,
+            validation_rows=self.val_indices,
+            config=config,
+            calibration_kernel=calibration_kernel,
+            show_progress_bar=self._show_progress_bars,
         )
+        _stage.report_energy(history, self._summary, self._tracker, self._round)
+        return hybrid
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to be pickled, with the tracker if it pickles."""
+        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
-def _given_estimator(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
-    """Stand in for the builder of a base that was trained elsewhere."""
-    raise RuntimeError(
-        "This trainer refines an estimator that was trained elsewhere, and cannot "
-        "build another one. Start with NPE_GKL(prior, density_estimator=...)."
-    )
-
-
-def _check_matches(
-    estimator: ConditionalDensityEstimator, theta: Tensor, x: Tensor
-) -> None:
-    """Raise if simulations do not have the shapes of an estimator."""
-    for name, given, expected in (
-        ("theta", theta, estimator.input_shape),
-        ("x", x, estimator.condition_shape),
-    ):
-        if not isinstance(given, Tensor) or given.shape[1:] != expected:
-            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given)
-            raise ValueError(
-                f"{name} has shape {shape}, but the posterior was trained with rows of "
-                f"shape {tuple(expected)}. Pass the simulations that it was trained "
-                "with."
-            )
+    def __setstate__(self, state_dict: dict[str, Any]) -> None:
+        """Set the state; without a tracker as sbi does."""
+        if state_dict["_tracker"] is None:
+            super().__setstate__(state_dict)
+        else:
+            vars(self).update(state_dict)

@@ -66,7 +66,8 @@ def test_a_pickled_trainer_goes_on_as_the_original_does(case):
 @for_each_case
 def test_a_copied_trainer_is_independent(case):
     trainer = case.append(case.make(), case.simulate(60))
-    before = deepcopy(case.train(trainer).state_dict())
+    case.train(trainer)
+    before = deepcopy(trainer._neural_net.state_dict())
     copied = deepcopy(trainer)
     case.train(copied)
     after = trainer._neural_net.state_dict()

@@ -1,94 +1,70 @@
 """The budget of a search is its budget."""
 
-import itertools
 import time
 import warnings
 
 import pytest
 import torch
 
-from sbi_boed_plugin import MultiStartConfig
-from sbi_boed_plugin.search.budget import plan_spending
+from sbi_boed_plugin import DesignSearchConfig, MultiStartConfig
+from sbi_boed_plugin.search.budget import num_ranking, with_shares_of_budget
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import make_trainer
 
-USUAL = {
-    "method": "joint",
-    "has_networks": False,
-    "num_check_calls": 7,
-    "num_simulations_per_design": 1,
-    "num_steps": None,
-    "num_refinement_steps": 0,
-    "training_batch_size": None,
-    "num_eig_samples": None,
-    "multi_start": None,
-}
+CHECK = 7
 
 
-def total(spending, method):
-    training = spending.num_steps * spending.training_batch_size
-    return training + spending.num_scoring(method) + USUAL["num_check_calls"]
+def shares(budget, has_networks=False, **settings):
+    config = DesignSearchConfig(max_num_simulations=budget, **settings)
+    return with_shares_of_budget(
+        config, has_networks=has_networks, num_check_calls=CHECK
+    )
 
 
-@pytest.mark.parametrize(
-    "budget, method, per_design, ready",
-    list(
-        itertools.product(
-            [200, 300, 1_000, 5_000, 20_000, 10**6],
-            ["joint", "multi_start"],
-            [1, 4],
-            [False, True],
-        )
-    ),
-)
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("per_design", [1, 4])
+@pytest.mark.parametrize("method", ["joint", "multi_start"])
+@pytest.mark.parametrize("budget", [200, 300, 1_000, 5_000, 20_000, 10**6])
 def test_shares_use_the_budget_and_no_more(budget, method, per_design, ready):
     ready = ready and method == "multi_start"
-    spending = plan_spending(
-        budget,
-        **{
-            **USUAL,
-            "method": method,
-            "num_simulations_per_design": per_design,
-            "has_networks": ready,
-        },
-    )
-    spent = total(spending, method)
+    config = shares(budget, ready, method=method, num_simulations_per_design=per_design)
+    spent = config.num_steps * config.training_batch_size
+    spent += config.num_eig_samples + num_ranking(config) + CHECK
     assert spent <= budget
     if budget <= 20_000 and not ready:
-        assert spent > 0.9 * budget - spending.training_batch_size
-    assert spending.training_batch_size % per_design == 0
-    assert ready == (spending.num_steps == 0)
+        assert spent > 0.9 * budget - config.training_batch_size
+    assert config.training_batch_size % per_design == 0
+    assert ready == (config.num_steps == 0)
 
 
 def test_without_a_budget_everything_is_as_usual():
-    spending = plan_spending(None, **USUAL)
-    assert (spending.num_steps, spending.training_batch_size) == (1_000, 256)
-    assert spending.num_eig_samples == 4_000
-    assert spending.multi_start == MultiStartConfig()
+    config = shares(None, method="multi_start")
+    assert (config.num_steps, config.training_batch_size) == (1_000, 256)
+    assert config.num_eig_samples == 4_000
+    assert config.multi_start == MultiStartConfig()
 
 
 def test_what_is_given_stays():
     given = {"num_steps": 7, "training_batch_size": 33, "num_eig_samples": 44}
-    spending = plan_spending(10_000, **{**USUAL, **given})
-    assert spending.num_steps == 7 and spending.training_batch_size == 33
-    assert spending.num_eig_samples == 44
+    config = shares(10_000, **given)
+    assert {name: getattr(config, name) for name in given} == given
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
-    settings = {**USUAL, "method": "multi_start", "multi_start": search}
-    assert plan_spending(10_000, **settings).multi_start == search
+    config = shares(10_000, method="multi_start", multi_start=search)
+    assert config.multi_start == search and num_ranking(config) == 22
 
 
 def test_refinement_has_its_share():
-    spending = plan_spending(2_000, **{**USUAL, "num_refinement_steps": 20})
-    steps = spending.num_steps + 20
-    assert spending.num_steps > 0
-    training = 2_000 - spending.num_eig_samples - USUAL["num_check_calls"]
-    assert 0 <= training - steps * spending.training_batch_size < 100
+    config = shares(2_000, num_refinement_steps=20)
+    assert config.num_steps > 0
+    training = 2_000 - config.num_eig_samples - CHECK
+    steps = config.num_steps + 20
+    assert 0 <= training - steps * config.training_batch_size < 100
 
 
 @pytest.mark.parametrize("budget", [1, 10, 25])
 def test_a_budget_too_small_is_refused_with_what_it_takes(budget):
     with pytest.raises(ValueError, match=f"max_num_simulations={budget} is too few"):
-        plan_spending(budget, **USUAL)
+        shares(budget)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +108,7 @@ def test_a_search_that_goes_on_does_not_know_of_its_rehearsal():
     trainer = make_trainer(Model.prior)
     settings = {"num_steps": 5, "training_batch_size": 16, "num_eig_samples": 50}
     trainer.optimize_design(Model.simulate, **settings, max_num_simulations=110)
-    optimizer = trainer._design_optimizer
+    optimizer = trainer.search.optimizer
     assert trainer._neural_net is optimizer.networks.likelihood
     assert optimizer.networks is not optimizer.estimators
     assert not optimizer.finished

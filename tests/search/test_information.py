@@ -176,9 +176,9 @@ def test_each_objective_knows_what_it_needs():
     likelihood = DesignEstimators(estimators.likelihood)
     hybrid = exact_hybrid()
     for name, objective in POLICY_OBJECTIVES.items():
-        assert hybrid.serve(objective.needs)
-        assert likelihood.serve(objective.needs) == (name == "info_nce")
-        assert estimators.serve(objective.needs) == (name != "gkl")
+        assert hybrid.has_networks_for(objective.needs)
+        assert likelihood.has_networks_for(objective.needs) == (name == "info_nce")
+        assert estimators.has_networks_for(objective.needs) == (name != "gkl")
     with pytest.raises(RuntimeError, match="no marginal estimator"):
         likelihood.require("marginal")
     assert len(hybrid.all()) == 3 and len(likelihood.all()) == 1

@@ -11,6 +11,7 @@ from sbi.utils import BoxUniform
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
 from sbi_boed_plugin.simulation import CheckedSimulator
 from tests.conftest import NoOpTracker
+from tests.oracles import LinearGaussian
 
 LOW, HIGH = torch.tensor([0.5]), torch.tensor([2.0])
 QUIET = {"show_progress_bars": False}
@@ -80,14 +81,19 @@ def message(*parts):
     return r"(?s)" + ".*".join(re.escape(part) for part in parts)
 
 
-def make_trainer(prior, design_policy=None):
+def make_trainer(prior=LinearGaussian.prior, design_policy=None, model="mdn", **kwargs):
     """A trainer with a mixture of Gaussians and, by default, a policy on a box."""
     low, high = torch.tensor([0.1]), torch.tensor([4.0])
-    return NLE_INCE(
-        prior,
-        "mdn",
-        design_policy=design_policy
-        or TruncatedNormalPolicy(low, high, loc=torch.ones(1)),
-        tracker=NoOpTracker(),
-        **QUIET,
+    policy = design_policy or TruncatedNormalPolicy(low, high, loc=torch.ones(1))
+    options = {"design_policy": policy, "tracker": NoOpTracker(), **QUIET, **kwargs}
+    return NLE_INCE(prior, model, **options)
+
+
+def on_box(
+    low, high, prior=LinearGaussian.prior, model="mdn", *, policy=None, **kwargs
+):
+    """A trainer with a policy on an interval, of which `policy` are arguments."""
+    box = torch.tensor([float(low)]), torch.tensor([float(high)])
+    return make_trainer(
+        prior, TruncatedNormalPolicy(*box, **(policy or {})), model, **kwargs
     )

@@ -15,7 +15,7 @@ from sbi_boed_plugin.trainers._energy_training import (
     _Rows,
     train_energy,
 )
-from tests.posteriors.test_hybrid_posterior import GaussianBase
+from tests.hybrids import GaussianBase
 
 NUM_ROWS, NUM_DRAWS = 50, 400
 
@@ -23,38 +23,33 @@ NUM_ROWS, NUM_DRAWS = 50, 400
 class KnownRatios:
     """Stands in for a hybrid; the parameters are the ratios."""
 
-    def ratio_of_features(self, theta, shown, noise):
+    def ratio_of_features(self, theta, features, noise):
         return theta[..., 0]
 
 
 def rows(own, pool, inside=None):
     """Validation rows with ratios `own` and pools with ratios `pool`."""
-    log_weight = torch.zeros(pool.shape)
+    both = torch.cat([own.unsqueeze(0), pool])
+    log_weight = torch.zeros(both.shape)
     if inside is not None:
-        log_weight = log_weight.masked_fill(~inside, -torch.inf)
-    nothing = torch.zeros(NUM_ROWS, 0)
+        log_weight[1:][~inside] = -torch.inf
     return _Rows(
-        theta=own.unsqueeze(-1),
-        shown=nothing,
-        noise=nothing,
-        pool_theta=pool.unsqueeze(-1),
-        pool_noise=torch.zeros(*pool.shape, 0),
-        pool_log_weight=log_weight,
-        log_weight=None,
+        theta=both.unsqueeze(-1),
+        noise=torch.zeros(*both.shape, 0),
+        log_weight=log_weight,
+        features=torch.zeros(NUM_ROWS, 0),
         kernel=torch.ones(NUM_ROWS),
     )
 
 
 def judge(gains, of_objective):
-    history = EnergyHistory()
-    _judge(history, gains, of_objective, 2.0)
-    return history
+    return EnergyHistory([], [], *_judge(gains, of_objective, 2.0))
 
 
 def test_gains_are_those_of_normalized_densities():
     torch.manual_seed(0)
     own, pool = torch.randn(NUM_ROWS), torch.randn(NUM_DRAWS, NUM_ROWS)
-    gains, of_objective = _gains(KnownRatios(), rows(own, pool), "cpu")
+    gains, of_objective = _gains(KnownRatios(), rows(own, pool))
     partition = pool.exp().mean(dim=0)
     torch.testing.assert_close(gains, own - partition.log())
     torch.testing.assert_close(of_objective, own - partition + 1.0)
@@ -65,11 +60,11 @@ def test_gains_are_those_of_normalized_densities():
 def test_gains_are_beside_a_base_that_is_normalized_inside_the_prior():
     own, pool = torch.zeros(NUM_ROWS), torch.zeros(NUM_DRAWS, NUM_ROWS)
     inside = torch.arange(NUM_DRAWS).unsqueeze(1).expand_as(pool) % 4 == 0
-    gains, _ = _gains(KnownRatios(), rows(own, pool, inside), "cpu")
+    gains, _ = _gains(KnownRatios(), rows(own, pool, inside))
     # An energy that says nothing gains nothing, whatever the base loses outside.
     torch.testing.assert_close(gains, torch.zeros(NUM_ROWS))
     # Nor where no draw is inside at all.
-    gains, _ = _gains(KnownRatios(), rows(own, pool, inside & False), "cpu")
+    gains, _ = _gains(KnownRatios(), rows(own, pool, inside & False))
     assert gains.isfinite().all()
 
 
@@ -87,10 +82,10 @@ def test_a_steady_gain_is_kept_and_a_noisy_one_is_not():
 def test_rare_draws_with_huge_ratios_are_refused():
     """In logarithms one row of fifty is off; samples given it would be of that draw."""
     own, pool = torch.full((NUM_ROWS,), 0.8), torch.zeros(NUM_DRAWS, NUM_ROWS)
-    harmless = judge(*_gains(KnownRatios(), rows(own, pool), "cpu"))
+    harmless = judge(*_gains(KnownRatios(), rows(own, pool)))
     assert harmless.kept
     pool[17, 3] = 15.0
-    gains, of_objective = _gains(KnownRatios(), rows(own, pool), "cpu")
+    gains, of_objective = _gains(KnownRatios(), rows(own, pool))
     spoilt = judge(gains, of_objective)
     assert spoilt.gain > 2.0 * spoilt.gain_standard_error > 0.0
     assert of_objective.mean() < -math.exp(15.0) / (NUM_DRAWS * NUM_ROWS) / 2.0

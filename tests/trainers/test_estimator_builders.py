@@ -22,8 +22,8 @@ from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.search.builders import NetworkModels
 from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.trainers._estimator_builders import estimator_builders
 
 LOG = ExpTransform().inv
 LOW, HIGH = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 5.0])
@@ -38,7 +38,7 @@ def built(prior, needs, likelihood=None, **models):
     design = torch.rand(300, 1) + 0.5
     models = {"posterior": "mdn", "marginal": "mdn", **models}
     likelihood = likelihood or likelihood_nn("mdn")
-    builders = estimator_builders(likelihood, **models, prior=prior, dim_design=1)
+    builders = NetworkModels(likelihood, **models).builders(prior, 1)
     rows = theta, x, design
     return builders, builders.complete(None, needs, *rows, "cpu"), rows
 

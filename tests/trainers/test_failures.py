@@ -9,9 +9,9 @@ from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.multi_start import model_information
-from sbi_boed_plugin.trainers._state import get_state, set_state
 from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian
 
@@ -183,7 +183,7 @@ def test_what_is_known_of_failures_is_kept(trained):
     torch.manual_seed(0)
     first.observe(DESIGN, X, num_particles=64)
     second = make()
-    set_state(second, get_state(first))
+    second.search.load_state_dict(first.search.state_dict())
     with pytest.warns(UserWarning, match="pickled"):
         third = pickle.loads(pickle.dumps(first))
     for other in (second, third):
@@ -209,28 +209,25 @@ def test_what_is_known_of_failures_is_kept(trained):
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_a_search_that_was_interrupted_learns_the_same():
-    def run(error_at):
-        torch.manual_seed(0)
-        inference, calls = make(), [0]
+def test_a_search_that_was_interrupted_learns_from_all_of_its_simulations():
+    torch.manual_seed(0)
+    inference, calls = make(), [0]
 
-        def interrupted(theta, design):
-            calls[0] += len(theta) == SEARCH["training_batch_size"]
-            if calls[0] == error_at:
-                raise KeyboardInterrupt
-            return simulator(theta, design)
+    def interrupted(theta, design):
+        calls[0] += len(theta) == SEARCH["training_batch_size"]
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return simulator(theta, design)
 
-        settings = {**SEARCH, "num_steps": 6}
-        if error_at is None:
-            inference.optimize_design(interrupted, **settings)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                inference.optimize_design(interrupted, **settings)
-            # What is known by then serves until the search goes on.
-            assert isinstance(inference._neural_net, LikelihoodWithFailures)
-            inference.optimize_design(interrupted, resume_training=True, **SEARCH)
-        return inference._neural_net.state_dict()
-
-    whole, parts = run(None), run(4)
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+    with pytest.raises(KeyboardInterrupt):
+        inference.optimize_design(interrupted, **SEARCH, num_steps=6)
+    # What is known by then serves until the search goes on.
+    assert isinstance(inference._neural_net, LikelihoodWithFailures)
+    inference.optimize_design(interrupted, resume_training=True, **SEARCH)
+    rows = Batch.join(inference.search.optimizer.progress.stored)
+    assert len(rows.theta) == 6 * SEARCH["training_batch_size"]
+    expected = LikelihoodWithFailures(inference._neural_net.net)
+    expected.learn(torch.cat([rows.theta, rows.design], dim=1), rows.valid)
+    found = inference._neural_net.success_net.state_dict()
+    for name, value in expected.success_net.state_dict().items():
+        assert torch.equal(value, found[name])

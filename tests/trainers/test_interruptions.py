@@ -1,15 +1,16 @@
-"""Interrupted design searches go on as if nothing had happened."""
+"""Interrupted searches go on from their last completed step, and lose nothing."""
 
+import io
 import os
 import pickle
 import random
 import signal
 
-import numpy as np
 import pytest
 import torch
 
 from sbi_boed_plugin import TruncatedNormalPolicy
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
     CHECK,
@@ -25,82 +26,96 @@ from tests.trainers.cases import SEARCH as OF_SIX_STEPS
 
 # Of the six steps, the last ones refine the networks at the design found.
 SEARCH = {**OF_SIX_STEPS, "num_steps": 3, "num_refinement_steps": 3}
+NUM_STEPS, BATCH = 6, SEARCH["training_batch_size"]
+pytestmark = pytest.mark.filterwarnings("ignore:When the inference object is pickled")
 
 
-@pytest.fixture(scope="module")
-def uninterrupted():
-    """Result and weights of a search from seed 0 that nothing disturbed."""
-    trainer = make()
-    seed_all()
-    result = trainer.optimize_design(simulator, **SEARCH)
-    return result, trainer._neural_net.state_dict()
+def interrupted(error, call, **kwargs):
+    """A trainer whose search was interrupted at a call of the simulator."""
+    trainer = make(**kwargs)
+    seed_everything(0), random.seed(0)
+    with pytest.raises(type(error)) as caught:
+        trainer.optimize_design(FailsAt(error, call), **SEARCH)
+    return trainer, caught.value
 
 
-def seed_all():
-    seed_everything(0)
-    random.seed(0)
+def same(trainer):
+    return trainer
 
 
-def global_states():
-    return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
+def pickled(trainer):
+    return pickle.loads(pickle.dumps(trainer))
 
 
-def resume_after_other_work(trainer):
-    """Resume when the global generators are somewhere else; they must stay there."""
-    torch.rand(3), np.random.rand(3), random.random()
-    before = global_states()
-    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-    assert global_states() == before
-    return result
+def saved(trainer):
+    """Another trainer with the state of the search, through a file without code."""
+    file = io.BytesIO()
+    torch.save(trainer.search.state_dict(), file)
+    file.seek(0)
+    other = make()
+    other.search.load_state_dict(torch.load(file, weights_only=True))
+    return other
 
 
-def assert_same_search(result, network, uninterrupted, num_scored_before=0):
-    expected, weights = uninterrupted
-    assert torch.equal(result.design, expected.design)
-    assert result.eig == expected.eig
-    assert result.num_simulations == expected.num_simulations + num_scored_before
-    assert result.stop_reason == expected.stop_reason
-    for key in set(expected.history) - {"seconds"}:
-        assert result.history[key] == expected.history[key], key
-    assert len(result.history["seconds"]) == len(expected.history["seconds"])
-    state = network.state_dict()
-    assert state.keys() == weights.keys()
-    assert all(torch.equal(state[key], weights[key]) for key in weights)
-    for key, value in expected.policy.state_dict().items():
-        assert torch.equal(result.policy.state_dict()[key], value), key
+def assert_same_networks(networks, others):
+    expected, found = networks.named(), others.named()
+    assert expected.keys() == found.keys()
+    for name, network in expected.items():
+        state = found[name].state_dict()
+        for key, value in network.state_dict().items():
+            assert torch.equal(state[key], value), (name, key)
 
 
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-@pytest.mark.parametrize("pickled", [False, True], ids=["same trainer", "pickled"])
+@pytest.mark.parametrize("through", [same, pickled, saved])
 @pytest.mark.parametrize("call", [2, 4, 7], ids=["step 2", "step 4", "scoring"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_search_ends_as_if_it_had_not_been(
-    uninterrupted, error, call, pickled
-):
+def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
     tracker = CountingTracker()
-    trainer = make(tracker=tracker)
-    seed_all()
-    with pytest.raises(error, match="lights out") as caught:
-        trainer.optimize_design(FailsAt(error("lights out"), call), **SEARCH)
+    trainer, caught = interrupted(error("lights out"), call, tracker=tracker)
     completed = call - 1
     assert tracker.counts["design_loss"] == completed
-    notes = getattr(caught.value, "__notes__", ["resume_training=True"])
+    notes = getattr(caught, "__notes__", ["resume_training=True"])
     assert any("resume_training=True" in note for note in notes)
     assert trainer.build_posterior(design=torch.ones(1)) is not None
+    before = trainer.search.optimizer.progress
 
-    if pickled:
-        trainer = pickle.loads(pickle.dumps(trainer))
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
+    other = through(trainer)
+    assert_same_networks(trainer.search.networks, other.search.networks)
+    mode = trainer.design_policy.mode
+    assert torch.equal(other.design_policy.mode, mode)
+    calls = []
+
+    def counting(theta, design):
+        calls.append(len(theta))
+        return simulator(theta, design)
+
+    history = {name: list(values) for name, values in before.history.items()}
+    result = other.optimize_design(counting, resume_training=True, **SCORING)
+    # No step is repeated, and the simulations of all of them are counted and kept.
+    scoring = SCORING["num_eig_samples"]
+    assert calls == [BATCH] * (NUM_STEPS - completed) + [scoring]
+    assert result.num_simulations == CHECK + NUM_STEPS * BATCH + scoring
+    assert len(other.search.optimizer.progress.stored) == NUM_STEPS
+    for name, values in history.items():
+        assert result.history[name][:completed] == values
+        assert len(result.history[name]) == NUM_STEPS
+    assert result.stop_reason == "num_steps"
+    assert (result.design != mode) == (completed < SEARCH["num_steps"])
 
 
-def test_a_search_interrupted_before_its_first_step_starts_again(uninterrupted):
+@pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
+def test_optimizers_go_on_with_their_momentum(objective):
+    """From a pickle, a state and the trainer itself, in the same random state."""
+    settings = {**SEARCH, "objective": objective}
     trainer = make()
-    seed_all()
-    with pytest.raises(RuntimeError, match="lights out"):
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 3), **settings)
+    results = []
+    for other in (pickled(trainer), saved(trainer), trainer):
+        seed_everything(1), random.seed(1)
+        result = other.optimize_design(simulator, resume_training=True, **SCORING)
+        results.append((result.design, result.eig, result.history["loss"]))
+    assert results[0] == results[1] == results[2]
 
 
 class FailsOnce(TruncatedNormalPolicy):
@@ -115,73 +130,52 @@ class FailsOnce(TruncatedNormalPolicy):
         return super().log_prob(design)
 
 
-def test_a_search_interrupted_within_its_first_step_starts_again(uninterrupted):
-    trainer = make(design_policy=FailsOnce(LOW, HIGH))
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(simulator, **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_search_interrupted_again_and_again_ends_the_same(uninterrupted):
-    trainer = make()
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 2), **SEARCH)
-    for _ in range(2):  # each gets one step further.
-        with pytest.raises(KeyboardInterrupt):
-            trainer.optimize_design(
-                FailsAt(KeyboardInterrupt(), 2), resume_training=True
-            )
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
-
-
-def test_a_search_stopped_by_its_budget_ends_the_same(uninterrupted):
-    trainer = make()
-    seed_all()
-    num_simulations = 3 * SEARCH["training_batch_size"] + SEARCH["num_eig_samples"]
-    num_simulations += CHECK
-    budget = {"max_num_simulations": num_simulations + 1}
-    partial = trainer.optimize_design(simulator, **SEARCH, **budget)
-    assert partial.stop_reason == "max_num_simulations"
-    assert len(partial.history["loss"]) == 3
-    result = resume_after_other_work(trainer)
-    assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
-    assert_same_search(
-        result, trainer._neural_net, uninterrupted, SEARCH["num_eig_samples"]
-    )
-
-
-def test_a_finished_search_can_be_resumed_without_effect(uninterrupted):
-    trainer = make()
-    seed_all()
-    trainer.optimize_design(simulator, **SEARCH)
-    result = resume_after_other_work(trainer)
-    assert_same_search(
-        result, trainer._neural_net, uninterrupted, SEARCH["num_eig_samples"]
-    )
-
-
-def test_without_a_completed_step_there_is_nothing_to_keep():
-    trainer = make()
-    with pytest.raises(RuntimeError, match="lights out") as caught:
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
+@pytest.mark.parametrize("within", [False, True])
+def test_networks_of_a_first_step_that_failed_are_not_kept(within):
+    trainer = make(**({"design_policy": FailsOnce(LOW, HIGH)} if within else {}))
+    fails = simulator if within else FailsAt(RuntimeError("lights out"), 1)
+    with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
+        trainer.optimize_design(fails, **SEARCH)
     notes = getattr(caught.value, "__notes__", [])
     assert not any("resume_training" in note for note in notes)
+    assert trainer.search.networks is None
     with pytest.raises(RuntimeError, match="no likelihood yet"):
         trainer.build_posterior(design=torch.ones(1))
+    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+    assert len(result.history["loss"]) == NUM_STEPS
 
 
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
+def test_a_search_stopped_by_its_budget_goes_on_with_another():
     trainer = make()
-    with pytest.raises(RuntimeError, match="lights out"):
-        trainer.optimize_design(FailsAt(RuntimeError("lights out"), 1), **SEARCH)
-    loaded = pickle.loads(pickle.dumps(trainer))
-    with pytest.raises((RuntimeError, ValueError), match="density_estimator|pickle"):
-        loaded.optimize_design(simulator, resume_training=True)
+    budget = CHECK + 3 * BATCH + SEARCH["num_eig_samples"] + 1
+    partial = trainer.optimize_design(simulator, **SEARCH, max_num_simulations=budget)
+    assert partial.stop_reason == "max_num_simulations"
+    assert len(partial.history["loss"]) == 3
+    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+    assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
+    assert result.history["loss"][:3] == partial.history["loss"]
+    total = CHECK + NUM_STEPS * BATCH + 2 * SEARCH["num_eig_samples"]
+    assert result.num_simulations == total
+
+
+def test_a_finished_search_can_be_resumed_without_effect():
+    trainer = make()
+    first = trainer.optimize_design(simulator, **SEARCH)
+    second = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+    assert second.history == first.history
+    assert torch.equal(second.design, first.design)
+    expected = first.likelihood_estimator.state_dict()
+    for key, value in second.likelihood_estimator.state_dict().items():
+        assert torch.equal(value, expected[key])
+
+
+def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
+    def build(theta, x):
+        raise AssertionError("not picklable, and never called")
+
+    trainer, _ = interrupted(RuntimeError(), 1, density_estimator=build)
+    with pytest.raises(RuntimeError, match="pickling leaves out density_estimator"):
+        pickled(trainer).optimize_design(simulator, resume_training=True)
 
 
 class InterruptsItself(TruncatedNormalPolicy):
@@ -205,11 +199,10 @@ def ctrl_c():
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_within_an_update_waits_for_its_end(uninterrupted):
+def test_ctrl_c_within_an_update_waits_for_its_end():
     trainer = make(design_policy=InterruptsItself(LOW, HIGH))
-    seed_all()
     with pytest.raises(KeyboardInterrupt):
         trainer.optimize_design(simulator, **SEARCH)
-    assert trainer._design_optimizer.progress.step == 3
-    result = resume_after_other_work(trainer)
-    assert_same_search(result, trainer._neural_net, uninterrupted)
+    assert trainer.search.optimizer.progress.step == 3
+    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
+    assert {len(values) for values in result.history.values()} == {NUM_STEPS}

@@ -23,9 +23,8 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import _hybrid_trainer
+from sbi_boed_plugin.trainers import _stage
 from tests.conftest import NoOpTracker
-from tests.posteriors.test_hybrid_posterior import GaussianBase
 
 QUIET = {"show_progress_bars": False}
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -35,8 +34,9 @@ X_O = torch.tensor([[0.3, -0.2]])
 GAUSSIAN = posterior_nn("mdn", num_components=1, hidden_features=20)
 
 
-# Enough to see that it learns.
+# Enough to see that it learns; and no energy gains as much as this one has to.
 BRIEF = EnergyConfig(max_num_epochs=20)
+DROPPED = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
 
 
 def simulate(theta):
@@ -100,6 +100,7 @@ def held_out(num=200, seed=100):
 def test_the_density_rises_by_what_validation_promised(bimodal):
     theta, x = held_out()
     posterior = bimodal.build_posterior()
+    assert posterior.posterior_estimator.trained_partition
     base = DirectPosterior(posterior.posterior_estimator.base, PRIOR)
     ours, theirs = log_probs(posterior, theta, x), log_probs(base, theta, x)
     rise = (ours - theirs).mean().item()
@@ -124,10 +125,6 @@ def test_the_density_integrates_to_one(bimodal):
     for x_o in (X_O.abs(), torch.tensor([[0.9, 0.05]])):
         total = posterior.log_prob(theta, x_o).exp().sum() * (2.0 / 400) ** 2
         assert total.item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_a_posterior_knows_that_its_partition_function_was_trained(bimodal):
-    assert bimodal.build_posterior().posterior_estimator.trained_partition
 
 
 def test_samples_find_both_modes(bimodal):
@@ -159,20 +156,6 @@ def test_it_is_calibrated():
     # Coverages of 200 observations have standard errors of up to 0.035.
     assert abs(area) < 0.05
     assert p_value > 0.01
-
-
-def test_the_base_is_not_touched_by_the_second_stage(bimodal):
-    hybrid = bimodal._neural_net
-    torch.manual_seed(0)
-    theta = PRIOR.sample((1_500,))
-    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
-    npe.append_simulations(theta, simulate(theta))
-    alone = npe.train(max_num_epochs=40, learning_rate=5e-3)
-    for key, value in alone.state_dict().items():
-        assert torch.equal(hybrid.base.state_dict()[key], value), key
-    hybrid.train()
-    assert not hybrid.base.training and hybrid.energy.training
-    hybrid.eval()
 
 
 def test_joint_training_improves_the_base_too():
@@ -216,33 +199,30 @@ def test_a_base_that_is_right_is_kept_as_it_is():
     assert torch.equal(*samples)
 
 
-def test_more_is_asked_of_the_energy_on_request():
-    strict = EnergyConfig(max_num_epochs=5, min_standard_errors=1e6)
-    with pytest.warns(UserWarning, match="that of the base alone"):
-        trained(500, energy=strict, max_num_epochs=5)
-
-
 # --- Refinement of what is there ------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["posterior", "estimator"])
+@pytest.mark.parametrize("kind", ["posterior", "estimator", "with designs"])
 def test_a_trained_posterior_is_refined_and_left_alone(kind):
     torch.manual_seed(0)
-    theta = PRIOR.sample((500,))
+    theta, design = PRIOR.sample((500,)), 0.5 + torch.rand(500, 1)
     x = simulate(theta)
+    rows = torch.cat([x, design], dim=1) if kind == "with designs" else x
     npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
-    estimator = npe.append_simulations(theta, x).train(
+    estimator = npe.append_simulations(theta, rows).train(
         max_num_epochs=40, learning_rate=5e-3
     )
     before = {key: value.clone() for key, value in estimator.state_dict().items()}
-    given, kwargs = npe.build_posterior(), {}
-    if kind == "estimator":
-        given, kwargs = estimator, {"prior": PRIOR}
+    given, kwargs, at = estimator, {"prior": PRIOR}, {}
+    if kind == "posterior":
+        given, kwargs = npe.build_posterior(), {}
+    if kind == "with designs":
+        kwargs["design"], at = design, {"design": torch.tensor([0.7])}
     trainer = NPE_GKL.refine(
         given, theta, x, energy=BRIEF, tracker=NoOpTracker(), **QUIET, **kwargs
     )
     assert trainer.summary["energy_gain"][0] > 0.3  # 0.8 ± 0.1 with other seeds.
-    posterior = trainer.build_posterior()
+    posterior = trainer.build_posterior(**at)
     assert isinstance(posterior, HybridPosterior)
     assert posterior.sample((10,), x=X_O, **QUIET).shape == (10, 2)
     for key, value in estimator.state_dict().items():
@@ -250,27 +230,6 @@ def test_a_trained_posterior_is_refined_and_left_alone(kind):
     assert any(p.requires_grad for p in estimator.parameters())
     with pytest.raises(RuntimeError, match="has not trained a base"):
         trainer.train(resume_training=True)
-
-
-def test_a_posterior_with_designs_is_refined():
-    torch.manual_seed(0)
-    theta, design = PRIOR.sample((300,)), 0.2 + torch.rand(300, 1)
-    x = theta.abs() / design + 0.15 * torch.randn_like(theta)
-    rows = torch.cat([x, design], dim=1)
-    npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
-    estimator = npe.append_simulations(theta, rows).train(max_num_epochs=5)
-    trainer = NPE_GKL.refine(
-        estimator,
-        theta,
-        x,
-        prior=PRIOR,
-        design=design,
-        energy=BRIEF,
-        tracker=NoOpTracker(),
-        **QUIET,
-    )
-    posterior = trainer.build_posterior(design=torch.tensor([0.4]))
-    assert posterior.sample((10,), x=X_O, **QUIET).shape == (10, 2)
 
 
 def test_what_cannot_be_refined_is_named():
@@ -339,42 +298,57 @@ def test_truncated_proposals_are_simulations_of_the_prior():
     assert accept(samples).float().mean() > 0.9
 
 
-def test_a_training_that_is_refused_leaves_the_hybrid():
-    trainer = trained(100, max_num_epochs=2, energy=BRIEF)
-    hybrid = trainer._neural_net
+@pytest.mark.parametrize("kind", ["trained", "refined"])
+def test_a_training_that_is_refused_leaves_the_hybrid(kind, bimodal):
+    if kind == "trained":
+        trainer = trained(100, max_num_epochs=2, energy=BRIEF)
+    else:
+        given = bimodal.build_posterior(), *held_out(100)
+        trainer = NPE_GKL.refine(*given, energy=BRIEF, tracker=NoOpTracker(), **QUIET)
+    theta, x = held_out(5)
+    before = trainer.build_posterior().posterior_estimator.log_prob(theta[None], x)
     with pytest.raises(ValueError, match="already been trained"):
         trainer.train()
-    assert trainer._neural_net is hybrid
-    assert isinstance(trainer.build_posterior(), HybridPosterior)
-
-
-def test_a_network_that_cannot_be_built_leaves_the_one_that_is_there(bimodal):
-    theta, x = held_out(100)
-    trainer = NPE_GKL.refine(
-        bimodal._neural_net,
-        theta,
-        x,
-        prior=PRIOR,
-        energy=EnergyConfig(max_num_epochs=1),
-        tracker=NoOpTracker(),
-        **QUIET,
-    )
-    with pytest.raises(RuntimeError, match="cannot build another one"):
-        trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
-    assert isinstance(trainer.build_posterior(), HybridPosterior)
+    if kind == "refined":
+        with pytest.raises(RuntimeError, match="cannot build another one"):
+            trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
+    posterior = trainer.build_posterior()
+    assert isinstance(posterior, HybridPosterior)
+    assert torch.equal(posterior.posterior_estimator.log_prob(theta[None], x), before)
 
 
 def test_an_estimator_stays_what_it_was_while_its_trainer_goes_on():
-    torch.manual_seed(0)
-    theta = PRIOR.sample((300,))
-    x = simulate(theta)
-    trainer = make().append_simulations(theta, x)
-    estimator = trainer.train(max_num_epochs=5, energy=BRIEF)
-    assert estimator.prior is trainer._neural_net.prior
-    before = estimator.log_unnormalized(theta.unsqueeze(0), x)
-    trainer.append_simulations(theta, x)
-    trainer.train(max_num_epochs=5, energy=BRIEF, force_first_round_loss=True)
-    assert torch.equal(estimator.log_unnormalized(theta.unsqueeze(0), x), before)
+    trainer = trained(300, max_num_epochs=5, energy=BRIEF)
+    theta, x = held_out(50)
+    for resume in (True, False):
+        estimator = trainer.build_posterior().posterior_estimator
+        before = estimator.log_unnormalized(theta.unsqueeze(0), x)
+        how = {"resume_training": resume, "force_first_round_loss": not resume}
+        trained_on = trainer.train(max_num_epochs=9, energy=BRIEF, **how)
+        after = estimator.log_unnormalized(theta.unsqueeze(0), x)
+        assert torch.equal(after, before)
+        now = trained_on.log_unnormalized(theta.unsqueeze(0), x)
+        assert not torch.equal(now, before)
+
+
+def test_either_kind_of_training_follows_the_other():
+    trainer = trained(200, max_num_epochs=2, energy=BRIEF)
+    few = EnergyConfig(num_partition_samples=3)
+    kwargs = {"force_first_round_loss": True, "max_num_epochs": 2}
+    before = [p.clone() for p in trainer._neural_net.parameters()]
+    hybrid = trainer.train(training="joint", energy=few, **kwargs)
+    assert not hybrid.frozen_base and hybrid.num_partition_samples == 3
+    pairs = zip(before, hybrid.base.parameters(), strict=True)
+    assert not all(torch.equal(old, new) for old, new in pairs)
+    # What is refused does not hinder the joint training from going on.
+    with pytest.raises(ValueError, match="already been trained"):
+        trainer.train()
+    trainer.train(training="joint", resume_training=True, max_num_epochs=3)
+    joint = [p.clone() for p in hybrid.base.parameters()]
+    two_stage = trainer.train(energy=BRIEF, **kwargs)
+    assert two_stage.frozen_base and not hybrid.frozen_base
+    pairs = zip(joint, hybrid.base.parameters(), strict=True)
+    assert all(torch.equal(old, new) for old, new in pairs)
 
 
 def test_a_base_without_energy_is_not_said_to_be_far_off():
@@ -382,34 +356,12 @@ def test_a_base_without_energy_is_not_said_to_be_far_off():
     torch.manual_seed(0)
     theta = PRIOR.sample((300,))
     trainer = make().append_simulations(theta, simulate(theta))
-    never = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
     with pytest.warns(UserWarning, match="does not improve"):
-        trainer.train(max_num_epochs=1, energy=never)
+        trainer.train(max_num_epochs=1, energy=DROPPED)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured = trainer.build_posterior().diagnostics(torch.tensor([[8.0, 8.0]]))
     assert measured.log_partition.item() < -2.0
-
-
-def test_joint_training_after_two_stages_moves_the_base():
-    trainer = trained(200, max_num_epochs=2, energy=BRIEF)
-    before = [p.clone() for p in trainer._neural_net.base.parameters()]
-    few = EnergyConfig(num_partition_samples=3)
-    hybrid = trainer.train(
-        training="joint", force_first_round_loss=True, max_num_epochs=2, energy=few
-    )
-    assert not hybrid.frozen_base and hybrid.num_partition_samples == 3
-    pairs = zip(before, hybrid.base.parameters(), strict=True)
-    assert not all(torch.equal(old, new) for old, new in pairs)
-
-
-def test_a_frozen_embedding_stays_frozen():
-    embedding = nn.Linear(2, 3).requires_grad_(False)
-    weight = embedding.weight.clone()
-    build = posterior_nn("mdn", embedding_net=embedding, z_score_x="none")
-    trainer = trained(200, trainer=make(build), max_num_epochs=2, energy=BRIEF)
-    trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
-    assert torch.equal(trainer._neural_net.base.embedding_net.weight, weight)
 
 
 def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
@@ -430,11 +382,44 @@ def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
         seen.append(theta)
         return real(hybrid, theta, x, **kwargs)
 
-    real = _hybrid_trainer.train_energy
-    monkeypatch.setattr(_hybrid_trainer, "train_energy", spy)
+    real = _stage.train_energy
+    monkeypatch.setattr(_stage, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     assert torch.equal(seen[0], later)
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
+
+
+def two_rounds(cls, model, corrects=False, **kwargs):
+    """Train twice; the proposal is what was built after the first time."""
+    trainer = cls(PRIOR, model, tracker=NoOpTracker(), **QUIET)
+    proposal = None
+    for width in (1.0, 0.5):
+        torch.manual_seed(0)
+        theta = width * PRIOR.sample((100,))
+        trainer.append_simulations(theta, simulate(theta), proposal=proposal)
+        trainer.train(max_num_epochs=3, **kwargs)
+        proposal = trainer.build_posterior().set_default_x(X_O)
+        if corrects:
+            proposal.posterior_estimator.corrects = True
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:The energy does not improve")
+@pytest.mark.parametrize("model", ["maf", "mdn"])
+def test_the_base_of_a_second_round_is_that_of_npe(model):
+    ours = two_rounds(NPE_GKL, model, energy=DROPPED)
+    sbis = two_rounds(NPE, model)
+    assert ours.use_non_atomic_loss == sbis.use_non_atomic_loss == (model == "mdn")
+    base = ours.build_posterior().posterior_estimator.base.state_dict()
+    for name, value in sbis._neural_net.state_dict().items():
+        assert torch.equal(base[name], value), name
+
+
+@pytest.mark.filterwarnings("ignore:The energy does not improve")
+def test_a_proposal_with_an_energy_is_no_mixture():
+    """Its density is not that of its base: the closed form would be wrong."""
+    trainer = two_rounds(NPE_GKL, "mdn", corrects=True, energy=DROPPED)
+    assert not trainer.use_non_atomic_loss
 
 
 # --- Designs --------------------------------------------------------------------------
@@ -456,14 +441,14 @@ def test_designs_enter_training_and_posterior():
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
     with pytest.raises(ValueError, match="design=None"):
         trainer.build_posterior()
-    at_design = trainer._neural_net.at_design(torch.tensor([0.4]))
+    at_design = trainer._stage.hybrid.at_design(torch.tensor([0.4]))
     assert trainer.build_posterior(at_design).sample((2,), x=X_O, **QUIET).shape == (
         2,
         2,
     )
     with pytest.raises(ValueError, match="has a design already"):
         trainer.build_posterior(at_design, design=torch.tensor([0.4]))
-    base = trainer.build_posterior(trainer._neural_net.base, design=torch.tensor([0.4]))
+    base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
     assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
     with pytest.raises(ValueError, match="has one design"):
         trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
@@ -490,23 +475,8 @@ def test_the_bound_can_be_chosen_in_either_of_sbis_forms(bimodal):
         HybridPosteriorParameters(bound_quantile=3.0)
 
 
-def test_building_a_posterior_takes_the_random_numbers_that_npe_takes():
-    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
-    theta = prior.sample((100,))
-    states = []
-    for trainer in (NPE(prior, GAUSSIAN, tracker=NoOpTracker(), **QUIET), make()):
-        trainer._prior = prior
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            trainer.append_simulations(theta, theta + 1.0).train(max_num_epochs=1)
-        trainer.build_posterior()
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
-
-
 def test_no_random_numbers_of_the_energy_are_drawn_again():
-    """What a user draws next, as held-out data, is new; the base is as NPE's."""
+    """What a user draws next, as held-out data, is new, and as after NPE's training."""
     of_energy = []
 
     def build(theta, features):
@@ -523,13 +493,15 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
         settings = {"max_num_epochs": 4 if resume else 2, "resume_training": resume}
         torch.manual_seed(1)
         trainer.train(energy=BRIEF, **settings)
+        trainer.build_posterior()
         drawn = torch.rand(4)
         assert not torch.isclose(drawn, of_energy[-1]).any()
         torch.manual_seed(1)
         alone = npe.train(**settings)
+        npe.build_posterior()
         assert torch.equal(torch.rand(4), drawn)
         for key, value in alone.state_dict().items():
-            assert torch.equal(trainer._neural_net.base.state_dict()[key], value), key
+            assert torch.equal(trainer._neural_net.state_dict()[key], value), key
     # Another training has other numbers, the same seed the same ones.
     assert not torch.equal(*of_energy)
     again = make(energy_net=build).append_simulations(theta, x)
@@ -539,17 +511,6 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
 
 
 # --- Bad input, interruptions, state --------------------------------------------------
-
-
-def test_invalid_simulations_are_left_out():
-    torch.manual_seed(0)
-    theta = PRIOR.sample((300,))
-    x = simulate(theta)
-    x[3, 0], x[7, 1] = torch.nan, torch.inf
-    trainer = make().append_simulations(theta, x)
-    assert len(trainer.get_simulations()[0]) == 298
-    trainer.train(max_num_epochs=3)
-    assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -619,31 +580,6 @@ def test_a_pickled_trainer_keeps_an_energy_net_that_can_be_pickled(bimodal):
     loaded = pickle.loads(pickle.dumps(lambdas))
     with pytest.raises(RuntimeError, match="pickling leaves out energy_net"):
         loaded.train(resume_training=True, max_num_epochs=4)
-
-
-@pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "zuko_maf"])
-def test_every_base_gives_the_energy_its_noise(model):
-    trainer = trained(200, trainer=make(model), max_num_epochs=2)
-    hybrid = trainer._neural_net
-    assert hybrid.latent_features
-    theta, x = held_out(5)
-    noise = hybrid.latent(theta.unsqueeze(0), x)
-    assert noise.shape == (1, 5, 2) and noise.isfinite().all()
-    hybrid.corrects = True  # also if the energy was not kept.
-    torch.manual_seed(0)
-    draws, noise = hybrid.draw(6, x)
-    torch.manual_seed(0)
-    assert torch.equal(draws, hybrid.base.sample(torch.Size((6,)), x))
-    # The way there and back, in single precision.
-    torch.testing.assert_close(hybrid.latent(draws, x), noise, atol=2e-3, rtol=1e-3)
-
-
-def test_a_base_that_cannot_tell_its_noise_does_without():
-    trainer = make(lambda theta, x: GaussianBase(0.5))
-    theta, x = held_out(200)
-    trainer.append_simulations(theta, x).train(max_num_epochs=2)
-    assert not trainer._neural_net.latent_features
-    assert trainer.build_posterior().sample((5,), x=X_O, **QUIET).shape == (5, 2)
 
 
 def test_images_pass_the_embedding_of_the_base():

@@ -1,13 +1,10 @@
 """Searches with every objective, every gradient and policies of every kind."""
 
 import math
-import pickle
-import random
 
 import pytest
 import torch
 
-from sbi_boed_plugin import NLE_INCE
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     PointPolicy,
@@ -16,15 +13,13 @@ from sbi_boed_plugin.policies import (
 from sbi_boed_plugin.search.gradients import DATA_PATHS, POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
-from tests.conftest import NoOpTracker
-from tests.contract_cases import seed_everything
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import (
     CHECK,
-    SCORING,
     SEARCH,
     FailsAt,
     make,
+    make_trainer,
     message,
     simulator,
 )
@@ -35,27 +30,12 @@ BOX = torch.tensor([-2.0]), torch.tensor([2.0])
 NEVER_CALLED = FailsAt(AssertionError("simulated"), call=1)
 
 
-def seed_all():
-    seed_everything(5)
-    random.seed(5)
-
-
 def networks(result):
     return {
         "likelihood": result.likelihood_estimator,
         "posterior": result.posterior_estimator,
         "marginal": result.marginal_estimator,
     }
-
-
-def exact_trainer(policy):
-    return NLE_INCE(
-        Model.prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
 
 
 @pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
@@ -80,47 +60,12 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     assert trained == {"likelihood"} | needed.get(objective, set())
 
 
-@pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
-@pytest.mark.filterwarnings("ignore:When the inference object is pickled")
-@pytest.mark.parametrize(
-    ("objective", "gradient"),
-    [*((objective, "score") for objective in POLICY_OBJECTIVES), ("gkl", "surrogate")],
-)
-def test_each_resumes_in_another_process_as_if_nothing_had_happened(
-    objective, gradient
-):
-    settings = {**SEARCH, "objective": objective, "gradient": gradient}
-    trainer = make()
-    seed_all()
-    expected = trainer.optimize_design(simulator, **settings)
-
-    trainer = make()
-    seed_all()
-    with pytest.raises(KeyboardInterrupt):
-        trainer.optimize_design(FailsAt(KeyboardInterrupt(), 3), **settings)
-    trainer = pickle.loads(pickle.dumps(trainer))
-    torch.rand(3)
-    result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-
-    assert torch.equal(result.design, expected.design)
-    assert result.eig == expected.eig
-    for key in set(expected.history) - {"seconds"}:
-        assert result.history[key] == expected.history[key], key
-    for name, network in networks(expected).items():
-        other = networks(result)[name]
-        assert (network is None) == (other is None)
-        if network is not None:
-            state = other.state_dict()
-            for key, value in network.state_dict().items():
-                assert torch.equal(state[key], value), (name, key)
-
-
 @pytest.mark.parametrize(
     "gradient", ["surrogate", pytest.param("implicit", marks=pytest.mark.slow)]
 )
 def test_a_point_follows_a_likelihood_that_knows_other_designs(gradient):
     """At a point alone nothing tells how data depend on the design."""
-    trainer = exact_trainer(PointPolicy(*BOX, loc=torch.tensor([0.6])))
+    trainer = make_trainer(Model.prior, PointPolicy(*BOX, loc=torch.tensor([0.6])))
     trainer.optimize_design(
         Model.simulate,
         method="multi_start",
@@ -133,7 +78,7 @@ def test_a_point_follows_a_likelihood_that_knows_other_designs(gradient):
 
 
 def test_a_point_follows_a_differentiable_simulator_from_the_start():
-    trainer = exact_trainer(PointPolicy(*BOX, loc=torch.tensor([0.6])))
+    trainer = make_trainer(Model.prior, PointPolicy(*BOX, loc=torch.tensor([0.6])))
     assert_ends_at_the_end(trainer, "pathwise")
 
 
@@ -154,7 +99,7 @@ def assert_ends_at_the_end(trainer, gradient):
 
 def test_a_choice_among_candidates_ends_at_the_best():
     candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
-    trainer = exact_trainer(CategoricalPolicy(candidates))
+    trainer = make_trainer(Model.prior, CategoricalPolicy(candidates))
     result = trainer.optimize_design(
         Model.simulate, num_steps=120, design_learning_rate=0.1, num_eig_samples=500
     )
@@ -163,7 +108,7 @@ def test_a_choice_among_candidates_ends_at_the_best():
 
 
 def test_a_policy_without_density_has_no_score():
-    trainer = exact_trainer(PointPolicy(*BOX))
+    trainer = make_trainer(Model.prior, PointPolicy(*BOX))
     expected = message("gradient='score'", "PointPolicy", "'surrogate'")
     for kwargs in ({}, {"gradient": "score"}):
         with pytest.raises(ValueError, match=expected):
@@ -174,7 +119,7 @@ def test_a_policy_without_density_has_no_score():
 
 @pytest.mark.parametrize("gradient", sorted(DATA_PATHS))
 def test_discrete_designs_have_no_gradient(gradient):
-    trainer = exact_trainer(CategoricalPolicy(torch.tensor([[0.0], [1.0]])))
+    trainer = make_trainer(Model.prior, CategoricalPolicy(torch.tensor([[0.0], [1.0]])))
     expected = message(f"gradient='{gradient}'", "Categorical", "gradient='score'")
     with pytest.raises(ValueError, match=expected):
         trainer.optimize_design(NEVER_CALLED, gradient=gradient, **SHORT)
@@ -199,7 +144,7 @@ def test_made_has_no_samples_that_move():
 def test_multi_start_trains_over_the_box_and_once_only():
     # A policy that would see hardly anything of it.
     policy = TruncatedNormalPolicy(*BOX, loc=torch.tensor([-1.0]), scale=0.01)
-    trainer = exact_trainer(policy)
+    trainer = make_trainer(Model.prior, policy)
     seen = []
 
     def simulate(theta, design):
@@ -230,7 +175,7 @@ def test_multi_start_trains_over_the_box_and_once_only():
 
 
 def test_multi_start_finds_the_ends_with_what_it_learned():
-    result = exact_trainer(TruncatedNormalPolicy(*BOX)).optimize_design(
+    result = make_trainer(Model.prior, TruncatedNormalPolicy(*BOX)).optimize_design(
         Model.simulate, method="multi_start", num_steps=250, num_eig_samples=500
     )
     best = Model.eig(BOX[1]).item()
@@ -241,7 +186,7 @@ def test_multi_start_finds_the_ends_with_what_it_learned():
 @pytest.mark.filterwarnings("ignore:The pce estimate")
 def test_multi_start_among_candidates():
     candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
-    result = exact_trainer(CategoricalPolicy(candidates)).optimize_design(
+    result = make_trainer(Model.prior, CategoricalPolicy(candidates)).optimize_design(
         Model.simulate, method="multi_start", num_steps=150, num_eig_samples=100
     )
     assert torch.equal(result.design, candidates[2])

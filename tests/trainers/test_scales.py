@@ -22,7 +22,6 @@ from sbi_boed_plugin import (
     NLE_INCE,
     NPE_GKL,
     NRE_GKL,
-    TruncatedNormalPolicy,
     estimate_eig,
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -30,6 +29,7 @@ from sbi_boed_plugin import (
 from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
+from tests.trainers.cases import on_box
 
 LOG = ExpTransform().inv
 FEW = MultiStartConfig(
@@ -37,15 +37,8 @@ FEW = MultiStartConfig(
 )
 
 
-def make(prior, low, high, model="mdn", **kwargs):
-    return NLE_INCE(
-        prior,
-        model,
-        design_policy=TruncatedNormalPolicy(low * torch.ones(1), high * torch.ones(1)),
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-        **kwargs,
-    )
+def make(prior, low, high, *args, **kwargs):
+    return on_box(low, high, prior, *args, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +158,11 @@ def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
     once, expected = run(2, None)
     assert torch.equal(resumed.designs, expected.designs)
     assert torch.equal(resumed.posterior_samples, expected.posterior_samples)
-    assert trainer._posterior_net is not None
-    for name, value in once._posterior_net.state_dict().items():
-        assert torch.equal(trainer._posterior_net.state_dict()[name], value)
+    assert trainer.search.posterior is not None
+    for name, value in once.search.posterior.state_dict().items():
+        assert torch.equal(trainer.search.posterior.state_dict()[name], value)
     # The posterior network, too, is that of the data, not of those it was rebuilt from.
-    skewed = trainer._posterior_net.base.net.condition_transform.skewed
+    skewed = trainer.search.posterior.base.net.condition_transform.skewed
     assert skewed.tolist() == [True, False]
 
 

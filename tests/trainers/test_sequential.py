@@ -8,26 +8,16 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, estimate_eig
-from tests.conftest import NoOpTracker
+from sbi_boed_plugin import estimate_eig
 from tests.oracles import LinearGaussian as Model
-from tests.trainers.cases import message
+from tests.trainers.cases import message, on_box
 
 DESIGN, X = torch.tensor([2.0]), torch.tensor([[2.4]])
 FEW = {"num_steps": 5, "num_eig_samples": 50, "num_eig_contrastive": 31}
 
 
 def make():
-    policy = TruncatedNormalPolicy(
-        torch.tensor([0.5]), torch.tensor([3.0]), scale=(1.0, 0.5)
-    )
-    return NLE_INCE(
-        Model.prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+    return on_box(0.5, 3.0, policy={"scale": (1.0, 0.5)})
 
 
 @pytest.fixture(scope="module")
@@ -258,14 +248,7 @@ def test_information_after_an_observation_is_no_fit_to_particles():
 
     torch.manual_seed(0)
     prior = Independent(Normal(torch.zeros(2), 1.0), 1)
-    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
-    inference = NLE_INCE(
-        prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+    inference = on_box(0.5, 3.0, prior)
     inference.optimize_design(noise, **FEW)
     inference.observe(DESIGN, X, num_particles=32)
     result = inference.optimize_design(noise, num_steps=300)

@@ -4,25 +4,18 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_boed_plugin import NLE_INCE, MultiStartConfig, TruncatedNormalPolicy
+from sbi_boed_plugin import MultiStartConfig, TruncatedNormalPolicy
 from sbi_boed_plugin._prior import draw_parameters
-from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import make_trainer, on_box
 
 DESIGN, X = torch.tensor([2.0]), torch.tensor([[2.4]])
 FEW = {"num_steps": 5, "num_eig_samples": 50, "num_eig_contrastive": 31}
 SEARCH = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
 
 
-def make(prior=Model.prior, low=0.5, high=3.0):
-    policy = TruncatedNormalPolicy(torch.tensor([low]), torch.tensor([high]))
-    return NLE_INCE(
-        prior,
-        "mdn",
-        design_policy=policy,
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+def make(low=0.5, high=3.0):
+    return on_box(low, high)
 
 
 def test_a_multi_start_search_trains_again_where_networks_are_stale():
@@ -37,16 +30,10 @@ def test_a_multi_start_search_trains_again_where_networks_are_stale():
         Model.simulate, **{**settings, "num_steps": None}, max_num_simulations=400
     )
     assert after.config.objective == "info_nce" and after.config.num_steps == 0
-    assert inference._serves_all_designs("info_nce")
-    assert not inference._serves_all_designs("barber_agakov")
+    assert inference.search.serves_all_designs("info_nce")
+    assert not inference.search.serves_all_designs("barber_agakov")
     with pytest.raises(RuntimeError, match="trained before the last observation"):
         inference.estimate_eig(Model.simulate, DESIGN, objective="barber_agakov")
-
-
-def test_networks_of_a_narrow_policy_do_not_serve_all_designs():
-    inference = make()
-    inference.optimize_design(Model.simulate, **FEW)
-    assert not inference._serves_all_designs("barber_agakov")
 
 
 def test_direct_takes_one_observation_into_account_and_says_so():
@@ -68,6 +55,8 @@ def test_direct_takes_one_observation_into_account_and_says_so():
 def test_a_budget_too_small_for_a_step_is_an_error_every_time():
     inference = make()
     inference.optimize_design(Model.simulate, **FEW)
+    # Nor do networks of a policy that has become narrow serve all designs.
+    assert not inference.search.serves_all_designs("barber_agakov")
     for objective in ("barber_agakov", "info_nce"):
         with pytest.raises(ValueError, match="max_num_simulations=60 is too few"):
             inference.optimize_design(
@@ -135,13 +124,8 @@ class Uniform(TruncatedNormalPolicy):
 
 
 def test_a_policy_without_parameters_is_for_multi_start_alone():
-    inference = NLE_INCE(
-        Model.prior,
-        "mdn",
-        design_policy=Uniform(torch.tensor([0.5]), torch.tensor([3.0])),
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+    policy = Uniform(torch.tensor([0.5]), torch.tensor([3.0]))
+    inference = make_trainer(Model.prior, policy)
     with pytest.raises(ValueError, match="without parameters.*multi_start"):
         inference.optimize_design(Model.simulate, **FEW)
     settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
@@ -161,9 +145,9 @@ def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
     settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
     with pytest.raises(KeyboardInterrupt):
         inference.optimize_design(interrupted, **settings)
-    assert not inference._serves_all_designs(None)
+    assert not inference.search.serves_all_designs()
     inference.optimize_design(Model.simulate, **settings, resume_training=True)
-    assert inference._serves_all_designs(None)
+    assert inference.search.serves_all_designs()
 
 
 @pytest.mark.parametrize("gradient", ["pathwise", "implicit", "partial"])

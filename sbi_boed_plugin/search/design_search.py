@@ -1,0 +1,398 @@
+"""All that is learned and kept between searches for designs and experiments."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin._sbi_compat import check_default_dtype
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.budget import with_other_defaults, with_shares_of_budget
+from sbi_boed_plugin.search.builders import NetworkModels, check_posterior_describes
+from sbi_boed_plugin.search.checks import check_design, check_gradient
+from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.estimators import DesignEstimators, EstimatorBuilders
+from sbi_boed_plugin.search.experiments import Experiments
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.optimizer import DesignOptimizer
+from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.run import run_search
+from sbi_boed_plugin.search.scoring import score_design
+from sbi_boed_plugin.simulation import CheckedSimulator
+
+__all__ = ["DesignSearch"]
+
+
+class DesignSearch:
+    """Policy, networks, simulations, observations and belief of a trainer.
+
+    The parameters and contrastive parameters of a search come from the belief after all
+    observations. Only the new measurement's likelihood enters its bounds: no datum is
+    counted twice.
+
+    Attributes:
+        prior: Distribution of the parameters before any experiment.
+        policy: Distribution over designs.
+        models: What the user says of the networks.
+        likelihood: Network of the data, conditioned on `(theta, design)` in one row.
+        posterior: Network of the parameters, conditioned on `(x, design)` in one row.
+        marginal: Network of the data alone, conditioned on the design.
+        dim_design: Number of values of a design: those of the simulations that the
+            likelihood learned from or will, 0 without designs, `None` before.
+        covers_all_designs: Whether the networks learned from all designs alike.
+        trained_after: Number of observations behind the belief that the parameters of
+            the last search came from.
+        experiments: What was observed so far, and the belief after it.
+        optimizer: Training of the search that can be resumed, with its simulations.
+    """
+
+    def __init__(
+        self,
+        prior: Distribution | None,
+        policy: DesignPolicy | None,
+        models: NetworkModels,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        if policy is not None and not isinstance(policy, DesignPolicy):
+            raise TypeError(
+                f"design_policy must be a DesignPolicy, got {type(policy).__name__}."
+            )
+        self.prior = prior
+        self.policy = None if policy is None else policy.to(device)
+        self.models = models
+        self.likelihood: ConditionalDensityEstimator | None = None
+        self.posterior: ConditionalDensityEstimator | None = None
+        self.marginal: ConditionalDensityEstimator | None = None
+        self.dim_design: int | None = None
+        self.covers_all_designs = True
+        self.trained_after = 0
+        self.experiments = Experiments(prior, device)
+        self.optimizer: DesignOptimizer | None = None
+        self.policy_start = None if policy is None else deepcopy(policy.state_dict())
+        self._device = device
+
+    @property
+    def networks(self) -> DesignEstimators | None:
+        """The networks that there are, `None` without a likelihood."""
+        if self.likelihood is None:
+            return None
+        return DesignEstimators(self.likelihood, self.posterior, self.marginal)
+
+    @property
+    def builders(self) -> EstimatorBuilders:
+        """What builds the networks."""
+        assert self.prior is not None and self.policy is not None
+        return self.models.builders(self.prior, self.policy.dim_design)
+
+    def known(self) -> Distribution:
+        """Return what is known about the parameters, the belief or else the prior."""
+        if self.prior is None:
+            raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
+        return self.experiments.belief or self.prior
+
+    def check(self, design: Tensor) -> Tensor:
+        """Return designs as a batch, or raise if they are none of this search."""
+        return check_design(design, self.dim_design, self.policy)
+
+    def run(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        asked: DesignSearchConfig,
+        *,
+        resume: bool = False,
+        tracker: Any | None = None,
+        show_progress_bar: bool = True,
+    ) -> DesignResult:
+        """Search for a design, or go on with the last search.
+
+        A search that goes on does so from its last completed step, with its settings
+        but the budgets of this call.
+
+        Raises:
+            ValueError: If there is no policy or prior, or settings do not go together.
+            RuntimeError: If there is nothing to resume.
+        """
+        optimizer = self.optimizer
+        if resume and optimizer is None:
+            raise RuntimeError(
+                "There is no design optimization to resume. Call optimize_design "
+                "without resume_training first."
+            )
+        if resume and optimizer is not None:
+            config = asked.continuing(optimizer.config)
+        else:
+            config, optimizer = self._with_objective(asked), None
+        checked = CheckedSimulator(simulator)
+        over_all = config.method == "multi_start"
+        config = with_shares_of_budget(
+            config,
+            has_networks=over_all and self.serves_all_designs(config.objective),
+            num_check_calls=checked.num_check_calls,
+        )
+        if optimizer is None:
+            optimizer = self._start(with_other_defaults(config))
+        else:
+            optimizer.config = config
+        # A search that goes on has had its simulator checked.
+        checked.is_checked |= optimizer.progress.step > 0
+        self.optimizer = optimizer
+        try:
+            return run_search(
+                optimizer,
+                checked,
+                self.builders,
+                prior=self.known(),
+                may_score_less=asked.num_eig_samples is None,
+                tracker=tracker,
+                show_progress_bar=show_progress_bar,
+            )
+        except BaseException as error:
+            add_note = getattr(error, "add_note", None)  # Python 3.11
+            if optimizer.progress.step and add_note is not None:
+                add_note(
+                    f"{optimizer.progress.step} completed steps are kept: "
+                    "optimize_design(..., resume_training=True) goes on from there."
+                )
+            raise
+        finally:
+            self._keep_networks(optimizer)
+
+    def _with_objective(self, asked: DesignSearchConfig) -> DesignSearchConfig:
+        """Return the settings of a new search with its objective."""
+        if asked.multi_start is not None and asked.method == "joint":
+            raise ValueError(
+                "multi_start=... is for a search with method='multi_start', but "
+                "method='joint'. Pass that method, or leave multi_start out."
+            )
+        if asked.objective is not None:
+            return asked
+        after_observation = (
+            asked.method == "multi_start" and self.experiments.belief is not None
+        )
+        objective = "info_nce" if after_observation else "barber_agakov"
+        return replace(asked, objective=objective)
+
+    def _start(self, config: DesignSearchConfig) -> DesignOptimizer:
+        """Return a new training that continues from the current networks."""
+        check_default_dtype()
+        if self.policy is None:
+            raise ValueError(
+                "design_policy=None: pass a design policy to optimize, for instance "
+                "NLE_INCE(prior, design_policy=TruncatedNormalPolicy(low, high))."
+            )
+        if self.prior is None:
+            raise ValueError(
+                "prior=None: optimizing a design simulates from the prior. Pass it as "
+                "NLE_INCE(prior, ...)."
+            )
+        if self.dim_design == 0:
+            raise ValueError(
+                "The simulations of this trainer were stored without designs, so its "
+                "likelihood cannot tell designs apart. Use a new NLE_INCE for "
+                "optimize_design."
+            )
+        if config.method == "joint":
+            check_gradient(config.gradient, self.policy)
+        needs = POLICY_OBJECTIVES[config.objective].needs
+        check_posterior_describes(self.prior, config.objective, needs)
+        return DesignOptimizer(
+            self.policy,
+            self.known(),
+            config,
+            estimators=self.networks,
+            device=self._device,
+        )
+
+    def _keep_networks(self, optimizer: DesignOptimizer) -> None:
+        """Take over the networks of a search, however it ended."""
+        if optimizer.progress.step:
+            # Networks that only began to learn do not serve all designs yet.
+            over_all = not optimizer.strategy.moves_policy
+            self.covers_all_designs = over_all and optimizer.finished
+            self.trained_after = len(self.experiments)
+        if optimizer.networks is not None:
+            self._set_networks(optimizer.networks)
+
+    def _set_networks(self, networks: DesignEstimators | None) -> None:
+        """Use networks that were trained with designs, or none."""
+        known = {} if networks is None else networks.named()
+        self.likelihood = known.get("likelihood")
+        self.posterior, self.marginal = known.get("posterior"), known.get("marginal")
+        self.dim_design = self.policy.dim_design if known and self.policy else None
+
+    def serves_all_designs(self, objective: str | None = None) -> bool:
+        """Whether a multi-start search can use the networks as they are."""
+        if objective is None:
+            objective = (
+                "barber_agakov" if self.experiments.belief is None else "info_nce"
+            )
+        needs, networks = POLICY_OBJECTIVES[objective].needs, self.networks
+        if networks is None or not networks.has_networks_for(needs):
+            return False
+        is_current = needs is None or self.trained_after == len(self.experiments)
+        return self.covers_all_designs and is_current
+
+    def estimate_eig(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        design: Tensor,
+        objective: str,
+        **kwargs: Any,
+    ) -> EIGEstimate:
+        """Estimate the information of a design with the networks as they are, in nats.
+
+        Beyond what is known after all observations, by the bound of an objective of
+        `optimize_design`. Further arguments are those of
+        :func:`~sbi_boed_plugin.estimate_eig`.
+
+        Raises:
+            RuntimeError: If there are no networks for this objective yet.
+        """
+        if objective not in POLICY_OBJECTIVES:
+            raise ValueError(
+                f"objective='{objective}' is unknown. Use one of "
+                f"{sorted(POLICY_OBJECTIVES)}."
+            )
+        needs, networks = POLICY_OBJECTIVES[objective].needs, self.networks
+        if networks is None or not networks.has_networks_for(needs):
+            raise RuntimeError(
+                "There are no estimators for this yet: call optimize_design("
+                f"simulator, objective='{objective}') first."
+            )
+        if needs is not None and self.trained_after != len(self.experiments):
+            raise RuntimeError(
+                f"The estimators of objective='{objective}' were trained before the "
+                "last observation and do not know of it. Use objective='info_nce', or "
+                "call optimize_design() again."
+            )
+        return score_design(
+            networks,
+            simulator,
+            prior=self.known(),
+            design=self.check(design)[0],
+            objective=objective,
+            **kwargs,
+        )
+
+    def observe(self, design: Tensor, x: Tensor, num_particles: int = 4_096) -> None:
+        """Take experiments into account, or raise and change nothing.
+
+        The next search starts from what is known then, with the policy as it was at
+        first.
+
+        Args:
+            design: Design of shape `(dim_design,)`, or one row for each of several
+                experiments, `(num_experiments, dim_design)`.
+            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
+                is a warning if it lies beyond all of 1,000 draws of the learned
+                predictive distribution; `predictive_p_value` of the observation says
+                how surprising it was.
+            num_particles: Number of particles of the belief; fixed by the first call.
+
+        Raises:
+            RuntimeError: If there is no likelihood yet, or it has no designs.
+            ValueError: If shapes do not match, a value is not finite, the design lies
+                outside the support of the policy, the likelihood gives the data no
+                density, or the belief would collapse.
+        """
+        if self.likelihood is None or not self.dim_design:
+            raise RuntimeError(
+                "There is no likelihood with designs yet: call optimize_design() "
+                "before observe()."
+            )
+        self.known()
+        design = self.check(design)
+        self.experiments.observe(self.likelihood, design, x, num_particles)
+        self._start_anew()
+
+    def forget(self, num_observations: int = 1) -> None:
+        """Take the last observations back, and networks that know of them.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. The likelihood knows nothing of observations, and stays.
+
+        Raises:
+            ValueError: If there are not as many observations.
+        """
+        self.experiments.forget(num_observations)
+        self._start_anew()
+        if self.trained_after > len(self.experiments):
+            self.posterior = self.marginal = None
+            self.trained_after = len(self.experiments)
+
+    def _start_anew(self) -> None:
+        """Let the next search begin with the policy as it was at first."""
+        self.optimizer = None
+        if self.policy is not None and self.policy_start is not None:
+            self.policy.load_state_dict(self.policy_start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it as tensors, numbers, lists and dictionaries."""
+        likelihood, networks = self.likelihood, self.networks
+        return {
+            "networks": {} if networks is None else networks.weights(),
+            "dim_x": None if likelihood is None else likelihood.input_shape[-1],
+            "covers_all_designs": self.covers_all_designs,
+            "trained_after": self.trained_after,
+            "policy": None if self.policy is None else dict(self.policy.state_dict()),
+            "experiments": self.experiments.state_dict(),
+            "optimizer": None
+            if self.optimizer is None
+            else self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state, whatever happened before.
+
+        Args:
+            state: What `state_dict` returned, of a search with the same prior, policy
+                and kinds of networks.
+
+        Raises:
+            Exception: If the state is none of such a search, which is left as it was.
+        """
+        if self.policy is None:
+            raise ValueError("design_policy=None: a search to load has a policy.")
+        # Everything is built before anything changes.
+        dim_x, saved = state["dim_x"], state["experiments"]
+        networks = self._restored_networks(state["networks"], dim_x)
+        kept = []
+        for weights in saved["likelihoods"]:
+            restored = self._restored_networks({"likelihood": weights}, dim_x)
+            kept.append(restored.likelihood.eval().requires_grad_(False))
+        experiments = self.experiments.restored(saved, kept)
+        deepcopy(self.policy).load_state_dict(state["policy"])
+        optimizer, of_training = None, state["optimizer"]
+        if of_training is not None:
+            optimizer = DesignOptimizer(
+                self.policy,
+                experiments.belief or self.known(),
+                DesignSearchConfig.from_plain(of_training["config"]),
+                estimators=self._restored_networks(of_training["networks"], dim_x),
+                device=self._device,
+            )
+            optimizer.load_state_dict(of_training)
+        trained = state["covers_all_designs"], state["trained_after"]
+        self.policy.load_state_dict(state["policy"])
+        self._set_networks(networks)
+        self.covers_all_designs, self.trained_after = trained
+        self.experiments, self.optimizer = experiments, optimizer
+
+    def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
+        """Return networks with saved weights, built from rows of the right shape."""
+        if not weights:
+            return None
+        assert self.policy is not None
+        shape = torch.Size((16,))
+        theta = self.known().sample(shape).cpu().float()
+        design = self.policy.sample(shape).cpu().float()
+        # Any data for which the coordinates of the network exist.
+        x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))
+        return self.builders.restore(weights, theta, x, design, device=self._device)

@@ -1,0 +1,109 @@
+"""What a design search found."""
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.trust import Arrival
+
+__all__ = ["DesignResult", "StopReason"]
+
+StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+
+
+@dataclass(frozen=True)
+class DesignResult:
+    """What `NLE_INCE.optimize_design` found.
+
+    Attributes:
+        design: The best design found, of shape `(dim_design,)`: the mode of the policy
+            or, after a multi-start search, the best of the candidates.
+        eig: Its expected information gain, from simulations that were not trained on:
+            the larger of the objective's own bound and `"lace"`.
+        policy: The trained policy.
+        likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
+            in one row.
+        config: Settings of the search, with all that was chosen for it.
+        history: One list per recorded quantity with one entry per step: `"loss"` of
+            the likelihood, `"eig"` of the designs of that step as the objective
+            estimates it and its `"eig_standard_error"` (nats), `"log_likelihood"`
+            (nats), `"num_simulations"` and `"seconds"` so far, and what the policy
+            describes, such as `"mode"` and `"scale"`.
+        num_simulations: Number of simulations run, all included.
+        num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
+            They count as experiments that tell nothing.
+        seconds: Time of the training steps, in seconds, without that of climbing and
+            scoring designs.
+        stop_reason: The budget that was used up, or else what ended the search.
+        bounds: Every bound that the networks give, from the same simulations, by its
+            name; `"linear"` is that of a linear regression.
+        arrival: Whether the policy arrived at the design, after a joint search.
+        doubts: What speaks against the result; each was also a warning.
+        posterior_estimator: The posterior trained beside it, conditioned on
+            `(x, design)` in one row, if the objective needs one.
+        marginal_estimator: The density of the data alone, conditioned on the design,
+            if the objective needs one.
+        candidates: After a multi-start search, the best designs with the estimates
+            that ranked them, best first; the first is `design`.
+    """
+
+    design: Tensor
+    eig: EIGEstimate
+    policy: DesignPolicy
+    likelihood_estimator: ConditionalDensityEstimator
+    config: DesignSearchConfig
+    history: dict[str, list[Any]]
+    num_simulations: int
+    num_invalid_simulations: int
+    seconds: float
+    stop_reason: StopReason
+    bounds: dict[str, EIGEstimate] = field(default_factory=dict)
+    arrival: Arrival | None = None
+    doubts: tuple[str, ...] = ()
+    posterior_estimator: ConditionalDensityEstimator | None = None
+    marginal_estimator: ConditionalDensityEstimator | None = None
+    candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()
+
+    def __str__(self) -> str:
+        """Say what was found, and what is known of it."""
+        eig = self.eig
+        lines = [
+            f"design {self._short_design()}: at least {eig.value:.2f} nats (± "
+            f"{eig.standard_error:.2f}; lower bound, {eig.bound}), "
+            f"{self.num_simulations:,} simulations",
+            *(f"- {doubt}" for doubt in self.doubts),
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Name the design, its information and what they cost, in one line."""
+        return (
+            f"DesignResult(design={self._short_design()}, eig={self.eig.value:.4g}, "
+            f"bound={self.eig.bound!r}, num_simulations={self.num_simulations}, "
+            f"stop_reason={self.stop_reason!r}, num_doubts={len(self.doubts)})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        eig = self.eig
+        rows = {
+            "design": self._short_design(),
+            "information": f"at least {eig.value:.2f} ± {eig.standard_error:.2f} nats "
+            f"({eig.bound})",
+            "simulations": f"{self.num_simulations:,} "
+            f"({self.num_invalid_simulations:,} failed)",
+            "ended by": self.stop_reason,
+            "doubts": "<br>".join(map(escape, self.doubts)) or "none",
+        }
+        cells = (f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
+        return f"<table>{''.join(cells)}</table>"
+
+    def _short_design(self) -> str:
+        shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())
+        return f"[{shown}{', …' if len(self.design) > 6 else ''}]"
