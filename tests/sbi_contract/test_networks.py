@@ -8,11 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_boed_plugin import (
-    NLE_INCE,
-    DesignConditionedEstimator,
-    TruncatedNormalPolicy,
-)
+from sbi_boed_plugin import NLE_INCE, DesignConditionedEstimator, TruncatedNormalPolicy
 from sbi_boed_plugin.objectives import (
     contrastive_bound,
     in_batch_contrast,
@@ -85,7 +81,8 @@ def test_an_embedding_net_learns_with_the_rest(case):
 @pytest.mark.filterwarnings("ignore:Data x has device", "ignore:Parameters theta has")
 def test_everything_follows_the_device(case, device):
     trainer = case.make(prior=case.prior(device), device=device)
-    estimator = case.train(case.append(trainer, case.simulate(60)))
+    estimator = case.train(case.append(trainer, case.simulate(60), data_device="cpu"))
+    assert {data.device.type for data in trainer.get_simulations()[:2]} == {"cpu"}
     tensors = [*estimator.parameters(), *estimator.buffers()]
     posterior = case.build_posterior(trainer)
     tensors.append(draw(posterior, 5, x=case.observe()))
@@ -166,13 +163,9 @@ def test_learned_designs_follow_the_device(case, device):
         seen.update({theta.device.type, design.device.type})
         return case.simulator(theta, design)
 
+    few = {"num_contrastive": 3, "num_eig_samples": 4, "num_eig_contrastive": 3}
     result = trainer.optimize_design(
-        simulator,
-        num_steps=2,
-        training_batch_size=8,
-        num_contrastive=3,
-        num_eig_samples=4,
-        num_eig_contrastive=3,
+        simulator, num_steps=2, training_batch_size=8, **few
     )
     assert seen == {device}
     assert result.design.device.type == device
