@@ -7,6 +7,7 @@ are the cases of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everyt
 import inspect
 import warnings
 from collections import defaultdict
+from copy import deepcopy
 
 import matplotlib.pyplot as plt
 import pytest
@@ -59,11 +60,11 @@ class RecordingTracker(NoOpTracker):
         self.metrics[name].append((step, value))
 
 
-def same_state(network, other):
-    """Whether two networks have bit-identical parameters and buffers."""
-    states = network.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][key], states[1][key]) for key in states[0]
+def same_state(network, states):
+    """Whether a network has bit-identical parameters and buffers."""
+    own = network.state_dict()
+    return own.keys() == states.keys() and all(
+        torch.equal(own[key], states[key]) for key in own
     )
 
 
@@ -258,26 +259,23 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
     for key in ("training_loss", "validation_loss", *case.extra_summary):
         assert parts.summary[key] == whole.summary[key], key
     assert torch.equal(parts.val_indices, whole.val_indices)
-    assert same_state(resumed, expected)
+    assert same_state(resumed, expected.state_dict())
 
 
 @for_each_case
 def test_resuming_does_not_forget_the_best_network(case):
     trainer = case.append(case.make(), case.simulate())
     case.train(trainer, max_num_epochs=5)
-    estimator = trainer._neural_net
-    best = {key: value.clone() for key, value in estimator.state_dict().items()}
+    best = deepcopy(trainer._neural_net.state_dict())
     split = trainer.val_indices.clone()
     with torch.no_grad():
-        for parameter in estimator.parameters():
+        for parameter in trainer._neural_net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     estimator = case.train(trainer, max_num_epochs=6, resume_training=True)
-    estimator = case.trained_by_sbi(estimator)
-    assert trainer.summary["validation_loss"][-1] > min(
-        trainer.summary["validation_loss"]
-    )
+    losses = trainer.summary["validation_loss"]
+    assert losses[-1] > min(losses)
     assert len(set(trainer.summary["best_validation_loss"])) == 1
-    assert all(torch.equal(estimator.state_dict()[key], best[key]) for key in best)
+    assert same_state(case.trained_by_sbi(estimator), best)
     assert torch.equal(trainer.val_indices, split)
 
 
@@ -401,7 +399,7 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
         ]
         assert torch.allclose(*values, rtol=1e-4, atol=1e-4)
         return
-    assert same_state(case.trained_by_sbi(ours), expected)
+    assert same_state(case.trained_by_sbi(ours), expected.state_dict())
     for key in SBI_SUMMARY - {"epoch_durations_sec"}:
         assert our_summary[key] == their_summary[key], key
 

@@ -55,16 +55,6 @@ def test_a_damaged_file_is_told_and_made_again(tmp_path, make):
     assert TrainingCache().get("key", make, tmp_path)[1]
 
 
-def test_a_failure_leaves_no_file(tmp_path, make):
-    def fail():
-        raise RuntimeError("no luck")
-
-    with pytest.raises(RuntimeError, match="no luck"):
-        TrainingCache().get("key", fail, tmp_path)
-    assert not list(tmp_path.glob("*.pt*"))
-    assert not TrainingCache().get("key", make, tmp_path)[1]
-
-
 def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -77,19 +67,6 @@ def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
     with pytest.warns(UserWarning, match="in memory only"):
         assert cache.get("key", make, tmp_path)[1]
     assert make.call_count == 1
-
-
-def test_a_lock_of_a_killed_process_is_released(tmp_path, make):
-    # Kills itself while it holds the lock.
-    code = f"""
-        import os, signal
-        from pathlib import Path
-        from filelock import FileLock
-        FileLock(Path({str(tmp_path)!r}) / "key.lock").acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
-    assert not TrainingCache().get("key", make, tmp_path)[1]
 
 
 # --- Under which key ------------------------------------------------------------------
