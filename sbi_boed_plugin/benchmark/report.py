@@ -14,7 +14,11 @@ from matplotlib.figure import Figure
 
 from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin.benchmark.figures import METRIC_LABELS, metric_figure, runtime_figure
+from sbi_boed_plugin.benchmark.figures import (
+    METRIC_LABELS,
+    metric_figure,
+    runtime_figure,
+)
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
 from sbi_boed_plugin.benchmark.runner import describe_versions
