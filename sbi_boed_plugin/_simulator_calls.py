@@ -79,7 +79,6 @@ def simulate_chunk(
     *,
     function: Callable[[Tensor, Tensor], Any],
     one_by_one: bool,
-    isolate_errors: bool,
     keep_gradient: bool,
     num_repeats: int | None,
 ) -> Chunk:
@@ -106,7 +105,7 @@ def simulate_chunk(
             parts.append((rows, x))
             continue
         assert error is not None
-        if not isolate_errors:
+        if keep_gradient:
             raise error
         first_error = first_error or error
         if len(rows) == 1:

@@ -107,7 +107,6 @@ def run_simulator(
     *,
     num_workers: int | None = 1,
     simulation_batch_size: int | None = None,
-    isolate_errors: bool = False,
     keep_gradient: bool = False,
     warn: bool = True,
     show_progress_bar: bool = False,
@@ -117,8 +116,8 @@ def run_simulator(
     With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
     there is a single call in this process, which draws from the global generators as
     they are. Otherwise rows go in chunks, each with a seed: results depend on the size
-    of the chunks, not on the number, kind and order of workers. With `isolate_errors`,
-    rows that raise an `Exception` become NaN, unless all of them do.
+    of the chunks, not on the number, kind and order of workers. Rows that raise an
+    `Exception` become NaN, unless all of them do or a gradient is kept.
     """
     for name, rows in (("prior", theta), ("design_policy", design)):
         if rows.dim() != 2:
@@ -138,7 +137,6 @@ def run_simulator(
         simulate_chunk,
         function=simulator.function,
         one_by_one=simulator.one_by_one,
-        isolate_errors=isolate_errors,
         keep_gradient=keep_gradient,
         # The same for all chunks, whichever is first.
         num_repeats=None if left is None else (left - num_rows) // num_chunks,
@@ -280,7 +278,6 @@ def simulate_for_boed(
             design,
             num_workers=num_workers,
             simulation_batch_size=chunk_size,
-            isolate_errors=True,
             show_progress_bar=show_progress_bar,
         )
     return theta, design, made.x

@@ -5,7 +5,6 @@ import random
 import threading
 import time
 import warnings
-from functools import partial
 
 import joblib
 import numpy as np
@@ -61,9 +60,6 @@ def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwarg
     settings = {"num_simulations": 50, "num_workers": num_workers, "seed": 0, **kwargs}
     settings = {"show_progress_bar": False, **settings}
     return simulate_for_boed(simulator, prior, policy, **settings)
-
-
-isolated = partial(run_simulator, isolate_errors=True)
 
 
 def rows(bad=()):
@@ -205,7 +201,7 @@ def test_rows_that_raise_are_the_only_ones_missing(simulator, kwargs):
     theta, design = rows(BAD)
     expected = message("4 of 50 simulations", "ZeroDivisionError: negative rate")
     with pytest.warns(UserWarning, match=expected) as caught:
-        made = isolated(simulator, theta, design, **kwargs)
+        made = run_simulator(simulator, theta, design, **kwargs)
     assert len(caught) == 1
     assert caught[0].filename != run_simulator.__code__.co_filename
     assert_only_bad_rows_are_missing(made, theta, design)
@@ -219,7 +215,7 @@ def test_nan_rows_are_invalid_without_a_warning():
     theta, design = rows(BAD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = isolated(nan_for_negative, theta, design, **WORKERS)
+        made = run_simulator(nan_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
@@ -248,13 +244,17 @@ def test_errors_that_cannot_be_pickled_arrive_as_text():
         simulate(raises(NeedsTwoArguments, "this", "that"), num_workers=2)
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
-def test_interrupts_and_errors_that_are_not_isolated_are_raised(error, kwargs):
-    isolate = error is not ZeroDivisionError
+def test_interrupts_are_not_failures(error, kwargs):
     with pytest.raises(error, match="stop"):
-        run_simulator(raises(error, "stop"), *rows(), isolate_errors=isolate, **kwargs)
+        run_simulator(raises(error, "stop"), *rows(), **kwargs)
     assert run_simulator(noisy, *rows(), **kwargs).valid.all()
+
+
+def test_errors_are_raised_where_a_gradient_is_kept():
+    with pytest.raises(ZeroDivisionError, match="negative rate"):
+        run_simulator(raises_for_negative, *rows(BAD), keep_gradient=True)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_simulator_that_raises_in_all_of_its_check_gets_rows_one_by_one():
         sizes.append(len(theta))
         return raises_for_negative(theta, design)
 
-    made = isolated(simulator, theta, design)
+    made = run_simulator(simulator, theta, design)
     assert sizes == [1] * 8 + [3] + [1] * 50
     assert made.num_calls == sum(sizes)
     assert torch.equal(made.valid, theta[:, 0] > 0)
@@ -519,7 +519,7 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
     theta, design = torch.rand(50, 2), torch.rand(50, 1)
     counts = Counts(limit)
     simulator = CheckedSimulator(counts, max_calls)
-    made = isolated(simulator, theta, design, simulation_batch_size=batch_size)
+    made = run_simulator(simulator, theta, design, simulation_batch_size=batch_size)
     assert made.num_calls == counts.num_rows
     assert max_calls is None or counts.num_rows <= max_calls
     works = (theta <= limit).all(dim=1)
@@ -566,7 +566,7 @@ def test_a_dask_cluster_gives_the_same():
 def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     theta, design = rows(BAD)
     with pytest.warns(UserWarning, match="4 of 50 .* ZeroDivisionError: negative"):
-        made = isolated(raises_for_negative, theta, design, **WORKERS)
+        made = run_simulator(raises_for_negative, theta, design, **WORKERS)
     assert_only_bad_rows_are_missing(made, theta, design)
     with pytest.raises(KeyboardInterrupt, match="stop"):
         simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
