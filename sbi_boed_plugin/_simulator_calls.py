@@ -227,7 +227,7 @@ def _check_width(x: Tensor, other: Tensor) -> None:
     if x.shape[1] != other.shape[1]:
         raise ValueError(
             f"simulator returned x of shape {tuple(x.shape)}, then of shape "
-            f"{tuple(other.shape)}: each row must have as many values. {CONTRACT}"
+            f"{tuple(other.shape)}: rows must be of one length at each call. {CONTRACT}"
         )
 
 
