@@ -57,9 +57,10 @@ def raises_for_negative(theta, design):
 
 
 def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwargs):
-    settings = {"num_simulations": 50, "num_workers": num_workers, "seed": 0, **kwargs}
-    settings = {"show_progress_bar": False, **settings}
-    return simulate_for_boed(simulator, prior, policy, **settings)
+    settings = {"num_simulations": 50, "seed": 0, "show_progress_bar": False, **kwargs}
+    return simulate_for_boed(
+        simulator, prior, policy, num_workers=num_workers, **settings
+    )
 
 
 def rows(bad=()):
@@ -89,8 +90,7 @@ def reference():
 
 
 @pytest.mark.parametrize(
-    "backend, num_workers",
-    [("loky", 1), ("loky", 2), ("loky", 3), ("loky", None), ("threading", 2)],
+    "backend, num_workers", [("loky", 1), ("loky", 2), ("loky", None), ("threading", 2)]
 )
 def test_a_seed_gives_the_same_with_any_workers(reference, backend, num_workers):
     before = global_states()
@@ -239,11 +239,6 @@ class NeedsTwoArguments(Exception):
         super().__init__(f"{first} and {second}")
 
 
-def test_errors_that_cannot_be_pickled_arrive_as_text():
-    with pytest.raises(RuntimeError, match="NeedsTwoArguments: this and that"):
-        simulate(raises(NeedsTwoArguments, "this", "that"), num_workers=2)
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("kwargs", [{}, WORKERS], ids=["one call", "workers"])
 def test_interrupts_are_not_failures(error, kwargs):
@@ -252,7 +247,9 @@ def test_interrupts_are_not_failures(error, kwargs):
     assert run_simulator(noisy, *rows(), **kwargs).valid.all()
 
 
-def test_errors_are_raised_where_a_gradient_is_kept():
+def test_errors_arrive_as_text_or_where_a_gradient_is_kept_as_they_are():
+    with pytest.raises(RuntimeError, match="NeedsTwoArguments: this and that"):
+        simulate(raises(NeedsTwoArguments, "this", "that"), num_workers=2)
     with pytest.raises(ZeroDivisionError, match="negative rate"):
         run_simulator(raises_for_negative, *rows(BAD), keep_gradient=True)
 
@@ -316,14 +313,9 @@ def one_vector(theta, design):
     return np.array([theta[1] * design[0] + 1, theta[0] * design[0] + 2])
 
 
-def only_the_first(theta, design):
-    """Right for one vector; of many rows it takes the parameters of the first."""
-    return theta[0] * design + 0.1 * torch.randn(1)
-
-
 MIXING = {
     "as many outputs as rows": one_vector,
-    "first row": only_the_first,
+    "first row": lambda t, d: t[0] * d + 0.1 * torch.randn(1),
     "last row": lambda t, d: t[-1] * d + 0.1 * torch.randn_like(t),
     "sum": lambda t, d: t.sum() * d,
     "matrix of all pairs": lambda t, d: (t @ t[0]) * d,
@@ -466,7 +458,8 @@ def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
         return out
 
     settings = {"num_workers": num_workers, "simulation_batch_size": batch_size}
-    changed, kept = (simulate(f, **settings) for f in (in_place, echo))
+    with joblib.parallel_config(backend="threading"):  # Threads share the buffer.
+        changed, kept = (simulate(f, **settings) for f in (in_place, echo))
     assert all(map(torch.equal, changed, kept))
 
 
@@ -495,19 +488,6 @@ def test_what_priors_and_policies_return_is_copied():
 # --- What is counted ------------------------------------------------------------------
 
 
-class Counts:
-    """A simulator that raises for rows with a large parameter, and counts rows."""
-
-    def __init__(self, limit=0.9):
-        self.limit, self.num_rows = limit, 0
-
-    def __call__(self, theta, design):
-        self.num_rows += len(theta)
-        if (theta > self.limit).any():
-            raise RuntimeError("the solver diverged")
-        return echo(theta, design)
-
-
 @pytest.mark.filterwarnings("ignore:.*raised an error")
 @pytest.mark.parametrize("max_calls", [None, 0, 5, 20, 50, 60, 100, 300])
 @pytest.mark.parametrize("batch_size", [None, 7])
@@ -516,12 +496,18 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
     max_calls, batch_size, limit
 ):
     torch.manual_seed(0)
-    theta, design = torch.rand(50, 2), torch.rand(50, 1)
-    counts = Counts(limit)
-    simulator = CheckedSimulator(counts, max_calls)
+    theta, design, sizes = torch.rand(50, 2), torch.rand(50, 1), []
+
+    def diverges(theta, design):
+        sizes.append(len(theta))
+        if (theta > limit).any():
+            raise RuntimeError("the solver diverged")
+        return echo(theta, design)
+
+    simulator = CheckedSimulator(diverges, max_calls)
     made = run_simulator(simulator, theta, design, simulation_batch_size=batch_size)
-    assert made.num_calls == counts.num_rows
-    assert max_calls is None or counts.num_rows <= max_calls
+    assert made.num_calls == sum(sizes)
+    assert max_calls is None or made.num_calls <= max_calls
     works = (theta <= limit).all(dim=1)
     assert not (made.valid & ~works).any()
     if made.is_complete:
