@@ -5,7 +5,7 @@ Each chunk has a seed of its own: what it draws does not depend on the workers.
 
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -39,12 +39,11 @@ _GENERATORS = threading.RLock()
 class Chunk(NamedTuple):
     """What comes out of some rows."""
 
-    x: Tensor | None  # Of shape (chunk_dim, dim_x); None if every row raised.
-    num_raised: int = 0
+    parts: Sequence[tuple[Tensor, Tensor]] = ()  # Rows, and their data.
+    left_out: Sequence[Tensor] = ()  # Rows that a limit of calls leaves out.
+    num_calls: int = 0  # Number of rows that the simulator got.
     error: BaseException | None = None  # The first one.
     is_fatal: bool = False  # Whether the error ends the whole simulation.
-    num_calls: int = 0  # Number of rows that the simulator got.
-    tried: Tensor = torch.ones(0, dtype=torch.bool)  # Rows that a limit leaves in.
 
 
 Function = Callable[[Tensor, Tensor], Chunk]
@@ -146,7 +145,7 @@ def _run_on_worker(
         # Copies, because what joblib maps into memory and dask shares is read-only.
         chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
     except BaseException as error:
-        chunk = Chunk(None, error=error, is_fatal=True)
+        chunk = Chunk(error=error, is_fatal=True)
     if chunk.error is not None:
         chunk = chunk._replace(error=_picklable_error(chunk.error))
     return chunk

@@ -89,22 +89,19 @@ def simulate_chunk(
     row, since rows next to each other may share a design that always fails.
     """
     all_rows = torch.arange(len(theta))
-    todo = _spread(all_rows) if one_by_one else [all_rows]
+    todo = _spread(all_rows) if one_by_one else [all_rows] * bool(len(theta))
     most = math.inf if num_repeats is None else len(theta) + num_repeats
-    tried = torch.ones(len(theta), dtype=torch.bool)
-    parts: list[tuple[Tensor, Tensor]] = []
-    num_calls, num_raised, first_error = 0, 0, None
+    parts, left_out, num_calls, first_error, num_raised = [], [], 0, None, 0
     while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):
         rows = todo.pop()
         if num_calls + len(rows) > most:
-            tried[rows] = False
+            left_out.append(rows)
             continue
         num_calls += len(rows)
         x, error = _call(function, theta[rows], design[rows], keep_gradient)
-        if x is not None:
+        if error is None:
             parts.append((rows, x))
             continue
-        assert error is not None
         if keep_gradient:
             raise error
         first_error = first_error or error
@@ -114,13 +111,7 @@ def simulate_chunk(
             todo += [rows[1::2], rows[::2]]
         else:
             todo += _spread(rows)
-    return Chunk(
-        assemble(theta, parts) if parts else None,
-        num_raised=num_raised + sum(map(len, todo)),
-        error=first_error,
-        num_calls=num_calls,
-        tried=tried,
-    )
+    return Chunk(parts, left_out, num_calls, first_error)
 
 
 def _spread(rows: Tensor) -> list[Tensor]:
@@ -130,18 +121,25 @@ def _spread(rows: Tensor) -> list[Tensor]:
     return list(spread.flip(0).split(1))
 
 
-def assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Put rows of data in their places, and NaN where there are none."""
-    dims = sorted({x.shape[1] for _, x in parts}) or [1]
+def assemble(
+    theta: Tensor, chunks: list[Chunk], chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return data of all rows, NaN where there are none, and which rows are left in."""
+    dims = sorted({x.shape[1] for chunk in chunks for _, x in chunk.parts}) or [1]
     if len(dims) > 1:
         raise ValueError(
             f"simulator returned dim_x={dims[0]} values for some rows and "
             f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
         )
     x = theta.new_full((len(theta), dims[0]), torch.nan)
-    for rows, values in parts:
-        x[rows.to(x.device)] = values.to(x)
-    return x
+    tried = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
+    for index, chunk in enumerate(chunks):
+        start = index * chunk_size
+        for rows, values in chunk.parts:
+            x[(start + rows).to(x.device)] = values.to(x)
+        for rows in chunk.left_out:
+            tried[(start + rows).to(x.device)] = False
+    return x, tried
 
 
 def report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
@@ -149,8 +147,9 @@ def report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
     error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
     if error is None:
         return
-    num_raised = sum(chunk.num_raised for chunk in chunks)
     num_rows, num_left_out = len(tried), int((~tried).sum())
+    num_done = sum(len(rows) for chunk in chunks for rows, _ in chunk.parts)
+    num_raised = num_rows - num_done - num_left_out
     if num_raised == num_rows:
         note = f"The simulator raised for each of {num_rows} simulations. {CONTRACT}"
         add_note(error, note)
@@ -186,7 +185,7 @@ def check_contract(
         together, _ = _call(simulator, theta, design)
         num_calls += len(theta)
     if together is None:
-        return Chunk(None, error=error, num_calls=num_calls)
+        return Chunk(error=error, num_calls=num_calls)
     end = get_rng_state()
     if alone is None:
         raise ValueError(
@@ -220,7 +219,7 @@ def check_contract(
                 f"{together[row].tolist()} beside some rows and "
                 f"{changed[row].tolist()} beside others. {CONTRACT}"
             )
-    return Chunk(None, num_calls=num_calls)
+    return Chunk(num_calls=num_calls)
 
 
 def _check_width(x: Tensor, other: Tensor) -> None:

@@ -153,13 +153,10 @@ def run_simulator(
             show_progress_bar=show_progress_bar,
         )
     num_calls += simulator.count(chunks)
-    tried = torch.cat([chunk.tried for chunk in chunks])
-    tried = torch.cat([tried, tried.new_zeros(len(theta) - num_rows)])
+    x, tried = assemble(theta, chunks, chunk_size)
+    tried[num_rows:] = False
     report_errors(chunks, tried, warn)
-    places = torch.arange(num_rows).split([len(chunk.tried) for chunk in chunks])
-    parts = zip(places, chunks, strict=True)
-    x = assemble(theta, [(rows, c.x) for rows, c in parts if c.x is not None])
-    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried.to(x.device))
+    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried)
 
 
 def _check_once(
