@@ -148,12 +148,19 @@ class DesignSearchConfig:
         _check_names(self)
         _check_numbers(self)
         _check_batch(self)
-        _check_method(self)
-
-    @classmethod
-    def from_arguments(cls, arguments: dict[str, Any]) -> "DesignSearchConfig":
-        """Return the settings among the arguments of a function, by their names."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        if self.method == "multi_start" and self.num_refinement_steps:
+            raise ValueError(
+                f"num_refinement_steps={self.num_refinement_steps} with "
+                "method='multi_start': its networks serve all designs and are not "
+                "refined at one. Use method='joint' or leave it out."
+            )
+        # Neither the default nor what the climb does.
+        if self.method == "multi_start" and self.gradient not in ("score", "surrogate"):
+            raise ValueError(
+                f"gradient='{self.gradient}' with method='multi_start': designs climb "
+                "the information of the learned model, through its own draws. Leave it "
+                "out, or use method='joint'."
+            )
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
@@ -162,11 +169,7 @@ class DesignSearchConfig:
         return cls(**{**values, "multi_start": search and MultiStartConfig(**search)})
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
-        """Return these budgets with the schedule of a search that is to go on.
-
-        Raises:
-            ValueError: If another value was asked for that the schedule depends on.
-        """
+        """Return these budgets with the schedule of a search that is to go on."""
         schedule = {}
         for field in fields(self):
             if field.name in _OF_ONE_CALL:
@@ -192,6 +195,20 @@ _OF_ONE_CALL = (
     "num_eig_contrastive",
     "multi_start",
 )
+# The least value of each whole number, and of those that may also be `None`.
+_LEAST = {
+    "num_refinement_steps": 0,
+    "num_simulations_per_design": 1,
+    "num_eig_contrastive": 1,
+}
+_LEAST_OR_NONE = {
+    "num_warmup_steps": 0,
+    "training_batch_size": 1,
+    "num_contrastive": 1,
+    "stop_after_steps": 2,
+    "max_num_simulations": 1,
+    "num_eig_samples": 2,
+}
 
 
 def _check_names(config: DesignSearchConfig) -> None:
@@ -200,37 +217,24 @@ def _check_names(config: DesignSearchConfig) -> None:
         raise ValueError(
             f"method='{config.method}' is unknown. Use 'joint' or 'multi_start'."
         )
-    for name, known in (
-        ("objective", (None, *POLICY_OBJECTIVES)),
-        ("gradient", POLICY_GRADIENTS),
-    ):
-        if getattr(config, name) not in known:
+    known = {"objective": (None, *POLICY_OBJECTIVES), "gradient": POLICY_GRADIENTS}
+    for name, names in known.items():
+        if getattr(config, name) not in names:
             raise ValueError(
                 f"{name}='{getattr(config, name)}' is unknown. Use one of "
-                f"{sorted(filter(None, known))}."
+                f"{sorted(filter(None, names))}."
             )
 
 
 def _check_numbers(config: DesignSearchConfig) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
-    least = {
-        # With trained networks a multi-start search needs no further step.
-        "num_steps": 0 if config.method == "multi_start" else 1,
-        "num_warmup_steps": 0,
-        "num_refinement_steps": 0,
-        "training_batch_size": 1,
-        "num_simulations_per_design": 1,
-        "num_contrastive": 1,
-        "stop_after_steps": 2,
-        "max_num_simulations": 1,
-        "num_eig_samples": 2,
-        "num_eig_contrastive": 1,
-    }
-    for field in fields(config):
-        if field.name in least:
-            names, may_be_none = [field.name], field.default is None
-            bound = least[field.name]
-            check_fields(config, check_integer, names, bound, or_none=may_be_none)
+    # With trained networks a multi-start search needs no further step.
+    least_steps = 0 if config.method == "multi_start" else 1
+    check_fields(config, check_integer, ["num_steps"], least_steps, or_none=True)
+    for name, least in _LEAST.items():
+        check_fields(config, check_integer, [name], least)
+    for name, least in _LEAST_OR_NONE.items():
+        check_fields(config, check_integer, [name], least, or_none=True)
     optional = {"or_infinite": True, "or_none": True}
     check_fields(config, check_real, ["max_seconds"], 0.0, **optional)
     remedy = "None means no clipping."
@@ -271,23 +275,4 @@ def _check_batch(config: DesignSearchConfig) -> None:
             f"num_contrastive={config.num_contrastive} must be less than "
             f"training_batch_size={size}: contrastive parameters are other rows of the "
             "batch."
-        )
-
-
-def _check_method(config: DesignSearchConfig) -> None:
-    """Raise if a setting is for another method."""
-    if config.method == "joint":
-        return
-    if config.num_refinement_steps:
-        raise ValueError(
-            f"num_refinement_steps={config.num_refinement_steps} with "
-            "method='multi_start': its networks serve all designs and are not refined "
-            "at one. Use method='joint' or leave it out."
-        )
-    if config.gradient not in ("score", "surrogate"):
-        # Neither the default nor what the climb does.
-        raise ValueError(
-            f"gradient='{config.gradient}' with method='multi_start': designs climb "
-            "the information of the learned model, through its own draws. Leave it "
-            "out, or use method='joint'."
         )

@@ -20,18 +20,11 @@ _MAX_STORED = 16_384
 class Progress:
     """All that changes during a search beside weights and optimizers.
 
-    Attributes:
-        step: Number of completed steps.
-        num_simulations: Number of simulations run, failed ones included.
-        num_invalid_simulations: Number of those that failed.
-        seconds: Time spent on completed steps.
-        search_ended: Number of steps of the search, once the policy has stopped.
-        history: One list per recorded quantity, with one entry per step.
-        stored: Simulations of the last steps.
-        rehearsal_seconds: Time of learning again from them, part of `seconds`.
-        overfit: How much more each network knows of simulations that it learned from
-            again than of others, in nats, with its standard error, by its name.
-        num_scored: Number of simulations that ranked and scored designs.
+    `seconds` are those of completed steps and of learning again from the `stored`
+    simulations of the last steps, which took `rehearsal_seconds` of them. `overfit` is
+    how much more each network knows of these than of others, in nats, with its standard
+    error. `search_ended` is the step at which the policy stopped, and `num_scored` the
+    number of simulations that ranked and scored designs.
     """
 
     step: int = 0

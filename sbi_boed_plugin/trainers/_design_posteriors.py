@@ -50,7 +50,8 @@ def direct_posterior(
     device: str,
 ) -> NeuralPosterior:
     """Return the amortised posterior at a design, by default the last observed."""
-    estimator = estimator or search.posterior
+    known = search.networks
+    estimator = estimator or (None if known is None else known.posterior)
     if estimator is None:
         raise RuntimeError(
             "sample_with='direct' needs the posterior that optimize_design("

@@ -24,10 +24,9 @@ from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_sca
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
-from sbi_boed_plugin.search.builders import NetworkModels
-from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
-from sbi_boed_plugin.search.estimators import Builder
+from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.trainers._checks import check_training, join_designs
@@ -221,25 +220,10 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         *,
         method: str = "joint",
         objective: str | None = None,
-        gradient: str = "score",
         num_steps: int | None = None,
-        num_warmup_steps: int | None = None,
-        num_refinement_steps: int = 0,
-        training_batch_size: int | None = None,
-        num_simulations_per_design: int = 1,
-        num_contrastive: int | None = None,
-        regularization_strength: float = 0.1,
-        learning_rate: float = 5e-3,
-        design_learning_rate: float = 3e-2,
-        clip_max_norm: float | None = 5.0,
-        stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
-        max_seconds: float | None = None,
-        num_workers: int | None = 1,
         resume_training: bool = False,
-        num_eig_samples: int | None = None,
-        num_eig_contrastive: int = 511,
-        multi_start: MultiStartConfig | None = None,
+        **settings: Any,
     ) -> DesignResult:
         """Learn the most informative design and the likelihood together.
 
@@ -252,7 +236,7 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         `(batch_dim, dim_x)`. With `resume_training` the previous call, which Ctrl-C, an
         error or a budget has ended, goes on from its last completed step, with its
         settings but the budgets, scoring and `multi_start` of this call. All other
-        arguments are described by :class:`~sbi_boed_plugin.DesignSearchConfig`.
+        arguments are those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
         Returns:
             The design with its expected information gain, and what speaks against it.
@@ -262,8 +246,13 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        # All arguments but two are fields of the settings.
-        config = DesignSearchConfig.from_arguments(locals())
+        config = DesignSearchConfig(
+            method=method,
+            objective=objective,
+            num_steps=num_steps,
+            max_num_simulations=max_num_simulations,
+            **settings,
+        )
         return self.search.run(
             simulator,
             config,
@@ -273,15 +262,38 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         )
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
-        """Take the data of experiments into account.
+        """Take experiments into account, or raise and change nothing.
 
-        The next search starts from there, see :meth:`DesignSearch.observe`.
+        The next search starts from what is known then, with the policy as it was at
+        first.
+
+        Args:
+            design: Design of shape `(dim_design,)`, or one row for each of several
+                experiments, `(num_experiments, dim_design)`.
+            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
+                is a warning if it lies beyond all of 1,000 draws of the learned
+                predictive distribution; `predictive_p_value` of the observation says
+                how surprising it was.
+            num_particles: Number of particles of the belief; fixed by the first call.
+
+        Raises:
+            RuntimeError: If there is no likelihood yet, or it has no designs.
+            ValueError: If shapes do not match, a value is not finite, the design lies
+                outside the support of the policy, the likelihood gives the data no
+                density, or the belief would collapse.
         """
         self.search.observe(design, x, num_particles)
         return self
 
     def forget(self, num_observations: int = 1) -> Self:
-        """Take the last observations back, see :meth:`DesignSearch.forget`."""
+        """Take the last observations back, and networks that know of them.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. The likelihood knows nothing of observations, and stays.
+
+        Raises:
+            ValueError: If there are not as many observations.
+        """
         self.search.forget(num_observations)
         return self
 
@@ -295,7 +307,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> EIGEstimate:
         """Return the information of a design beyond what is known, in nats.
 
-        With the networks as they are; see :meth:`DesignSearch.estimate_eig`.
+        With the networks as they are, by the bound of an objective of
+        `optimize_design`. Further arguments are those of
+        :func:`~sbi_boed_plugin.estimate_eig`.
+
+        Raises:
+            RuntimeError: If there are no networks for this objective yet.
         """
         return self.search.estimate_eig(simulator, design, objective, **kwargs)
 

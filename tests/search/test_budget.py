@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import DesignSearchConfig, MultiStartConfig
-from sbi_boed_plugin.search.budget import num_ranking, with_shares_of_budget
+from sbi_boed_plugin.search.budget import num_ranking, with_all_numbers
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import make_trainer
 
@@ -16,9 +16,7 @@ CHECK = 7
 
 def shares(budget, has_networks=False, **settings):
     config = DesignSearchConfig(max_num_simulations=budget, **settings)
-    return with_shares_of_budget(
-        config, has_networks=has_networks, num_check_calls=CHECK
-    )
+    return with_all_numbers(config, has_networks=has_networks, num_check_calls=CHECK)
 
 
 @pytest.mark.parametrize("ready", [False, True])

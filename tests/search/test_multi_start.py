@@ -67,7 +67,7 @@ def search(
         objective=objective,
         config=config,
         show_progress_bar=False,
-    ).candidates
+    )[0]
 
 
 def box(low, high, **kwargs):
@@ -271,9 +271,10 @@ def test_designs_that_always_fail_are_left_out():
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="cannot be scored with simulations"):
         found = candidates(box(-4.0, 4.0))
-    assert found.candidates[0][0].item() == pytest.approx(-2.0, abs=0.3)
-    assert found.num_simulations == sum(map(len, made))
-    assert found.num_invalid_simulations == sum(int(x.isnan().sum()) for x in made) > 0
+    ranked, num_simulations, num_invalid = found
+    assert ranked[0][0].item() == pytest.approx(-2.0, abs=0.3)
+    assert num_simulations == sum(map(len, made))
+    assert num_invalid == sum(int(x.isnan().sum()) for x in made) > 0
     with pytest.raises(ValueError, match="None of the designs.*All 400 simulations"):
         candidates(box(1.0, 4.0))
 

@@ -158,11 +158,11 @@ def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
     once, expected = run(2, None)
     assert torch.equal(resumed.designs, expected.designs)
     assert torch.equal(resumed.posterior_samples, expected.posterior_samples)
-    assert trainer.search.posterior is not None
-    for name, value in once.search.posterior.state_dict().items():
-        assert torch.equal(trainer.search.posterior.state_dict()[name], value)
+    assert trainer.search.networks.posterior is not None
+    for name, value in once.search.networks.posterior.state_dict().items():
+        assert torch.equal(trainer.search.networks.posterior.state_dict()[name], value)
     # The posterior network, too, is that of the data, not of those it was rebuilt from.
-    skewed = trainer.search.posterior.base.net.condition_transform.skewed
+    skewed = trainer.search.networks.posterior.base.net.condition_transform.skewed
     assert skewed.tolist() == [True, False]
 
 
