@@ -58,8 +58,7 @@ class DesignSearch:
         prior: Distribution | None,
         policy: DesignPolicy | None,
         models: NetworkModels,
-        *,
-        device: str = "cpu",
+        device: str,
     ) -> None:
         if policy is not None and not isinstance(policy, DesignPolicy):
             raise TypeError(
@@ -106,9 +105,9 @@ class DesignSearch:
         simulator: Callable[[Tensor, Tensor], Tensor],
         asked: DesignSearchConfig,
         *,
-        resume: bool = False,
-        tracker: Any | None = None,
-        show_progress_bar: bool = True,
+        resume: bool,
+        tracker: Any | None,
+        show_progress_bar: bool,
     ) -> DesignResult:
         """Search for a design, or go on with the last search.
 

@@ -47,9 +47,6 @@ from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignOptimizer"]
 
-# Learning rate of the networks, relative to that of the search, when refinement starts.
-_REFINEMENT_RATE = 0.2
-
 
 class DesignOptimizer:
     """Trains a design policy, in place, and density estimators.
@@ -77,10 +74,9 @@ class DesignOptimizer:
         self._models = models
         self._device = device
         self._optimizer: Adam | None = None
-        parameters = list(policy.parameters())
-        self._policy_optimizer = (
-            Adam(parameters, lr=config.design_learning_rate) if parameters else None
-        )
+        self._policy_optimizer: Adam | None = None
+        if parameters := list(policy.parameters()):
+            self._policy_optimizer = Adam(parameters, lr=config.design_learning_rate)
         self._has_new_networks = estimators is None
         self._negligible = 0.0
         # Copies that learned from the simulations again; a search goes on without.
@@ -325,17 +321,11 @@ class DesignOptimizer:
             self.policy.project()
 
     def _set_learning_rates(self) -> None:
-        """Let learning rates fall to a hundredth along half a cosine.
-
-        That of the networks starts anew, lower, with refinement.
-        """
-        config, progress = self.config, self.progress
-        step, start, num_steps = progress.step, 1.0, config.num_steps
-        if progress.search_ended is not None:
-            step -= progress.search_ended
-            start, num_steps = _REFINEMENT_RATE, config.num_refinement_steps
-        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
-        factor = 0.01 + (start - 0.01) * cosine
+        """Let learning rates fall with the steps."""
+        config = self.config
+        factor = self.progress.learning_rate_factor(
+            config.num_steps, config.num_refinement_steps
+        )
         optimizers = (self._optimizer, self._policy_optimizer)
         rates = (config.learning_rate, config.design_learning_rate)
         for optimizer, rate in zip(optimizers, rates, strict=True):

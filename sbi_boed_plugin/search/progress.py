@@ -14,6 +14,8 @@ __all__ = ["Progress"]
 # Simulations, the last ones, that are kept: they tell when one fails, whether the
 # policy arrived, and are learned from again.
 _MAX_STORED = 16_384
+# Learning rate of the networks, relative to that of the search, when refinement starts.
+_REFINEMENT_RATE = 0.2
 
 
 @dataclass
@@ -73,6 +75,18 @@ class Progress:
         """Append one entry for each quantity."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
+
+    def learning_rate_factor(self, num_steps: int, num_refinement_steps: int) -> float:
+        """Return the share of the first learning rate, which falls along half a cosine.
+
+        To a hundredth; that of the networks starts anew, lower, with refinement.
+        """
+        step, start = self.step, 1.0
+        if self.search_ended is not None:
+            step, start = self.step - self.search_ended, _REFINEMENT_RATE
+            num_steps = num_refinement_steps
+        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+        return 0.01 + (start - 0.01) * cosine
 
     def on_plateau(self, window: int, num_warmup_steps: int) -> bool:
         """Whether the mean information over a window is lower than over the one before.

@@ -19,8 +19,11 @@ from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
-from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
-from sbi_boed_plugin.trainers._conditions import one_design
+from sbi_boed_plugin.trainers._checks import (
+    check_designs_given,
+    check_training,
+    one_design,
+)
 from sbi_boed_plugin.trainers._energy_training import (
     EnergyConfig,
     EnergyHistory,

@@ -29,7 +29,7 @@ from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.trainers._checks import check_training, join_designs
+from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
 from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 
@@ -85,15 +85,11 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         a maf is no more than a Gaussian. `x_transform` is where networks that are given
         by name work, with designs: a `Transform` of the data, `None` for natural units,
         or `"auto"` for (almost) logarithms of data that spread over decades.
-
-        Raises:
-            ValueError: If `x_transform` is none of these, or is for a function.
         """
-        models = NetworkModels.of(
-            density_estimator, posterior_estimator, marginal_estimator, x_transform
-        )
+        networks = density_estimator, posterior_estimator, marginal_estimator
+        models = NetworkModels.of(*networks, x_transform)
         device = process_device(device)
-        self.search = DesignSearch(prior, design_policy, models, device=device)
+        self.search = DesignSearch(prior, design_policy, models, device)
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
         super().__init__(prior, density_estimator, device, *of_sbi)
         self._objective = InfoNCEObjective()
@@ -145,9 +141,13 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             ValueError: If designs are missing, superfluous, of a wrong shape, not
                 finite or outside the support of the policy.
         """
-        is_first = not self._data_round_index and self._neural_net is None
-        rows = theta, x, design
-        theta, dim_design = join_designs(*rows, self.search, is_first=is_first)
+        of_search = self.search.dim_design, self.search.policy
+        theta, dim_design = append_design(theta, design, *of_search, "theta")
+        if len(theta) != len(x):
+            raise ValueError(
+                f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
+                "row in both."
+            )
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -193,14 +193,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             ValueError: If an argument is out of range, or changed on resuming.
         """
         objective = InfoNCEObjective(num_contrastive, regularization_strength)
-        numbers = check_training(
-            training_batch_size,
-            learning_rate,
-            validation_fraction,
-            stop_after_epochs,
-            max_num_epochs,
-            clip_max_norm,
-        )
+        of_steps = training_batch_size, learning_rate, validation_fraction
+        of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
+        numbers = check_training(*of_steps, *of_ends)
         if resume_training and self._objective.metrics:
             objective.check_resumes(self._objective)
         else:
@@ -225,21 +220,18 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         resume_training: bool = False,
         **settings: Any,
     ) -> DesignResult:
-        """Learn the most informative design and the likelihood together.
+        """Learn the most informative design and the likelihood together, and score it.
 
         Every step simulates anew: designs from the policy, parameters from the prior
         or, after `observe`, the belief. Simulations that are NaN or infinite tell
         nothing. A further call trains the same policy and likelihood on.
 
         `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
-        `design` of shape `(batch_dim, dim_design)` to `x` of shape
-        `(batch_dim, dim_x)`. With `resume_training` the previous call, which Ctrl-C, an
-        error or a budget has ended, goes on from its last completed step, with its
-        settings but the budgets, scoring and `multi_start` of this call. All other
-        arguments are those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
-
-        Returns:
-            The design with its expected information gain, and what speaks against it.
+        `design` of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim,
+        dim_x)`. With `resume_training` the previous call, which Ctrl-C, an error or a
+        budget has ended, goes on from its last completed step, with its settings but
+        the budgets, scoring and `multi_start` of this call. All other arguments are
+        those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
@@ -265,16 +257,11 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         """Take experiments into account, or raise and change nothing.
 
         The next search starts from what is known then, with the policy as it was at
-        first.
-
-        Args:
-            design: Design of shape `(dim_design,)`, or one row for each of several
-                experiments, `(num_experiments, dim_design)`.
-            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
-                is a warning if it lies beyond all of 1,000 draws of the learned
-                predictive distribution; `predictive_p_value` of the observation says
-                how surprising it was.
-            num_particles: Number of particles of the belief; fixed by the first call.
+        first. With `design` and `x` of shapes `(dim_design,)` and `(dim_x,)`, or a row
+        for each of several experiments. There is a warning if `x` lies beyond all of
+        1,000 draws of the learned predictive distribution; `predictive_p_value` of the
+        observation says how surprising it was. `num_particles` of the belief are fixed
+        by the first call.
 
         Raises:
             RuntimeError: If there is no likelihood yet, or it has no designs.
@@ -290,9 +277,6 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
 
         The belief is made anew from those that are left, in as much time as observing
         them took. The likelihood knows nothing of observations, and stays.
-
-        Raises:
-            ValueError: If there are not as many observations.
         """
         self.search.forget(num_observations)
         return self
@@ -307,12 +291,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> EIGEstimate:
         """Return the information of a design beyond what is known, in nats.
 
-        With the networks as they are, by the bound of an objective of
-        `optimize_design`. Further arguments are those of
-        :func:`~sbi_boed_plugin.estimate_eig`.
-
-        Raises:
-            RuntimeError: If there are no networks for this objective yet.
+        By the networks as they are, which must be those of the objective; further
+        arguments are those of :func:`~sbi_boed_plugin.estimate_eig`.
         """
         return self.search.estimate_eig(simulator, design, objective, **kwargs)
 
@@ -347,15 +327,18 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         if sample_with == "direct":
             return direct_posterior(*given, prior, self._device)
         estimator, x_o = likelihood_at(*given)
-        how = (sample_with, mcmc_method, vi_method)
-        parameters = (
+        posterior = super().build_posterior(
+            estimator,
+            prior,
+            sample_with,
+            mcmc_method,
+            vi_method,
             mcmc_parameters,
             vi_parameters,
             rejection_sampling_parameters,
             importance_sampling_parameters,
             posterior_parameters,
         )
-        posterior = super().build_posterior(estimator, prior, *how, *parameters)
         return posterior if x_o is None else posterior.set_default_x(x_o)
 
     def get_dataloaders(
@@ -378,15 +361,15 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         objective = self._objective
         objective.fit_to_batches(train_loader.batch_size, resume_training)
         objective.dim_design = self.search.dim_design or 0
-        if objective.num_contrastive:
-            rounds = [r for r in self._data_round_index if r >= starting_round]
-            objective.warn_of_pooled_designs(len(rounds))
-            stored, _, _ = self.get_simulations(starting_round)
-            rows = self.train_indices, self.val_indices
-            val_loader = objective.fix_validation(
-                val_loader, stored, *rows, dataloader_kwargs
-            )
-        return train_loader, val_loader
+        if not objective.num_contrastive:
+            return train_loader, val_loader
+        rounds = [r for r in self._data_round_index if r >= starting_round]
+        objective.warn_of_pooled_designs(len(rounds))
+        stored, _, _ = self.get_simulations(starting_round)
+        rows = self.train_indices, self.val_indices
+        return train_loader, objective.fix_validation(
+            val_loader, stored, *rows, dataloader_kwargs
+        )
 
     def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._objective.num_contrastive == 0:
