@@ -1,5 +1,6 @@
 """The budget of a search is its budget."""
 
+import math
 import time
 import warnings
 
@@ -35,26 +36,20 @@ def test_shares_use_the_budget_and_no_more(budget, method, per_design, ready):
     assert ready == (config.num_steps == 0)
 
 
-def test_without_a_budget_everything_is_as_usual():
+def test_what_is_given_stays_and_the_rest_is_as_usual():
     config = shares(None, method="multi_start")
     assert (config.num_steps, config.training_batch_size) == (1_000, 256)
     assert config.num_eig_samples == 4_000
     assert config.multi_start == MultiStartConfig()
-
-
-def test_what_is_given_stays():
     given = {"num_steps": 7, "training_batch_size": 33, "num_eig_samples": 44}
     config = shares(10_000, **given)
     assert {name: getattr(config, name) for name in given} == given
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
     config = shares(10_000, method="multi_start", multi_start=search)
     assert config.multi_start == search and num_ranking(config) == 22
-
-
-def test_refinement_has_its_share():
     config = shares(2_000, num_refinement_steps=20)
-    assert config.num_steps > 0
     training = 2_000 - config.num_eig_samples - CHECK
+    assert config.num_steps > 0
     steps = config.num_steps + 20
     assert 0 <= training - steps * config.training_batch_size < 100
 
@@ -65,23 +60,30 @@ def test_a_budget_too_small_is_refused_with_what_it_takes(budget):
         shares(budget)
 
 
+class Counting:
+    """A simulator that counts its rows, and raises if it is to after some of them."""
+
+    def __init__(self, fails_after=math.inf):
+        self.num_rows, self.fails_after = 0, fails_after
+
+    def __call__(self, theta, design):
+        self.num_rows += len(theta)
+        if self.num_rows > self.fails_after and (theta > 1.5).any():
+            raise RuntimeError("the solver diverged")
+        return Model.simulate(theta, design)
+
+
 @pytest.mark.parametrize(
     "method, budget", [("joint", 300), ("joint", 1_000), ("multi_start", 300)]
 )
 def test_searches_keep_to_it(budget, method):
-    num_rows = 0
-
-    def simulator(theta, design):
-        nonlocal num_rows
-        num_rows += len(theta)
-        return Model.simulate(theta, design)
-
+    simulator = Counting()
     search = {} if method == "joint" else {"method": method}
     result = make_trainer(Model.prior).optimize_design(
         simulator, max_num_simulations=budget, **search
     )
-    assert num_rows == result.num_simulations
-    assert 0.8 * budget < num_rows <= budget
+    assert simulator.num_rows == result.num_simulations
+    assert 0.8 * budget < simulator.num_rows <= budget
 
 
 def test_networks_learn_again_from_what_is_there():
@@ -153,21 +155,13 @@ def test_a_resumed_search_pays_for_what_was_spent_before():
 
 def test_rows_that_a_limit_left_out_are_no_failures():
     """The first error comes when the design is scored, with hardly a call to spare."""
-    num_rows = 0
-
-    def fails_late(theta, design):
-        nonlocal num_rows
-        num_rows += len(theta)
-        if num_rows > 170 and (theta > 1.5).any():
-            raise RuntimeError("the solver diverged")
-        return Model.simulate(theta, design)
-
+    simulator = Counting(fails_after=170)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = make_trainer(Model.prior).optimize_design(
-            fails_late, num_steps=10, training_batch_size=16, max_num_simulations=300
+            simulator, num_steps=10, training_batch_size=16, max_num_simulations=300
         )
-    assert num_rows == result.num_simulations <= 300
+    assert simulator.num_rows == result.num_simulations <= 300
     scored = next(iter(result.bounds.values()))
     # Some rows fail (7 % of the prior), many were never tried.
     assert scored.num_invalid_simulations < 0.3 * scored.num_simulations < 30

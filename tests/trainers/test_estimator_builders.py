@@ -10,11 +10,7 @@ from torch.distributions import (
     LogNormal,
     MultivariateNormal,
 )
-from torch.distributions.transforms import (
-    AffineTransform,
-    ExpTransform,
-    identity_transform,
-)
+from torch.distributions.transforms import AffineTransform, ExpTransform
 
 from sbi_boed_plugin import transformed_likelihood_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
@@ -111,22 +107,17 @@ def test_all_networks_share_the_coordinates_of_the_likelihood():
     )
 
 
-def test_parameters_without_bounds_stay_as_they_are():
-    _, networks, _ = built(NORMAL, "posterior")
-    theta = NORMAL.sample((5,))
+class Nameless:
+    """A prior that names no support."""
+
+    sample = staticmethod(lambda shape: torch.randn(*shape, 2))
+
+
+# A simplex has fewer free values than parameters.
+@pytest.mark.parametrize("prior", [NORMAL, Dirichlet(torch.ones(3)), Nameless()])
+def test_parameters_without_bounds_or_a_transform_stay_as_they_are(prior):
+    _, networks, (theta, *_) = built(prior, "posterior")
     assert torch.equal(networks.posterior.input_transform(theta), theta)
-
-
-def test_supports_that_no_transform_fits_stay_as_they_are():
-    """A simplex has fewer free values than parameters."""
-    _, networks, _ = built(Dirichlet(torch.ones(3)), "posterior")
-    assert networks.posterior.input_transform is identity_transform
-
-    class Nameless:
-        sample = staticmethod(lambda shape: torch.randn(*shape, 2))
-
-    _, networks, _ = built(Nameless(), "posterior")
-    assert networks.posterior.input_transform is identity_transform
 
 
 def test_builders_of_the_user_are_used_as_they_are():
