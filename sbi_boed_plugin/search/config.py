@@ -16,6 +16,8 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
 __all__ = ["DesignSearchConfig", "MultiStartConfig"]
 
+_RATE = {"most": MOST_LEARNING_RATE, "above": 0.0}
+
 
 @dataclass(frozen=True)
 class MultiStartConfig:
@@ -44,11 +46,9 @@ class MultiStartConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, check_integer, ["num_starts", "num_candidates"], 1)
-        draws = ["num_samples", "num_candidate_samples"]
-        check_fields(self, check_integer, draws, 2)
+        check_fields(self, check_integer, ["num_samples", "num_candidate_samples"], 2)
         check_fields(self, check_integer, ["num_climb_steps"], 0)
-        rates = ["learning_rate"]
-        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+        check_fields(self, check_real, ["learning_rate"], **_RATE)
 
 
 @dataclass(frozen=True)
@@ -195,20 +195,6 @@ _OF_ONE_CALL = (
     "num_eig_contrastive",
     "multi_start",
 )
-# The least value of each whole number, and of those that may also be `None`.
-_LEAST = {
-    "num_refinement_steps": 0,
-    "num_simulations_per_design": 1,
-    "num_eig_contrastive": 1,
-}
-_LEAST_OR_NONE = {
-    "num_warmup_steps": 0,
-    "training_batch_size": 1,
-    "num_contrastive": 1,
-    "stop_after_steps": 2,
-    "max_num_simulations": 1,
-    "num_eig_samples": 2,
-}
 
 
 def _check_names(config: DesignSearchConfig) -> None:
@@ -230,19 +216,22 @@ def _check_numbers(config: DesignSearchConfig) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
     # With trained networks a multi-start search needs no further step.
     least_steps = 0 if config.method == "multi_start" else 1
-    check_fields(config, check_integer, ["num_steps"], least_steps, or_none=True)
-    for name, least in _LEAST.items():
-        check_fields(config, check_integer, [name], least)
-    for name, least in _LEAST_OR_NONE.items():
-        check_fields(config, check_integer, [name], least, or_none=True)
+    check_fields(config, check_integer, ["num_refinement_steps"], 0)
+    of_one = ["num_simulations_per_design", "num_eig_contrastive"]
+    check_fields(config, check_integer, of_one, 1)
+    for least, names in (
+        (least_steps, ["num_steps"]),
+        (0, ["num_warmup_steps"]),
+        (1, ["training_batch_size", "num_contrastive", "max_num_simulations"]),
+        (2, ["stop_after_steps", "num_eig_samples"]),
+    ):
+        check_fields(config, check_integer, names, least, or_none=True)
     optional = {"or_infinite": True, "or_none": True}
     check_fields(config, check_real, ["max_seconds"], 0.0, **optional)
-    remedy = "None means no clipping."
-    check_fields(
-        config, check_real, ["clip_max_norm"], above=0.0, remedy=remedy, **optional
-    )
+    clip = {"above": 0.0, "remedy": "None means no clipping.", **optional}
+    check_fields(config, check_real, ["clip_max_norm"], **clip)
     rates = ["learning_rate", "design_learning_rate"]
-    check_fields(config, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+    check_fields(config, check_real, rates, **_RATE)
     check_fields(config, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
     object.__setattr__(config, "num_workers", check_num_workers(config.num_workers))
 

@@ -1,6 +1,5 @@
 """What users get wrong when they optimize a design, simulators included."""
 
-import random
 import warnings
 from collections import Counter
 
@@ -156,18 +155,9 @@ def test_a_simulator_must_not_change_its_mind(call, match):
         make().optimize_design(forgetful, **SEARCH)
 
 
-@pytest.mark.parametrize(
-    "convert",
-    [
-        torch.Tensor.numpy,
-        torch.Tensor.tolist,
-        torch.Tensor.double,
-        torch.Tensor.requires_grad_,
-        lambda x: x.round().long(),
-    ],
-    ids=["numpy", "list", "double", "with gradient", "integer"],
-)
-def test_simulators_may_return_any_array(convert):
+@pytest.mark.parametrize("name", ["numpy", "tolist", "double", "requires_grad_", "int"])
+def test_simulators_may_return_any_array(name):
+    convert = getattr(torch.Tensor, name)
     result = make().optimize_design(lambda *args: convert(simulator(*args)), **SEARCH)
     assert np.isfinite(result.eig.value)
 
@@ -339,17 +329,3 @@ def test_functions_of_one_vector_are_refused_or_vectorized(gradient):
     result = make().optimize_design(vectorize(one_vector), **settings)
     # They need no check.
     assert result.history["num_simulations"] == [16 * k for k in range(1, 7)]
-
-
-def test_what_a_simulator_changes_in_place_is_its_own():
-    def in_place(theta, design):
-        x = simulator(theta, design)
-        theta.mul_(100.0), design.add_(100.0)
-        return x
-
-    results = []
-    for simulate in (simulator, in_place):
-        seed_everything(0), random.seed(0)
-        result = make().optimize_design(simulate, **SEARCH)
-        results.append((result.design, result.eig, result.history["loss"]))
-    assert results[0] == results[1]
