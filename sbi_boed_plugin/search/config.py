@@ -26,11 +26,10 @@ class MultiStartConfig:
     Attributes:
         num_starts: Number of designs to start from.
         num_samples: Number of parameters, with data from the learned likelihood, by
-            which each design is judged while all climb. Twice as many for the best
-            quarter, which goes on after a third of the steps, four times for its best
-            quarter, and sixteen times to rank what that arrives at. For the
-            contrastive bound each is contrasted with all others, and with as many
-            more parameters as keep estimates a nat below their cap, at most 4,096.
+            which each design is judged while all climb: twice as many for the best
+            quarter, after a third of the steps, four times for its best quarter, and
+            sixteen times to rank what that arrives at. The contrastive bound has as
+            many more as keep it a nat below its cap, at most 4,096.
         num_climb_steps: Number of gradient steps.
         learning_rate: Step size of Adam in units of the design space.
         num_candidates: Number of designs that are scored with simulations.
@@ -59,13 +58,12 @@ class DesignSearchConfig:
     numbers that were chosen.
 
     Attributes:
-        method: How to search. With `"joint"` the policy moves at every step and narrows
-            around its mode, which is the design that is returned. With `"multi_start"`
-            the policy stays as it is and the networks are trained over all designs of
-            its support alike (if that is a box; else over draws of the policy); then
-            hundreds of designs climb the information of the learned model at once, and
-            the best are scored with simulations. Once trained, networks serve every
-            later search of that kind without new training.
+        method: With `"joint"` the policy moves at every step and narrows around its
+            mode, the design that is returned. With `"multi_start"` it stays, networks
+            are trained over all designs of its support alike (if that is a box; else
+            over its draws), hundreds of designs climb the information of the learned
+            model at once, and the best are scored with simulations. Once trained,
+            networks serve every later search of that kind.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, a lower bound
             without a cap; `"gkl"`, the same tightened by an energy ratio;

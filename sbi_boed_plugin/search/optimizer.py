@@ -41,7 +41,6 @@ from sbi_boed_plugin.search.information import (
 )
 from sbi_boed_plugin.search.multi_start import spread_designs, uniform_designs
 from sbi_boed_plugin.search.progress import Progress
-from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
 
@@ -80,7 +79,7 @@ class DesignOptimizer:
         self._has_new_networks = estimators is None
         self._negligible = 0.0
         # Copies that learned from the simulations again; a search goes on without.
-        self._rehearsed: DesignEstimators | None = None
+        self.rehearsed: DesignEstimators | None = None
         # What was known of failures before this search.
         likelihood = None if estimators is None else estimators.likelihood
         known = isinstance(likelihood, LikelihoodWithFailures)
@@ -89,7 +88,7 @@ class DesignOptimizer:
     @property
     def networks(self) -> DesignEstimators | None:
         """The networks to use: those that have seen most."""
-        return self._rehearsed or self.estimators
+        return self.rehearsed or self.estimators
 
     @property
     def num_learned_from(self) -> int | None:
@@ -163,18 +162,6 @@ class DesignOptimizer:
                 return "max_seconds"
         return None
 
-    def rehearse(self, max_seconds: float, show_progress_bar: bool) -> None:
-        """Let copies of the networks learn again from the simulations that are kept."""
-        if self.estimators is not None and self._rehearsed is None:
-            self._rehearsed = rehearsed_copy(
-                self.estimators,
-                self.prior,
-                self.progress,
-                clip_max_norm=self.config.clip_max_norm,
-                max_seconds=max_seconds,
-                show_progress_bar=show_progress_bar,
-            )
-
     def _learn_failures(self) -> None:
         """Learn when simulations fail, from those kept and what was known before."""
         if self.estimators is None or not self.progress.stored:
@@ -190,7 +177,7 @@ class DesignOptimizer:
         """Take a step, and return whether the limit of simulations allowed for it."""
         started = time.perf_counter()
         config, moves_policy = self.config, self._moves_policy
-        self._rehearsed, self.progress.overfit = None, {}
+        self.rehearsed, self.progress.overfit = None, {}
         if moves_policy:
             self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         batch = self._simulate(simulator)

@@ -20,7 +20,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import Densities, training_losses
-from sbi_boed_plugin.search.progress import Progress
+from sbi_boed_plugin.search.optimizer import DesignOptimizer
 
 __all__ = ["rehearsed_copy"]
 
@@ -32,19 +32,14 @@ _SEED = 20_261_129
 
 
 def rehearsed_copy(
-    estimators: DesignEstimators,
-    prior: Distribution,
-    progress: Progress,
-    *,
-    clip_max_norm: float | None,
-    max_seconds: float,
-    show_progress_bar: bool,
+    optimizer: DesignOptimizer, max_seconds: float, show_progress_bar: bool
 ) -> DesignEstimators | None:
     """Return networks that learned again from the simulations that a search kept.
 
     So often that they see 256,000 rows in all, as in 1,000 steps of 256, or until the
     search has taken `max_seconds`. `None` if they have seen as many already.
     """
+    progress = optimizer.progress
     if not progress.stored:
         return None
     rows = Batch.join(progress.stored).finite()
@@ -54,14 +49,16 @@ def rehearsed_copy(
         return None
     started = time.perf_counter()
     deadline = started + max_seconds - progress.seconds
-    copies = deepcopy(estimators)
+    copies = deepcopy(optimizer.estimators)
+    assert copies is not None
     bar = tqdm(
         total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
     )
+    clip_max_norm = optimizer.config.clip_max_norm
     # What comes after it is drawn as if it had not been.
     with isolated_rng(_SEED), bar:
         progress.overfit = _rehearse(
-            copies.trained, prior, rows, clip_max_norm, deadline, bar
+            copies.trained, optimizer.prior, rows, clip_max_norm, deadline, bar
         )
     seconds = time.perf_counter() - started
     progress.rehearsal_seconds += seconds

@@ -9,6 +9,7 @@ from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.multi_start import multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
+from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.simulation import CheckedSimulator
 
@@ -69,7 +70,8 @@ def run_search(
         end = math.inf
         if max_seconds is not None:
             end = max_seconds - min(max_scoring_seconds, max_seconds / 2)
-        optimizer.rehearse(end, show_progress_bar)
+        if optimizer.rehearsed is None:
+            optimizer.rehearsed = rehearsed_copy(optimizer, end, show_progress_bar)
         simulator.max_calls = budget - progress.num_spent
         reserve = min(reserve, simulator.max_calls)
     networks = optimizer.networks
