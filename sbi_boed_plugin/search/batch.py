@@ -137,20 +137,15 @@ def check_finite(
     if all(bool(torch.isfinite(value).all()) for value in values):
         return
     described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
-    parts = {
-        "theta": batch.theta,
-        "x": batch.x.detach(),
-        "design": batch.design.detach(),
-        "log prior": prior.log_prob(batch.theta),
-    }
+    parts = {"theta": batch.theta, "x": batch.x.detach()}
+    parts |= {"design": batch.design.detach(), "log prior": prior.log_prob(batch.theta)}
     sizes = ", ".join(
         f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
         for name, values in parts.items()
     )
     raise ValueError(
         f"A loss at step {step} or its gradient is not finite ({described}). The state "
-        "before this step is kept. Largest absolute values of its batch, and medians: "
-        f"{sizes}. Where theta or the log prior stands out, draw from a prior with "
-        "shorter tails or transform it; where x does, transform it (for instance to "
-        "logarithms) or check the simulator; where nothing does, lower learning_rate."
+        f"before it is kept. Largest sizes in its batch, and medians: {sizes}. Where "
+        "theta or the log prior stands out, use a prior with shorter tails; where x "
+        "does, transform it or check the simulator; else lower learning_rate."
     )

@@ -253,9 +253,8 @@ def _check_batch(config: DesignSearchConfig) -> None:
         )
     if size // per_design < 2:
         raise ValueError(
-            f"training_batch_size={size} gives fewer than two designs a step, but the "
-            "baseline of the gradient compares designs. Increase it or decrease "
-            "num_simulations_per_design."
+            f"training_batch_size={size} gives fewer than two designs a step to "
+            "compare. Increase it or decrease num_simulations_per_design."
         )
     if config.num_contrastive is not None and config.num_contrastive >= size:
         raise ValueError(

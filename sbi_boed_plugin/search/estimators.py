@@ -243,7 +243,7 @@ def check_posterior_describes(
         return
     raise ValueError(
         f"objective='{objective}' needs a posterior network, but {fault}, so that no "
-        "density gives the information. Use objective='info_nce', or, if all "
-        "parameters take finitely many values, a prior whose support says so (torch's "
-        "boolean or integer_interval) and objective='barber_agakov'."
+        "density gives it. Use objective='info_nce', or, for finitely many "
+        "values, a prior whose support is boolean or an integer_interval and "
+        "objective='barber_agakov'."
     )

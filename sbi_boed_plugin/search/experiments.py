@@ -87,10 +87,9 @@ class Experiments:
             if p_value < SURPRISING:
                 warnings.warn(
                     f"x={data[0].tolist()} lies beyond all draws of what the learned "
-                    f"likelihood predicts at design={one.tolist()}. It may belong to "
-                    "another design or have other units, or the simulator cannot "
-                    "produce it; what follows from it is then worth nothing. forget() "
-                    "takes the last observation back.",
+                    f"likelihood predicts at design={one.tolist()}. If it belongs to "
+                    "another design, has other units, or is none of the simulator's, "
+                    "forget() takes the last observation back.",
                     stacklevel=4,
                 )
         self.observations, self.belief = tuple(observations), belief

@@ -313,10 +313,9 @@ class _Climb:
         if self.model.objective == "info_nce" and values.max() > cap - 1.0:
             warnings.warn(
                 f"The information of the learned model, {float(values.max()):.2f} nats "
-                f"at the best design, is within a nat of its cap {cap:.2f} with "
-                f"{MAX_CONTRASTIVE:,} contrastive parameters: the search cannot tell "
-                "the best designs apart. Use objective='barber_agakov', which has no "
-                "cap.",
+                f"at the best design, is within a nat of its cap {cap:.2f}: the search "
+                "cannot tell the best designs apart. Use objective='barber_agakov', "
+                "which has no cap.",
                 stacklevel=6,
             )
         return list(designs)

@@ -59,10 +59,9 @@ def run_search(
     )
     if optimizer.estimators is None or (config.num_steps and not progress.step):
         raise ValueError(
-            f"No step was taken: max_num_simulations={budget} and "
-            f"max_seconds={max_seconds} must allow for at least one batch of "
-            f"{config.training_batch_size} simulations and {num_after} that score the "
-            "design."
+            f"No step was taken: max_num_simulations={budget} and max_seconds="
+            f"{max_seconds} must allow for a batch of {config.training_batch_size} "
+            f"simulations and {num_after} that score the design."
         )
     # What ranks candidates leaves this for the score.
     reserve = num_samples

@@ -71,10 +71,9 @@ def direct_posterior(
         )
     elif search.trained_after != num_observations - 1:
         raise ValueError(
-            f"There are {num_observations} observations, but sample_with='direct' has "
-            f"a posterior that was trained after {search.trained_after} and can take "
-            "one more into account. Use another sample_with, or pass design=... for "
-            "that one alone."
+            f"There are {num_observations} observations, but the posterior of "
+            f"sample_with='direct' was trained after {search.trained_after} and takes "
+            "one more. Use another sample_with, or pass design=... for that one alone."
         )
     else:
         last = search.experiments.observations[-1]

@@ -73,16 +73,14 @@ class InfoNCEObjective:
         else:
             raise ValueError(
                 f"num_contrastive={asked} must be less than the training batch size "
-                f"{batch_size}, since contrastive parameters are other rows of the "
-                "batch. Use fewer, or a larger training_batch_size (which cannot "
-                "exceed the number of training simulations)."
+                f"{batch_size}: contrastive parameters are its other rows. Use fewer, "
+                "or more simulations and a larger training_batch_size."
             )
         if resume_training and resolved != self.num_contrastive:
             raise ValueError(
-                f"training_batch_size={batch_size} allows for "
-                f"num_contrastive={resolved}, but the training to resume used "
-                f"{self.num_contrastive}: their losses cannot be compared. Keep the "
-                "batch size."
+                f"training_batch_size={batch_size} allows for num_contrastive="
+                f"{resolved}, but the training to resume used {self.num_contrastive}: "
+                "their losses cannot be compared. Keep the batch size."
             )
         self.num_contrastive = resolved
 
@@ -90,11 +88,9 @@ class InfoNCEObjective:
         """Warn where contrastive parameters may come from another distribution."""
         if self.dim_design and num_rounds > 1:
             warnings.warn(
-                "Simulations with designs were appended in several calls. Contrastive "
-                "parameters are drawn from all of them: if theta or design followed "
-                "another distribution in each, the two depend on each other in the "
-                "pool and the likelihood is biased. Then use num_contrastive=0, "
-                "regularization_strength=1.",
+                "Simulations with designs were appended in several calls: if theta or "
+                "design followed another distribution in each, contrasting biases the "
+                "likelihood. Then use num_contrastive=0, regularization_strength=1.",
                 stacklevel=5,
             )
 
