@@ -1,6 +1,5 @@
 """The options of the command that say how to search, and what it then draws."""
 
-import inspect
 import json
 from types import SimpleNamespace
 
@@ -8,9 +7,9 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_boed_plugin import NLE_INCE, experiment
+from sbi_boed_plugin import experiment
 from sbi_boed_plugin.cli import comparison, design, design_run, main
-from sbi_boed_plugin.search.config import MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
 
@@ -193,9 +192,9 @@ def test_all_settings_reach_the_search(monkeypatch):
     assert asked["num_refinement_steps"] == 7
     with pytest.raises(Stop):
         main(["design", "sir"])
-    signature = inspect.signature(NLE_INCE.optimize_design).parameters
+    defaults = DesignSearchConfig()
     assert asked.pop("policy") == "TruncatedNormalPolicy"
-    assert asked == {name: signature[name].default for name in asked}
+    assert asked == {name: getattr(defaults, name) for name in asked}
 
 
 @pytest.mark.parametrize("options", ["--policy point", "--gradient pathwise"])
