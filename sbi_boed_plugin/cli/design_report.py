@@ -37,25 +37,18 @@ def trace_table(history: dict[str, list[Any]]) -> tuple[list[str], list[list[Any
 
     Vectors have a column for each value: `design_1` and so on for the mode of the
     policy, `loc_1_1` for the first component and design value of a mixture.
-
-    Example:
-        >>> history = {name: [0.0] for name in _TRACE_COLUMNS}
-        >>> names, rows = trace_table({**history, "mode": [[1.0, 2.0]]})
-        >>> names[-2:], rows[0][-2:]
-        (['design_1', 'design_2'], [1.0, 2.0])
     """
     described = [name for name in history if name not in _TRACE_COLUMNS]
-    names = ["step", *_TRACE_COLUMNS]
-    for name in described:
-        prefix = "design" if name == "mode" else name
-        names += [column for column, _ in _flatten(prefix, history[name][0])]
-    rows = []
+    names, rows = [], []
     for index in range(len(history["loss"])):
-        row = [index + 1, *(history[name][index] for name in _TRACE_COLUMNS)]
+        row = [("step", index + 1)]
+        row += [(name, history[name][index]) for name in _TRACE_COLUMNS]
         for name in described:
-            row += [value for _, value in _flatten(name, history[name][index])]
-        rows.append(row)
-    return names, rows
+            prefix = "design" if name == "mode" else name
+            row += _flatten(prefix, history[name][index])
+        names, values = zip(*row, strict=True)
+        rows.append(list(values))
+    return list(names), rows
 
 
 def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -158,21 +151,17 @@ def describe_comparison(
     reference: tuple[float, float] | None,
 ) -> str:
     """Return how the design found compares with those of a grid, as text."""
-    best = max(range(len(estimates)), key=lambda index: estimates[index].value)
-    place = ", ".join(f"{value:.4g}" for value in designs[best].tolist())
-    rows = [
-        ("design found", _plus_minus(found.value, found.standard_error)),
-        (
-            f"best, at {place}",
-            _plus_minus(estimates[best].value, estimates[best].standard_error),
-        ),
-    ]
     values = [estimate.value for estimate in estimates]
-    rows.append(("average", f"{sum(values) / len(values):.2f}"))
-    rows = [(name, f"{value} nats") for name, value in rows]
+    best = estimates[values.index(max(values))]
+    place = ", ".join(f"{v:.4g}" for v in designs[values.index(max(values))].tolist())
+    found_text = _plus_minus(found.value, found.standard_error)
+    rows = [("design found", f"{found_text} nats")]
     if reference is not None:
         text = f"{_plus_minus(*reference)} nats, without learned networks"
-        rows.insert(1, ("  reference", text))
+        rows.append(("  reference", text))
+    best_text = _plus_minus(best.value, best.standard_error)
+    rows.append((f"best, at {place}", f"{best_text} nats"))
+    rows.append(("average", f"{sum(values) / len(values):.2f} nats"))
     num_negative = sum(value < 0.0 for value in values)
     if num_negative:
         text = f"{num_negative} designs: the networks were hardly trained there"

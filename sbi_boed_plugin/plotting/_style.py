@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 
@@ -20,8 +23,11 @@ __all__ = [
     "VERMILLION",
     "despine",
     "draw_estimates",
-    "figure_and_axes",
+    "heat_map",
+    "label_steps",
     "legend_above",
+    "legend_of_panels",
+    "new_axes",
     "numbered_names",
     "ordered_colors",
     "with_inverse_unit",
@@ -32,12 +38,8 @@ PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 
 
-def figure_and_axes(ax: Axes | None) -> tuple[Figure, Axes]:
-    """Return given axes with their figure, or new ones."""
-    if ax is not None:
-        figure = ax.get_figure(root=True)
-        assert isinstance(figure, Figure)
-        return figure, ax
+def new_axes() -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     return figure, figure.subplots()
 
@@ -71,6 +73,26 @@ def draw_estimates(
     )
 
 
+def heat_map(
+    ax: Axes, values: np.ndarray, low: float, high: float, **style: Any
+) -> AxesImage:
+    """Draw values, a column per step, between two ends of the vertical axis."""
+    return ax.imshow(
+        values,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, values.shape[1] + 0.5, low, high),
+        **style,
+    )
+
+
+def label_steps(ax: Axes) -> None:
+    """Let the horizontal axis count steps."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("step")
+
+
 def legend_above(ax: Axes, num_columns: int = 2) -> None:
     """Put the legend above the axes, where it hides no data."""
     ax.legend(
@@ -82,13 +104,16 @@ def legend_above(ax: Axes, num_columns: int = 2) -> None:
     )
 
 
-def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str]:
-    """Return given names, or `what` with a number for each.
+def legend_of_panels(figure: Figure, ax: Axes) -> None:
+    """Put the legend of one panel above all."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
+    )
 
-    Example:
-        >>> numbered_names(None, "design", 2), numbered_names(None, "design", 1)
-        (['design 1', 'design 2'], ['design'])
-    """
+
+def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str]:
+    """Return given names, or `what` with a number for each if there are several."""
     if names is None:
         return [what] if num == 1 else [f"{what} {j + 1}" for j in range(num)]
     if len(names) != num:
@@ -97,12 +122,7 @@ def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str
 
 
 def ordered_colors(num: int) -> list[str]:
-    """Return colours of what has an order, from light to dark.
-
-    Example:
-        >>> ordered_colors(1) == [BLUE], len(set(ordered_colors(4)))
-        (True, 4)
-    """
+    """Return colours of what has an order, from light to dark."""
     if num == 1:
         return [BLUE]
     # Neither the yellow that white paper swallows, nor black.

@@ -12,7 +12,7 @@ from sbi_boed_plugin.plotting._style import (
     GREY,
     VERMILLION,
     despine,
-    figure_and_axes,
+    new_axes,
     numbered_names,
     ordered_colors,
 )
@@ -32,6 +32,9 @@ def plot_posterior(
 ) -> Figure:
     """Plot prior and posterior samples of all parameters and pairs, with the truth.
 
+    The figure has a histogram of each parameter and, below it in the same column, with
+    the same horizontal axis, its pairs with the parameters that follow.
+
     Args:
         samples: Posterior samples of shape `(num_samples, dim_theta)`.
         prior_samples: Prior samples of shape `(num_prior_samples, dim_theta)`.
@@ -39,20 +42,9 @@ def plot_posterior(
             `(1, dim_theta)`.
         names: Names of the parameters with units.
         log: For each parameter, whether it spans decades and is drawn as a logarithm.
-
-    Returns:
-        The figure: a histogram of each parameter and, below it in the same column,
-        with the same horizontal axis, its pairs with the parameters that follow.
-
-    Example:
-        >>> import torch
-        >>> figure = plot_posterior(0.1 * torch.randn(100, 2), torch.randn(100, 2))
-        >>> len(figure.axes)
-        4
     """
-    return plot_posterior_sequence(
-        [samples], prior_samples, true_parameters, names, labels=["posterior"], log=log
-    )
+    groups = {"prior": prior_samples, "posterior": samples}
+    return _draw_groups(groups, true_parameters, names, log)
 
 
 def plot_posterior_sequence(
@@ -60,41 +52,30 @@ def plot_posterior_sequence(
     prior_samples: Tensor,
     true_parameters: Tensor | None = None,
     names: Sequence[str] | None = None,
-    *,
-    labels: Sequence[str] | None = None,
-    log: Sequence[bool] | None = None,
 ) -> Figure:
     """Plot how experiments, one after another, narrow down the parameters.
 
-    Args:
-        samples: Posterior samples after each experiment, each of shape
-            `(num_samples, dim_theta)`.
-        prior_samples: Samples from before the first experiment, of shape
-            `(num_prior_samples, dim_theta)`.
-        true_parameters: As for `plot_posterior`, like `names`.
-        names: Names of the parameters with units.
-        labels: What each set of samples is; "after experiment 1" and so on if `None`.
-        log: As for `plot_posterior`.
-
-    Returns:
-        The figure, as of `plot_posterior`. Later experiments are darker and lie on top.
-
-    Raises:
-        ValueError: If there are no samples, or not as many labels as sets of samples.
+    `samples` are those after each experiment. Later experiments are darker and lie on
+    top; otherwise the figure is that of `plot_posterior`.
     """
     if len(samples) == 0:
         raise ValueError("samples is empty: give the samples of an experiment.")
-    if labels is None:
-        labels = [f"after experiment {k + 1}" for k in range(len(samples))]
-    if len(labels) != len(samples):
-        raise ValueError(
-            f"labels={list(labels)} must hold one label for each of the "
-            f"{len(samples)} sets of samples."
-        )
-    dim_theta = prior_samples.shape[-1]
+    groups = {"prior": prior_samples}
+    groups |= {f"after experiment {k}": group for k, group in enumerate(samples, 1)}
+    return _draw_groups(groups, true_parameters, names, None)
+
+
+def _draw_groups(
+    labelled: dict[str, Tensor],
+    true_parameters: Tensor | None,
+    names: Sequence[str] | None,
+    log: Sequence[bool] | None,
+) -> Figure:
+    """Draw labelled samples, of which the first are those of the prior."""
+    groups = [group.cpu() for group in labelled.values()]
+    dim_theta = groups[0].shape[-1]
     names = numbered_names(names, "parameter", dim_theta)
     truth = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
-    groups = [prior_samples.cpu(), *(group.cpu() for group in samples)]
     if log is not None and any(log):
         groups = [_with_logarithms(group, log) for group in groups]
         truth = None if truth is None else _with_logarithms(truth, log)
@@ -103,12 +84,11 @@ def plot_posterior_sequence(
             for name, is_log in zip(names, log, strict=True)
         ]
     limits = _limits(groups, truth)
-    styles = dict(
-        zip(["prior", *labels], [GREY, *ordered_colors(len(samples))], strict=True)
-    )
+    colors = [GREY, *ordered_colors(len(groups) - 1)]
+    styles = dict(zip(labelled, colors, strict=True))
     if dim_theta > 1:
         return _corner(groups, limits, truth, names, styles)
-    figure, ax = figure_and_axes(None)
+    figure, ax = new_axes()
     _draw_histograms(ax, groups, limits, truth, styles)
     ax.set_xlabel(names[0])
     ax.set_ylabel("density")
@@ -219,13 +199,7 @@ def _draw_pair(
         x, y = group[:, column].numpy(), group[:, row].numpy()
         ax.scatter(x, y, s=4, color=color, alpha=0.35, edgecolor="none")
     if truth is not None:
-        ax.plot(
-            truth[0, column],
-            truth[0, row],
-            "D",
-            color=VERMILLION,
-            markersize=8,
-            markeredgecolor="white",
-        )
+        style = {"color": VERMILLION, "markersize": 8, "markeredgecolor": "white"}
+        ax.plot(truth[0, column], truth[0, row], "D", **style)
     ax.set_ylim(*limits[row].tolist())
     despine(ax)

@@ -12,6 +12,7 @@ from sbi_boed_plugin.plotting._style import (
     GREY,
     VERMILLION,
     despine,
+    legend_of_panels,
     numbered_names,
 )
 
@@ -45,18 +46,6 @@ def plot_predictive(
         names: Names of the measurements with units.
         titles: Title of each experiment, for instance its design. If `None`, its
             number if there are several.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If not all lists have an entry for each experiment.
-
-    Example:
-        >>> import torch
-        >>> figure = plot_predictive([torch.zeros(1)], [torch.randn(100, 1)])
-        >>> figure.axes[0].get_xlabel()
-        'measurement'
     """
     num = len(x_o)
     given = {
@@ -117,7 +106,7 @@ def _histogram_panels(
         ax.set_xlabel(names[j])
         if panel % num_columns == 0:
             ax.set_ylabel("density")
-    _share_legend(figure, axes[0])
+    legend_of_panels(figure, axes[0])
     return figure
 
 
@@ -202,13 +191,5 @@ def _interval_panels(
         ax.set_ylabel("measured value")
         despine(ax)
     axes[-1].set_xlabel("measurement, ordered by its predicted median")
-    _share_legend(figure, axes[0])
+    legend_of_panels(figure, axes[0])
     return figure
-
-
-def _share_legend(figure: Figure, ax: Axes) -> None:
-    """Put the legend of one panel above all."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
-    )

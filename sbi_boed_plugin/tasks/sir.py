@@ -56,18 +56,6 @@ class SIR(Task):
             the mean and 0.003 in the probability of extinction.
         dequantize: Whether data are rounded and made continuous as described. If not,
             they are the real number that the equations hold, with its point mass.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> task = SIR()
-        >>> theta = task.prior.sample((3,))
-        >>> x = task.simulator(theta, torch.tensor([[1.0], [10.0], [100.0]]))
-        >>> x.shape
-        torch.Size([3, 1])
-        >>> task.has_log_likelihood
-        False
     """
 
     name = "sir"
@@ -97,13 +85,17 @@ class SIR(Task):
             "infected [people]", "infected at time {} [people]", dim_design
         )
 
-    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+    def _check_theta(self, theta: Tensor) -> None:
         check_not_negative(
             "theta", theta, "rates", "pass natural units, not logarithms"
         )
+
+    def _check_design(self, name: str, design: Tensor) -> None:
         check_not_negative(
-            "design", design, "times", f"choose them between 0.01 and {HORIZON:g}"
+            name, design, "times", f"choose them between 0.01 and {HORIZON:g}"
         )
+
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         infected = infected_at(
             theta.detach(), design.detach(), num_steps=self.num_steps
         )
@@ -123,11 +115,6 @@ def time_grid(times: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
     Returns the steps, of shape `(num_total, rows)`, and after which of them each time
     is reached, of shape `(num_times, rows)`.
-
-    Example:
-        >>> steps, index = time_grid(torch.tensor([[8.0, 2.0]]), num_steps=2)
-        >>> steps.cumsum(0).gather(0, index).T
-        tensor([[8., 2.]])
     """
     num_rows, num_times = times.shape
     unit = torch.linspace(0.0, 1.0, num_steps + 1, dtype=times.dtype)[1:].square()

@@ -73,25 +73,26 @@ class Task:
     def simulator(self, theta: Tensor, design: Tensor) -> Tensor:
         """Run one experiment per row; noise comes from torch's global generator.
 
-        Args:
-            theta: Parameters of shape `(batch, dim_theta)`, in natural units.
-            design: Designs of shape `(batch, dim_design)`, in natural units.
-
-        Returns:
-            Data of shape `(batch, dim_x)`, on the device and in the dtype of `theta`.
-
-        Raises:
-            ValueError: If a shape does not fit, or if a value is NaN or infinite.
+        Parameters `(batch, dim_theta)` and designs `(batch, dim_design)` are in natural
+        units. Data `(batch, dim_x)` have the device and dtype of `theta`. Other shapes,
+        and numbers that are not finite or not possible, raise a `ValueError`.
         """
         check_rows("theta", theta, self.dim_theta)
         check_rows("design", design, self.dim_design)
         if theta.shape[0] != design.shape[0]:
             raise ValueError(
                 f"`theta` has {theta.shape[0]} rows and `design` {design.shape[0]}: "
-                "give one design per row, for instance with "
-                "`design.expand(theta.shape[0], -1)`."
+                "give one design per row, as with `design.expand(theta.shape[0], -1)`."
             )
+        self._check_theta(theta)
+        self._check_design("design", design)
         return self._simulate(theta, design.to(theta))
+
+    def _check_theta(self, theta: Tensor) -> None:
+        """Refuse parameters at which the model is not defined."""
+
+    def _check_design(self, name: str, design: Tensor) -> None:
+        """Refuse designs at which the model is not defined."""
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         """Return data of checked parameters and designs."""
@@ -100,17 +101,9 @@ class Task:
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         """Return `log p(x | theta, design)`; leading dimensions broadcast.
 
-        Args:
-            x: Data of shape `(..., dim_x)`.
-            theta: Parameters of shape `(..., dim_theta)`.
-            design: Designs of shape `(..., dim_design)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
-
-        Raises:
-            NotImplementedError: If the likelihood is intractable
-                (`has_log_likelihood` is `False`).
+        Data `(..., dim_x)`, parameters `(..., dim_theta)` and designs
+        `(..., dim_design)` give log-densities `(...)`, in nats. A task without one
+        (`has_log_likelihood` is `False`) raises a `NotImplementedError`.
         """
         raise NotImplementedError(
             f"The likelihood of task {self.name!r} is intractable: test "
@@ -120,15 +113,9 @@ class Task:
     def exact_eig(self, design: Tensor) -> tuple[float, float]:
         """Return the expected information gain of a design and its standard error.
 
-        Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
-
-        Returns:
-            Value and standard error, in nats. The error is zero for a closed form.
-
-        Raises:
-            NotImplementedError: If no exact answer is known (`has_exact_eig` is
-                `False`).
+        The design has shape `(dim_design,)` or `(1, dim_design)`. Both numbers are in
+        nats; the error of a closed form is zero. A task without exact answers
+        (`has_exact_eig` is `False`) raises a `NotImplementedError`.
         """
         raise NotImplementedError(
             f"No exact information gain is known for task {self.name!r}: test "
