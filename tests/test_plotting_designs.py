@@ -205,7 +205,7 @@ def test_one_design_value_is_a_heat_map_with_the_mode_on_top():
     # The densest row of each step is where the mode is.
     densest = (density.argmax(axis=0) + 0.5) * 24.0 / 200
     assert np.abs(densest - line.get_ydata()).max() < 24.0 / 200
-    assert bar.get_ylabel() == "policy density [1/h]"
+    assert bar.get_ylabel() == "policy density [1/(h)]"
     assert legend_texts(ax) == ["mode"]
 
 

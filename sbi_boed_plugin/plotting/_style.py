@@ -1,6 +1,5 @@
 """What all figures share."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +29,6 @@ __all__ = [
     "new_axes",
     "numbered_names",
     "ordered_colors",
-    "with_inverse_unit",
 ]
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -128,17 +126,3 @@ def ordered_colors(num: int) -> list[str]:
     # Neither the yellow that white paper swallows, nor black.
     parts = np.linspace(0.85, 0.1, num)
     return [to_hex(color) for color in matplotlib.colormaps["viridis"](parts)]
-
-
-def with_inverse_unit(what: str, name: str) -> str:
-    """Return what is a density with the inverse of the unit that a name ends with.
-
-    Example:
-        >>> with_inverse_unit("density", "time [h]"), with_inverse_unit("density", "ξ")
-        ('density [1/h]', 'density')
-    """
-    match = re.search(r"\[([^\]]*)\]$", name)
-    if match is None:
-        return what
-    unit = match[1] if match[1].isalpha() else f"({match[1]})"
-    return f"{what} [1/{unit}]"

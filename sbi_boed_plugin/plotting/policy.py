@@ -1,5 +1,6 @@
 """Figures of a design policy over training."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,6 @@ from sbi_boed_plugin.plotting._style import (
     legend_above,
     new_axes,
     numbered_names,
-    with_inverse_unit,
 )
 
 __all__ = ["plot_policy", "plot_policy_candidates"]
@@ -74,7 +74,8 @@ def plot_policy(
             # Without the power, wide policies would be as pale as nothing.
             style = {"cmap": "Blues", "norm": PowerNorm(0.7, vmin=0.0)}
             image = heat_map(ax, density, least, most, **style)
-            label = with_inverse_unit("policy density", name)
+            unit = re.search(r"\[(.*)\]$", name)
+            label = "policy density" + (f" [1/({unit[1]})]" if unit else "")
             figure.colorbar(image, ax=ax, label=label)
         else:
             despine(ax)

@@ -92,15 +92,10 @@ def _histogram_panels(
         ax.remove()
     for panel, ax in enumerate(axes[: num * dim_x]):
         k, j = divmod(panel, dim_x)
-        before = prior[k]
-        _draw_histograms(
-            ax,
-            observed[k][j],
-            predicted[k][:, j],
-            None if before is None else before[:, j],
-        )
+        value, draws, before = observed[k][j], predicted[k][:, j], prior[k]
+        _draw_histograms(ax, value, draws, None if before is None else before[:, j])
         # Data with point masses tie; half of the ties count.
-        below = 0.5 + 0.5 * np.sign(observed[k][j] - predicted[k][:, j]).mean()
+        below = 0.5 + 0.5 * np.sign(value - draws).mean()
         title = f"{titles[k]}\n{below:.0%} of draws below".lstrip()
         ax.set_title(title, fontsize="medium")
         ax.set_xlabel(names[j])
@@ -113,7 +108,10 @@ def _histogram_panels(
 def _draw_histograms(
     ax: Axes, observed: float, predicted: np.ndarray, prior: np.ndarray | None
 ) -> None:
-    """Draw what was predicted of one measurement, beside what was observed."""
+    """Draw what was predicted of one measurement, beside what was observed.
+
+    The histograms are densities over all values, those outside of the axes included.
+    """
     ends = [*np.quantile(predicted, [0.005, 0.995]), observed]
     if prior is not None:
         ends += np.quantile(prior, [0.02, 0.98]).tolist()
@@ -123,40 +121,24 @@ def _draw_histograms(
     margin = 0.03 * (high - low)
     low, high = low - margin, high + margin
     if prior is not None:
-        ax.hist(
-            prior,
-            bins=40,
-            range=(low, high),
-            weights=_density_weights(prior, (high - low) / 40),
-            color=GREY,
-            alpha=0.35,
-            label="prior predictive",
-        )
+        weights = np.full(len(prior), 40 / (len(prior) * (high - low)))
+        style = {"color": GREY, "alpha": 0.35, "label": "prior predictive"}
+        ax.hist(prior, bins=40, range=(low, high), weights=weights, **style)
     # Narrow predictions need narrower bins than those of the prior.
     first, last = np.quantile(predicted, [0.005, 0.995])
     # But not so narrow that a point mass dwarfs everything else.
     width = max((last - first) / 25, (high - low) / 80)
     num_bins = max(1, round((last - first) / width))
     first = 0.5 * (first + last - num_bins * width)
-    ax.hist(
-        predicted,
-        bins=first + width * np.arange(num_bins + 1),
-        weights=_density_weights(predicted, width),
-        histtype="step",
-        color=BLUE,
-        linewidth=1.5,
-        label="posterior predictive",
-    )
+    bins = first + width * np.arange(num_bins + 1)
+    weights = np.full(len(predicted), 1.0 / (len(predicted) * width))
+    style = {"histtype": "step", "linewidth": 1.5, "label": "posterior predictive"}
+    ax.hist(predicted, bins=bins, weights=weights, color=BLUE, **style)
     ax.axvline(observed, color=VERMILLION, linewidth=1.5, label="observed")
     ax.set_xlim(low, high)
     ax.set_yticks([])
     despine(ax)
     ax.spines["left"].set_visible(False)
-
-
-def _density_weights(values: np.ndarray, width: float) -> np.ndarray:
-    """Return weights of a histogram that is a density over all values, all included."""
-    return np.full(len(values), 1.0 / (len(values) * width))
 
 
 def _interval_panels(

@@ -45,8 +45,7 @@ def weights(proportions: Tensor) -> Tensor:
     """Return the weights of three goods from two stick-breaking proportions.
 
     The first good takes its proportion of one, the second its proportion of what is
-    left. Proportions from Beta(1, 2) and Beta(1, 1) give uniformly distributed
-    weights, Dirichlet(1, 1, 1).
+    left.
     """
     first, second = proportions.unbind(dim=-1)
     rest = 1.0 - first

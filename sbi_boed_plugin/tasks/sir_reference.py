@@ -70,21 +70,12 @@ def brute_force_eig(
 ) -> BruteForceEIG:
     """Estimate the expected information gain of one count, at several times at once.
 
-    All times are read off the same trajectories. Parameters come from
-    `num_replicates` independently scrambled Sobol sequences; leaving out one of them
-    at a time (jackknife) gives the standard error, and removes the bias of the
-    marginal's histogram. Global random state is neither used nor changed. Too few
-    trajectories leave a bias: up to 0.01 nats with 1024 and 0.003 with 2048.
-
-    Args:
-        times: Times of shape `(num_times,)`, between 0 and 100.
-        num_parameters: Number of draws from the prior, rounded up to a multiple of
-            `num_replicates`.
-        num_trajectories: Number of trajectories for each of them, rounded up to an
-            even number.
-        num_replicates: Number of independent parts, at least two.
-        num_steps: Number of time steps to the latest time.
-        seed: Seed of parameters and noise.
+    All times `(num_times,)`, between 0 and 100, are read off the same trajectories, of
+    which there are `num_trajectories` for each of `num_parameters` draws from the
+    prior. These come from `num_replicates` independently scrambled Sobol sequences;
+    leaving out one of them at a time (jackknife) gives the standard error, and removes
+    the bias of the marginal's histogram. Too few trajectories leave a bias: up to 0.01
+    nats with 1024 and 0.003 with 2048. Global random state is neither used nor changed.
     """
     if times.dim() != 1 or not bool((times >= 0).all()):
         raise ValueError(
