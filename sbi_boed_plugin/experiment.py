@@ -84,17 +84,8 @@ def make_trainer(
 ) -> NLE_INCE:
     """Return a trainer for a task, in the coordinates that suit it, without a tracker.
 
-    Args:
-        task: Simulator, prior and design space.
-        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`. If
-            `None`, `"mdn"` for one measurement, where autoregressive flows are mere
-            Gaussians and splines slow to become as narrow as the noise, and `"maf"`
-            for several.
-        policy: A policy; or a family of `POLICIES`, over the design space of the task.
-        posterior_embedding: Network of rows `(x, design)` that the posterior sees them
-            through, such as
-            :class:`~sbi_boed_plugin.MeasurementSetEmbedding`.
-        show_progress_bars: Whether training shows a progress bar.
+    The policy may be a family of `POLICIES`, over the design space of the task. The
+    posterior sees rows `(x, design)` through its embedding.
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
@@ -103,6 +94,8 @@ def make_trainer(
             )
         policy = POLICIES[policy](task.design_low, task.design_high)
     if density_estimator is None:
+        # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
+        # become as narrow as the noise.
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
     coordinates = {
         "dim_design": task.dim_design,

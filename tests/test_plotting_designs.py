@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import EIGEstimate, plotting
-from sbi_boed_plugin.plotting._policy_density import policy_densities
+from sbi_boed_plugin.plotting.policy import policy_densities
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     NormalPolicy,

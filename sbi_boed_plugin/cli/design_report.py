@@ -106,7 +106,9 @@ def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
     ]
     values, names = summary["design"], summary["design_names"]
     if len(values) > _MAX_NAMED:
-        text = f"{len(values)} values, in order: {_numbers(result.design.sort().values)}"
+        text = (
+            f"{len(values)} values, in order: {_numbers(result.design.sort().values)}"
+        )
         lines.append(textwrap.indent(textwrap.fill(text, width=78), "  "))
     else:
         lines += _aligned([(n, f"{v:.4g}") for n, v in zip(names, values, strict=True)])

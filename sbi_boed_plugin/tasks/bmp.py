@@ -78,10 +78,8 @@ class BMP(GaussianTask):
         """Whether there is noise, and with it a likelihood."""
         return self.noise > 0.0
 
-    @property
-    def has_exact_eig(self) -> bool:
-        """Whether there is noise, and with it a finite information gain."""
-        return self.noise > 0.0
+    # Without noise the information gain is infinite.
+    has_exact_eig = has_log_likelihood
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         """Return `log p(x | theta, design)` in nats, if there is noise."""
