@@ -191,12 +191,17 @@ def test_nested_information_is_the_same_in_chunks(monkeypatch):
     assert task.exact_eig(design, num_samples=128) == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("name", [*ONE_VALUE, "noisy_linear"])
+def test_exact_eig_refuses_too_few_samples(name):
+    task = get_task(name)
+    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
+        task.exact_eig(task.design_high, num_samples=1)
+
+
 @pytest.mark.parametrize("name", ONE_VALUE)
 def test_exact_eig_refuses_what_it_cannot_use(name):
     task = make(name)
     design = task.design_high
-    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
-        task.exact_eig(design, num_samples=1)
     with pytest.raises(ValueError, match=r"`designs` must have shape \(batch"):
         task.exact_eig_grid(design)
     with pytest.raises(ValueError, match="`design` must be finite"):
