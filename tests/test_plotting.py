@@ -82,17 +82,17 @@ def eig_over_design():
 
 
 def eig_map():
-    values = torch.linspace(-4.0, 4.0, 5)
-    designs = torch.cartesian_prod(values, values)
-    estimates = [EIGEstimate(v, 0.1, "pce") for v in (-designs.norm(dim=1)).tolist()]
+    designs = torch.cartesian_prod(torch.arange(3.0), torch.tensor([10.0, 20.0]))
+    designs = designs[[3, 1, 5, 0, 4, 2]]
+    values = (designs.sum(dim=1) - 15.0).tolist()
     return plotting.plot_eig_map(
         designs,
-        estimates,
-        design=designs[12],
+        [EIGEstimate(value, 0.1, "pce") for value in values],
+        design=designs[2],
         eig=EIG,
-        candidates=[(designs[12], EIG), (designs[13], EIG)],
-        reference=[(1.0, 0.1)] * 25,
-        visited=designs[:, 0] > -3.0,
+        candidates=[(designs[2], EIG), (designs[0], EIG)],
+        reference=[(8.0, 0.1)] * 6,
+        visited=designs[:, 0] > 0.0,
         names=["first coordinate [m]", "second coordinate [m]"],
     )
 

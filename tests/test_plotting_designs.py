@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin import EIGEstimate, plotting
+from sbi_boed_plugin import plotting
 from sbi_boed_plugin.plotting.policy import policy_densities
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
@@ -15,7 +15,7 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
-from tests.test_plotting import EIG, legend_texts, policy
+from tests.test_plotting import EIG, eig_map, eig_over_design, legend_texts, policy
 
 LOW, HIGH = torch.tensor([0.0, -5.0]), torch.tensor([24.0, 5.0])
 
@@ -34,84 +34,63 @@ def record(policy, num_steps=5, seed=0):
     return {key: [entry[key] for entry in history] for key in history[0]}
 
 
-def estimates_of(values, error=0.1):
-    return [EIGEstimate(float(value), error, "barber_agakov") for value in values]
-
-
 def marker_positions(ax, label):
     (container,) = [c for c in ax.containers if c.get_label() == label]
     return container.lines[0].get_xydata()
 
 
 def test_the_curve_shows_estimates_candidates_and_the_design_found():
-    designs = torch.linspace(0.0, 10.0, 11)
-    candidates = [(torch.tensor([7.0]), EIG), (torch.tensor([3.0]), EIG)]
-    figure = plotting.plot_eig_over_design(
-        designs, estimates_of(designs / 10), design=7.0, eig=EIG, candidates=candidates
-    )
-    (ax,) = figure.axes
-    shown = marker_positions(ax, "lower bound ± standard error")
-    assert shown == pytest.approx(np.stack([designs, designs / 10], axis=1))
-    compared = marker_positions(ax, "candidates compared")
-    assert compared.tolist() == [[7.0, EIG.value], [3.0, EIG.value]]
-    assert marker_positions(ax, "design found").tolist() == [[7.0, EIG.value]]
-    assert ax.get_xscale() == "linear"
-
-
-def test_untrained_designs_do_not_squeeze_the_curve():
-    estimates = estimates_of([-600.0, -20.0], error=50.0) + estimates_of([0.5, 2.0])
-    (ax,) = plotting.plot_eig_over_design(torch.arange(4.0), estimates).axes
-    bottom, top = ax.get_ylim()
-    assert bottom == -0.5 and 2.0 < top < 3.0
-    shown = marker_positions(ax, "lower bound ± standard error")
-    assert shown.tolist() == [[2.0, 0.5], [3.0, 2.0]]
+    (ax,) = eig_over_design().axes
+    # The first estimate, far below, must not squeeze the others.
+    floor = -0.25 * 1.1
+    assert ax.get_ylim()[0] == pytest.approx(floor)
     lines = {line.get_label(): line for line in ax.get_lines()}
     below = lines["lower bound, further below"].get_xydata()
-    assert below.tolist() == [[0.0, -0.5], [1.0, -0.5]]
+    assert below == pytest.approx(np.array([[0.0, floor]]))
+    shown = marker_positions(ax, "lower bound ± standard error")
+    expected = np.arange(1.0, 11.0)[:, None] * [1.0, 0.1]
+    assert shown == pytest.approx(expected)
+    compared = marker_positions(ax, "candidates compared")
+    assert compared.tolist() == [[8.0, EIG.value], [3.0, EIG.value]]
+    assert marker_positions(ax, "design found").tolist() == [[8.0, EIG.value]]
+    assert lines["reference"].get_ydata()[1:] == pytest.approx(expected[:, 1] + 0.1)
+    assert ax.get_xscale() == "linear" and ax.get_xlabel() == "time [s]"
+    assert legend_texts(ax).count("never visited by the policy") == 1
 
 
-def test_a_map_has_each_estimate_at_its_design():
-    first, second = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([10.0, 20.0])
-    designs = torch.cartesian_prod(first, second)[[3, 1, 5, 0, 4, 2]]
-    design = torch.tensor([2.0, 20.0])
-    figure = plotting.plot_eig_map(
-        designs,
-        estimates_of(designs.sum(dim=1)),
-        design=design,
-        eig=EIG,
-        candidates=[(design, EIG), (torch.tensor([1.0, 20.0]), EIG)],
-        names=["dose [mg]", "time [h]"],
-    )
-    ax, bar = figure.axes
-    (mesh,) = ax.collections
+def test_a_map_has_each_estimate_at_its_design_and_shares_its_colours():
+    learned, reference, bar = eig_map().axes
+    (mesh,) = learned.collections
     shown = np.asarray(mesh.get_array()).reshape(2, 3)
-    assert shown.tolist() == [[10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("dose [mg]", "time [h]")
-    assert bar.get_ylabel() == "expected information gain [nats]"
-    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
-    assert lines["runners-up"] == [[1.0, 20.0]]
-    assert lines["design found: 1.20 ± 0.05 nats"] == [[2.0, 20.0]]
-
-
-def test_a_map_and_its_reference_share_colours_from_zero():
-    designs = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
-    estimates = estimates_of(torch.arange(-4.0, 5.0))
-    figure = plotting.plot_eig_map(designs, estimates, reference=[(6.0, 0.1)] * 9)
-    learned, reference, _ = figure.axes
-    for ax in (learned, reference):
-        assert ax.collections[0].get_clim() == (0.0, 6.0)
+    assert shown.tolist() == [[-5.0, -4.0, -3.0], [5.0, 6.0, 7.0]]
+    # From zero to the largest value of both.
+    assert mesh.get_clim() == reference.collections[0].get_clim() == (0.0, 8.0)
     assert learned.get_title() == "lower bound, learned"
     assert reference.get_title() == "reference"
-    assert figure.legends == []
+    assert learned.get_xlabel() == "first coordinate [m]"
+    assert learned.get_ylabel() == "second coordinate [m]"
+    assert bar.get_ylabel() == "expected information gain [nats]"
+    lines = {line.get_label(): line.get_xydata() for line in learned.get_lines()}
+    assert lines["runners-up"].tolist() == [[1.0, 20.0]]
+    assert lines["design found: 1.20 ± 0.05 nats"].tolist() == [[2.0, 20.0]]
+    crosses = lines["never visited by the policy"]
+    assert sorted(crosses.tolist()) == [[0.0, 10.0], [0.0, 20.0]]
 
 
 def test_designs_over_decades_have_logarithmic_axes():
-    values = torch.logspace(-2.0, 2.0, 3)
-    curve = plotting.plot_eig_over_design(values, estimates_of(range(3)), log=True)
-    assert curve.axes[0].get_xscale() == "log"
-    designs = torch.cartesian_prod(values, values)
-    figure = plotting.plot_eig_map(designs, estimates_of(range(9)), log=True)
+    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
+    visited = torch.tensor([False, False, True, False])
+    (ax,) = plotting.plot_eig_over_design(
+        designs, [EIG] * 4, visited=visited, log=True
+    ).axes
+    assert ax.get_xscale() == "log"
+    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
+    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
+    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
+    grid = torch.cartesian_prod(designs, designs)
+    figure = plotting.plot_eig_map(grid, [EIG] * 16, log=True)
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+    assert figure.legends == []
 
 
 def test_visits_are_of_all_design_values_together():
@@ -139,25 +118,6 @@ def test_visits_are_counted_in_simulations(scale, num_simulations, visited):
     history["num_simulations"] = num_simulations
     found = plotting.visited_designs(history, grid, grid[0], grid[-1])
     assert found.nonzero().flatten().tolist() == visited
-
-
-def test_designs_never_visited_are_marked():
-    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
-    visited = torch.tensor([False, False, True, False])
-    estimates = estimates_of(range(4))
-    figure = plotting.plot_eig_over_design(
-        designs, estimates, visited=visited, log=True
-    )
-    (ax,) = figure.axes
-    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
-    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
-    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
-    assert legend_texts(ax).count("never visited by the policy") == 1
-    grid = torch.cartesian_prod(designs[:2], designs[:2])
-    (crosses,) = (
-        plotting.plot_eig_map(grid, estimates, visited=visited).axes[0].get_lines()
-    )
-    assert crosses.get_xydata().tolist() == grid[~visited].tolist()
 
 
 @pytest.mark.parametrize(
