@@ -43,13 +43,10 @@ def plot_trace(
     that it also grows because the policy narrows. Values of the first tenth of the
     steps, when the networks know nothing yet, may lie below the figure.
 
-    Args:
-        history: History of a `DesignResult`.
-        eig: Final estimate, of the design that was found.
-        objective: Objective of the search, to name the curve.
-        cap: Largest value of a step, in nats: `log(L + 1)` for `"info_nce"` with `L`
-            contrastive samples. The other objectives have none.
-        exact: Exact information gain of the design that was found, in nats.
+    `history` is that of a `DesignResult`; `objective`, that of the search, names the
+    curve. `eig` is the final estimate and `exact` the exact information of the design
+    that was found. `cap` is the largest value of a step: `log(L + 1)` for `"info_nce"`
+    with `L` contrastive samples; the other objectives have none.
     """
     figure, ax = new_axes()
     values = np.asarray(history["eig"])

@@ -52,18 +52,12 @@ def plot_eig_over_design(
     The axis does not follow negative estimates far down, which a likelihood gives
     that was hardly trained at a design: triangles at the lower edge stand for them.
 
-    Args:
-        designs: Sorted designs of shape `(num_designs,)` or `(num_designs, 1)`.
-        estimates: Estimate of each design.
-        design: The design that was found.
-        eig: Its estimate.
-        candidates: Designs that a search compared, as in `DesignResult.candidates`.
-        reference: Value and standard error of each design from another source, such
-            as the exact answer, in nats.
-        visited: Whether the policy has been near each design, as `visited_designs`
-            says. The others are shaded: the networks were not trained there.
-        name: Name of the design with its unit.
-        log: Whether the design is on a logarithmic scale.
+    `estimates` are those of sorted `designs`, of shape `(num_designs,)` or
+    `(num_designs, 1)`; `design` is the one that was found, `eig` its estimate, and
+    `candidates` are what a search compared, as in `DesignResult`. `reference` holds
+    value and standard error of each design from another source, such as the exact
+    answer, in nats. Designs not `visited`, as `visited_designs` says, are shaded: the
+    networks were not trained there. `log` is for designs that span decades.
     """
     figure, ax = new_axes()
     positions = designs.reshape(-1).cpu().numpy()

@@ -48,12 +48,9 @@ def plot_policy(
     are rows of an image. For a policy that chooses among candidates see
     :func:`plot_policy_candidates`.
 
-    Args:
-        history: History of a `DesignResult`, with what its policy describes: `"mode"`,
-            mostly `"scale"` and, for mixtures, `"loc"` and `"weights"`.
-        low: Smallest design, of shape `(dim_design,)`; `None` if there are no bounds.
-        high: Largest design, likewise.
-        names: Names of the design values with units.
+    `history` is that of a `DesignResult`, with what its policy describes: `"mode"`,
+    mostly `"scale"` and, for mixtures, `"loc"` and `"weights"`. `low` and `high`, of
+    shape `(dim_design,)`, are `None` if there are no bounds.
     """
     mode = np.asarray(history["mode"])
     scale = np.asarray(history.get("scale", np.zeros_like(mode)))

@@ -34,13 +34,9 @@ def plot_posterior(
     The figure has a histogram of each parameter and, below it in the same column, with
     the same horizontal axis, its pairs with the parameters that follow.
 
-    Args:
-        samples: Posterior samples of shape `(num_samples, dim_theta)`.
-        prior_samples: Prior samples of shape `(num_prior_samples, dim_theta)`.
-        true_parameters: Parameters behind the observation, of shape `(dim_theta,)` or
-            `(1, dim_theta)`.
-        names: Names of the parameters with units.
-        log: For each parameter, whether it spans decades and is drawn as a logarithm.
+    Samples have shape `(num, dim_theta)`, and the true parameters `(dim_theta,)` or
+    `(1, dim_theta)`. `log` says of each parameter whether it spans decades and is drawn
+    as a logarithm.
     """
     groups = {"prior": prior_samples, "posterior": samples}
     return _corner(groups, true_parameters, names, log)

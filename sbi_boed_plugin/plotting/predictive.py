@@ -38,14 +38,10 @@ def plot_predictive(
     it. Each measurement has a panel, each experiment with several a row. An experiment
     with more than eight measurements has one panel, with intervals.
 
-    Args:
-        x_o: Observation of each experiment, of shape `(dim_x,)` or `(1, dim_x)`.
-        posterior_predictive: Simulations of each experiment at its design, with
-            parameters from the posterior, of shape `(num_samples, dim_x)`.
-        prior_predictive: The same with parameters from the prior, for comparison.
-        names: Names of the measurements with units.
-        titles: Title of each experiment, for instance its design. If `None`, its
-            number if there are several.
+    Of each experiment there are an observation, `(dim_x,)` or `(1, dim_x)`, simulations
+    at its design with parameters from the posterior, `(num_samples, dim_x)`, and
+    perhaps such with parameters from the prior, and a title. `names` are those of the
+    measurements with units.
     """
     num = len(x_o)
     given = {
