@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sbi_boed_plugin.benchmark.frames import mean_and_sem, result_table
 from sbi_boed_plugin.benchmark.runner import run_jobs
 from sbi_boed_plugin.benchmark.store import Record, Store
+from sbi_boed_plugin.benchmark.summary import mean_and_sem
 
 __all__ = ["Job", "Row", "Study", "averages", "run_study"]
 
@@ -83,7 +83,9 @@ def run_study(
         retry_failed=True,
         show_progress=show_progress,
     )
-    table = result_table(_with_earlier(records, store))
+    # Rows of jobs of more seeds, which an earlier run has finished, stay in the table.
+    others = [record for record in store.read_all() if record not in records]
+    table = _result_table([*records, *others])
     if len(table):
         _write(study, output / stem, table, show_progress)
     failed = [record for record in records if record["error"]]
@@ -106,6 +108,17 @@ def averages(
     return mean_and_sem(table, by, values).to_dict("records")
 
 
+def _result_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Return settings, results and costs of all jobs with a result, one row a job."""
+    rows = []
+    for record in records:
+        if record["status"] == "done":
+            costs = {name: record[name] for name in ("seconds", "load")}
+            costs["version"] = record["versions"].get("sbi_boed_plugin")
+            rows.append({**record["job"], **record["result"], **costs})
+    return pd.DataFrame(rows)
+
+
 def _run(run: Callable[[Job, bool], Row], quick: bool, job: Job) -> Row:
     # Hundreds of jobs would repeat the same warnings.
     warnings.simplefilter("ignore")
@@ -113,12 +126,6 @@ def _run(run: Callable[[Job, bool], Row], quick: bool, job: Job) -> Row:
     if repeated := sorted(set(row) & set(job)):
         raise ValueError(f"the row repeats the columns {repeated}.")
     return row
-
-
-def _with_earlier(records: Sequence[Record], store: Store) -> list[Record]:
-    """Return the records of a run, then those of other jobs in the folder."""
-    others = [record for record in store.read_all() if record not in records]
-    return [*records, *others]
 
 
 def _write(study: Study, stem: Path, table: pd.DataFrame, show: bool) -> None:

@@ -18,11 +18,7 @@ class SbiBoedSearchPath(SearchPathPlugin):
     """Adds our methods and their configurations to those of sbibm's runner."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append our folder, after all that the application has.
-
-        Args:
-            search_path: The search path of hydra.
-        """
+        """Append our folder, after all that the application has."""
         # Other applications of hydra are none of our business.
         if "sbibm" in sys.modules:
             import_module("sbi_boed_plugin")

@@ -1,4 +1,4 @@
-"""Which sbi this package needs, and what our trainers do otherwise than sbi's."""
+"""Which sbi this package needs, and what all our trainers check or keep."""
 
 import pickle
 from typing import Any
@@ -18,16 +18,14 @@ _SUPPORTED_SBI = "0.27"
 
 
 def check_sbi_version(version: str) -> None:
-    """Raise an `ImportError` unless an sbi is of the minor version that we support.
+    """Raise an `ImportError` for another minor version than the one we support.
 
-    A warning would not do: the trainers subclass private parts of sbi, which another
-    minor version may move, rename or, worse, give another meaning.
+    The trainers subclass private parts of sbi, whose meaning another may change.
     """
     if version.split(".")[:2] != _SUPPORTED_SBI.split("."):
         raise ImportError(
             f"sbi_boed_plugin needs sbi {_SUPPORTED_SBI}.x, but sbi {version} is "
-            'installed. Run `pip install "sbi>=0.27,<0.28"`, or look for a newer '
-            "sbi_boed_plugin."
+            'installed. Run `pip install "sbi>=0.27,<0.28"`.'
         )
 
 

@@ -5,45 +5,90 @@ interface, `infer(simulator, prior, method="nle_ince", num_simulations=1_000)`, 
 looks its method up in `sbi.inference`. When somebody imports sbibm, it is repaired to
 run beside a current sbi and without Julia, and `sbibm.algorithms` gets our methods.
 
-Importing the package registers it. Set the environment variable
-`SBI_BOED_PLUGIN_AUTOREGISTER` to `0`, `false`, `no`, `off` or nothing, in capitals or
-not, to prevent that, and call `register()` yourself.
+Importing the package registers it, unless the environment variable
+`SBI_BOED_PLUGIN_AUTOREGISTER` is `0`, `false`, `no`, `off` or empty.
 """
 
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 import sbi.inference
 
-from sbi_boed_plugin._import_hooks import AfterImport
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
 
-__all__ = ["autoregister", "is_registered", "register", "unregister"]
+__all__ = ["AfterImport", "autoregister", "is_registered", "register", "unregister"]
 
 _AUTOREGISTER_VARIABLE = "SBI_BOED_PLUGIN_AUTOREGISTER"
 _NO = ("0", "false", "no", "off", "")
 
-_TRAINERS: dict[str, object] = {
-    "NLE_INCE": NLE_INCE,
-    "NPE_GKL": NPE_GKL,
-    "NRE_GKL": NRE_GKL,
-}
+_TRAINERS = {"NLE_INCE": NLE_INCE, "NPE_GKL": NPE_GKL, "NRE_GKL": NRE_GKL}
 _ALGORITHMS = "sbibm.algorithms"
 
 
-def _run_functions() -> dict[str, object]:
+class AfterImport(MetaPathFinder):
+    """Calls a function after the next import of a module, and is gone afterwards.
+
+    An import that fails, and one that only looks for the module, change nothing.
+    """
+
+    def __init__(self, module: str, action: Callable[[], None]) -> None:
+        self._module = module
+        self._action = action
+
+    def wait(self) -> None:
+        """Wait for the next import of the module."""
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+
+    def cancel(self) -> None:
+        """Wait no longer."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: Any = None
+    ) -> ModuleSpec | None:
+        """Find the module as the other finders do."""
+        if fullname != self._module:
+            return None
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            self._act_after(spec.loader)
+        return spec
+
+    def _act_after(self, loader: Any) -> None:
+        """Let a loader call the function once it has executed the module."""
+        execute = loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # which uncovers the method of its class.
+            execute(module)
+            if self in sys.meta_path:
+                self.cancel()
+                self._action()
+
+        loader.exec_module = exec_module
+
+
+def _run_functions() -> dict[str, Any]:
     """Return what `sbibm.algorithms` gets; only users of sbibm import it."""
     from sbi_boed_plugin.sbibm import nle_ince, npe_gkl, nre_gkl
 
     return {"nle_ince": nle_ince, "npe_gkl": npe_gkl, "nre_gkl": nre_gkl}
 
 
-def _registries() -> list[tuple[ModuleType, dict[str, object]]]:
+def _registries() -> list[tuple[ModuleType, dict[str, Any]]]:
     """Return each imported module that gets names of ours, with those names."""
     registries = [(sbi.inference, _TRAINERS)]
     if _ALGORITHMS in sys.modules:
@@ -51,7 +96,7 @@ def _registries() -> list[tuple[ModuleType, dict[str, object]]]:
     return registries
 
 
-def _taken(module: ModuleType, names: dict[str, object]) -> list[str]:
+def _taken(module: ModuleType, names: dict[str, Any]) -> list[str]:
     """Return which names a module uses for something that is not ours."""
     # vars() rather than getattr(): sbi answers getattr() for its deprecated aliases.
     return [n for n, value in names.items() if vars(module).get(n, value) is not value]
@@ -107,9 +152,8 @@ def register() -> None:
         for name in _taken(module, names):
             raise ValueError(
                 f"Cannot register `{module.__name__}.{name}`: the name is taken by "
-                f"{vars(module)[name]!r}. Remove that first, or set the "
-                f"environment variable {_AUTOREGISTER_VARIABLE}=0 to import "
-                "sbi_boed_plugin without registering it."
+                f"{vars(module)[name]!r}. Remove that first, or set "
+                f"{_AUTOREGISTER_VARIABLE}=0 to import without registering."
             )
     _add()
     if "sbibm" in sys.modules:
@@ -134,11 +178,7 @@ def unregister() -> None:
 
 
 def is_registered() -> bool:
-    """Tell whether all our methods are where `register()` puts them.
-
-    Returns:
-        True after `register()`, False after `unregister()`.
-    """
+    """Tell whether all our methods are where `register()` puts them."""
     return all(
         vars(module).get(name) is value
         for module, names in _registries()
@@ -147,12 +187,6 @@ def is_registered() -> bool:
 
 
 def autoregister() -> None:
-    """Register, unless the environment says `SBI_BOED_PLUGIN_AUTOREGISTER=0`.
-
-    The package calls it when it is imported.
-
-    Raises:
-        ValueError: As `register()` does.
-    """
+    """Register when the package is imported, unless the environment forbids it."""
     if os.environ.get(_AUTOREGISTER_VARIABLE, "1").strip().lower() not in _NO:
         register()

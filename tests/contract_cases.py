@@ -108,9 +108,6 @@ class TrainerCase:
     samplers = tuple(name for name in SAMPLERS if name != "direct")
     in_potential: str  # What potentials call the network.
     renamed_defaults: dict[str, Any] = {}  # that differ from the peer's on purpose.
-    # Arguments after the first two of `append_simulations`, and before and after the
-    # common ones of `train`, by position.
-    positional: tuple[tuple, tuple, tuple]
 
     train_kwargs: dict[str, Any] = {}  # of every training,
     train_again: dict[str, Any] = {}  # of another one with the same simulations,
@@ -226,7 +223,6 @@ class NLEInceCase(TrainerCase):
     condition_index = 0
     in_potential = "likelihood_estimator"
     renamed_defaults = {"algorithm": "NLE_INCE"}
-    positional = ((False, 0), (), (False, False, False, False, None))
     as_peer = {"num_contrastive": 0, "regularization_strength": 1.0}
     objective = {"regularization_strength": 0.5}
     extra_summary = ("validation_log_likelihood", "eig_lower_bound")
@@ -250,11 +246,6 @@ class NPEGklCase(TrainerCase):
     condition_index = 1
     samplers = tuple(SAMPLERS)
     in_potential = "posterior_estimator"
-    positional = (
-        (None, None),
-        (10,),
-        (None, False, False, False, False, False, False, None),
-    )
     train_kwargs = {"energy": EnergyConfig(max_num_epochs=3)}
     train_again = {"force_first_round_loss": True}
     as_peer = {"energy": EnergyConfig(max_num_epochs=1)}
@@ -291,7 +282,6 @@ class NREGklCase(TrainerCase):
     fast_model = "mlp"
     in_potential = "ratio_estimator"
     renamed_defaults = {"algorithm": "NRE_GKL"}
-    positional = ((False, 0), (10,), (False, False, False, False, None))
     condition_index = None
     user_options = {}
 

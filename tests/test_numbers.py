@@ -125,7 +125,7 @@ INTEGERS = [
     *cases(belief, 20, "num_particles"),
     *cases(bounds, 20, "num_contrastive seed"),
     *cases(jobs, 2, "num_rounds num_samples"),
-    *cases(task("sir"), 20, "dim_design num_steps max_redraws"),
+    *cases(task("sir"), 20, "dim_design num_steps"),
     *cases(task("bmp"), 2, "dim_design"),
     *cases(task("noisy_linear"), 2, "dim_design"),
     *cases(task("gaussian_linear"), 2, "dim_design"),
@@ -158,7 +158,7 @@ EXTREME = (0, -1, math.inf, 10**30)
 NONSENSE = (math.nan, True, "3", "0.1", torch.ones(2), [3], 1j)
 TAKES_NEGATIVE = ("seed", "num_workers")
 TAKES_ZERO = (
-    *("seed", "num_steps", "num_warmup_steps", "num_refinement_steps", "max_redraws"),
+    *("seed", "num_steps", "num_warmup_steps", "num_refinement_steps"),
     *("num_climb_steps", "num_blocks", "num_contrastive"),
 )
 

@@ -13,15 +13,12 @@ from sbi_boed_plugin._sbi_compat import check_sbi_version
 from tests.conftest import NoOpTracker
 
 
-@pytest.mark.parametrize("version", ["0.27.0", "0.27.3", "0.27.1.dev4"])
-def test_a_supported_version_passes(version):
-    check_sbi_version(version)
-
-
-@pytest.mark.parametrize("version", ["0.26.1", "0.28.0", "0.28.0a1", "0.2.7", "1.27.0"])
-def test_any_other_version_is_refused_with_the_remedy(version):
-    with pytest.raises(ImportError, match=rf"{version} is.*pip install"):
+def test_only_the_minor_version_that_we_know_is_accepted():
+    for version in ("0.27.0", "0.27.3", "0.27.1.dev4"):
         check_sbi_version(version)
+    for version in ("0.26.1", "0.28.0", "0.28.0a1", "0.2.7", "1.27.0"):
+        with pytest.raises(ImportError, match=rf"{version} is.*pip install"):
+            check_sbi_version(version)
 
 
 class DoesNotPickle(NoOpTracker):
@@ -74,17 +71,14 @@ def test_a_search_in_another_default_precision_is_refused(double_by_default):
 
 
 @pytest.mark.filterwarnings("ignore:The energy does not improve")
-def test_a_trained_hybrid_answers_in_any_default_precision():
+def test_a_trained_hybrid_answers_in_any_default_precision(request):
     inference = NPE_GKL(tracker=NoOpTracker(), show_progress_bars=False)
     theta = torch.randn(100, 2)
     x = theta + torch.randn(100, 2)
     inference.append_simulations(theta, x).train(max_num_epochs=1)
     prior = BoxUniform(-5 * torch.ones(2), 5 * torch.ones(2))
     posterior = inference.build_posterior(prior=prior)
-    torch.set_default_dtype(torch.float64)
-    try:
-        samples = posterior.sample((10,), x=x[:1], show_progress_bars=False)
-        log_prob = posterior.log_prob(samples, x=x[:1])
-    finally:
-        torch.set_default_dtype(torch.float32)
+    request.getfixturevalue("double_by_default")
+    samples = posterior.sample((10,), x=x[:1], show_progress_bars=False)
+    log_prob = posterior.log_prob(samples, x=x[:1])
     assert samples.dtype == torch.float32 and torch.isfinite(log_prob).all()

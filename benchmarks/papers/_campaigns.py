@@ -1,10 +1,10 @@
 """What the studies of sequences of experiments share."""
 
-import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
@@ -22,7 +22,6 @@ __all__ = [
     "evaluate",
     "in_order",
     "likelihood_matrix",
-    "mean_and_error",
     "resampled_posterior",
     "summarize",
     "with_error",
@@ -51,28 +50,16 @@ def in_order(
     return sorted(rows, key=key)
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return mean and standard error, NaN for the error of a single value."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    # In plain arithmetic, which takes what is not finite as it is.
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
-def with_error(values: Sequence[float], decimals: int) -> str:
+def with_error(values: Iterable[float], decimals: int) -> str:
     """Return mean ± standard error, without what cannot be told.
 
     Example:
         >>> with_error([1.0, 3.0], 1), with_error([2.0], 1), with_error([], 1)
         ('2.0 ± 1.0', '2.0', '')
     """
-    mean, error = mean_and_error(values)
-    if not values:
-        return ""
-    text = f"{mean:.{decimals}f}"
-    return text if math.isnan(error) else f"{text} ± {error:.{decimals}f}"
+    column = pd.Series(list(values), dtype=float)
+    shown = [f"{v:.{decimals}f}" for v in (column.mean(), column.sem()) if v == v]
+    return " ± ".join(shown)
 
 
 def summarize(
@@ -81,7 +68,7 @@ def summarize(
     """Return one row per setting, with mean ± standard error of columns.
 
     Args:
-        rows: Rows of a study.
+        rows: Rows of a study; empty texts are no values.
         by: Names whose values make up a setting; settings keep their order.
         columns: Names of columns with the number of decimals to show.
 
@@ -92,16 +79,14 @@ def summarize(
         >>> summarize([{"a": 1, "x": 2.0}, {"a": 1, "x": 4.0}], ["a"], {"x": 1})
         [{'a': 1, 'rows': 2, 'x': '3.0 ± 1.0'}]
     """
-    settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        settings.setdefault(tuple(row[name] for name in by), []).append(row)
     table = []
-    for setting, group in settings.items():
+    for setting, group in pd.DataFrame(list(rows)).groupby(list(by), sort=False):
         line: dict[str, Any] = dict(zip(by, setting, strict=True))
         line["rows"] = len(group)
         for name, decimals in columns.items():
-            values = [float(row[name]) for row in group if row.get(name, "") != ""]
-            finite = [value for value in values if math.isfinite(value)]
+            cells = group.get(name, pd.Series("", group.index))
+            values = cells[cells != ""].astype(float)
+            finite = values[np.isfinite(values)]
             line[name] = with_error(finite, decimals)
             if len(finite) < len(values):
                 line[name] += f" ({len(values) - len(finite)} not finite)"
@@ -271,13 +256,12 @@ def dot_plot(
     """
     names = list(dict.fromkeys(str(row[by]) for row in rows))
     for place, name in enumerate(names):
-        group = [row for row in rows if str(row[by]) == name]
-        values = [float(row[column]) for row in group if row.get(column, "") != ""]
-        values = [value for value in values if math.isfinite(value)]
-        if values:
+        cells = [row.get(column, "") for row in rows if str(row[by]) == name]
+        values = np.array([float(cell) for cell in cells if cell != ""])
+        values = values[np.isfinite(values)]
+        if len(values):
             ax.plot(values, [place] * len(values), "o", ms=4, alpha=0.4, color=LINES[0])
-            mean = statistics.fmean(values)
-            ax.plot([mean], [place], "|", ms=18, mew=2, color=LINES[0])
+            ax.plot([values.mean()], [place], "|", ms=18, mew=2, color=LINES[0])
         if published and name in published:
             ax.plot([published[name]], [place], "D", mfc="none", color=LINES[1])
     ax.set_yticks(range(len(names)), names)

@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.papers._campaigns import (
-    mean_and_error,
-    summarize,
-    with_error,
-)
+from benchmarks.papers._campaigns import summarize, with_error
 from benchmarks.study import Row
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
 
@@ -60,7 +57,7 @@ def pooled_plot(rows: Sequence[Row], published: float, label: str) -> Figure:
             values, at = _each(group, column), place + 0.24 * (index - 0.5)
             style = {"color": LINES[index], "ls": "none"}
             ax.plot(values, [at] * len(values), marker="o", ms=3, alpha=0.25, **style)
-            mean, error = mean_and_error(values)
+            mean, error = pd.Series(values).mean(), pd.Series(values).sem()
             label_once = None if place else text
             ax.errorbar(mean, at, xerr=error, marker="|", ms=12, mew=2, **style)
             ax.plot([], [], marker="o", label=label_once, **style)

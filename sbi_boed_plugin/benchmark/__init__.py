@@ -16,7 +16,7 @@ def make_report(folder: Path | str, output: Path | str | None = None) -> list[Pa
     """Make tables, figures and a page of all results in a folder.
 
     The results stay as they are, and a benchmark that still runs may be reported on.
-    Files that hold no result are named in warnings and renamed.
+    Files that hold no result are left out with a warning.
 
     Args:
         folder: Folder of a benchmark.
@@ -25,7 +25,7 @@ def make_report(folder: Path | str, output: Path | str | None = None) -> list[Pa
     Returns:
         Paths of what was written: `results.csv`, `summary.csv`, `differences.csv` if
         there are variants beside what they are variants of, `summary.md`, a figure per
-        metric, `runtimes.png` and `index.html`.
+        metric and `index.html`.
 
     Raises:
         ImportError: If pandas, jinja2 or matplotlib is not installed.

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
-from sbi_boed_plugin.benchmark.published import published_beside
 from sbi_boed_plugin.benchmark.summary import SECONDS, Results
+from sbi_boed_plugin.benchmark.tables import published_beside
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
 
 __all__ = ["METRIC_LABELS", "metric_figure", "runtime_figure"]
@@ -27,8 +27,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _PUBLISHED_MARKERS = {"NLE": "o", "NPE": "^", "NRE": "v"}
 _HOLLOW = {"markerfacecolor": "white", "linestyle": "", "zorder": 3}
 _NUM_COLUMNS = 5
-# Longer names of methods go on in the next line: they must leave room for the data.
-_LABEL_WIDTH = 20
 # Powers of ten between two tick labels, so that they do not overlap.
 _TICK_GAP = 0.45
 
@@ -48,22 +46,19 @@ def metric_figure(results: Results, metric: str) -> Figure:
     # Inches that a line and the longest name take.
     name_width = 0.45 + 0.07 * max(len(str(handle.get_label())) for handle in handles)
     legend_columns = max(1, min(len(handles), int(width / name_width)))
-    legend_height = 0.22 * math.ceil(len(handles) / legend_columns) + 0.15
-    figure = Figure(
-        figsize=(width, 2.3 * num_rows + legend_height), layout="constrained"
-    )
+    height = 2.3 * num_rows + 0.22 * math.ceil(len(handles) / legend_columns) + 0.15
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(
         num_rows, num_columns, sharey=metric in CLASSIFIER_METRICS, squeeze=False
     ).ravel()
-    for index, ax in enumerate(axes):
-        if index >= len(tasks):
-            ax.remove()
-            continue
-        _draw_metric(ax, results, metric, tasks[index])
+    for index, task in enumerate(tasks):
+        _draw_metric(axes[index], results, metric, task)
         if index % num_columns == 0:
-            ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+            axes[index].set_ylabel(METRIC_LABELS.get(metric, metric))
         if index >= len(tasks) - num_columns:
-            ax.set_xlabel("simulations")
+            axes[index].set_xlabel("simulations")
+    for ax in axes[len(tasks) :]:
+        ax.remove()
     figure.legend(
         handles=handles,
         loc="outside upper left",
@@ -77,34 +72,45 @@ def metric_figure(results: Results, metric: str) -> Figure:
 
 def runtime_figure(results: Results) -> Figure:
     """Plot times by method: a dot per task, and a diamond for the median over tasks."""
-    labels = results.labels
-    height = 1.3 + 0.45 * len(labels)
-    figure = Figure(figsize=(9.0, height), layout="constrained")
+    labels, budgets = results.labels, results.budgets
+    colors = ordered_colors(len(budgets))
+    figure = Figure(figsize=(9.0, 1.3 + 0.45 * len(labels)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, name in zip(axes, SECONDS[:2], strict=True):
-        _draw_times(ax, results, name)
-    axes[0].set_yticks(
-        range(len(labels)), [fill(text, _LABEL_WIDTH) for text in labels]
-    )
+        _draw_times(ax, results, name, colors)
+    # Longer names go on in the next line: they must leave room for the data.
+    axes[0].set_yticks(range(len(labels)), [fill(text, 20) for text in labels])
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
-    colors = ordered_colors(len(results.budgets))
-    axes[0].legend(
-        handles=[
-            Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
-            for budget, color in zip(results.budgets, colors, strict=True)
-        ],
-        title="simulations",
-        title_fontsize="small",
-        fontsize="small",
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.0),
-        ncols=4,
-        frameon=False,
-        borderaxespad=0.2,
-        alignment="left",
-    )
+    handles = [
+        Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
+        for budget, color in zip(budgets, colors, strict=True)
+    ]
+    look = {"loc": "outside upper left", "ncols": 5, "frameon": False}
+    figure.legend(handles=handles, title="simulations", fontsize="small", **look)
     figure.supxlabel("dots: tasks, diamonds: their medians", fontsize="small")
     return figure
+
+
+def _draw_times(ax: Axes, results: Results, name: str, colors: list[str]) -> None:
+    # Nothing to train takes no time, which a logarithm cannot show.
+    times = results.cells[["label", "num_simulations", name]].dropna()
+    times = times.loc[times[name] > 0.0]
+    groups: Any = times.groupby(["label", "num_simulations"])[name]
+    for (label, budget), dots in groups:
+        place = results.budgets.index(budget)
+        y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(colors) - 0.5)
+        ax.plot(dots, [y] * len(dots), "o", color=colors[place], ms=3.0, alpha=0.45)
+        ax.plot([dots.median()], [y], "D", color=colors[place], ms=5.5)
+    ax.set_xscale("log")
+    # Between few powers of ten there are ticks at 2 and 5 as well.
+    is_narrow = len(times) > 0 and times[name].max() < 30.0 * times[name].min()
+    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
+    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
+    ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
+    despine(ax)
 
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
@@ -177,30 +183,3 @@ def _handles(results: Results, metric: str) -> list[Line2D]:
     if not done["is_comparable"].all():
         looks["hollow: not comparable"] = _line_look(0) | _HOLLOW | {"color": GREY}
     return [Line2D([], [], label=label, **look) for label, look in looks.items()]
-
-
-def _draw_times(ax: Axes, results: Results, name: str) -> None:
-    budgets = results.budgets
-    # Nothing to train takes no time, which a logarithm cannot show.
-    times = results.cells[["label", "num_simulations", name]].dropna()
-    groups: Any = times.groupby(["label", "num_simulations"])
-    for (label, budget), group in groups:
-        place = budgets.index(budget)
-        y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(budgets) - 0.5)
-        color = ordered_colors(len(budgets))[place]
-        look = {"markersize": 3.0, "alpha": 0.45, "markeredgewidth": 0.0}
-        dots, median = group[name], group[name].median()
-        ax.plot(dots.where(dots > 0.0), [y] * len(dots), "o", color=color, **look)
-        ax.plot([median or math.nan], [y], "D", color=color, markersize=5.5)
-    ax.set_xscale("log")
-    shown = times.loc[times[name] > 0.0, name]
-    # Between few powers of ten there are ticks at 2 and 5 as well.
-    is_narrow = len(shown) > 0 and shown.max() / shown.min() < 30.0
-    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
-    despine(ax)

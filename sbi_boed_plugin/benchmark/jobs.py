@@ -1,23 +1,22 @@
 """The jobs of a benchmark: one posterior each, and which ones there are."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from sbi_boed_plugin._numbers import check_integer
 
-__all__ = ["NUM_SAMPLES", "Job", "expand_jobs", "hyper_by_method"]
+__all__ = ["NUM_SAMPLES", "Job", "expand_jobs", "hyper_text"]
 
 # As many as sbibm's reference posteriors hold.
 NUM_SAMPLES = 10_000
 
 # What a method is given by other arguments than hyperparameters.
 _RESERVED = {
-    *("cache", "num_observation", "num_rounds", "num_samples", "num_simulations"),
-    *("observation", "seed", "task"),
+    *("cache", "cache_tag", "num_observation", "num_rounds", "num_samples"),
+    *("num_simulations", "observation", "seed", "task"),
 }
 
 
@@ -25,17 +24,8 @@ _RESERVED = {
 class Job:
     """One posterior of one method, compared with that of one task.
 
-    Attributes:
-        task: Name of a task of sbibm.
-        method: Name of a method, or `module:function`.
-        num_simulations: Budget of simulations, all rounds together.
-        seed: Seed of everything that is random.
-        num_observation: Number of the observation, from 1.
-        num_rounds: Number of rounds.
-        num_samples: Number of posterior samples.
-        hyper: Hyperparameters of the method, in what JSON can express.
-        tag: Text that tells jobs apart that have the same settings, such as those of
-            two versions of a `module:function`.
+    A method is a name or `module:function`; the number of simulations is for all rounds
+    together; a tag tells apart jobs with the same settings.
     """
 
     task: str
@@ -48,40 +38,32 @@ class Job:
     hyper: Mapping[str, Any] = field(default_factory=dict)
     tag: str = ""
 
-    def settings(self) -> dict[str, Any]:
-        """Return the fields as plain values."""
-        return {**asdict(self), "hyper": dict(self.hyper)}
-
     @property
-    def unusual(self) -> list[str]:
-        """What differs from the usual settings, in words.
+    def label(self) -> str:
+        """The method, and what differs from the usual settings, in words.
 
         Example:
-            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2, hyper={"a": "b"}).unusual
-            ['2 rounds', 'a=b']
+            >>> Job("sir", "npe", 1_000, 0, 1, num_rounds=2, hyper={"a": "b"}).label
+            "npe, 2 rounds, a='b'"
         """
-        parts = []
+        parts = [self.method]
         if self.num_rounds != 1:
             parts.append(f"{self.num_rounds} rounds")
         if self.num_samples != NUM_SAMPLES:
             parts.append(f"{self.num_samples:,} samples")
-        parts += [f"{key}={_readable(v)}" for key, v in sorted(self.hyper.items())]
-        return parts + ([f"tag {self.tag}"] if self.tag else [])
+        parts += [f"{key}={value!r}" for key, value in sorted(self.hyper.items())]
+        return ", ".join(parts + ([f"tag {self.tag}"] if self.tag else []))
 
     def __str__(self) -> str:
         return (
-            f"{self.task}, {', '.join([self.method, *self.unusual])}, "
-            f"{self.num_simulations:,} simulations, seed {self.seed}, "
-            f"observation {self.num_observation}"
+            f"{self.task}, {self.label}, {self.num_simulations:,} simulations, seed "
+            f"{self.seed}, observation {self.num_observation}"
         )
 
 
-def _readable(value: Any) -> str:
-    """Return a value as Python has it, without quotes where nobody misses them."""
-    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w.-]*", value)
-    if is_word and value not in ("True", "False", "None"):
-        return value
-    return repr(value)
+def hyper_text(hyper: Mapping[str, Any]) -> str:
+    """Return hyperparameters as a text that is empty if there are none."""
+    return json.dumps(hyper, sort_keys=True) if hyper else ""
 
 
 def expand_jobs(
@@ -100,36 +82,31 @@ def expand_jobs(
 
     Observations vary slowest: every method has a result early, and processes that run
     side by side train different networks instead of waiting for the same one.
-
-    Raises:
-        ValueError: If a list is empty or repeats something, a number is out of range, a
-            budget has less than a simulation per round, or a hyperparameter has a
-            reserved name, is for a method that does not run, or cannot be kept in a
-            file.
     """
     tasks = _listed("tasks", tasks)
     methods = _listed("methods", methods)
-    num_simulations = _listed("num_simulations", num_simulations, least=1)
+    budgets = _listed("num_simulations", num_simulations, least=1)
     seeds = _listed("seeds", seeds, least=0)
     observations = _listed("observations", observations, least=1)
     (num_rounds,) = _listed("num_rounds", [num_rounds], least=1)
-    if min(num_simulations) < num_rounds:
+    if min(budgets) < num_rounds:
         raise ValueError(
-            f"num_simulations={min(num_simulations)} is less than one per round of "
-            f"num_rounds={num_rounds}. Use fewer rounds, or more simulations."
+            f"num_simulations={min(budgets)} is less than one per round of num_rounds="
+            f"{num_rounds}. Use fewer rounds, or more simulations."
         )
     # Metrics need a variance.
     (num_samples,) = _listed("num_samples", [num_samples], least=2)
-    given = hyper_by_method(methods, hyper or {})
-    combinations = product(observations, seeds, sorted(num_simulations), tasks, methods)
+    given = _hyper_by_method(methods, hyper or {})
     jobs = []
-    for number, seed, budget, task, method in combinations:
+    for number, seed, budget, task, method in product(
+        observations, seeds, sorted(budgets), tasks, methods
+    ):
         more = (num_rounds, num_samples, given[method], str(tag))
         jobs.append(Job(task, method, budget, seed, number, *more))
     return jobs
 
 
-def hyper_by_method(
+def _hyper_by_method(
     methods: Sequence[str], hyper: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return which hyperparameters each method gets.
@@ -137,22 +114,10 @@ def hyper_by_method(
     A name such as `npe.num_atoms` is for `npe` only, and goes before one that is for
     all.
 
-    Raises:
-        ValueError: If a hyperparameter has a reserved name, is for a method that does
-            not run, or cannot be kept in a file.
-
     Example:
-        >>> hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
+        >>> _hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
         {'npe': {'num_atoms': 5}, 'nre': {'num_atoms': 10}}
     """
-    try:
-        # As they come back from a file.
-        hyper = json.loads(json.dumps(dict(hyper), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"hyper={dict(hyper)} must hold numbers, texts, booleans, None, and lists "
-            f"and dictionaries of them, to be kept in a file: {error}."
-        ) from error
     shared = {key: value for key, value in hyper.items() if "." not in key}
     given = {method: dict(shared) for method in methods}
     for key, value in hyper.items():

@@ -21,17 +21,11 @@ from sbi_boed_plugin.benchmark.figures import (
 )
 from sbi_boed_plugin.benchmark.jobs import Job
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
-from sbi_boed_plugin.benchmark.published import CITATION, URL
 from sbi_boed_plugin.benchmark.runner import describe_versions
 from sbi_boed_plugin.benchmark.summary import CELL, SECONDS, Results, read_results
-from sbi_boed_plugin.benchmark.tables import (
-    difference_table,
-    metric_table,
-    time_table,
-    to_markdown,
-)
+from sbi_boed_plugin.benchmark.tables import difference_table, metric_table, time_table
 
-__all__ = ["page", "write_report"]
+__all__ = ["write_report"]
 
 # More of them would be numbers that differ from job to job.
 _NUM_WARNINGS = 100
@@ -41,18 +35,33 @@ def write_report(folder: Path, output: Path | str | None) -> list[Path]:
     """Write what `make_report` promises, and return the paths."""
     results = read_results(folder)
     written = ResultFolder(folder if output is None else Path(output))
+    counts = ["num_observations", "num_seeds", "num_done", "num_failed"]
+    names = [*results.metrics, *SECONDS]
+    columns = [part for name in names for part in (name, f"{name}_se")]
+    summary = results.cells[[*CELL, *counts, *columns]]
     texts = {
         "results.csv": results.jobs.drop(columns="label").to_csv(index=False),
-        "summary.csv": results.cells[_summary_columns(results)].to_csv(index=False),
+        "summary.csv": summary.to_csv(index=False),
     }
     if len(results.differences):
         rows = results.differences.drop(columns=["label", "reference_label"])
         texts["differences.csv"] = rows.to_csv(index=False)
     figures = {name: metric_figure(results, name) for name in results.metrics}
-    if results.cells["num_done"].any():
-        figures["runtimes"] = runtime_figure(results)
-    texts["summary.md"] = _markdown(results)
-    texts["index.html"] = page(results, folder.resolve().name, figures)
+    figures["runtimes"] = runtime_figure(results)
+    content = _content(results) | {
+        "name": folder.resolve().name,
+        "figures": {key: _image(figure) for key, figure in figures.items()},
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["breakable"] = _breakable
+    for name, template in (("summary.md", "report.md"), ("index.html", "report.html")):
+        texts[name] = environment.get_template(template).render(content)
     for name, text in texts.items():
         write_bytes(written.path / name, text.encode())
     for name, figure in figures.items():
@@ -60,46 +69,52 @@ def write_report(folder: Path, output: Path | str | None) -> list[Path]:
     return [written.path / name for name in [*texts, *written.written]]
 
 
-def _summary_columns(results: Results) -> list[str]:
-    counts = ["num_observations", "num_seeds", "num_done", "num_failed"]
-    names = [*results.metrics, *SECONDS]
-    return [*CELL, *counts, *(part for name in names for part in (name, f"{name}_se"))]
+def _content(results: Results) -> dict[str, Any]:
+    """Return what both templates show."""
+    failed = [
+        {**record, "job": str(Job(**record["job"]))}
+        for record in results.records
+        if record["error"]
+    ]
+    warned = Counter(text for record in results.records for text in record["warnings"])
+    tables = {
+        name: {
+            budget: metric_table(results, name, budget) for budget in results.budgets
+        }
+        for name in [*results.metrics, *SECONDS[:2]]
+    }
+    columns = [
+        name for table in tables.get("c2st", {}).values() for name in table.texts
+    ]
+    return {
+        "results": results,
+        "num_failed": sum(results.jobs["status"] == "failed"),
+        "labels": METRIC_LABELS,
+        "classifiers": CLASSIFIER_METRICS,
+        "counts": _counts_text(results),
+        "tables": tables,
+        "has_published": any(name.endswith(", published") for name in columns),
+        "differences": {
+            name: table
+            for name in results.metrics
+            if (table := difference_table(results, name)) is not None
+        },
+        "times": time_table(results),
+        "load": results.jobs["load"].dropna().mean(),
+        "failed": failed,
+        "num_warnings": len(warned),
+        "warnings": warned.most_common(_NUM_WARNINGS),
+        "versions": Counter(describe_versions(r["versions"]) for r in results.records),
+    }
 
 
-def _markdown(results: Results) -> str:
-    """Return all tables in Markdown."""
-    num_failed = sum(results.jobs["status"] == "failed")
-    lines = [f"# {len(results.records)} jobs, {num_failed} failed", ""]
-    if results.shared:
-        lines += [f"All with {', '.join(results.shared)}.", ""]
-    lines += [counts_text(results), ""]
-    for name in [*results.metrics, *SECONDS[:2]]:
-        for budget in results.budgets:
-            lines += [f"## {name}, {budget:,} simulations", ""]
-            lines += [*to_markdown(metric_table(results, name, budget)), ""]
-        if name in results.metrics and (table := difference_table(results, name)):
-            lines += [f"## {name}: ours minus sbi's", ""]
-            lines += ["Paired by observation and seed; below 0, ours is better.", ""]
-            lines += [*to_markdown(table), ""]
-    failed = [record for record in results.records if record["error"]]
-    if failed:
-        lines += ["## Failures", ""]
-        for record in failed:
-            error = record["error"].replace("`", "'")
-            lines.append(f"- {Job(**record['job'])}: `{error}`")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def counts_text(results: Results) -> str:
+def _counts_text(results: Results) -> str:
     """Say what a mean of the tables is over."""
     cells = results.cells.loc[results.cells["num_done"] > 0]
     counts = cells.loc[:, ["num_observations", "num_seeds"]]
+    most = dict(zip(("observation", "seed"), counts.max().fillna(0), strict=True))
     of = " and ".join(
-        f"{number} {name}{'' if number == 1 else 's'}"
-        for number, name in zip(
-            counts.max().fillna(0), ("observation", "seed"), strict=True
-        )
+        f"{number} {name}{'' if number == 1 else 's'}" for name, number in most.items()
     )
     if len(counts.drop_duplicates()) > 1:
         of = f"up to {of}; summary.csv has the numbers of each cell"
@@ -108,105 +123,6 @@ def counts_text(results: Results) -> str:
         "Observations share seeds, and mostly trainings: the error leaves out how much "
         "trainings differ. Means over fewer posteriors than others have are not ranked."
     )
-
-
-def page(results: Results, name: str, figures: dict[str, Figure]) -> str:
-    """Return the page of a benchmark: figures and style in it, no script, no network.
-
-    Args:
-        results: Its results.
-        name: What it is called, such as the name of its folder.
-        figures: A figure per metric, and `runtimes`.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["breakable"] = _breakable
-    failures: dict[str, list[dict[str, Any]]] = {}
-    for record in results.records:
-        if record["error"]:
-            failure = {**record, "job": str(Job(**record["job"]))}
-            failures.setdefault(record["error"], []).append(failure)
-    warned = Counter(text for record in results.records for text in record["warnings"])
-    versions = Counter(describe_versions(r["versions"]) for r in results.records)
-    loads = results.jobs["load"].dropna()
-    return environment.get_template("report.html").render(
-        name=name,
-        headline=_headline(results),
-        facts=_facts(results),
-        metrics=[_metric(results, metric) for metric in results.metrics],
-        counts=counts_text(results),
-        times=time_table(results),
-        load=f"{loads.mean():.1f}" if len(loads) else "",
-        figures={key: _image(figure) for key, figure in figures.items()},
-        failures=failures,
-        set_aside=results.set_aside,
-        num_warnings=len(warned),
-        warnings=warned.most_common(_NUM_WARNINGS),
-        versions=versions,
-        citation=CITATION,
-        url=URL,
-    )
-
-
-def _headline(results: Results) -> str:
-    num_failed = sum(results.jobs["status"] == "failed")
-    text = (
-        f"{len(results.labels)} methods on {len(results.tasks)} tasks of sbibm: "
-        f"{len(results.records) - num_failed:,} posteriors, failed jobs: {num_failed}."
-    )
-    metric = next((m for m in results.metrics if m in CLASSIFIER_METRICS), None)
-    leaders = []
-    for budget in results.budgets if metric is not None else []:
-        # Who lacks a posterior cannot be compared with those that have it.
-        ranked = metric_table(results, metric, budget).means.dropna()
-        if len(ranked) > 1:
-            name, mean = ranked.idxmin(), ranked.min()
-            leaders.append(f"{name} with {budget:,} simulations ({mean:.3f})")
-    if leaders:
-        text += (
-            f" Lowest mean {METRIC_LABELS[metric]} over tasks, among methods that have "
-            f"all posteriors: {', '.join(leaders)}."
-        )
-    return text
-
-
-def _facts(results: Results) -> dict[str, str]:
-    def listed(name: str) -> str:
-        return ", ".join(
-            f"{number:,}" for number in sorted(results.jobs[name].unique())
-        )
-
-    facts = {
-        "tasks": ", ".join(results.tasks),
-        "methods": "; ".join(results.labels),
-        "simulations": listed("num_simulations"),
-        "seeds": listed("seed"),
-        "observations": listed("num_observation"),
-        "samples": listed("num_samples"),
-        "jobs": f"{len(results.records):,}",
-    }
-    # Their number is there already.
-    shared = [text for text in results.shared if not text.endswith(" samples")]
-    return facts | ({"all with": ", ".join(shared)} if shared else {})
-
-
-def _metric(results: Results, metric: str) -> dict[str, Any]:
-    tables = {
-        budget: metric_table(results, metric, budget) for budget in results.budgets
-    }
-    columns = [name for table in tables.values() for name in table.texts]
-    return {
-        "name": metric,
-        "label": METRIC_LABELS.get(metric, metric),
-        "has_colors": metric in CLASSIFIER_METRICS,
-        "tables": tables,
-        "has_published": any(name.endswith(", published") for name in columns),
-        "differences": difference_table(results, metric),
-    }
 
 
 def _image(figure: Figure) -> str:

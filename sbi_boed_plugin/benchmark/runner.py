@@ -1,7 +1,7 @@
 """Runs jobs, each in a process of its own, and keeps every one that ends.
 
 A job is a dictionary of plain settings; a function of them returns a dictionary of
-plain results. A study of a paper uses it like this:
+plain results:
 
     def run(settings):  # all randomness follows from settings["seed"]
         return {"eig": estimate(settings["method"], settings["seed"])}
@@ -9,33 +9,49 @@ plain results. A study of a paper uses it like this:
     jobs = [{"method": m, "seed": s} for m in ("pce", "nmc") for s in range(5)]
     records = run_jobs(run, jobs, Store("results/study"), num_workers=2)
     failed = [record for record in records if record["error"]]
-    table = mean_and_sem(result_table(records), by=["method"], values=["eig"])
-
-`run` may be any function that cloudpickle can send, such as a `functools.partial`. The
-same call goes on after whatever stopped it: what is in the store is not run again.
-Settings tell jobs apart, nothing else does; whoever edits `run` adds a setting to
-them, such as `{"tag": "v2"}`, or uses another folder. `result_table` and
-`mean_and_sem` are in `sbi_boed_plugin.benchmark.frames` and need pandas.
 """
 
 import contextlib
+import io
+import json
+import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
+import traceback
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin.benchmark.processes import IncompleteError as IncompleteError
-from sbi_boed_plugin.benchmark.processes import Processes, result_versions
+from sbi_boed_plugin._parallel import describe_error, one_thread
+from sbi_boed_plugin._results import finite_or_none
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.benchmark.store import Record, Settings, Store, job_key
 
-__all__ = ["IncompleteError", "check_limits", "describe_versions", "run_jobs"]
+__all__ = ["describe_versions", "run_jobs"]
 
 Run = Callable[[Settings], Mapping[str, Any]]
+
+# How long a process whose job has ended may take to end.
+_GRACE_SECONDS = 5.0
+# The operating system waits no longer than weeks.
+_LONGEST_LIMIT = 1e6
+# Of what a job printed before it failed; the end tells most.
+_OUTPUT_CHARACTERS = 2_000
+# Of a job's warnings: a training may give thousands.
+_NUM_WARNINGS = 20
+_WARNING_CHARACTERS = 500
 
 
 def run_jobs(
@@ -46,76 +62,67 @@ def run_jobs(
     num_workers: int = 1,
     time_limit: float | None = None,
     retry_failed: bool = False,
-    is_complete: Callable[[Record], bool] | None = None,
+    is_complete: Callable[[Record], bool] = lambda record: True,
     show_progress: bool = True,
 ) -> list[Record]:
     """Run the jobs that are not in the store yet, and return the records of all.
 
-    Each job has a process of its own, with one thread; if it has a setting `seed`, that
-    seeds the generators of torch, numpy and Python. A job that raises an error, takes
-    too long or kills its process leaves a record that says so. A failure never replaces
-    an earlier result: it is noted beside it.
-
-    Args:
-        run: Function from settings to a dictionary of plain results.
-        jobs: Settings of the jobs, in the order in which they are begun.
-        store: Where records are kept.
-        num_workers: Number of processes at a time, or -1 for one per core.
-        time_limit: Seconds that a job may take, from the start of its function.
-        retry_failed: Whether jobs that failed in an earlier run are run again.
-        is_complete: Function that tells whether an earlier result is all that is
-            wanted now; if not, the job runs again.
-        show_progress: Whether to show progress. Failures and results of other versions
-            are told on standard error in any case.
-
-    Returns:
-        The record of each job, in the order of the jobs. Its `error` is not empty if
-        the job failed, or a part of it.
-
-    Raises:
-        ValueError: If an argument is out of range, or two jobs have the same settings.
-        FolderInUseError: If another run writes to the folder.
-        OSError: If the folder cannot be written to.
+    `run` may be any function that cloudpickle can send. Each job has a process with one
+    thread, whose generators a setting `seed` seeds, and may take `time_limit` seconds.
+    A job that raises an error, takes too long or kills its process leaves a record that
+    says so in its `error`; it never replaces an earlier result, but is noted beside it.
+    Jobs run again if their result is not complete, or with `retry_failed` if they
+    failed. Settings tell jobs apart, nothing else does: whoever edits `run` adds a
+    setting to them, such as `{"tag": "v2"}`, or uses another folder.
     """
-    num_workers, time_limit = check_limits(num_workers, time_limit)
-    keys = [job_key(settings) for settings in jobs]
-    (repeated, count), *_ = [*Counter(keys).most_common(1), ("", 0)]
-    if count > 1:
-        raise ValueError(f"jobs must differ, but {count} have the settings {repeated}.")
+    remedy = "Use a positive number of processes, or -1 for one per core."
+    num_workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
+    if num_workers == 0:
+        raise ValueError(f"num_workers=0 starts no process. {remedy}")
+    time_limit = check_real(
+        "time_limit",
+        time_limit,
+        most=_LONGEST_LIMIT,
+        above=0.0,
+        or_none=True,
+        remedy="Pass a positive number of seconds.",
+    )
+    todo = {job_key(settings): settings for settings in jobs}
+    keys = list(todo)
+    if len(keys) < len(jobs):
+        raise ValueError(f"jobs must differ, but {len(jobs) - len(keys)} are repeated.")
     with store.lock():
         earlier = {job_key(record["job"]): record for record in store.read_all()}
         records = {key: earlier[key] for key in keys if key in earlier}
-        todo = {}
-        for key, settings in zip(keys, jobs, strict=True):
-            if not _is_settled(records.get(key), retry_failed, is_complete):
-                todo[key] = settings
-        settled = [record for key, record in records.items() if key not in todo]
-        _warn_of_versions(settled)
-        num_failed = sum(bool(record["error"]) for record in settled)
+        for key, record in records.items():
+            is_settled = not retry_failed if record["error"] else is_complete(record)
+            if is_settled:
+                del todo[key]
+        kept = [record for key, record in records.items() if key not in todo]
+        _warn_of_versions(kept)
+        num_failed = sum(bool(record["error"]) for record in kept)
         if num_failed and show_progress:
             _say(
                 f"{num_failed} of {len(jobs)} jobs failed earlier and are skipped; "
                 "retry_failed (--retry-failed) runs them again."
             )
-        processes = Processes(run, store.folder, num_workers, time_limit)
+        workers = num_workers if num_workers > 0 else os.cpu_count() or 1
+        bar = {"total": len(jobs), "initial": len(kept), "desc": "jobs", "unit": "job"}
         with (
-            tqdm(
-                total=len(jobs),
-                initial=len(settled),
-                desc="jobs",
-                unit="job",
-                smoothing=0.05,
-                disable=not show_progress,
-            ) as progress,
-            contextlib.closing(processes.run(todo)) as outcomes,
+            tqdm(**bar, smoothing=0.05, disable=not show_progress) as progress,
+            contextlib.closing(_in_processes(run, todo, workers, time_limit)) as ended,
         ):
-            for key, outcome in outcomes:
-                record = _merge(records.get(key), outcome)
+            for key, record in ended:
+                before = records.get(key)
+                if record["error"] and before and before["status"] == "done":
+                    failure = ("error", "traceback", "output")
+                    record = {**before, **{name: record[name] for name in failure}}
                 store.write(record)
                 records[key] = record
                 if error := record["error"]:
                     num_failed += 1
-                    _say(f"failed: {_in_words(record['job'])}: {error}")
+                    words = ", ".join(f"{k}={v}" for k, v in record["job"].items())
+                    _say(f"failed: {words}: {error}")
                 progress.update()
                 progress.set_postfix_str(f"{num_failed} failed")
     return [records[key] for key in keys]
@@ -131,57 +138,21 @@ def describe_versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {text or 'unknown'}" for name, text in versions.items())
 
 
-def check_limits(
-    num_workers: Any, time_limit: float | None
-) -> tuple[int, float | None]:
-    """Return the number of processes and the time limit, or raise a `ValueError`."""
-    remedy = "Use a positive number of processes, or -1 for one per core."
-    workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
-    if workers == 0:
-        raise ValueError(f"num_workers=0 starts no process. {remedy}")
-    limit = check_real(
-        "time_limit",
-        time_limit,
-        most=threading.TIMEOUT_MAX,
-        above=0.0,
-        or_none=True,
-        remedy="Pass a positive number of seconds.",
-    )
-    return (workers if workers > 0 else os.cpu_count() or 1), limit
+def _installed() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on most."""
+    return installed_versions(("sbi", "sbibm", "torch"))
 
 
-def _is_settled(
-    record: Record | None,
-    retry_failed: bool,
-    is_complete: Callable[[Record], bool] | None,
-) -> bool:
-    """Whether a job need not run."""
-    if record is None:
-        return False
-    if record["error"]:
-        return not retry_failed
-    return is_complete is None or is_complete(record)
-
-
-def _merge(earlier: Record | None, outcome: Record) -> Record:
-    """Return the outcome, or an earlier result with the failure of what followed it."""
-    if outcome["status"] == "done" or earlier is None or earlier["status"] == "failed":
-        return outcome
-    failure = {name: outcome[name] for name in ("error", "traceback", "output")}
-    return {**earlier, **failure}
-
-
-def _warn_of_versions(settled: Sequence[Record]) -> None:
+def _warn_of_versions(kept: Sequence[Record]) -> None:
     """Say that results of other versions are kept, as they took hours, perhaps."""
-    now = describe_versions(result_versions())
-    others = Counter(describe_versions(record["versions"]) for record in settled)
-    others.pop(now, None)
+    now = describe_versions(_installed())
+    others = Counter(describe_versions(record["versions"]) for record in kept)
+    del others[now]
     if others:
         listed = "; ".join(f"{number} of {text}" for text, number in others.items())
         _say(
-            f"warning: {sum(others.values())} results of other versions are kept "
-            f"({listed}), where {now} are installed; use another output (--output) to "
-            "run all with these."
+            f"warning: results of other versions are kept ({listed}), where {now} are "
+            "installed; use another output (--output) to run all with these."
         )
 
 
@@ -190,5 +161,153 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def _in_words(settings: Settings) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items())
+def _in_processes(
+    run: Run, jobs: Mapping[str, Settings], num_workers: int, time_limit: float | None
+) -> Iterator[tuple[str, Record]]:
+    """Yield the key and the record of each job, whichever ends first."""
+    processes = _Processes(cloudpickle.dumps(run), time_limit)
+    with ThreadPoolExecutor(num_workers) as threads:
+        calls = {threads.submit(processes.run, jobs[key]): key for key in jobs}
+        try:
+            for call in as_completed(calls):
+                yield calls[call], call.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            processes.kill_all()
+
+
+class _Processes:
+    """Runs a job in a process of its own, for each thread that asks."""
+
+    def __init__(self, run: bytes, time_limit: float | None) -> None:
+        self._run, self._time_limit = run, time_limit
+        self._running: set[Any] = set()
+        self._is_stopped = False
+        self._lock = threading.Lock()
+        # A server that has imported the package once forks the processes, where the
+        # system can; each would need three seconds for its imports otherwise.
+        has_server = "forkserver" in multiprocessing.get_all_start_methods()
+        method = "forkserver" if has_server else "spawn"
+        self._context: Any = multiprocessing.get_context(method)
+        if has_server:
+            self._context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
+
+    def run(self, settings: Settings) -> Record:
+        """Return the record of a job, which its process sends unless it is lost."""
+        text = json.dumps(settings)
+        ours, theirs = self._context.Pipe(duplex=False)
+        arguments = (theirs, self._run, text, dict(os.environ))
+        process = self._context.Process(target=_work, args=arguments)
+        self._start(process)
+        theirs.close()
+        started = time.monotonic()
+        try:
+            ours.recv()  # The job begins.
+            started = time.monotonic()
+            if ours.poll(self._time_limit):
+                record = ours.recv()
+                process.join(_GRACE_SECONDS)
+                return record
+            error = f"it took longer than {self._time_limit:g} s"
+        except (EOFError, OSError):
+            process.join()
+            error = f"its process ended with exit code {process.exitcode}, perhaps "
+            error += "because it took too much memory"
+        finally:
+            process.kill()
+            process.join()
+            self._running.discard(process)
+        return _record(json.loads(text), time.monotonic() - started, error=error)
+
+    def kill_all(self) -> None:
+        """End the processes that run, and start no more."""
+        with self._lock:
+            self._is_stopped = True
+        for process in list(self._running):
+            process.kill()
+
+    def _start(self, process: Any) -> None:
+        # Without another main module, the process would run the user's script again, to
+        # find functions in it, which cloudpickle sends along anyway.
+        with self._lock:
+            if self._is_stopped:
+                raise InterruptedError("the run is stopped")
+            main = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
+            try:
+                process.start()
+            finally:
+                sys.modules["__main__"] = main
+            self._running.add(process)
+
+
+def _record(settings: Settings, seconds: float, **found: Any) -> Record:
+    """Return the record of a job; it has failed if it has no result."""
+    record: Record = {
+        "job": settings,
+        "status": "done" if "result" in found else "failed",
+        "result": {},
+        "error": "",
+        "traceback": "",
+        "output": "",
+        "seconds": round(seconds, 3),
+        "finished": time.time(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": _installed(),
+        "warnings": [],
+    }
+    return {**record, **found}
+
+
+def _work(
+    connection: Connection, run: bytes, job: str, environment: Mapping[str, str]
+) -> None:
+    """Run a job in a process of its own, and send its record."""
+    # The parent ends its jobs itself, and none of them outlives it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    os.environ.update(environment)
+    settings = json.loads(job)
+    found: dict[str, Any] = {}
+    output = io.StringIO()
+    connection.send(None)
+    started = time.monotonic()
+    with (
+        one_thread(),
+        isolated_rng(settings.get("seed")),
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(output),
+    ):
+        warnings.simplefilter("default")
+        # Those are for whoever wrote the code that is called.
+        for category in (DeprecationWarning, PendingDeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        try:
+            result = dict(cloudpickle.loads(run)(settings))
+            found["result"] = json.loads(json.dumps(finite_or_none(result)))
+        except (Exception, SystemExit) as error:
+            found["error"] = describe_error(error)
+            found["traceback"] = _trace(error)
+            found["output"] = output.getvalue()[-_OUTPUT_CHARACTERS:]
+    messages = [str(each.message)[:_WARNING_CHARACTERS] for each in caught]
+    found["warnings"] = list(dict.fromkeys(messages))[:_NUM_WARNINGS]
+    connection.send(_record(settings, time.monotonic() - started, **found))
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback of an error, with files as Python finds their modules.
+
+    Results are shared; where somebody's Python is installed says nothing to others.
+    """
+    trace = "".join(traceback.format_exception(error))
+    for root in sorted({*sys.path, os.getcwd()}, key=len, reverse=True):
+        if root:
+            trace = trace.replace(f'File "{root}{os.sep}', 'File "')
+    return trace

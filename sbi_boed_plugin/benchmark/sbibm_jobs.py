@@ -1,47 +1,26 @@
 """A benchmark on the tasks of sbibm: its jobs, run by the common runner."""
 
-import io
+import importlib
+import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from sbi_boed_plugin import sbibm
-from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._parallel import describe_error
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.benchmark.jobs import (
-    NUM_SAMPLES,
-    Job,
-    expand_jobs,
-    hyper_by_method,
-)
-from sbi_boed_plugin.benchmark.methods import check_methods, run_job_method
-from sbi_boed_plugin.benchmark.metrics import check_metrics, compute_metric
-from sbi_boed_plugin.benchmark.processes import IncompleteError
-from sbi_boed_plugin.benchmark.runner import check_limits, run_jobs
-from sbi_boed_plugin.benchmark.store import Record, Settings, Store, file_name
+from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES, Job, expand_jobs
+from sbi_boed_plugin.benchmark.metrics import METRICS
+from sbi_boed_plugin.benchmark.runner import run_jobs
+from sbi_boed_plugin.benchmark.store import Settings, Store
 
-__all__ = ["benchmark_store", "run_benchmark"]
-
-_NUMBER = (int, float)
-_MAYBE_NUMBER = (*_NUMBER, type(None))
-# Which kinds of values the results of a job have.
-_KINDS: dict[str, Any] = {
-    "metrics": dict,
-    "training_seconds": _MAYBE_NUMBER,
-    "sampling_seconds": _MAYBE_NUMBER,
-    "metric_seconds": _NUMBER,
-    "num_simulations_used": int,
-    "log_prob_true_parameters": _MAYBE_NUMBER,
-    "from_cache": bool,
-    "diagnostics": dict,
-}
+__all__ = ["run_benchmark"]
 
 
 def run_benchmark(
@@ -59,7 +38,6 @@ def run_benchmark(
     tag: str = "",
     num_workers: int = 1,
     retry_failed: bool = False,
-    save_samples: bool = False,
     time_limit: float | None = None,
     show_progress: bool = True,
 ) -> int:
@@ -94,9 +72,7 @@ def run_benchmark(
             theirs: `{"npe.num_atoms": 5}`.
         tag: Text that tells these jobs apart from others with the same settings.
         num_workers: Number of processes, each with one thread; -1 for one per core.
-        retry_failed: Whether jobs that failed in an earlier run, or a metric of which
-            did, run again.
-        save_samples: Whether samples are kept.
+        retry_failed: Whether jobs that failed in an earlier run are run again.
         time_limit: Seconds that a job may take, metrics included: its process is ended
             then, and the job has failed.
         show_progress: Whether to show progress, on standard error.
@@ -133,59 +109,13 @@ def run_benchmark(
         hyper=hyper,
         tag=tag,
     )
-    check_limits(num_workers, time_limit)
-    check_metrics(metrics)
-    check_methods(methods, num_rounds, hyper_by_method(methods, hyper or {}))
-    _check_tasks(tasks, observations)
-    store = benchmark_store(output)
-
-    def is_complete(record: Record) -> bool:
-        has_samples = _samples_path(store.folder, record["job"]).exists()
-        has_metrics = set(metrics) <= set(record["result"]["metrics"])
-        return has_metrics and (has_samples or not save_samples)
-
-    records = run_jobs(
-        partial(
-            _run_job,
-            folder=store.folder,
-            metrics=tuple(metrics),
-            save_samples=save_samples,
-        ),
-        [job.settings() for job in jobs],
-        store,
-        num_workers=num_workers,
-        time_limit=time_limit,
-        retry_failed=retry_failed,
-        is_complete=is_complete,
-        show_progress=show_progress,
-    )
-    return sum(bool(record["error"]) for record in records)
-
-
-def benchmark_store(folder: Path | str) -> Store:
-    """Return the store of a benchmark, which refuses records of other jobs."""
-    return Store(folder, _check_record)
-
-
-def _check_record(record: Record) -> None:
-    """Raise an error if a record is not that of a job of a benchmark."""
-    job = Job(**record["job"])
-    for field in fields(Job):
-        kind = field.type if field.type in (str, int) else dict
-        if not isinstance(getattr(job, field.name), kind):
-            raise TypeError(f"{field.name}={getattr(job, field.name)!r}")
-    if record["status"] == "failed":
-        return
-    result = record["result"]
-    for name, kind in _KINDS.items():
-        if not isinstance(result[name], kind):
-            raise TypeError(f"{name}={result[name]!r}")
-    for name, value in {**result["metrics"], **result["diagnostics"]}.items():
-        if not isinstance(value, _MAYBE_NUMBER):
-            raise TypeError(f"{name}={value!r}")
-
-
-def _check_tasks(tasks: Sequence[str], observations: Sequence[int]) -> None:
+    known = ", ".join(METRICS)
+    if isinstance(metrics, str) or not metrics:
+        raise ValueError(f"metrics={metrics!r} must name at least one of {known}.")
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metrics={name!r} is unknown; there are {known}.")
+    _check_methods(jobs)
     for name in tasks:
         # Refuses unknown names, and says how to install sbibm if it is missing.
         most = sbibm.get_task(name).num_observations
@@ -194,10 +124,22 @@ def _check_tasks(tasks: Sequence[str], observations: Sequence[int]) -> None:
                 f"observations={max(observations)} must be at most {most}: task "
                 f"{name!r} has no more."
             )
+    store = Store(output)
+    records = run_jobs(
+        partial(_run_job, folder=store.folder, metrics=tuple(metrics)),
+        [asdict(job) for job in jobs],
+        store,
+        num_workers=num_workers,
+        time_limit=time_limit,
+        retry_failed=retry_failed,
+        is_complete=lambda record: set(metrics) <= set(record["result"]["metrics"]),
+        show_progress=show_progress,
+    )
+    return sum(bool(record["error"]) for record in records)
 
 
 def _run_job(
-    settings: Settings, *, folder: Path, metrics: Sequence[str], save_samples: bool
+    settings: Settings, *, folder: Path, metrics: Sequence[str]
 ) -> dict[str, Any]:
     """Return the result of a job: metrics, times, and what the method says of itself.
 
@@ -205,29 +147,18 @@ def _run_job(
     """
     job = Job(**settings)
     task = sbibm.get_task(job.task)
-    earlier = benchmark_store(folder).read(settings)
+    earlier = Store(folder).read(settings)
     known = earlier["result"].get("metrics", {}) if earlier else {}
-    run = run_job_method(job, task, folder / "cache")
-    samples_path = _samples_path(folder, settings)
-    if save_samples or samples_path.exists():
-        # Before anything is measured: who runs out of memory there has them.
-        content = io.BytesIO()
-        np.savez_compressed(content, samples=run.samples.numpy())
-        write_bytes(samples_path, content.getvalue())
+    run = _run_method(job, task, folder / "cache")
     started = time.perf_counter()
-    values, errors = {}, {}
+    values = {}
     for name in sorted({*metrics, *known}):
-        try:
-            # Each from the seed, so that none depends on which others are computed.
-            with isolated_rng(job.seed):
-                value = compute_metric(name, task, run.samples, job.num_observation)
-            if not math.isfinite(value):
-                raise ValueError(f"its value is {value}")
-            values[name] = value
-        except Exception as error:
-            # The others are good, and the samples took hours, perhaps.
-            errors[name] = error
-    result = {
+        # Each from the seed, so that none depends on which others are computed.
+        with isolated_rng(job.seed):
+            values[name] = METRICS[name](task, run.samples, job.num_observation)
+        if not math.isfinite(values[name]):
+            raise ValueError(f"{name} is {values[name]}.")
+    return {
         "metrics": values,
         "training_seconds": run.training_seconds,
         "sampling_seconds": run.sampling_seconds,
@@ -237,14 +168,119 @@ def _run_job(
         "from_cache": run.from_cache,
         "diagnostics": dict(run.diagnostics),
     }
-    if errors:
-        message = "; ".join(f"{k}: {describe_error(e)}" for k, e in errors.items())
-        if set(errors) & set(known):
-            # The earlier record stays, with this failure noted in it.
-            raise RuntimeError(message) from next(iter(errors.values()))
-        raise IncompleteError(message, result, list(errors.values()))
-    return result
 
 
-def _samples_path(folder: Path, settings: Settings) -> Path:
-    return folder / "samples" / Path(file_name(settings)).with_suffix(".npz").name
+def _check_methods(jobs: Sequence[Job]) -> None:
+    """Raise a `ValueError` for methods that cannot run, before anything runs.
+
+    Those are unknown, cannot be imported, or take no rounds or hyperparameter such as
+    the given ones.
+    """
+    for job in {job.method: job for job in jobs}.values():
+        name, rounds = job.method, job.num_rounds
+        function = _import(name) if ":" in name else None
+        if function is None and name not in sbibm.METHODS:
+            raise ValueError(
+                f"methods={name!r} is unknown; there are {', '.join(sbibm.METHODS)}, "
+                "and functions given as module:function."
+            )
+        if function is not None and rounds > 1 and not _takes_rounds(function):
+            raise ValueError(
+                f"methods={name!r} takes no num_rounds, but num_rounds={rounds}; use "
+                "1, or let the function take it."
+            )
+        try:
+            if function is None:
+                sbibm.check_hyper(name, num_rounds=rounds, **job.hyper)
+            else:
+                inspect.signature(function).bind(**_arguments(job, None, function))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"hyper={dict(job.hyper)} does not suit the method {name!r}: "
+                f"{str(error).rstrip('.')}; `{name}.NAME` gives one to this method "
+                "only, `METHOD.NAME` to another."
+            ) from error
+
+
+def _run_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
+    """Run the method of a job, with a folder for trainings that several jobs need.
+
+    Samples are on the CPU in single precision, as sbibm's simulators want them.
+    """
+    if ":" in job.method:
+        outcome = _run_function(job, task)
+    else:
+        outcome = sbibm.run_method(
+            job.method,
+            task,
+            job.num_samples,
+            job.num_simulations,
+            job.num_observation,
+            seed=job.seed,
+            cache=cache,
+            cache_tag=job.tag or None,
+            num_rounds=job.num_rounds,
+            **job.hyper,
+        )
+    samples = torch.as_tensor(outcome.samples).detach().float().cpu()
+    shape = (job.num_samples, task.dim_parameters)
+    if tuple(samples.shape) != shape:
+        raise ValueError(
+            f"method {job.method!r} returned samples of shape {tuple(samples.shape)}, "
+            f"which must be {shape}."
+        )
+    num_wrong = int((~torch.isfinite(samples)).any(dim=1).sum())
+    if num_wrong:
+        raise ValueError(
+            f"method {job.method!r} returned {num_wrong} of {job.num_samples} samples "
+            "that are not finite."
+        )
+    log_prob = outcome.log_prob_true_parameters
+    number = None if log_prob is None else float(torch.as_tensor(log_prob).mean())
+    return replace(outcome, samples=samples, log_prob_true_parameters=number)
+
+
+def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
+    """Run a `module:function`, whose training and sampling nobody can tell apart."""
+    function = _import(job.method)
+    arguments = _arguments(job, task, function)
+    started = time.perf_counter()
+    with isolated_rng(job.seed):
+        returned = function(**arguments)
+    seconds = time.perf_counter() - started
+    if not (isinstance(returned, tuple) and len(returned) == 3):
+        raise ValueError(
+            f"method {job.method!r} returned {type(returned).__name__}, but it must be "
+            "the tuple (samples, num_simulations, log_prob_true_parameters or None)."
+        )
+    samples, num_simulations, log_prob = returned
+    return sbibm.RunOutcome(
+        samples, int(num_simulations), log_prob, math.nan, seconds, from_cache=False
+    )
+
+
+def _arguments(job: Job, task: Any, function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what a function is called with."""
+    names = ["num_samples", "num_simulations", "num_observation"]
+    names += ["num_rounds"] if _takes_rounds(function) else []
+    settings = {name: getattr(job, name) for name in names}
+    return {"task": task, **settings, **job.hyper}
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except Exception as error:  # Modules fail in ways of their own.
+        raise ValueError(
+            f"methods={name!r} cannot be imported: {describe_error(error)}. It must be "
+            "module:function, with the module on Python's path."
+        ) from error
+    if not callable(found):
+        raise ValueError(f"methods={name!r} is not a function but {found!r}.")
+    return found
+
+
+def _takes_rounds(function: Callable[..., Any]) -> bool:
+    # Whoever takes any keyword takes it for a hyperparameter, perhaps of a network.
+    return "num_rounds" in inspect.signature(function).parameters

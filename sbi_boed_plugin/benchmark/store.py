@@ -1,10 +1,5 @@
 """A folder of finished jobs: one JSON file a job, and one run at a time.
 
-Each file holds the record of one job, under a name made of the job's settings. It is
-written under another name first and then renamed, so that a full disk or a killed
-process never leaves half a record. A file that holds anything else is named in a
-warning and renamed, so that it never stops a run or a report; its job runs again.
-
 A record is a dictionary with these entries:
 
 - `job`: the settings, and `status`: `"done"` or `"failed"`;
@@ -16,10 +11,9 @@ A record is a dictionary with these entries:
 import contextlib
 import hashlib
 import json
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +27,10 @@ __all__ = ["FolderInUseError", "Record", "Settings", "Store", "file_name", "job_
 Settings = Mapping[str, Any]
 Record = dict[str, Any]
 
-_NUMBER = (int, float)
-# Which kinds of values the entries of a record have.
-_KINDS: dict[str, Any] = {
-    "job": dict,
-    "status": str,
-    "result": dict,
-    "error": str,
-    "traceback": str,
-    "output": str,
-    "seconds": _NUMBER,
-    "finished": _NUMBER,
-    "load": (*_NUMBER, type(None)),
-    "versions": dict,
-    "warnings": list,
+_ENTRIES = {
+    *("job", "status", "result", "error", "traceback", "output"),
+    *("seconds", "finished", "load", "versions", "warnings"),
 }
-_MOST_CHARACTERS = 120
 
 
 class FolderInUseError(RuntimeError):
@@ -56,15 +38,7 @@ class FolderInUseError(RuntimeError):
 
 
 def job_key(settings: Settings) -> str:
-    """Return a text that differs wherever settings do, whatever their order.
-
-    Raises:
-        ValueError: If the settings cannot be kept in a file.
-
-    Example:
-        >>> job_key({"seed": 0, "method": "npe"})
-        '{"method": "npe", "seed": 0}'
-    """
+    """Return a text that differs wherever settings do, whatever their order."""
     try:
         return json.dumps(settings, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -89,34 +63,25 @@ def file_name(settings: Settings) -> str:
     # Some file systems ignore case and refuse colons; the digest tells such jobs apart.
     readable = re.sub(r"[^\w.,=+-]+", ".", ",".join(parts), flags=re.ASCII)
     digest = hashlib.sha256(job_key(settings).encode()).hexdigest()[:8]
-    return f"{readable[:_MOST_CHARACTERS]}-{digest}.json"
+    return f"{readable[:120]}-{digest}.json"
 
 
 class Store:
-    """The records of a folder.
+    """The records of a folder, which need not exist.
 
-    Args:
-        folder: The folder; it need not exist.
-        check: Function that raises an error for a record whose result is not what the
-            caller's jobs return. Such a record counts as unreadable.
+    A file that holds no record is named in a warning and set aside under another name:
+    it never stops a run or a report, and its job runs again.
     """
 
-    def __init__(
-        self, folder: Path | str, check: Callable[[Record], object] | None = None
-    ) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).absolute()
         self.jobs = self.folder / "jobs"
-        self._check = check
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Make the folder, and keep other runs out of it.
 
         The operating system frees the lock when the process ends, however it ends.
-
-        Raises:
-            FolderInUseError: If another run has the folder.
-            OSError: If the folder cannot be made, or not written to.
         """
         self.jobs.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock")
@@ -151,52 +116,25 @@ class Store:
         found = [self._read(path) for path in sorted(self.jobs.glob("[!.]*.json"))]
         return [record for record in found if record is not None]
 
-    def set_aside(self) -> list[str]:
-        """Return the names of the files that were set aside, now or earlier."""
-        return sorted(path.name for path in self.jobs.glob("*.unreadable"))
-
     def _read(self, path: Path) -> Record | None:
-        """Read a record; warn of a file that holds none, and rename it."""
         try:
             record = json.loads(path.read_bytes())
-            _check_record(record, path.name)
-            if self._check is not None:
-                self._check(record)
+            if missing := _ENTRIES - set(record):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            if path.name != (name := file_name(record["job"])):
+                # A copy would count as another result.
+                raise ValueError(f"the record of its job belongs in {name}")
         except OSError:
             raise
         except Exception as error:
-            number = 1
             aside = path.with_name(f"{path.name}.unreadable")
-            while aside.exists():
-                number += 1
-                aside = path.with_name(f"{path.name}.{number}.unreadable")
             # The folder of somebody else may be read only.
             with contextlib.suppress(PermissionError):
-                os.replace(path, aside)
+                path.replace(aside)
             warnings.warn(
                 f"{path} is not the record of a job ({type(error).__name__}: {error}). "
-                f"It is left out and renamed to {aside.name}; its job will run again.",
+                f"It is set aside as {aside.name}; its job will run again.",
                 stacklevel=3,
             )
             return None
         return record
-
-
-def _check_record(record: Any, name: str) -> None:
-    """Raise an error for a record with missing or wrong entries, or a wrong name."""
-    if not isinstance(record, dict):
-        raise TypeError("it is no dictionary")
-    missing = [key for key in _KINDS if key not in record]
-    if missing:
-        raise KeyError(f"it lacks {', '.join(missing)}")
-    for key, kind in _KINDS.items():
-        if not isinstance(record[key], kind) or isinstance(record[key], bool):
-            raise TypeError(f"{key}={str(record[key])[:80]!r}")
-    if record["status"] not in ("done", "failed"):
-        raise ValueError(f"status={record['status']!r}")
-    texts = [*record["warnings"], *(v for v in record["versions"].values() if v)]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("warnings and versions must be texts")
-    if name != file_name(record["job"]):
-        # A copy would count as another result.
-        raise ValueError(f"the record of its job belongs in {file_name(record['job'])}")

@@ -9,25 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from sbi_boed_plugin.benchmark.frames import mean_and_sem
-from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.jobs import Job, hyper_text
 from sbi_boed_plugin.benchmark.metrics import METRICS
-from sbi_boed_plugin.benchmark.sbibm_jobs import benchmark_store
-from sbi_boed_plugin.benchmark.store import Record
+from sbi_boed_plugin.benchmark.store import Record, Store
 from sbi_boed_plugin.sbibm import TASKS, check_hyper
 
-__all__ = ["CELL", "SECONDS", "Results", "read_results"]
+__all__ = ["CELL", "SECONDS", "Results", "mean_and_sem", "read_results"]
 
-# What jobs that are averaged have in common, and what of it is a column of a report.
-CELL = [
-    "task",
-    "method",
-    "num_simulations",
-    "num_rounds",
-    "num_samples",
-    "hyper",
-    "tag",
-]
+# What jobs that are averaged have in common.
+CELL = ["task", "method", "num_simulations", "num_rounds", "num_samples", "hyper"]
+CELL += ["tag"]
 SECONDS = ["training_seconds", "sampling_seconds", "metric_seconds"]
 _MEASURED = [*SECONDS, "num_simulations_used", "log_prob_true_parameters", "from_cache"]
 
@@ -39,41 +30,31 @@ _VARIANT_OF = {"nle_ince": "nle", "npe_gkl": "npe", "nre_gkl": "nre"}
 class Results:
     """What the folder of a benchmark holds.
 
-    Attributes:
-        records: Records of all jobs, in the order of the tables.
-        metrics: Names of the metrics that occur.
-        set_aside: Names of files that hold no record.
+    Records are in the order of the tables; `metrics` occur in some of them.
     """
 
     records: list[Record]
     metrics: list[str]
-    set_aside: list[str]
 
     @cached_property
     def jobs(self) -> pd.DataFrame:
         """One row per job: settings, `label`, metrics, times and more."""
-        names = {key: None for record in self.records for key in record["versions"]}
-        said = {
-            key: None
-            for record in self.records
-            for key in record["result"].get("diagnostics", {})
-        }
-        rows = []
-        for record, label in zip(self.records, self._labels(), strict=True):
+        rows: list[dict[str, Any]] = []
+        for record in self.records:
             job, result = record["job"], record["result"]
-            hyper = json.dumps(job["hyper"], sort_keys=True) if job["hyper"] else ""
-            row = {"label": label, **job, "hyper": hyper, "status": record["status"]}
-            row |= {name: result.get("metrics", {}).get(name) for name in self.metrics}
+            said, versions = result.get("diagnostics", {}), record["versions"]
+            row = {"label": Job(**job).label, **job}
+            row |= {"hyper": hyper_text(job["hyper"]), **result.get("metrics", {})}
             row |= {name: result.get(name) for name in _MEASURED}
-            row["load"] = record["load"]
-            spoken = result.get("diagnostics", {})
-            row |= {f"diagnostic_{name}": spoken.get(name) for name in sorted(said)}
-            versions = record["versions"]
-            row |= {f"version_{name}": versions.get(name) for name in sorted(names)}
-            rows.append({**row, "error": record["error"]})
-        table = pd.DataFrame(rows, dtype=object)
-        first = ["label", *CELL, "seed", "num_observation"]
-        return table.reindex(columns=list(dict.fromkeys([*first, *table])))
+            row |= {f"diagnostic_{name}": value for name, value in said.items()}
+            row |= {f"version_{name}": value for name, value in versions.items()}
+            row |= {name: record[name] for name in ("status", "load", "error")}
+            rows.append(row)
+        names = sorted({name for row in rows for name in row})
+        more = [name for name in names if name.startswith(("diagnostic_", "version_"))]
+        columns = ["label", *CELL, "seed", "num_observation", "status", *self.metrics]
+        columns += [*_MEASURED, "load", *more, "error"]
+        return pd.DataFrame(rows, dtype=object).reindex(columns=columns)
 
     @cached_property
     def cells(self) -> pd.DataFrame:
@@ -84,40 +65,38 @@ class Results:
         trainings, which observations share. Further columns tell how many jobs are
         behind them, and whether they are comparable with others.
         """
-        by = ["label", *CELL]
-        jobs = self.jobs.assign(is_done=self.jobs["status"] == "done")
+        by, place = ["label", *CELL], ["task", "num_simulations"]
+        jobs = self.jobs.assign(
+            is_done=self.jobs["status"] == "done",
+            pair=list(
+                zip(self.jobs["seed"], self.jobs["num_observation"], strict=True)
+            ),
+        )
         done = jobs[jobs["is_done"]]
-        place = ["task", "num_simulations"]
         cells = jobs.groupby(by, sort=False, as_index=False).agg(
             num_done=("is_done", "sum"), num_jobs=("is_done", "size")
         )
         cells["num_failed"] = cells["num_jobs"] - cells["num_done"]
-        more = [
-            done.groupby(by, sort=False, as_index=False).agg(
+        trainings = done.drop_duplicates([*by, "seed", SECONDS[0]])
+        for table in (
+            done.groupby(by, as_index=False).agg(
                 num_seeds=("seed", "nunique"), used=("num_simulations_used", "max")
             ),
             _over_observations(done, by, [*self.metrics, *SECONDS[1:]]),
-            mean_and_sem(
-                done.drop_duplicates([*by, "seed", SECONDS[0]]), by, SECONDS[:1], "_"
-            ),
-            # Pairs of observation and seed that any method has had.
-            jobs.drop_duplicates([*place, "seed", "num_observation"])
-            .groupby(place, as_index=False)
-            .agg(num_expected=("seed", "size")),
-            # Classifiers tell fewer samples apart less well.
-            done.groupby(place, as_index=False).agg(
-                most_samples=("num_samples", "max")
-            ),
-        ]
-        for table in more:
-            shared = by if "label" in table else place
-            cells = cells.merge(table, how="left", on=shared)
+            mean_and_sem(trainings, by, SECONDS[:1], "_"),
+        ):
+            cells = cells.merge(table, how="left", on=by)
         for name in ("num_observations", "num_seeds"):
             cells[name] = cells[name].fillna(0).astype(int)
+        # Pairs of seed and observation that any method has had.
+        expected = jobs.groupby(place)["pair"].nunique().rename("num_expected")
+        cells = cells.join(expected, on=place)
+        # Classifiers tell fewer samples apart less well.
+        most = done.groupby(place)["num_samples"].max().rename("most_samples")
+        cells = cells.join(most, on=place)
         cells["caveats"] = [_caveats(row) for row in cells.to_dict("records")]
         # Only such means may be ranked: who fails where it is hard would win.
-        is_complete = cells["num_jobs"] == cells["num_expected"]
-        is_complete &= cells["num_failed"] == 0
+        is_complete = cells["num_done"] == cells["num_expected"]
         cells["is_comparable"] = is_complete & (cells["caveats"] == "")
         return cells
 
@@ -130,7 +109,6 @@ class Results:
         method is the one with the same rounds, samples, tag and those hyperparameters
         that it knows. Who uses more simulations than the budget is left out.
         """
-        keys = ["task", "num_simulations", "num_rounds", "num_samples", "tag"]
         within = self.cells.loc[~(self.cells["used"] > self.cells["num_simulations"])]
         values = self.jobs.merge(within[CELL], on=CELL).melt(
             id_vars=["label", *CELL, "seed", "num_observation"],
@@ -140,98 +118,91 @@ class Results:
         values = values.dropna(subset=["value"])
         ours = values[values["method"].isin(list(_VARIANT_OF))].copy()
         ours["reference"] = ours["method"].map(_VARIANT_OF).astype(object)
-        pairs = zip(ours["reference"], ours["hyper"], strict=True)
-        hyper = [_known_hyper(*pair) for pair in pairs]
-        ours["reference_hyper"] = pd.Series(hyper, ours.index, dtype=object)
-        theirs = values.rename(
-            columns={
-                "method": "reference",
-                "hyper": "reference_hyper",
-                "label": "reference_label",
-                "value": "reference_value",
-            }
-        )
-        keys += ["reference", "reference_hyper", "metric", "seed", "num_observation"]
-        pairs = ours.merge(theirs, on=keys)
+        known = map(_known_hyper, ours["reference"], ours["hyper"])
+        ours["reference_hyper"] = pd.Series(list(known), ours.index, dtype=object)
+        new = {"method": "reference", "hyper": "reference_hyper"}
+        new |= {"label": "reference_label", "value": "reference_value"}
+        keys = [name for name in values if name not in new]
+        keys += ["reference", "reference_hyper"]
+        pairs = ours.merge(values.rename(columns=new), on=keys)
         pairs["difference"] = pairs["value"] - pairs["reference_value"]
         by = ["label", "reference_label", *CELL, "reference", "reference_hyper"]
         by.append("metric")
-        means = _over_observations(pairs, by, ["difference"])
         seeds = pairs.groupby(by, as_index=False).agg(num_seeds=("seed", "nunique"))
-        return means.merge(seeds, on=by)
+        return _over_observations(pairs, by, ["difference"]).merge(seeds, on=by)
 
     @property
     def tasks(self) -> list[str]:
         """Names of the tasks, in sbibm's order."""
         return list(self.jobs["task"].unique())
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """Methods with what is unusual about each, in a fixed order."""
-        order = sorted(range(len(self.records)), key=self._setting_order)
-        return list(dict.fromkeys(self.jobs["label"].iloc[order]))
+        ordered = sorted(self.records, key=lambda record: _order(record)[3:-2])
+        return list(dict.fromkeys(Job(**record["job"]).label for record in ordered))
 
     @property
     def budgets(self) -> list[int]:
         """Numbers of simulations, ascending."""
         return sorted(self.jobs["num_simulations"].unique())
 
-    @cached_property
-    def shared(self) -> list[str]:
-        """What is unusual about all jobs alike, in words."""
-        unusual = [Job(**record["job"]).unusual for record in self.records]
-        return [text for text in unusual[0] if all(text in each for each in unusual)]
-
-    def _labels(self) -> list[str]:
-        labels = []
-        for record in self.records:
-            job = Job(**record["job"])
-            own = [text for text in job.unusual if text not in self.shared]
-            labels.append(", ".join([job.method, *own]))
-        return labels
-
-    def _setting_order(self, index: int) -> tuple[Any, ...]:
-        return _order(self.records[index])[3:-2]
-
 
 def read_results(folder: Path) -> Results:
-    """Read all records of a benchmark; files that hold none are set aside.
-
-    Raises:
-        ValueError: If there are no records.
-    """
-    store = benchmark_store(folder)
-    records = store.read_all()
+    """Read all records of a benchmark; those of other jobs are left out."""
+    names = {field.name for field in fields(Job)}
+    found = Store(folder).read_all()
+    records = sorted((r for r in found if set(r["job"]) == names), key=_order)
     if not records:
         raise ValueError(
             f"{folder} holds no results of a benchmark. Run `sbi-boed bench --output "
             f"{folder}` first, or name the folder of one."
         )
-    records.sort(key=_order)
     present = {
         name for record in records for name in record["result"].get("metrics", {})
     }
     metrics = [name for name in METRICS if name in present]
-    metrics += sorted(present - set(metrics))
-    return Results(records, metrics, store.set_aside())
+    return Results(records, metrics + sorted(present - set(metrics)))
+
+
+def mean_and_sem(
+    table: pd.DataFrame, by: Sequence[str], values: Sequence[str], count: str = "seeds"
+) -> pd.DataFrame:
+    """Return means and standard errors of columns, over the rows of each group.
+
+    A value that is missing in one row makes the mean of its group missing: a mean over
+    some of the rows would be compared with means over all. Groups keep the order of
+    their first row; `count` is the number of their rows.
+
+    Example:
+        >>> rows = pd.DataFrame({"D": [1, 1], "seed": [0, 1], "eig": [2.0, 4.0]})
+        >>> print(mean_and_sem(rows, by=["D"], values=["eig"]).to_string(index=False))
+         D  seeds  eig  eig_se
+         1      2  3.0     1.0
+    """
+    numbers = table[list(values)].astype(float)
+    groups = numbers.groupby([table[name] for name in by], sort=False, dropna=False)
+    sizes, found, present = groups.size(), groups.agg(["mean", "sem"]), groups.count()
+    summary = pd.DataFrame({count: sizes})
+    for name in values:
+        is_whole = present[name] == sizes
+        summary[name] = found[name]["mean"].where(is_whole)
+        summary[f"{name}_se"] = found[name]["sem"].where(is_whole)
+    return summary.reset_index()
 
 
 def _order(record: Record) -> tuple[Any, ...]:
     """Return a key that sorts by task, budget, settings, observation and seed."""
     job = record["job"]
-    place = TASKS.index(job["task"]) if job["task"] in TASKS else len(TASKS)
-    # Ours in alphabetical order, which puts each beside what it is a variant of.
-    hyper = json.dumps(job["hyper"], sort_keys=True) if job["hyper"] else ""
     return (
-        place,
+        TASKS.index(job["task"]) if job["task"] in TASKS else len(TASKS),
         job["task"],
         job["num_simulations"],
+        # Ours in alphabetical order, which puts each beside what it is a variant of.
         ":" in job["method"],
         *(job[name] for name in ("method", "num_rounds", "num_samples")),
-        hyper,
-        job["tag"],
-        job["num_observation"],
-        job["seed"],
+        hyper_text(job["hyper"]),
+        *(job[name] for name in ("tag", "num_observation", "seed")),
     )
 
 
@@ -257,5 +228,4 @@ def _known_hyper(method: str, hyper: str) -> str:
     """Return the hyperparameters that a method knows, as text."""
     known = {field.name for field in fields(check_hyper(method))}
     given = json.loads(hyper or "{}")
-    kept = {name: value for name, value in given.items() if name in known}
-    return json.dumps(kept, sort_keys=True) if kept else ""
+    return hyper_text({name: value for name, value in given.items() if name in known})

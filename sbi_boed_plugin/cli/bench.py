@@ -20,15 +20,11 @@ __all__ = ["add_bench_command"]
 _DESCRIPTION = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
-Each job has a process and a file of its own. A run that was stopped, or killed, goes
-on from there with the same command; a second one in the same folder is refused.
-`sbi-boed report DIR` makes tables, figures and a page of what is there. The exit code
-is 1 if jobs failed.
-
-Finished jobs are kept after an upgrade, of which a line warns, and after an edit of a
-module:function, which nothing notices: use another --tag or --output then. Trained
-networks in the folder's cache/ are pickles, which run code when they are loaded: share
-a folder with people whom you trust.
+A run that was stopped goes on from there with the same command; a second one in the
+same folder is refused. The exit code is 1 if jobs failed. Finished jobs are kept after
+an edit of a module:function, which nothing notices: use another --tag or --output then.
+Trained networks in the folder's cache/ are pickles, which run code when they are
+loaded: share a folder with people whom you trust.
 
 Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
 """
@@ -69,13 +65,9 @@ def add_bench_command(commands: Any) -> None:
         ("--num-samples", NUM_SAMPLES, "posterior samples"),
         ("--jobs", 1, "processes, each with one thread"),
     ):
-        parser.add_argument(
-            name,
-            type=integer_from(1),
-            default=default,
-            metavar="N",
-            help=f"{text} (default: %(default)s)",
-        )
+        text += " (default: %(default)s)"
+        kind = integer_from(1)
+        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -85,27 +77,14 @@ def add_bench_command(commands: Any) -> None:
         help="hyperparameters for all methods, or for one as npe.num_atoms=5; values "
         "in Python's notation",
     )
-    parser.add_argument(
-        "--tag",
-        default="",
-        metavar="TEXT",
-        help="tell these jobs apart from others with the same settings",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("results", "benchmark"),
-        metavar="DIR",
-        help="folder of the benchmark (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--time-limit",
-        type=float,
-        metavar="SECONDS",
-        help="end a job that takes longer, metrics included (default: none)",
-    )
+    text = "tell these jobs apart from others with the same settings"
+    parser.add_argument("--tag", default="", metavar="TEXT", help=text)
+    text = "folder of the benchmark (default: %(default)s)"
+    folder = Path("results", "benchmark")
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=text)
+    text = "end a job that takes longer, metrics included (default: none)"
+    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=text)
     for name, text in (
-        ("--save-samples", "keep the samples of each job"),
         ("--retry-failed", "run jobs again that failed in an earlier run"),
         ("--quiet", "show no progress"),
     ):
@@ -132,16 +111,14 @@ def _bench(options: argparse.Namespace) -> int:
             tag=options.tag,
             num_workers=options.jobs,
             retry_failed=options.retry_failed,
-            save_samples=options.save_samples,
             time_limit=options.time_limit,
             show_progress=not options.quiet,
         )
     except (ValueError, ImportError, FolderInUseError) as error:
         raise InputError(" ".join(str(error).split())) from error
     except OSError as error:
-        raise InputError(
-            f"cannot write results to {options.output}: {error.strerror}."
-        ) from error
+        text = f"cannot write results to {options.output}: {error.strerror}."
+        raise InputError(text) from error
     except KeyboardInterrupt:
         print(
             "\nsbi-boed: interrupted. Finished jobs are kept in "
@@ -165,7 +142,7 @@ def _words(texts: list[str]) -> list[str]:
         >>> _words(["sir,slcp", "two_moons sir"])
         ['sir', 'slcp', 'two_moons', 'sir']
     """
-    return [word for text in texts for word in re.split(r"[,\s]+", text) if word]
+    return " ".join(texts).replace(",", " ").split()
 
 
 def _numbers(option: str, texts: list[str]) -> list[int]:
@@ -175,23 +152,21 @@ def _numbers(option: str, texts: list[str]) -> list[int]:
         >>> _numbers("--seeds", ["0,3-5", "1_000"])
         [0, 3, 4, 5, 1000]
     """
-    number = r"(\d+(?:_\d+)*)"
     numbers: list[int] = []
     for word in _words(texts):
-        match = re.fullmatch(rf"{number}(?:-{number})?", word)
+        first, _, last = word.partition("-")
+        try:
+            span = range(int(first), int(last or first) + 1)
+        except ValueError:
+            span = range(0)
         # Nobody means more, and a list of them would take all memory.
-        span = _span(match) if match else range(0)
-        if not 0 < len(span) <= 10_000:
+        if not 0 < len(span) <= 10_000 or word.endswith("-"):
             raise ValueError(
                 f"argument {option}: must be numbers such as 3 or ranges such as 1-10, "
                 f"got {word!r}"
             )
         numbers += span
     return numbers
-
-
-def _span(match: re.Match[str]) -> range:
-    return range(int(match[1]), int(match[2] or match[1]) + 1)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -28,15 +28,10 @@ def add_report_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_report)
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="the folder that bench wrote to"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for the report (default: that of the results)",
-    )
+    text = "the folder that bench wrote to"
+    parser.add_argument("folder", type=Path, metavar="DIR", help=text)
+    text = "folder for the report (default: that of the results)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -47,9 +42,7 @@ def _report(options: argparse.Namespace) -> int:
         raise InputError(str(error)) from error
     except OSError as error:
         # One of the results, or what was to be written.
-        place = error.filename or output
-        raise InputError(
-            f"cannot make the report in {output}: {place}: {error.strerror}."
-        ) from error
+        text = f"cannot make the report in {output}: {error.filename or output}: "
+        raise InputError(f"{text}{error.strerror}.") from error
     print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
     return 0

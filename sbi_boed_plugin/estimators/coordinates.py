@@ -26,8 +26,8 @@ INVERSE_TRANSFORM = type(ExpTransform().inv)
 
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
-# median exceeds this many times the median distance (163 in 256 draws of a Cauchy
-# distribution, 5 of a Normal, 20 of Student's t with two degrees of freedom).
+# median exceeds this many times the median distance (5 in 256 draws of a Normal, 163 of
+# a Cauchy distribution).
 _DECADES, _TAILS = 1_000.0, 30.0
 # Share of values at the largest that tell a limit, near which small differences count.
 _CLIPPED = 0.05
@@ -41,9 +41,8 @@ _LEAST, _MOST = 1e-6, 1e15
 class Coordinates:
     """Coordinates that suit networks, as transforms from natural units.
 
-    Those of the data can be `"auto"`: natural units in which the named networks take
-    the inverse hyperbolic sine of columns that are skewed in the first simulations;
-    `None` is for natural units.
+    Those of the data can be `None` for natural units, or `"auto"`: networks of a name
+    then see skewed columns of the first simulations as logarithms.
     """
 
     theta: Transform = field(default_factory=lambda: identity_transform)
@@ -74,9 +73,7 @@ class Coordinates:
 def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of a transform with a function applied to every tensor in it.
 
-    A transform holds tensors as attributes, in lists, and in the transforms that it is
-    made of. The identity is returned itself, and so are modules, which move with the
-    network that they are part of.
+    The identity is returned itself, and so are modules, which move with their network.
     """
     if isinstance(transform, Tensor):
         return fn(transform)
@@ -100,14 +97,10 @@ class Units(Transform, nn.Module):
     .. math:: y = v / s \quad\text{or, for skewed columns,}\quad
         y = \operatorname{asinh}\big((v - c) / s\big).
 
-    Networks of sbi standardize in single precision and not below 1e-7. In these units
-    a simulator in moles learns what the same simulator in picomoles does. The scale of
-    an ordinary column is a power of two, so that no bit of its values is lost. The
-    inverse hyperbolic sine is a logarithm far from :math:`c` and linear near it:
-    whatever a later simulation returns, it has coordinates.
-
-    It is a `Transform` whose numbers are buffers: they move with the network that it is
-    part of, and are saved with its weights.
+    Networks of sbi standardize in single precision and not below 1e-7. The scale of an
+    ordinary column is a power of two, so that no bit of its values is lost. The inverse
+    hyperbolic sine is a logarithm far from :math:`c` and linear near it: every value of
+    a later simulation has coordinates. The numbers are buffers of the network.
     """
 
     domain = constraints.real
@@ -121,8 +114,7 @@ class Units(Transform, nn.Module):
     def __init__(self, values: Tensor, *, may_skew: bool = True) -> None:
         """Measure the units of first simulations `(num_simulations, *event_shape)`.
 
-        Rows that are not finite do not count; `may_skew` says whether skewed columns
-        become logarithmic.
+        Rows that are not finite do not count.
         """
         super().__init__()
         # On the CPU: not every device has double precision.
@@ -165,7 +157,7 @@ class Units(Transform, nn.Module):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         r"""Return :math:`\log |dy / dv|` of each element, in nats."""
-        # The derivative of asinh, 1 / cosh(y), without the overflow of its terms.
+        # The derivative of asinh is 1 / cosh(y), whose terms would overflow.
         size = y.abs()
         log_cosh = size + torch.log1p(torch.exp(-2.0 * size)) - math.log(2.0)
         return torch.where(self.skewed, -log_cosh, 0.0) - self.scale.log()
@@ -173,16 +165,14 @@ class Units(Transform, nn.Module):
     def warn_if_skewed(self) -> None:
         """Say which columns of the data networks see as logarithms, if any."""
         columns = self.skewed.reshape(-1).nonzero().flatten().tolist()
-        if not columns:
-            return
-        warnings.warn(
-            f"Column(s) {_listed(columns)} of x spread over decades in the first "
-            "simulations (a largest value above 1,000 times the 5 % quantile, or far "
-            "outliers). The networks see asinh((x - centre) / scale) of them, which is "
-            "nearly a logarithm; densities stay those of x. Pass x_transform=None to "
-            "keep natural units, or a Transform of your own.",
-            stacklevel=3,
-        )
+        if columns:
+            warnings.warn(
+                f"Column(s) {_listed(columns)} of x spread over decades or have far "
+                "outliers in the first simulations. The networks see asinh((x - centre)"
+                " / scale) of them, nearly a logarithm; densities stay those of x. Pass"
+                " x_transform=None to keep natural units, or a Transform of your own.",
+                stacklevel=3,
+            )
 
 
 def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
@@ -199,11 +189,9 @@ def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
         if columns:
             warnings.warn(
                 f"Column(s) {_listed(columns)} of {name} have a standard deviation of "
-                f"{spread[columns[0]].item():.3g}. Networks of sbi standardize in "
-                f"single precision, between about {_LEAST:g} and {_MOST:g}, and learn "
-                "nothing from such values. Use other units, or a network that "
-                "rescales: transformed_likelihood_nn(model) or "
-                "transformed_posterior_nn(model).",
+                f"{spread[columns[0]].item():.3g}, and networks of sbi learn nothing "
+                f"below about {_LEAST:g} or above {_MOST:g}. Use other units, or "
+                "transformed_likelihood_nn(model) or transformed_posterior_nn(model).",
                 stacklevel=3,
             )
 
@@ -213,8 +201,7 @@ def warn_if_gaussian(model: object, x: Tensor) -> None:
     if model in ("maf", "zuko_maf") and x[:1].numel() == 1:
         warnings.warn(
             f"x has one value per simulation: there, density_estimator={model!r} is a "
-            "Gaussian whose mean and standard deviation depend on theta. Use 'nsf' or "
-            "'mdn' unless that is the shape of your data.",
+            "Gaussian given theta. Use 'nsf' or 'mdn' unless your data are Gaussian.",
             stacklevel=3,
         )
 

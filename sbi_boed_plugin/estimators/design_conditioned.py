@@ -13,15 +13,11 @@ __all__ = [
     "check_fixed_design",
     "join",
     "posterior_at_design",
-    "split",
 ]
 
 
 def join(values: Tensor, design: Tensor) -> Tensor:
-    """Return rows `(values, design)`, as networks are conditioned on them.
-
-    Values have shape `(*batch_shape, dim)`, and designs `(dim_design,)` or one that
-    expands to `(*batch_shape, dim_design)`.
+    """Return rows `(values, design)`, with the design expanded to the batch of values.
 
     Example:
         >>> join(torch.zeros(2, 1), torch.tensor([5.0])).tolist()
@@ -30,26 +26,14 @@ def join(values: Tensor, design: Tensor) -> Tensor:
     return torch.cat([values, design.expand(*values.shape[:-1], -1)], dim=-1)
 
 
-def split(rows: Tensor, dim_design: int) -> tuple[Tensor, Tensor]:
-    """Return values and designs of rows that :func:`join` has made.
-
-    Example:
-        >>> split(torch.tensor([[0.0, 1.0, 5.0]]), 1)
-        (tensor([[0., 1.]]), tensor([[5.]]))
-    """
-    dim = rows.shape[-1] - dim_design
-    return rows[..., :dim], rows[..., dim:]
-
-
 def check_fixed_design(design: Tensor, dim_condition: int, values: str) -> Tensor:
     """Return designs as a matrix, or raise if no row `(values, design)` has them."""
     design = torch.atleast_2d(torch.as_tensor(design))
     if design.dim() != 2 or not 0 < design.shape[-1] < dim_condition:
         raise ValueError(
-            f"design has shape {tuple(design.shape)}, but must have shape "
-            "(num_designs, dim_design), with dim_design less than the "
-            f"{dim_condition} values of ({values}, design) that the estimator is "
-            "conditioned on."
+            f"design has shape {tuple(design.shape)}, but must have shape (num_designs,"
+            f" dim_design), with dim_design less than the {dim_condition} values of "
+            f"({values}, design) that the estimator is conditioned on."
         )
     if not torch.isfinite(design).all():
         raise ValueError(f"design={design.tolist()} must be finite.")
@@ -103,10 +87,8 @@ class DesignConditionedEstimator(EstimatorView):
                 f"There are {len(estimators)} estimators for {len(design)} designs: "
                 "pass one estimator, or one for each design."
             )
-        dim_values = dim_condition - design.shape[-1]
-        super().__init__(
-            estimators[0], estimators[0].input_shape, torch.Size((dim_values,))
-        )
+        values_shape = torch.Size((dim_condition - design.shape[-1],))
+        super().__init__(estimators[0], estimators[0].input_shape, values_shape)
         if len(estimators) == 1:
             estimators *= len(design)
         # Each different estimator once, and the rows of designs that it is for.
@@ -119,15 +101,9 @@ class DesignConditionedEstimator(EstimatorView):
         reference = next(self.net.parameters())
         self.register_buffer("design", design.detach().to(reference))
 
-    @property
-    def num_designs(self) -> int:
-        """Number of designs, one per row of the observation."""
-        return len(self.design)
-
     def condition_of_net(self, condition: Tensor) -> Tensor:
         """Return `(values, design)` in one row each; there must be one design."""
-        if self.num_designs != 1:
-            raise self._wrong_number(1)
+        self._check_number(1)
         return join(condition, self.design[0])
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
@@ -143,13 +119,12 @@ class DesignConditionedEstimator(EstimatorView):
         Raises:
             ValueError: If there are several designs, but not as many observations.
         """
-        if self.num_designs == 1:
+        if len(self.design) == 1:
             return super().log_prob(input, condition, **kwargs)
         self._check_input_shape(input)
         self._check_condition_shape(condition)
         input, condition, batch_dim = self._broadcast_and_align(input, condition)
-        if len(input) != self.num_designs:
-            raise self._wrong_number(len(input))
+        self._check_number(len(input))
         conditions = join(condition, self.design.unsqueeze(1))
         values = input.new_empty(len(input), batch_dim)
         for estimator, rows in zip(self.estimators, self._rows, strict=True):
@@ -168,7 +143,7 @@ class DesignConditionedEstimator(EstimatorView):
         With several designs the last entry of `sample_shape` must be their number: it
         counts the observations of one data set.
         """
-        sample_shape, num_designs = torch.Size(sample_shape), self.num_designs
+        sample_shape, num_designs = torch.Size(sample_shape), len(self.design)
         if len(self.estimators) > 1:
             raise NotImplementedError(
                 "Designs with an estimator each are for inference. To draw data, use "
@@ -186,23 +161,20 @@ class DesignConditionedEstimator(EstimatorView):
         x = self.net.sample(sample_shape[:-1], rows.flatten(0, 1), **kwargs)
         return x.reshape(*sample_shape, len(condition), *self.input_shape)
 
-    def _wrong_number(self, num_observations: int) -> ValueError:
-        return ValueError(
-            f"The observation has {num_observations} rows, but the posterior was "
-            f"built with {self.num_designs} designs, one for each row of x_o. Pass "
-            "x_o with one row per design, or build the posterior with one design "
-            "to sample for several observations at once."
-        )
+    def _check_number(self, num_observations: int) -> None:
+        if num_observations != len(self.design):
+            raise ValueError(
+                f"The observation has {num_observations} rows, but the posterior was "
+                f"built with {len(self.design)} designs. Pass x_o with one row per "
+                "design, or build the posterior with one design to sample for several "
+                "observations at once."
+            )
 
 
 def posterior_at_design(
     estimator: ConditionalDensityEstimator, design: Tensor
 ) -> DesignConditionedEstimator:
-    """Return an amortised posterior, conditioned on `(x, design)`, at one design.
-
-    Raises:
-        ValueError: If `design` has a wrong shape, holds several, or is not finite.
-    """
+    """Return a posterior conditioned on `(x, design)` at one design, or raise."""
     design = check_fixed_design(design, estimator.condition_shape[0], "x")
     if len(design) != 1:
         raise ValueError(

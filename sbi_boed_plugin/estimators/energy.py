@@ -21,9 +21,8 @@ EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
 SMALL_DATA = 3_000
 
 # Ratios are what networks say between the inner numbers of nats, and never beyond the
-# outer ones. Upwards there is little room: where no partition function had a draw, a
-# network may say anything, and one such draw with a huge ratio would fill the samples.
-# A base that must be corrected by more would have hardly a draw accepted.
+# outer ones. One draw with a huge ratio, where no draw was trained, would otherwise
+# fill the samples.
 _LOWEST, _FREE_BELOW, _FREE_ABOVE, _HIGHEST = -20.0, -15.0, 3.0, 5.0
 
 
@@ -43,10 +42,7 @@ class EnergyRatio(nn.Module):
         dropout: float | None = 0.0,
         sees_parameters: bool = True,
     ) -> None:
-        """Initialize the network, standardized by parameters and conditions in rows.
-
-        The other arguments are those of :func:`energy_nn`.
-        """
+        """Initialize the network, standardized by parameters and conditions in rows."""
         super().__init__()
         if dropout is None:
             dropout = 0.1 if len(input) < SMALL_DATA else 0.0
@@ -73,7 +69,7 @@ class EnergyRatio(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return ratios of shape `batch_shape`, from rows `(*batch_shape, dim)`."""
+        """Return ratios `batch_shape` of rows `(*batch_shape, dim)`."""
         features = cast(Tensor, self.units(self._features(input, condition)))
         hidden = self.first((features - self.mean) / self.scale)
         for block in self.blocks:
@@ -81,24 +77,20 @@ class EnergyRatio(nn.Module):
         return self.last(hidden).squeeze(-1)
 
     def _features(self, input: Tensor, condition: Tensor) -> Tensor:
-        if not self.sees_parameters:
-            return condition
-        return torch.cat([input, condition], dim=-1)
+        parts = [input, condition] if self.sees_parameters else [condition]
+        return torch.cat(parts, dim=-1)
 
 
 def bounded(ratio: Tensor) -> Tensor:
-    """Return ratios between -20 and 5 nats, which are the same between -15 and 3.
+    """Return a smooth and increasing function of ratios, between -20 and 5 nats.
 
-    They are a smooth and increasing function of what a network returned.
-
-    Raises:
-        ValueError: If a ratio is not a number.
+    Ratios between -15 and 3 nats stay the same, and NaN raises a `ValueError`.
     """
     if torch.isnan(ratio).any():
         raise ValueError(
             f"energy_net returned NaN for {int(torch.isnan(ratio).sum())} of "
-            f"{ratio.numel()} rows. Check it, and the parameters and data that it is "
-            "given, for values that are not finite."
+            f"{ratio.numel()} rows. Check it, and the parameters and data for values "
+            "that are not finite."
         )
     free = ratio.clamp(_FREE_BELOW, _FREE_ABOVE)
     room = torch.where(ratio < 0.0, _FREE_BELOW - _LOWEST, _HIGHEST - _FREE_ABOVE)
@@ -122,9 +114,9 @@ def energy_nn(
         dropout: Probability to leave out a hidden feature during training. If `None`,
             0.1 for fewer than 3,000 simulations to train with, else 0.
         sees_parameters: Whether the network is given parameters. If not, it judges them
-            by the noise that the base makes them of, which with the data determines
-            them: draws are then judged before they are made, and sampling is several
-            times faster. Where simulations are few, compare the gains of both.
+            by the noise that the base makes them of: draws are then judged before they
+            are made, and sampling is several times faster. Where simulations are few,
+            compare the gains of both.
 
     Returns:
         Function of `theta` and features.

@@ -1,44 +1,58 @@
-r"""A normalized base times an energy ratio: samples and densities."""
+r"""A normalized base times an energy ratio: samples and densities.
+
+Parameters have shape `(sample_dim, batch_dim, dim_theta)`, conditions
+`(batch_dim, *condition_event_shape)`, and ratios `(sample_dim, batch_dim)`.
+"""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import within_support
+from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.utils.checkpoint import checkpoint
 
-from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.corrected import CorrectedBase
-from sbi_boed_plugin.estimators.design_conditioned import join, posterior_at_design
-from sbi_boed_plugin.estimators.noise import EstimatorView, log_prob_and_noise
-from sbi_boed_plugin.estimators.rejection import Sampler, warn_of_resampling
+from sbi_boed_plugin.estimators.design_conditioned import (
+    DesignConditionedEstimator,
+    posterior_at_design,
+)
+from sbi_boed_plugin.estimators.energy import bounded
+from sbi_boed_plugin.estimators.noise import (
+    EstimatorView,
+    draw_noise,
+    embed_condition,
+    log_prob_and_noise,
+    to_noise,
+)
+from sbi_boed_plugin.estimators.rejection import Sampler
 from sbi_boed_plugin.estimators.weights import (
     WeightDiagnostics,
-    check_not_empty,
-    draw_in_parts,
     draws_at_once,
+    gradient_of_log_partition,
     measure_weights,
 )
-from sbi_boed_plugin.objectives.generalized_kl import (
-    draw_by_ratio,
-    hybrid_loss,
-    partition_function,
-)
+from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 
-# Draws that tell the gradient of log Z of a condition: those of the base, and those of
-# the hybrid that are chosen of them. Of more than 20 conditions each has fewer, but not
-# less than a tenth of those of the base, which find the support of the prior.
-_NUM_BASE_DRAWS, _NUM_GRADIENT_DRAWS, _MAX_ROWS = 10_000, 4_000, 20
-_GRADIENT_SEED = 20_231_003
+_SETTINGS = (
+    "num_partition_samples",
+    "embedded",
+    "latent_features",
+    "frozen_base",
+    "trained_partition",
+    "corrects",
+)
 
 
-class HybridEstimator(CorrectedBase):
+class HybridEstimator(ConditionalDensityEstimator):
     r"""The posterior :math:`b(\theta \mid x) \, e^{\rho(\theta, x)} / Z(x)`.
+
+    Ratios are what the energy says between -15 and 3 nats, and never beyond -20 and 5.
 
     Example:
         >>> import torch
@@ -51,89 +65,239 @@ class HybridEstimator(CorrectedBase):
         torch.Size([7, 4, 2])
     """
 
-    def at_design(self, design: Tensor) -> "HybridEstimator":
-        """Return the estimator of `x` at a design `(dim_design,)`, sharing networks.
+    net: ConditionalDensityEstimator
 
-        Raises:
-            ValueError: If `design` has a wrong shape or is not finite.
-        """
-        base, energy = posterior_at_design(self.net, design), self.energy
-        if not self.embedded:
-            energy = _EnergyAtDesign(energy, base.design[0], base.condition_shape[0])
-        return self._view(base, energy, self.prior)
-
-    def with_prior(self, prior: Distribution) -> "HybridEstimator":
-        """Return the estimator for another prior, sharing its networks."""
-        return self._view(self.net, self.energy, prior)
-
-    def _view(
+    def __init__(
         self,
         base: ConditionalDensityEstimator,
         energy: nn.Module,
-        prior: Distribution | None,
+        *,
+        num_partition_samples: int = 8,
+        prior: Distribution | None = None,
+        embedded: bool = False,
+        latent_features: bool = False,
+        frozen_base: bool = False,
+        trained_partition: bool = False,
+        corrects: bool = True,
+    ) -> None:
+        """Initialize the estimator.
+
+        Args:
+            base: Normalized estimator of the posterior.
+            energy: Module from parameters of shape `(*batch_shape, dim_theta)` and
+                conditions of shape `(*batch_shape, num_features)` to ratios of shape
+                `batch_shape`.
+            num_partition_samples: Number of draws from the base that estimate
+                :math:`Z(x)` in the loss.
+            prior: Distribution outside whose support the posterior is zero.
+            embedded: Whether the energy is given conditions as the base's embedding
+                network returns them. Otherwise it is given the conditions, with the
+                design behind them if the base has a fixed one.
+            latent_features: Whether the noise that the base makes a parameter of is
+                added to the conditions that the energy is given.
+            frozen_base: Whether the base stays in evaluation mode, whatever
+                `train()` says.
+            trained_partition: Whether the energy is trained to make :math:`Z(x)` one.
+            corrects: Whether the energy is asked at all. Otherwise all ratios are one,
+                and the posterior is that of the base.
+        """
+        super().__init__(base, base.input_shape, base.condition_shape)
+        self.energy = energy
+        self.num_partition_samples = num_partition_samples
+        self.prior = prior
+        self.embedded = embedded
+        self.latent_features = latent_features
+        self.frozen_base = frozen_base
+        self.trained_partition = trained_partition
+        self.corrects = corrects
+        if frozen_base:
+            base.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
+        """Move a copy of the prior, which others may share, with the networks."""
+        like = next(self.parameters(), torch.empty(0)).new_empty(0)
+        device = fn(like).device
+        if self.prior is not None and device != like.device:
+            self.prior = move_distribution_to_device(deepcopy(self.prior), device)
+        return super()._apply(fn, recurse)
+
+    @property
+    def base(self) -> ConditionalDensityEstimator:
+        """The normalized base."""
+        return self.net
+
+    @property
+    def embedding_net(self) -> nn.Module | None:
+        """Embedding network of the base."""
+        return self.net.embedding_net
+
+    def train(self, mode: bool = True):
+        """Set the mode of training, of the base only if it is not frozen."""
+        super().train(mode)
+        if self.frozen_base:
+            self.net.eval()
+        return self
+
+    def at_design(self, design: Tensor) -> "HybridEstimator":
+        """Return the estimator of `x` at a design `(dim_design,)`, sharing networks."""
+        return self._view(posterior_at_design(self.net, design), self.prior)
+
+    def with_prior(self, prior: Distribution) -> "HybridEstimator":
+        """Return the estimator for another prior, sharing its networks."""
+        return self._view(self.net, prior)
+
+    def _view(
+        self, base: ConditionalDensityEstimator, prior: Distribution | None
     ) -> "HybridEstimator":
-        return HybridEstimator(
-            base,
-            energy,
-            num_partition_samples=self.num_partition_samples,
-            prior=prior,
-            embedded=self.embedded,
-            latent_features=self.latent_features,
-            frozen_base=self.frozen_base,
-            trained_partition=self.trained_partition,
-            corrects=self.corrects,
-        )
+        settings = {name: getattr(self, name) for name in _SETTINGS}
+        return HybridEstimator(base, self.energy, prior=prior, **settings)
+
+    def inside(self, input: Tensor) -> Tensor | None:
+        """Return which parameters are in the support of the prior, if there is one."""
+        if self.prior is None:
+            return None
+        inside = within_support(self.prior, input.flatten(0, -2))
+        return inside.reshape(input.shape[:-1])
+
+    def fill_outside(self, values: Tensor, input: Tensor, fill: float) -> Tensor:
+        """Return values of parameters, another one outside the support of the prior."""
+        inside = self.inside(input)
+        return values if inside is None else values.masked_fill(~inside, fill)
+
+    def condition_features(self, condition: Tensor) -> Tensor:
+        """Return what the energy is given of conditions, a row of each."""
+        if self.embedded:
+            return embed_condition(self.net, condition)
+        if isinstance(self.net, DesignConditionedEstimator):
+            return self.net.condition_of_net(condition)
+        return condition
+
+    def latent(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the noise that the energy is given, of no values if it is not."""
+        if not self.latent_features:
+            return input[..., :0]
+        return to_noise(self.net, input, condition)
+
+    def ratio_of_features(
+        self, input: Tensor, features: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Return ratios from what `condition_features` and `latent` returned.
+
+        They are `-inf` where parameters or noise are not finite: a flow may overflow.
+        """
+        features = features.expand(len(input), *features.shape)
+        finite = input.isfinite().all(dim=-1) & noise.isfinite().all(dim=-1)
+        input = input.where(finite.unsqueeze(-1), 0.0)
+        noise = noise.where(finite.unsqueeze(-1), 0.0)
+        ratio = bounded(self.energy(input, torch.cat([features, noise], dim=-1)))
+        return ratio.masked_fill(~finite, -torch.inf)
+
+    def log_ratio(
+        self, input: Tensor, condition: Tensor, noise: Tensor | None = None
+    ) -> Tensor:
+        """Return ratios; `noise` is what `draw` returned beside the parameters."""
+        if not self.corrects:
+            finite = input.isfinite().all(dim=-1)
+            return input.new_zeros(()).where(finite, -torch.inf)
+        if noise is None:
+            noise = self.latent(input, condition)
+        return self.ratio_of_features(input, self.condition_features(condition), noise)
+
+    def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw what the base's method `sample` would, and its noise if it is needed."""
+        if self.latent_features and self.corrects:
+            drawn = draw_noise(self.net, num_samples, condition)
+            if drawn is not None:  # which saves the way back from the draws.
+                noise, from_noise = drawn
+                return from_noise(), noise
+        draws = self.net.sample(torch.Size((num_samples,)), condition)
+        noise = self.latent(draws, condition) if self.corrects else draws[..., :0]
+        return draws, noise
+
+    def draw_weighted(
+        self, num_draws: int, condition: Tensor, *, reject_outside_prior: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from the base, with log-weights.
+
+        Draws outside the support of the prior weigh nothing or, if they are kept, one.
+        """
+        draws, noise = self.draw(num_draws, condition)
+        log_weights = self.log_ratio(draws, condition, noise)
+        outside = -torch.inf if reject_outside_prior else 0.0
+        return draws, self.fill_outside(log_weights, draws, outside)
+
+    def draw_accepted(
+        self,
+        num_samples: int,
+        condition: Tensor,
+        accept: Callable[[Tensor], Tensor],
+        *,
+        reject_outside_prior: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from the base, and return which draws `accept` accepts by their ratios.
+
+        An energy that sees noise but no parameters is asked before the base makes
+        parameters of the noise, which is most of the work: the others are NaN.
+        """
+        drawn = None
+        # Where draws outside are kept their ratios are one, whatever the energy says.
+        keeps_outside = self.prior is not None and not reject_outside_prior
+        sees_parameters = getattr(self.energy, "sees_parameters", True)
+        judges_noise = not (sees_parameters or keeps_outside)
+        if self.latent_features and self.corrects and judges_noise:
+            drawn = draw_noise(self.net, num_samples, condition)
+        if drawn is not None:
+            noise, from_noise = drawn
+            features = self.condition_features(condition)
+            accepted = accept(self.ratio_of_features(noise, features, noise))
+            draws = from_noise(accepted)
+        else:
+            draws, noise = self.draw(num_samples, condition)
+            log_ratio = self.log_ratio(draws, condition, noise)
+            if keeps_outside:
+                log_ratio = self.fill_outside(log_ratio, draws, 0.0)
+            accepted = accept(log_ratio)
+        if reject_outside_prior and self.prior is not None:
+            accepted = accepted.clone()
+            chosen = draws[accepted]
+            if len(chosen):
+                accepted[accepted.clone()] = within_support(self.prior, chosen)
+        return draws, accepted
 
     def measure_weights(
         self, condition: Tensor, *, reject_outside_prior: bool = True, **kwargs: Any
     ) -> WeightDiagnostics:
         """Return diagnostics of the weights of draws of the base given each condition.
 
-        Keyword arguments are those of the function
-        :func:`~sbi_boed_plugin.estimators.weights.measure_weights`.
+        Keyword arguments are those of the function `weights.measure_weights`.
         """
         draw = partial(self.draw_weighted, reject_outside_prior=reject_outside_prior)
         at_once = draws_at_once(self, condition)
         return measure_weights(draw, condition, at_once=at_once, **kwargs)
 
-    def sample_corrected(
+    def sample(
         self,
-        num_samples: int,
+        sample_shape: torch.Size,
         condition: Tensor,
         *,
         weights: WeightDiagnostics | None = None,
-        reject_outside_prior: bool = True,
         **settings: Any,
     ) -> Tensor:
-        """Draw by rejection from the base, or by resampling where that is hopeless.
-
-        Settings are those of `Sampler` with a default. Weights are measured, and a
-        warning given, if they are not handed over; this is no sampling time. Samples
-        that need not be in the support of the prior weigh outside what the base says.
-        They have shape `(num_samples, batch_dim, dim_theta)`, fewer after a timeout.
-        """
-        outside = {"reject_outside_prior": reject_outside_prior}
-        sampler = Sampler(
-            partial(self.draw_accepted, **outside),
-            partial(self.draw_weighted, **outside),
-            draws_at_once(self, condition),
-            self.input_shape.numel(),
-            **settings,
-        )
-        if weights is None:
-            weights = self.measure_weights(condition, **outside)
-            weights.check_not_empty()
-            warn_of_resampling(weights, sampler.min_acceptance_rate)
-        return sampler.sample(num_samples, condition, weights)
-
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples of shape `(*sample_shape, batch_dim, dim_theta)`.
 
-        Keyword arguments are those of `sample_corrected`.
+        They are drawn by rejection from the base, or resampled where that is hopeless.
+        Settings are those of `Sampler`; after a timeout there are fewer samples, in one
+        dimension. Weights are measured if `None`, which is no sampling time.
         """
         num_samples = torch.Size(sample_shape).numel()
-        samples = self.sample_corrected(num_samples, condition, **kwargs)
-        return samples.reshape(*sample_shape, len(condition), *self.input_shape)
+        sampler = Sampler(self, **settings)
+        if weights is None:
+            outside = sampler.reject_outside_prior
+            weights = self.measure_weights(condition, reject_outside_prior=outside)
+        samples = sampler.sample(num_samples, condition, weights)
+        if len(samples) < num_samples:
+            return samples
+        return samples.reshape(*sample_shape, *samples.shape[1:])
 
     def partition(
         self,
@@ -146,9 +310,8 @@ class HybridEstimator(CorrectedBase):
 
         The whole gradient, :math:`E_b[w (\nabla \log b + \nabla \rho)]` with weights
         :math:`w = e^{\rho}` inside of the prior's support and zero outside, is taken at
-        fixed draws. Draws that moved with the condition would not tell how many of them
-        cross the boundary of the support. Otherwise the gradient reaches the weights of
-        the energy alone, as their training needs.
+        fixed draws: moving ones would not tell how many cross the boundary. Otherwise
+        the gradient reaches the weights of the energy alone.
         """
         num_samples = num_samples or self.num_partition_samples
         with torch.no_grad():
@@ -178,24 +341,14 @@ class HybridEstimator(CorrectedBase):
         return self.ratio_of_features(input, features, noise)
 
     def log_unnormalized(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, inside and outside.
-
-        Keyword arguments are passed to the base.
-        """
+        r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, also outside."""
         if not (self.latent_features and self.corrects) or kwargs:
             log_base = self.net.log_prob(input, condition, **kwargs)
             return log_base + self.log_ratio(input, condition)
         log_base, noise = log_prob_and_noise(self.net, input, condition)
         return log_base + self.log_ratio(input, condition, noise)
 
-    def log_prob(
-        self,
-        input: Tensor,
-        condition: Tensor,
-        *,
-        num_partition_samples: int | None = None,
-        **kwargs,
-    ) -> Tensor:
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return log-densities, normalized with draws from the base.
 
         The draws are the same at each call, and leave the random state alone. The
@@ -205,8 +358,6 @@ class HybridEstimator(CorrectedBase):
         Args:
             input: Parameters of shape `(sample_dim, batch_dim, dim_theta)`.
             condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-            num_partition_samples: Number of draws for the normalization given each
-                condition. If `None`, 10,000, or less for more than 20 conditions.
             **kwargs: Passed to the base.
 
         Returns:
@@ -216,62 +367,17 @@ class HybridEstimator(CorrectedBase):
         Raises:
             RuntimeError: If the base has no draw in the support of the prior.
         """
-        log_prob = self.log_unnormalized(input, condition, **kwargs)
-        weights = self.measure_weights(condition, num_draws=num_partition_samples)
+        weights = self.measure_weights(condition)
         weights.check_not_empty()
+        log_prob = self.log_unnormalized(input, condition, **kwargs)
         log_prob = log_prob - weights.log_partition
-        log_prob = log_prob - self.gradient_of_log_partition(condition)
+        log_prob = log_prob - gradient_of_log_partition(self, condition)
         return self.fill_outside(log_prob, input, -torch.inf)
-
-    def gradient_of_log_partition(self, condition: Tensor) -> Tensor:
-        r"""Return zeros, of shape `(batch_dim,)`, with the gradient of :math:`\log Z`.
-
-        It is :math:`E_q[\nabla \log b + \nabla \rho]`, in the condition and in all
-        weights, from draws of the hybrid :math:`q`, the same at each call.
-
-        Raises:
-            RuntimeError: If the base has no draw in the support of the prior.
-        """
-        learns = any(weight.requires_grad for weight in self.parameters())
-        if not (torch.is_grad_enabled() and (learns or condition.requires_grad)):
-            return torch.zeros(len(condition), device=condition.device)
-        at_once = draws_at_once(self, condition)
-        # Fewer of each if there are many conditions, or if memory is short.
-        share = min(1.0, _MAX_ROWS / max(len(condition), 1))
-        num_draws = 1 + min(int(share * _NUM_GRADIENT_DRAWS), at_once)
-        draws = self._hybrid_draws(share, num_draws, condition)
-        size = max(1, at_once // num_draws)
-        evaluate: Callable[..., Any] = self.log_unnormalized
-        if len(condition) > size:
-            # What does not fit at once is evaluated again for its gradient.
-            evaluate = partial(checkpoint, evaluate, use_reentrant=False)
-        parts = zip(draws.split(size, dim=1), condition.split(size), strict=True)
-        mean = torch.cat([evaluate(*part).mean(dim=0) for part in parts])
-        return mean - mean.detach()
-
-    @torch.no_grad()
-    def _hybrid_draws(self, share: float, num_draws: int, condition: Tensor) -> Tensor:
-        """Return draws of the hybrid, chosen from draws of the base by their weight."""
-        num_base = int(max(share, 0.1) * _NUM_BASE_DRAWS)
-        at_once = draws_at_once(self, condition)
-        chosen, largest = [], []
-        with isolated_rng(_GRADIENT_SEED):
-            for draws, log_weights in draw_in_parts(
-                self.draw_weighted, num_base, condition, at_once=at_once
-            ):
-                largest.append(log_weights.amax(dim=0))
-                # Less than -100 is as good as no weight.
-                indices = draw_by_ratio(log_weights.clamp(min=-100.0), num_draws)
-                indices = indices.unsqueeze(-1).expand(-1, -1, draws.shape[2])
-                chosen.append(draws.gather(0, indices))
-        check_not_empty(torch.cat(largest), num_base)
-        return torch.cat(chosen, dim=1)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row, in nats.
 
-        Parameters have shape `(batch_dim, dim_theta)`; keyword arguments are passed to
-        the base.
+        Parameters have shape `(batch_dim, dim_theta)`.
         """
         log_base = self.net.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
         log_ratio = self._ratio_in_training(input.unsqueeze(0), condition)[0]
@@ -279,10 +385,7 @@ class HybridEstimator(CorrectedBase):
 
 
 class UnnormalizedHybrid(EstimatorView):
-    r"""A hybrid without its normalization, for samplers that need none.
-
-    A partition function for each of their many calls would cost more than the density.
-    """
+    """A hybrid without its normalization, for samplers that need none."""
 
     net: HybridEstimator
 
@@ -291,20 +394,5 @@ class UnnormalizedHybrid(EstimatorView):
         super().__init__(hybrid, hybrid.input_shape, hybrid.condition_shape)
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return what `HybridEstimator.log_unnormalized` does."""
+        """Return unnormalized log-densities `(sample_dim, batch_dim)`, in nats."""
         return self.net.log_unnormalized(input, condition, **kwargs)
-
-
-class _EnergyAtDesign(nn.Module):
-    """An energy that is given raw conditions, with the design added to them."""
-
-    design: Tensor
-
-    def __init__(self, energy: nn.Module, design: Tensor, dim_x: int) -> None:
-        super().__init__()
-        self.energy, self._dim_x = energy, dim_x
-        self.register_buffer("design", design.clone())
-
-    def forward(self, input: Tensor, features: Tensor) -> Tensor:
-        x, noise = features[..., : self._dim_x], features[..., self._dim_x :]
-        return self.energy(input, torch.cat([join(x, self.design), noise], dim=-1))

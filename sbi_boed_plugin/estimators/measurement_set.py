@@ -1,5 +1,7 @@
 r"""Features of several measurements that do not depend on their order."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -12,19 +14,17 @@ class MeasurementSetEmbedding(nn.Module):
     r"""Embedding of many measurements, each with a design of its own.
 
     For experiments whose design is a batch: measurement :math:`x_j` was taken at
-    :math:`\xi_j`, and their order says nothing. The features are the mean over
-    measurements of what one network makes of every pair,
+    :math:`\xi_j`, and their order says nothing. The features are the mean of what one
+    network makes of every pair,
 
     .. math:: \frac1n \sum_{j=1}^n f(x_j, \xi_j),
 
-    so that the number of weights does not grow with the number of measurements, and
-    what is learned of one serves all. A plain network has to find out which value
-    belongs to which place.
+    so that the number of weights does not grow with the number of measurements.
 
-    Rows are `(x, design)`, as a posterior of a design search sees them: pass it as the
-    `embedding_net` of :func:`~sbi_boed_plugin.transformed_posterior_nn`, which calls
-    :meth:`standardize` with the first simulations. All measurements are standardized
-    alike, where sbi would standardize each place by itself.
+    Rows are `(x, design)`: pass it as the `embedding_net` of
+    :func:`~sbi_boed_plugin.transformed_posterior_nn`, which calls :meth:`standardize`
+    with the first simulations. All measurements are standardized alike, where sbi would
+    standardize each place by itself.
 
     References:
         Zaheer et al., *Deep Sets*, NeurIPS 2017, https://arxiv.org/abs/1703.06114.
@@ -58,8 +58,7 @@ class MeasurementSetEmbedding(nn.Module):
 
         Args:
             num_measurements: Number of measurements of an experiment.
-            dim_x: Number of values of one measurement; a row holds those of the first
-                measurement, then those of the second, and so on.
+            dim_x: Number of values of one measurement; a row holds them in succession.
             dim_design: Number of values of one measurement's design, likewise.
             hidden_features: Width of the network of one measurement.
             num_layers: Number of its hidden layers.
@@ -77,7 +76,7 @@ class MeasurementSetEmbedding(nn.Module):
         output_dim = check_integer("output_dim", output_dim, 1)
         widths = [dim_x + dim_design, *[hidden_features] * num_layers]
         layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), nn.SiLU()]
         self.register_buffer("mean", torch.zeros(dim_x + dim_design))
         self.register_buffer("scale", torch.ones(dim_x + dim_design))
@@ -85,14 +84,9 @@ class MeasurementSetEmbedding(nn.Module):
 
     @torch.no_grad()
     def standardize(self, rows: Tensor) -> None:
-        """Take mean and scale from rows, over all of their measurements.
-
-        Raises:
-            ValueError: If rows have another length.
-        """
+        """Take mean and scale from rows, over all of their measurements."""
         pairs = self._pairs(rows).flatten(0, -2)
-        # Double precision, so that tiny units keep their scale; what does not vary is
-        # left in its own unit.
+        # Tiny units keep their scale in double precision; constants keep their unit.
         double = pairs.cpu().double()
         scale = double.std(dim=0)
         scale = torch.where(scale > 1e-7 * double.abs().amax(0), scale, 1.0)
@@ -114,8 +108,8 @@ class MeasurementSetEmbedding(nn.Module):
         if rows.shape[-1] != expected:
             raise ValueError(
                 f"rows have {rows.shape[-1]} values, but {self.num_measurements} "
-                f"measurements of {self.dim_x} values at designs of {self.dim_design} "
-                f"values have {expected}. Adjust num_measurements, dim_x or dim_design."
+                f"measurements of {self.dim_x} + {self.dim_design} values have "
+                f"{expected}. Adjust num_measurements, dim_x or dim_design."
             )
         shape = (self.num_measurements, -1)
         x = rows[..., :num_x].unflatten(-1, shape)

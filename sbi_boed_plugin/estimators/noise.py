@@ -6,14 +6,15 @@ distribution does not depend on the condition. With the noise held fixed,
 .. math:: \frac{dx}{dc} = -\Big(\frac{\partial T}{\partial x}\Big)^{-1}
     \frac{\partial T}{\partial c},
 
-which needs :math:`T` alone and not its inverse: it serves samples drawn from the
-estimator, data from a simulator, and mixtures, whose inverse has no closed form.
+which needs :math:`T` alone and not its inverse: it also serves data from a simulator,
+and mixtures, whose inverse has no closed form.
 
 References:
     Figurnov, Mohamed and Mnih, *Implicit Reparameterization Gradients*, NeurIPS 2018,
     https://arxiv.org/abs/1805.08498.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 
 __all__ = [
     "EstimatorView",
-    "FlowNoise",
     "draw_noise",
     "embed_condition",
     "has_noise",
@@ -74,34 +74,20 @@ class EstimatorView(ConditionalDensityEstimator):
         self._check_condition_shape(condition)
         return self.net.sample(sample_shape, self.condition_of_net(condition), **kwargs)
 
-    def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return the noise of samples, as the function `to_noise` does."""
-        condition = self.condition_of_net(condition)
-        return to_noise(self.net, self.input_of_net(input), condition)
-
 
 def to_noise(
     estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
 ) -> Tensor:
-    r"""Return the noise :math:`z = T(x; c)` that samples were made of.
+    r"""Return the noise :math:`z = T(x; c)` that samples were made of, or raise.
 
-    Args:
-        estimator: A normalizing flow of nflows or zuko, or a mixture of Gaussians; for
-            the mixture, logistic noise from its conditional distribution functions. An
-            estimator of your own brings a method `to_noise(input, condition)` for
-            inputs of shape `(batch_dim, dim)`, and needs nothing else.
-        input: Samples of shape `(batch_dim, dim)` or `(sample_dim, batch_dim, dim)`.
-        condition: Conditions of shape `(batch_dim, *condition_event_shape)`.
-
-    Returns:
-        Noise of the shape of `input`, differentiable in both arguments. That of a
-        mixture at one sample for each condition is in double precision, on the CPU.
-
-    Raises:
-        NotImplementedError: If the estimator is of another kind.
+    Samples have shape `(batch_dim, dim)` or `(sample_dim, batch_dim, dim)`. Of flows of
+    nflows and zuko the noise is Normal, of mixtures of Gaussians logistic; an estimator
+    of your own brings a method `to_noise(input, condition)` for inputs of shape
+    `(batch_dim, dim)`, at which noise of mixtures has double precision, on the CPU.
     """
     if isinstance(estimator, EstimatorView):
-        return estimator.to_noise(input, condition)
+        of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
+        return to_noise(estimator.net, *of_net)
     is_one_each = input.dim() == 2
     own = getattr(estimator, "to_noise", None)
     if callable(own):
@@ -120,10 +106,10 @@ def to_noise(
         noise = _mixture_to_noise(estimator, samples, condition, is_one_each)
     else:
         raise NotImplementedError(
-            f"{type(estimator).__name__} is neither a normalizing flow of nflows or "
-            "zuko from Gaussian noise nor a mixture of Gaussians, and has no method "
-            "to_noise, so its samples cannot be reparameterised. Use method='joint' "
-            "with gradient='score', or one of 'maf', 'nsf', 'mdn' as density_estimator."
+            f"{type(estimator).__name__} is no flow from Gaussian noise and no mixture "
+            "of Gaussians, and has no method to_noise, so its samples cannot be "
+            "reparameterised. Use method='joint' with gradient='score', or one of "
+            "'maf', 'nsf', 'mdn' as density_estimator."
         )
     return noise[0] if is_one_each else noise
 
@@ -162,8 +148,7 @@ def _flow_to_noise(
 ) -> tuple[Tensor, Tensor]:
     """Return noise of the shape of `input`, and logarithms of determinants."""
     flow = cast(Any, estimator.net)
-    # The method inverse_transform of sbi leaves out the embedding of the condition, and
-    # with it the standardization. Conditions are embedded once, not once per sample.
+    # The method inverse_transform of sbi leaves out the embedding of the condition.
     context = flow._embedding_net(condition)
     context = context.expand(len(input), *context.shape).flatten(0, 1)
     noise, log_det = flow._transform(input.flatten(0, 1), context=context)
@@ -200,9 +185,9 @@ def _mixture_to_noise(
 def log_prob_and_noise(
     estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return log-densities in nats, and the noise, from one pass of a flow of nflows.
+    """Return log-densities and noise of inputs `(sample_dim, batch_dim, dim)`.
 
-    Inputs have shape `(sample_dim, batch_dim, dim)`.
+    A flow of nflows needs one pass for both.
     """
     if isinstance(estimator, EstimatorView):
         of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
@@ -216,64 +201,47 @@ def log_prob_and_noise(
     return gaussian.reshape(log_det.shape) + log_det, noise
 
 
-class FlowNoise:
-    """Noise of a flow of nflows, of which samples are made when they are wanted.
-
-    The samples are those that the flow's method `sample` would return, to the last bit.
-    """
-
-    def __init__(self, flow: NFlowsFlow, num_samples: int, condition: Tensor) -> None:
-        """Draw noise for so many samples of each condition."""
-        self._flow = cast(Any, flow.net)
-        context = self._flow._embedding_net(condition)
-        self._context = context.repeat_interleave(num_samples, dim=0)
-        # One row per sample, those of a condition in succession, as the flow has them.
-        like = {"device": context.device, "dtype": context.dtype}
-        self._rows = torch.randn(len(self._context), *flow.input_shape, **like)
-        self._shape = (len(condition), num_samples, *flow.input_shape)
-
-    @property
-    def noise(self) -> Tensor:
-        """The noise, of shape `(num_samples, batch_dim, dim)`."""
-        return self._rows.reshape(self._shape).transpose(0, 1)
-
-    def from_noise(self, chosen: Tensor | None = None) -> Tensor:
-        """Return what the flow makes of the noise, of the same shape.
-
-        Samples that `chosen`, booleans of shape `(num_samples, batch_dim)`, leaves out
-        are not made: they are NaN.
-        """
-        rows = slice(None)
-        if chosen is not None and not bool(chosen.all()):
-            rows = chosen.transpose(0, 1).flatten()
-        samples = torch.full_like(self._rows, torch.nan)
-        noise, context = self._rows[rows], self._context[rows]
-        if len(noise):
-            samples[rows] = self._flow._transform.inverse(noise, context=context)[0]
-        return samples.reshape(self._shape).transpose(0, 1)
-
-
 def draw_noise(
     estimator: ConditionalDensityEstimator, num_samples: int, condition: Tensor
-) -> FlowNoise | None:
-    """Return noise of new draws, or `None` if an estimator cannot draw noise alone."""
+) -> tuple[Tensor, Callable[..., Tensor]] | None:
+    """Return noise and the function that makes samples of it, if a flow has them.
+
+    Both have shape `(num_samples, batch_dim, dim)`, and the samples are those that the
+    flow's method `sample` would return, to the last bit. Samples that the function's
+    argument, booleans `(num_samples, batch_dim)`, leaves out are not made but NaN.
+    """
     if isinstance(estimator, EstimatorView) and not estimator.changes_input:
         condition = estimator.condition_of_net(condition)
         return draw_noise(estimator.net, num_samples, condition)
-    if _is_gaussian_flow(estimator):
-        return FlowNoise(cast(NFlowsFlow, estimator), num_samples, condition)
-    return None
+    if not _is_gaussian_flow(estimator):
+        return None
+    flow = cast(Any, estimator.net)
+    context = flow._embedding_net(condition).repeat_interleave(num_samples, dim=0)
+    # One row per sample, those of a condition in succession, as the flow has them.
+    like = {"device": context.device, "dtype": context.dtype}
+    rows = torch.randn(len(context), *estimator.input_shape, **like)
+    shape = (len(condition), num_samples, *estimator.input_shape)
+
+    def from_noise(chosen: Tensor | None = None) -> Tensor:
+        made = slice(None)
+        if chosen is not None and not bool(chosen.all()):
+            made = chosen.transpose(0, 1).flatten()
+        samples = torch.full_like(rows, torch.nan)
+        noise = rows[made]
+        if len(noise):
+            samples[made] = flow._transform.inverse(noise, context=context[made])[0]
+        return samples.reshape(shape).transpose(0, 1)
+
+    return rows.reshape(shape).transpose(0, 1), from_noise
 
 
 def reparameterize(
     estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
 ) -> Tensor:
-    """Return the same samples, now moving with the condition at fixed noise.
+    """Return the same samples `(batch_dim, dim)`, now moving with their conditions.
 
-    Samples of shape `(batch_dim, dim)` may be those of the estimator itself, or data
-    from a simulator that it describes. One vector-Jacobian product per dimension. No
-    gradient reaches the parameters of the estimator through the samples if they do not
-    require one, or if only the gradient in the condition is asked for.
+    They may be data from a simulator. At fixed noise there is one vector-Jacobian
+    product per dimension. Weights of the estimator that require one get a gradient.
     """
     fixed = input.detach().requires_grad_()
     noise = to_noise(estimator, fixed, condition)

@@ -27,13 +27,7 @@ class DesignConditionedRatio(RatioEstimator):
     design: Tensor
 
     def __init__(self, estimator: RatioEstimator, design: Tensor) -> None:
-        """Initialize the ratio at designs `(num_designs, dim_design)`, or at one.
-
-        The estimator is a ratio of parameters and `(x, design)` in one row.
-
-        Raises:
-            ValueError: If `design` has a wrong shape or is not finite.
-        """
+        """Initialize the ratio of parameters and `(x, design)` at these designs."""
         (dim_data,) = estimator.x_shape
         design = check_fixed_design(design, dim_data, "x")
         super().__init__(
@@ -45,11 +39,7 @@ class DesignConditionedRatio(RatioEstimator):
         self.register_buffer("design", design.detach().to(reference))
 
     def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Return log-ratios of pairs, of shape `(batch_dim,)`, in nats.
-
-        With several designs, `x` holds all rows of the first, then those of the second,
-        and so on.
-        """
+        """Return log-ratios `(batch_dim,)` in nats, with the rows of `x` by design."""
         rows = self.design.repeat_interleave(len(x) // len(self.design), dim=0)
         return self.net(theta, join(x, rows))
 
@@ -74,10 +64,9 @@ class DesignRatioPotential(RatioBasedPotential):
 
 
 def embed_parameters(ratio: Any, theta: Tensor) -> Tensor:
-    """Return parameters as `RatioPairs` evaluates them: embedded, where that is apart.
+    """Return parameters as `RatioPairs` evaluates them: embedded, if sbi's class does.
 
-    A ratio is any module that takes parameters and data. A class derived from sbi's may
-    combine them in another way.
+    A class derived from sbi's may combine parameters and data in another way.
     """
     return ratio.embedding_net_theta(theta) if type(ratio) is RatioEstimator else theta
 
@@ -86,7 +75,7 @@ class RatioPairs:
     """Data of a batch, and parameters to pair them with, embedded once each."""
 
     def __init__(self, ratio: Any, theta: Tensor, x: Tensor) -> None:
-        """Embed parameters, which stay as `theta`, and data."""
+        """Embed parameters and data."""
         self._embeds = type(ratio) is RatioEstimator
         self._ratio = ratio
         self.theta = embed_parameters(ratio, theta)
@@ -95,14 +84,15 @@ class RatioPairs:
     def evaluate(self, theta: Tensor) -> Tensor:
         """Return log-ratios of embedded parameters `(num_atoms, batch_dim, ...)`."""
         pairs = theta.flatten(0, 1)
-        # Data are large, perhaps: there are copies of a part of them at a time.
+        # Data may be large: only a part of them is copied at a time.
         rows = torch.arange(len(self._x), device=pairs.device).repeat(len(theta))
         parts = zip(pairs.split(_MAX_PAIRS), rows.split(_MAX_PAIRS), strict=True)
-        found = [self._evaluate(part, self._x[row]) for part, row in parts]
+        found = []
+        for part, row in parts:
+            x = self._x[row]
+            if self._embeds:
+                both = torch.cat([part, x], dim=-1).flatten(1)
+                found.append(self._ratio.net(both).squeeze(-1))
+            else:
+                found.append(self._ratio(part, x))
         return torch.cat(found).reshape(theta.shape[:2])
-
-    def _evaluate(self, theta: Tensor, x: Tensor) -> Tensor:
-        if self._embeds:
-            both = torch.cat([theta, x], dim=-1).flatten(1)
-            return self._ratio.net(both).squeeze(-1)
-        return self._ratio(theta, x)

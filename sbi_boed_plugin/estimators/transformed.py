@@ -10,11 +10,7 @@ from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimator
 from torch import Tensor
-from torch.distributions.transforms import (
-    CatTransform,
-    Transform,
-    identity_transform,
-)
+from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
 from sbi_boed_plugin.estimators.coordinates import (
     Coordinates,
@@ -32,18 +28,15 @@ __all__ = [
     "transformed_posterior_nn",
 ]
 
-# A network that has diverged rounds all of its mass to the boundary: it must not draw
-# forever.
+# A network that has diverged rounds all of its mass to the boundary.
 _MAX_ATTEMPTS = 20
 
 
 class TransformedEstimator(EstimatorView):
     r"""A density estimator seen through transforms of its input and condition.
 
-    Counts that span decades or parameters that are positive are easier for a network
-    as logarithms. With :math:`y = T(x)` the density of :math:`x` is
-    :math:`q(T(x) \mid C(c)) \, |\det \partial T / \partial x|`, so that the user sees
-    natural units throughout and log-probabilities are densities in these units.
+    With :math:`y = T(x)` the density of :math:`x` is :math:`q(T(x) \mid C(c)) \,
+    |\det \partial T / \partial x|`: log-probabilities are densities in natural units.
     """
 
     changes_input = True
@@ -54,14 +47,7 @@ class TransformedEstimator(EstimatorView):
         input_transform: Transform = identity_transform,
         condition_transform: Transform = identity_transform,
     ) -> None:
-        """Initialize the estimator.
-
-        Args:
-            estimator: Estimator in the transformed coordinates.
-            input_transform: From natural units to the estimator's input, elementwise
-                or over the last dimension.
-            condition_transform: From natural units to the estimator's condition.
-        """
+        """Initialize with transforms from natural units, elementwise or over rows."""
         super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
         self.input_transform = input_transform
         self.condition_transform = condition_transform
@@ -94,8 +80,8 @@ class TransformedEstimator(EstimatorView):
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples in natural units, of shape `(*sample_shape, batch_dim, ...)`.
 
-        Samples that round to the boundary of their space, or to infinity, have no
-        coordinates. They are redrawn, at most 20 times.
+        Samples that round to the boundary of their space, or to infinity, are redrawn,
+        at most 20 times.
         """
         self._check_condition_shape(condition)
         condition = self.condition_of_net(condition)
@@ -118,28 +104,58 @@ class TransformedEstimator(EstimatorView):
 
 
 @dataclass(eq=False)
-class _NamedModel:
-    """Builds an sbi model of a name in units that suit it.
+class _TransformedBuilder:
+    """Builds a `TransformedEstimator`; a class, so that it pickles.
 
-    Each network gets a copy of the embedding: sbi would train the one that it is given,
-    and share it between networks. Values that meet an embedding, or a standardization
-    that the user chose, keep their units.
+    A model of a name works in units that suit it, except values that meet an embedding
+    or a standardization that the user chose. Each network gets a copy of the embedding,
+    which sbi would share between networks.
     """
 
-    model: str
+    model: Any
     condition: Literal["theta", "x"]
-    skew_x: bool
+    coordinates: Coordinates
     dim_design: int
     kwargs: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.factory = likelihood_nn if self.condition == "theta" else posterior_nn
-        self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
+        if isinstance(self.model, str):
+            self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
+        coordinates = self.coordinates.to(theta.device)
+        of_theta, of_x = coordinates.theta, coordinates.of_x
+        if self.condition == "theta":
+            of_theta = self._beside_design(of_theta, coordinates.design, theta)
+        else:
+            of_x = self._beside_design(of_x, coordinates.design, x)
+        build = self._build_named if isinstance(self.model, str) else self.model
+        network = build(cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x)))
+        return self._view(network, of_theta, of_x)
+
+    def _beside_design(
+        self, transform: Transform, of_design: Transform, rows: Tensor
+    ) -> Transform:
+        """Return the transform of rows whose last values are the design."""
+        if not self.dim_design:
+            return transform
+        if rows.shape[-1] == self.dim_design:
+            return of_design
+        lengths = [rows.shape[-1] - self.dim_design, self.dim_design]
+        return CatTransform([transform, of_design], dim=-1, lengths=lengths)
+
+    def _view(
+        self, network: Any, of_theta: Transform, of_x: Transform
+    ) -> TransformedEstimator:
+        is_likelihood = self.condition == "theta"
+        transforms = (of_x, of_theta) if is_likelihood else (of_theta, of_x)
+        return TransformedEstimator(network, *transforms)
+
+    def _build_named(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x = self._units("theta", theta), self._units("x", x)
-        # Not for the marginal, whose condition is the design alone: its data are those
-        # of the likelihood, which has warned.
+        # The marginal, whose condition is the design alone, has the data of the
+        # likelihood, which has warned.
         if self.condition == "theta" and theta.shape[-1] != self.dim_design:
             if isinstance(of_x, Units):
                 of_x.warn_if_skewed()
@@ -153,8 +169,7 @@ class _NamedModel:
             conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
-        network = self.factory(self.model, **kwargs)(theta, x)
-        return _transformed(network, self.condition, of_theta, of_x)
+        return self._view(self.factory(self.model, **kwargs)(theta, x), of_theta, of_x)
 
     def _units(self, name: str, values: Tensor) -> Transform:
         """Return the units of parameters or data, with the designs behind them."""
@@ -167,62 +182,15 @@ class _NamedModel:
         )
         if keeps:
             return identity_transform
-        return Units(values, may_skew=is_condition or name == "theta" or self.skew_x)
-
-
-@dataclass(eq=False)
-class _TransformedBuilder:
-    """Builds a `TransformedEstimator`; a class, so that it pickles, like the others."""
-
-    build: Any
-    condition: Literal["theta", "x"]
-    coordinates: Coordinates
-    dim_design: int
-
-    @classmethod
-    def of(cls, model, condition, coordinates, dim_design, kwargs) -> Any:
-        """Return a builder of a named model, or around a builder that a user gave."""
-        if isinstance(model, str):
-            skew_x = coordinates.x == "auto"
-            model = _NamedModel(model, condition, skew_x, dim_design, kwargs)
-        return cls(model, condition, coordinates, dim_design)
-
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_theta, of_x = coordinates.theta, coordinates.of_x
-        if self.condition == "theta":
-            of_theta = self._beside_design(of_theta, coordinates.design, theta)
-        else:
-            of_x = self._beside_design(of_x, coordinates.design, x)
-        network = self.build(of_theta(theta), of_x(x))
-        return _transformed(network, self.condition, of_theta, of_x)
-
-    def _beside_design(
-        self, transform: Transform, of_design: Transform, rows: Tensor
-    ) -> Transform:
-        """Return the transform of rows whose last values are the design."""
-        if not self.dim_design:
-            return transform
-        if rows.shape[-1] == self.dim_design:
-            return of_design
-        lengths = [rows.shape[-1] - self.dim_design, self.dim_design]
-        return CatTransform([transform, of_design], dim=-1, lengths=lengths)
-
-
-def _transformed(
-    network: Any, condition: str, of_theta: Transform, of_x: Transform
-) -> TransformedEstimator:
-    """Return the view of a network that is conditioned on parameters or on data."""
-    transforms = (of_x, of_theta) if condition == "theta" else (of_theta, of_x)
-    return TransformedEstimator(network, *transforms)
+        may_skew = is_condition or name == "theta" or self.coordinates.x == "auto"
+        return Units(values, may_skew=may_skew)
 
 
 class CategoricalPosteriorBuilder:
-    """Builds sbi's autoregressive categorical network.
+    """Builds sbi's autoregressive categorical network over finitely many values.
 
-    The probabilities of a network over finitely many values sum to one, so that its
-    bound of the information never exceeds the entropy of the prior. A density over the
-    same values has no such limit.
+    Its probabilities sum to one, so that its bound of the information never exceeds the
+    entropy of the prior. A density over the same values has no such limit.
     """
 
     def __init__(self, values: list[Tensor]) -> None:
@@ -269,12 +237,11 @@ def transformed_likelihood_nn(
         dim_design: Number of values of a design; 0 without designs.
         x_transform: Transform of the data, for instance to logarithms; `None` for
             natural units. With `"auto"` a named model sees a column of the data as
-            `asinh((x - centre) / scale)` if in the first simulations all its values
-            have one sign and the largest is more than 1,000 times the 5 % quantile of
-            those that are not zero (`centre` 0, `scale` this quantile), or if it has
-            both signs and the largest distance from the median is more than 30 times
-            the median distance (`centre` and `scale` these medians), unless 5 % of the
-            values are the largest. A warning says so.
+            `asinh((x - centre) / scale)`, and warns, if the first simulations are
+            skewed: values of one sign, whose largest is more than 1,000 times the 5 %
+            quantile of those that are not zero (the `scale`, with `centre` 0), or of
+            both signs, whose largest distance from the median is more than 30 times
+            the median distance, unless 5 % of the values are the largest.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
         **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is
@@ -293,7 +260,7 @@ def transformed_likelihood_nn(
         torch.Size([1, 100])
     """
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder.of(model, "theta", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
 
 
 def transformed_posterior_nn(
@@ -310,8 +277,8 @@ def transformed_posterior_nn(
     With parameters transformed from a bounded support to all real numbers, no mass of
     the posterior lies outside. Arguments are those of
     :func:`transformed_likelihood_nn`, for a model of `sbi.neural_nets.posterior_nn`;
-    designs are the last values of a row of `x`. As a condition, a skewed column of data
-    may be seen as logarithms whatever `x_transform` is.
+    designs are the last values of a row of `x`. A skewed column of data, which is a
+    condition here, may be seen as logarithms whatever `x_transform` is.
 
     Returns:
         Builder to pass as `posterior_estimator`.
@@ -328,4 +295,4 @@ def transformed_posterior_nn(
         True
     """
     coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder.of(model, "x", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -10,7 +11,6 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._memory import MAX_ROWS
 from sbi_boed_plugin.objectives.bounds import (
     generalized_kl_bound,
     nwj_bound,
@@ -46,12 +46,7 @@ class Problem:
     marginal_estimator: Any | None = None
     posterior_estimator: Any | None = None
     num_contrastive: int = 1_023
-    max_pairs: int | None = None
-
-    @property
-    def pairs_at_once(self) -> int:
-        """How many densities are evaluated at once."""
-        return self.max_pairs or MAX_ROWS
+    max_pairs: int = 0  # As many as the memory allows; chosen before any is evaluated.
 
     def with_design(self, rows: Tensor) -> Tensor:
         """Return conditions in which the design follows each row."""
@@ -61,9 +56,7 @@ class Problem:
         """Return those of data `(batch_dim, ...)` for `(num_rows, batch_dim, ...)`."""
         log_prob = _as_conditional_log_prob(self.estimator, self.design.shape[-1])
         conditions = self.with_design(theta)
-        return log_likelihood_matrix(
-            log_prob, x, conditions, max_pairs=self.pairs_at_once
-        )
+        return log_likelihood_matrix(log_prob, x, conditions, max_pairs=self.max_pairs)
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return the learned log-density of the data alone."""
@@ -73,20 +66,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class BoundKind:
-    """What an estimate of the information is.
+    """What an estimate of the information is."""
 
-    Attributes:
-        terms: Function from a problem, parameters and data to terms of shape
-            `(batch_dim,)`, or `(3, batch_dim)` as `information_terms` returns.
-        reports: Which terms are averaged.
-        is_lower: Whether it is a lower bound whatever the estimators are, hence also
-            if failed simulations count as zero.
-        has_contrasts: Whether each simulation has `num_contrastive` further draws.
-        has_prior_density: Whether the density of the prior enters, with its constant.
-    """
-
+    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or
+    # `(3, batch_dim)` as `information_terms` returns, and which of them are averaged.
     terms: Callable[[Problem, Tensor, Tensor], Tensor]
     reports: Literal["lower", "upper", "both"] = "lower"
+    # Whether it is a lower bound whatever the estimators are, hence also if failed
+    # simulations count as zero.
     is_lower: bool = False
     has_contrasts: bool = True
     has_prior_density: bool = False
@@ -100,7 +87,7 @@ def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     # Simulations are split, too: the parameters of all pairs may not fit in memory.
     kind = BOUNDS[problem.bound]
     num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
-    rows = max(1, problem.pairs_at_once // num_pairs)
+    rows = max(1, problem.max_pairs // num_pairs)
     chunks = zip(theta.split(rows), x.split(rows), strict=True)
     terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
     if terms.dim() > 1:
@@ -126,7 +113,7 @@ def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor
     proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
     data = problem.with_design(x)
     num_rows = problem.num_contrastive + 1
-    size = max(1, problem.pairs_at_once // len(data))
+    size = max(1, problem.max_pairs // len(data))
     condition = data.to(_precision_of(proposal, x.dtype))
     draws = _draw(proposal, problem.num_contrastive, condition, size).to(theta)
     # A draw outside of the prior, or one that is not finite, has no weight.
@@ -172,7 +159,7 @@ def _generalized_kl(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     log_prior = problem.prior.log_prob(theta)
     dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), problem.with_design(x).to(dtype)
-    size = max(1, problem.pairs_at_once // len(data))
+    size = max(1, problem.max_pairs // len(data))
     draws = _draw(estimator.base, problem.num_contrastive, data, size)
     ratios = [estimator.log_ratio(part, data) for part in draws.split(size)]
     # No parameter outside of the support of the prior was drawn or has a posterior.
@@ -209,8 +196,7 @@ def check_estimators(problem: Problem) -> None:
     if bound == "exact" and hasattr(estimator, "log_prob"):
         raise ValueError(
             "bound='exact' needs the true likelihood as a function log_likelihood(x, "
-            f"theta, design), but estimator is a learned one ({kind}). Use bound='pce' "
-            "for a lower bound."
+            f"theta, design), got a learned one ({kind}). Use bound='pce'."
         )
     if bound in ("barber_agakov", "gkl") and not hasattr(estimator, "log_prob"):
         raise TypeError(
@@ -225,8 +211,7 @@ def check_estimators(problem: Problem) -> None:
     if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
         raise ValueError(
             f"bound='barber_agakov' needs a normalized posterior, but {kind} has an "
-            "energy ratio. Use bound='gkl', or pass estimator.base for the information "
-            "that its base alone tells."
+            "energy ratio. Use bound='gkl', or pass estimator.base for its base alone."
         )
     if bound == "marginal" and problem.marginal_estimator is None:
         raise ValueError(
@@ -235,8 +220,8 @@ def check_estimators(problem: Problem) -> None:
         )
     if bound.startswith("lace") and problem.posterior_estimator is None:
         raise ValueError(
-            f"bound='{bound}' needs posterior_estimator, the density of the parameters "
-            "from which it draws contrasts. Without one use bound='pce'."
+            f"bound='{bound}' needs posterior_estimator, from which it draws "
+            "parameters. Without one use bound='pce'."
         )
 
 
@@ -253,22 +238,21 @@ def _as_conditional_log_prob(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return `likelihood` in the calling convention of sbi's estimators."""
     if hasattr(likelihood, "log_prob"):
-        return lambda input, condition: _log_prob(likelihood, input, condition)
+        return partial(_log_prob, likelihood)
     if not callable(likelihood):
         raise TypeError(
             "estimator must be an estimator with log_prob(input, condition) or a "
             f"function of (x, theta, design), got {type(likelihood).__name__}."
         )
-    log_likelihood = cast(Callable[[Tensor, Tensor, Tensor], Tensor], likelihood)
 
     def log_prob(input: Tensor, condition: Tensor) -> Tensor:
         theta, design = condition[..., :-dim_design], condition[..., -dim_design:]
-        values = log_likelihood(input.squeeze(0), theta, design)
+        values = cast(Tensor, likelihood(input.squeeze(0), theta, design))
         if values.shape != theta.shape[:1]:
             raise ValueError(
                 f"log_likelihood(x, theta, design) returned shape "
-                f"{tuple(values.shape)} for {len(theta)} rows, but must return one "
-                f"number per row, of shape ({len(theta)},): sum over the data of a row."
+                f"{tuple(values.shape)}, but must return one number per row, of shape "
+                f"({len(theta)},): sum over the data of a row."
             )
         return values.unsqueeze(0)
 

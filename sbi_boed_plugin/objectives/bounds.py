@@ -27,17 +27,13 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "generalized_kl_bound",
-    "nwj_bound",
-    "proposal_contrastive_bounds",
-]
+__all__ = ["generalized_kl_bound", "nwj_bound", "proposal_contrastive_bounds"]
 
 
 def proposal_contrastive_bounds(
     log_likelihood: Tensor, log_weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the contrastive bounds with contrasts from a learned posterior.
+    r"""Return lower and upper terms with contrasts from a learned posterior.
 
     With :math:`\theta_1, \dots, \theta_L` from a proposal :math:`r(\theta \mid x)` and
     weights :math:`f_l = q(x \mid \theta_l) \, p(\theta_l) / r(\theta_l \mid x)`,
@@ -52,15 +48,8 @@ def proposal_contrastive_bounds(
     :math:`\log(L + 1)` above the Barber-Agakov bound of :math:`r`, so that a good
     proposal needs few contrasts. The second is an upper bound if :math:`q` is the true
     likelihood. With the prior as :math:`r` they are the prior contrastive estimate and
-    nested Monte Carlo.
-
-    Args:
-        log_likelihood: Log-likelihood of the simulations, of shape `(batch_dim,)`.
-        log_weights: Logarithms of :math:`f_l`, of shape
-            `(num_contrastive + 1, batch_dim)`, those of the simulations first.
-
-    Returns:
-        Lower and upper terms.
+    nested Monte Carlo. `log_weights`, of shape `(num_contrastive + 1, batch_dim)`, are
+    logarithms of :math:`f_l`, those of the simulations first.
     """
     num_rows = len(log_weights)
     lower = torch.logsumexp(log_weights, dim=0) - math.log(num_rows)
@@ -69,7 +58,7 @@ def proposal_contrastive_bounds(
 
 
 def nwj_bound(
-    log_likelihoods: Tensor, contrasts: Tensor, log_marginal: Tensor
+    log_likelihood: Tensor, contrasts: Tensor, log_marginal: Tensor
 ) -> Tensor:
     r"""Return :math:`T(\theta_0, x) - \frac1L \sum_l e^{T(\theta_l, x) - 1}`.
 
@@ -77,26 +66,11 @@ def nwj_bound(
     :math:`\theta_l`, with a variance that grows with the exponential of the
     information, and without a cap. The critic here is
     :math:`T = 1 + \log q(x \mid \theta) - \log r(x)`, the best of all if both densities
-    are the true ones.
-
-    Args:
-        log_likelihoods: :math:`\log q(x \mid \theta_0)`.
-        contrasts: Those of independent parameters, `(num_contrastive, batch_dim)`.
-        log_marginal: Any estimate of the log-density of the data that does not depend
-            on the contrasts.
-
-    Example:
-        >>> import torch
-        >>> zero = torch.zeros(1)
-        >>> nwj_bound(zero, torch.zeros(4, 1), zero)  # T = 1: nothing is learned
-        tensor([0.])
+    are the true ones. `contrasts`, of shape `(num_contrastive, batch_dim)`, are the
+    log-likelihoods of independent parameters.
     """
-    return (
-        1.0
-        + log_likelihoods
-        - log_marginal
-        - (contrasts - log_marginal).exp().mean(dim=0)
-    )
+    penalty = (contrasts - log_marginal).exp().mean(dim=0)
+    return 1.0 + log_likelihood - log_marginal - penalty
 
 
 def generalized_kl_bound(

@@ -63,10 +63,9 @@ __all__ = [
     "Problem",
     "eig_of_simulations",
     "estimate_eig",
+    "simulate_design",
 ]
 
-# These are lower bounds whatever the estimators are, hence also if failed simulations
-# count as zero.
 LOWER_BOUNDS = tuple(name for name, kind in BOUNDS.items() if kind.is_lower)
 
 # Added to the user's seed. With the same seed, the parameters and data that a network
@@ -99,14 +98,12 @@ def estimate_eig(
       q(x|\theta_l)`. A lower bound for any :math:`q`, at most :math:`\log(L + 1)`.
     - `"snmc"`: the mean over :math:`l \geq 1`. An upper bound if :math:`q` is the true
       likelihood; of no fixed sign if it is learned.
-    - `"exact"`: the mean of `"pce"` and `"snmc"`, which needs the true likelihood.
-      Half of their difference bounds the nested bias and is added to the standard
-      error (in squares).
+    - `"exact"`: the mean of `"pce"` and `"snmc"`, for the true likelihood. Half of
+      their difference bounds the nested bias and is added to the standard error.
     - `"lace"`, `"lace_upper"`: the same as `"pce"` and `"snmc"` with :math:`\theta_l`
       from `posterior_estimator` as :math:`r` and :math:`q(x|\theta_l) p(\theta_l) /
       r(\theta_l|x)` in the mean. `"lace"` is a lower bound for any :math:`q` and
-      :math:`r`, at most :math:`\log(L + 1)` above `"barber_agakov"` of :math:`r`: a
-      good proposal needs few contrasts.
+      :math:`r`, at most :math:`\log(L + 1)` above `"barber_agakov"` of :math:`r`.
     - `"nwj"`: :math:`T(\theta_0) - \frac1e \frac{1}{L'} \sum_l e^{T(\theta_l)}` with
       :math:`T = 1 + \log q(x|\theta) - \log m(x)`. A lower bound for any :math:`q` and
       :math:`m`, without a cap, of high variance. :math:`m` is `marginal_estimator`,
@@ -121,8 +118,7 @@ def estimate_eig(
       for any normalized :math:`q`, without a cap.
     - `"gkl"`: the same for a hybrid posterior :math:`b \, e^\rho`, :math:`\log b + \rho
       - \log p + 1 - Z(x)` with its partition function :math:`Z` from `num_contrastive`
-      draws of the base, of which those outside the support of `prior` count nothing.
-      A lower bound, without a cap.
+      draws of the base inside the support of `prior`. A lower bound, without a cap.
 
     Args:
         estimator: For a likelihood: an estimator with sbi's
@@ -133,16 +129,13 @@ def estimate_eig(
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
             `design` of shape `(batch_dim, dim_design)` to `x` of shape
             `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
-            experiments that tell nothing. If failing depends on `theta`, a likelihood
-            of finite outcomes among all outcomes, as `optimize_design` returns, gives
-            the tightest lower bound.
+            experiments that tell nothing.
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
         bound: Which estimate, see above.
         marginal_estimator: Density of the data alone, conditioned on the design.
-        posterior_estimator: Density of the parameters to draw contrasts from, an
-            estimator of sbi's kind conditioned on `(x, design)` in one row; of a
-            `HybridEstimator` its base.
+        posterior_estimator: Density of the parameters to draw contrasts from,
+            conditioned on `(x, design)` in one row; of a `HybridEstimator` its base.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
         max_pairs: Largest number of densities evaluated at once. If `None`, as many as
@@ -162,15 +155,14 @@ def estimate_eig(
     Example:
         >>> import torch
         >>> from torch.distributions import Independent, Normal
-        >>> prior = Independent(Normal(torch.zeros(1), 1.0), 1)
-        >>> def simulator(theta, design):
-        ...     return theta * design + torch.randn_like(theta)
-        >>> def log_likelihood(x, theta, design):
-        ...     return Normal(theta * design, 1.0).log_prob(x).sum(-1)
         >>> eig = estimate_eig(
-        ...     log_likelihood, simulator, prior=prior, design=torch.ones(1), seed=0
+        ...     lambda x, theta, d: Normal(theta * d, 1.0).log_prob(x).sum(-1),
+        ...     lambda theta, d: theta * d + torch.randn_like(theta),
+        ...     prior=Independent(Normal(torch.zeros(1), 1.0), 1),
+        ...     design=torch.ones(1),
+        ...     seed=0,
         ... )
-        >>> abs(eig.value - 0.5 * torch.tensor(2.0).log().item()) < 0.1
+        >>> abs(eig.value - 0.5 * math.log(2.0)) < 0.1
         True
     """
     problem = Problem(
@@ -180,42 +172,50 @@ def estimate_eig(
         _as_row(design),
         marginal_estimator,
         posterior_estimator,
+        check_integer("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
+        check_integer("max_pairs", max_pairs, 1, or_none=True) or 0,
     )
     check_estimators(problem)
     num_samples = check_integer("num_samples", num_samples, 2)
-    fewest = 2 if bound == "nwj" else 1
-    num_contrastive = check_integer("num_contrastive", num_contrastive, fewest)
-    max_pairs = check_integer("max_pairs", max_pairs, 1, or_none=True)
     num_workers, seed = check_num_workers(num_workers), check_seed(seed)
+    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
+        theta, x, num_calls = simulate_design(
+            simulator, prior, problem.design, num_samples, num_workers
+        )
+        problem = replace(problem, design=problem.design.to(theta))
+        try:
+            estimate = eig_of_simulations(problem, theta, x)
+        except NoEstimateError as error:
+            error.num_simulations = num_calls
+            raise
+    return replace(estimate, num_simulations=num_calls)
+
+
+def simulate_design(
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    prior: Distribution,
+    design: Tensor,
+    num_samples: int,
+    num_workers: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Return parameters, their data (NaN where they failed) and the number of calls.
+
+    Rows that a limit of calls leaves out are not returned.
+    """
+    theta = draw_parameters(prior, num_samples)
     # Under a limit calls are small: an error in a large one could use up the budget.
     limited = (
         isinstance(simulator, CheckedSimulator) and simulator.max_calls is not None
     )
-    with torch.no_grad(), isolated_rng(None if seed is None else _STREAM + seed):
-        theta = draw_parameters(prior, num_samples)
-        design = design.to(theta)
-        made = run_simulator(
-            simulator,
-            theta,
-            design.repeat(num_samples, 1),
-            num_workers=num_workers,
-            simulation_batch_size=math.isqrt(num_samples) if limited else None,
-            isolate_errors=True,
-        )
-        # Rows that the limit left out say nothing about the design.
-        theta, x = theta[made.tried], made.x[made.tried]
-        problem = replace(
-            problem,
-            design=design,
-            num_contrastive=num_contrastive,
-            max_pairs=max_pairs,
-        )
-        try:
-            estimate = eig_of_simulations(problem, theta, x)
-        except NoEstimateError as error:
-            error.num_simulations = made.num_calls
-            raise
-    return replace(estimate, num_simulations=made.num_calls)
+    made = run_simulator(
+        simulator,
+        theta,
+        design.to(theta).expand(num_samples, -1),
+        num_workers=num_workers,
+        simulation_batch_size=math.isqrt(num_samples) if limited else None,
+        isolate_errors=True,
+    )
+    return theta[made.tried], made.x[made.tried], made.num_calls
 
 
 def eig_of_simulations(
@@ -228,11 +228,11 @@ def eig_of_simulations(
 ) -> EIGEstimate:
     """Estimate the information of a design from simulations that are there.
 
-    `theta` is of shape `(num_samples, dim_theta)`, `x` of `(num_samples, dim_x)` with
-    NaN where a simulation failed, `design` of `(1, dim_design)`. `constant` is what
-    `log_normalization` returned for the prior, if it was called.
+    `x` is NaN where a simulation failed. `constant` is what `log_normalization`
+    returned for the prior, if it was called.
     """
-    if BOUNDS[problem.bound].has_prior_density:
+    kind = BOUNDS[problem.bound]
+    if kind.has_prior_density:
         # The density of a belief lacks the constant of the prior that it came from.
         before = getattr(problem.prior, "base_prior", problem.prior)
         _check_describes(problem, before)
@@ -240,8 +240,20 @@ def eig_of_simulations(
     else:
         constant = (0.0, 0.0)
     valid = torch.isfinite(x).all(dim=1)
-    num_invalid = _count_failures(valid, problem.bound)
-    if problem.max_pairs is None:
+    num_invalid = int((~valid).sum())
+    if num_invalid == len(valid):
+        raise NoEstimateError(
+            f"All {len(valid)} simulations contain NaN or infinite values. Check the "
+            "simulator at this design.",
+            len(valid),
+            num_invalid,
+        )
+    if num_invalid and not kind.is_lower:
+        raise ValueError(
+            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
+            f"values, but bound='{problem.bound}' needs all of them. Use bound='pce'."
+        )
+    if not problem.max_pairs:
         num_values = theta[0].numel() + x[0].numel() + problem.design.numel()
         densities = (problem.estimator, problem.posterior_estimator)
         sizes = [rows_at_once(density, num_values) for density in densities]
@@ -282,21 +294,3 @@ def _check_describes(problem: Problem, prior: Distribution) -> None:
             "that no density gives the information. Use bound='pce' "
             "(objective='info_nce')."
         )
-
-
-def _count_failures(valid: Tensor, bound: str) -> int:
-    """Return the number of failed simulations, or raise if there are too many."""
-    num_invalid = int((~valid).sum())
-    if num_invalid == len(valid):
-        raise NoEstimateError(
-            f"All {len(valid)} simulations contain NaN or infinite values. Check the "
-            "simulator at this design.",
-            len(valid),
-            num_invalid,
-        )
-    if num_invalid and bound not in LOWER_BOUNDS:
-        raise ValueError(
-            f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
-            f"values, but bound='{bound}' needs all of them. Use bound='pce'."
-        )
-    return num_invalid

@@ -15,12 +15,7 @@ __all__ = ["EIGEstimate", "NoEstimateError", "summarize", "warn_of_doubts"]
 
 
 class NoEstimateError(ValueError):
-    """Simulations of a design from which nothing can be estimated.
-
-    Attributes:
-        num_simulations: Number of simulations that were spent on it.
-        num_invalid_simulations: How many of them failed.
-    """
+    """Simulations of a design from which nothing can be estimated, and their number."""
 
     # Python makes errors from other processes of the message, then fills in the rest.
     def __init__(
@@ -64,14 +59,9 @@ class EIGEstimate:
 def summarize(
     terms: Tensor, problem: Problem, num_invalid: int, constant: tuple[float, float]
 ) -> EIGEstimate:
-    """Return the mean of terms with its error and its cap.
+    """Return the mean of what `information_terms` returned, with error and cap.
 
-    Args:
-        terms: What `information_terms` returned for the valid simulations.
-        problem: What was estimated.
-        num_invalid: How many further simulations failed.
-        constant: What the log-density of the prior lacks, and its standard error; zero
-            for bounds without this density.
+    `constant` is what the log-density of the prior lacks, and its standard error.
     """
     bound, prior, kind = problem.bound, problem.prior, BOUNDS[problem.bound]
     lower, upper, caps = terms
@@ -81,9 +71,9 @@ def summarize(
     num_infinite = int((~torch.isfinite(values)).sum())
     if num_infinite:
         raise NoEstimateError(
-            f"{num_infinite} of {num_samples} terms of bound='{bound}' are not "
-            "finite: no contrastive parameter explains these data, or the estimator "
-            "gives them no density. Increase num_contrastive, or use bound='pce'.",
+            f"{num_infinite} of {num_samples} terms of bound='{bound}' are not finite: "
+            "no contrastive parameter explains these data, or they have no density. "
+            "Increase num_contrastive, or use bound='pce'.",
             num_samples,
             num_invalid,
         )
@@ -121,10 +111,9 @@ def warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> Non
     warn = partial(warnings.warn, stacklevel=4)
     if constant:
         warn(
-            "prior.log_prob is not normalized: its density integrates to "
-            f"{math.exp(constant):.3g}, and not to 1. The estimate allows for this "
-            f"({constant:+.2f} ± {spread:.2f} nats). Subtract {constant:.2f} from "
-            "prior.log_prob."
+            f"prior.log_prob is not normalized: its density integrates to "
+            f"{math.exp(constant):.3g}. The estimate allows for this ({constant:+.2f} "
+            f"± {spread:.2f} nats). Subtract {constant:.2f} from prior.log_prob."
         )
     if num_invalid:
         warn(
@@ -135,13 +124,13 @@ def warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> Non
     if cap is not None and value > cap - 1.0:
         warn(
             f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
-            f"value {cap:.2f} that it can take, so the true information gain may be "
-            "much larger. Increase num_contrastive."
+            f"value {cap:.2f} that it can take: the true information gain may be much "
+            "larger. Increase num_contrastive."
         )
     # Noise makes the estimate of an information of zero slightly negative at times.
     if value < -max(3.0 * error, 0.01):
         warn(
             f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
-            "The estimator fits these simulations worse than no knowledge of theta: "
+            "The estimator tells less of these simulations than no knowledge of theta: "
             "train it longer or over a wider range of designs."
         )

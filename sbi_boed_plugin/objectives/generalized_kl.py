@@ -5,23 +5,20 @@ generalized divergence is, up to a constant,
 
 .. math:: D = E_{p(\theta, x)}[-\log q(\theta \mid x)] + E_{p(x)}[Z(x)],
 
-which is least where :math:`q` is the posterior and :math:`Z = 1`. Where :math:`q` is
-normalized it is the loss of neural posterior estimation. Two more surrogates:
+which is least where :math:`q` is the posterior and :math:`Z = 1`. There are two forms:
 
 - *ratio-only*, :math:`q = p(\theta) \, e^{\rho(\theta, x)}`: the prior, corrected,
 - *hybrid*, :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base,
   corrected by an energy ratio, with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho}]`.
 
-A partition function is estimated from draws of any density :math:`r`, with weights
-:math:`b / r` where :math:`r` is not the base itself. Since
-:math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`: the
-validation loss is a fair judge of a hybrid, if its :math:`Z` is not too noisy.
+Since :math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`:
+the validation loss is a fair judge of a hybrid, if its :math:`Z` is not too noisy.
 
-All losses and ratios are in nats.
+Log-ratios of draws have shape `(num_draws, batch_dim)`, losses and partition functions
+`(batch_dim,)`; all are in nats.
 
-References:
-    Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
-    Generalized Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808.
+Source: Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
+Generalized Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808.
 """
 
 import math
@@ -42,28 +39,13 @@ __all__ = [
 _LARGEST_EXPONENT = 40.0
 
 
-def partition_function(
-    log_ratio: Tensor,
-    inside: Tensor | None = None,
-    *,
-    log_weight: Tensor | None = None,
-) -> Tensor:
-    r"""Return estimates of :math:`Z(x) = \int b \, 1(\theta \in \Theta) \, e^{\rho}`.
+def partition_function(log_ratio: Tensor, inside: Tensor | None = None) -> Tensor:
+    r"""Return unbiased estimates of :math:`Z(x)` from ratios at draws of the base.
 
-    Args:
-        log_ratio: Energy ratio at draws, of shape `(num_draws, batch_dim)`.
-        inside: Which draws lie in the support of the prior, of the same shape. All
-            if `None`.
-        log_weight: Logarithms of importance weights
-            :math:`w_k = b(\theta_k \mid x) / r(\theta_k)` for draws of another density
-            :math:`r` than the base, of the same shape.
-
-    Returns:
-        Unbiased estimates of the partition function, of shape `(batch_dim,)`. Weights
-        above :math:`e^{40}` grow linearly, lest they overflow.
+    Draws that are not `inside` the support of the prior count as nothing. Draws of
+    another density :math:`r` need :math:`\log b / r` added to their ratios. Weights
+    above :math:`e^{40}` grow linearly, lest they overflow.
     """
-    if log_weight is not None:
-        log_ratio = log_ratio + log_weight
     excess = (log_ratio - _LARGEST_EXPONENT).clamp(min=0.0)
     weights = log_ratio.clamp(max=_LARGEST_EXPONENT).exp()
     weights = weights + math.exp(_LARGEST_EXPONENT) * excess
@@ -73,40 +55,21 @@ def partition_function(
 
 
 def draw_by_ratio(log_ratio: Tensor, num_draws: int) -> Tensor:
-    r"""Return which draws have a say in the gradient of the partition function.
+    r"""Return indices of candidates, of shape `(num_draws, batch_dim)`.
 
-    Args:
-        log_ratio: Energy ratio at draws, of shape `(num_candidates, batch_dim)`.
-        num_draws: How many to choose for each row.
-
-    Returns:
-        Indices of candidates, drawn with probabilities proportional to
-        :math:`e^{\rho}`, with replacement, of shape `(num_draws, batch_dim)`.
-
-    Raises:
-        RuntimeError: If a ratio is not finite.
+    They are drawn with replacement, with probabilities proportional to
+    :math:`e^{\rho}`. Raises a `RuntimeError` if a ratio is not finite.
     """
     probabilities = torch.softmax(log_ratio.detach().clamp(max=_LARGEST_EXPONENT), 0)
     return torch.multinomial(probabilities.T, num_draws, replacement=True).T
 
 
 def partition_by_draws(log_ratio: Tensor, drawn: Tensor) -> Tensor:
-    r"""Return estimates of :math:`Z(x)` from many draws, with a gradient of few.
+    r"""Return estimates of :math:`Z(x)` from many candidates, with a gradient of few.
 
-    The gradient is :math:`\nabla \frac{1}{K} \sum_k e^{\rho_k} = \hat Z \sum_k w_k
-    \nabla \rho_k` with weights :math:`w_k \propto e^{\rho_k}`. The mean over draws from
-    these weights has it as its expectation, whatever their number: where few candidates
-    carry all of the weight, it is as good as the gradient of all, which costs a
-    backward pass through each.
-
-    Args:
-        log_ratio: Energy ratio at candidates, of shape `(num_candidates, batch_dim)`;
-            no gradient passes through it.
-        drawn: Energy ratio at those that `draw_by_ratio` chose, of shape
-            `(num_draws, batch_dim)`.
-
-    Returns:
-        The estimates of `partition_function`, of shape `(batch_dim,)`.
+    The gradient of the mean over candidates is :math:`\hat Z \sum_k w_k \nabla \rho_k`
+    with weights :math:`w_k \propto e^{\rho_k}`. That of the mean over those `drawn` by
+    `draw_by_ratio` has the same expectation, whatever their number.
     """
     log_ratio = log_ratio.detach()
     slope = log_ratio.clamp(max=_LARGEST_EXPONENT).exp().mean(dim=0)
@@ -119,14 +82,6 @@ def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
 
     Its minimum is at :math:`\rho = \log p(\theta \mid x) / p(\theta)`, where the mean
     loss is one minus the mutual information.
-
-    Args:
-        log_ratio: Energy ratio of simulated pairs, of shape `(batch_dim,)`.
-        marginal_log_ratio: Energy ratio of the same data with parameters that are
-            independent of them, of shape `(num_draws, batch_dim)`.
-
-    Returns:
-        Losses of shape `(batch_dim,)`.
     """
     return partition_function(marginal_log_ratio) - log_ratio
 
@@ -134,14 +89,8 @@ def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
 def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tensor:
     r"""Return :math:`-\log b(\theta|x) - \rho(\theta, x) + Z(x)` of each row.
 
-    Args:
-        log_base: Log-density of the base, of shape `(batch_dim,)`.
-        log_ratio: Energy ratio :math:`\rho`, of shape `(batch_dim,)`.
-        partition: Estimate of the partition function from draws of the base that carry
-            no gradient: the base then learns from its likelihood alone.
-
-    Returns:
-        Losses of shape `(batch_dim,)`.
+    If draws for the partition function carry no gradient, the base learns from its
+    likelihood alone.
     """
     return partition - log_base - log_ratio
 
@@ -149,16 +98,9 @@ def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tenso
 def atomic_hybrid_loss(log_unnormalized: Tensor) -> Tensor:
     r"""Return :math:`-\log` of the share of the first of some atoms, for each row.
 
-    For parameters from a proposal :math:`\tilde p(\theta)` in the place of the prior.
-    Atoms are parameters of other rows; among them and its own, the row's parameter has
-    posterior probability proportional to :math:`q(\theta \mid x) / p(\theta)`, whatever
-    the proposal was (Greenberg et al., 2019, https://arxiv.org/abs/1905.07488).
-
-    Args:
-        log_unnormalized: :math:`\log b + \rho - \log p` of shape
-            `(num_atoms, batch_dim)`, the row's own parameter first.
-
-    Returns:
-        Losses of shape `(batch_dim,)`, never negative.
+    For parameters from a proposal in the place of the prior. Atoms, of which the first
+    is the row's own parameter, are given as :math:`\log b + \rho - \log p`. Their
+    posterior probabilities are proportional to :math:`q(\theta \mid x) / p(\theta)`,
+    whatever the proposal was (Greenberg et al., 2019, https://arxiv.org/abs/1905.07488).
     """
     return torch.logsumexp(log_unnormalized, dim=0) - log_unnormalized[0]

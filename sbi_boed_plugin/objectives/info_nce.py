@@ -44,58 +44,29 @@ __all__ = [
 NEGLIGIBLE = 1e-2
 
 
-def in_batch_contrast(
-    theta: Tensor, num_contrastive: int, generator: torch.Generator | None = None
-) -> Tensor:
-    r"""Return other rows of the batch as contrastive parameters.
+def in_batch_contrast(theta: Tensor, num_contrastive: int) -> Tensor:
+    r"""Return other rows as contrasts, `(num_contrastive, batch_dim, *event_shape)`.
 
     Row :math:`b` is contrasted with the rows :math:`b + s_1, \dots, b + s_L` (modulo
-    the batch size), for :math:`L` distinct random shifts :math:`s_l \neq 0`. The
-    shifted rows are draws from the marginal of :math:`\theta`, whatever it is, as
-    long as :math:`\theta` and the design are independent.
-
-    Args:
-        theta: Parameters of shape `(batch_dim, *event_shape)`.
-        num_contrastive: Number of contrastive samples :math:`L < batch\_dim`.
-        generator: Source of randomness on the device of `theta`, or `None`.
-
-    Returns:
-        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`.
-
-    Raises:
-        ValueError: If there are not more rows than contrastive samples.
-
-    Example:
-        >>> import torch
-        >>> contrast = in_batch_contrast(torch.arange(4.0).unsqueeze(1), 3)
-        >>> contrast.shape
-        torch.Size([3, 4, 1])
-        >>> bool((contrast == torch.arange(4.0).unsqueeze(1)).any())
-        False
+    the batch size), for :math:`L` distinct random shifts :math:`s_l \neq 0`: draws from
+    the marginal of :math:`\theta`, as long as it is independent of the design.
     """
     batch_dim = theta.shape[0]
     if not 0 <= num_contrastive < batch_dim:
         raise ValueError(
-            f"num_contrastive={num_contrastive} must be at least 0 and less than the "
-            f"batch size {batch_dim}, since contrastive parameters are other rows of "
-            "the batch. Use a larger batch or fewer contrastive samples."
+            f"num_contrastive={num_contrastive} must be between 0 and "
+            f"{batch_dim - 1}, the number of other rows of the batch. Use a larger "
+            "batch or fewer contrastive samples."
         )
-    device = theta.device
-    shifts = torch.randperm(batch_dim - 1, device=device, generator=generator)
-    shifts = shifts[:num_contrastive] + 1
-    rows = torch.arange(batch_dim, device=device)
+    shifts = torch.randperm(batch_dim - 1, device=theta.device)[:num_contrastive] + 1
+    rows = torch.arange(batch_dim, device=theta.device)
     return theta[(rows + shifts.unsqueeze(1)) % batch_dim]
 
 
 def fresh_contrast(
     distribution: Distribution, num_contrastive: int, batch_dim: int
 ) -> Tensor:
-    """Return parameters drawn from their marginal, for instance the prior.
-
-    Returns:
-        Contrastive parameters of shape `(num_contrastive, batch_dim, *event_shape)`,
-        other ones for each row.
-    """
+    """Return draws of a distribution, `(num_contrastive, batch_dim, *event_shape)`."""
     # One flat draw: priors that users wrap for sbi may not take two sample dimensions.
     theta = distribution.sample(torch.Size((num_contrastive * batch_dim,)))
     return theta.reshape(num_contrastive, batch_dim, *theta.shape[1:])
@@ -109,7 +80,7 @@ def log_likelihood_matrix(
     max_pairs: int | None = None,
     negligible: float = 0.0,
 ) -> Tensor:
-    r"""Return :math:`\log q(x_b \mid c_{lb})` for all pairs, in bounded memory.
+    r"""Return :math:`\log q(x_b \mid c_{lb})`, `(num_contrastive + 1, batch_dim)`.
 
     The pairs are flattened into batches of at most `max_pairs`. With gradients, each of
     several batches is evaluated again in the backward pass rather than kept, so that
@@ -122,18 +93,13 @@ def log_likelihood_matrix(
     pass costs only the pairs that matter, and the gradient is exact up to this weight.
 
     Args:
-        log_prob: Conditional density, from an `input` of shape `(1, pairs,
-            *x_event_shape)` and a `condition` of shape `(pairs,
-            *condition_event_shape)` to nats of shape `(1, pairs)`, as sbi's are.
-        x: Data of shape `(batch_dim, *x_event_shape)`.
-        conditions: Conditions of shape
-            `(num_contrastive + 1, batch_dim, *condition_event_shape)`.
+        log_prob: Conditional density as sbi's, from an `input` of shape `(1, pairs,
+            ...)` and a `condition` of shape `(pairs, ...)` to nats `(1, pairs)`.
+        x: Data of shape `(batch_dim, ...)`.
+        conditions: Conditions of shape `(num_contrastive + 1, batch_dim, ...)`.
         max_pairs: Largest number of pairs evaluated at once. If `None`, what takes
             about 256 MB, and 16,384 at most.
         negligible: Total weight of the pairs of a column that may go without gradient.
-
-    Returns:
-        Log-likelihoods of shape `(num_contrastive + 1, batch_dim)`, in nats.
     """
     num_rows, batch_dim = conditions.shape[:2]
     if max_pairs is None:
@@ -198,35 +164,13 @@ def _evaluate_pairs(
 
 
 def contrastive_bound(log_likelihoods: Tensor) -> Tensor:
-    r"""Return each row's term of the prior contrastive estimate.
-
-    .. math:: g = \log q(x \mid \theta_0) - \log \frac{1}{L + 1}
-        \sum_{l=0}^{L} q(x \mid \theta_l)
-
-    Its mean is a lower bound of the mutual information for any :math:`q`, and no
-    term exceeds :math:`\log(L + 1)`.
-
-    Args:
-        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
-
-    Returns:
-        Terms of shape `(batch_dim,)`, in nats.
-    """
+    """Return each column's term of the prior contrastive estimate, `(batch_dim,)`."""
     num_rows = log_likelihoods.shape[0]
     marginal = torch.logsumexp(log_likelihoods, dim=0) - math.log(num_rows)
     return log_likelihoods[0] - marginal
 
 
 def info_nce_loss(log_likelihoods: Tensor, regularization_strength: float) -> Tensor:
-    r"""Return the InfoNCE-λ loss of each row.
-
-    Args:
-        log_likelihoods: Matrix of shape `(num_contrastive + 1, batch_dim)`, in nats.
-        regularization_strength: :math:`\lambda \geq 0`, the weight of maximum
-            likelihood beside the contrastive bound.
-
-    Returns:
-        Losses of shape `(batch_dim,)`, in nats.
-    """
+    """Return the InfoNCE-λ loss of each column, of shape `(batch_dim,)`."""
     bound = contrastive_bound(log_likelihoods)
     return -bound - regularization_strength * log_likelihoods[0]

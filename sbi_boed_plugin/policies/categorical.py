@@ -4,18 +4,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical
 from torch.distributions.constraints import Constraint
 
-from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy, as_finite, check_width
 
-__all__ = ["CategoricalPolicy", "Choice", "OneOf"]
+__all__ = ["CategoricalPolicy"]
 
 # Networks see designs in single precision: designs that agree in it are the same.
 _RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
-class OneOf(Constraint):
+class _OneOf(Constraint):
     """Constrains vectors to a list of candidates, up to single precision."""
 
     is_discrete = True
@@ -26,49 +26,10 @@ class OneOf(Constraint):
         super().__init__()
 
     def __repr__(self) -> str:
-        """Return the candidates; torch would cut off the first letter of the name."""
         return f"OneOf({self.candidates.tolist()})"
 
     def check(self, value: Any) -> Tensor:
-        """Return whether each vector is one of the candidates."""
         return _matches(value, self.candidates).any(dim=-1)
-
-
-class Choice(Distribution):
-    """Vectors drawn from a list of candidates."""
-
-    arg_constraints = {}  # type: ignore[assignment]
-
-    def __init__(self, candidates: Tensor, logits: Tensor) -> None:
-        self.candidates = candidates
-        self.index = Categorical(logits=logits, validate_args=False)
-        super().__init__(event_shape=candidates.shape[1:], validate_args=False)
-
-    @property
-    def support(self) -> Constraint:
-        """The candidates."""
-        return OneOf(self.candidates)
-
-    @property
-    def mode(self) -> Tensor:
-        """Most probable candidate."""
-        return self.candidates.index_select(0, self.index.mode.view(1)).squeeze(0)
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw candidates."""
-        index = self.index.sample(sample_shape)
-        drawn = self.candidates.index_select(0, index.flatten())
-        return drawn.reshape(*sample_shape, *self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-probability of the candidate that each vector agrees with."""
-        matches = _matches(value, self.candidates)
-        # At most one candidate matches. Infinite terms would have NaN gradients.
-        return torch.where(matches, self.index.logits, 0.0).sum(dim=-1)
-
-    def entropy(self) -> Tensor:
-        """Return the entropy, in nats."""
-        return self.index.entropy()
 
 
 class CategoricalPolicy(DesignPolicy):
@@ -95,8 +56,6 @@ class CategoricalPolicy(DesignPolicy):
     Example:
         >>> import torch
         >>> policy = CategoricalPolicy(torch.tensor([[1.0], [2.0], [5.0], [10.0]]))
-        >>> policy.sample((3,)).shape
-        torch.Size([3, 1])
         >>> policy.log_prob(torch.tensor([[5.0], [6.0]])).exp()
         tensor([0.2500, 0.0000], grad_fn=<ExpBackward0>)
     """
@@ -125,9 +84,32 @@ class CategoricalPolicy(DesignPolicy):
         """Weights of the candidates, of shape `(num_candidates,)`, with gradient."""
         return self.logits.softmax(dim=-1)
 
-    def distribution(self) -> Choice:
-        """Return the choice among the candidates."""
-        return Choice(self.candidates, self.logits)
+    @property
+    def support(self) -> Constraint:
+        """The candidates."""
+        return _OneOf(self.candidates)
+
+    @property
+    def mode(self) -> Tensor:
+        """Most probable candidate."""
+        best = self.logits.argmax(dim=0, keepdim=True)
+        return self.candidates.index_select(0, best).squeeze(0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw candidates, of shape `(*sample_shape, dim_design)`."""
+        index = Categorical(logits=self.logits, validate_args=False)
+        drawn = index.sample(sample_shape).flatten()
+        drawn = self.candidates.index_select(0, drawn)
+        return drawn.reshape(*sample_shape, self.dim_design)
+
+    def log_prob(self, design: Tensor) -> Tensor:
+        """Return the log-probability of the candidate that each design agrees with."""
+        check_width(design, self.dim_design)
+        matches = _matches(design, self.candidates)
+        # At most one candidate matches. Infinite terms would have NaN gradients.
+        log_prob = torch.where(matches, self.logits.log_softmax(dim=-1), 0.0)
+        return torch.where(matches.any(dim=-1), log_prob.sum(dim=-1), -torch.inf)
 
     def describe(self) -> dict[str, Tensor]:
         """Return the most probable candidate (the mode) and all probabilities."""
@@ -137,16 +119,7 @@ class CategoricalPolicy(DesignPolicy):
 
 def _check_candidates(candidates: Tensor) -> Tensor:
     """Return a copy of different designs of finite numbers, or raise."""
-    candidates = torch.as_tensor(candidates).detach().clone()
-    if not candidates.is_floating_point():
-        candidates = candidates.to(torch.get_default_dtype())
-    if candidates.dim() != 2 or candidates.numel() == 0:
-        raise ValueError(
-            f"candidates has shape {tuple(candidates.shape)}, but must have shape "
-            "(num_candidates, dim_design), one design per row."
-        )
-    if not torch.isfinite(candidates).all():
-        raise ValueError(f"candidates={candidates.tolist()} must be finite.")
+    candidates = as_finite("candidates", candidates, "(num_candidates, dim_design)", 2)
     # Wide enough that no design can match two candidates.
     same = _matches(candidates, candidates, 4 * _RELATIVE_TOLERANCE)
     first, second = same.triu(diagonal=1).nonzero(as_tuple=True)

@@ -1,25 +1,35 @@
 """What policies around a learned location share, in a box and without one."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from sbi_boed_plugin._numbers import check_real
-from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
+from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule, as_finite
 
-__all__ = ["LocatedPolicy", "as_vector", "check_box", "place_in_box", "spread_loc"]
+__all__ = ["LocatedPolicy", "Scale", "spread_loc"]
 
-Box = tuple[Tensor, Tensor]
+Scale = float | tuple[float, float] | ScaleSchedule
+
+
+def spread_loc(dim_design: int) -> Tensor:
+    """Return a location spread evenly over the middle half of the unit interval.
+
+    Where measurements are interchangeable, equal locations would be a saddle point.
+    """
+    return torch.linspace(0.25, 0.75, dim_design + 2)[1:-1]
 
 
 class LocatedPolicy(DesignPolicy):
     """Policies with learned locations, and scales that follow a schedule.
 
-    Locations are stored as distances from an origin in units of their own (in a box,
-    from its lower corner in units of its width), so that one learning rate serves
-    designs of any magnitude. They have the last dimension `dim_design`; in front of it
-    there may be a dimension of components. Scales are in the same units.
+    Locations, of shape `(..., dim_design)`, are stored as distances from an origin in
+    units of their own (in a box, from its lower corner in units of its width), so that
+    one learning rate serves designs of any magnitude. Scales are in the same units. In
+    a box, `start` gives the locations to start from, in these units, if `loc` does not.
     """
 
     low: Tensor | None
@@ -30,23 +40,26 @@ class LocatedPolicy(DesignPolicy):
 
     def __init__(
         self,
-        loc: Tensor,
+        loc: Tensor | None,
+        box: tuple[Tensor, Tensor] | None = None,
         *,
-        box: Box | None = None,
-        origin: Tensor | None = None,
-        unit: Tensor | float = 1.0,
-        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+        start: Callable[[int], Tensor] = spread_loc,
+        scale: Scale | None = None,
     ) -> None:
-        super().__init__(dim_design=loc.shape[-1])
-        low, high = (None, None) if box is None else box
-        if low is not None and high is not None:
-            origin, unit = low, high - low
-        origin = torch.zeros_like(loc) if origin is None else origin.clone()
+        low = high = None
+        if box is None:
+            loc = origin = as_finite("loc", loc, "(dim_design,)", 1)
+            unit = torch.ones_like(origin)
+        else:
+            low, high = _check_box(*box)
+            loc = _place_in_box(loc, low, high, start(len(low)))
+            origin, unit = low.clone(), high - low
+        super().__init__(dim_design=len(origin))
         self.register_buffer("low", low)
         self.register_buffer("high", high)
         self.register_buffer("_origin", origin)
-        self.register_buffer("_unit", torch.ones_like(origin) * unit)
-        self._unit_loc = nn.Parameter((loc - origin) / self._unit)
+        self.register_buffer("_unit", unit)
+        self._unit_loc = nn.Parameter((loc - origin) / unit)
         self._schedule = None if scale is None else _as_schedule(scale)
         self.register_buffer("scale", torch.zeros_like(origin))
         if scale is not None:
@@ -80,15 +93,7 @@ class LocatedPolicy(DesignPolicy):
         return {**super().describe(), "scale": self.scale.clone()}
 
 
-def spread_loc(dim_design: int) -> Tensor:
-    """Return a location spread evenly over the middle half of the unit interval.
-
-    Where measurements are interchangeable, equal locations would be a saddle point.
-    """
-    return torch.linspace(0.25, 0.75, dim_design + 2)[1:-1]
-
-
-def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSchedule:
+def _as_schedule(scale: Scale) -> ScaleSchedule:
     """Return the schedule that a number, a pair or a schedule stands for."""
     if isinstance(scale, ScaleSchedule):
         return scale
@@ -100,25 +105,12 @@ def _as_schedule(scale: float | tuple[float, float] | ScaleSchedule) -> ScaleSch
     return ScaleSchedule(*scale)
 
 
-def as_vector(name: str, value: Tensor) -> Tensor:
-    """Return a copy of a vector of finite numbers, or raise if it is not one."""
-    value = torch.as_tensor(value)
-    if not value.is_floating_point():
-        value = value.to(torch.get_default_dtype())
-    if value.dim() != 1 or value.numel() == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}, but must have shape (dim_design,)."
-        )
-    if not torch.isfinite(value).all():
-        raise ValueError(f"{name}={value.tolist()} must be finite.")
-    return value.detach().clone()
-
-
-def check_box(low: Tensor, high: Tensor) -> Box:
+def _check_box(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return copies of the corners of a box, or raise if they do not span one."""
     # A number stands for a vector of one value.
-    low = as_vector("low", torch.atleast_1d(torch.as_tensor(low)))
-    high = as_vector("high", torch.atleast_1d(torch.as_tensor(high))).to(low)
+    low, high = (torch.atleast_1d(torch.as_tensor(corner)) for corner in (low, high))
+    low = as_finite("low", low, "(dim_design,)", 1)
+    high = as_finite("high", high, "(dim_design,)", 1).to(low)
     if low.shape != high.shape or not (low < high).all():
         raise ValueError(
             f"low={low.tolist()} must have the same shape as high={high.tolist()}, and "
@@ -127,12 +119,10 @@ def check_box(low: Tensor, high: Tensor) -> Box:
     return low, high
 
 
-def place_in_box(loc: Tensor | None, box: Box, default: Tensor) -> Tensor:
-    """Return locations, or raise if they do not lie in the box.
-
-    The default is in units of the box, and has the shape that `loc` must have.
-    """
-    low, high = box
+def _place_in_box(
+    loc: Tensor | None, low: Tensor, high: Tensor, default: Tensor
+) -> Tensor:
+    """Return locations of the shape of the default, or raise if outside of the box."""
     if loc is None:
         loc = low + default.to(low) * (high - low)
     loc = torch.as_tensor(loc, dtype=low.dtype, device=low.device).detach()

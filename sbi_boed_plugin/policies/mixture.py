@@ -1,96 +1,19 @@
 """Mixtures of truncated Normals on a box, for information with several modes."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily
-from torch.distributions.constraints import Constraint, independent, interval
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
-from sbi_boed_plugin.policies.policy import ScaleSchedule
+from sbi_boed_plugin.policies.located import LocatedPolicy, Scale, spread_loc
 from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
 
-__all__ = ["TruncatedNormalMixture", "TruncatedNormalMixturePolicy"]
+__all__ = ["TruncatedNormalMixturePolicy"]
 
 _NUM_MODE_STEPS = 20
-
-
-class TruncatedNormalMixture(MixtureSameFamily):
-    """A mixture of truncated Normals in one box, with samples that carry gradients.
-
-    Locations are of shape `(num_components, dim)`; the rest is shared.
-    """
-
-    has_rsample = True
-
-    def __init__(
-        self, logits: Tensor, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
-    ) -> None:
-        self.loc, self.scale, self.low, self.high = loc, scale, low, high
-        super().__init__(
-            Categorical(logits=logits, validate_args=False),
-            Independent(TruncatedNormal(loc, scale, low, high), 1, validate_args=False),
-            validate_args=False,
-        )
-
-    @property
-    def support(self) -> Constraint:
-        """The box."""
-        return independent(interval(self.low, self.high), 1)
-
-    @property
-    @torch.no_grad()
-    def mode(self) -> Tensor:
-        """Most likely value.
-
-        Each location ascends the density by a fixed number of mean-shift steps, each of
-        which raises it and stays among the locations; the densest is returned.
-        """
-        candidates = locations = self.loc.clamp(self.low, self.high)
-        for _ in range(_NUM_MODE_STEPS):
-            log_density = self.component_distribution.log_prob(candidates.unsqueeze(1))
-            shares = (self.mixture_distribution.logits + log_density).softmax(dim=-1)
-            candidates = (shares @ locations).clamp(self.low, self.high)
-        # After rounding the result must be at least as dense as every location.
-        candidates = torch.cat([locations, candidates])
-        best = self.log_prob(candidates).argmax(dim=0, keepdim=True)
-        return candidates.index_select(0, best).squeeze(0)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw a component, and a value of it."""
-        component = self.mixture_distribution.sample(sample_shape)
-        loc = self.loc.index_select(0, component.flatten())
-        drawn = TruncatedNormal(loc, self.scale, self.low, self.high).sample()
-        return drawn.reshape(*sample_shape, *self.event_shape)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw values whose coordinates, one after the other, keep their quantiles."""
-        drawn = self.sample(sample_shape)
-        if not torch.is_grad_enabled():
-            return drawn
-        log_joint = self.mixture_distribution.logits
-        values: list[Tensor] = []
-        for j in range(drawn.shape[-1]):
-            normals = TruncatedNormal(
-                self.loc[:, j], self.scale[j], self.low[j], self.high[j]
-            )
-            value = drawn[..., j : j + 1]
-            shares = log_joint.softmax(dim=-1)
-            below = (shares * normals.cdf(value)).sum(dim=-1)
-            density = (shares * normals.log_prob(value).exp()).sum(dim=-1).detach()
-            density = density.clamp_min(torch.finfo(density.dtype).tiny)
-            # The difference is zero: it adds a gradient and leaves the value.
-            values.append(drawn[..., j] - (below - below.detach()) / density)
-            # The weights of the next values depend on this one and its gradient.
-            log_joint = log_joint + normals.log_prob(values[-1].unsqueeze(-1))
-        return torch.stack(values, dim=-1)
 
 
 class TruncatedNormalMixturePolicy(LocatedPolicy):
@@ -99,36 +22,27 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
     .. math:: \pi_\psi(\xi) = \sum_k w_k \prod_j f_{kj}(\xi_j)
 
     with the densities :math:`f_{kj}` of Normals around :math:`\mu_{kj}`, truncated to
-    the box, whose distribution functions are :math:`F_{kj}`. A component is a whole
-    design :math:`\mu_k`, so that a search keeps several distant designs in sight where
-    the information has several modes, and moves weight to the best. All components
-    share the scales, which follow a schedule.
+    the box. A component is a whole design :math:`\mu_k`, so that a search keeps several
+    distant designs in sight where the information has several modes, and moves weight
+    to the best. All components share the scales, which follow a schedule.
 
-    **Gradients.** `rsample` carries the gradient of locations and weights by implicit
-    reparameterisation: design values, in turn, stay at their quantile of the mixture,
-
-    .. math:: F_j(\xi_j \mid \xi_{<j}) = \sum_k r_k(\xi_{<j}) F_{kj}(\xi_j), \quad
-        r_k(\xi_{<j}) \propto w_k \prod_{i<j} f_{ki}(\xi_i), \quad
-        \frac{d \xi_j}{d \psi} = -\frac{d_\psi F_j}{\partial F_j / \partial \xi_j},
-
-    where :math:`d_\psi` includes the change of :math:`\xi_{<j}`. It is unbiased, for
-    first derivatives. To move weight between components, however, it moves designs
-    through the gap between them, where few are drawn: for two components and 256
-    designs its standard error is a sixth of the gradient at a distance of six scales
-    and exceeds it at ten; beyond that, weights hardly learn. The score,
-    `gradient="score"`, has no such gaps and is the one to prefer.
+    `rsample` carries the gradient of locations and weights by implicit
+    reparameterisation: design values, in turn, stay at their quantile
+    :math:`F_j(\xi_j \mid \xi_{<j})` of the mixture. It is unbiased, for first
+    derivatives. To move weight between components, however, it moves designs through
+    the gap between them, where few are drawn: for two components and 256 designs its
+    standard error is a sixth of the gradient at a distance of six scales and exceeds
+    it at ten. The score, `gradient="score"`, has no such gaps and is the one to prefer.
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`.
-        high: Upper corner of the box, of shape `(dim_design,)`.
+        high: Upper corner of the box, likewise.
         num_components: Number of components; their weights begin equal.
         loc: Initial locations, of shape `(num_components, dim_design)`, inside the box.
-            If `None`, points of a Sobol sequence, which cover the box evenly and are
-            the same each time, slightly shifted between design values: where
-            measurements are interchangeable, equal locations would be a saddle point.
+            If `None`, the points of a Sobol sequence, which cover the box evenly,
+            slightly shifted between design values.
         scale: Scale of the Normals relative to the width of the box: a number, or its
-            schedule as `(start, end)`. If `None`, from 0.15 to 0.05, half that of a
-            single truncated Normal, since the components explore together.
+            schedule as `(start, end)`. If `None`, from 0.15 to 0.05.
 
     Raises:
         ValueError: If `num_components` is not a positive integer, the box is empty or
@@ -142,9 +56,10 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         ... )
         >>> policy.loc.tolist(), policy.weights.tolist()
         ([[0.25], [0.75]], [0.5, 0.5])
-        >>> policy.log_prob(policy.sample((5,))).shape
-        torch.Size([5])
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(
         self,
@@ -153,13 +68,13 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         *,
         num_components: int = 4,
         loc: Tensor | None = None,
-        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+        scale: Scale | None = None,
     ) -> None:
         num_components = check_integer("num_components", num_components, 1)
-        box = check_box(low, high)
         super().__init__(
-            place_in_box(loc, box, _cover_unit_cube(num_components, len(box[0]))),
-            box=box,
+            loc,
+            (low, high),
+            start=partial(_cover_unit_cube, num_components),
             scale=(0.15, 0.05) if scale is None else scale,
         )
         self.logits = nn.Parameter(self.scale.new_zeros(num_components))
@@ -169,11 +84,62 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         """Weights of the components, of shape `(num_components,)`, with gradient."""
         return self.logits.softmax(dim=-1)
 
-    def distribution(self) -> TruncatedNormalMixture:
-        """Return the mixture."""
-        return TruncatedNormalMixture(
-            self.logits, self.loc, self.scale, self.low, self.high
+    def distribution(self) -> MixtureSameFamily:
+        """Return the mixture, which does not know its mode nor `rsample`."""
+        normals = TruncatedNormal(self.loc, self.scale, self.low, self.high)
+        return MixtureSameFamily(
+            Categorical(logits=self.logits, validate_args=False),
+            Independent(normals, 1, validate_args=False),
+            validate_args=False,
         )
+
+    @property
+    @torch.no_grad()
+    def mode(self) -> Tensor:
+        """Most likely design.
+
+        Each location ascends the density by a fixed number of mean-shift steps, each of
+        which raises it and stays among the locations; the densest is returned.
+        """
+        mixture = self.distribution()
+        candidates = locations = self.loc.clamp(self.low, self.high)
+        for _ in range(_NUM_MODE_STEPS):
+            joint = mixture.component_distribution.log_prob(candidates.unsqueeze(1))
+            shares = (mixture.mixture_distribution.logits + joint).softmax(dim=-1)
+            candidates = (shares @ locations).clamp(self.low, self.high)
+        # After rounding the result must be at least as dense as every location.
+        candidates = torch.cat([locations, candidates])
+        best = mixture.log_prob(candidates).argmax(dim=0, keepdim=True)
+        return candidates.index_select(0, best).squeeze(0)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw a component, and a design of it, of shape `(*sample_shape, dim)`."""
+        mixture = Categorical(logits=self.logits, validate_args=False)
+        component = mixture.sample(sample_shape)
+        loc = self.loc.index_select(0, component.flatten())
+        drawn = TruncatedNormal(loc, self.scale, self.low, self.high).sample()
+        return drawn.reshape(*sample_shape, self.dim_design)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Draw designs whose values, one after the other, keep their quantiles."""
+        drawn = self.sample(sample_shape)
+        log_joint = self.logits.log_softmax(dim=-1)
+        values: list[Tensor] = []
+        for j in range(self.dim_design):
+            normals = TruncatedNormal(
+                self.loc[:, j], self.scale[j], self.low[j], self.high[j]
+            )
+            value = drawn[..., j : j + 1]
+            shares = log_joint.softmax(dim=-1)
+            below = (shares * normals.cdf(value)).sum(dim=-1)
+            density = (shares * normals.log_prob(value).exp()).sum(dim=-1).detach()
+            density = density.clamp_min(torch.finfo(density.dtype).tiny)
+            # The difference is zero: it adds a gradient and leaves the value.
+            values.append(drawn[..., j] - (below - below.detach()) / density)
+            # The weights of the next values depend on this one and its gradient.
+            log_joint = log_joint + normals.log_prob(values[-1].unsqueeze(-1))
+        return torch.stack(values, dim=-1)
 
     def describe(self) -> dict[str, Tensor]:
         """Return mode and scales, and locations and weights of the components."""

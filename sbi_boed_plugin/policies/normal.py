@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin.policies.located import LocatedPolicy, as_vector
+from sbi_boed_plugin.policies.located import LocatedPolicy
 
 __all__ = ["NormalPolicy"]
 
@@ -15,9 +15,8 @@ class NormalPolicy(LocatedPolicy):
     .. math:: \pi_\psi(\xi) = \prod_j N(\xi_j; \mu_j, \sigma_j^2).
 
     The locations :math:`\mu` are learned; the scales :math:`\sigma` follow a schedule
-    from wide to narrow. For designs that have no natural bounds: nothing but the
-    information keeps the locations from wandering off. With bounds,
-    :class:`TruncatedNormalPolicy` is the safer choice.
+    from wide to narrow. Nothing but the information keeps the locations from wandering
+    off: with bounds, :class:`TruncatedNormalPolicy` is the safer choice.
 
     Args:
         loc: Initial locations, of shape `(dim_design,)`. Where measurements are
@@ -36,8 +35,6 @@ class NormalPolicy(LocatedPolicy):
         >>> policy.anneal(1.0)
         >>> policy.scale
         tensor([1., 1.])
-        >>> policy.log_prob(policy.sample((5,))).shape
-        torch.Size([5])
     """
 
     _end: Tensor
@@ -47,15 +44,15 @@ class NormalPolicy(LocatedPolicy):
         loc: Tensor,
         scale: float | Tensor | tuple[float | Tensor, float | Tensor],
     ) -> None:
-        loc = as_vector("loc", loc)
         if isinstance(scale, tuple) and len(scale) != 2:
             raise ValueError(
                 f"scale={scale} has {len(scale)} values, but a schedule is a tuple "
                 "(start, end). For one scale per design value pass a tensor."
             )
         start, end = scale if isinstance(scale, tuple) else (scale, scale)
-        super().__init__(loc, origin=loc, unit=_check_scale(start, loc))
-        self.register_buffer("_end", _check_scale(end, loc))
+        super().__init__(loc)
+        self._unit = _check_scale(start, self._origin)
+        self.register_buffer("_end", _check_scale(end, self._origin))
         self.anneal(0.0)
 
     def distribution(self) -> Independent:

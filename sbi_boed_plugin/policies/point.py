@@ -2,62 +2,20 @@
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
 
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    as_vector,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
+from sbi_boed_plugin.policies.located import LocatedPolicy
 
-__all__ = ["PointMass", "PointPolicy"]
-
-
-class PointMass(Distribution):
-    """All probability at one vector of a larger support."""
-
-    arg_constraints = {}  # type: ignore[assignment]
-    has_rsample = True
-
-    def __init__(self, loc: Tensor, support: Constraint) -> None:
-        self.loc, self._support = loc, support
-        super().__init__(event_shape=loc.shape, validate_args=False)
-
-    @property
-    def support(self) -> Constraint:
-        """What the vector may be."""
-        return self._support
-
-    @property
-    def mode(self) -> Tensor:
-        """The vector."""
-        return self.loc
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Return copies of the vector that carry its gradient."""
-        return self.loc.expand(*sample_shape, -1).clone()
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Raise an error, since a point mass has no density."""
-        raise NotImplementedError(
-            "A PointPolicy has no density, hence no gradient='score'. Use "
-            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
-            "suits the simulator, or a policy with a density, such as "
-            "TruncatedNormalPolicy."
-        )
+__all__ = ["PointPolicy"]
 
 
 class PointPolicy(LocatedPolicy):
     r"""A point mass :math:`\pi_\psi(\xi) = \delta(\xi - \mu)` at a learned design.
 
     Every simulation is spent on one design, which is precise where the information
-    has a single mode and a gradient in the design is to be had; nothing explores. A
-    point mass has no density, so that only gradients through `rsample` work; and since
-    data of one design do not tell how they depend on it, the surrogate and implicit
-    ones need estimators that have seen others, as `method="multi_start"` trains them.
+    has a single mode; nothing explores. A point mass has no density, so that only
+    gradients through `rsample` work; and since data of one design do not tell how they
+    depend on it, the surrogate and implicit ones need estimators that have seen others,
+    as `method="multi_start"` trains them.
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`; `None` for designs
@@ -68,16 +26,13 @@ class PointPolicy(LocatedPolicy):
 
     Raises:
         ValueError: If only one corner is given, or neither corners nor `loc`; if the
-            box is empty or not finite, shapes do not match, or `loc` lies outside the
-            box or is not finite.
+            box is empty, shapes do not match, or `loc` is outside or not finite.
 
     Example:
         >>> import torch
         >>> policy = PointPolicy(low=torch.zeros(1), high=torch.ones(1))
         >>> policy.sample((3,)).squeeze(1)
         tensor([0.5000, 0.5000, 0.5000])
-        >>> PointPolicy(loc=torch.tensor([30.0])).mode
-        tensor([30.])
     """
 
     has_log_prob = False
@@ -95,22 +50,31 @@ class PointPolicy(LocatedPolicy):
                 f"{missing}=None goes with {given}=None only: give both corners of "
                 "the box, or neither for designs without bounds."
             )
-        if low is not None and high is not None:
-            box = check_box(low, high)
-            loc = place_in_box(loc, box, spread_loc(len(box[0])))
-            super().__init__(loc, box=box)
-        elif loc is not None:
-            super().__init__(as_vector("loc", loc))
-        else:
+        if low is None and loc is None:
             raise ValueError(
                 "loc=None leaves the design without a place to start when there is no "
                 "box either. Give loc, or low and high."
             )
+        super().__init__(loc, None if low is None or high is None else (low, high))
 
-    def distribution(self) -> PointMass:
-        """Return the point mass; its support is the box, if there is one."""
+    @property
+    def mode(self) -> Tensor:
+        """The design, detached."""
+        return self.rsample().detach()
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        """Return copies of the design that carry its gradient."""
         loc = self.loc
         if self.low is not None:
             # Rounding can leave the box; the clamped value keeps its gradient.
             loc = loc + (loc.clamp(self.low, self.high) - loc).detach()
-        return PointMass(loc, self.support)
+        return loc.expand(*sample_shape, -1).clone()
+
+    def log_prob(self, design: Tensor) -> Tensor:
+        """Raise an error, since a point mass has no density."""
+        raise NotImplementedError(
+            "A PointPolicy has no density, hence no gradient='score'. Use "
+            "gradient='partial', 'surrogate', 'implicit' or 'pathwise', whichever "
+            "suits the simulator, or a policy with a density, such as "
+            "TruncatedNormalPolicy."
+        )

@@ -9,7 +9,7 @@ from torch.distributions.constraints import Constraint
 
 from sbi_boed_plugin._numbers import check_fields, check_real
 
-__all__ = ["DesignPolicy", "ScaleSchedule"]
+__all__ = ["DesignPolicy", "ScaleSchedule", "as_finite", "check_width"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,11 @@ class ScaleSchedule:
 class DesignPolicy(nn.Module):
     r"""A learnable distribution :math:`\pi_\psi(\xi)` over designs.
 
-    Its parameters :math:`\psi` are those of the module, so that it moves between
-    devices, is saved and is optimised like any network. A subclass says which torch
-    `Distribution` its parameters describe; everything else follows from there. It
-    overrides `mode` where the distribution does not know its own, and `anneal` and
-    `project` where it needs them. Instead of `distribution` it may give `rsample` (or
-    `sample`), `log_prob`, `support` and `mode` itself.
+    A module, so that it moves between devices, is saved and is optimised like any
+    network. A subclass says which torch `Distribution` its parameters :math:`\psi`
+    describe; everything else follows. It overrides `mode` where the distribution does
+    not know its own, and `anneal` and `project` where it needs them. Instead of
+    `distribution` it may give `rsample` (or `sample`), `log_prob`, `support`, `mode`.
 
     Args:
         dim_design: Number of values that make up one design.
@@ -113,10 +112,10 @@ class DesignPolicy(nn.Module):
         return self.distribution().mode.detach()
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw designs that carry the gradient of the policy's parameters.
+        """Draw designs `(*sample_shape, dim_design)` with gradient of the parameters.
 
-        Their shape is `(*sample_shape, dim_design)`. A discrete policy
-        (`has_rsample = False`) raises `NotImplementedError`.
+        Raises:
+            NotImplementedError: If designs are discrete (`has_rsample = False`).
         """
         if self.has_rsample:
             return self.distribution().rsample(sample_shape)
@@ -146,18 +145,9 @@ class DesignPolicy(nn.Module):
             ValueError: If the last dimension is not `dim_design`.
             NotImplementedError: If there is no density (`has_log_prob = False`).
         """
-        if design.shape[-1:] != (self.dim_design,):
-            raise ValueError(
-                f"design has shape {tuple(design.shape)}, but the last dimension must "
-                f"be dim_design={self.dim_design}."
-            )
-        distribution = self.distribution()
-        inside = distribution.support.check(design)  # type: ignore[union-attr]
-        return torch.where(inside, distribution.log_prob(design), -torch.inf)
-
-    def entropy(self) -> Tensor:
-        """Return the entropy of the policy, in nats, if its distribution tells it."""
-        return self.distribution().entropy()
+        check_width(design, self.dim_design)
+        log_prob = self.distribution().log_prob(design)
+        return torch.where(self.support.check(design), log_prob, -torch.inf)
 
     def anneal(self, progress: float) -> None:
         """Set what follows a schedule for a training progress between 0 and 1."""
@@ -168,3 +158,26 @@ class DesignPolicy(nn.Module):
     def describe(self) -> dict[str, Tensor]:
         """Return the quantities to record while training, detached, by name."""
         return {"mode": self.mode.clone()}
+
+
+def check_width(design: Tensor, dim_design: int) -> None:
+    """Raise if the last dimension of designs is not that of a policy."""
+    if design.shape[-1:] != (dim_design,):
+        raise ValueError(
+            f"design has shape {tuple(design.shape)}, but the last dimension must be "
+            f"dim_design={dim_design}."
+        )
+
+
+def as_finite(name: str, value: Tensor, shape: str, num_dims: int) -> Tensor:
+    """Return a copy of an array of finite real numbers, or raise."""
+    value = torch.as_tensor(value).detach().clone()
+    if not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if value.dim() != num_dims or value.numel() == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}, but must have shape {shape}."
+        )
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{name}={value.tolist()} must be finite.")
+    return value

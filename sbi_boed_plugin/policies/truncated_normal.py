@@ -7,13 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 from torch.distributions.utils import broadcast_all
 
-from sbi_boed_plugin.policies.located import (
-    LocatedPolicy,
-    check_box,
-    place_in_box,
-    spread_loc,
-)
-from sbi_boed_plugin.policies.policy import ScaleSchedule
+from sbi_boed_plugin.policies.located import LocatedPolicy, Scale
 
 __all__ = ["TruncatedNormal", "TruncatedNormalPolicy"]
 
@@ -36,8 +30,10 @@ class TruncatedNormal(Distribution):
     def __init__(self, loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> None:
         self.loc, self.scale, self.low, self.high = broadcast_all(loc, scale, low, high)
         super().__init__(self.loc.shape, validate_args=False)
-        self._edges = [(end - self.loc) / self.scale for end in (self.low, self.high)]
-        self._below, above = map(torch.special.ndtr, self._edges)
+        self._below, above = (
+            torch.special.ndtr((end - self.loc) / self.scale)
+            for end in (self.low, self.high)
+        )
         self._mass = above - self._below
 
     @property
@@ -70,12 +66,6 @@ class TruncatedNormal(Distribution):
         below = torch.special.ndtr((value - self.loc) / self.scale)
         return (below - self._below) / self._mass
 
-    def entropy(self) -> Tensor:
-        """Return the entropies of finite intervals, in nats."""
-        low, high = (e * (-0.5 * e.square() - _LOG_SQRT_2PI).exp() for e in self._edges)
-        cut_off = 0.5 * (low - high) / self._mass
-        return 0.5 + _LOG_SQRT_2PI + self.scale.log() + self._mass.log() + cut_off
-
 
 class TruncatedNormalPolicy(LocatedPolicy):
     r"""Independent Normals truncated to a box, with learned locations.
@@ -92,11 +82,11 @@ class TruncatedNormalPolicy(LocatedPolicy):
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`.
-        high: Upper corner of the box, of shape `(dim_design,)`.
+        high: Upper corner of the box, likewise.
         loc: Initial locations, of shape `(dim_design,)`, inside the box. If `None`, the
-            centre of the box for one design value and, for several, spread evenly over
-            the middle half of the box: where measurements are interchangeable, equal
-            locations would be a saddle point.
+            centre of the box for one design value; several are spread evenly over its
+            middle half: where measurements are interchangeable, equal locations would
+            be a saddle point.
         scale: Scale of the Normals relative to the width of the box: a number, or its
             schedule as `(start, end)`. If `None`, from 0.3 to 0.1, the schedule that
             SBI-BOED uses for the SIR model.
@@ -118,14 +108,9 @@ class TruncatedNormalPolicy(LocatedPolicy):
         high: Tensor,
         *,
         loc: Tensor | None = None,
-        scale: float | tuple[float, float] | ScaleSchedule | None = None,
+        scale: Scale | None = None,
     ) -> None:
-        box = check_box(low, high)
-        super().__init__(
-            place_in_box(loc, box, spread_loc(len(box[0]))),
-            box=box,
-            scale=(0.3, 0.1) if scale is None else scale,
-        )
+        super().__init__(loc, (low, high), scale=(0.3, 0.1) if scale is None else scale)
 
     def distribution(self) -> Independent:
         """Return the truncated Normals."""

@@ -19,11 +19,12 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.estimators.rejection import (
-    MIN_ACCEPTANCE_RATE,
-    warn_of_resampling,
+from sbi_boed_plugin.estimators.rejection import MIN_ACCEPTANCE_RATE
+from sbi_boed_plugin.estimators.weights import (
+    DEFAULT_QUANTILE,
+    WeightDiagnostics,
+    gradient_of_log_partition,
 )
-from sbi_boed_plugin.estimators.weights import DEFAULT_QUANTILE, WeightDiagnostics
 from sbi_boed_plugin.posteriors._measured import MeasuredWeights
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
@@ -47,14 +48,6 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
         super().validate()
         shares = ["bound_quantile", "min_acceptance_rate"]
         check_fields(self, check_real, shares, 0.0, 1.0)
-
-
-class _Potential(PosteriorBasedPotential):
-    """A potential that can be copied after its gradient in `x` was asked for."""
-
-    def __getstate__(self) -> dict:
-        x_o = None if self._x_o is None else self._x_o.detach()
-        return {**self.__dict__, "_x_o": x_o}
 
 
 class HybridPosterior(DirectPosterior):
@@ -95,15 +88,13 @@ class HybridPosterior(DirectPosterior):
         Args:
             posterior_estimator: The trained hybrid.
             prior: Prior distribution; the posterior is zero outside of its support.
-            max_sampling_batch_size: Number of draws of the base at a time, those that
-                measure weights included.
+            max_sampling_batch_size: Number of draws of the base at a time.
             device: Device, e.g., "cpu", "cuda" or "cuda:0".
             x_shape: Deprecated, should not be passed.
             enable_transform: Whether `map` works in an unconstrained space.
             bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
                 ceiling :math:`M`: 1 is the largest weight of 10,000 draws. The lower,
-                the faster, and the more mass is lost, up to 2 %: where a quantile would
-                lose more, the ceiling is the lowest that does not.
+                the faster, and the more mass is lost, but no more than 2 %.
             min_acceptance_rate: Rate of acceptance below which samples are drawn by
                 sampling-importance-resampling instead.
 
@@ -113,9 +104,9 @@ class HybridPosterior(DirectPosterior):
         """
         if not isinstance(posterior_estimator, HybridEstimator):
             raise TypeError(
-                "posterior_estimator must be a HybridEstimator, as NPE_GKL.train() "
-                f"returns, got {type(posterior_estimator).__name__}. For other "
-                "estimators use DirectPosterior, or correct them by NPE_GKL.refine()."
+                "posterior_estimator must be a HybridEstimator, got "
+                f"{type(posterior_estimator).__name__}. For other estimators use "
+                "DirectPosterior, or correct them by NPE_GKL.refine()."
             )
         share = partial(check_real, least=0.0, most=1.0)
         self.bound_quantile = share("bound_quantile", bound_quantile)
@@ -143,7 +134,7 @@ class HybridPosterior(DirectPosterior):
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
-        self.potential_fn = _Potential(
+        self.potential_fn = PosteriorBasedPotential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
             device=self.potential_fn.device,
@@ -156,12 +147,7 @@ class HybridPosterior(DirectPosterior):
             x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
                 `None`.
         """
-        rows, batch_size = self._rows(x), self.max_sampling_batch_size
-        return self._measure(rows, batch_size).diagnostics
-
-    def _measure(self, rows: Tensor, batch_size: int) -> MeasuredWeights:
-        hybrid, quantile = self.posterior_estimator, self.bound_quantile
-        return self._measured.refresh(hybrid, rows, quantile, batch_size)
+        return self._measure(self._rows(x), self.max_sampling_batch_size).diagnostics
 
     def sample(
         self,
@@ -179,14 +165,12 @@ class HybridPosterior(DirectPosterior):
             sample_shape: Desired shape of samples.
             x: Observation of shape `(1, *x_event_shape)` or `x_event_shape`; the
                 default `x` if `None`.
-            max_sampling_batch_size: Maximum number of draws of the base at a time; that
-                of the posterior if `None`.
+            max_sampling_batch_size: Largest number of draws of the base at a time.
             show_progress_bars: Whether to show sampling progress monitor.
             reject_outside_prior: Whether samples outside of the prior's support are
-                rejected. Otherwise they are those of the base, whose energy knows
-                nothing of them; draws inside are still corrected.
-            max_sampling_time: Time in seconds after which sampling gives up. What
-                `diagnostics` tells is measured before, if it was not yet.
+                rejected. Otherwise they are those of the base; draws inside are still
+                corrected.
+            max_sampling_time: Time in seconds after which sampling gives up.
             return_partial_on_timeout: Whether it then returns the samples it has, with
                 a warning, instead of raising a RuntimeError.
 
@@ -198,10 +182,16 @@ class HybridPosterior(DirectPosterior):
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        rows = self._one_row(x, ".sample()", ".sample_batched()")
-        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
-        limits = max_sampling_time, return_partial_on_timeout
-        return self._draw(sample_shape, rows, *settings, *limits)[..., 0, :]
+        samples = self.sample_batched(
+            sample_shape,
+            self._one_row(x, ".sample()", ".sample_batched()"),
+            max_sampling_batch_size,
+            show_progress_bars,
+            reject_outside_prior,
+            max_sampling_time,
+            return_partial_on_timeout,
+        )
+        return samples[..., 0, :]
 
     def sample_batched(
         self,
@@ -217,12 +207,36 @@ class HybridPosterior(DirectPosterior):
 
         Of observations `(batch_dim, *x_event_shape)` samples have shape
         `(*sample_shape, batch_dim, dim_theta)`. Arguments are those of `sample`;
-        `max_sampling_batch_size` counts draws for each observation, fewer of more than
-        ten, of which a hundred at a time are worked through.
+        `max_sampling_batch_size` counts draws for each observation.
         """
-        settings = max_sampling_batch_size, show_progress_bars, reject_outside_prior
-        limits = max_sampling_time, return_partial_on_timeout
-        return self._draw(sample_shape, self._rows(x), *settings, *limits)
+        hybrid, rows = self.posterior_estimator, self._rows(x)
+        batch_size = self.max_sampling_batch_size
+        if max_sampling_batch_size is not None:
+            name = "max_sampling_batch_size"
+            batch_size = check_integer(name, max_sampling_batch_size, 1)
+        if reject_outside_prior:
+            weights = self._measure(rows, batch_size).diagnostics
+        else:
+            weights = hybrid.measure_weights(
+                rows,
+                bound_quantile=self.bound_quantile,
+                reject_outside_prior=False,
+                max_batch_size=batch_size,
+            )
+        samples = hybrid.sample(
+            torch.Size(sample_shape),
+            rows,
+            weights=weights,
+            reject_outside_prior=reject_outside_prior,
+            min_acceptance_rate=self.min_acceptance_rate,
+            max_sampling_batch_size=batch_size,
+            show_progress_bars=show_progress_bars,
+            max_sampling_time=max_sampling_time,
+            return_partial_on_timeout=return_partial_on_timeout,
+        )
+        if not reject_outside_prior:
+            warn_if_outside_prior_support(self.prior, samples, stacklevel=3)
+        return samples
 
     def log_prob(
         self,
@@ -247,9 +261,9 @@ class HybridPosterior(DirectPosterior):
             prior.
         """
         rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
-        theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
+        theta = ensure_theta_batched(torch.as_tensor(theta)).unsqueeze(1)
         settings = norm_posterior, track_gradients, leakage_correction_params
-        return self._log_prob(theta.unsqueeze(1), rows, *settings)[:, 0]
+        return self.log_prob_batched(theta, rows, *settings)[:, 0]
 
     def log_prob_batched(
         self,
@@ -264,12 +278,27 @@ class HybridPosterior(DirectPosterior):
         Of parameters `(*sample_shape, batch_dim, dim_theta)` log-densities have shape
         `(sample_dim, batch_dim)`, in nats. Arguments are those of `log_prob`.
         """
+        hybrid, rows = self.posterior_estimator, self._rows(x)
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
-        event_shape = self.posterior_estimator.input_shape
-        several = theta.dim() > 1 + len(event_shape)
-        theta = reshape_to_sample_batch_event(theta, event_shape, several)
-        settings = norm_posterior, track_gradients, leakage_correction_params
-        return self._log_prob(theta, self._rows(x), *settings)
+        several = theta.dim() > 1 + len(hybrid.input_shape)
+        theta = reshape_to_sample_batch_event(theta, hybrid.input_shape, several)
+        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
+        with torch.set_grad_enabled(track_gradients):
+            log_prob = hybrid.log_unnormalized(theta, rows)
+            if norm_posterior:
+                log_prob = log_prob - self._log_partition(rows, num_draws)
+                log_prob = log_prob - gradient_of_log_partition(hybrid, rows)
+            return hybrid.fill_outside(log_prob, theta, -torch.inf)
+
+    def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
+        hybrid, batch_size = self.posterior_estimator, self.max_sampling_batch_size
+        if num_draws is None:
+            return self._measure(rows, batch_size).log_partition(hybrid, batch_size)
+        weights = hybrid.measure_weights(
+            rows, num_draws=num_draws, max_batch_size=batch_size
+        )
+        weights.check_not_empty()
+        return weights.log_partition
 
     @torch.no_grad()
     def leakage_correction(
@@ -280,10 +309,9 @@ class HybridPosterior(DirectPosterior):
         show_progress_bars: bool = False,
         rejection_sampling_batch_size: int = 10_000,
     ) -> Tensor:
-        """Return the share of the hybrid's mass in the support of the prior.
+        """Return the share of the hybrid's mass inside, of shape `(batch_dim,)`.
 
-        The shape is `(batch_dim,)`. Draws are made at each call, which is why
-        `force_update` has no effect.
+        Draws are made at each call, which is why `force_update` has no effect.
         """
         inside, everywhere = (
             self.posterior_estimator.measure_weights(
@@ -312,87 +340,12 @@ class HybridPosterior(DirectPosterior):
         rows = self._rows(x)
         if len(rows) > 1:
             raise ValueError(
-                f"{method} takes one observation, and x has {len(rows)}: use {batched} "
-                "for the posteriors of several. For one posterior of several i.i.d. "
-                "observations, train with a permutation invariant embedding net."
+                f"{method} takes one observation, and x has {len(rows)}: use {batched}."
+                " For one posterior of several i.i.d. observations, train with a "
+                "permutation invariant embedding net."
             )
         return rows
 
-    def _draw(
-        self,
-        sample_shape: Shape,
-        rows: Tensor,
-        max_sampling_batch_size: int | None,
-        show_progress_bars: bool,
-        reject_outside_prior: bool,
-        max_sampling_time: float | None,
-        return_partial_on_timeout: bool,
-    ) -> Tensor:
-        """Return samples of each observation, in one dimension after a timeout."""
-        hybrid = self.posterior_estimator
-        num_samples = torch.Size(sample_shape).numel()
-        batch_size = self.max_sampling_batch_size
-        if max_sampling_batch_size is not None:
-            name = "max_sampling_batch_size"
-            batch_size = check_integer(name, max_sampling_batch_size, 1)
-        if reject_outside_prior:
-            weights = self._measure(rows, batch_size).diagnostics
-        else:
-            weights = hybrid.measure_weights(
-                rows,
-                bound_quantile=self.bound_quantile,
-                reject_outside_prior=False,
-                max_batch_size=batch_size,
-            )
-        samples = rows.new_empty(0, len(rows), *hybrid.input_shape)
-        if num_samples:
-            weights.check_not_empty()
-            warn_of_resampling(weights, self.min_acceptance_rate)
-            samples = hybrid.sample_corrected(
-                num_samples,
-                rows,
-                weights=weights,
-                reject_outside_prior=reject_outside_prior,
-                min_acceptance_rate=self.min_acceptance_rate,
-                max_sampling_batch_size=batch_size,
-                show_progress_bars=show_progress_bars,
-                max_sampling_time=max_sampling_time,
-                return_partial_on_timeout=return_partial_on_timeout,
-            )
-            if not reject_outside_prior:
-                warn_if_outside_prior_support(self.prior, samples, stacklevel=4)
-        if len(samples) < num_samples:
-            return samples
-        return samples.reshape(*sample_shape, *samples.shape[1:])
-
-    def _log_prob(
-        self,
-        theta: Tensor,
-        rows: Tensor,
-        norm_posterior: bool,
-        track_gradients: bool,
-        leakage_correction_params: dict | None,
-    ) -> Tensor:
-        hybrid = self.posterior_estimator
-        num_draws = (leakage_correction_params or {}).get("num_rejection_samples")
-        with torch.set_grad_enabled(track_gradients):
-            log_prob = hybrid.log_unnormalized(theta, rows)
-            if norm_posterior:
-                log_prob = log_prob - self._log_partition(rows, num_draws)
-                log_prob = log_prob - hybrid.gradient_of_log_partition(rows)
-            return hybrid.fill_outside(log_prob, theta, -torch.inf)
-
-    def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
-        """Return log Z of observations, of this number of draws if one is given."""
-        hybrid, batch_size = self.posterior_estimator, self.max_sampling_batch_size
-        if num_draws is None:
-            return self._measure(rows, batch_size).log_partition(hybrid, batch_size)
-        measured = hybrid.measure_weights(
-            rows, num_draws=num_draws, max_batch_size=batch_size
-        )
-        measured.check_not_empty()
-        return measured.log_partition
-
-    def __getstate__(self) -> dict:
-        """Return the state to be copied, where `x` has no gradient."""
-        return {**self.__dict__, "_x": None if self._x is None else self._x.detach()}
+    def _measure(self, rows: Tensor, batch_size: int) -> MeasuredWeights:
+        hybrid, quantile = self.posterior_estimator, self.bound_quantile
+        return self._measured.refresh(hybrid, rows, quantile, batch_size)

@@ -6,9 +6,9 @@ install it.
 
 from typing import Any
 
-from sbi_boed_plugin.sbibm._run import RunOutcome
 from sbi_boed_plugin.sbibm.methods import (
     METHODS,
+    RunOutcome,
     check_hyper,
     nle,
     nle_ince,
@@ -53,18 +53,9 @@ INSTALL = 'pip install "sbi_boed_plugin[sbibm]" && pip install --no-deps sbibm==
 
 
 def get_task(name: str, **settings: Any) -> Any:
-    """Return a task of sbibm, all of which run without Julia.
+    """Return one of sbibm's `TASKS`, which run without Julia, with its own settings.
 
-    Args:
-        name: One of `TASKS`.
-        settings: Arguments of the task.
-
-    Returns:
-        The task.
-
-    Raises:
-        ImportError: If sbibm or something that it needs is not installed.
-        ValueError: If there is no such task.
+    An `ImportError` says what to install if sbibm is missing.
     """
     if name not in TASKS:
         raise ValueError(f"there is no task '{name}'. Available: {', '.join(TASKS)}.")

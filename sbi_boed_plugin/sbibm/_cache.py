@@ -6,6 +6,7 @@ sbibm and this package; a task of your own also needs a `cache_tag`, which you c
 whenever its code changes.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.sbibm.settings import RunSettings
 
-__all__ = ["TrainingCache", "is_from_sbibm", "training_key"]
+__all__ = ["TrainingCache", "training_key"]
 
 # Networks of the last trainings that are kept in memory: enough for a loop over the
 # observations of a task with every method.
@@ -36,23 +37,24 @@ _NUM_IN_MEMORY = 8
 _VERSIONS = installed_versions(("sbi", "sbibm", "torch"))
 
 
-def is_from_sbibm(task: Any) -> bool:
-    """Tell whether a task is one of sbibm, none of whose functions was replaced."""
-    if not type(task).__module__.startswith("sbibm."):
-        return False
-    held = vars(task).values()
-    return not any(isinstance(value, (FunctionType, MethodType)) for value in held)
-
-
 def training_key(
     method: str, settings: RunSettings, task: Any, num_simulations: int, x_o: Tensor
-) -> str:
-    """Return a text that is the same for trainings that may be used for each other."""
+) -> str | None:
+    """Return a text that is the same for trainings that may be used for each other.
+
+    It is `None` for a training that is not kept; where the user wants that in a folder,
+    a `ValueError` says why it cannot be.
+    """
+    reason = _why_not_kept(settings, task)
+    if reason is not None:
+        if settings.cache is not None:
+            raise ValueError(f"cache={str(settings.cache)!r} needs {reason}")
+        return None
     hyper = {name: _plain(value) for name, value in asdict(settings).items()}
     del hyper["cache"]
     if settings.num_rounds == 1:
         # Only later rounds depend on how samples are drawn.
-        for name in ("mcmc_method", "mcmc_parameters", "max_sampling_time"):
+        for name in ("mcmc_method", "mcmc_parameters"):
             hyper.pop(name, None)
     # Names with an underscore hold what a task computes when it is asked for.
     public = {n: v for n, v in vars(task).items() if not n.startswith("_")}
@@ -72,6 +74,24 @@ def training_key(
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def _why_not_kept(settings: RunSettings, task: Any) -> str | None:
+    """Return what is missing to use a training again, or `None`."""
+    if settings.seed is None:
+        return (
+            "a seed: without one, every run is another one. Pass seed=0, for example."
+        )
+    # A task of sbibm's may have had one of its functions replaced.
+    is_from_sbibm = type(task).__module__.startswith("sbibm.") and not any(
+        isinstance(value, (FunctionType, MethodType)) for value in vars(task).values()
+    )
+    if settings.cache_tag is None and not is_from_sbibm:
+        return (
+            f"a cache_tag: {type(task).__name__} is a task of your own, whose code may "
+            "change. Pass cache_tag='1', for example, and another one after a change."
+        )
+    return None
+
+
 def _plain(value: Any) -> Any:
     """Return numbers, texts and what holds them; of everything else, its type."""
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -89,38 +109,36 @@ class TrainingCache:
     """Keeps the last trainings in memory, and all of them in a folder if there is one.
 
     Files are pickles, which run code when they are loaded: share a folder with people
-    whom you trust. Several processes may share one: whoever comes first trains, the
-    others wait for the file. A process that is killed leaves no half-written file, and
-    its lock is released by the operating system.
+    whom you trust. Of several processes, whoever comes first trains and the others wait
+    for the file; a process that is killed leaves no half-written file and no lock.
     """
 
     def __init__(self) -> None:
         self._memory: dict[str, Any] = {}
 
     def get(
-        self, key: str, make: Callable[[], Any], folder: Path | None
+        self, key: str | None, make: Callable[[], Any], folder: str | Path | None
     ) -> tuple[Any, bool]:
         """Return what is kept under a key, or make it, and whether it was kept."""
-        if folder is None:
-            return self._get(key, make, None)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
-            return self._get(key, make, folder / f"{key}.pt")
-
-    def _get(
-        self, key: str, make: Callable[[], Any], path: Path | None
-    ) -> tuple[Any, bool]:
-        value = self._memory.pop(key, None)
-        if value is None and path is not None and path.exists():
-            value = _load_or_warn(path)
-        was_kept = value is not None
-        if not was_kept:
-            value = make()
-        self._memory[key] = value  # which is now the latest one.
-        if len(self._memory) > _NUM_IN_MEMORY:
-            del self._memory[next(iter(self._memory))]
-        if path is not None and not (was_kept and path.exists()):
-            _save_or_warn(path, value)
+        if key is None:
+            return make(), False
+        path, lock = None, contextlib.nullcontext()
+        if folder is not None:
+            path = Path(folder) / f"{key}.pt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_suffix(".lock"))
+        with lock:
+            value = self._memory.pop(key, None)
+            if value is None and path is not None and path.exists():
+                value = _load_or_warn(path)
+            was_kept = value is not None
+            if not was_kept:
+                value = make()
+            self._memory[key] = value  # which is now the latest one.
+            if len(self._memory) > _NUM_IN_MEMORY:
+                del self._memory[next(iter(self._memory))]
+            if path is not None and not (was_kept and path.exists()):
+                _save_or_warn(path, value)
         return value, was_kept
 
     def clear(self) -> None:

@@ -29,6 +29,7 @@ def sir_simulator(task: Any, max_calls: int | None) -> Any:
     populations of every day if `task.summary` is `None`.
     """
     from pyro import distributions
+    from sbibm.tasks.simulator import Simulator
 
     def simulate(parameters: Tensor) -> Tensor:
         contact, recovery = parameters.double().unbind(dim=1)
@@ -51,17 +52,17 @@ def sir_simulator(task: Any, max_calls: int | None) -> Any:
             ),
         )
 
-    return _wrap(task, simulate, max_calls)
+    return Simulator(task=task, simulator=simulate, max_calls=max_calls)
 
 
 def lotka_volterra_simulator(task: Any, max_calls: int | None) -> Any:
     """Return what `LotkaVolterra.get_simulator` does: noisy populations of two species.
 
     Parameters of shape `(batch_dim, 4)` give populations of shape `(batch_dim, 20)`,
-    first those of the prey, or both populations at every saved time without noise if
-    `task.summary` is `None`.
+    prey first, or every saved time without noise if `task.summary` is `None`.
     """
     from pyro import distributions
+    from sbibm.tasks.simulator import Simulator
 
     def simulate(parameters: Tensor) -> Tensor:
         birth, predation, death, growth = parameters.double().unbind(dim=1)
@@ -80,7 +81,7 @@ def lotka_volterra_simulator(task: Any, max_calls: int | None) -> Any:
             ),
         )
 
-    return _wrap(task, simulate, max_calls)
+    return Simulator(task=task, simulator=simulate, max_calls=max_calls)
 
 
 def _grid(task: Any, every: int, step: float) -> dict[str, Any]:
@@ -107,14 +108,6 @@ def _observe(values: Tensor, noise: Callable[[Tensor], Any]) -> Tensor:
     return data
 
 
-def _wrap(
-    task: Any, simulate: Callable[[Tensor], Tensor], max_calls: int | None
-) -> Any:
-    from sbibm.tasks.simulator import Simulator
-
-    return Simulator(task=task, simulator=simulate, max_calls=max_calls)
-
-
 def solve_two_populations(
     initial: Tensor,
     growth: Tensor,
@@ -127,13 +120,9 @@ def solve_two_populations(
     r"""Solve :math:`\dot u_1 = u_1 (g_1 + c_1 u_2), \; \dot u_2 = u_2 (g_2 + c_2 u_1)`.
 
     The classical Runge-Kutta method in logarithms, in which a population near
-    extinction keeps its relative precision and none becomes negative. All rows share a
-    fixed step, so that a batch costs little more than one row.
-
-    `initial` has shape `(2,)`, `growth` and `coupling` have shape `(batch_dim, 2)`.
-    Returned are populations of shape `(batch_dim, 2, num_saved)`, in double precision,
-    the initial ones among them: every `steps_per_save` steps of length `step_size`.
-    Where they leave the range of numbers, they are NaN or infinite.
+    extinction keeps its relative precision and none becomes negative. `initial` has
+    shape `(2,)`, `growth` and `coupling` have shape `(batch_dim, 2)`, the populations
+    `(batch_dim, 2, num_saved)` in double precision, from the initial ones on.
     """
     # One row per population: rows of memory that are worked through in one go.
     rate, strength = growth.double().T.contiguous(), coupling.double().T.contiguous()

@@ -5,15 +5,25 @@ and returns samples, the number of simulations, and the log-density of the true
 parameters where it is known. With the same seed all methods see the same simulations.
 """
 
+import contextlib
+import hashlib
+import io
+import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
 from sbi.inference import NLE_A, NPE_C, NRE_B
 from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 from torch import Tensor
+from torch.distributions import Distribution, TransformedDistribution, biject_to
 
-from sbi_boed_plugin.sbibm._run import Method, RunOutcome, SbibmResult, run
+from sbi_boed_plugin._numbers import check_integer
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.experiment import NoOpTracker
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.sbibm._cache import TrainingCache, training_key
 from sbi_boed_plugin.sbibm.settings import (
     HybridSettings,
     InfoNCESettings,
@@ -27,7 +37,9 @@ from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
 
 __all__ = [
+    "CACHE",
     "METHODS",
+    "RunOutcome",
     "check_hyper",
     "nle",
     "nle_ince",
@@ -38,6 +50,8 @@ __all__ = [
     "run_method",
 ]
 
+CACHE = TrainingCache()
+
 # Trainer, kind of network, and hyperparameters of each method.
 _RECIPES: dict[str, tuple[type, Callable[..., Any], type[RunSettings]]] = {
     "nle": (NLE_A, likelihood_nn, LikelihoodSettings),
@@ -47,6 +61,25 @@ _RECIPES: dict[str, tuple[type, Callable[..., Any], type[RunSettings]]] = {
     "nre": (NRE_B, classifier_nn, RatioSettings),
     "nre_gkl": (NRE_GKL, classifier_nn, RatioSettings),
 }
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """Samples of a posterior, and what they cost.
+
+    The log-density of the true parameters is in nats, of shape `(1,)`, and `None` where
+    the observation is not one of the task or the method has no normalized density.
+    `training_seconds` are those of simulations and training, also if an earlier call
+    spent them; `diagnostics` are what the method says of itself.
+    """
+
+    samples: Tensor
+    num_simulations: int
+    log_prob_true_parameters: Tensor | None
+    training_seconds: float
+    sampling_seconds: float
+    from_cache: bool
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
 
 def run_method(
@@ -60,18 +93,10 @@ def run_method(
 ) -> RunOutcome:
     """Run a method by its name, and tell training from sampling.
 
-    Args:
-        name: One of `METHODS`.
-        task: Task instance.
-        num_samples: Number of samples to generate from the posterior.
-        num_simulations: Simulation budget, of all rounds together.
-        num_observation: Observation number to load, alternative to `observation`.
-        observation: Observation of shape `(1, dim_data)`, alternative to
-            `num_observation`.
-        hyper: Hyperparameters of the method.
-
-    Returns:
-        Samples, their cost, and what the method says of itself.
+    Samples of shape `(num_samples, dim_parameters)` are from the posterior of an
+    observation of shape `(1, dim_data)`, or of one of the task's by its number.
+    `num_simulations` are those of all rounds together, and `hyper` the fields of
+    `RunSettings` and of what else the method has.
 
     Raises:
         ValueError: If there is no such method, not exactly one observation is given or
@@ -80,74 +105,185 @@ def run_method(
         TypeError: If a hyperparameter is unknown.
     """
     settings = check_hyper(name, **hyper)
+    check_integer("num_samples", num_samples, 1)
+    least = settings.num_rounds
+    remedy = f"One per round of num_rounds={least} is the least."
+    check_integer("num_simulations", num_simulations, least, remedy=remedy)
+    x_o = _observation(task, num_observation, observation)
+    prior, transform = task.get_prior_dist(), None
+    if settings.automatic_transforms_enabled:
+        transform = biject_to(prior.support).inv
+        prior = TransformedDistribution(prior, transform)
+
+    def train() -> tuple[Any, int, float]:
+        started = time.perf_counter()
+        simulator = task.get_simulator(max_calls=num_simulations)
+        with isolated_rng(settings.seed):
+            estimator = _train(
+                name, settings, simulator, prior, transform, num_simulations, x_o
+            )
+        return estimator, simulator.num_simulations, time.perf_counter() - started
+
+    key = training_key(name, settings, task, num_simulations, x_o)
+    trained, from_cache = CACHE.get(key, train, settings.cache)
+    estimator, num_used, training_seconds = trained
+
+    sampling_seed = None
+    if settings.seed is not None:
+        # No other observation shares it.
+        text = f"{settings.seed} {x_o.tolist()}"
+        sampling_seed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+    started = time.perf_counter()
+    # The trainer is in here, too: sbi draws from priors to look at them.
+    with isolated_rng(sampling_seed):
+        posterior = _make_trainer(name, settings, prior).build_posterior(
+            estimator, **settings.of_build_posterior()
+        )
+        samples = posterior.sample(
+            (num_samples,), x=x_o, show_progress_bars=False
+        ).detach()
+        sampling_seconds = time.perf_counter() - started
+        log_prob = None
+        # A likelihood or ratio has no normalized density.
+        if isinstance(settings, PosteriorSettings) and num_observation is not None:
+            truth = task.get_true_parameters(num_observation)
+            log_prob = _log_prob(posterior, truth, x_o, transform)
+        diagnostics = {}
+        if isinstance(posterior, HybridPosterior):
+            diagnostics = asdict(posterior.diagnostics(x_o))
+    return RunOutcome(
+        samples=samples if transform is None else transform.inv(samples),
+        num_simulations=num_used,
+        log_prob_true_parameters=log_prob,
+        training_seconds=training_seconds,
+        sampling_seconds=sampling_seconds,
+        from_cache=from_cache,
+        diagnostics={
+            name: float(value)
+            for name, value in diagnostics.items()
+            if isinstance(value, Tensor) and value.numel() == 1
+        },
+    )
+
+
+def _make_trainer(name: str, settings: RunSettings, prior: Distribution) -> Any:
+    """Return a new trainer of a method, which keeps no logs."""
     trainer, network, _ = _RECIPES[name]
-    method = Method(name, trainer, network, settings)
-    return run(method, task, num_samples, num_simulations, num_observation, observation)
+    builder = network(
+        settings.neural_net,
+        hidden_features=settings.hidden_features,
+        z_score_x=settings.z_score_x,
+        z_score_theta=settings.z_score_theta,
+    )
+    return trainer(prior, builder, tracker=NoOpTracker(), show_progress_bars=False)
 
 
-def _run_function(name: str, purpose: str) -> Callable[..., SbibmResult]:
+def _train(
+    name: str,
+    settings: RunSettings,
+    simulator: Any,
+    prior: Distribution,
+    transform: Any,
+    num_simulations: int,
+    x_o: Tensor,
+) -> Any:
+    """Simulate and train, round after round, and return the estimator."""
+    trainer = _make_trainer(name, settings, prior)
+    posterior: Any = None
+    estimator: Any = None
+    # sbi prints how each training ends.
+    with contextlib.redirect_stdout(io.StringIO()):
+        for number in range(settings.num_rounds):
+            # Rounds of the same size, the first ones taking what is left over.
+            size, rest = divmod(num_simulations, settings.num_rounds)
+            size += number < rest
+            if number == 0:
+                theta = prior.sample(torch.Size((size,)))
+            else:
+                posterior = trainer.build_posterior(
+                    estimator, **settings.of_build_posterior()
+                )
+                posterior.set_default_x(x_o)
+                theta = posterior.sample((size,), show_progress_bars=False).detach()
+            parameters = theta if transform is None else transform.inv(theta)
+            batches = parameters.split(settings.simulation_batch_size)
+            x = torch.cat([simulator(batch) for batch in batches])
+            if isinstance(settings, PosteriorSettings):
+                trainer.append_simulations(theta, x, proposal=posterior)
+            else:
+                trainer.append_simulations(theta, x, from_round=number)
+            estimator = trainer.train(**settings.of_train())
+    return estimator
+
+
+def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Tensor:
+    """Return the log-density of parameters in their own units."""
+    if transform is None:
+        return posterior.log_prob(truth, x=x_o).detach()
+    moved = transform(truth)
+    density = posterior.log_prob(moved, x=x_o).detach()
+    return density + transform.log_abs_det_jacobian(truth, moved)
+
+
+def _observation(
+    task: Any, num_observation: int | None, observation: Tensor | None
+) -> Tensor:
+    """Return the observation of shape `(1, dim_data)`, or say what is wrong."""
+    if (num_observation is None) == (observation is None):
+        raise ValueError(
+            "Give either num_observation or observation, got num_observation="
+            f"{num_observation} and observation={observation}."
+        )
+    if observation is None:
+        if num_observation not in range(1, task.num_observations + 1):
+            raise ValueError(
+                f"num_observation={num_observation} is none of task '{task.name}', "
+                f"which has 1 to {task.num_observations}."
+            )
+        return task.get_observation(num_observation)
+    if observation.numel() != task.dim_data:
+        raise ValueError(
+            f"observation has shape {tuple(observation.shape)}, but data of task "
+            f"'{task.name}' have shape (1, {task.dim_data})."
+        )
+    return observation.reshape(1, task.dim_data)
+
+
+# Samples, number of simulations, and log-density of the true parameters, if known.
+_SbibmResult = tuple[Tensor, int, Tensor | None]
+
+
+def _run_function(name: str) -> Callable[..., _SbibmResult]:
     """Return the function of a method that sbibm's runner calls."""
 
     def run_on_task(
-        task: Any,
-        num_samples: int,
-        num_simulations: int,
-        num_observation: int | None = None,
-        observation: Tensor | None = None,
-        **hyper: Any,
-    ) -> SbibmResult:
-        return run_method(
-            name,
-            task,
-            num_samples,
-            num_simulations,
-            num_observation,
-            observation,
-            **hyper,
-        ).to_sbibm()
+        task: Any, num_samples: int, num_simulations: int, *args: Any, **hyper: Any
+    ) -> _SbibmResult:
+        run = run_method(name, task, num_samples, num_simulations, *args, **hyper)
+        return run.samples, run.num_simulations, run.log_prob_true_parameters
 
     # It is found, and pickled, under the name that it gets in this module.
     run_on_task.__name__ = run_on_task.__qualname__ = name
-    run_on_task.__doc__ = f"""Run {purpose} on a task of sbibm, in one or more rounds.
+    run_on_task.__doc__ = f"""Run the method `{name}` on a task of sbibm.
 
     Arguments and errors are those of `run_method`; `hyper` are fields of
     `{_RECIPES[name][2].__name__}`.
 
-    Returns:
-        Samples of shape `(num_samples, dim_parameters)`, the number of simulations, and
-        the log-density in nats of the true parameters: `None` where an observation is
-        given without its number, and for methods without a normalized posterior, which
-        are all but `npe` and `npe_gkl`.
+    It returns samples of shape `(num_samples, dim_parameters)`, the number of
+    simulations, and the log-density in nats of the true parameters: `None` where an
+    observation has no number, and for all methods but `npe` and `npe_gkl`.
     """
     return run_on_task
 
 
-nle = _run_function("nle", "sbi's NLE")
-nle_ince = _run_function("nle_ince", "`NLE_INCE`")
-npe = _run_function("npe", "sbi's NPE")
-npe_gkl = _run_function("npe_gkl", "`NPE_GKL`")
-nre = _run_function("nre", "sbi's NRE (`NRE_B`)")
-nre_gkl = _run_function("nre_gkl", "`NRE_GKL`")
-
-METHODS: dict[str, Callable[..., SbibmResult]] = dict(
-    zip(_RECIPES, (nle, nle_ince, npe, npe_gkl, nre, nre_gkl), strict=True)
-)
+METHODS: dict[str, Callable[..., _SbibmResult]] = {
+    name: _run_function(name) for name in _RECIPES
+}
+nle, nle_ince, npe, npe_gkl, nre, nre_gkl = METHODS.values()
 
 
 def check_hyper(name: str, **hyper: Any) -> RunSettings:
-    """Return the hyperparameters of a method, or say which of them it has not.
-
-    Args:
-        name: One of `METHODS`.
-        hyper: Hyperparameters.
-
-    Returns:
-        All hyperparameters of the method.
-
-    Raises:
-        ValueError: If there is no such method, or a value is out of range.
-        TypeError: If a hyperparameter is unknown.
-    """
+    """Return all hyperparameters of a method, or raise for wrong or unknown ones."""
     if name not in _RECIPES:
         raise ValueError(
             f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -50,12 +49,9 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 
 def repair_sbibm() -> None:
-    """Import and repair the parts of sbibm that do not run here.
+    """Import and repair the parts of sbibm that do not run here, unless it was done.
 
-    Calling it again changes nothing.
-
-    Raises:
-        ImportError: If sbibm or something that it needs is not installed.
+    An `ImportError` tells that sbibm or something that it needs is not installed.
     """
     version = re.findall(r"\d+", import_module("sbibm").__version__)
     if tuple(int(number) for number in version[:3]) > (1, 1, 0):
@@ -78,7 +74,18 @@ def repair_sbibm() -> None:
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     """Put modules in the place of missing ones while sbibm is imported, no longer."""
-    missing = [name for name in _STAND_INS if not _works(name)]
+    missing = []
+    for name in _STAND_INS:
+        try:
+            import_module(name)
+        except Exception as error:  # Julia fails in ways of its own.
+            missing.append(name)
+            if getattr(error, "name", None) != name:
+                warnings.warn(
+                    f"{name} is installed but cannot be imported "
+                    f"({type(error).__name__}: {error}); sbibm runs without it.",
+                    stacklevel=2,
+                )
     for name in missing:
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(_STAND_INS[name])
@@ -87,22 +94,6 @@ def _stand_ins() -> Iterator[None]:
     finally:
         for name in missing:
             del sys.modules[name]
-
-
-def _works(name: str) -> bool:
-    """Tell whether a module can be imported, with a warning if it is broken."""
-    if name not in sys.modules and find_spec(name) is None:
-        return False
-    try:
-        import_module(name)
-    except Exception as error:  # Julia fails in ways of its own.
-        warnings.warn(
-            f"{name} is installed but cannot be imported ({type(error).__name__}: "
-            f"{error}); sbibm runs without it.",
-            stacklevel=2,
-        )
-        return False
-    return True
 
 
 def _replace_simulator(task_class: Any, make: Callable[..., Any]) -> None:

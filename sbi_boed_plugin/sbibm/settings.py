@@ -57,24 +57,17 @@ class RunSettings:
     Attributes:
         num_rounds: Number of rounds. From the second on, parameters are drawn from the
             posterior of the observation.
-        neural_net: Model of sbi's `likelihood_nn`, `posterior_nn` or `classifier_nn`.
-        hidden_features: Number of hidden features in the network.
+        neural_net: Model of sbi's `likelihood_nn`, `posterior_nn` or `classifier_nn`,
+            which also have `hidden_features`, `z_score_x` and `z_score_theta`.
         simulation_batch_size: Number of simulations per call of the simulator.
-        training_batch_size: Batch size for training.
         automatic_transforms_enabled: Whether networks and samplers see parameters
             without bounds: logarithms of positive ones, for example.
-        z_score_x: Whether data are z-scored, as in sbi.
-        z_score_theta: Whether parameters are z-scored, as in sbi.
-        max_num_epochs: Maximum number of epochs.
         seed: Seed of simulations, training and sampling. With a seed and a single
             round, all observations of a task share one training. If `None`, the global
             random numbers are used, and nothing is kept.
         cache: Folder in which trained networks are kept; needs a seed.
         cache_tag: Any text; trainings with another one are not used again. Tasks of
             your own are kept only with one: change it whenever their code changes.
-
-    Raises:
-        ValueError: If a value is out of range.
     """
 
     num_rounds: int = 1
@@ -91,27 +84,23 @@ class RunSettings:
     cache_tag: str | None = None
 
     _trains_with: ClassVar[tuple[str, ...]] = ()
-    _choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "automatic_transforms_enabled": (True, False),
         "neural_net": tuple(model_builders),
         "z_score_x": get_args(ZScore),
         "z_score_theta": get_args(ZScore),
     }
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the simulations, or mean nothing."""
         for name, least in _LEAST.items():
             if hasattr(self, name):
                 check_fields(self, check_integer, [name], least)
-        if not isinstance(self.automatic_transforms_enabled, bool):
-            raise ValueError(
-                "automatic_transforms_enabled must be True or False, got "
-                f"{self.automatic_transforms_enabled!r}."
-            )
         for name, known in self._choices.items():
-            if getattr(self, name) not in known:
+            value = getattr(self, name)
+            if value not in known:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown. Use one of "
-                    f"{', '.join(known)}."
+                    f"{name}={value!r} is unknown. Use one of "
+                    f"{', '.join(map(str, known))}."
                 )
 
     def of_train(self) -> dict[str, Any]:
@@ -123,19 +112,12 @@ class RunSettings:
         """Return arguments of `build_posterior()`."""
         return {}
 
-    def of_sample(self) -> dict[str, Any]:
-        """Return arguments of `posterior.sample()`."""
-        return {"show_progress_bars": False}
-
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodSettings(RunSettings):
-    """Hyperparameters of `nle`, beside those of every method.
+    """Hyperparameters of `nle`: also sbi's MCMC method, and sbi's parameters of it.
 
-    Attributes:
-        mcmc_method: MCMC method of sbi.
-        mcmc_parameters: MCMC parameters of sbi; if `None`, two hundred chains that
-            start at likely parameters.
+    Without parameters, two hundred chains start at likely ones.
     """
 
     neural_net: str = "maf"
@@ -144,9 +126,8 @@ class LikelihoodSettings(RunSettings):
     mcmc_parameters: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Let sbi check the parameters of MCMC, too."""
         super().__post_init__()
-        self.of_build_posterior()
+        self.of_build_posterior()  # where sbi checks the parameters of MCMC.
 
     def of_build_posterior(self) -> dict[str, Any]:
         """Return arguments of `build_posterior()`."""
@@ -157,75 +138,54 @@ class LikelihoodSettings(RunSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class InfoNCESettings(LikelihoodSettings):
-    """Hyperparameters of `nle_ince`, beside those of `nle`.
-
-    Attributes:
-        num_contrastive: Number of contrastive parameters, as in `NLE_INCE.train`.
-        regularization_strength: Weight of maximum likelihood, as there.
-    """
-
-    _trains_with = ("num_contrastive", "regularization_strength")
+    """Hyperparameters of `nle_ince`: those of `nle`, and two of `NLE_INCE.train`."""
 
     num_contrastive: int = 3
     regularization_strength: float = 1.0
 
+    _trains_with = ("num_contrastive", "regularization_strength")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RatioSettings(LikelihoodSettings):
-    """Hyperparameters of `nre` and `nre_gkl`, beside those of `nle`.
+    """Hyperparameters of `nre` and `nre_gkl`: those of `nle`, and `num_atoms`.
 
-    Attributes:
-        num_atoms: Number of parameters that the classifier of `nre` tells apart, or
-            that `nre_gkl` evaluates with a gradient.
+    That many parameters does the classifier of `nre` tell apart, and does `nre_gkl`
+    evaluate with a gradient.
     """
-
-    _trains_with = ("num_atoms",)
-    _choices = {**RunSettings._choices, "neural_net": ("linear", "mlp", "resnet")}
 
     neural_net: str = "resnet"
     num_atoms: int = 10
 
+    _trains_with = ("num_atoms",)
+    _choices = {**RunSettings._choices, "neural_net": ("linear", "mlp", "resnet")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorSettings(RunSettings):
-    """Hyperparameters of `npe`, beside those of every method.
-
-    Attributes:
-        num_atoms: Number of atoms of the loss of later rounds.
-        max_sampling_time: Time in seconds after which sampling gives up, for posteriors
-            nearly all of whose mass is outside of the prior. No limit if `None`.
-    """
-
-    _trains_with = ("num_atoms",)
+    """Hyperparameters of `npe`: also the atoms of the loss of later rounds."""
 
     neural_net: str = "nsf"
     automatic_transforms_enabled: bool = False
     num_atoms: int = 10
-    max_sampling_time: float | None = None
 
-    def of_sample(self) -> dict[str, Any]:
-        """Return arguments of `posterior.sample()`."""
-        return {**super().of_sample(), "max_sampling_time": self.max_sampling_time}
+    _trains_with = ("num_atoms",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HybridSettings(PosteriorSettings):
-    """Hyperparameters of `npe_gkl`, beside those of `npe`, which is its base.
+    """Hyperparameters of `npe_gkl`: those of `npe`, its base, and of `NPE_GKL.train`.
 
-    Attributes:
-        training: `"two_stage"` or `"joint"`, as in `NPE_GKL.train`.
-        energy: How the energy is trained, as there; or a dictionary of its values, such
-            as configurations hold.
+    The energy may be a dictionary of its values, such as configurations hold.
     """
-
-    _trains_with = ("num_atoms", "training", "energy")
-    _choices = {**RunSettings._choices, "training": get_args(Training)}
 
     training: Training = "two_stage"
     energy: EnergyConfig | None = None
 
+    _trains_with = ("num_atoms", "training", "energy")
+    _choices = {**RunSettings._choices, "training": get_args(Training)}
+
     def __post_init__(self) -> None:
-        """Make a configuration of a dictionary."""
         super().__post_init__()
         if isinstance(self.energy, Mapping):
             object.__setattr__(self, "energy", EnergyConfig(**self.energy))

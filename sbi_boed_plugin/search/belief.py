@@ -61,19 +61,9 @@ class ParticleBelief(Distribution):
     It serves where a prior does: `sample` draws particles and `log_prob` returns the
     log-density of the belief, normalized by the estimated evidence.
 
-    Args:
-        prior: Distribution of the parameters before any experiment.
-        transform: From the parameters to coordinates without bounds, in which
-            particles move.
-        num_particles: Number of particles.
-        device: Device of the particles.
-
-    Attributes:
-        particles: Draws from the belief, of shape `(num_particles, dim_theta)`.
-        log_evidence: Estimate of the log-density of all observations under the prior,
-            in nats.
-        log_evidence_variance: Its variance, from the weights of every step.
-        acceptance_rate: Share of accepted moves in the last update, 1 before.
+    Particles, of shape `(num_particles, dim_theta)`, move in the coordinates without
+    bounds to which `transform` leads. `log_evidence` estimates the log-density of all
+    observations under the prior, in nats.
     """
 
     has_finite_draws = True
@@ -88,7 +78,7 @@ class ParticleBelief(Distribution):
     ) -> None:
         num_particles = check_integer("num_particles", num_particles, 16)
         super().__init__(event_shape=prior.event_shape, validate_args=False)
-        self._prior = prior
+        self.base_prior = prior
         self._transform = transform
         self._log_likelihoods: list[LogLikelihood] = []
         theta = draw_parameters(prior, num_particles, torch.float32)
@@ -109,20 +99,15 @@ class ParticleBelief(Distribution):
         """Return a belief as it was after some observations, oldest first."""
         particles = attributes["particles"]
         belief = cls(prior, transform, num_particles=len(particles))
-        belief._log_likelihoods = list(log_likelihoods)
+        belief._log_likelihoods = log_likelihoods
         for name, value in attributes.items():
             setattr(belief, name, value)
         return belief
 
     @property
-    def base_prior(self) -> Distribution:
-        """Distribution of the parameters before any observation."""
-        return self._prior
-
-    @property
     def support(self) -> Any:
         """Support of the prior: no observation excludes any of it."""
-        return self._prior.support
+        return self.base_prior.support
 
     @property
     def num_particles(self) -> int:
@@ -130,23 +115,21 @@ class ParticleBelief(Distribution):
         return len(self.particles)
 
     def copy(self) -> "ParticleBelief":
-        """Return a belief to update without changing this one."""
+        """Return a belief that can be updated alone."""
         other = copy(self)
-        other._log_likelihoods = list(self._log_likelihoods)
         other._independent = None
         return other
 
     def independent_copy(self) -> "ParticleBelief":
         """Return the same belief with particles that are independent of these.
 
-        Networks that learn from particles fit these particles: what they tell of the
-        parameters is to be judged by others. They are made once, in as much time as all
-        updates took, from a seed of their own. The evidence is that of both beliefs.
+        They judge networks that learned from these particles. They are made once, in as
+        much time as all updates took; the evidence is that of both beliefs.
         """
         if self._independent is None:
             with isolated_rng(_SEED):
                 other = ParticleBelief(
-                    self._prior,
+                    self.base_prior,
                     self._transform,
                     num_particles=self.num_particles,
                     device=str(self.particles.device),
@@ -168,37 +151,22 @@ class ParticleBelief(Distribution):
         return self.particles[rows]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log-density of the belief.
-
-        Args:
-            value: Parameters of shape `(batch_dim, dim_theta)`.
-
-        Returns:
-            Log-densities of shape `(batch_dim,)`, in nats, `-inf` outside the prior.
-        """
-        total = self._log_prior(value)
-        for log_likelihood in self._log_likelihoods:
-            total = total + log_likelihood(value)
-        return total - self.log_evidence
+        """Return log-densities `(batch_dim,)` in nats, `-inf` outside the prior."""
+        return self._log_joint(value) - self.log_evidence
 
     def update(self, log_likelihood: LogLikelihood) -> None:
-        """Take an observation into account.
+        """Take an observation into account, given its log-likelihood of parameters.
 
-        Args:
-            log_likelihood: Function from parameters of shape `(batch_dim, dim_theta)`
-                to the log-likelihood of the observation, of shape `(batch_dim,)`.
-
-        Raises:
-            ValueError: If no particle gives the observation a density, or hardly any
-                different particles are left. The belief is then as it was.
+        The belief stays as it was if no particle gives the observation a density, or
+        hardly any different particles are left, which is a `ValueError`.
         """
         state = self._evaluate(self.particles, log_likelihood)
         if not torch.isfinite(state.current).any():
             raise ValueError(
                 "x_o has no finite log-likelihood for any of the "
-                f"{self.num_particles} particles of the belief: it lies far outside of "
-                "all simulations, or does not belong to this design. Check both, or "
-                "train the likelihood further."
+                f"{self.num_particles} particles of the belief. Check that it belongs "
+                "to this design and lies near simulations, or train the likelihood "
+                "further."
             )
         log_evidence, variance = self.log_evidence, self.log_evidence_variance
         power = num_accepted = num_proposed = 0.0
@@ -209,7 +177,7 @@ class ParticleBelief(Distribution):
             log_evidence += float(mean)
             variance += (1.0 / effective_share(increments) - 1.0) / len(increments)
             power = min(1.0, power + step)
-            state = state[systematic_resample(torch.softmax(increments, dim=0))]
+            state = state.rows(systematic_resample(increments.softmax(dim=0)))
             accepted, proposed = self._move(state, log_likelihood, power)
             num_accepted += accepted
             num_proposed += proposed
@@ -218,7 +186,7 @@ class ParticleBelief(Distribution):
         self.log_evidence = log_evidence
         self.log_evidence_variance = variance
         self.acceptance_rate = num_accepted / max(1.0, num_proposed)
-        self._log_likelihoods.append(log_likelihood)
+        self._log_likelihoods = [*self._log_likelihoods, log_likelihood]
         self._independent = None
 
     def _refuse_collapse(self, theta: Tensor) -> None:
@@ -227,29 +195,32 @@ class ParticleBelief(Distribution):
         if num_different >= min(_MIN_DIFFERENT, len(theta) // 4):
             return
         with isolated_rng(_SEED):
-            draws = draw_parameters(self._prior, len(theta))
+            draws = draw_parameters(self.base_prior, len(theta))
         if len(draws.unique(dim=0)) < 0.9 * len(draws):
             return
         raise ValueError(
-            f"x_o would leave {num_different} different particles of {len(theta)}: the "
-            "belief would collapse onto them. It was left as it is. Check that x_o "
-            "belongs to this design and has the units of the simulations. If it does, "
-            "use more num_particles, or scale parameters so that their precision "
-            "suffices (they are in single precision)."
+            f"x_o would leave {num_different} different particles of {len(theta)}; the "
+            "belief stays as it was. Check that x_o belongs to this design and has the "
+            "units of the simulations. If it does, use more num_particles, or scale "
+            "parameters so that single precision suffices for them."
         )
 
     def _evaluate(self, theta: Tensor, log_likelihood: LogLikelihood) -> Particles:
         """Return particles with their log-densities, the new observation's apart."""
         current = nan_to_zero_density(log_likelihood(theta))
-        history = sum(
-            (f(theta) for f in self._log_likelihoods), theta.new_zeros(len(theta))
-        )
-        return Particles(theta, current, history, self._log_prior(theta))
+        return Particles(theta, self._log_joint(theta), current)
+
+    def _log_joint(self, theta: Tensor) -> Tensor:
+        """Return the log-density of parameters and all observations so far."""
+        total = self._log_prior(theta)
+        for log_likelihood in self._log_likelihoods:
+            total = total + log_likelihood(theta)
+        return total
 
     def _log_prior(self, theta: Tensor) -> Tensor:
-        values = self._prior.log_prob(theta).to(theta)
+        values = self.base_prior.log_prob(theta).to(theta)
         try:
-            support = self._prior.support
+            support = self.base_prior.support
         except (NotImplementedError, AttributeError):
             return values  # The prior names no support.
         if support is not None and support.is_discrete:
@@ -270,7 +241,7 @@ class ParticleBelief(Distribution):
             if accepted >= _MOVES_WANTED * len(unbounded):
                 break
             for rows, others in (halves, halves[::-1]):
-                old, before = unbounded[rows], state[rows]
+                old, before = unbounded[rows], state.rows(rows)
                 new = propose(old, unbounded[others], jump=move % 5 == 4)
                 trial = self._evaluate(inverse(new).to(new), log_likelihood)
                 difference = trial.log_target(power) - before.log_target(power)
@@ -295,18 +266,12 @@ class ParticleBelief(Distribution):
 def predictive_p_value(
     likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
 ) -> float:
-    """Return how much of what is predicted is as surprising as the data.
+    """Return how much of what is predicted is as surprising as data `(1, dim_x)`.
 
-    The smaller of two shares of 1,000 draws from the predictive distribution, at least
-    1/1,001: of those whose predictive density is no higher, and of those of which a
-    value lies as far from its median. The second does not ask the likelihood for a
-    density that is far from all that it was trained with.
-
-    Args:
-        likelihood: Likelihood, conditioned on `(theta, design)` in one row.
-        theta: Draws from what is known before, of shape `(num_particles, dim_theta)`.
-        design: Design of shape `(dim_design,)`.
-        x: Data of shape `(1, *x_event_shape)`.
+    The smaller of two shares of 1,000 draws from the predictive distribution of a
+    likelihood and draws of the belief, at least 1/1,001: of those whose predictive
+    density is no higher, and of those of which a value lies as far from its median. The
+    second asks for no density far from all that the likelihood was trained with.
     """
     conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
     weights = theta.new_ones(len(theta))

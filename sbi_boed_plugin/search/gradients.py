@@ -16,16 +16,7 @@ from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 
-__all__ = [
-    "DATA_PATHS",
-    "POLICY_GRADIENTS",
-    "implicit_path",
-    "leave_one_out_baseline",
-    "partial_path",
-    "pathwise_path",
-    "score_loss",
-    "surrogate_path",
-]
+__all__ = ["DATA_PATHS", "POLICY_GRADIENTS", "leave_one_out_baseline", "score_loss"]
 
 
 def leave_one_out_baseline(information: Tensor) -> Tensor:
@@ -41,18 +32,15 @@ def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
     r"""Return minus :math:`E[(g - b) \log \pi_\psi(\xi)]`, with :math:`g, b` constant.
 
     The gradient is unbiased for the bound of the current estimators and valid for any
-    simulator. The design is a sampled value here: no derivative of :math:`g` enters.
-
-    Args:
-        information: Means of the terms of each design, of shape `(num_designs,)`.
-        log_prob: Log-density of the designs under the policy, likewise.
+    simulator. Arguments are the mean of the terms of each design, of shape
+    `(num_designs,)`, and the log-density of the designs under the policy.
     """
     information = information.detach()
     advantage = information - leave_one_out_baseline(information)
     return -(advantage * log_prob).mean()
 
 
-def partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+def _partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     r"""Return the data as they are: the gradient is :math:`\partial_\xi g` at fixed x.
 
     As the code published with SBI-BOED does. It leaves out how the data depend on the
@@ -63,18 +51,18 @@ def partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     return batch.x.detach()
 
 
-def pathwise_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+def _pathwise_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     """Return the data of a differentiable simulator, with its own gradient."""
     if not batch.x.requires_grad:
         raise ValueError(
-            "gradient='pathwise' differentiates through the simulator, but the x that "
-            "it returned carries no gradient of the design. Compute x from `design` "
-            "with torch alone, or use gradient='score', which takes any simulator."
+            "gradient='pathwise' differentiates through the simulator, but its x has "
+            "no gradient of the design. Compute x from `design` with torch alone, or "
+            "use gradient='score', which takes any simulator."
         )
     return batch.x
 
 
-def implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+def _implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     r"""Return the simulated data, moving with the design at fixed noise of the flow.
 
     :math:`dx/d\xi = -(\partial T / \partial x)^{-1} \partial T / \partial \xi`, with
@@ -85,7 +73,7 @@ def implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     return reparameterize(estimators.likelihood, batch.x, condition)
 
 
-def surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
+def _surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     """Return new data, drawn from the learned likelihood and moving with the design."""
     condition = torch.cat([batch.theta, batch.design], dim=-1)
     with torch.no_grad():
@@ -94,10 +82,10 @@ def surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
 
 
 DATA_PATHS: dict[str, Callable[[Batch, DesignEstimators], Tensor]] = {
-    "implicit": implicit_path,
-    "partial": partial_path,
-    "pathwise": pathwise_path,
-    "surrogate": surrogate_path,
+    "implicit": _implicit_path,
+    "partial": _partial_path,
+    "pathwise": _pathwise_path,
+    "surrogate": _surrogate_path,
 }
 
 POLICY_GRADIENTS: tuple[str, ...] = ("score", *DATA_PATHS)

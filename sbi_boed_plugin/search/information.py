@@ -30,19 +30,11 @@ __all__ = ["POLICY_OBJECTIVES", "Densities", "PolicyObjective", "training_losses
 
 
 class Densities:
-    """Log-densities of simulations, each evaluated when it is first asked for.
+    """Log-densities `(batch_dim,)` of simulations, evaluated when first asked for.
 
-    Differentiable in the data and designs where these carry a gradient.
-
-    Args:
-        estimators: The networks.
-        prior: Distribution of the parameters.
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        x: Data of shape `(batch_dim, dim_x)`.
-        design: Designs of shape `(batch_dim, dim_design)`.
-        contrast: Contrastive parameters, `(num_contrastive, batch_dim, dim_theta)`.
-        negligible: As for
-            :func:`~sbi_boed_plugin.objectives.info_nce.log_likelihood_matrix`.
+    Differentiable in data and designs where these carry a gradient. `contrast` are
+    contrastive parameters of shape `(num_contrastive, batch_dim, dim_theta)`, and
+    `negligible` is that of `log_likelihood_matrix`.
     """
 
     def __init__(
@@ -74,7 +66,7 @@ class Densities:
 
     @cached_property
     def log_likelihood(self) -> Tensor:
-        """Log-likelihood of the simulated pairs, of shape `(batch_dim,)`."""
+        """Log-likelihood of the simulated pairs."""
         if "log_likelihoods" in self.__dict__:
             return self.log_likelihoods[0]
         condition = torch.cat([self.theta, self.design], dim=-1)
@@ -82,7 +74,7 @@ class Densities:
 
     @cached_property
     def log_prior(self) -> Tensor:
-        """Log-density of the parameters, of shape `(batch_dim,)`."""
+        """Log-density of the parameters."""
         return self._prior.log_prob(self.theta).to(self.theta).detach()
 
     @cached_property
@@ -92,25 +84,25 @@ class Densities:
 
     @cached_property
     def log_posterior(self) -> Tensor:
-        """Log-density of the learned posterior or its base, `(batch_dim,)`."""
+        """Log-density of the learned posterior or its base."""
         base = self._estimators.posterior_base
         return base.log_prob(self.theta.unsqueeze(0), self.data)[0]
 
     @cached_property
     def log_ratio(self) -> Tensor:
-        """Energy ratio of the hybrid posterior, of shape `(batch_dim,)`."""
+        """Energy ratio of the hybrid posterior."""
         return self._estimators.hybrid.log_ratio(self.theta.unsqueeze(0), self.data)[0]
 
     @cached_property
     def partition(self) -> Tensor:
-        """Partition function of the hybrid posterior, of shape `(batch_dim,)`."""
+        """Partition function of the hybrid posterior."""
         return self._estimators.hybrid.partition(
             self.data, whole_gradient=self.data.requires_grad
         )
 
     @cached_property
     def log_marginal(self) -> Tensor:
-        """Learned log-density of the data alone, of shape `(batch_dim,)`."""
+        """Learned log-density of the data alone."""
         marginal = self._estimators.require("marginal")
         return marginal.log_prob(self.x.unsqueeze(0), self.design)[0]
 
@@ -124,9 +116,9 @@ def training_losses(
 ) -> dict[str, Tensor]:
     """Return the training loss of each row for each network, in nats, by its name.
 
-    The likelihood's is the InfoNCE-λ loss. Its contrastive term must not enter where
+    The likelihood's is the InfoNCE-λ loss, without its contrastive term where
     simulations have failed: successes contrasted with the parameters of failures would
-    teach the likelihood the chance of success.
+    teach it the chance of success.
     """
     matrix = densities.log_likelihoods
     if contrastive:
@@ -146,27 +138,15 @@ def training_losses(
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """A bound of the information that can drive a policy.
+    """A bound that can drive a policy.
 
-    Attributes:
-        terms: Function from densities to terms of shape `(batch_dim,)`, in nats.
-        needs: Which estimators it needs beside the likelihood.
-        bound: Which bound of :func:`~sbi_boed_plugin.objectives.eig.estimate_eig`
-            scores a design that was found with it.
+    `needs` is the estimator that it needs beside the likelihood; `bound` is the bound
+    of `estimate_eig` that scores a design which was found with it.
     """
 
     terms: Callable[[Densities], Tensor]
     needs: Literal["posterior", "hybrid", "marginal"] | None
-    bound: Literal["pce", "barber_agakov", "gkl", "marginal"]
-
-
-def _generalized_kl(densities: Densities) -> Tensor:
-    return generalized_kl_bound(
-        densities.log_posterior,
-        densities.log_ratio,
-        densities.log_prior,
-        densities.partition,
-    )
+    bound: Literal["pce", "barber_agakov", "gkl"]
 
 
 POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
@@ -175,7 +155,16 @@ POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
         "posterior",
         "barber_agakov",
     ),
-    "gkl": PolicyObjective(_generalized_kl, "hybrid", "gkl"),
+    "gkl": PolicyObjective(
+        lambda densities: generalized_kl_bound(
+            densities.log_posterior,
+            densities.log_ratio,
+            densities.log_prior,
+            densities.partition,
+        ),
+        "hybrid",
+        "gkl",
+    ),
     "info_nce": PolicyObjective(
         lambda densities: contrastive_bound(densities.log_likelihoods), None, "pce"
     ),

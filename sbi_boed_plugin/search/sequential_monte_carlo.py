@@ -1,7 +1,7 @@
 """Steps of sequential Monte Carlo: how far, which particles, where they move."""
 
 import math
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,27 +24,24 @@ def nan_to_zero_density(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), -torch.inf, values)
 
 
-@dataclass
-class Particles:
-    """Particles with the parts of their log-density, one row each."""
+class Particles(NamedTuple):
+    """Particles, their log-density before an observation, and its log-likelihood."""
 
     theta: Tensor
+    before: Tensor
     current: Tensor
-    history: Tensor
-    log_prior: Tensor
 
-    def __getitem__(self, rows: Tensor | slice) -> "Particles":
+    def rows(self, rows: Tensor | slice) -> "Particles":
         """Return some of the particles."""
-        return Particles(*(getattr(self, part.name)[rows] for part in fields(self)))
+        return Particles(*(part[rows] for part in self))
 
     def log_target(self, power: float) -> Tensor:
         """Return the log-density with the new likelihood raised to `power`."""
-        return self.log_prior + self.history + power * self.current
+        return self.before + power * self.current
 
     def replace(self, rows: slice, other: "Particles", where: Tensor) -> None:
         """Take over particles of another state, in place."""
-        for part in fields(self):
-            old, new = getattr(self, part.name), getattr(other, part.name)
+        for old, new in zip(self, other, strict=True):
             mask = where.unsqueeze(1) if new.dim() > 1 else where
             old[rows] = torch.where(mask, new, old[rows])
 
@@ -64,8 +61,7 @@ def propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
         # From zero to the best scale for a Normal: some fit a belief of any shape.
         best = 2.38 / math.sqrt(2.0 * old.shape[1])
         scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
-    spread = pool.std(dim=0)
-    noise = 1e-3 * spread * torch.randn_like(old)
+    noise = 1e-3 * pool.std(dim=0) * torch.randn_like(old)
     return old + scale * (first - second) + noise
 
 

@@ -1,9 +1,7 @@
 r"""What speaks against the result of a search, from simulations of its own.
 
-A learned bound can be wrong without looking wrong: a density over discrete parameters,
-a prior without its constant, networks that have hardly learned, a policy that stopped
-on a slope. Bounds that fail in different ways see the same simulations, and a result
-says where they contradict each other.
+A learned bound can be wrong without looking wrong. Bounds that fail in different ways
+see the same simulations, and a result says where they contradict each other.
 
 - Barber-Agakov (or its tightening by an energy) depends on the posterior network, PCE
   on the likelihood and draws of the prior, LACE on both and on the prior's density.
@@ -16,7 +14,6 @@ says where they contradict each other.
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -25,10 +22,15 @@ from torch import Tensor
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.bounds_of_design import tightest
 from sbi_boed_plugin.search.progress import Progress
 
-__all__ = ["Arrival", "find_arrival", "find_doubts", "likelihood_mismatch"]
+__all__ = [
+    "Arrival",
+    "find_arrival",
+    "find_doubts",
+    "likelihood_mismatch",
+    "tightest",
+]
 
 # Nats, and share of the information, by which bounds may differ by chance.
 _SLACK, _SHARE = 0.1, 0.2
@@ -48,15 +50,13 @@ _MAX_MISMATCH = 0.1
 class Arrival:
     """Whether a policy arrived: where it came from, and the slope where it stopped.
 
-    The unit of length is the standard deviation of the policy's last draws, for each
-    value of the design.
+    The unit of length is the standard deviation of the policy's last draws.
 
     Attributes:
         distance: Distance of the mode from where the search began.
         last_distance: How far of it came in the last tenth of the steps.
-        slope: Nats gained by a move of one unit, for each value of the design, of shape
-            `(dim_design,)`. Zero where the move leads out of a box at whose edge the
-            design is.
+        slope: Nats gained by a move of one unit, for each value of the design, zero
+            where the move leads out of the box.
         slope_standard_error: Its standard error, likewise.
     """
 
@@ -83,28 +83,22 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
     """Return whether a policy arrived, from the last steps of a joint search.
 
     The slope is a regression of the terms of the objective on the designs that the
-    policy drew: no further simulation is needed.
-
-    Args:
-        progress: Progress of the search, with its last designs and terms.
-        at_edge: For each value of the design -1 or 1 at the lower or upper edge of a
-            box, else 0, of shape `(dim_design,)`.
-
-    Returns:
-        `None` if designs did not vary or were too few to tell.
+    policy drew; `None` if these did not vary or were too few. `at_edge` is -1 or 1 for
+    values of the design at the lower or upper edge of a box, else 0.
     """
-    recent = [batch for batch in progress.stored if batch.information is not None]
+    recent = [
+        (batch.design.cpu().double(), batch.information.cpu().double())
+        for batch in progress.stored
+        if batch.information is not None
+    ]
     if not recent:
         return None
-    enough = max(progress.step // 10, _NUM_RECENT // len(recent[0].theta))
+    enough = max(progress.step // 10, _NUM_RECENT // len(recent[0][0]))
     recent = recent[-max(1, min(enough, progress.step // 2)) :]
     # Differences within a step: between steps policy and networks change.
     designs, terms = (
         torch.cat([part - part.mean(dim=0) for part in parts])
-        for parts in (
-            [batch.design.cpu().double() for batch in recent],
-            [cast(Tensor, batch.information).cpu().double() for batch in recent],
-        )
+        for parts in zip(*recent, strict=True)
     )
     scale = designs.std(dim=0)
     if len(terms) < 10 * (designs.shape[1] + 1) or not (scale > 0).all():
@@ -135,16 +129,9 @@ def likelihood_mismatch(
     The Kolmogorov-Smirnov statistic, between 0 and 1, of
     :math:`\log q(x \mid \theta, \xi)` at simulated data and at draws of :math:`q` for
     the same parameters and designs. For one value, a likelihood that is a quarter too
-    wide, or misses the mean by two thirds of its width, gives 0.1; with 1,000 rows the
-    true one gives more once in 10,000 times. A small value is necessary, not
-    sufficient: a likelihood that ignores the parameters may fit the data of all
-    parameters together.
-
-    Args:
-        likelihood: Likelihood, conditioned on `(theta, design)` in one row.
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        design: Designs of shape `(batch_dim, dim_design)`.
-        x: Finite data simulated with them.
+    wide, or misses the mean by two thirds of its width, gives 0.1. A small value is
+    necessary, not sufficient: a likelihood that ignores the parameters may fit the data
+    of all parameters together.
     """
     condition = torch.cat([theta, design], dim=-1)
     num_values = condition[:1].numel() + x[:1].numel()
@@ -160,6 +147,13 @@ def likelihood_mismatch(
     return float(statistic)
 
 
+def tightest(bounds: dict[str, EIGEstimate]) -> EIGEstimate:
+    """Return the estimate to report: the larger of the objective's bound and LACE."""
+    own = next(iter(bounds.values()))
+    lace = bounds.get("lace", own)
+    return lace if lace.value > own.value else own
+
+
 def find_doubts(
     bounds: dict[str, EIGEstimate],
     arrival: Arrival | None = None,
@@ -169,19 +163,11 @@ def find_doubts(
     overfit: tuple[float, float] = (0.0, 0.0),
     mismatch: float = 0.0,
 ) -> list[str]:
-    """Return what speaks against a result, in sentences for its reader.
+    """Return sentences that say what speaks against a result, and what to do.
 
-    Args:
-        bounds: What `estimate_bounds` returned.
-        arrival: What `find_arrival` returned.
-        never_moved: Whether a policy that was to be trained took no step.
-        num_learned_from: Number of simulations that new networks learned from.
-        overfit: Nats by which the network that drives the search knows more of the
-            simulations that it learned from than of others, and its standard error.
-        mismatch: What `likelihood_mismatch` returned.
-
-    Returns:
-        Sentences that name what was found, what it can mean and what to do.
+    `overfit` is by how many nats the network that drives the search knows more of the
+    simulations that it learned from than of others, and the standard error of that;
+    `mismatch` is a `likelihood_mismatch`.
     """
     reported = tightest(bounds)
     doubts = _contradictions(bounds, reported)
@@ -199,7 +185,23 @@ def find_doubts(
             "they do not know yet is not in the bound, and the information may be well "
             "above it. Allow for more simulations."
         )
-    doubts += _doubts_of_likelihood(bounds, reported, mismatch)
+    # By chance, 1,000 rows exceed the limit once in 10,000 times, and so do fewer.
+    num_valid = reported.num_simulations - reported.num_invalid_simulations
+    if mismatch > _MAX_MISMATCH * max(1.0, 1_000 / max(1, num_valid)) ** 0.5:
+        doubts.append(
+            "The likelihood draws other data than the simulator does at this design "
+            f"(Kolmogorov-Smirnov statistic {mismatch:.2f}): bounds from it may be far "
+            "too low, and what observe() and MCMC learn from it may be wrong. Train it "
+            "longer, or use another density_estimator."
+        )
+    upper, own = bounds.get("lace_upper"), bounds.get("barber_agakov")
+    if upper and own and _exceeds(own, upper, max(_SLACK, _SHARE * abs(own.value))):
+        doubts.append(
+            f"The likelihood knows less than the posterior network "
+            f"({upper.value:.2f} against {own.value:.2f} nats): what observe() "
+            "and MCMC learn from it will be too wide. Train it longer, or use "
+            "another density_estimator."
+        )
     return doubts + _doubts_of_policy(arrival, reported, never_moved)
 
 
@@ -212,9 +214,9 @@ def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> li
                 f"The bounds contradict each other: {low} says at least "
                 f"{bounds[low].value:.2f} nats and {high} at most "
                 f"{bounds[high].value:.2f}, by the same likelihood. Either the density "
-                "of the prior and its draws do not belong together (check that "
-                "prior.log_prob is normalized and describes what prior.sample draws), "
-                "or the likelihood is far off: train it longer."
+                "of the prior and its draws do not belong together (check "
+                "prior.log_prob and prior.sample), or the likelihood is far off: train "
+                "it longer."
             )
     linear = bounds.get("linear")
     capped = reported.cap is not None and reported.value > reported.cap - 1.0
@@ -223,34 +225,6 @@ def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> li
             f"A linear regression knows more than the networks ({linear.value:.2f} "
             f"against {reported.value:.2f} nats): they have hardly learned. Use more "
             "steps or simulations, or check the scales of theta, x and the design."
-        )
-    return doubts
-
-
-def _doubts_of_likelihood(
-    bounds: dict[str, EIGEstimate], reported: EIGEstimate, mismatch: float
-) -> list[str]:
-    """Return what speaks against the likelihood."""
-    doubts = []
-    # By chance, 1,000 rows exceed the limit once in 10,000 times, and so do fewer.
-    num_valid = reported.num_simulations - reported.num_invalid_simulations
-    scarcity = max(1.0, 1_000 / max(1, num_valid)) ** 0.5
-    if mismatch > _MAX_MISMATCH * scarcity:
-        doubts.append(
-            "The likelihood draws other data than the simulator does at this design "
-            f"(Kolmogorov-Smirnov statistic {mismatch:.2f}): bounds from it may be far "
-            "too low, and what observe() and MCMC learn from it may be wrong. Train it "
-            "longer, or use another density_estimator."
-        )
-    upper, own = bounds.get("lace_upper"), bounds.get("barber_agakov")
-    if upper is None or own is None:
-        return doubts
-    if _exceeds(own, upper, max(_SLACK, _SHARE * abs(own.value))):
-        doubts.append(
-            f"The likelihood knows less than the posterior network "
-            f"({upper.value:.2f} against {own.value:.2f} nats): what observe() "
-            "and MCMC learn from it will be too wide. Train it longer, or use "
-            "another density_estimator."
         )
     return doubts
 

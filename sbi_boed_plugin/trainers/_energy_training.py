@@ -1,9 +1,8 @@
 """The second stage of a hybrid posterior: its energy, with the base left as it is.
 
-Everything that does not change while the energy learns is computed once: what the
-energy is shown of each simulation, and a pool of draws from the base for each, of which
-every step takes some to estimate the partition function. An epoch then costs as much
-as that of a small network, whatever the base is.
+What does not change while the energy learns is computed once: what the energy is shown
+of each simulation, and a pool of draws from the base, of which every step takes some to
+estimate the partition function. An epoch costs as much as that of a small network.
 """
 
 import math
@@ -34,11 +33,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.weights import draws_at_once
-from sbi_boed_plugin.objectives.generalized_kl import (
-    atomic_hybrid_loss,
-    hybrid_loss,
-    partition_function,
-)
+from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_loss
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
@@ -68,11 +63,10 @@ class EnergyConfig:
             simulations to train with, else 200.
         weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
             3,000 simulations, else 1e-4.
-        clip_max_norm: Value at which to clip the total gradient norm, `None` for no
-            clipping.
+        clip_max_norm: Largest norm of the gradient, `None` for no clipping.
         min_standard_errors: Standard errors by which the energy must improve held-out
-            log-densities. Otherwise, or if it worsens the held-out objective in the
-            mean, the base is kept as it is.
+            log-densities. Otherwise, or if it worsens the held-out objective, the base
+            is kept as it is.
     """
 
     num_partition_samples: int = 8
@@ -132,46 +126,34 @@ def train_energy(
     calibration_kernel: Callable[[Tensor], Tensor] | None = None,
     show_progress_bar: bool = False,
 ) -> EnergyHistory:
-    """Train the energy of a hybrid on simulations, in place.
-
-    Every other validation simulation chooses the best epoch; the rest decide whether
-    the energy is kept. With fewer than four of them all do both, and an energy that
-    fits noise is kept more often. An energy that is not kept gets its first weights
-    back. Whatever interrupts the training, the best weights so far are kept.
+    """Train the energy of a hybrid in place, and judge whether it should be kept.
 
     With an `atomic_prior`, for parameters that came from proposals, parameters of other
     simulations take the place of draws from the base.
     """
     hybrid.base.eval()
 
-    def prepare(rows: Tensor, num_draws: int) -> _Rows:
+    def prepare(rows: Tensor, wanted: int, least: int = _LEAST_POOL) -> _Rows:
+        """Take as many draws of each row as are wanted, if they fit into memory."""
+        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
+        affordable = MEMORY_BYTES // (bytes_of_draw * len(rows))
+        num_draws = max(least, min(wanted, affordable))
         given = (num_draws, atomic_prior, calibration_kernel)
         return _prepare(hybrid, theta[rows], x[rows], *given)
-
-    def pool_size(rows: Tensor, wanted: int) -> int:
-        """Return how many draws of each row fit into memory, and four at least."""
-        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
-        affordable = MEMORY_BYTES // (bytes_of_draw * max(1, len(rows)))
-        return max(_LEAST_POOL, min(wanted, affordable))
 
     choosing = deciding = validation_rows
     if len(validation_rows) >= _MIN_ROWS_TO_SPLIT:
         choosing, deciding = validation_rows[::2], validation_rows[1::2]
-    num_draws = max(config.num_partition_samples, pool_size(train_rows, _POOL_SIZE))
-    training = prepare(train_rows, num_draws)
+    least = max(_LEAST_POOL, config.num_partition_samples)
+    training = prepare(train_rows, _POOL_SIZE, least)
     with isolated_rng(_VALIDATION_SEED):
-        validation = prepare(choosing, pool_size(choosing, _VALIDATION_POOL))
-    initial = deepcopy(hybrid.energy.state_dict())
+        validation = prepare(choosing, _VALIDATION_POOL)
     losses = _fit(hybrid, training, validation, config, show_progress_bar)
     num_draws = min(_NUM_FINAL_DRAWS // len(deciding), _MOST_FINAL_POOL)
-    num_draws = pool_size(deciding, max(_LEAST_FINAL_POOL, num_draws))
     with isolated_rng(_VALIDATION_SEED + 1):
-        final = prepare(deciding, num_draws)
+        final = prepare(deciding, max(_LEAST_FINAL_POOL, num_draws))
     judgement = _judge(*_gains(hybrid, final), config.min_standard_errors)
-    history = EnergyHistory(*losses, *judgement)
-    if not history.kept:
-        hybrid.energy.load_state_dict(initial)
-    return history
+    return EnergyHistory(*losses, *judgement)
 
 
 @dataclass
@@ -195,14 +177,9 @@ class _Rows:
         """Return some rows with some draws of their pools, on the energy's device."""
         # One index of both: two in succession would copy all rows first.
         draws = torch.cat([draws.new_zeros(1), draws + 1]).unsqueeze(1)
-        return _Rows(
-            self.theta[draws, rows].to(self.device),
-            self.noise[draws, rows].to(self.device),
-            self.log_weight[draws, rows].to(self.device),
-            self.features[rows].to(self.device),
-            self.kernel[rows].to(self.device),
-            self.atomic,
-        )
+        taken = [v[draws, rows] for v in (self.theta, self.noise, self.log_weight)]
+        taken += [self.features[rows], self.kernel[rows]]
+        return _Rows(*(values.to(self.device) for values in taken), self.atomic)
 
     def chunks(self) -> Iterator["_Rows"]:
         """Return all rows with all of their draws, in parts."""
@@ -231,9 +208,7 @@ def _prepare(
             both = torch.cat([own, pool])
             noise = torch.cat([hybrid.latent(own, data), pool_noise])
             log_weight = torch.zeros(both.shape[:2], device=device)
-            inside = hybrid.inside(pool)
-            if inside is not None:
-                log_weight[1:].masked_fill_(~inside, -torch.inf)
+            log_weight[1:] = hybrid.fill_outside(log_weight[1:], pool, -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
@@ -241,8 +216,8 @@ def _prepare(
             noise = hybrid.latent(both, data)
             log_prior = atomic_prior.log_prob(both.flatten(0, 1))
             assert_all_finite(log_prior, "prior eval")
-            log_prior = log_prior.reshape(both.shape[:2])
-            log_weight = hybrid.base.log_prob(both, data) - log_prior
+            log_base = hybrid.base.log_prob(both, data)
+            log_weight = log_base - log_prior.reshape(log_base.shape)
         kernel = torch.ones(len(rows), device=device)
         if calibration_kernel is not None:
             kernel = calibration_kernel(data).to(device)
@@ -308,12 +283,12 @@ def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
     ratio = hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
     if rows.atomic:
         return atomic_hybrid_loss(rows.log_weight + ratio)
-    partition = partition_function(ratio[1:], log_weight=rows.log_weight[1:])
-    return hybrid_loss(torch.zeros_like(ratio[0]), ratio[0], partition)
+    return ratio_loss(ratio[0], ratio[1:] + rows.log_weight[1:])
 
 
 @torch.no_grad()
 def _mean_loss(hybrid: HybridEstimator, rows: _Rows) -> float:
+    """Return the mean loss of all rows with all draws, weighted by their kernels."""
     losses = [chunk.kernel * _losses(hybrid, chunk) for chunk in rows.chunks()]
     return float(torch.cat(losses).mean())
 
@@ -322,10 +297,9 @@ def _mean_loss(hybrid: HybridEstimator, rows: _Rows) -> float:
 def _gains(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
     """Return what the energy gains of each row: in log-density, and in the objective.
 
-    Base and hybrid are taken as posteriors take them: normalized, over the support of
-    the prior. The objective has the partition function itself in the place of its
-    logarithm. With atoms, both are that of their objective. Each row counts with the
-    weight that the calibration kernel gives it.
+    Base and hybrid are normalized over the support of the prior; the objective has the
+    partition function itself in the place of its logarithm. With atoms, both gains are
+    that of their objective.
     """
     parts = []
     for chunk in rows.chunks():

@@ -19,17 +19,12 @@ from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
+from sbi_boed_plugin.trainers import _energy_training as _training
 from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
 from sbi_boed_plugin.trainers._conditions import one_design
-from sbi_boed_plugin.trainers._energy_training import (
-    EnergyConfig,
-    EnergyHistory,
-    train_energy,
-)
 
 __all__ = [
     "SUMMARY_KEYS",
-    "VALIDATION_SEED",
     "EnergyStage",
     "at_design",
     "check_arguments",
@@ -39,18 +34,25 @@ __all__ = [
     "refuse_to_build",
     "report_energy",
     "to_refine",
-    "warn_if_interrupted",
     "without_idle_energy",
 ]
 
-# One that nobody seeds the simulations with, whose random numbers it would repeat.
-VALIDATION_SEED = 20_231_004
+Prior = Distribution | None
+
 SUMMARY_KEYS = (
     "energy_epochs_trained",
     "energy_training_loss",
     "energy_validation_loss",
     "energy_gain",
     "energy_gain_standard_error",
+)
+_NUMBERS = (
+    "training_batch_size",
+    "learning_rate",
+    "validation_fraction",
+    "stop_after_epochs",
+    "max_num_epochs",
+    "clip_max_norm",
 )
 
 
@@ -60,14 +62,7 @@ def check_arguments(given: dict[str, Any]) -> dict[str, Any]:
     A default precision in which sbi would build other networks is refused, too.
     """
     check_default_dtype()
-    numbers = check_training(
-        given["training_batch_size"],
-        given["learning_rate"],
-        given["validation_fraction"],
-        given["stop_after_epochs"],
-        given["max_num_epochs"],
-        given["clip_max_norm"],
-    )
+    numbers = check_training(**{name: given[name] for name in _NUMBERS})
     num_atoms = check_integer("num_atoms", given["num_atoms"], 1)
     return {**given, **numbers, "num_atoms": num_atoms}
 
@@ -75,13 +70,11 @@ def check_arguments(given: dict[str, Any]) -> dict[str, Any]:
 def check_kind_of_training(training: str, atomic: bool) -> None:
     """Raise if there is no such training, or not for these simulations."""
     if training not in ("two_stage", "joint"):
-        raise ValueError(
-            f"training='{training}' is unknown. Use 'two_stage' or 'joint'."
-        )
+        raise ValueError(f"training='{training}' is unknown: use 'two_stage', 'joint'.")
     if training == "joint" and atomic:
         raise ValueError(
-            "training='joint' with simulations from a proposal: the loss of the "
-            "paper holds for simulations from the prior. Use training='two_stage'."
+            "training='joint' with simulations from a proposal: its loss holds for "
+            "simulations from the prior. Use training='two_stage'."
         )
 
 
@@ -89,8 +82,8 @@ def check_resumption(training: str, network: nn.Module | None) -> None:
     """Raise if there is no network to go on with, or one that had another loss."""
     if network is None:
         raise RuntimeError(
-            "resume_training=True, but this trainer has not trained a base: after "
-            "refine() there is none to go on with. Call refine() again."
+            "resume_training=True, but this trainer has not trained a base. After "
+            "refine(), call refine() again."
         )
     before = "joint" if isinstance(network, HybridEstimator) else "two_stage"
     if training != before:
@@ -102,7 +95,7 @@ def check_resumption(training: str, network: nn.Module | None) -> None:
 
 
 def to_refine(
-    posterior: Any, prior: Distribution | None, theta: Any, x: Any
+    posterior: Any, prior: Prior, theta: Any, x: Any
 ) -> tuple[ConditionalDensityEstimator, Distribution]:
     """Return the estimator of a posterior and its prior, if simulations match it."""
     check_default_dtype()
@@ -115,21 +108,18 @@ def to_refine(
     if not isinstance(estimator, ConditionalDensityEstimator):
         raise TypeError(
             f"posterior is a {type(posterior).__name__}: refine() corrects what "
-            "NPE.train() or NPE.build_posterior() return. Posteriors of NLE and "
-            "NRE have no normalized density to correct."
+            "NPE.train() or NPE.build_posterior() return. Those of NLE and NRE have no "
+            "normalized density to correct."
         )
     if prior is None:
-        raise ValueError(
-            "prior=None, and an estimator does not know its prior: pass prior=..."
-        )
+        raise ValueError("prior=None, and an estimator knows none: pass prior=...")
     shapes = {"theta": estimator.input_shape, "x": estimator.condition_shape}
     for name, given in (("theta", theta), ("x", x)):
         if not isinstance(given, Tensor) or given.shape[1:] != shapes[name]:
             shape = tuple(given.shape) if isinstance(given, Tensor) else type(given)
             raise ValueError(
                 f"{name} has shape {shape}, but the posterior was trained with rows of "
-                f"shape {tuple(shapes[name])}. Pass the simulations that it was "
-                "trained with."
+                f"shape {tuple(shapes[name])}. Pass the simulations of that training."
             )
     return estimator, prior
 
@@ -141,9 +131,8 @@ def check_split(validation_fraction: float, num_simulations: int) -> None:
     if not 0 < num_training < num_simulations:
         raise ValueError(
             f"validation_fraction={fraction} leaves {num_training} of "
-            f"{num_simulations} valid simulations to train with and the rest to "
-            "validate with. Both need some: an energy must help simulations that it "
-            "has not seen."
+            f"{num_simulations} valid simulations to train with, and the rest to "
+            "validate with. Both need some."
         )
 
 
@@ -155,28 +144,8 @@ def refuse_to_build(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
     )
 
 
-def warn_if_interrupted(estimator: Any) -> Any:
-    """Return a trainer's estimator; raise if there is none, warn if a base alone."""
-    if estimator is None:
-        raise RuntimeError(
-            "There is no posterior estimator yet: call append_simulations() and "
-            "train() before build_posterior()."
-        )
-    if not isinstance(estimator, HybridEstimator):
-        warnings.warn(
-            "The training was interrupted before there was an energy: the posterior "
-            "is that of the base alone, as far as it was trained. Go on with "
-            "train(resume_training=True).",
-            stacklevel=3,
-        )
-    return estimator
-
-
 def at_design(
-    estimator: Any,
-    prior: Distribution | None,
-    design: Tensor | None,
-    dim_design: int | None,
+    estimator: Any, prior: Prior, design: Tensor | None, dim_design: int | None
 ) -> Any:
     """Return an estimator as a hybrid, at a design if simulations have designs."""
     if not isinstance(estimator, ConditionalDensityEstimator):
@@ -215,7 +184,7 @@ class EnergyStage:
 
     # The trained base with its energy, if the base was not trained since.
     hybrid: HybridEstimator | None = None
-    num_partition_samples: int = EnergyConfig.num_partition_samples
+    num_partition_samples: int = _training.EnergyConfig.num_partition_samples
 
     def __init__(self, energy_net: Any, latent_features: Any) -> None:
         if not (isinstance(energy_net, str) or callable(energy_net)):
@@ -223,11 +192,9 @@ class EnergyStage:
                 "energy_net must be a string or a function that builds a network, got "
                 f"{type(energy_net).__name__}."
             )
-        if not (latent_features is None or isinstance(latent_features, bool)):
-            raise TypeError(
-                "latent_features must be True, False or None, got "
-                f"{type(latent_features).__name__}."
-            )
+        if not isinstance(latent_features, bool | None):
+            kind = type(latent_features).__name__
+            raise TypeError(f"latent_features must be True, False or None, got {kind}.")
         is_name = isinstance(energy_net, str)
         self._build_energy = energy_nn(energy_net) if is_name else energy_net
         self._latent_features = latent_features
@@ -241,19 +208,12 @@ class EnergyStage:
             raise ValueError(
                 f"latent_features=True, but a {type(base).__name__} cannot tell which "
                 "noise it makes parameters of. Give it a method "
-                "to_noise(input, condition), use another density_estimator, or "
-                "latent_features=None."
+                "to_noise(input, condition), or pass latent_features=None."
             )
         return is_known
 
     def build(
-        self,
-        base: ConditionalDensityEstimator,
-        theta: Tensor,
-        x: Tensor,
-        prior: Distribution | None,
-        *,
-        frozen_base: bool = False,
+        self, base: Any, theta: Tensor, x: Tensor, prior: Prior, *, frozen: bool = False
     ) -> HybridEstimator:
         """Put a new energy on a base, for the simulations that will train it."""
         if self._build_energy is None:
@@ -270,9 +230,9 @@ class EnergyStage:
             prior=prior,
             embedded=True,
             latent_features=latent_features,
-            frozen_base=frozen_base,
+            frozen_base=frozen,
             # Of a frozen base it is known after the training of the energy.
-            trained_partition=not frozen_base,
+            trained_partition=not frozen,
         )
         parts = []
         with torch.no_grad():
@@ -282,10 +242,8 @@ class EnergyStage:
                 parts.append(torch.cat([features, noise], dim=-1))
         energy = self._build_energy(theta, torch.cat(parts))
         if not isinstance(energy, nn.Module):
-            raise TypeError(
-                "energy_net must build a torch.nn.Module, but built a "
-                f"{type(energy).__name__}."
-            )
+            kind = type(energy).__name__
+            raise TypeError(f"energy_net must build a torch.nn.Module, built a {kind}.")
         if not (latent_features or getattr(energy, "sees_parameters", True)):
             raise ValueError(
                 "energy_net is shown neither parameters nor, with latent_features="
@@ -296,7 +254,7 @@ class EnergyStage:
         return hybrid.to(device)
 
     def join(
-        self, network: Any, theta: Tensor, x: Tensor, prior: Distribution | None
+        self, network: Any, theta: Tensor, x: Tensor, prior: Prior
     ) -> HybridEstimator:
         """Return a base with a new energy, to learn together, unless it has one."""
         if not isinstance(network, HybridEstimator):
@@ -309,12 +267,12 @@ class EnergyStage:
         base: Any,
         theta: Tensor,
         x: Tensor,
-        prior: Distribution | None,
+        prior: Prior,
         *,
         atomic: bool,
         train_rows: Tensor,
         **settings: Any,
-    ) -> tuple[HybridEstimator, EnergyHistory]:
+    ) -> tuple[HybridEstimator, _training.EnergyHistory]:
         """Put an energy on a copy of a trained base, and train it.
 
         The random numbers are its own: those of the base's training go on as if nothing
@@ -322,18 +280,12 @@ class EnergyStage:
         """
         with isolated_rng(get_rng_state()):
             seed = int(torch.randint(2**62, ()))
+        settings["train_rows"] = train_rows
+        settings["atomic_prior"] = prior if atomic else None
         with isolated_rng(seed):
-            rows = theta[train_rows], x[train_rows]
-            hybrid = self.build(deepcopy(base), *rows, prior, frozen_base=True)
-            self.hybrid = hybrid
-            history = train_energy(
-                hybrid,
-                theta,
-                x,
-                train_rows=train_rows,
-                atomic_prior=prior if atomic else None,
-                **settings,
-            )
+            rows = theta[train_rows], x[train_rows], prior
+            hybrid = self.hybrid = self.build(deepcopy(base), *rows, frozen=True)
+            history = _training.train_energy(hybrid, theta, x, **settings)
         # Without an energy log Z is the share of the base inside of the prior.
         hybrid.trained_partition = history.kept and not atomic
         hybrid.corrects = history.kept
@@ -345,21 +297,17 @@ class EnergyStage:
 
 
 def report_energy(
-    history: EnergyHistory, summary: dict[str, list], tracker: Tracker, round_: int
+    history: _training.EnergyHistory, summary: dict, tracker: Tracker, round_: int
 ) -> None:
     """Write losses and gain into the summary and the tracker; warn if it has none."""
-    offset = sum(summary[SUMMARY_KEYS[0]])
-    values = (
-        [len(history.training_loss)],
-        history.training_loss,
-        history.validation_loss,
-        [history.gain if history.kept else 0.0],
-        [history.gain_standard_error],
-    )
+    num_epochs, first = len(history.training_loss), sum(summary[SUMMARY_KEYS[0]])
+    gain = history.gain if history.kept else 0.0
+    losses = history.training_loss, history.validation_loss
+    values = [num_epochs], *losses, [gain], [history.gain_standard_error]
     for key, new in zip(SUMMARY_KEYS, values, strict=True):
         summary[key].extend(new)
-        first = offset if key.endswith("loss") else round_ + 1
-        for step, value in enumerate(new, first):
+        start = first if key.endswith("loss") else round_ + 1
+        for step, value in enumerate(new, start):
             tracker.log_metric(name=key, value=value, step=step)
     tracker.flush()
     if history.kept:

@@ -1,5 +1,6 @@
 """NPE_GKL: neural posterior estimation, corrected by an energy ratio."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, Literal
@@ -33,36 +34,33 @@ from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = ["NPE_GKL"]
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_004
+
 
 class NPE_GKL(NPE_C):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
 
-    The posterior is :math:`q(\theta \mid x) \propto b(\theta \mid x)
-    \, e^{\rho(\theta, x)}`: a base, which NPE trains, times an energy ratio that is
-    trained afterwards to minimise
+    It takes the place of `sbi.inference.NPE` in any pipeline. The posterior is
+    :math:`q(\theta \mid x) \propto b(\theta \mid x) \, e^{\rho(\theta, x)}`: a base,
+    which NPE trains, times an energy ratio that is trained afterwards to minimise
 
     .. math:: E_{p(\theta, x)}[-\log b - \rho] + E_{p(x)} E_{b(\theta' \mid x)}
         [1(\theta' \in \Theta) \, e^{\rho(\theta', x)}],
 
     the generalized Kullback-Leibler divergence from the posterior. The energy corrects
     what the base cannot represent, above all the edges and gaps between modes that a
-    flow smears out. If it does not improve the objective on the validation set, the
-    base is kept as it is. Joint training is not judged in this way; and in rounds
-    from a proposal the judgement is that of the atomic loss, which sees no draws of
-    the base: how rare draws weigh is then for `diagnostics` to tell.
+    flow smears out. If it does not improve held-out simulations, the base is kept as
+    it is. Joint training is not judged in this way; in rounds from a proposal the
+    atomic loss judges, which sees no draws of the base: `diagnostics` tells how rare
+    draws weigh.
 
-    It takes the place of `sbi.inference.NPE` in any pipeline, with the same arguments,
-    summary, trackers and posteriors.
-
-    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
-        Generalized Kullback-Leibler Divergence*, 2023,
-        https://arxiv.org/abs/2310.01808
+    [1] Miller et al., *Simulation-based Inference with the Generalized
+        Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
 
     Example:
     --------
     ::
-
-        from sbi_boed_plugin import NPE_GKL
 
         inference = NPE_GKL(prior, density_estimator="maf")
         inference.append_simulations(theta, x).train()
@@ -77,6 +75,7 @@ class NPE_GKL(NPE_C):
     # What sbi's loop trains: the base, or in joint training the hybrid.
     _neural_net: ConditionalDensityEstimator | None
     _training: str = "two_stage"
+    # The first round that the present training uses.
     _first_round: int = 0
     _dim_design: int | None = None
 
@@ -98,19 +97,17 @@ class NPE_GKL(NPE_C):
 
         Args:
             prior: The posterior is zero outside of its support.
-            density_estimator: The base: a model of `posterior_nn`, or a function that
-                builds the network, as for `NPE`. With designs it receives
-                `(x, design)` in one row in the place of `x`.
+            density_estimator: The base, as for `NPE`. With designs, a function that
+                builds it receives `(x, design)` in one row in the place of `x`.
             energy_net: The energy: a model of `energy_nn`, or a function that builds a
-                module from parameters of shape `(num, dim_theta)` and features of shape
-                `(num, num_features)`. Features are the data as the base embeds them
-                and, as `latent_features` says, the noise that it makes the parameters
-                of. The module is called with batches of both, and returns ratios
-                without the last dimension. It should be zero before training.
-            latent_features: Whether the energy is shown the noise that the base makes
-                the parameters of. If `None`, wherever the base can tell it: flows and
-                mixtures can, and estimators of your own with a method
-                `to_noise(input, condition)`.
+                module from parameters `(num, dim_theta)` and features
+                `(num, num_features)`: the data as the base embeds them and, as
+                `latent_features` says, the noise that it makes the parameters of. The
+                module is called with batches of both, and returns ratios without the
+                last dimension. It should be zero before training.
+            latent_features: Whether the energy is shown this noise. If `None`, wherever
+                the base can tell it: flows and mixtures can, and estimators of your own
+                with a method `to_noise(input, condition)`.
 
         Raises:
             TypeError: If `energy_net` or `latent_features` is of another type.
@@ -139,18 +136,16 @@ class NPE_GKL(NPE_C):
     ) -> "NPE_GKL":
         r"""Train an energy for a posterior that is there already.
 
-        The posterior itself stays as it is; its network is copied and frozen. Which
-        simulations it was validated with is not known: the energy is judged by others
-        than it was trained with, most of which the posterior has seen. Where that fits
-        its simulations much better than new ones, pass new ones as `theta` and `x`.
-        Arguments not listed are those of the trainer and of `train`.
+        The posterior itself stays as it is; its network is copied and frozen. Where it
+        fits the simulations of its training much better than new ones, pass new ones:
+        some of them judge the energy. Arguments not listed are those of the trainer and
+        of `train`.
 
         Args:
             posterior: What `NPE.build_posterior()` or `NPE.train()` return.
             theta: Parameters from the prior, of shape `(num_simulations, dim_theta)`.
             x: Their simulations. Rows that are NaN or infinite are left out.
-            prior: The prior. If `None`, that of the posterior.
-            device: Training device. If `None`, that of the posterior.
+            prior: The prior. If `None`, that of the posterior; so is the device.
             design: Designs of shape `(num_simulations, dim_design)`, for a posterior
                 that was trained with `(x, design)` in one row.
 
@@ -160,7 +155,7 @@ class NPE_GKL(NPE_C):
         Raises:
             TypeError: If `posterior` is of another kind.
             ValueError: If there is no prior, shapes do not match, there are too few
-                simulations, or `latent_features=True` and the noise is not known.
+                simulations, or the noise for `latent_features=True` is not known.
         """
         rows, _ = append_design_to_data(x, design, None)
         estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
@@ -193,14 +188,11 @@ class NPE_GKL(NPE_C):
         r"""Store simulations, and return the trainer. The rest is as for `NPE`.
 
         Args:
-            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
             x: Data of shape `(num_simulations, *x_event_shape)`; with designs of shape
                 `(num_simulations, dim_x)`.
-            proposal: What parameters were sampled from, `None` for the prior. Another
-                triggers the loss of later rounds.
             design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
-                experiment has none. They must be drawn independently of `theta`. What
-                the posterior is conditioned on, `(x, design)`, is stored in one row.
+                experiment has none. They must be drawn independently of `theta`.
+                `(x, design)` is stored in one row.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
@@ -235,21 +227,18 @@ class NPE_GKL(NPE_C):
     ) -> ConditionalDensityEstimator:
         r"""Train the base, then the energy that corrects it.
 
-        The base is trained as by `NPE`, with the same split and random numbers;
-        arguments not listed are those of `NPE`. The summary and the tracker also get
-        the losses of each epoch of the energy, `energy_training_loss` and
-        `energy_validation_loss`, the number of these epochs, and `energy_gain` with its
-        standard error: the nats by which the energy raises log-densities of every other
-        row of the validation set. They decide whether it is kept; the rest choose the
-        best epoch. With fewer than four rows all do both.
+        The base is trained as by `NPE`, with the same split and random numbers, in
+        later rounds with the closed-form loss of mixtures of Gaussians only if the
+        proposal has no energy that was kept. Arguments not listed are those of `NPE`.
 
-        In later rounds a mixture of Gaussians as base has the closed-form loss of
-        `NPE`, if the proposal is a mixture without an energy that was kept. Otherwise
-        the loss is atomic.
+        The summary and the tracker also get the losses of the energy by epoch, and
+        `energy_gain` with its standard error: the nats by which the energy raises
+        log-densities of every other row of the validation set. They decide whether it
+        is kept; the rest choose the best epoch. With fewer than four rows all do both.
 
         Args:
-            resume_training: Whether to continue the training of the base. The energy
-                belongs to a base and is trained anew.
+            resume_training: Whether to continue the training of the base. The energy is
+                trained from the start.
             training: `"two_stage"`, or `"joint"` for the variant of the paper: base and
                 energy learn together from the generalized-KL loss, with all arguments
                 above. Only for simulations from the prior.
@@ -271,8 +260,7 @@ class NPE_GKL(NPE_C):
         if resume_training:
             before = self._neural_net if hasattr(self, "optimizer") else None
             _stage.check_resumption(training, before)
-        energy = energy or EnergyConfig()
-        self._training = training
+        self._training, energy = training, energy or EnergyConfig()
         self._stage.num_partition_samples = energy.num_partition_samples
         trained = super().train(**given)
         if training == "joint":
@@ -302,10 +290,12 @@ class NPE_GKL(NPE_C):
         Args:
             density_estimator: An estimator. If `None`, the latest that was trained.
             sample_with: `direct` returns a `HybridPosterior`, which draws by rejection
-                from the base; `rejection` is sbi's, which draws from the prior.
+                from the base; `rejection` is sbi's, which draws from the prior. Chains
+                of `mcmc` start from the best of 100 candidates each (sbi takes 1,000),
+                unless `init_strategy_parameters` or `posterior_parameters` are given.
             direct_sampling_parameters: Additional kwargs passed to `HybridPosterior`.
-            posterior_parameters: In the place of the arguments above; for `direct` a
-                `HybridPosteriorParameters` or `DirectPosteriorParameters`.
+            posterior_parameters: In the place of the arguments above; for `direct`,
+                `HybridPosteriorParameters`.
             design: Design of the observation, of shape `(dim_design,)` or
                 `(1, dim_design)`. Needed if and only if the simulations have designs.
 
@@ -317,8 +307,18 @@ class NPE_GKL(NPE_C):
             RuntimeError: If nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        trained = self._stage.hybrid or self._neural_net
-        estimator = density_estimator or _stage.warn_if_interrupted(trained)
+        estimator = density_estimator or self._stage.hybrid or self._neural_net
+        if estimator is None:
+            raise RuntimeError(
+                "There is no posterior estimator yet: call append_simulations() and "
+                "train() before build_posterior()."
+            )
+        if not (density_estimator or isinstance(estimator, HybridEstimator)):
+            warnings.warn(
+                "The training was interrupted before there was an energy: the posterior"
+                " is that of the base. Go on with train(resume_training=True).",
+                stacklevel=2,
+            )
         prior = self._prior if prior is None else prior
         hybrid = _stage.at_design(estimator, prior, design, self._dim_design)
         return super().build_posterior(**{**given, "density_estimator": hybrid})
@@ -326,12 +326,11 @@ class NPE_GKL(NPE_C):
     def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:
         """Take arguments of `HybridPosterior`, and start chains from few candidates."""
         if sample_with == "mcmc":
-            # Each candidate costs an energy network; sbi compares 1,000 for a chain.
+            # Each candidate costs an energy network.
             start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
-            given = kwargs.get("mcmc_parameters") or {}
-            kwargs["mcmc_parameters"] = {**start, **given}
+            kwargs["mcmc_parameters"] = {**start, **(kwargs["mcmc_parameters"] or {})}
         if sample_with == "direct":
-            given = kwargs.get("direct_sampling_parameters") or {}
+            given = kwargs["direct_sampling_parameters"] or {}
             return HybridPosteriorParameters(**given)
         return super()._build_posterior_parameters(sample_with, **kwargs)
 
@@ -340,7 +339,7 @@ class NPE_GKL(NPE_C):
     ) -> NeuralPosterior:
         if isinstance(parameters, DirectPosteriorParameters):
             return HybridPosterior(estimator, prior, device=device, **vars(parameters))
-        given = (estimator, prior, sample_with, device, parameters)
+        given = estimator, prior, sample_with, device, parameters
         return super()._create_posterior(*given)
 
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
@@ -350,7 +349,7 @@ class NPE_GKL(NPE_C):
     def _initialize_neural_network(
         self, retrain_from_scratch: bool, start_idx: int
     ) -> None:
-        """Make ready what sbi's loop trains; sbi has checked everything by now."""
+        """Prepare what sbi's loop trains; sbi has checked everything by now."""
         before = self._neural_net
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         # Errors from here on leave the network that was there.
@@ -365,29 +364,25 @@ class NPE_GKL(NPE_C):
         elif isinstance(network, HybridEstimator):
             network = deepcopy(network.base)
         self._neural_net, self._first_round = network, start_idx
-        self._stage.hybrid = None
+        self._stage.hybrid = None  # which was put on another base.
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same draws for the partition function each time."""
-        seed = _stage.VALIDATION_SEED if self._training == "joint" else None
+        seed = _VALIDATION_SEED if self._training == "joint" else None
         with isolated_rng(seed):
             return super()._validate_epoch(val_loader, loss_args)
 
-    def _train_energy(
-        self, config: EnergyConfig, calibration_kernel: Callable | None, *, atomic: bool
-    ) -> HybridEstimator:
+    def _train_energy(self, config: EnergyConfig, kernel: Any, atomic: bool) -> Any:
         """Put an energy on a copy of the trained base, train it, and report."""
         theta, x, _ = self.get_simulations(self._first_round)
+        given = self._neural_net, theta, x, self._prior
         hybrid, history = self._stage.train(
-            self._neural_net,
-            theta,
-            x,
-            self._prior,
+            *given,
             atomic=atomic,
             train_rows=self.train_indices,
             validation_rows=self.val_indices,
             config=config,
-            calibration_kernel=calibration_kernel,
+            calibration_kernel=kernel,
             show_progress_bar=self._show_progress_bars,
         )
         _stage.report_energy(history, self._summary, self._tracker, self._round)
@@ -398,8 +393,7 @@ class NPE_GKL(NPE_C):
         return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
-        if state_dict["_tracker"] is None:
-            super().__setstate__(state_dict)
-        else:
-            vars(self).update(state_dict)
+        """Set the state, with a new tracker if there is none."""
+        vars(self).update(state_dict)
+        if self._tracker is None:
+            self._tracker = self._default_tracker()

@@ -35,15 +35,10 @@ from sbi_boed_plugin.trainers._conditions import append_design_to_data
 
 __all__ = ["NRE_GKL"]
 
-# Atoms that the partition function of a row is estimated from, in training and in
-# validation. Training evaluates only `num_atoms` of them with a gradient: without one,
-# they cost a third. Validation chooses among hundreds of epochs by a tenth of the
-# simulations: early stopping fits the noise that is left.
-_NUM_CANDIDATES, _NUM_VALIDATION = 200, 1_000
-
-# Parameters of training rows that are atoms where a batch has not enough itself.
-_NUM_STORED = 10_000
-
+# Atoms that the partition function of a row is estimated from, in training (where most
+# have no gradient, which makes them cheap) and in validation, whose noise early
+# stopping would fit; and training rows that atoms of validation are drawn from.
+_NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 200, 1_000, 10_000
 # One that nobody seeds the simulations with, whose random numbers it would repeat.
 _VALIDATION_SEED = 20_231_005
 
@@ -51,32 +46,26 @@ _VALIDATION_SEED = 20_231_005
 class NRE_GKL(NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
-    The ratio-only variant of the family: :math:`q(\theta \mid x) = p(\theta) \,
-    e^{\rho(\theta, x)}`, trained to minimise
+    It takes the place of `sbi.inference.NRE` in any pipeline. The ratio-only variant of
+    the family is :math:`q(\theta \mid x) = p(\theta) \, e^{\rho(\theta, x)}`, trained
+    to minimise
 
     .. math:: -E_{p(\theta, x)}[\rho] + E_{p(\theta) p(x)}[e^{\rho}].
 
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
-    :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. Where
-    posteriors are narrow, few draws from the prior tell anything of the second term. It
-    is estimated from the parameters of all other simulations of the batch, up to 200,
-    and its gradient from `num_atoms - 1` of these for each row, drawn with
+    :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The second
+    term is estimated from the parameters of all other simulations of the batch, up to
+    200, and its gradient from `num_atoms - 1` of these for each row, drawn with
     probabilities proportional to :math:`e^{\rho}`, which leaves its expectation as it
-    is. Where even these are few, `NPE_GKL` is the better choice, whose draws come from
-    a base.
+    is. Where posteriors are so narrow that 200 draws of the prior tell little,
+    `NPE_GKL` is the better choice, whose draws come from a base.
 
-    It takes the place of `sbi.inference.NRE` in any pipeline, with the same arguments,
-    summary, trackers and posteriors.
-
-    [1] Miller, Federici, Weniger and Forré, *Simulation-based Inference with the
-        Generalized Kullback-Leibler Divergence*, 2023,
-        https://arxiv.org/abs/2310.01808
+    [1] Miller et al., *Simulation-based Inference with the Generalized
+        Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
 
     Example:
     --------
     ::
-
-        from sbi_boed_plugin import NRE_GKL
 
         inference = NRE_GKL(prior, classifier="resnet")
         inference.append_simulations(theta, x).train()
@@ -103,10 +92,8 @@ class NRE_GKL(NRE_B):
         r"""Store simulations, and return the trainer. The rest is as for `NRE`.
 
         Args:
-            theta: Parameter sets of shape `(num_simulations, dim_theta)`.
             x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
                 designs of shape `(num_simulations, dim_x)`.
-            from_round: Which round the data stemmed from. Round 0 means from the prior.
             design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
                 experiment has none. They must be drawn independently of `theta`. Data
                 are stored as `(x, design)` in one row.
@@ -176,9 +163,8 @@ class NRE_GKL(NRE_B):
     def _loss(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
         """Return the loss of each row; atoms are parameters of other rows.
 
-        Where a posterior is narrow, hardly any of a few atoms is within it, and the
-        mean of exponentials tells nothing. It is taken over many atoms, and its
-        gradient from those that make up the mean.
+        The mean of exponentials is taken over many atoms, of which few are within a
+        narrow posterior, and its gradient from those that make up the mean.
         """
         validates = self._validation_atoms is not None
         num_candidates = _NUM_VALIDATION if validates else _NUM_CANDIDATES
@@ -198,13 +184,11 @@ class NRE_GKL(NRE_B):
         if torch.allclose(before, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
             loss = partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
         else:
-            # With batch normalization or dropout, ratios of one pass cannot be
-            # compared with those of another.
+            # Ratios of one pass cannot be compared with those of another.
             warnings.warn(
                 "The classifier differs from pass to pass, as with dropout: the "
-                f"partition function of each row is estimated from {num_drawn} atoms, "
-                "in the place of all others of the batch. Use a classifier without "
-                "dropout, or a larger num_atoms.",
+                f"partition function of each row is estimated from {num_drawn} atoms "
+                "only. Use a classifier without dropout, or a larger num_atoms.",
                 stacklevel=2,
             )
             ratios = pairs.evaluate(torch.cat([own, atoms[:num_drawn]]))
@@ -233,8 +217,8 @@ class NRE_GKL(NRE_B):
     def _some_stored(self) -> Tensor:
         """Return parameters of training rows, as the ratio embeds them.
 
-        No validation row is among them: its own ratio, which is the largest of all
-        where posteriors are narrow, must not count as that of an independent draw.
+        No validation row is among them: its own ratio, which may be the largest of all,
+        must not count as that of an independent draw.
         """
         theta, _, _ = self.get_simulations(self._first_round)
         rows = self.train_indices
@@ -265,8 +249,7 @@ class NRE_GKL(NRE_B):
         return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state; without a tracker as sbi does."""
-        if state_dict["_tracker"] is None:
-            super().__setstate__(state_dict)
-        else:
-            vars(self).update(state_dict)
+        """Set the state, with a new tracker if there is none."""
+        vars(self).update(state_dict)
+        if self._tracker is None:
+            self._tracker = self._default_tracker()

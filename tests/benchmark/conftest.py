@@ -1,5 +1,6 @@
 """Benchmarks of tiny methods, in folders of their own."""
 
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
@@ -7,7 +8,6 @@ import pytest
 pytest.importorskip("sbibm")
 
 from sbi_boed_plugin.benchmark import run_benchmark  # noqa: E402
-from sbi_boed_plugin.benchmark.sbibm_jobs import benchmark_store  # noqa: E402
 from sbi_boed_plugin.benchmark.store import Store  # noqa: E402
 
 MODULE = "tests.benchmark.tiny_methods"
@@ -43,7 +43,7 @@ def records(tmp_path):
         fields = ("method", "seed", "num_observation")
         return {
             tuple(record["job"][name] for name in fields): record
-            for record in benchmark_store(folder).read_all()
+            for record in Store(folder).read_all()
         }
 
     return read
@@ -81,7 +81,7 @@ def add(folder, job, metrics=None, *, result=None, **changed):
     }
     if metrics is not None:
         changed["result"] = values | (result or {})
-    Store(folder).write(make_record(job.settings(), **changed))
+    Store(folder).write(make_record(asdict(job), **changed))
 
 
 class Reader(HTMLParser):

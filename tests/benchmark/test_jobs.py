@@ -1,7 +1,5 @@
 """Jobs: their order, their names, and what is refused before anything runs."""
 
-import math
-
 import pytest
 
 from sbi_boed_plugin.benchmark.jobs import Job, expand_jobs
@@ -25,36 +23,22 @@ def test_settings_that_differ_have_words_that_differ():
     values = [1, "1", 1.5, True, "True", None, "None", "nsf", [1], ["1"], "a=1, b"]
     jobs = [Job("sir", "npe", 10, 0, 1, hyper={"a": value}) for value in values]
     assert len({str(job) for job in jobs}) == len(values)
-    assert [job.unusual for job in jobs[:2]] == [["a=1"], ["a='1'"]]
-    assert jobs[7].unusual == ["a=nsf"]
-    assert Job("sir", "npe", 10, 0, 1, tag="new").unusual == ["tag new"]
+    assert [job.label for job in jobs[:2]] == ["npe, a=1", "npe, a='1'"]
+    assert Job("sir", "npe", 10, 0, 1, tag="new").label == "npe, tag new"
 
 
 def test_hyperparameters_for_one_method_are_those_of_its_jobs_only():
-    hyper = {"a": 1, "npe.a": 2, "my.module:f.b": 3}
+    hyper = {"a": [1, 2], "npe.a": 2, "my.module:f.b": 3}
     methods = ["npe", "nre", "my.module:f"]
     jobs = expand_jobs(["sir"], methods, **SETTINGS, hyper=hyper)
     assert {job.method: job.hyper for job in jobs} == {
         "npe": {"a": 2},
-        "nre": {"a": 1},
-        "my.module:f": {"a": 1, "b": 3},
+        "nre": {"a": [1, 2]},
+        "my.module:f": {"a": [1, 2], "b": 3},
     }
     # Whoever runs `nre` alone, or without what is for others, has the same jobs.
-    alone = expand_jobs(["sir"], ["nre"], **SETTINGS, hyper={"nre.a": 1})
+    alone = expand_jobs(["sir"], ["nre"], **SETTINGS, hyper={"nre.a": [1, 2]})
     assert alone == [job for job in jobs if job.method == "nre"]
-
-
-def test_a_job_comes_back_from_its_plain_form():
-    (job,) = expand_jobs(
-        ["sir"],
-        ["npe"],
-        num_simulations=[10],
-        seeds=[0],
-        observations=[1],
-        hyper={"sizes": (1, 2)},
-    )
-    assert job.hyper == {"sizes": [1, 2]}
-    assert Job(**job.settings()) == job
 
 
 @pytest.mark.parametrize(
@@ -63,21 +47,16 @@ def test_a_job_comes_back_from_its_plain_form():
         ({"num_simulations": []}, "num_simulations="),
         ({"num_simulations": [0]}, "num_simulations=0"),
         ({"num_simulations": [1e3]}, "num_simulations=1000.0"),
-        ({"seeds": [-1]}, "seeds=-1"),
         ({"seeds": [2**32]}, "between 0 and"),
         ({"seeds": [0, 0]}, "repeat"),
         ({"observations": [0]}, "observations=0"),
         ({"observations": "1"}, "must be a list"),
-        ({"num_rounds": 0}, "num_rounds=0"),
         ({"num_rounds": 50_000}, "less than one per round"),
         ({"num_rounds": True}, "num_rounds=True"),
         ({"num_samples": 1}, "num_samples=1"),
-        ({"hyper": {"seed": 1}}, "seed"),
         ({"hyper": {"num_rounds": 1}}, "num_rounds"),
         ({"hyper": {"npe.seed": 1}}, "must not hold seed"),
         ({"hyper": {"nre.num_atoms": 1}}, "'nre'.*npe"),
-        ({"hyper": {"net": object()}}, "net"),
-        ({"hyper": {"rate": math.inf}}, "rate"),
     ],
 )
 def test_what_cannot_be_run_is_refused(changed, message):

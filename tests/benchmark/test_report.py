@@ -7,22 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sbi_boed_plugin.benchmark import make_report
-from sbi_boed_plugin.benchmark.figures import metric_figure, runtime_figure
+from sbi_boed_plugin.benchmark.figures import metric_figure
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.published import URL
-from sbi_boed_plugin.benchmark.summary import read_results
+from sbi_boed_plugin.benchmark.store import Store
+from sbi_boed_plugin.benchmark.summary import mean_and_sem, read_results
 from sbi_boed_plugin.benchmark.tables import (
     difference_table,
     metric_table,
+    published_beside,
     time_table,
-    to_markdown,
 )
-from tests.benchmark.conftest import Reader, add
+from sbi_boed_plugin.sbibm import TASKS
+from tests.benchmark.conftest import Reader, add, make_record
 
-BUDGETS = (1_000, 10_000)
+REPOSITORY = Path(__file__).parents[2]
 ATTACK = "<script>alert('&')</script>"
 
 
@@ -32,7 +34,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("my-bench")
     failure = {"error": f"ValueError: {ATTACK}", "traceback": ATTACK, "output": ATTACK}
     for task in ("slcp", "two_moons"):
-        for budget in BUDGETS:
+        for budget in (1_000, 10_000):
             for observation, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
                 job = Job(task, "npe", budget, seed, observation)
                 value = 0.6 + 0.1 * observation + 0.02 * seed
@@ -56,9 +58,18 @@ def report(folder, tmp_path_factory):
     return output
 
 
-@pytest.fixture(scope="module")
-def html(report):
-    return (report / "index.html").read_text()
+@pytest.fixture
+def single(tmp_path):
+    """Write a job of `sir`, with a budget of 10 and one metric."""
+
+    def write(method, value=0.7, number=1, seed=0, metric="c2st", **changed):
+        names = ("num_rounds", "num_samples", "hyper", "tag")
+        settings = {name: changed.pop(name) for name in names if name in changed}
+        task = changed.pop("task", "sir")
+        job = Job(task, method, 10, seed, number, **settings)
+        add(tmp_path, job, None if "error" in changed else {metric: value}, **changed)
+
+    return write
 
 
 def page_of(folder):
@@ -78,14 +89,11 @@ def best(results, metric="c2st", budget=10):
     return [text.split(" ")[0] for text in marked]
 
 
-def test_everything_is_written(report):
+def test_every_job_has_a_row(report):
     assert {path.name for path in report.iterdir()} == {
         *("results.csv", "summary.csv", "summary.md", "index.html"),
         *("c2st.png", "mmd.png", "runtimes.png"),
     }
-
-
-def test_every_job_has_a_row(report):
     rows = table(report / "results.csv")
     assert len(rows) == 32
     failed = [row for row in rows if row["status"] == "failed"]
@@ -112,69 +120,70 @@ def test_means_are_over_observations_after_seeds(report):
     assert float(row["c2st"]) == pytest.approx(0.8) and row["mmd"] == ""
 
 
-def test_the_page_needs_nothing_else_and_fits_a_phone(html):
+def test_a_mean_leaves_no_row_out():
+    rows = [("a", 1.0), ("b", 5.0), ("a", 3.0), ("c", 1.0), ("c", None)]
+    found = mean_and_sem(pd.DataFrame(rows, columns=["m", "eig"]), ["m"], ["eig"])
+    assert found["m"].tolist() == ["a", "b", "c"]
+    assert found["seeds"].tolist() == [2, 1, 2]
+    assert found["eig"].fillna(-1.0).tolist() == [2.0, 5.0, -1.0]
+    assert found["eig_se"].fillna(-1.0).tolist() == [1.0, -1.0, -1.0]
+
+
+def test_the_page_needs_nothing_else_and_escapes_texts(report):
+    html = (report / "index.html").read_text()
     reader = Reader(html)
     assert reader.open == []
     assert not {"script", "link", "iframe"} & set(reader.tags)
     outside = [a for a in reader.addresses if not a.startswith(("data:", "#"))]
-    assert set(outside) == {URL}
+    assert outside == ["https://arxiv.org/abs/2101.04653"]
     targets = [a[1:] for a in reader.addresses if a.startswith("#")]
     assert targets and all(f'id="{target}"' in html for target in targets)
-    assert "prefers-color-scheme: dark" in html
-    assert 'content="width=device-width, initial-scale=1"' in html
-    # Only tables and figures in their own frames are wider than the screen.
+    # Only tables and figures in their own frames are wider than a phone's screen.
     assert html.count('<div class="scroll"') == html.count("<table>")
-
-
-def test_the_page_says_what_failed_and_escapes_texts(html):
     assert ATTACK not in html and "<b>" not in html and "<careful>" not in html
-    text = Reader(html).text
-    assert ATTACK in text and "mine:<b>" in text
-    assert "failed jobs: 10" in text and "Failures (10)" in text
-    assert text.count("slcp, mine:<b>, 1,000 simulations, seed") == 4
-    assert "jobs/broken.json.unreadable" in text
-    assert "1 failed" in text and "8 jobs: <careful>" in text
-    assert "0.725" in text, "published beside ours"
-    assert "several versions" not in text
+    for text in (
+        *(ATTACK, "mine:<b>", "failed jobs: 10", "Failures (10)", "1 failed"),
+        *("8 jobs: <careful>", "0.725"),
+    ):
+        assert text in reader.text
+    assert reader.text.count("slcp, mine:<b>, 1,000 simulations, seed") == 4
+    assert "several versions" not in reader.text
 
 
-def test_the_same_results_give_the_same_page(folder, html, tmp_path):
-    make_report(folder, tmp_path)
-    assert (tmp_path / "index.html").read_text() == html
-
-
-def test_nothing_says_where_the_results_were_made(bench, tmp_path):
+def test_the_same_results_give_the_same_page_wherever_they_were_made(bench, tmp_path):
     """Tracebacks have paths, which are nobody's business."""
     assert bench("failing", hyper={"mended": "never"}) == 1
     html = page_of(tmp_path / "out")
+    assert page_of(tmp_path / "out") == html
     assert "tests/benchmark/tiny_methods.py" in html
-    for path in (tmp_path, Path(__file__).parents[2], sys.prefix):
+    for path in (tmp_path, REPOSITORY, sys.prefix):
         assert str(path) not in html
 
 
-def test_means_over_other_observations_are_not_ranked(tmp_path):
+def test_a_report_of_what_is_kept_has_the_numbers_that_are_kept(tmp_path):
+    kept = REPOSITORY / "docs" / "results" / "sbibm"
+    make_report(kept, tmp_path)
+    for name in ("summary.csv", "differences.csv", "results.csv", "summary.md"):
+        assert (tmp_path / name).read_text() == (kept / name).read_text()
+
+
+def test_means_over_other_observations_are_not_ranked(single, tmp_path):
     """Who fails where it is hard has the lower mean, and has not won."""
     for task in ("slcp", "sir"):
-        for observation, (value, other) in enumerate(
-            [(0.6, 0.55), (0.7, 0.65), (0.9, None)], start=1
-        ):
-            add(tmp_path, Job(task, "npe", 10, 0, observation), {"c2st": value})
-            job = Job(task, "nre", 10, 0, observation)
-            if other is None:
-                add(tmp_path, job, error="an error")
-            else:
-                add(tmp_path, job, {"c2st": other})
-            if observation < 3:
-                add(tmp_path, Job(task, "nle", 10, 0, observation), {"c2st": 0.51})
+        for number, value in enumerate((0.6, 0.7, 0.9), start=1):
+            single("npe", value, number, task=task)
+            if number < 3:
+                single("nre", value - 0.05, number, task=task)
+                single("nle", 0.51, number, task=task)
+        single("nre", number=3, task=task, error="an error")
     results = read_results(tmp_path)
     cells = results.cells
     assert set(cells.loc[cells["is_comparable"], "method"]) == {"npe"}
     found = metric_table(results, "c2st", 10)
-    assert found.means.dropna().index.tolist() == ["npe"]
+    assert found.texts.loc["mean"].to_dict() == {"nle": "–", "npe": "0.733", "nre": "–"}
     assert best(results) == ["0.733"] * 3
-    text = "\n".join(to_markdown(found))
+    text = found.texts.to_string()
     assert text.count("2 of 3") == 4 and text.count("1 failed") == 2
-    assert "Lowest mean" not in Reader(page_of(tmp_path)).text
     (legend,) = metric_figure(results, "c2st").legends
     assert legend.get_texts()[-1].get_text().startswith("hollow")
 
@@ -184,75 +193,59 @@ def test_means_over_other_observations_are_not_ranked(tmp_path):
     [(10_000, 11, "uses 11 simulations"), (500, 10, "500 samples")],
 )
 def test_who_pays_less_or_is_judged_by_less_is_not_ranked(
-    tmp_path, samples, used, caveat
+    single, tmp_path, samples, used, caveat
 ):
-    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
-    job = Job("sir", "nre", 10, 0, 1, num_samples=samples)
-    add(tmp_path, job, {"c2st": 0.6}, result={"num_simulations_used": used})
+    single("npe", 0.7)
+    result = {"num_simulations_used": used}
+    single("nre", 0.6, num_samples=samples, result=result)
     results = read_results(tmp_path)
     assert best(results) == ["0.700"]
-    assert f"0.600 ({caveat})" in "\n".join(
-        to_markdown(metric_table(results, "c2st", 10))
-    )
+    assert f"0.600 ({caveat})" in metric_table(results, "c2st", 10).texts.to_string()
 
 
-def test_methods_with_everything_are_ranked(tmp_path):
+def test_methods_with_everything_are_ranked(single, tmp_path):
     for task in ("slcp", "sir"):
-        for method, value in (("npe", 0.7), ("nre", 0.8)):
-            add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": value})
+        single("npe", 0.7, task=task)
+        single("nre", 0.8, task=task)
         # Failures of others keep nobody from being ranked.
-        add(tmp_path, Job(task, "nle", 10, 0, 1, num_samples=500), error="an error")
+        single("nle", task=task, num_samples=500, error="an error")
     results = read_results(tmp_path)
     assert best(results) == ["0.700"] * 3
     html = page_of(tmp_path)
     assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"] * 3
-    assert "npe with 10 simulations (0.700)" in Reader(html).text
     assert "hollow" not in str(metric_figure(results, "c2st").legends[0].get_texts())
 
 
-def test_medians_of_times_say_over_how_many_tasks_they_are(tmp_path):
-    for task, method, seconds in (("sir", "npe", 1.0), ("slcp", "npe", 9.0)):
-        times = {"training_seconds": seconds}
-        add(tmp_path, Job(task, method, 10, 0, 1), {"c2st": 0.7}, result=times)
-    add(tmp_path, Job("sir", "nre", 10, 0, 1), {"c2st": 0.7})
-    add(tmp_path, Job("two_moons", "nre", 10, 0, 1), error="an error")
+def test_medians_of_times_say_over_how_many_tasks_they_are(single, tmp_path):
+    single("npe", result={"training_seconds": 1.0})
+    single("npe", result={"training_seconds": 9.0}, task="slcp")
+    single("nre")
+    single("nre", task="two_moons", error="an error")
     results = read_results(tmp_path)
     texts = time_table(results).texts["training [s], 10"]
     # The middle of two: neither the geometric mean nor one of them.
     assert texts.to_dict() == {"npe": "5.000", "nre": "10.0 1 of 2 tasks"}
-    ax = runtime_figure(results).axes[0]
-    diamonds = [line for line in ax.lines if line.get_marker() == "D"]
-    assert [list(line.get_xdata()) for line in diamonds] == [[5.0], [10.0]]
 
 
-@pytest.mark.parametrize("seconds", [(8.0, 8.5), (1.0, 7.0), (0.1, 50.0), (0.0, 0.0)])
-def test_tick_labels_of_times_do_not_collide(tmp_path, recwarn, seconds):
-    """Nor is zero, which a logarithm has no place for, an error."""
-    for task, value in zip(("sir", "slcp"), seconds, strict=True):
-        times = {"training_seconds": value, "sampling_seconds": value}
-        add(tmp_path, Job(task, "npe", 10, 0, 1), {"c2st": 0.7}, result=times)
-    figure = runtime_figure(read_results(tmp_path))
-    figure.savefig(tmp_path / "figure.png")
-    assert not recwarn.list
-    for ax in figure.axes:
-        labels = [*ax.get_xticklabels(), *ax.get_xticklabels(minor=True)]
-        boxes = [label.get_window_extent() for label in labels if label.get_text()]
-        boxes = sorted((box.x0, box.x1) for box in boxes if box.x1 > box.x0)
-        assert all(
-            left[1] < right[0]
-            for left, right in zip(boxes[:-1], boxes[1:], strict=True)
-        )
+def test_a_training_that_observations_share_counts_once(single, tmp_path):
+    for seed, seconds in ((0, 3.0), (1, 5.0)):
+        for number in (1, 2, 3):
+            single("npe", 0.7, number, seed, result={"training_seconds": seconds})
+    single("nle", result={"training_seconds": 3.0})
+    one, many = read_results(tmp_path).cells.to_dict("records")
+    assert (many["training_seconds"], many["training_seconds_se"]) == (4.0, 1.0)
+    assert one["training_seconds"] == 3.0 and math.isnan(one["training_seconds_se"])
 
 
-def test_differences_are_paired_and_shown_everywhere(tmp_path):
+def test_differences_are_paired_and_shown_everywhere(single, tmp_path):
     """On observations that both a variant and its reference have."""
     values = {
         "nre": {(1, 0): 0.5, (1, 1): 0.6, (2, 0): 0.7, (3, 0): 0.1},
         "nre_gkl": {(1, 0): 0.6, (1, 1): 0.5, (2, 0): 0.8, (4, 0): 0.9},
     }
     for method, found in values.items():
-        for (number, seed), value in found.items():
-            add(tmp_path, Job("sir", method, 10, seed, number), {"c2st": value})
+        for place, value in found.items():
+            single(method, value, *place)
     html = page_of(tmp_path)
     (row,) = table(tmp_path / "differences.csv")
     # Of the first observation 0.1 and -0.1, of the second 0.1; others are no pairs.
@@ -265,35 +258,36 @@ def test_differences_are_paired_and_shown_everywhere(tmp_path):
     assert "| sir | +0.050 ± 0.050 |" in (tmp_path / "summary.md").read_text()
 
 
-def test_variants_are_compared_with_like_settings(tmp_path):
+def test_variants_are_compared_with_like_settings(single, tmp_path):
     nsf = {"neural_net": "nsf"}
-    for method, changed, value in (
-        ("npe", {}, 0.5),
-        ("npe", {"hyper": nsf}, 0.6),
-        ("npe", {"num_rounds": 2}, 0.7),
-        ("npe_gkl", {"hyper": nsf}, 0.8),
-        # The other method has no such thing.
-        ("npe_gkl", {"hyper": {"training": "joint"}}, 0.8),
-        ("npe_gkl", {"num_rounds": 2}, 0.8),
-        # There is nothing to compare these with.
-        ("npe_gkl", {"hyper": {"hidden_features": 9}}, 0.8),
-        ("npe_gkl", {"num_samples": 500}, 0.8),
-        ("npe_gkl", {"tag": "new"}, 0.8),
-        ("nle_ince", {}, 0.8),
+    single("npe", 0.5)
+    single("npe", 0.6, hyper=nsf)
+    single("npe", 0.7, num_rounds=2)
+    # The other method has no setting `training`.
+    for changed in (
+        {"hyper": nsf},
+        {"hyper": {"training": "joint"}},
+        {"num_rounds": 2},
     ):
-        add(tmp_path, Job("sir", method, 10, 0, 1, **changed), {"c2st": value})
+        single("npe_gkl", 0.8, **changed)
+    # There is nothing to compare these with.
+    for changed in (
+        {"hyper": {"hidden_features": 9}},
+        {"num_samples": 5},
+        {"tag": "a"},
+    ):
+        single("npe_gkl", 0.8, **changed)
+    single("nle_ince", 0.8)
     # Who uses more simulations is not compared.
-    used = {"num_simulations_used": 1_000}
-    add(tmp_path, Job("sir", "nre", 10, 0, 1), {"c2st": 0.7})
-    add(tmp_path, Job("sir", "nre_gkl", 10, 0, 1), {"c2st": 0.6}, result=used)
+    single("nre", 0.7)
+    single("nre_gkl", 0.6, result={"num_simulations_used": 1_000})
     results = read_results(tmp_path)
     rows = results.differences
     names = rows["label"] + " − " + rows["reference_label"]
-    made = dict(zip(names, rows["difference"], strict=True))
-    assert made == pytest.approx(
+    assert dict(zip(names, rows["difference"], strict=True)) == pytest.approx(
         {
-            "npe_gkl, neural_net=nsf − npe, neural_net=nsf": 0.2,
-            "npe_gkl, training=joint − npe": 0.3,
+            "npe_gkl, neural_net='nsf' − npe, neural_net='nsf'": 0.2,
+            "npe_gkl, training='joint' − npe": 0.3,
             "npe_gkl, 2 rounds − npe, 2 rounds": 0.1,
         }
     )
@@ -301,17 +295,28 @@ def test_variants_are_compared_with_like_settings(tmp_path):
     assert set(difference_table(results, "c2st").texts) == {f"{n}, 10" for n in names}
 
 
-def test_without_variants_there_are_no_differences(tmp_path):
-    add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7})
-    assert "minus" not in page_of(tmp_path)
-    assert not (tmp_path / "differences.csv").exists()
+def test_published_values_that_are_known_by_heart():
+    cells = [(t, r, 10_000) for t in TASKS for r in (1, 10)]
+    columns = ["task", "num_rounds", "num_samples"]
+    rows = published_beside(pd.DataFrame(cells, columns=columns))
+    assert rows["c2st"].between(0.5, 1.0).all()
+    assert len(rows) == len(TASKS) * 6 * 3
+    found = rows.sort_values("num_simulations").groupby(["task", "method"])["c2st"]
+    values = found.apply(list)
+    assert values["two_moons", "NLE"] == [0.773, 0.713, 0.668]
+    assert values["two_moons", "NPE"] == [0.725, 0.606, 0.542]
+    # The paper's 0.812 and 0.731 are of another posterior than sbibm's of today.
+    assert values["gaussian_mixture", "NLE"] == [0.740, 0.723, 0.690]
+    assert values["gaussian_mixture", "NPE"] == [0.716, 0.615, 0.548]
+    assert values["gaussian_mixture", "SNPE"] == [0.669, 0.551, 0.536]
 
 
 @pytest.mark.parametrize(
     ("changed", "shown"),
     [
         ({}, ["NLE", "NPE", "NRE"]),
-        ({"num_samples": 1_000}, []),
+        ({"num_samples": 9_999}, []),
+        ({"num_rounds": 2}, []),
         ({"num_rounds": 10}, ["SNLE", "SNPE", "SNRE"]),
     ],
 )
@@ -325,28 +330,22 @@ def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
     assert [text.get_text().split(",")[0] for text in legend[1:]] == shown
 
 
-def test_what_is_unusual_is_in_the_names_and_what_all_share_is_said_once(tmp_path):
-    for changed in (
-        {},
-        {"num_rounds": 2},
-        {"hyper": {"a": 1}},
-        {"hyper": {"a": "1"}},
-        {"tag": "new"},
-    ):
-        job = Job("sir", "npe", 10, 0, 1, num_samples=500, **changed)
-        add(tmp_path, job, {"c2st_forest": 0.7})
+def test_what_is_unusual_is_in_the_names_and_other_jobs_are_none(single, tmp_path):
+    settings = ({}, {"num_rounds": 2}, {"hyper": {"a": 1}}, {"tag": "new"})
+    for changed in (*settings, {"hyper": {"a": "1"}, "num_samples": 500}):
+        single("npe", metric="c2st_forest", **changed)
+    Store(tmp_path).write(make_record({"method": "nmc", "seed": 0}))
     results = read_results(tmp_path)
-    names = ["npe", "npe, tag new", "npe, a='1'", "npe, a=1", "npe, 2 rounds"]
-    assert results.labels == names
+    names = ["npe", "npe, tag new", "npe, a=1", "npe, 2 rounds"]
+    assert results.labels == ["npe, 500 samples, a='1'", *names]
     text = Reader(page_of(tmp_path)).text
-    assert "500 samples" not in text and "samples500" in text
+    assert "minus" not in text and not (tmp_path / "differences.csv").exists()
 
 
-def test_mixed_versions_are_told(tmp_path):
-    for observation, version in enumerate(["0.26", "0.27", "0.27"], start=1):
+def test_mixed_versions_are_told(single, tmp_path):
+    for number, version in enumerate(["0.26", "0.27", "0.27"], start=1):
         versions = {"sbi_boed_plugin": "0.1", "sbi": version}
-        job = Job("sir", "npe", 10, 0, observation)
-        add(tmp_path, job, {"c2st": 0.7}, versions=versions)
+        single("npe", number=number, versions=versions)
     text = Reader(page_of(tmp_path)).text
     assert "1 job of sbi_boed_plugin 0.1, sbi 0.26" in text
     assert "2 jobs of sbi_boed_plugin 0.1, sbi 0.27" in text
@@ -355,23 +354,20 @@ def test_mixed_versions_are_told(tmp_path):
 
 def test_a_metric_that_some_jobs_lack_has_no_mean(tmp_path):
     add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7, "mmd": 0.1})
-    failure = {"error": f"mmd: {ATTACK}", "traceback": "its trace", "status": "done"}
+    failure = {"error": ATTACK, "traceback": "its trace", "status": "done"}
     add(tmp_path, Job("sir", "npe", 10, 0, 2), {"c2st": 0.8}, **failure)
     text = Reader(page_of(tmp_path)).text
     (row,) = table(tmp_path / "summary.csv")
     assert row["mmd"] == "" and float(row["c2st"]) == pytest.approx(0.75)
     assert "–" in (tmp_path / "summary.md").read_text()
     # The job counts as done, and the failure is told.
-    for part in (f"mmd: {ATTACK}", "its trace", "Failures (1)", "failed jobs: 0"):
+    for part in (ATTACK, "its trace", "Failures (1)", "failed jobs: 0"):
         assert part in text
 
 
-def test_failures_alone_make_a_report(tmp_path):
-    job = Job("sir", "npe", 10, 0, 1)
-    add(tmp_path, job, error="an error", traceback="its trace")
-    names = {path.name for path in make_report(tmp_path)}
-    assert names == {"results.csv", "summary.csv", "summary.md", "index.html"}
-    assert "its trace" in (tmp_path / "index.html").read_text()
+def test_failures_alone_make_a_report(single, tmp_path):
+    single("npe", error="an error", traceback="its trace")
+    assert "its trace" in page_of(tmp_path)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):
@@ -381,36 +377,15 @@ def test_a_folder_without_results_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_training_that_observations_share_counts_once(tmp_path):
-    for seed, seconds in ((0, 3.0), (1, 5.0)):
-        times = {"training_seconds": seconds}
-        for number in (1, 2, 3):
-            job = Job("sir", "npe", 10, seed, number)
-            add(tmp_path, job, {"c2st": 0.7}, result=times)
-    job = Job("sir", "nle", 10, 0, 1)
-    add(tmp_path, job, {"c2st": 0.7}, result={"training_seconds": 3.0})
-    one, many = read_results(tmp_path).cells.to_dict("records")
-    assert (many["training_seconds"], many["training_seconds_se"]) == (4.0, 1.0)
-    assert one["training_seconds"] == 3.0 and math.isnan(one["training_seconds_se"])
-
-
-def test_long_names_fit_above_few_panels(tmp_path):
-    for rounds in (1, 10):
-        for task in ("sir", "slcp"):
-            job = Job(task, "npe", 10, 0, rounds, num_rounds=rounds)
-            add(tmp_path, job, {"c2st": 0.7})
+def test_long_names_fit_above_few_panels(single, tmp_path):
+    for task in ("sir", "slcp"):
+        single("npe", task=task)
+        single("npe", task=task, num_rounds=10)
     figure = metric_figure(read_results(tmp_path), "c2st")
     figure.savefig(tmp_path / "figure.png")
     (legend,) = figure.legends
     box = legend.get_window_extent()
     assert box.x0 >= 0.0 and box.x1 <= figure.bbox.x1
-
-
-def test_a_report_of_what_is_kept_has_the_numbers_that_are_kept(tmp_path):
-    kept = Path(__file__).parents[2] / "docs" / "results" / "sbibm"
-    make_report(kept, tmp_path)
-    for name in ("summary.csv", "differences.csv", "results.csv", "summary.md"):
-        assert (tmp_path / name).read_text() == (kept / name).read_text()
 
 
 def test_optional_packages_are_imported_by_a_report_only():

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin.benchmark.frames import mean_and_sem, result_table
-from sbi_boed_plugin.benchmark.runner import IncompleteError, run_jobs
+from sbi_boed_plugin.benchmark.runner import run_jobs
 from sbi_boed_plugin.benchmark.store import FolderInUseError, Store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -48,8 +47,6 @@ def misbehave(settings):
         raise SystemExit("no configuration")
     if does == "tensor":
         return {"eig": torch.zeros(())}
-    if does == "half":
-        raise IncompleteError("b: lost", {"a": 1}, [ValueError("lost")])
     if does == "warn":
         for number in (0, 0, *range(30)):
             warnings.warn(f"{number} " + "x" * 1_000, stacklevel=2)
@@ -86,8 +83,16 @@ def test_what_is_finished_is_not_run_again(tmp_path):
     assert again[0]["result"]["process"] != before[0]["result"]["process"]
 
 
+def test_failures_are_skipped_aloud(tmp_path, capfd):
+    """They run again when asked to, of which a benchmark's tests are."""
+    store, jobs = Store(tmp_path / "out"), [{"does": "raise"}]
+    failed = run(tmp_path, misbehave, jobs)
+    assert run_jobs(misbehave, jobs, store) == failed
+    assert "1 of 1 jobs failed earlier" in capfd.readouterr().err
+
+
 def test_failures_are_kept_with_what_is_known_of_them(tmp_path, capfd):
-    names = ["raise", "die", "leave", "tensor", "half", "warn", "good"]
+    names = ["raise", "die", "leave", "tensor", "warn", "good"]
     store = Store(tmp_path / "out")
     records = run_jobs(misbehave, [{"does": name} for name in names], store)
     assert records == [store.read({"does": name}) for name in names]
@@ -99,9 +104,6 @@ def test_failures_are_kept_with_what_is_known_of_them(tmp_path, capfd):
     assert "exit code -9" in found["die"]["error"]
     assert found["leave"]["error"] == "SystemExit: no configuration"
     assert "not JSON serializable" in found["tensor"]["error"]
-    assert (found["half"]["status"], found["half"]["result"]) == ("done", {"a": 1})
-    assert found["half"]["error"] == "b: lost"
-    assert "ValueError: lost" in found["half"]["traceback"]
     assert len(found["warn"]["warnings"]) == len(set(found["warn"]["warnings"])) == 20
     assert max(map(len, found["warn"]["warnings"])) == 500
     assert found["good"]["status"] == "done" and found["good"]["error"] == ""
@@ -116,30 +118,6 @@ def test_jobs_that_take_too_long_are_ended(tmp_path):
     assert time.monotonic() - started < 40.0
     errors = [record["error"] for record in records]
     assert errors == ["it took longer than 5 s"] * 2 + [""] * 2
-
-
-def mend(settings, mended):
-    if not mended.exists():
-        raise ValueError("not mended")
-    return {"eig": 2.0}
-
-
-def test_failures_run_again_when_asked_and_never_replace_a_result(tmp_path, capfd):
-    from functools import partial
-
-    mended = tmp_path / "mended"
-    function, jobs = partial(mend, mended=mended), [{"seed": 0}]
-    (failed,) = run(tmp_path, function, jobs)
-    assert failed["status"] == "failed"
-    mended.touch()
-    assert run_jobs(function, jobs, Store(tmp_path / "out")) == [failed]
-    assert "1 of 1 jobs failed earlier" in capfd.readouterr().err
-    (done,) = run(tmp_path, function, jobs, retry_failed=True)
-    assert (done["status"], done["error"]) == ("done", "")
-    mended.unlink()
-    (after,) = run(tmp_path, function, jobs, is_complete=lambda record: False)
-    assert after["result"] == done["result"] and after["status"] == "done"
-    assert "not mended" in after["error"]
 
 
 def test_results_of_other_versions_are_kept_and_told_of(tmp_path, capfd):
@@ -166,26 +144,6 @@ def test_wrong_arguments_leave_no_folder(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, draw, **{"jobs": [{"seed": 0}], **changed})
     assert os.listdir(tmp_path) == []
-
-
-def test_rows_are_averaged_over_seeds_and_none_is_left_out(tmp_path):
-    rows = [("a", 0, 1.0), ("b", 0, 5.0), ("a", 1, 3.0), ("c", 0, 1.0), ("c", 1, None)]
-    records = [
-        {
-            "job": {"method": method, "seed": seed},
-            "status": "done",
-            "result": {"eig": eig},
-            "seconds": 1.0,
-            "load": None,
-            "versions": {"sbi_boed_plugin": "1"},
-        }
-        for method, seed, eig in rows
-    ]
-    table = mean_and_sem(result_table(records), ["method"], ["eig"])
-    assert table["method"].tolist() == ["a", "b", "c"]
-    assert table["seeds"].tolist() == [2, 1, 2]
-    assert table["eig"].fillna(-1.0).tolist() == [2.0, 5.0, -1.0]
-    assert table["eig_se"].fillna(-1.0).tolist() == [1.0, -1.0, -1.0]
 
 
 # Runs itself again if its processes did; each job notes its process.

@@ -1,18 +1,16 @@
 """Benchmarks: what a job measures, what is kept of it, and what is refused."""
 
 import math
-import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin.benchmark import methods, metrics, sbibm_jobs
+from sbi_boed_plugin.benchmark import metrics, sbibm_jobs
 from sbi_boed_plugin.benchmark.jobs import Job
-from sbi_boed_plugin.benchmark.processes import IncompleteError
-from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.sbibm import RunOutcome, get_task
-from tests.benchmark.conftest import MODULE, add, make_record
+from tests.benchmark.conftest import MODULE, add
 
 
 def lines(path):
@@ -50,7 +48,7 @@ def test_a_result_depends_on_its_job_only(bench, records, tmp_path):
     assert len(values) == 4, "seeds and observations do not matter"
 
 
-def test_metrics_asked_for_later_are_added_and_samples_kept(bench, records, tmp_path):
+def test_metrics_asked_for_later_are_added(bench, records, tmp_path):
     log = tmp_path / "log"
     settings = {"hyper": {"log": str(log)}, "observations": [1]}
     bench("logged", **settings)
@@ -61,13 +59,6 @@ def test_metrics_asked_for_later_are_added_and_samples_kept(bench, records, tmp_
     assert second["result"]["metrics"]["mmd"] == first["result"]["metrics"]["mmd"]
     bench("logged", metrics=["mmd"], **settings)
     assert len(lines(log)) == 2, "it has run again for nothing"
-    assert not list((tmp_path / "out").rglob("*.npz"))
-    bench("logged", save_samples=True, **settings)
-    (path,) = (tmp_path / "out").rglob("*.npz")
-    with np.load(path) as kept:
-        assert kept["samples"].shape == (50, 2)
-    bench("logged", save_samples=True, **settings)
-    assert len(lines(log)) == 3
 
 
 def test_a_failure_is_kept_and_retried_and_a_result_survives_it(
@@ -77,19 +68,62 @@ def test_a_failure_is_kept_and_retried_and_a_result_survives_it(
     hyper = {"mended": str(mended)}
     assert bench("failing", hyper=hyper) == 1
     failed, done = records().values()
-    assert (failed["status"], done["status"]) == ("failed", "done")
     assert failed["error"] == "ZeroDivisionError: division by <zero> & more"
     assert 'File "tests/benchmark/tiny_methods.py"' in failed["traceback"]
     assert failed["output"] == "about to divide <by> zero\n"
+    assert done["status"] == "done"
     mended.touch()
     assert bench("failing", hyper=hyper) == 1
     assert bench("failing", hyper=hyper, retry_failed=True) == 0
     before = next(iter(records().values()))
+    # Another metric needs other samples; that these cannot be had costs nothing.
     mended.unlink()
     assert bench("failing", hyper=hyper, metrics=["ppc"]) == 1
     after = next(iter(records().values()))
     assert after["status"] == "done" and after["result"] == before["result"]
     assert "ZeroDivisionError" in after["error"]
+
+
+def test_a_method_that_does_not_end_fails_alone(bench, records):
+    # A generous limit, which others do not pass on a machine that is busy.
+    assert bench("endless", time_limit=6.0, num_workers=2) == 1
+    failed, done = records().values()
+    assert failed["error"] == "it took longer than 6 s"
+    assert done["status"] == "done"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_fails_its_job(tmp_path, monkeypatch, value):
+    """Also if an earlier run has measured it, and this one does not ask for it."""
+    monkeypatch.setitem(metrics.METRICS, "ppc", lambda *_: value)
+    job = Job("two_moons", f"{MODULE}:likely", 100, 0, 1, num_samples=50)
+    for wanted in (["mmd", "ppc"], ["mmd"]):
+        with pytest.raises(ValueError, match=f"ppc is {value}"):
+            sbibm_jobs._run_job(asdict(job), folder=tmp_path, metrics=wanted)
+        add(tmp_path, job, {"ppc": 0.5})
+
+
+@pytest.mark.parametrize("tag", ["", "v2"])
+def test_our_methods_are_given_seed_cache_and_tag(tmp_path, monkeypatch, tag):
+    given = []
+
+    def run_method(name, task, *numbers, **settings):
+        given.append((name, task.name, numbers, settings))
+        samples = np.zeros((numbers[0], task.dim_parameters))
+        log_prob = torch.tensor([1.5])
+        return RunOutcome(samples, 90, log_prob, 3.0, 2.0, True, {"log_z": 0.5})
+
+    monkeypatch.setattr(sbibm_jobs.sbibm, "run_method", run_method)
+    job = Job("two_moons", "npe_gkl", 100, 5, 3, 2, 50, {"hidden_features": 50}, tag)
+    outcome = sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
+    settings = {"seed": 5, "cache": tmp_path, "num_rounds": 2, "hidden_features": 50}
+    # Another tag trains anew.
+    settings["cache_tag"] = tag or None
+    assert given == [("npe_gkl", "two_moons", (50, 100, 3), settings)]
+    # sbibm's simulators refuse NumPy's double precision.
+    assert outcome.samples.dtype == torch.float32
+    assert outcome.log_prob_true_parameters == 1.5
+    assert (outcome.training_seconds, outcome.sampling_seconds) == (3.0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -103,81 +137,14 @@ def test_a_failure_is_kept_and_retried_and_a_result_survives_it(
 def test_what_methods_must_not_return_is_an_error(tmp_path, method, message):
     job = Job("two_moons", f"{MODULE}:{method}", 100, 0, 1, num_samples=50)
     with pytest.raises(ValueError, match=message):
-        methods.run_job_method(job, get_task("two_moons"), tmp_path)
+        sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
 
 
-def test_a_method_that_does_not_end_fails_alone(bench, records):
-    # A generous limit, which others do not pass on a machine that is busy.
-    assert bench("endless", time_limit=6.0, num_workers=2) == 1
-    failed, done = records().values()
-    assert failed["error"] == "it took longer than 6 s"
-    assert done["status"] == "done"
-
-
-@pytest.fixture
-def measure(tmp_path, monkeypatch):
-    """Run a job in this process, with a metric that does what it is told."""
-    job = Job("two_moons", f"{MODULE}:likely", 100, 0, 1, num_samples=50)
-
-    def run(value, wanted=("mmd", "ppc")):
-        def compute(task, samples, number):
-            if isinstance(value, Exception):
-                raise value
-            return value
-
-        monkeypatch.setitem(metrics.METRICS, "ppc", compute)
-        settings = {"folder": tmp_path, "metrics": wanted, "save_samples": False}
-        return sbibm_jobs._run_job(job.settings(), **settings)
-
-    run.job = job
-    return run
-
-
-@pytest.mark.parametrize(
-    ("value", "error"),
-    [
-        (MemoryError("too many pairs"), "MemoryError: too many pairs"),
-        (math.nan, "ValueError: its value is nan"),
-        (math.inf, "ValueError: its value is inf"),
-    ],
-)
-def test_a_metric_that_fails_does_not_cost_the_others(measure, tmp_path, value, error):
-    with pytest.raises(IncompleteError, match=f"ppc: {error}") as caught:
-        measure(value)
-    assert set(caught.value.result["metrics"]) == {"mmd"}
-    # What had been measured before is not given away for it.
-    add(tmp_path, measure.job, {"ppc": 0.5})
-    with pytest.raises(RuntimeError, match=f"ppc: {error}"):
-        measure(value, ["mmd"])
-    assert set(measure(0.25, ["mmd"])["metrics"]) == {"mmd", "ppc"}
-
-
-def test_our_methods_are_given_seed_and_cache(tmp_path, monkeypatch):
-    given = []
-
-    def run_method(name, task, *numbers, **settings):
-        given.append((name, task.name, numbers, settings))
-        samples = np.zeros((numbers[0], task.dim_parameters))
-        log_prob = torch.tensor([1.5])
-        return RunOutcome(samples, 90, log_prob, 3.0, 2.0, True, {"log_z": 0.5})
-
-    monkeypatch.setattr(methods.sbibm, "run_method", run_method)
-    job = Job("two_moons", "npe_gkl", 100, 5, 3, 2, 50, {"hidden_features": 50})
-    outcome = methods.run_job_method(job, get_task("two_moons"), tmp_path)
-    settings = {"seed": 5, "cache": tmp_path, "num_rounds": 2, "hidden_features": 50}
-    assert given == [("npe_gkl", "two_moons", (50, 100, 3), settings)]
-    # sbibm's simulators refuse NumPy's double precision.
-    assert outcome.samples.dtype == torch.float32
-    assert outcome.log_prob_true_parameters == 1.5
-    assert (outcome.training_seconds, outcome.sampling_seconds) == (3.0, 2.0)
-
-
-def test_a_method_that_takes_rounds_is_told_how_many(tmp_path):
-    for rounds in (1, 10):
-        method = f"{MODULE}:several_rounds"
-        job = Job("two_moons", method, 100, 0, 1, num_rounds=rounds, num_samples=50)
-        outcome = methods.run_job_method(job, get_task("two_moons"), tmp_path)
-        assert (outcome.samples == rounds / 10).all()
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_a_method_that_takes_rounds_is_told_how_many(tmp_path, rounds):
+    job = Job("two_moons", f"{MODULE}:several_rounds", 100, 0, 1, rounds, 50)
+    outcome = sbibm_jobs._run_method(job, get_task("two_moons"), tmp_path)
+    assert (outcome.samples == rounds / 10).all()
 
 
 def test_numbers_may_be_those_of_numpy_and_hyperparameters_for_one_method(
@@ -197,56 +164,32 @@ def test_numbers_may_be_those_of_numpy_and_hyperparameters_for_one_method(
         ({"tasks": ["two_mons"]}, "two_mons"),
         ({"methods": ["npe_glk"]}, "npe_gkl"),
         ({"methods": ["nowhere:method"]}, "nowhere"),
+        ({"methods": ["licensed:run"]}, "licensed:run.*RuntimeError: no licence"),
         ({"methods": [f"{MODULE}:nothing"]}, "nothing"),
         ({"methods": [f"{MODULE}:constant"]}, "not a function"),
         ({"method": "prior", "num_rounds": 2}, "num_rounds"),
         ({"observations": [11]}, "at most 10"),
         ({"metrics": ["c2ts"]}, "c2st"),
+        ({"metrics": []}, "c2st_forest"),
         ({"num_workers": 0}, "num_workers=0"),
         ({"time_limit": -1.0}, "positive number of seconds"),
         ({"methods": ["npe"], "hyper": {"hidden_featurs": 3}}, "hidden_features"),
         ({"methods": ["npe"], "hyper": {"hidden_features": "3"}}, "'3' must be an int"),
         ({"methods": ["nre"], "hyper": {"neural_net": "maf"}}, "'maf'.*resnet"),
         ({"methods": ["npe", "nle"], "hyper": {"num_atoms": 3}}, "'nle'.*num_atoms"),
-        ({"methods": ["npe"], "hyper": {"nle.num_atoms": 3}}, "'nle'.*npe"),
-        ({"method": "likely", "hyper": {"scael": 3}}, "no scael, but .*scale"),
+        ({"method": "likely", "hyper": {"scale": math.inf}}, "must hold numbers"),
+        ({"method": "likely", "hyper": {"scale": object()}}, "must hold numbers"),
+        ({"method": "likely", "hyper": {"scael": 3}}, "'scael'"),
     ],
 )
-def test_wrong_arguments_leave_no_folder(bench, tmp_path, changed, message):
+def test_wrong_arguments_leave_no_folder(
+    bench, tmp_path, monkeypatch, changed, message
+):
+    (tmp_path / "licensed.py").write_text("raise RuntimeError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=message):
         bench(**changed)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_module_that_fails_when_imported_is_named(bench, tmp_path, monkeypatch):
-    (tmp_path / "licensed.py").write_text("raise RuntimeError('no licence')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=r"licensed:run.*RuntimeError: no licence"):
-        bench(methods=["licensed:run"])
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"metrics": {"mmd": "small"}},
-        {"metrics": [0.5]},
-        {"training_seconds": "long"},
-        {"num_simulations_used": None},
-        {"diagnostics": {"log_z": "high"}},
-        None,
-    ],
-)
-def test_a_record_with_values_of_other_kinds_is_set_aside(tmp_path, changed):
-    job = Job("sir", "npe", 10, 0, 1)
-    if changed is None:
-        settings = {**job.settings(), "num_samples": "many"}
-        Store(tmp_path).write(make_record(settings, error="E: failed"))
-    else:
-        add(tmp_path, job, {}, result=changed)
-    with pytest.warns(UserWarning, match=re.escape("task=sir")):
-        assert sbibm_jobs.benchmark_store(tmp_path).read_all() == []
-    add(tmp_path, job, {"mmd": 0.5})
-    assert len(sbibm_jobs.benchmark_store(tmp_path).read_all()) == 1
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ def test_features_are_the_mean_over_single_measurements():
     one = MeasurementSetEmbedding(1, output_dim=6)
     one.load_state_dict(many.state_dict())
     x, design = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    single = [one(torch.stack([x[..., j], design[..., j]], dim=-1)) for j in range(4)]
     features = many(torch.cat([x, design], dim=-1))
     assert features.shape == (2, 3, 6)
-    torch.testing.assert_close(features, torch.stack(single).mean(dim=0))
+    single = one(torch.stack([x, design], dim=-1))
+    torch.testing.assert_close(features, single.mean(dim=-2))
 
 
 def rows_and_pairs(unit=1.0):
@@ -80,9 +80,8 @@ def test_wrong_sizes_are_refused_and_devices_followed():
 def test_a_search_can_see_its_data_through_it():
     task = tasks.get_task("bmp", dim_design=3)
     embedding = MeasurementSetEmbedding(3, hidden_features=8, output_dim=4)
-    trainer = make_trainer(
-        task, posterior_embedding=embedding, show_progress_bars=False
-    )
+    quiet = {"show_progress_bars": False}
+    trainer = make_trainer(task, posterior_embedding=embedding, **quiet)
     result = find_design(trainer, task, num_steps=3, num_eig_samples=20)
     x, design = torch.rand(5, 3), result.design.expand(5, -1)
     data = torch.cat([x, design], dim=1)

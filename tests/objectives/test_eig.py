@@ -5,56 +5,34 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, Uniform
 
-from sbi_boed_plugin import estimate_eig, tasks
+from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.objectives.eig import NoEstimateError
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import CHECK
 
-
-def estimate(design, **kwargs):
-    return estimate_eig(
-        Model.log_likelihood,
-        Model.simulate,
-        prior=Model.prior,
-        design=torch.tensor([design]),
-        **kwargs,
-    )
+UNIT = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
 
 
-@pytest.mark.parametrize("design", [0.0, 0.5, 1.0, 3.0, 10.0])
-@pytest.mark.parametrize("num_contrastive", [15, 255])
-def test_bounds_enclose_the_exact_value(design, num_contrastive):
-    task = tasks.get_task("gaussian_linear")
-    design = torch.tensor([design])
-    exact, _ = task.exact_eig(design)
-    results = {
-        bound: estimate_eig(
-            task.log_likelihood,
-            task.simulator,
-            prior=task.prior,
-            design=design,
-            bound=bound,
-            num_samples=2_000,
-            num_contrastive=num_contrastive,
-            seed=0,
-        )
-        for bound in ("pce", "snmc", "exact")
-    }
-    lower, upper, best = results["pce"], results["snmc"], results["exact"]
-    print(f"{lower.value:.3f} <= {exact:.3f} <= {upper.value:.3f}; {best}")
-    assert lower.value <= float(exact) + 3 * lower.standard_error
-    assert upper.value >= float(exact) - 3 * upper.standard_error
-    assert abs(best.value - float(exact)) <= 3 * best.standard_error
-    assert lower.cap == pytest.approx(math.log(num_contrastive + 1))
-    assert lower.value <= lower.cap
-    assert upper.cap is None and best.cap is None
+def estimate(design, log_likelihood=Model.log_likelihood, **kwargs):
+    settings = {"simulator": Model.simulate, "prior": Model.prior, **kwargs}
+    return estimate_eig(log_likelihood, design=torch.tensor([design]), **settings)
 
 
 @pytest.mark.filterwarnings("ignore:The pce estimate")
-@pytest.mark.parametrize("num_contrastive", [1, 2, 7])
-def test_pce_never_exceeds_its_cap(num_contrastive):
-    eig = estimate(1e4, num_contrastive=num_contrastive, num_samples=500, seed=1)
-    assert eig.value <= math.log(num_contrastive + 1) + 1e-6
+@pytest.mark.parametrize("design", [0.0, 0.5, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("num_contrastive", [15, 255])
+def test_bounds_enclose_the_exact_value(design, num_contrastive):
+    exact = Model.eig(torch.tensor([design])).item()
+    settings = {"num_samples": 2_000, "num_contrastive": num_contrastive, "seed": 0}
+    lower, upper, best = (
+        estimate(design, bound=bound, **settings) for bound in ("pce", "snmc", "exact")
+    )
+    assert lower.value <= exact + 3 * lower.standard_error
+    assert upper.value >= exact - 3 * upper.standard_error
+    assert abs(best.value - exact) <= 3 * best.standard_error
+    assert lower.cap == pytest.approx(math.log(num_contrastive + 1))
+    assert lower.value <= lower.cap
+    assert upper.cap is None and best.cap is None
 
 
 def test_standard_error_is_that_of_repeated_estimates():
@@ -77,23 +55,6 @@ def test_seed_reproduces_and_leaves_the_global_state_alone():
     assert estimate(1.0, num_samples=100, num_contrastive=31, seed=8) != first
 
 
-def test_estimators_of_sbi_are_accepted():
-    class Estimator:
-        log_prob = staticmethod(Model.log_prob)
-
-    kwargs = {
-        "prior": Model.prior,
-        "design": torch.ones(1),
-        "seed": 0,
-        "num_samples": 50,
-    }
-    by_estimator = estimate_eig(Estimator(), Model.simulate, **kwargs)
-    by_function = estimate_eig(Model.log_likelihood, Model.simulate, **kwargs)
-    assert by_estimator.value == pytest.approx(by_function.value, abs=1e-5)
-    with pytest.raises(ValueError, match="bound='exact' needs the true likelihood"):
-        estimate_eig(Estimator(), Model.simulate, bound="exact", **kwargs)
-
-
 def test_it_warns_near_the_cap_and_below_zero():
     with pytest.warns(UserWarning, match="within 1 nat of the largest value"):
         estimate(100.0, num_contrastive=31, seed=0)
@@ -102,16 +63,13 @@ def test_it_warns_near_the_cap_and_below_zero():
         return Normal(-theta * design, 1.0).log_prob(x).sum(-1)
 
     with pytest.warns(UserWarning, match="is negative"):
-        eig = estimate_eig(
-            misfit, Model.simulate, prior=Model.prior, design=torch.ones(1), seed=0
-        )
+        eig = estimate(1.0, misfit, seed=0)
     assert eig.value < 0
 
 
 def test_without_a_valid_simulation_there_is_no_estimate():
-    kwargs = {"prior": Model.prior, "design": torch.ones(1), "seed": 0}
     with pytest.raises(NoEstimateError, match="All 1000 simulations") as raised:
-        estimate_eig(Model.log_likelihood, lambda t, d: t * torch.nan, **kwargs)
+        estimate(1.0, simulator=lambda t, d: t * torch.nan, seed=0)
     # Also when it comes back from another process.
     for error in (raised.value, pickle.loads(pickle.dumps(raised.value))):
         assert error.num_simulations == 1000 + CHECK
@@ -120,7 +78,6 @@ def test_without_a_valid_simulation_there_is_no_estimate():
 
 def test_failures_that_depend_on_the_parameters_are_no_information():
     """The data are noise; which runs fail depends on theta, but that is not used."""
-    prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
 
     def simulate(theta, design):
         return torch.where(theta < design, torch.nan, torch.randn_like(theta))
@@ -131,31 +88,23 @@ def test_failures_that_depend_on_the_parameters_are_no_information():
         return torch.where(inside, Normal(0.0, 1.0).log_prob(x).sum(-1), -1e3)
 
     with pytest.warns(UserWarning, match="tell nothing"):
-        eig = estimate_eig(
-            log_likelihood,
-            simulate,
-            prior=prior,
-            design=torch.tensor([0.8]),
-            num_samples=4_000,
-            seed=0,
-        )
+        settings = {"simulator": simulate, "num_samples": 4_000, "seed": 0}
+        eig = estimate(0.8, log_likelihood, prior=UNIT, **settings)
     # Whether a run fails is all that an experiment tells, at most its entropy.
     entropy = -(0.8 * math.log(0.8) + 0.2 * math.log(0.2))
     assert eig.value <= entropy
 
 
 def test_terms_without_explanation_are_refused():
-    prior = Independent(Uniform(torch.zeros(1), torch.ones(1)), 1)
-
     def log_likelihood(x, theta, design):
         return Uniform(theta, theta + 1e-3, validate_args=False).log_prob(x).sum(-1)
 
     with pytest.raises(ValueError, match="terms of bound='snmc' are not finite"):
-        estimate_eig(
+        estimate(
+            0.0,
             log_likelihood,
-            lambda theta, design: theta + 1e-3 * torch.rand_like(theta),
-            prior=prior,
-            design=torch.zeros(1),
+            simulator=lambda theta, design: theta + 1e-3 * torch.rand_like(theta),
+            prior=UNIT,
             bound="snmc",
             num_contrastive=63,
             num_samples=100,

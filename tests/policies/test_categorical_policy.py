@@ -12,22 +12,15 @@ def policy():
     return CategoricalPolicy(CANDIDATES, logits=LOGITS)
 
 
-def test_probabilities_are_those_of_the_weights():
-    this = policy()
-    log_prob = this.log_prob(CANDIDATES)
-    torch.testing.assert_close(log_prob, LOGITS.log_softmax(dim=0))
-    assert log_prob.exp().sum().item() == pytest.approx(1.0)
-    uniform = CategoricalPolicy(CANDIDATES)
-    assert uniform.probabilities.tolist() == [0.25] * 4
-
-
-def test_samples_follow_the_probabilities():
-    this = policy()
+def test_probabilities_mode_and_samples_are_those_of_the_weights():
+    this, probabilities = policy(), LOGITS.softmax(dim=0)
+    torch.testing.assert_close(this.log_prob(CANDIDATES).exp(), probabilities)
+    torch.testing.assert_close(this.describe()["probabilities"], probabilities)
+    assert this.mode.tolist() == [0.0, -0.5]
+    assert CategoricalPolicy(CANDIDATES).probabilities.tolist() == [0.25] * 4
     samples = this.sample((20_000,))
-    assert not samples.requires_grad
-    for candidate, p in zip(CANDIDATES, this.probabilities, strict=True):
+    for candidate, p in zip(CANDIDATES, probabilities.tolist(), strict=True):
         share = (samples == candidate).all(dim=1).float().mean().item()
-        p = p.item()
         assert share == pytest.approx(p, abs=4 * (p * (1 - p) / 20_000) ** 0.5)
 
 
@@ -41,28 +34,15 @@ def test_score_gradient_is_that_of_the_expectation():
     assert ((mean - exact).abs() < 4.5 * error).all()
 
 
-def test_weights_move_to_the_best_candidate():
-    this = CategoricalPolicy(torch.arange(5.0).unsqueeze(1))
-    optimizer = torch.optim.Adam(this.parameters(), lr=0.1)
-    for _ in range(100):
-        design = this.sample((32,))
-        reward = -(design.squeeze(1) - 3.0).square()
-        optimizer.zero_grad()
-        (-(reward - reward.mean()) * this.log_prob(design)).mean().backward()
-        optimizer.step()
-    assert this.mode.tolist() == [3.0]
-    assert this.probabilities[3] > 0.8
-
-
 def test_support_is_the_list_of_candidates():
     this = policy()
     others = torch.tensor([[0.0, 1.001], [2.0, -0.5], [2e-9, 1e6], [torch.nan, 1.0]])
-    assert this.support.check(CANDIDATES).all()
-    assert not this.support.check(others).any()
-    assert (this.log_prob(others) == -torch.inf).all()
     assert this.support.is_discrete and this.support.event_dim == 1
+    assert "1000000.0" in str(this.support)
     mixed = torch.cat([CANDIDATES, others]).reshape(2, 4, 2)
-    assert this.log_prob(mixed).isfinite().tolist() == [[True] * 4, [False] * 4]
+    expected = [[True] * 4, [False] * 4]
+    assert this.support.check(mixed).tolist() == expected
+    assert this.log_prob(mixed).isfinite().tolist() == expected
 
 
 def test_designs_may_pass_through_single_precision():
@@ -79,13 +59,3 @@ def test_gradient_is_finite_beside_designs_that_match_none():
         log_prob = this.log_prob(design).clamp_min(-1e3).sum()
         gradients.extend(torch.autograd.grad(log_prob, this.logits))
     torch.testing.assert_close(*gradients)
-
-
-def test_mode_and_record():
-    this = policy()
-    assert this.mode.tolist() == [0.0, -0.5]
-    record = this.describe()
-    torch.testing.assert_close(record["probabilities"], LOGITS.softmax(dim=0))
-    assert not record["probabilities"].requires_grad
-    record["mode"].fill_(3.0)
-    assert torch.equal(this.candidates, CANDIDATES)

@@ -14,28 +14,20 @@ LOW, HIGH = [-1.0, 0.0], [1.0, 1.0]
 LOCATIONS = [[0.1, 0.5], [-1.0, 0.3], [1.0, 1.0]]
 
 
-def policy(scale=0.15, logits=(0.3, -0.4, 0.1), dtype=torch.float64, loc=LOCATIONS):
+def policy(scale=0.15, loc=LOCATIONS, dtype=torch.float64, low=LOW, high=HIGH):
+    low, high, loc = (torch.tensor(values, dtype=dtype) for values in (low, high, loc))
     this = TruncatedNormalMixturePolicy(
-        torch.tensor(LOW, dtype=dtype),
-        torch.tensor(HIGH, dtype=dtype),
-        num_components=len(loc),
-        loc=torch.tensor(loc, dtype=dtype),
-        scale=scale,
+        low, high, num_components=len(loc), loc=loc, scale=scale
     )
-    this.logits.data = torch.tensor(logits, dtype=dtype)
+    if len(loc) == 3:
+        this.logits.data = torch.tensor([0.3, -0.4, 0.1], dtype=dtype)
     return this
 
 
-def line(locations, weights, scale, dtype=torch.float32):
+def line(locations, weights, scale):
     """Components on the interval from 0 to 1."""
-    this = TruncatedNormalMixturePolicy(
-        torch.zeros(1, dtype=dtype),
-        torch.ones(1, dtype=dtype),
-        num_components=len(locations),
-        loc=torch.tensor(locations, dtype=dtype).unsqueeze(1),
-        scale=scale,
-    )
-    this.logits.data = torch.tensor(weights, dtype=dtype).log()
+    this = policy(scale, [[loc] for loc in locations], low=[0.0], high=[1.0])
+    this.logits.data = torch.tensor(weights, dtype=torch.float64).log()
     return this
 
 
@@ -71,7 +63,6 @@ def test_one_component_is_a_truncated_normal():
 def test_samples_follow_the_density(scale):
     this = policy(scale)
     samples = this.sample((20_000,))
-    assert not samples.requires_grad
     assert this.support.check(samples).all()
     grid, area = grid_over(LOW, HIGH, 401)
     mass = this.log_prob(grid).exp() * area
@@ -99,18 +90,6 @@ def test_gradients_are_those_of_the_expectation(scale, surrogate):
     assert (exact.abs() > 0.02).sum() >= 6
 
 
-def test_pathwise_gradient_has_the_smaller_error_of_locations():
-    this = policy(0.15)
-    errors = {}
-    for surrogate in (by_score, by_rsample):
-        gradients = [
-            torch.autograd.grad(surrogate(this, (500,)), this._unit_loc)[0]
-            for _ in range(20)
-        ]
-        errors[surrogate] = torch.stack(gradients).std(dim=0).norm()
-    assert errors[by_rsample] < 0.7 * errors[by_score]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 5.0])
 def test_gradients_are_finite_for_narrow_and_wide_components(scale, dtype):
@@ -121,17 +100,13 @@ def test_gradients_are_finite_for_narrow_and_wide_components(scale, dtype):
             assert gradient.isfinite().all()
 
 
-def test_far_components_carry_their_own_locations():
-    # Each draw follows the component it came from: dE[x]/dmu_k = w_k.
+def test_far_components_carry_their_own_locations_and_weights():
     this = line([0.2, 0.8], [0.25, 0.75], 0.01)
+    # Each draw follows the component it came from: dE[x]/dmu_k = w_k.
     (gradient,) = torch.autograd.grad(this.rsample((20_000,)).mean(), this._unit_loc)
     error = 4 * (0.25 * 0.75 / 20_000) ** 0.5
     assert gradient.flatten().tolist() == pytest.approx([0.25, 0.75], abs=error)
-
-
-def test_weights_of_components_apart_learn_by_the_score():
-    # dE[x]/dlogit_2 = w_1 w_2 (mu_2 - mu_1), to which no design in the gap is needed.
-    this = line([0.2, 0.8], [0.25, 0.75], 0.01)
+    # dE[x]/dlogit_2 = w_1 w_2 (mu_2 - mu_1): the score needs no design in the gap.
     design = this.sample((20_000,))
     surrogate = (design[:, 0] - design.mean()) * this.log_prob(design)
     (gradient,) = torch.autograd.grad(surrogate.mean(), this.logits)
@@ -148,7 +123,7 @@ def test_weights_of_components_apart_learn_by_the_score():
     ],
 )
 def test_mode_is_the_most_likely_design(locations, weights, scale):
-    this = line(locations, weights, scale, torch.float64)
+    this = line(locations, weights, scale)
     grid = torch.linspace(0.0, 1.0, 10_001, dtype=torch.float64).unsqueeze(1)
     best = grid[this.log_prob(grid).argmax()]
     assert this.mode.item() == pytest.approx(best.item(), abs=2e-3)
@@ -158,12 +133,9 @@ def test_mode_is_the_most_likely_design(locations, weights, scale):
 
 @pytest.mark.parametrize("num_components", range(1, 9))
 def test_initial_locations_cover_the_box(num_components):
-    this = TruncatedNormalMixturePolicy(
-        torch.tensor([-1.0]), torch.tensor([1.0]), num_components=num_components
-    )
-    again = TruncatedNormalMixturePolicy(
-        torch.tensor([-1.0]), torch.tensor([1.0]), num_components=num_components
-    )
+    box = torch.tensor([-1.0]), torch.tensor([1.0])
+    this = TruncatedNormalMixturePolicy(*box, num_components=num_components)
+    again = TruncatedNormalMixturePolicy(*box, num_components=num_components)
     assert torch.equal(this.loc, again.loc)
     edges = torch.tensor([-1.0, *sorted(this.loc.flatten().tolist()), 1.0])
     assert (edges.diff() > 0.0).all()
@@ -179,12 +151,11 @@ def test_annealing_projection_and_record():
     this = line([0.2, 0.8], [0.25, 0.75], (0.3, 0.1))
     assert this.scale.item() == pytest.approx(0.3)
     this.anneal(1.0)
-    assert this.scale.item() == pytest.approx(0.1)
     with torch.no_grad():
         this._unit_loc.copy_(torch.tensor([[-0.5], [1.5]]))
     this.project()
-    assert this.loc.flatten().tolist() == [0.0, 1.0]
     record = this.describe()
+    assert record["scale"].tolist() == pytest.approx([0.1])
+    assert record["loc"].flatten().tolist() == [0.0, 1.0]
     assert record["weights"].tolist() == pytest.approx([0.25, 0.75])
-    assert record["loc"].shape == (2, 1)
     assert record["mode"].tolist() == pytest.approx([1.0])

@@ -7,7 +7,6 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
 from tests.contract_cases import (
     DIM_THETA,
-    SAMPLERS,
     draw,
     for_cases,
     for_each,
@@ -93,15 +92,9 @@ def test_the_posterior_does_not_follow_later_training(case):
 
 @for_each_case
 def test_an_estimator_and_a_prior_can_be_handed_over(case):
-    sample_with, parameters = SAMPLERS["rejection"]
     kwargs = {"design": case.designs()} if case.has_designs else {}
-    other = case.make(prior=None)
-    posterior = other.build_posterior(
-        trained_estimator(case),
-        case.prior(),
-        sample_with,
-        posterior_parameters=parameters,
-        **kwargs,
+    posterior = case.make(prior=None).build_posterior(
+        trained_estimator(case), case.prior(), "rejection", **kwargs
     )
     theta, x_o = case.prior().sample((5,)), case.observe()
     assert torch.allclose(
@@ -114,20 +107,12 @@ def test_an_estimator_and_a_prior_can_be_handed_over(case):
 @for_each_case
 def test_settings_may_come_in_either_of_sbis_forms(case):
     kwargs = {"design": case.designs()} if case.has_designs else {}
+    old = {"mcmc_method": "slice_np", "mcmc_parameters": {"num_chains": 3}}
     with pytest.warns(FutureWarning, match="mcmc_parameters"):
-        posterior = trained(case).build_posterior(
-            sample_with="mcmc",
-            mcmc_method="slice_np",
-            mcmc_parameters={"num_chains": 3},
-            **kwargs,
-        )
+        posterior = trained(case).build_posterior(sample_with="mcmc", **old, **kwargs)
     assert (posterior.method, posterior.num_chains) == ("slice_np", 3)
-    posterior = trained(case).build_posterior(
-        sample_with="mcmc",
-        posterior_parameters=SAMPLERS["slice_np"][1].with_param(num_chains=2),
-        **kwargs,
-    )
-    assert (posterior.method, posterior.num_chains) == ("slice_np", 2)
+    posterior = case.build_posterior(trained(case), "slice_np_vectorized")
+    assert (posterior.method, posterior.num_chains) == ("slice_np_vectorized", 2)
 
 
 # --- Several observations -------------------------------------------------------------

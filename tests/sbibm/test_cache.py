@@ -4,31 +4,22 @@ import copy
 import subprocess
 import sys
 import textwrap
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from sbi_boed_plugin.sbibm import TASKS, _cache, get_task
-from sbi_boed_plugin.sbibm._cache import TrainingCache, is_from_sbibm, training_key
+from sbi_boed_plugin.sbibm._cache import TrainingCache, training_key
 from sbi_boed_plugin.sbibm.settings import PosteriorSettings
 
 X_O = torch.zeros(1, 2)
 
 
-class Counter:
-    """Counts how often it makes something."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self):
-        self.count += 1
-        return {"value": torch.arange(3.0)}
-
-
 @pytest.fixture
 def make():
-    return Counter()
+    """Makes something; `make.call_count` tells how often."""
+    return Mock(side_effect=lambda: torch.arange(3.0))
 
 
 # --- What is kept ---------------------------------------------------------------------
@@ -36,23 +27,14 @@ def make():
 
 def test_memory_and_files_return_what_was_made_once(tmp_path, make):
     cache = TrainingCache()
-    first, kept = cache.get("key", make, tmp_path)
-    assert not kept
-    again, kept = cache.get("key", make, tmp_path)
-    assert kept
-    assert again is first
-    loaded, kept = TrainingCache().get("key", make, tmp_path)
-    assert kept
-    assert torch.equal(loaded["value"], first["value"])
-    assert make.count == 1
-
-
-def test_what_is_in_memory_is_kept_in_a_folder_that_comes_later(tmp_path, make):
-    cache = TrainingCache()
-    cache.get("key", make, None)
-    assert cache.get("key", make, tmp_path)[1]
-    assert TrainingCache().get("key", make, tmp_path)[1]
-    assert make.count == 1
+    first, was_kept = cache.get("key", make, None)
+    assert not was_kept
+    # What is in memory is kept in a folder that comes later.
+    again, was_kept = cache.get("key", make, tmp_path)
+    assert was_kept and again is first
+    loaded, was_kept = TrainingCache().get("key", make, tmp_path)
+    assert was_kept and torch.equal(loaded, first)
+    assert make.call_count == 1
 
 
 def test_memory_is_bounded(make):
@@ -69,18 +51,8 @@ def test_a_damaged_file_is_told_and_made_again(tmp_path, make):
     path.write_bytes(path.read_bytes()[:20])
     with pytest.warns(UserWarning, match=r"key\.pt cannot be read"):
         TrainingCache().get("key", make, tmp_path)
-    assert make.count == 2
+    assert make.call_count == 2
     assert TrainingCache().get("key", make, tmp_path)[1]
-
-
-def test_a_failure_leaves_no_file(tmp_path, make):
-    def fail():
-        raise RuntimeError("no luck")
-
-    with pytest.raises(RuntimeError, match="no luck"):
-        TrainingCache().get("key", fail, tmp_path)
-    assert not list(tmp_path.glob("*.pt*"))
-    assert not TrainingCache().get("key", make, tmp_path)[1]
 
 
 def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
@@ -91,23 +63,10 @@ def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
     cache = TrainingCache()
     with pytest.warns(UserWarning, match=r"key\.pt cannot be written .*No space"):
         first, kept = cache.get("key", make, tmp_path)
-    assert not kept and set(first) == {"value"}
+    assert not kept and len(first) == 3
     with pytest.warns(UserWarning, match="in memory only"):
         assert cache.get("key", make, tmp_path)[1]
-    assert make.count == 1
-
-
-def test_a_lock_of_a_killed_process_is_released(tmp_path, make):
-    # Kills itself while it holds the lock.
-    code = f"""
-        import os, signal
-        from pathlib import Path
-        from filelock import FileLock
-        FileLock(Path({str(tmp_path)!r}) / "key.lock").acquire()
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
-    assert not TrainingCache().get("key", make, tmp_path)[1]
+    assert make.call_count == 1
 
 
 # --- Under which key ------------------------------------------------------------------
@@ -126,7 +85,7 @@ def test_a_task_has_the_same_key_however_it_is_used(name):
     assert torch.equal(torch.get_rng_state(), before)
     task.get_simulator()(task.get_prior()(num_samples=2))
     task._lazy_de = object()  # as the solver in Julia is kept.
-    assert is_from_sbibm(task)
+    assert first is not None
     assert key(task) == first == key(get_task(name))
 
 
@@ -154,14 +113,13 @@ def test_tasks_of_sbibm_are_told_apart():
     ],
 )
 def test_other_trainings_have_other_keys(two_moons, change):
-    assert key(two_moons, **change) != key(two_moons)
+    assert key(two_moons, **change) != key(two_moons) == key(two_moons, cache="here")
 
 
 def test_what_only_later_rounds_depend_on(two_moons):
-    assert key(two_moons, cache="here") == key(two_moons)
-    for change in ({"x_o": torch.ones(1, 2)}, {"max_sampling_time": 5.0}):
-        assert key(two_moons, **change) == key(two_moons)
-        assert key(two_moons, num_rounds=2, **change) != key(two_moons, num_rounds=2)
+    other = {"x_o": torch.ones(1, 2)}
+    assert key(two_moons, **other) == key(two_moons)
+    assert key(two_moons, num_rounds=2, **other) != key(two_moons, num_rounds=2)
 
 
 @pytest.mark.parametrize("name", ["sbi", "torch", "sbibm", "sbi_boed_plugin"])
@@ -196,5 +154,4 @@ def test_a_task_of_ones_own_is_not_one_of_sbibm(two_moons):
 
     changed = copy.copy(two_moons)
     changed.get_simulator = lambda max_calls=None: None
-    assert not is_from_sbibm(Mine())
-    assert not is_from_sbibm(changed)
+    assert key(Mine()) is key(changed) is None

@@ -85,6 +85,7 @@ def test_the_runner_runs_a_method(application, name):
         overrides.append(CHAINS)
     if name != "nre_gkl":
         overrides.append("algorithm.params.neural_net=mdn")
+    assert configure(application).algorithm.name == "Prior"
     cfg = configure(application, *overrides)
     assert cfg.device == "cpu"
     assert OmegaConf.to_container(cfg, resolve=True)["algorithm"]["run"] == name
@@ -105,11 +106,6 @@ def test_the_runner_runs_a_method(application, name):
     assert samples.shape == (40, task.dim_parameters)
     assert float(num_simulations) == 60
     assert log_prob is None or float(log_prob) < 1e3
-
-
-def test_an_application_keeps_its_own_configurations(application):
-    cfg = configure(application)
-    assert cfg.algorithm.name == "Prior"
 
 
 def test_an_application_without_sbibm_is_left_alone(application, monkeypatch):

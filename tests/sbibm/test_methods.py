@@ -8,8 +8,7 @@ from torch.distributions import Independent, LogNormal, Normal, biject_to
 
 from sbi_boed_plugin import EnergyConfig
 from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
-from sbi_boed_plugin.sbibm._run import CACHE, _log_prob
-from sbi_boed_plugin.sbibm.methods import _RECIPES
+from sbi_boed_plugin.sbibm.methods import _RECIPES, CACHE, _log_prob
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
 CHAINS = {"num_chains": 10, "warmup_steps": 2, "thin": 1, "init_strategy": "proposal"}
@@ -30,42 +29,28 @@ def empty_cache():
     CACHE.clear()
 
 
+@pytest.mark.parametrize("num_rounds", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_answers_as_sbibm_expects(two_moons, name):
+def test_a_method_answers_as_sbibm_expects(two_moons, name, num_rounds):
     torch.manual_seed(0)
+    observation = {"num_observation": 3}
+    if num_rounds == 2:
+        # Without a number, the true parameters are not known.
+        observation = {"observation": two_moons.get_observation(1)}
+    settings = fast(name, num_rounds=num_rounds)
     result = METHODS[name](
-        task=two_moons,
-        num_samples=20,
-        num_simulations=101,
-        num_observation=3,
-        **fast(name),
+        task=two_moons, num_samples=20, num_simulations=103, **observation, **settings
     )
     assert type(result) is tuple
     samples, num_simulations, log_prob = result
     assert samples.shape == (20, 2)
     assert torch.all(samples.abs() <= 1.0)
-    assert num_simulations == 101
-    if name in NORMALIZED:
+    assert num_simulations == 103
+    if name in NORMALIZED and num_rounds == 1:
         assert log_prob.shape == (1,)
         assert log_prob.isfinite()
     else:
         assert log_prob is None
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_sequential_run_keeps_the_budget(two_moons, name):
-    torch.manual_seed(0)
-    samples, num_simulations, log_prob = METHODS[name](
-        two_moons,
-        10,
-        103,
-        observation=two_moons.get_observation(1),
-        **fast(name, num_rounds=2),
-    )
-    assert samples.shape == (10, 2)
-    assert num_simulations == 103
-    # Without a number, the true parameters are not known.
-    assert log_prob is None
 
 
 @pytest.mark.parametrize("name", ["nle", "npe"])
@@ -93,16 +78,17 @@ def test_log_densities_of_transformed_parameters_are_those_of_parameters():
     torch.testing.assert_close(density, prior.log_prob(truth))
 
 
-def test_the_same_seed_gives_the_same_samples_whatever_ran_before(two_moons):
-    def run():
-        return run_method("npe", two_moons, 20, 100, 1, **fast("npe", seed=7))
+def run_npe(task, number=1, **more):
+    return run_method("npe", task, 5, 60, number, **fast("npe", **more))
 
+
+def test_the_same_seed_gives_the_same_samples_whatever_ran_before(two_moons):
     torch.manual_seed(1)
-    first = run()
+    first = run_npe(two_moons, seed=7)
     CACHE.clear()
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = run()
+    second = run_npe(two_moons, seed=7)
     assert not second.from_cache
     assert torch.equal(first.samples, second.samples)
     assert torch.equal(torch.get_rng_state(), before)
@@ -110,28 +96,23 @@ def test_the_same_seed_gives_the_same_samples_whatever_ran_before(two_moons):
 
 def test_without_a_seed_runs_differ_and_nothing_is_kept(two_moons):
     torch.manual_seed(0)
-    first, second = (
-        run_method("npe", two_moons, 20, 100, 1, **fast("npe")) for _ in range(2)
-    )
+    first, second = run_npe(two_moons), run_npe(two_moons)
     assert not second.from_cache
     assert not torch.equal(first.samples, second.samples)
 
 
 def test_observations_share_a_training(two_moons):
-    def run(number, **more):
-        return run_method("npe", two_moons, 5, 100, number, **fast("npe", **more))
-
-    first, other = run(1, seed=0), run(2, seed=0)
+    first, other = (run_npe(two_moons, number, seed=0) for number in (1, 2))
     assert not first.from_cache
     assert other.from_cache
     assert other.training_seconds == first.training_seconds
     assert not torch.equal(first.samples, other.samples)
     # Whether an observation comes first or second makes no difference to it.
     CACHE.clear()
-    assert torch.equal(run(2, seed=0).samples, other.samples)
-    assert not run(1, seed=1).from_cache
-    assert not run(1, seed=0, num_rounds=2).from_cache
-    assert not run(2, seed=0, num_rounds=2).from_cache
+    assert torch.equal(run_npe(two_moons, 2, seed=0).samples, other.samples)
+    assert not run_npe(two_moons, 1, seed=1).from_cache
+    for number in (1, 2):
+        assert not run_npe(two_moons, number, seed=0, num_rounds=2).from_cache
 
 
 def test_a_task_of_ones_own_is_kept_with_a_tag_only(two_moons, tmp_path):
@@ -139,7 +120,7 @@ def test_a_task_of_ones_own_is_kept_with_a_tag_only(two_moons, tmp_path):
         pass
 
     def run(**more):
-        return run_method("npe", Mine(), 5, 60, 1, **fast("npe", seed=0, **more))
+        return run_npe(Mine(), seed=0, **more)
 
     assert not run().from_cache and not run().from_cache
     with pytest.raises(ValueError, match="needs a cache_tag: Mine is a task of your"):
@@ -150,17 +131,17 @@ def test_a_task_of_ones_own_is_kept_with_a_tag_only(two_moons, tmp_path):
 
 
 def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
-    def run():
-        return run_method(
-            "npe_gkl", two_moons, 20, 100, 1, **fast("npe_gkl", seed=0, cache=tmp_path)
-        )
-
-    first = run()
+    settings = fast("npe_gkl", seed=0, cache=tmp_path)
+    first = run_method("npe_gkl", two_moons, 20, 100, 1, **settings)
     CACHE.clear()
-    second = run()
+    second = run_method("npe_gkl", two_moons, 20, 100, 1, **settings)
     assert second.from_cache
     assert torch.equal(first.samples, second.samples)
     assert set(second.diagnostics) >= {"acceptance_rate", "truncated_mass"}
+
+
+class Stop(Exception):
+    """Ends a run where a test has seen enough of it."""
 
 
 def test_methods_with_the_same_seed_see_the_same_simulations(monkeypatch):
@@ -168,19 +149,13 @@ def test_methods_with_the_same_seed_see_the_same_simulations(monkeypatch):
     task = get_task("sir")
     seen = []
 
-    class Simulated(Exception):
-        pass
+    def simulate(theta):
+        seen.append(theta)
+        raise Stop
 
-    def get_simulator(max_calls=None):
-        def simulate(theta):
-            seen.append(theta)
-            raise Simulated
-
-        return simulate
-
-    monkeypatch.setattr(task, "get_simulator", get_simulator)
+    monkeypatch.setattr(task, "get_simulator", lambda max_calls=None: simulate)
     for name in METHODS:
-        with pytest.raises(Simulated):
+        with pytest.raises(Stop):
             run_method(name, task, 5, 60, 1, **fast(name, seed=3))
     for theta in seen[1:]:
         torch.testing.assert_close(theta, seen[0])
@@ -206,16 +181,13 @@ def test_the_energy_may_be_given_as_a_dictionary():
 def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper):
     given = {}
 
-    class Trained(Exception):
-        pass
-
     def train(self, **kwargs):
         given.update(kwargs)
-        raise Trained
+        raise Stop
 
     monkeypatch.setattr(_RECIPES[name][0], "train", train)
     shared = {"training_batch_size": 30, "max_num_epochs": 3}
-    with pytest.raises(Trained):
+    with pytest.raises(Stop):
         run_method(name, two_moons, 5, 50, 1, **hyper, **shared)
     assert given.items() >= {**hyper, **shared}.items()
 
@@ -228,10 +200,17 @@ def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper)
         ("nre", {"neural_net": "maf"}, "'maf'.*resnet"),
         ("nle_ince", {"num_contrastive": 0}, "at least 1"),
         ("nle", {"mcmc_method": "slice"}, "slice_np_vectorized"),
-        ("npe", {"automatic_transforms_enabled": "no"}, "True or False, got 'no'"),
+        ("npe", {"automatic_transforms_enabled": "no"}, "'no' is unknown.*True, False"),
+        ("npe", {"num_rounds": 0}, "num_rounds=0"),
+        ("npe", {"simulation_batch_size": 0}, "size=0"),
+        ("npe", {"hidden_features": "50"}, "'50' must be an integer"),
+        ("npe", {"max_num_epochs": 1.5}, "1.5 must be an integer"),
+        ("npe", {"num_atoms": 1}, "at least 2"),
+        ("npe", {"neural_net": "nsff"}, "'nsff'.*maf"),
+        ("npe", {"z_score_x": "no"}, "'no'.*independent"),
     ],
 )
-def test_values_are_checked_before_anything_is_simulated(name, hyper, message):
+def test_hyperparameters_are_checked_before_anything_is_simulated(name, hyper, message):
     with pytest.raises(ValueError, match=message):
         check_hyper(name, **hyper)
 
@@ -243,15 +222,8 @@ def test_values_are_checked_before_anything_is_simulated(name, hyper, message):
         ({"num_observation": 1, "observation": torch.zeros(1, 2)}, "either"),
         ({"num_observation": 11}, r"num_observation=11 .* 1 to 10"),
         ({"observation": torch.zeros(1, 3)}, r"\(1, 3\).*\(1, 2\)"),
-        ({"num_observation": 1, "num_rounds": 0}, "num_rounds=0"),
         ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
         ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
-        ({"num_observation": 1, "simulation_batch_size": 0}, "size=0"),
-        ({"num_observation": 1, "hidden_features": "50"}, "'50' must be an integer"),
-        ({"num_observation": 1, "max_num_epochs": 1.5}, "1.5 must be an integer"),
-        ({"num_observation": 1, "num_atoms": 1}, "at least 2"),
-        ({"num_observation": 1, "neural_net": "nsff"}, "'nsff'.*maf"),
-        ({"num_observation": 1, "z_score_x": "no"}, "'no'.*independent"),
     ],
 )
 def test_wrong_arguments_are_refused(two_moons, arguments, message):

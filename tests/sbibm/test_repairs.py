@@ -107,15 +107,17 @@ def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
 
 
 def test_simulators_are_replaced_once():
-    repair_sbibm()
     names = ("SIR", "sir"), ("LotkaVolterra", "lotka_volterra"), ("SLCP", "slcp")
-    classes = [
-        getattr(importlib.import_module(f"sbibm.tasks.{name}.task"), kind)
-        for kind, name in names
-    ]
-    before = [task.get_simulator for task in classes]
-    repair_sbibm()
-    assert [task.get_simulator for task in classes] == before
+
+    def simulators():
+        repair_sbibm()
+        modules = [importlib.import_module(f"sbibm.tasks.{n}.task") for _, n in names]
+        return [
+            getattr(module, kind).get_simulator
+            for module, (kind, _) in zip(modules, names, strict=True)
+        ]
+
+    assert simulators() == simulators()
 
 
 def test_later_releases_are_left_as_they_are(monkeypatch, forgotten_sir):
@@ -134,21 +136,31 @@ def forgotten_sir():
     sys.modules[SIR] = before
 
 
-def test_an_installed_diffeqtorch_is_left_alone(tmp_path, monkeypatch, forgotten_sir):
-    (tmp_path / "diffeqtorch.py").write_text("class DiffEq:\n    mine = True\n")
+@pytest.fixture
+def diffeqtorch(tmp_path, monkeypatch, forgotten_sir):
+    """The file of a diffeqtorch that is installed, for the tests to write."""
     monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "diffeqtorch.py"
+
+
+def test_an_installed_diffeqtorch_is_left_alone(diffeqtorch):
+    diffeqtorch.write_text("class DiffEq:\n    mine = True\n")
     repair_sbibm()
     module = sys.modules[SIR]
     assert module.DiffEq.mine
     assert not hasattr(module.SIR.get_simulator, "__wrapped__")
 
 
-def test_a_broken_diffeqtorch_is_told_and_done_without(
-    tmp_path, monkeypatch, forgotten_sir
-):
-    (tmp_path / "diffeqtorch.py").write_text("raise RuntimeError('no Julia here')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.warns(UserWarning, match="no Julia here"):
+@pytest.mark.parametrize(
+    "code, message",
+    [
+        ("raise RuntimeError('no Julia here')", "no Julia here"),
+        ("import julia_of_nobody", "julia_of_nobody"),
+    ],
+)
+def test_a_broken_diffeqtorch_is_told_and_done_without(diffeqtorch, code, message):
+    diffeqtorch.write_text(code + "\n")
+    with pytest.warns(UserWarning, match=message):
         repair_sbibm()
     task = sys.modules[SIR].SIR()
     assert task.get_simulator()(task.get_prior()(num_samples=2)).shape == (2, 10)

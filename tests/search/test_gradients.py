@@ -15,7 +15,6 @@ from sbi_boed_plugin.search.gradients import (
     DATA_PATHS,
     POLICY_GRADIENTS,
     leave_one_out_baseline,
-    partial_path,
     score_loss,
 )
 from tests.oracles import LinearGaussian as Model
@@ -24,13 +23,8 @@ FULL = [method for method in POLICY_GRADIENTS if method != "partial"]
 
 
 def test_there_are_five_gradients():
-    assert set(POLICY_GRADIENTS) == {
-        "score",
-        "surrogate",
-        "implicit",
-        "pathwise",
-        "partial",
-    }
+    names = {"score", "surrogate", "implicit", "pathwise", "partial"}
+    assert set(POLICY_GRADIENTS) == names
 
 
 @pytest.mark.parametrize("loc", [1.0, 3.0])
@@ -41,39 +35,31 @@ def test_the_finite_difference_is_the_derivative_of_the_closed_form(loc):
     assert narrow == pytest.approx(exact, abs=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["info_nce", "barber_agakov"])
-@pytest.mark.parametrize("loc", [1.0, 3.0])
-@pytest.mark.parametrize("method", FULL)
-def test_gradients_are_those_of_the_exact_information(method, loc, objective):
-    row = gradient_row(method, objective, loc, num_batches=60)
-    print(row)
+@pytest.mark.parametrize(
+    ("objective", "num_batches", "precision"),
+    [
+        ("info_nce", 60, 0.03),
+        ("barber_agakov", 60, 0.03),
+        pytest.param("barber_agakov", 2_000, 0.005, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("loc", [1.0, 3.0, 9.5])
+@pytest.mark.parametrize("method", POLICY_GRADIENTS)
+def test_gradients_are_those_of_the_exact_information(
+    method, loc, objective, num_batches, precision
+):
+    """Except for `partial`, which is zero."""
+    row = gradient_row(method, objective, loc, num_batches=num_batches)
+    error, exact = row["standard_error"], row["finite_difference"]
     # The bound of Barber and Agakov is tight with the exact posterior. The slope of the
     # contrastive one with 100 contrastive samples is lower by less than 0.012.
     bias = 0.012 if objective == "info_nce" else 0.0
-    error = row["standard_error"]
-    assert error < 0.03
-    assert abs(row["value"] - row["finite_difference"]) < 3.5 * error + bias
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", FULL)
-@pytest.mark.parametrize("loc", [1.0, 3.0, 9.5])
-def test_gradients_are_those_of_the_exact_information_also_at_the_edge(method, loc):
-    row = gradient_row(method, "barber_agakov", loc, num_batches=2_000)
-    print(row)
-    assert row["standard_error"] < 0.005
-    error = 3.5 * row["standard_error"] + 2e-4  # rows are rounded to 1e-4.
-    assert abs(row["value"] - row["finite_difference"]) < error
-
-
-@pytest.mark.parametrize("objective", ["info_nce", "barber_agakov"])
-@pytest.mark.parametrize("loc", [1.0, 3.0])
-def test_partial_is_zero_with_exact_densities(loc, objective):
-    row = gradient_row("partial", objective, loc, num_batches=60)
-    print(row)
-    assert row["standard_error"] < 0.01
-    assert abs(row["value"]) < 3.5 * row["standard_error"]
-    assert row["finite_difference"] > 15 * row["standard_error"]
+    if method == "partial":
+        assert error < 0.01
+        assert exact > 15 * error or loc > 9.0
+        exact = bias = 0.0
+    assert error < precision
+    assert abs(row["value"] - exact) < 3.5 * error + bias + 1e-4  # rows are rounded.
 
 
 @pytest.mark.parametrize("objective", ["info_nce", "barber_agakov", "marginal"])
@@ -125,7 +111,6 @@ def test_pathwise_needs_a_simulator_with_a_gradient():
     estimators = exact_estimators(slope, dim_theta=1, dim_design=1)
     with pytest.raises(ValueError, match="(?s)gradient='pathwise'.*gradient='score'"):
         DATA_PATHS["pathwise"](batch, estimators)
-    assert partial_path(batch, estimators) is not None
 
 
 def test_baseline_leaves_the_expectation_and_lowers_the_variance():
@@ -134,6 +119,7 @@ def test_baseline_leaves_the_expectation_and_lowers_the_variance():
     torch.testing.assert_close(leave_one_out_baseline(values), expected)
 
     policy = policy_at(1.0, 1.0)
+    parameters = list(policy.parameters())
     with_baseline, without = [], []
     for _ in range(300):
         designs = policy.sample(torch.Size((50,)))
@@ -142,11 +128,8 @@ def test_baseline_leaves_the_expectation_and_lowers_the_variance():
         log_prob = policy.log_prob(designs)
         losses = score_loss(terms, log_prob), -(terms * log_prob).mean()
         for loss, gradients in zip(losses, (with_baseline, without), strict=True):
-            gradients.append(
-                torch.autograd.grad(loss, list(policy.parameters()), retain_graph=True)[
-                    0
-                ].item()
-            )
+            (part,) = torch.autograd.grad(loss, parameters, retain_graph=True)
+            gradients.append(part.item())
     with_baseline, without = torch.tensor(with_baseline), torch.tensor(without)
     assert with_baseline.std() < 0.2 * without.std()
     error = without.std().item() / 300**0.5

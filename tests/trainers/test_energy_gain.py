@@ -29,17 +29,12 @@ class KnownRatios:
 
 def rows(own, pool, inside=None):
     """Validation rows with ratios `own` and pools with ratios `pool`."""
-    both = torch.cat([own.unsqueeze(0), pool])
-    log_weight = torch.zeros(both.shape)
+    both = torch.cat([own.unsqueeze(0), pool]).unsqueeze(-1)
+    log_weight = torch.zeros(both.shape[:2])
     if inside is not None:
         log_weight[1:][~inside] = -torch.inf
-    return _Rows(
-        theta=both.unsqueeze(-1),
-        noise=torch.zeros(*both.shape, 0),
-        log_weight=log_weight,
-        features=torch.zeros(NUM_ROWS, 0),
-        kernel=torch.ones(NUM_ROWS),
-    )
+    nothing, kernel = torch.zeros(NUM_ROWS, 0), torch.ones(NUM_ROWS)
+    return _Rows(both, both[..., :0], log_weight, nothing, kernel)
 
 
 def judge(gains, of_objective):
@@ -98,16 +93,9 @@ def trained_energy(theta, x, num_train, **kwargs):
     build = energy_nn(hidden_features=16, num_blocks=1, dropout=0.0)
     hybrid = HybridEstimator(GaussianBase(1.0), build(theta, x), frozen_base=True)
     rows = torch.arange(len(theta))
-    settings = {"learning_rate": 0.03, "weight_decay": 0.0, **kwargs}
-    history = train_energy(
-        hybrid,
-        theta,
-        x,
-        train_rows=rows[:num_train],
-        validation_rows=rows[num_train:],
-        config=EnergyConfig(**settings),
-    )
-    return hybrid, history
+    split = {"train_rows": rows[:num_train], "validation_rows": rows[num_train:]}
+    config = EnergyConfig(learning_rate=0.03, weight_decay=0.0, **kwargs)
+    return hybrid, train_energy(hybrid, theta, x, config=config, **split)
 
 
 def test_simulations_that_choose_the_epoch_do_not_decide():

@@ -18,16 +18,6 @@ BRIEF = EnergyConfig(max_num_epochs=2)
 MDN = posterior_nn("mdn", num_components=1, hidden_features=10)
 
 
-class Recorder:
-    """Builds an energy, and keeps how many features it is given."""
-
-    num_features = None
-
-    def __call__(self, theta, features):
-        self.num_features = features.shape[1]
-        return energy_nn(hidden_features=8)(theta, features)
-
-
 def silent(theta, x):
     """A base that cannot tell its noise."""
     return GaussianBase(0.5)
@@ -54,24 +44,20 @@ def refine(estimator, **kwargs):
 
 
 @pytest.mark.parametrize("training", ["two_stage", "joint", "refinement"])
-@pytest.mark.parametrize(
-    ("latent_features", "num_features"), [(None, 4), (True, 4), (False, 2)]
-)
-def test_the_energy_is_given_what_was_asked_for(
-    latent_features, num_features, training
-):
-    energy_net = Recorder()
-    settings = {"energy_net": energy_net, "latent_features": latent_features}
+@pytest.mark.parametrize("latent_features", [None, True, False])
+def test_the_energy_is_given_what_was_asked_for(latent_features, training):
     if training == "refinement":
         base = NPE(PRIOR, MDN, **QUIET).append_simulations(*simulations())
-        trainer = refine(base.train(max_num_epochs=2), **settings)
+        base = base.train(max_num_epochs=2)
+        trainer = refine(base, latent_features=latent_features)
     else:
-        trainer = make(**settings)
+        trainer = make(latent_features=latent_features)
         train(trainer, training=training)
     posterior = trainer.build_posterior()
     hybrid = posterior.posterior_estimator
-    assert energy_net.num_features == num_features
-    assert hybrid.latent_features == (num_features == 4)
+    assert hybrid.latent_features == (latent_features is not False)
+    # Parameters, data and noise, of two dimensions each.
+    assert hybrid.energy.first.in_features == 4 + 2 * hybrid.latent_features
     theta, x = simulations(5)
     assert hybrid.log_prob(theta.unsqueeze(0), x).isfinite().all()
     draws = posterior.sample((5,), x=x[:1], show_progress_bars=False)
@@ -98,22 +84,9 @@ def test_a_base_that_cannot_tell_does_without(latent_features):
     assert not refine(GaussianBase()).build_posterior().posterior_estimator.net.training
 
 
-def test_asking_for_what_is_the_default_changes_nothing():
-    theta, x = simulations(20)
-    densities = []
-    for latent_features in (None, True):
-        torch.manual_seed(1)
-        small = posterior_nn("maf", hidden_features=8, num_transforms=2)
-        hybrid = train(make(small, latent_features=latent_features))
-        densities.append(hybrid.log_prob(theta.unsqueeze(0), x))
-    assert torch.equal(*densities)
-
-
 @pytest.mark.parametrize("sees", [True, False])
 def test_an_energy_that_is_given_the_noise_needs_no_parameters(sees):
     hybrid = train(make(energy_net=energy_nn(sees_parameters=sees)))
-    assert hybrid.energy.sees_parameters is sees
-    # Data, noise, and parameters, of two dimensions each.
     assert hybrid.energy.first.in_features == 4 + 2 * sees
     assert hybrid.sample(torch.Size((5,)), torch.zeros(1, 2)).shape == (5, 1, 2)
 

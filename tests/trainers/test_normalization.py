@@ -12,13 +12,9 @@ from tests.conftest import NoOpTracker
 @pytest.mark.parametrize("regularization_strength", [0.0, 0.1])
 def test_learned_likelihood_integrates_to_one(model, regularization_strength):
     task = tasks.get_task("noisy_linear")
-    inference = NLE_INCE(
-        task.prior,
-        model,
-        design_policy=TruncatedNormalPolicy(task.design_low, task.design_high),
-        tracker=NoOpTracker(),
-        show_progress_bars=False,
-    )
+    policy = TruncatedNormalPolicy(task.design_low, task.design_high)
+    quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}
+    inference = NLE_INCE(task.prior, model, design_policy=policy, **quiet)
     likelihood = inference.optimize_design(
         task.simulator,
         num_steps=30,
@@ -29,20 +25,11 @@ def test_learned_likelihood_integrates_to_one(model, regularization_strength):
         num_eig_samples=10,
     ).likelihood_estimator
 
-    theta = task.prior.sample((5,))
-    design = task.design_space.sample((5,))
+    theta, design = task.prior.sample((5,)), task.design_space.sample((5,))
     condition = torch.cat([theta, design], dim=-1)
     # The mean and far more than every standard deviation that 30 steps may leave.
     grid = torch.linspace(-400.0, 400.0, 8_001)
-    with torch.no_grad():
-        totals = torch.stack(
-            [
-                torch.trapezoid(
-                    likelihood.log_prob(grid.reshape(-1, 1, 1), row).exp().squeeze(1),
-                    grid,
-                )
-                for row in condition.split(1)
-            ]
-        )
-    print(f"{model}: integrals from {totals.min():.4f} to {totals.max():.4f}")
-    torch.testing.assert_close(totals, torch.ones(5), atol=0.01, rtol=0.0)
+    for row in condition.split(1):
+        with torch.no_grad():
+            density = likelihood.log_prob(grid.reshape(-1, 1, 1), row).exp()[:, 0]
+        assert torch.trapezoid(density, grid).item() == pytest.approx(1.0, abs=0.01)
