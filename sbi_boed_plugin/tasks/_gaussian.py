@@ -94,6 +94,12 @@ class GridTask(Task):
         values, errors = zip(*results, strict=True)
         return torch.cat(values), torch.cat(errors)
 
+    def _check_theta(self, theta: Tensor) -> None:
+        """Refuse parameters at which the model is not defined."""
+
+    def _check_design(self, name: str, design: Tensor) -> None:
+        """Refuse designs at which the model is not defined."""
+
     def _grid_information(
         self, designs: Tensor, num_samples: int, seed: int
     ) -> tuple[Tensor, Tensor]:
@@ -124,6 +130,8 @@ class GaussianTask(GridTask):
         raise NotImplementedError
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        self._check_theta(theta)
+        self._check_design("design", design)
         mean = self._mean(theta, design)
         return mean + self._scale(mean) * torch.randn_like(mean)
 

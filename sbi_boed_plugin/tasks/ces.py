@@ -146,6 +146,8 @@ class CES(GridTask):
         )
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        self._check_theta(theta)
+        self._check_design("design", design)
         mean, scale = _moments(theta, design)
         eta = mean + scale * torch.randn_like(mean)
         ends = mean.new_tensor([CENSORING, 1.0 - CENSORING])

@@ -80,17 +80,13 @@ class SIR(Task):
             "infected [people]", "infected at time {} [people]", dim_design
         )
 
-    def _check_theta(self, theta: Tensor) -> None:
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         check_not_negative(
             "theta", theta, "rates", "pass natural units, not logarithms"
         )
-
-    def _check_design(self, name: str, design: Tensor) -> None:
         check_not_negative(
-            name, design, "times", f"choose them between 0.01 and {HORIZON:g}"
+            "design", design, "times", f"choose them between 0.01 and {HORIZON:g}"
         )
-
-    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         infected = infected_at(
             theta.detach(), design.detach(), num_steps=self.num_steps
         )

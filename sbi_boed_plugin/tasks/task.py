@@ -84,18 +84,10 @@ class Task:
                 f"`theta` has {theta.shape[0]} rows and `design` {design.shape[0]}: "
                 "give one design per row, as `design.expand(len(theta), -1)` does."
             )
-        self._check_theta(theta)
-        self._check_design("design", design)
         return self._simulate(theta, design.to(theta))
 
-    def _check_theta(self, theta: Tensor) -> None:
-        """Refuse parameters at which the model is not defined."""
-
-    def _check_design(self, name: str, design: Tensor) -> None:
-        """Refuse designs at which the model is not defined."""
-
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Return data of checked parameters and designs."""
+        """Return data; parameters and designs have the right shapes and are finite."""
         raise NotImplementedError
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
