@@ -13,14 +13,10 @@ __all__ = ["defer_interrupts", "write_bytes"]
 
 @contextmanager
 def defer_interrupts() -> Iterator[None]:
-    """Let Ctrl-C take effect at the end of a short block rather than inside it.
-
-    Only the main thread receives signals; elsewhere, and where Ctrl-C has no handler
-    of Python's, the block runs as it is.
-    """
+    """Let Ctrl-C take effect at the end of a short block rather than inside it."""
     handler = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or not callable(handler):
+    if not in_main_thread or not callable(handler):  # Nothing can be received here.
         yield
         return
     received = []
@@ -36,7 +32,6 @@ def defer_interrupts() -> Iterator[None]:
 def write_bytes(path: Path, content: bytes, *, shared: bool = True) -> None:
     """Write a file under another name, then rename it in one step.
 
-    Readers, and whoever goes on after a stop, find the earlier file or the new one.
     Several processes may write the same file unless it is not `shared`; then what a
     killed program left beside the file is overwritten.
     """

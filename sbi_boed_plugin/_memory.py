@@ -19,10 +19,6 @@ def rows_at_once(density: Any, num_values: int) -> int:
 
     A pair takes 16 bytes for each of its values and for each output of a matrix of
     weights. The gradient of a density of sbi takes 256 MB within a factor of three.
-
-    Example:
-        >>> rows_at_once(None, 10), rows_at_once(None, 100_000)
-        (16384, 167)
     """
     if isinstance(density, nn.Module):
         # Of shape (out, in), or (num_networks, in, out) of several at once.

@@ -37,22 +37,22 @@ def check_integer(
     or_none: bool = False,
     remedy: str = "",
 ) -> Any:
-    """Return a whole number as Python's `int`, or say what is wrong with it.
+    """Return a whole number of Python, NumPy or a tensor of one value as an `int`.
 
-    Integers of Python, NumPy and tensors of one value are taken, between `least` and
-    `most` inclusively; 3.0, `True` and "3" raise a `WrongKindError`.
+    It must be between `least` and `most` inclusively; 3.0, `True` and "3" raise a
+    `WrongKindError`.
     """
     if or_none and value is None:
         return None
     number = _plain(value)
     if not isinstance(number, Integral) or isinstance(number, bool):
-        raise WrongKindError(_describe(name, value, "an integer", or_none, remedy))
+        raise WrongKindError(_describe(name, value, ["an integer"], or_none, remedy))
     number = int(number)
     if most is None and number > _MOST_INTEGER:
         most = _MOST_INTEGER
     if not _is_between(number, least, most):
-        expected = _interval(least, most)
-        raise ValueError(_describe(name, value, expected, or_none, remedy))
+        limits = _limits(least, most)
+        raise ValueError(_describe(name, value, limits, or_none, remedy))
     return number
 
 
@@ -68,21 +68,17 @@ def check_real(
     or_none: bool = False,
     remedy: str = "",
 ) -> Any:
-    """Return a real number as Python's `float`, or say what is wrong with it.
+    """Return a real number of Python, NumPy or a tensor of one value as a `float`.
 
-    Numbers of Python, NumPy and tensors of one value are taken, between `least` and
-    `most` inclusively, `above` and `below` exclusively; `True` and "0.1" raise a
-    `WrongKindError`. Infinity needs `or_infinite`.
+    It must be between `least` and `most` inclusively, `above` and `below` exclusively,
+    and finite unless `or_infinite`; `True` and "0.1" raise a `WrongKindError`.
     """
     if or_none and value is None:
         return None
     number = _plain(value)
     if not isinstance(number, Real) or isinstance(number, bool):
-        raise WrongKindError(_describe(name, value, "a number", or_none, remedy))
-    try:
-        number = float(number)
-    except OverflowError:
-        number = math.inf
+        raise WrongKindError(_describe(name, value, ["a number"], or_none, remedy))
+    number = float(number)
     is_allowed = (
         _is_between(number, least, most)
         and (above is None or number > above)
@@ -90,14 +86,14 @@ def check_real(
         and (math.isfinite(number) or (or_infinite and not math.isnan(number)))
     )
     if not is_allowed:
-        parts = [
-            _interval(least, most),
-            "" if above is None else f"above {above:g}" if above else "positive",
-            "" if below is None else f"below {below:g}",
-            "" if or_infinite or None not in (least, most) else "finite",
-        ]
-        expected = " and ".join(part for part in parts if part)
-        raise ValueError(_describe(name, value, expected, or_none, remedy))
+        limits = _limits(least, most)
+        if above is not None:
+            limits.append(f"above {above:g}" if above else "positive")
+        if below is not None:
+            limits.append(f"below {below:g}")
+        if not or_infinite and None in (least, most):
+            limits.append("finite")
+        raise ValueError(_describe(name, value, limits, or_none, remedy))
     return number
 
 
@@ -121,27 +117,23 @@ def _plain(value: Any) -> Any:
     return value.item() if is_single else value
 
 
-def _is_between(number: float, least: float | None, most: float | None) -> bool:
+def _is_between(number: Any, least: float | None, most: float | None) -> bool:
     return (least is None or number >= least) and (most is None or number <= most)
 
 
-def _interval(least: float | None, most: float | None) -> str:
-    """Describe the numbers between two inclusive limits, of which some may miss."""
-    low, high = (
-        f"{limit:g}" if isinstance(limit, float) else str(limit)
-        for limit in (least, most)
-    )
+def _limits(least: float | None, most: float | None) -> list[str]:
+    """Describe two inclusive limits, of which some may miss."""
+    low, high = (str(limit).removesuffix(".0") for limit in (least, most))
     if least is not None and most is not None:
-        return f"between {low} and {high}"
+        return [f"between {low} and {high}"]
     if least is not None:
-        return f"at least {low}"
-    return f"at most {high}" if most is not None else ""
+        return [f"at least {low}"]
+    return [] if most is None else [f"at most {high}"]
 
 
-def _describe(name: str, value: Any, expected: str, or_none: bool, remedy: str) -> str:
+def _describe(
+    name: str, value: Any, expected: list[str], or_none: bool, remedy: str
+) -> str:
     """Say which argument has which value, what it must be, and what to do."""
-    plain = _plain(value)
-    is_number = isinstance(plain, (int, float)) and not isinstance(plain, bool)
-    kind = "" if is_number else f", got {type(value).__name__}"
-    none = " or None" if or_none else ""
-    return f"{name}={plain!r} must be {expected}{none}{kind}. {remedy}".rstrip()
+    allowed = " and ".join(expected) + (" or None" if or_none else "")
+    return f"{name}={_plain(value)!r} must be {allowed}. {remedy}".rstrip()

@@ -1,16 +1,12 @@
 """Chunks of rows, simulated by joblib's workers or one after another in this process.
 
-Each chunk has a seed of its own, so that what it draws depends neither on the worker
-that gets it nor on how many workers there are.
+Each chunk has a seed of its own: what it draws does not depend on the workers.
 """
 
-import random
-import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -34,26 +30,10 @@ __all__ = [
     "one_thread",
 ]
 
-# Independent of the number of workers, so that results are, too. More chunks balance
-# the load of more workers; fewer cost less: a chunk takes about a millisecond to send.
-NUM_CHUNKS = 16
-
+# Independent of the number of workers, so that results are, too.
+_NUM_CHUNKS = 16
 # The global generators belong to the process: threads of one that seed them take turns.
 _GENERATORS = threading.RLock()
-# So do numbers of threads: long calls in threads of one process, as a dask worker has
-# them, take turns. The simulations inside of them take turns among themselves.
-_NUM_THREADS = threading.RLock()
-
-# Modules of dask that draw numbers in threads of a worker while a task runs.
-_DRAW_BESIDE_TASKS = (
-    "dask.sizeof",
-    "distributed.comm.core",
-    "distributed.protocol.compression",
-    "distributed.utils_comm",
-    "distributed.worker",
-    "distributed.worker_state_machine",
-    "tornado.ioloop",
-)
 
 
 class Chunk(NamedTuple):
@@ -84,16 +64,11 @@ def check_num_workers(num_workers: Any) -> int | None:
 
 def default_chunk_size(num_rows: int) -> int:
     """Return a sixteenth of the rows, rounded up."""
-    return max(1, -(-num_rows // NUM_CHUNKS))
+    return max(1, -(-num_rows // _NUM_CHUNKS))
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the last line that Python would print of an error.
-
-    Example:
-        >>> describe_error(ZeroDivisionError("division by zero"))
-        'ZeroDivisionError: division by zero'
-    """
+    """Return the last line that Python would print of an error."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
@@ -115,46 +90,44 @@ def map_chunks(
     """Call a function on chunks of rows, each with a seed of its own.
 
     Only the seeds are drawn from the caller's random state, by torch's generator. With
-    one worker `function` runs in this process on the device of `theta`. Other workers
-    get and return tensors on the CPU; they are those of `joblib.parallel_config`, by
-    default processes (loky) that stay alive from one call to the next.
-
-    Raises what `function` raises, the first chunk's first; a `TypeError` if `function`
-    cannot be sent to the workers.
+    one worker `function` runs in this process on the device of `theta`; the workers of
+    `joblib.parallel_config` get and return tensors on the CPU.
     """
     on_worker = num_workers != 1
     if on_worker:
         theta, design = theta.detach().cpu(), design.detach().cpu()
     rows = list(zip(theta.split(chunk_size), design.split(chunk_size), strict=True))
-    seeds = _draw_seeds(len(rows))
+    pairs = zip(rows, _draw_seeds(len(rows)), strict=True)
     if on_worker:
         _check_picklable(function)
-        chunks = _parallel(num_workers)(
+        # Sent ahead of time, since a cluster takes long to ask for the next chunk.
+        run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
+        chunks: Any = run(
             # As arrays: pickling a slice of a tensor sends the whole tensor.
             delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
-            for (theta, design), seed in zip(rows, seeds, strict=True)
+            for (theta, design), seed in pairs
         )
     else:
-        pairs = zip(rows, seeds, strict=True)
         chunks = (_run(function, *chunk, seed) for chunk, seed in pairs)
-    return _collect(chunks, [len(theta) for theta, _ in rows], show_progress_bar)
-
-
-def _parallel(num_workers: int | None) -> Parallel:
-    # Sent ahead of time, since a dask cluster takes long to ask for the next chunk.
-    settings: dict[str, Any] = {"n_jobs": num_workers, "pre_dispatch": "8 * n_jobs"}
-    try:
-        return Parallel(return_as="generator", **settings)
-    except ValueError:  # multiprocessing and ray return all chunks at once.
-        return Parallel(**settings)
+    results = []
+    # Closed, since the traceback of an error would keep the generator and its chunks.
+    with (
+        closing(chunks),
+        tqdm(total=sum(len(t) for t, _ in rows), disable=not show_progress_bar) as bar,
+    ):
+        for chunk, (part, _) in zip(chunks, rows, strict=True):
+            results.append(chunk)
+            bar.update(len(part))
+    for chunk in results:
+        if chunk.is_fatal:
+            raise chunk.error
+    return results
 
 
 def _draw_seeds(num_seeds: int) -> list[int]:
-    """Draw different seeds.
+    """Draw different seeds: multiples of an odd number, which differ modulo 2**32.
 
-    Torch's generator on the CPU and NumPy's have only 32 bits of seed, so that some
-    ten thousand seeds drawn one by one would coincide. Multiples of an odd number are
-    different modulo 2**32.
+    Of some ten thousand seeds of 32 bits that are drawn one by one, two would coincide.
     """
     start = int(torch.randint(2**32, ()))
     return [(start + 0x9E3779B9 * index) % 2**32 for index in range(num_seeds)]
@@ -168,13 +141,8 @@ def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
 def _run_on_worker(
     function: Function, theta: np.ndarray, design: np.ndarray, seed: int
 ) -> Chunk:
-    """Return the result of a chunk, errors included.
-
-    Errors travel as results: backends differ in what they do with an interrupt, and
-    one that cannot be unpickled would break the pool.
-    """
+    """Return the result of a chunk; errors and interrupts would break some pools."""
     try:
-        _keep_dask_from_the_global_generator()
         # Copies, because what joblib maps into memory and dask shares is read-only.
         chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
     except BaseException as error:
@@ -184,25 +152,8 @@ def _run_on_worker(
     return chunk
 
 
-def _keep_dask_from_the_global_generator() -> None:
-    """Give the threads of a dask worker a generator of Python's of their own.
-
-    They draw from the global one several times a second, to estimate sizes and choose
-    addresses, which would change what a long simulator draws.
-    """
-    functions = random.random.__self__  # type: ignore[attr-defined]
-    own = random.Random()
-    for name in _DRAW_BESIDE_TASKS:
-        module = sys.modules.get(name, object)
-        for key, value in list(vars(module).items()):
-            if value is random:
-                setattr(module, key, own)
-            elif getattr(value, "__self__", None) is functions:
-                setattr(module, key, getattr(own, value.__name__))
-
-
 def _picklable_error(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same if it does not survive pickling."""
+    """Return the error, or one that says the same, with a note of where it was."""
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
         cloudpickle.loads(cloudpickle.dumps(error))
@@ -223,30 +174,10 @@ def _check_picklable(function: Function) -> None:
         ) from error
 
 
-def _collect(chunks: Any, num_rows: list[int], show_progress_bar: bool) -> list[Chunk]:
-    results = []
-    try:
-        with tqdm(total=sum(num_rows), disable=not show_progress_bar) as progress:
-            for chunk, rows in zip(chunks, num_rows, strict=True):
-                if chunk.is_fatal and chunk.error is not None:
-                    raise chunk.error
-                results.append(chunk)
-                progress.update(rows)
-    finally:
-        # The traceback of an error would keep the generator alive, and its chunks.
-        if hasattr(chunks, "close"):
-            with warnings.catch_warnings():
-                # joblib warns of results that nobody waits for.
-                warnings.filterwarnings("ignore", ".*tasks .* not used")
-                warnings.filterwarnings("ignore", ".*tasks .* by the workers")
-                chunks.close()
-    return results
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute with one thread: several per process would fight over the cores."""
-    with _NUM_THREADS, threadpool_limits(limits=1):
+    with threadpool_limits(limits=1):
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

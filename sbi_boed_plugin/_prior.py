@@ -30,12 +30,10 @@ _NUM_DRAWS, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
 # Smallest share of the variance that is left once the other parameters are known.
 _MIN_FREEDOM = 1e-5
 # Of a density that is fitted to draws of the prior, to integrate the prior's.
-_NUM_CENTRES, _NUM_POINTS, _MIN_EFFECTIVE = 1_000, 5_000, 200.0
-_MAX_DIM = 20
-# Values of a parameter that a categorical network can tell apart.
-_MAX_VALUES = 1_000
-# Combinations of values whose probabilities are summed.
-_MAX_GRID = 100_000
+_NUM_CENTRES, _NUM_POINTS, _MIN_EFFECTIVE, _MAX_DIM = 1_000, 5_000, 200.0, 20
+# Values of a parameter that a categorical network can tell apart, and combinations of
+# values whose probabilities are summed.
+_MAX_VALUES, _MAX_GRID = 1_000, 100_000
 # Logarithms of constants that rounding alone may give.
 _NEGLIGIBLE = 0.02
 
@@ -75,15 +73,21 @@ def to_real_numbers(prior: Distribution) -> Transform:
     return transform if same_shape and transform.bijective else identity_transform
 
 
+def _draws(prior: Distribution) -> Tensor:
+    """Draw parameters on the CPU that are the same each time."""
+    with isolated_rng(_SEED):
+        return prior.sample(torch.Size((_NUM_DRAWS,))).cpu()
+
+
 def discrete_columns(prior: Distribution) -> Tensor:
     """Return which parameters take values that repeat, which no density describes.
 
-    Few priors name their support. A column is taken to be discrete if more than 5 % of
-    1,000 draws repeat another one in single precision, or five or more are the same.
+    Those are columns of which more than 5 % of 1,000 draws repeat another one in single
+    precision, or five or more are the same: few priors name their support.
     """
-    with isolated_rng(_SEED):
-        theta = prior.sample(torch.Size((_NUM_DRAWS,))).float().cpu()
-    counts = [column.unique(return_counts=True)[1] for column in theta.T]
+    counts = [
+        column.unique(return_counts=True)[1] for column in _draws(prior).float().T
+    ]
     most = (1.0 - _MAX_REPEATS) * _NUM_DRAWS
     return torch.tensor(
         [len(count) < most or int(count.max()) > _MAX_SAME for count in counts]
@@ -97,8 +101,7 @@ def why_no_density(prior: Distribution) -> str | None:
         return f"parameters {discrete} of the prior take values that repeat"
     if prior.event_shape.numel() > _NUM_DRAWS // 2:
         return None  # So many always seem to depend on each other.
-    with isolated_rng(_SEED):
-        theta = prior.sample(torch.Size((_NUM_DRAWS,))).cpu().double()
+    theta = _draws(prior).double()
     # Ranks, so that heavy tails do not look like dependence.
     ranks = theta.argsort(dim=0).argsort(dim=0).double()
     for values in (theta, ranks):
@@ -116,39 +119,33 @@ def finite_values(prior: Distribution) -> list[Tensor] | None:
     """
     shape = getattr(prior, "event_shape", torch.Size())
     values = _values(getattr(prior, "support", None), shape.numel())
-    return None if any(len(v) > _MAX_VALUES for v in values or ()) else values
+    is_finite = all(0 < len(column) <= _MAX_VALUES for column in values)
+    return values if is_finite else None
 
 
-def _values(support: Any, num_columns: int) -> list[Tensor] | None:
-    """Return the values of the columns of a support, `None` where it is not finite."""
+def _values(support: Any, num_columns: int) -> list[Tensor]:
+    """Return the values of the columns of a support, none where it is not finite."""
     if isinstance(support, constraints.independent):
         return _values(support.base_constraint, num_columns)
     if isinstance(support, constraints.cat):
-        columns = []
-        for part, length in zip(support.cseq, support.lengths, strict=True):
-            values = _values(part, length)
-            if values is None:
-                return None
-            columns += values
-        return columns
+        parts = zip(support.cseq, support.lengths, strict=True)
+        return [column for part in parts for column in _values(*part)]
     if support is constraints.boolean:
         return [torch.tensor([0.0, 1.0])] * num_columns
     if not isinstance(support, constraints.integer_interval):
-        return None
+        return [torch.empty(0)] * num_columns
     bounds = torch.as_tensor(support.lower_bound), torch.as_tensor(support.upper_bound)
     low, high = (bound.cpu().expand(num_columns).tolist() for bound in bounds)
     return [torch.arange(a, b + 1).float() for a, b in zip(low, high, strict=True)]
 
 
 def log_normalization(prior: Distribution) -> tuple[float, float]:
-    r"""Return the logarithm of what a prior's density integrates to, if it can be told.
+    r"""Return the logarithm of what a prior's density integrates to, and its error.
 
     A kernel density :math:`g` of draws of the prior, a little wider than the prior, is
     the proposal: the mean of :math:`\tilde p(\theta_i) / g(\theta_i)` for
-    :math:`\theta_i \sim g` is the integral.
-
-    Returns the logarithm and its standard error; `(0.0, 0.0)` if the integral is one,
-    or cannot be told from the draws (many dimensions, atoms beside a density).
+    :math:`\theta_i \sim g` is the integral. `(0.0, 0.0)` if that is one, or cannot be
+    told from the draws (many dimensions, atoms beside a density).
     """
     with isolated_rng(_SEED):
         values = finite_values(prior)
@@ -164,11 +161,10 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
         return 0.0, 0.0
     ratios = (log_weights - log_weights.max()).exp()
     effective = float(ratios.sum() ** 2 / ratios.square().sum())
-    if not effective >= _MIN_EFFECTIVE:
-        return 0.0, 0.0
     error = math.sqrt((len(ratios) / effective - 1.0) / len(ratios))
     value = float(log_weights.logsumexp(0)) - math.log(len(ratios))
-    return (value, error) if abs(value) > max(_NEGLIGIBLE, 5.0 * error) else (0.0, 0.0)
+    is_told = effective >= _MIN_EFFECTIVE and abs(value) > max(_NEGLIGIBLE, 5.0 * error)
+    return (value, error) if is_told else (0.0, 0.0)
 
 
 def _log_weights(prior: Distribution) -> Tensor | None:

@@ -1,8 +1,7 @@
 """Random states of torch, NumPy and Python, saved and restored together.
 
-Simulators draw from any of the three. The package never leaves a global generator in
-another state than plain use of it would: seeded or resumed work happens inside
-`isolated_rng`, which restores the caller's state.
+Simulators draw from any of the three. Seeded or resumed work happens inside
+`isolated_rng`, which restores the state that the caller's generators had.
 """
 
 import random
@@ -14,26 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = [
-    "get_rng_state",
-    "isolated_rng",
-    "rng_state_from_plain",
-    "rng_state_to_plain",
-    "same_rng_state",
-]
+__all__ = ["get_rng_state", "isolated_rng", "same_rng_state"]
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Return the state of every global generator that a simulator may use."""
+    """Return the state of every global generator, as tensors and plain numbers."""
+    of_numpy: Any = np.random.get_state()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
+        "numpy": (of_numpy[0], of_numpy[1].tolist(), *of_numpy[2:]),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
-        state["mps"] = torch.mps.get_rng_state()
+        state["mps"] = [torch.mps.get_rng_state()]
     return state
 
 
@@ -45,34 +39,17 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         # There may have been more devices where the state was saved.
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if "mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["mps"])
+        torch.mps.set_rng_state(state["mps"][0])
 
 
 def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two states are the same."""
 
-    def plain(state: dict[str, Any]) -> list[Any]:
-        kind, keys, *rest = state["numpy"]
-        tensors = [state["torch"], *state.get("cuda", ())]
-        tensors += [state["mps"]] if "mps" in state else []
-        numbers = [tensor.tolist() for tensor in tensors]
-        return [kind, keys.tolist(), rest, state["python"], numbers]
+    def plain(state: dict[str, Any]) -> tuple[Any, ...]:
+        tensors = [state["torch"], *state.get("cuda", ()), *state.get("mps", ())]
+        return state["numpy"], state["python"], [each.tolist() for each in tensors]
 
     return plain(state) == plain(other)
-
-
-def rng_state_to_plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state as tensors and numbers, to be saved without pickled objects."""
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    keys = torch.from_numpy(keys.astype(np.int64))
-    numpy_state = [kind, keys, int(position), int(has_gauss), float(cached)]
-    return {**state, "numpy": numpy_state}
-
-
-def rng_state_from_plain(state: dict[str, Any]) -> dict[str, Any]:
-    """Return what `rng_state_to_plain` was given."""
-    kind, keys, *rest = state["numpy"]
-    return {**state, "numpy": (kind, keys.numpy().astype(np.uint32), *rest)}
 
 
 @contextmanager

@@ -24,10 +24,8 @@ __all__ = [
     "simulate_chunk",
 ]
 
-# Rows of a chunk, evenly spread over it, that may raise one after another without a
-# single success before the rest of the chunk is not tried any more.
-MAX_FAILURES_WITHOUT_SUCCESS = 32
-
+# Rows of a chunk that may raise without a success before no others are tried.
+_MAX_FAILURES_WITHOUT_SUCCESS = 32
 # Rows of the calls that check a simulator: one in the middle, others on both sides.
 NUM_CHECKED = 3
 # Calls with one row, all of which raise only if one row is what a simulator cannot do.
@@ -39,10 +37,9 @@ MOST_CHECK_CALLS = 1 + _NUM_ALONE + 3 * NUM_CHECKED
 _TOLERANCE = 0.01
 
 CONTRACT = (
-    "It must be a function of many rows, theta of shape (batch_dim, dim_theta) and "
-    "design of shape (batch_dim, dim_design), that makes each row of x from its own "
-    "row of theta and design. For a function of one parameter vector and one design "
-    "vector pass sbi_boed_plugin.vectorize(simulator)."
+    "It must make each row of x from its own row of theta, of shape (batch_dim, "
+    "dim_theta), and design, of shape (batch_dim, dim_design). For a function of one "
+    "parameter vector and one design vector pass sbi_boed_plugin.vectorize(simulator)."
 )
 
 
@@ -54,8 +51,7 @@ def _call(
 ) -> tuple[Tensor | None, Exception | None]:
     """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
 
-    It gets copies, which it may change, and what it returns is copied, too. Raises an
-    error if that is not one row of numbers per row of `theta`.
+    It gets copies, which it may change, and what it returns is copied, too.
     """
     try:
         x = simulator(theta.clone(), design.clone())
@@ -72,8 +68,7 @@ def _call(
         raise ValueError(
             f"simulator returned x of shape {tuple(tensor.shape)} for theta of shape "
             f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
-            "row per row of theta; a single number per row has shape "
-            f"({len(theta)}, 1). {CONTRACT}"
+            f"row per row of theta. {CONTRACT}"
         )
     return tensor if keep_gradient else tensor.detach(), None
 
@@ -84,7 +79,6 @@ def simulate_chunk(
     *,
     function: Callable[[Tensor, Tensor], Any],
     one_by_one: bool,
-    isolate_errors: bool,
     keep_gradient: bool,
     num_repeats: int | None,
 ) -> Chunk:
@@ -94,13 +88,13 @@ def simulate_chunk(
     taken one by one if the number of repeated rows is limited. Halves are every other
     row, since rows next to each other may share a design that always fails.
     """
+    all_rows = torch.arange(len(theta))
+    todo = _spread(all_rows) if one_by_one else [all_rows]
     most = math.inf if num_repeats is None else len(theta) + num_repeats
     tried = torch.ones(len(theta), dtype=torch.bool)
     parts: list[tuple[Tensor, Tensor]] = []
     num_calls, num_raised, first_error = 0, 0, None
-    all_rows = torch.arange(len(theta))
-    todo = _spread(all_rows) if one_by_one else [all_rows]
-    while todo and (parts or num_raised < MAX_FAILURES_WITHOUT_SUCCESS):
+    while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):
         rows = todo.pop()
         if num_calls + len(rows) > most:
             tried[rows] = False
@@ -111,7 +105,7 @@ def simulate_chunk(
             parts.append((rows, x))
             continue
         assert error is not None
-        if not isolate_errors:
+        if keep_gradient:
             raise error
         first_error = first_error or error
         if len(rows) == 1:
@@ -131,7 +125,7 @@ def simulate_chunk(
 
 def _spread(rows: Tensor) -> list[Tensor]:
     """Return rows one by one, neighbours apart, to be taken from the end."""
-    num_parts = max(1, len(rows) // MAX_FAILURES_WITHOUT_SUCCESS)
+    num_parts = max(1, len(rows) // _MAX_FAILURES_WITHOUT_SUCCESS)
     spread = torch.cat([rows[start::num_parts] for start in range(num_parts)])
     return list(spread.flip(0).split(1))
 
@@ -142,11 +136,8 @@ def assemble(theta: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     if len(dims) > 1:
         raise ValueError(
             f"simulator returned dim_x={dims[0]} values for some rows and "
-            f"dim_x={dims[-1]} for others. It must return the same number for every "
-            "call; pad with NaN what has not been measured."
+            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
         )
-    if len(parts) == 1 and len(parts[0][0]) == len(theta):
-        return parts[0][1].to(theta)
     x = theta.new_full((len(theta), dims[0]), torch.nan)
     for rows, values in parts:
         x[rows.to(x.device)] = values.to(x)
@@ -168,7 +159,7 @@ def report_errors(chunks: list[Chunk], tried: Tensor, warn: bool) -> None:
         limit = f", {num_left_out} were left out, at the limit of calls,"
         warnings.warn(
             f"{num_raised} of {num_rows} simulations raised an error"
-            f"{limit if num_left_out else ''} and are NaN. "
+            f"{limit * bool(num_left_out)} and are NaN. "
             f"The first error: {describe_error(error)}",
             stacklevel=4,
         )
@@ -182,28 +173,25 @@ def check_contract(
     It is called with one row (up to eight times, until it does not raise), then with
     all rows, and then, with the same random numbers, with the middle row in the place
     of all others: the middle row of x must not change. A simulator that does not give
-    the same for the same random numbers cannot be compared, and is taken.
-
-    Returns how many rows the simulator got, and an error if each of these calls raised.
+    the same for the same random numbers cannot be compared, and is taken. Returns how
+    many rows the simulator got, and an error if each of these calls raised.
     """
     alone, error, num_calls = None, None, 0
     while alone is None and num_calls < _NUM_ALONE:
         row = [num_calls % len(theta)]
         alone, error = _call(simulator, theta[row], design[row])
         num_calls += 1
-    if len(theta) == 1:
-        return Chunk(None, error=error, num_calls=num_calls)
-    start = get_rng_state()
-    together, _ = _call(simulator, theta, design)
-    end = get_rng_state()
-    num_calls += len(theta)
+    together, start = None, get_rng_state()
+    if len(theta) > 1:
+        together, _ = _call(simulator, theta, design)
+        num_calls += len(theta)
     if together is None:
         return Chunk(None, error=error, num_calls=num_calls)
+    end = get_rng_state()
     if alone is None:
-        assert error is not None
         raise ValueError(
             "simulator simulates several rows together, but raises for one row alone "
-            f"({describe_error(error)}). {CONTRACT}"
+            f"({error!r}). {CONTRACT}"
         ) from error
     _check_width(alone, together)
 
@@ -239,8 +227,7 @@ def _check_width(x: Tensor, other: Tensor) -> None:
     if x.shape[1] != other.shape[1]:
         raise ValueError(
             f"simulator returned x of shape {tuple(x.shape)}, then of shape "
-            f"{tuple(other.shape)}: the number of values per row must be the same at "
-            f"each call and for any number of rows. {CONTRACT}"
+            f"{tuple(other.shape)}: rows must be of one length at each call. {CONTRACT}"
         )
 
 

@@ -21,12 +21,7 @@ from sbi_boed_plugin._checkpoint import (
     save_checkpoint,
 )
 from sbi_boed_plugin._numbers import check_integer, check_seed
-from sbi_boed_plugin._rng import (
-    get_rng_state,
-    isolated_rng,
-    rng_state_from_plain,
-    rng_state_to_plain,
-)
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
@@ -208,8 +203,9 @@ class _Campaign:
                 for r in saved["records"]
             ]
             pending = dict(saved["pending"])
-            self.random_start = rng_state_from_plain(saved["rng"])
-            with isolated_rng(0):  # The weights that are drawn here are replaced.
+            self.random_start = saved["rng"]
+            # The weights that are drawn here are replaced.
+            with isolated_rng(self.random_start):
                 self.inference.search.load_state_dict(saved["search"])
         self.records, self.pending = records, pending
 
@@ -221,7 +217,7 @@ class _Campaign:
                 "records": [asdict(record) for record in self.records],
                 "pending": self.pending,
                 "search": self.inference.search.state_dict(),
-                "rng": rng_state_to_plain(get_rng_state()),
+                "rng": get_rng_state(),
             }
             save_checkpoint(self.path, state)
 

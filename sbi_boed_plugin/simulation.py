@@ -43,14 +43,13 @@ class CheckedSimulator:
 
     It may get `max_calls` more rows, or any number if `None`. It gets them one by one
     if it is made by `vectorize`, raised whenever it was checked, or has raised while
-    there is a limit. The check takes calls with `num_checked` rows.
+    there is a limit.
     """
 
     function: Callable[[Tensor, Tensor], Any]
     max_calls: int | None = None
     is_checked: bool = False
     one_by_one: bool = False
-    num_checked: int = NUM_CHECKED
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
@@ -80,7 +79,7 @@ class CheckedSimulator:
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes, unless there are errors or other generators."""
-        return 0 if self.is_checked else 1 + 2 * self.num_checked
+        return 0 if self.is_checked else 1 + 2 * NUM_CHECKED
 
 
 Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
@@ -88,20 +87,12 @@ Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
 
 @dataclass(frozen=True)
 class Simulations:
-    """What came out of a simulator.
+    """What came out of a simulator."""
 
-    Attributes:
-        x: Data of shape `(batch_dim, dim_x)`, NaN where it failed.
-        valid: Rows free of NaN and infinite values, of shape `(batch_dim,)`.
-        num_calls: Number of rows that the simulator got, those of its check and those
-            repeated after errors included.
-        tried: Rows that the limit of calls did not leave out, of shape `(batch_dim,)`.
-    """
-
-    x: Tensor
-    valid: Tensor
-    num_calls: int
-    tried: Tensor
+    x: Tensor  # Of shape (batch_dim, dim_x), NaN where it failed.
+    valid: Tensor  # Rows free of NaN and infinite values, of shape (batch_dim,).
+    num_calls: int  # Rows that it got, those of its check and repeated ones included.
+    tried: Tensor  # Rows that the limit of calls left in, of shape (batch_dim,).
 
     @property
     def is_complete(self) -> bool:
@@ -116,7 +107,6 @@ def run_simulator(
     *,
     num_workers: int | None = 1,
     simulation_batch_size: int | None = None,
-    isolate_errors: bool = False,
     keep_gradient: bool = False,
     warn: bool = True,
     show_progress_bar: bool = False,
@@ -125,22 +115,16 @@ def run_simulator(
 
     With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
     there is a single call in this process, which draws from the global generators as
-    they are. Otherwise rows go in chunks (a sixteenth of them by default), each with a
-    seed that is drawn from torch's global generator: results depend on the size of the
-    chunks, not on the number, kind and order of workers. Before its first use a
-    simulator is checked, which leaves the random state as it was.
-
-    With `isolate_errors`, rows for which `simulator` raises an `Exception` become NaN,
-    with a warning if asked for. The rows of a call that raises are simulated again in
-    ever smaller parts; with a limit of calls one by one, from then on. What fails by
-    chance thus gets another chance. If every row raises, so does this function.
+    they are. Otherwise rows go in chunks, each with a seed: results depend on the size
+    of the chunks, not on the number, kind and order of workers. Rows that raise an
+    `Exception` become NaN, unless all of them do or a gradient is kept.
     """
-    if theta.dim() != 2:
-        raise ValueError(
-            f"The prior returns parameters of shape {tuple(theta.shape)}, but one row "
-            "per draw of shape (batch_dim, dim_theta) is needed. Wrap it with "
-            "sbi.utils.process_prior, or in torch.distributions.Independent."
-        )
+    for name, rows in (("prior", theta), ("design_policy", design)):
+        if rows.dim() != 2:
+            raise ValueError(
+                f"{name} returns draws of shape {tuple(rows.shape)}, but must return "
+                "(batch_dim, dim). Wrap it in torch.distributions.Independent."
+            )
     if not isinstance(simulator, CheckedSimulator):
         simulator = CheckedSimulator(simulator)
     num_calls = _check_once(simulator, theta, design, num_workers)
@@ -153,7 +137,6 @@ def run_simulator(
         simulate_chunk,
         function=simulator.function,
         one_by_one=simulator.one_by_one,
-        isolate_errors=isolate_errors,
         keep_gradient=keep_gradient,
         # The same for all chunks, whichever is first.
         num_repeats=None if left is None else (left - num_rows) // num_chunks,
@@ -186,9 +169,8 @@ def _check_once(
     left = simulator.max_calls
     if simulator.is_checked or (left is not None and left < MOST_CHECK_CALLS):
         return 0
-    num_rows = simulator.num_checked
-    if len(theta) > 1:  # A single row is checked beside copies of itself.
-        num_rows = min(num_rows, len(theta))
+    # A single row is checked beside copies of itself.
+    num_rows = 2 if len(theta) == 2 else NUM_CHECKED
     # First, last and between, since neighbours may share a design.
     rows = torch.linspace(0, len(theta) - 1, num_rows).round().long()
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
@@ -218,19 +200,19 @@ def simulate_for_boed(
     """Draw parameters and designs and simulate them, on several workers if asked.
 
     The counterpart of sbi's `simulate_for_sbi`. The same seed and
-    `simulation_batch_size` give the same simulations with any number and kind of
-    workers. Those are processes of this machine; inside of
-    `with joblib.parallel_config(backend="dask"):` they are those of a cluster.
+    `simulation_batch_size` give the same simulations with any number of workers. Those
+    are processes of this machine; inside of `with
+    joblib.parallel_config(backend="dask"):` they are those of a cluster, where only
+    random numbers of torch and NumPy are the same: dask draws from Python's `random`.
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            It may change what it gets. With several workers it has to be picklable, as
-            functions, lambdas and most objects are, and gets tensors on the CPU. Rows
-            for which it raises an `Exception` become NaN; it is called again with
-            parts of the rows to find out which these are. Before its first use it is
-            called with one row and twice with three, to see that rows do not depend
-            on each other. For a function of one vector see :func:`vectorize`.
+            With several workers it has to be picklable, and gets tensors on the CPU.
+            Rows for which it raises an `Exception` become NaN; it is called again with
+            parts of the rows to find out which these are. Before that it is called with
+            one row and twice with three, to see that rows do not depend on each other.
+            For a function of one vector see :func:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -238,10 +220,9 @@ def simulate_for_boed(
         num_workers: Number of workers. 1 means this process, -1 as many as there are
             cores, `None` the `n_jobs` of `joblib.parallel_config`. A dask cluster
             lends all of its workers to any number but 1. Threads take turns, because
-            they share the random generators: give each process one thread.
+            they share the random generators.
         simulation_batch_size: Number of rows that `simulator` gets per call. If
-            `None`, a sixteenth of `num_simulations`; smaller numbers share the work
-            better among many workers.
+            `None`, a sixteenth of `num_simulations`.
         seed: Seed of everything that is drawn. The global random state is left as it
             was. If `None`, the global random state is used and advanced.
         show_progress_bar: Whether to show how many simulations are done.
@@ -249,8 +230,8 @@ def simulate_for_boed(
     Returns:
         Parameters of shape `(num_simulations, dim_theta)`, designs of shape
         `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
-        single precision, as sbi's networks need them. Data of failed simulations are
-        NaN: `append_simulations(..., exclude_invalid_x=True)` leaves them out.
+        single precision. Data of failed simulations are NaN:
+        `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
         TypeError: If `design_policy` cannot be sampled, or `simulator` returns no
@@ -273,47 +254,33 @@ def simulate_for_boed(
         >>> theta.shape, design.shape, x.shape
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))
     """
-    num_simulations = check_integer("num_simulations", num_simulations, 1)
-    num_workers, seed = check_num_workers(num_workers), check_seed(seed)
-    simulation_batch_size = check_integer(
-        "simulation_batch_size", simulation_batch_size, 1, or_none=True
-    )
-    num_checked = min(NUM_CHECKED, simulation_batch_size or NUM_CHECKED)
-    # Always chunks, so that results do not depend on the number of workers.
-    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
-    shape = torch.Size((num_simulations,))
-    with torch.no_grad(), isolated_rng(seed):
-        # Copies, since a prior or policy may keep what it returned.
-        theta = prior.sample(shape).to(torch.float32, copy=True)
-        design = _sample_designs(design_policy, shape).to(theta, copy=True)
-        made = run_simulator(
-            CheckedSimulator(simulator, num_checked=num_checked),
-            theta,
-            design,
-            num_workers=num_workers,
-            simulation_batch_size=chunk_size,
-            isolate_errors=True,
-            show_progress_bar=show_progress_bar,
-        )
-    return theta, design, made.x
-
-
-def _sample_designs(design_policy: Any, shape: torch.Size) -> Tensor:
-    """Draw designs of shape `(num_simulations, dim_design)`."""
     if not callable(getattr(design_policy, "sample", None)):
         raise TypeError(
             "design_policy must be a design policy or a distribution with sample(shape)"
             f", got {type(design_policy).__name__}. Use for example "
             "TruncatedNormalPolicy(low, high) or sbi.utils.BoxUniform(low, high)."
         )
-    design = design_policy.sample(shape)
-    if design.dim() != 2:
-        raise ValueError(
-            f"design_policy returns designs of shape {tuple(design.shape)}, but one "
-            f"row per draw of shape ({shape.numel()}, dim_design) is needed. Wrap it "
-            "in torch.distributions.Independent."
+    num_simulations = check_integer("num_simulations", num_simulations, 1)
+    num_workers, seed = check_num_workers(num_workers), check_seed(seed)
+    simulation_batch_size = check_integer(
+        "simulation_batch_size", simulation_batch_size, 1, or_none=True
+    )
+    # Always chunks, so that results do not depend on the number of workers.
+    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
+    shape = torch.Size((num_simulations,))
+    with torch.no_grad(), isolated_rng(seed):
+        # Copies, since a prior or policy may keep what it returned.
+        theta = prior.sample(shape).to(torch.float32, copy=True)
+        design = design_policy.sample(shape).to(theta, copy=True)
+        made = run_simulator(
+            simulator,
+            theta,
+            design,
+            num_workers=num_workers,
+            simulation_batch_size=chunk_size,
+            show_progress_bar=show_progress_bar,
         )
-    return design
+    return theta, design, made.x
 
 
 class _RowByRow:
@@ -333,9 +300,6 @@ class _RowByRow:
             )
         return torch.stack(rows)
 
-    def __repr__(self) -> str:
-        return f"vectorize({self.simulator!r})"
-
 
 def _as_vector(x: Any, theta: Tensor) -> Tensor:
     """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
@@ -345,8 +309,7 @@ def _as_vector(x: Any, theta: Tensor) -> Tensor:
     if vector.numel() != max([1, *vector.shape]):
         raise ValueError(
             f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
-            "vector and one design, but must return a number or a vector of shape "
-            "(dim_x,)."
+            "vector and one design, but must return a number or a vector."
         )
     return vector.reshape(-1)
 

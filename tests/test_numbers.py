@@ -1,6 +1,7 @@
 """Every public number is refused before any work if it makes no sense."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -49,14 +50,35 @@ def train(**kwargs):
     raise Simulated
 
 
-def information(**kwargs):
-    settings = {"prior": PRIOR, "design": torch.ones(1), **kwargs}
-    estimate_eig(lambda x, theta, design: x.sum(-1), simulator, **settings)
-
-
-def simulate(**kwargs):
-    settings = {"num_simulations": 9, "show_progress_bar": False, **kwargs}
-    simulate_for_boed(simulator, PRIOR, TruncatedNormalPolicy(*BOX), **settings)
+information = partial(
+    estimate_eig,
+    lambda x, theta, design: x.sum(-1),
+    simulator,
+    prior=PRIOR,
+    design=torch.ones(1),
+)
+simulate = partial(
+    simulate_for_boed,
+    simulator,
+    PRIOR,
+    TruncatedNormalPolicy(*BOX),
+    num_simulations=9,
+    show_progress_bar=False,
+)
+belief = partial(ParticleBelief, PRIOR, torch.distributions.identity_transform)
+bounds = partial(
+    total_information,
+    lambda x, theta, design: -(x - theta[:, :1]).square().sum(-1),
+    PRIOR,
+    torch.ones(2),
+    torch.ones(1, 1),
+    torch.ones(1, 1),
+    num_contrastive=9,
+)
+lists = {"num_simulations": [9], "seeds": [0], "observations": [1]}
+jobs = partial(expand_jobs, ["sir"], ["npe"], **lists)
+embedding = partial(MeasurementSetEmbedding, num_measurements=2)
+mixture = partial(TruncatedNormalMixturePolicy, *BOX)
 
 
 def experiments(**kwargs):
@@ -64,36 +86,8 @@ def experiments(**kwargs):
     run_experiments(make(), simulator, lambda design: design, **settings)
 
 
-def belief(**kwargs):
-    ParticleBelief(PRIOR, torch.distributions.identity_transform, **kwargs)
-
-
-def bounds(**kwargs):
-    total_information(
-        lambda x, theta, design: -(x - theta[:, :1]).square().sum(-1),
-        PRIOR,
-        torch.ones(2),
-        torch.ones(1, 1),
-        torch.ones(1, 1),
-        **{"num_contrastive": 9, **kwargs},
-    )
-
-
-def jobs(**kwargs):
-    settings = {"num_simulations": [9], "seeds": [0], "observations": [1], **kwargs}
-    expand_jobs(["sir"], ["npe"], **settings)
-
-
-def embedding(**kwargs):
-    MeasurementSetEmbedding(**{"num_measurements": 2, **kwargs})
-
-
-def mixture(**kwargs):
-    TruncatedNormalMixturePolicy(*BOX, **kwargs)
-
-
 def task(name):
-    return lambda **kwargs: get_task(name, **kwargs)
+    return partial(get_task, name)
 
 
 def cases(function, value, *names):
@@ -164,6 +158,7 @@ TAKES_ZERO = (
 
 
 def describe(value):
+    value = getattr(value, "func", value)
     return value if isinstance(value, str) else getattr(value, "__name__", repr(value))
 
 
@@ -218,8 +213,8 @@ def test_what_is_returned_are_numbers_of_python():
         (check_integer, (9, 1, 5), {}, ("n=9 must be between 1 and 5.",)),
         (check_integer, (10**30,), {}, ("must be at most 9223372036854775807",)),
         (check_integer, (3.0, 1), {"or_none": True}, ("n=3.0", "an integer or None")),
-        (check_integer, ("3",), {"remedy": "Use 3."}, ("n='3'", "got str. Use 3.")),
-        (check_integer, (True,), {}, ("n=True must be an integer, got bool",)),
+        (check_integer, ("3",), {"remedy": "Use 3."}, ("n='3'", "an integer. Use 3.")),
+        (check_integer, (True,), {}, ("n=True must be an integer.",)),
         (check_real, (math.nan,), {}, ("n=nan must be finite.",)),
         (check_real, (0,), {"above": 0.0}, ("n=0 must be positive and finite.",)),
         (check_real, (2, 0.0, 1.0), {}, ("n=2 must be between 0 and 1.",)),

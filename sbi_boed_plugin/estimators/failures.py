@@ -15,14 +15,15 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim.adamw import AdamW
+from zuko.nn import MLP
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.noise import to_noise
+from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
 __all__ = ["LikelihoodWithFailures", "without_failures"]
 
-_HIDDEN_FEATURES = 32
+_HIDDEN_FEATURES = [32, 32]
 _LEARNING_RATE = 1e-2
 # Networks of which the mean is taken; each leaves out another part of the rows.
 _NUM_FOLDS = 5
@@ -32,29 +33,19 @@ _PATIENCE, _MAX_EPOCHS = 10, 100
 _SEED = 5_003
 
 
-class LikelihoodWithFailures(ConditionalDensityEstimator):
+class LikelihoodWithFailures(EstimatorView):
     r"""A likelihood times the probability that the simulation does not fail.
 
-    `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)` for
-    finite :math:`x`. As a density of :math:`x` it integrates to :math:`p_{ok}`, and the
-    rest is the probability of a failure. `sample`, `loss` and `to_noise` are those of
-    :math:`q`, the density of outcomes that did not fail. At first none fails.
+    `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)`: as a
+    density of :math:`x` it integrates to :math:`p_{ok}`, and the rest is the
+    probability of a failure. Samples, losses and noise are those of :math:`q`. At first
+    nothing fails.
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator) -> None:
-        super().__init__(
-            net=estimator,
-            input_shape=estimator.input_shape,
-            condition_shape=estimator.condition_shape,
-        )
-        self.net: ConditionalDensityEstimator
+        super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
         self.success_net = _SuccessNetwork(self.condition_shape.numel())
         self.success_net.to(next(estimator.parameters())).requires_grad_(False)
-
-    @property
-    def embedding_net(self) -> nn.Module | None:
-        """Embedding network of the likelihood of finite outcomes."""
-        return self.net.embedding_net
 
     def log_success(self, condition: Tensor) -> Tensor:
         r"""Return :math:`\log p_{ok}(\theta, \xi)`, of shape `(*batch_shape,)`."""
@@ -65,18 +56,6 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         values = self.net.log_prob(input, condition, **kwargs)
         return values + self.log_success(condition)
 
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return the loss of the likelihood of finite outcomes."""
-        return self.net.loss(input, condition, **kwargs)
-
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
-        """Draw outcomes that did not fail."""
-        return self.net.sample(sample_shape, condition, **kwargs)
-
-    def to_noise(self, input: Tensor, condition: Tensor) -> Tensor:
-        """Return the noise that a sample was made of, of shape `(batch_dim, dim_x)`."""
-        return to_noise(self.net, input, condition)
-
     def learn(
         self,
         condition: Tensor,
@@ -85,7 +64,7 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
     ) -> "LikelihoodWithFailures":
         """Learn from conditions when simulations fail, and return this likelihood.
 
-        A classifier starts from that of `start`, or from the same probability for all
+        The classifier starts from that of `start`, or from the same probability for all
         parameters, and stays there unless rows that were left out gain two standard
         errors.
         """
@@ -102,7 +81,7 @@ class LikelihoodWithFailures(ConditionalDensityEstimator):
         """Return the condition in the coordinates of the likelihood."""
         network = self.net
         while isinstance(network, TransformedEstimator):
-            condition = cast(Tensor, network.condition_transform(condition))
+            condition = network.condition_of_net(condition)
             network = network.net
         return condition
 
@@ -119,23 +98,17 @@ class _SuccessNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(dim_condition))
         with isolated_rng(_SEED):
             self.networks = nn.ModuleList(
-                nn.Sequential(
-                    nn.Linear(dim_condition, _HIDDEN_FEATURES),
-                    nn.SiLU(),
-                    nn.Linear(_HIDDEN_FEATURES, _HIDDEN_FEATURES),
-                    nn.SiLU(),
-                    nn.Linear(_HIDDEN_FEATURES, 1),
-                )
+                MLP(dim_condition, 1, _HIDDEN_FEATURES, nn.SiLU)
                 for _ in range(_NUM_FOLDS)
             )
 
-    def forward(self, condition: Tensor) -> Tensor:
-        folds = range(_NUM_FOLDS)
-        return torch.stack([self.log_odds(condition, fold) for fold in folds]).mean(0)
-
-    def log_odds(self, condition: Tensor, fold: int) -> Tensor:
-        """Return the log-odds of one network, of shape `batch_shape`."""
-        return self.networks[fold]((condition - self.mean) / self.scale).squeeze(-1)
+    def forward(self, condition: Tensor, fold: int | None = None) -> Tensor:
+        """Return log-odds of shape `batch_shape`, of all networks or of one."""
+        networks = self.networks if fold is None else [self.networks[fold]]
+        inputs = (condition - self.mean) / self.scale
+        return (
+            torch.stack([network(inputs) for network in networks]).mean(0).squeeze(-1)
+        )
 
     @torch.no_grad()
     def standardize(self, condition: Tensor, valid: Tensor) -> None:
@@ -147,7 +120,7 @@ class _SuccessNetwork(nn.Module):
         self.scale.copy_(torch.where(varies, scale, self.mean.abs().clamp_min(1.0)))
         share = (valid.sum() + 0.5) / (len(valid) + 1)
         for network in self.networks:
-            last = cast(nn.Linear, cast(nn.Sequential, network)[-1])
+            last = cast(MLP, network)[-1]
             last.weight.zero_()
             last.bias.fill_(torch.logit(share).item())
 
@@ -161,7 +134,7 @@ def _train(
     """
 
     def losses(rows: Tensor, fold: int) -> Tensor:
-        log_odds = network.log_odds(features[rows], fold)
+        log_odds = network(features[rows], fold)
         return binary_cross_entropy_with_logits(log_odds, valid[rows], reduction="none")
 
     @torch.no_grad()
@@ -196,6 +169,5 @@ def without_failures(
     likelihood: ConditionalDensityEstimator,
 ) -> ConditionalDensityEstimator:
     """Return the likelihood of finite outcomes, which is the one that is trained."""
-    if isinstance(likelihood, LikelihoodWithFailures):
-        return likelihood.net
-    return likelihood
+    is_joint = isinstance(likelihood, LikelihoodWithFailures)
+    return likelihood.net if is_joint else likelihood

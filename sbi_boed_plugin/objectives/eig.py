@@ -213,7 +213,6 @@ def simulate_design(
         design.to(theta).expand(num_samples, -1),
         num_workers=num_workers,
         simulation_batch_size=math.isqrt(num_samples) if limited else None,
-        isolate_errors=True,
     )
     return theta[made.tried], made.x[made.tried], made.num_calls
 

@@ -108,7 +108,6 @@ def simulate_batch(
         theta,
         design if pathwise else design.detach(),
         num_workers=num_workers,
-        isolate_errors=not pathwise,
         keep_gradient=pathwise,
         warn=warn,
     )
