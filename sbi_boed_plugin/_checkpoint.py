@@ -32,8 +32,7 @@ _REMEDY = (
 def locked(path: Path) -> Iterator[None]:
     """Keep other calls, in this process and in others, from a checkpoint.
 
-    The lock ends with the block, or with the process however it ends. Its empty file
-    `.NAME.lock` stays beside the checkpoint.
+    The lock ends with the process, however it ends. Its file `.NAME.lock` stays.
     """
     if path.is_dir():
         raise ValueError(
@@ -41,9 +40,9 @@ def locked(path: Path) -> Iterator[None]:
             f"instance {str(path / 'campaign.pt')!r}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire()
     except Timeout as error:
         raise RuntimeError(
             f"checkpoint={str(path)!r} is in use by another call of run_experiments, "
@@ -73,11 +72,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
-    """Return what was saved, without running code from it; the file stays as it is.
+    """Return what was saved, without running code from it, or raise a `ValueError`.
 
-    Raises:
-        ValueError: If the file is damaged, is no checkpoint, or is of experiments that
-            something else identifies than `campaign`.
+    That says if the file is damaged, or of experiments that are not `campaign`'s.
     """
     with refuse_damaged(path):
         saved = path.read_bytes()

@@ -21,8 +21,7 @@ __all__ = ["ResultFolder", "finite_or_none"]
 class ResultFolder:
     """A folder in which every file is the earlier or the new one, never a part.
 
-    Raises:
-        OSError: If it cannot be made or nothing can be written to it.
+    One that cannot be made or written to raises an `OSError`.
     """
 
     def __init__(self, path: Path) -> None:

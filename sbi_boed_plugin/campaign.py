@@ -22,7 +22,7 @@ from sbi_boed_plugin._checkpoint import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM, Coordinates
+from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
@@ -181,12 +181,12 @@ class _Campaign:
         inference: NLE_INCE,
         simulator: Callable[[Tensor, Tensor], Tensor],
         observe: Callable[[Tensor], Tensor],
-        search: dict[str, Any],
+        settings: dict[str, Any],
         path: Path | None,
         identity: dict[str, Any],
     ) -> None:
         self.inference, self.simulator, self.observe = inference, simulator, observe
-        self.search, self.path, self.identity = search, path, identity
+        self.settings, self.path, self.identity = settings, path, identity
         self.records: list[ExperimentRecord] = []
         # Of the round that has begun: its design, and then its data.
         self.pending: dict[str, Any] = {}
@@ -233,14 +233,13 @@ class _Campaign:
             if not self.records and not self.pending:
                 self.save()  # So that the first round, too, can be repeated as it was.
             while len(self.records) < num_rounds:
-                started = time.perf_counter()
                 if "design" not in self.pending:
                     self.find_design()
                     self.save()
+                started = time.perf_counter()
                 if "x" not in self.pending:
                     self.measure()
-                self.pending["seconds"] += time.perf_counter() - started
-                self.learn()
+                self.learn(started)
                 self.save()
                 eig = self.records[-1].eig.value
                 bar.set_postfix_str(f"EIG {eig:.2f} nats", refresh=False)
@@ -249,18 +248,10 @@ class _Campaign:
 
     def find_design(self) -> None:
         """Search for the design of a round."""
-        started, settings, search = (
-            time.perf_counter(),
-            self.search,
-            self.inference.search,
-        )
-        is_multi_start = settings.get("method") == "multi_start"
-        is_later = len(search.experiments) > 0
-        if (
-            is_multi_start
-            and is_later
-            and search.serves_all_designs(settings.get("objective"))
-        ):
+        started = time.perf_counter()
+        settings, search = self.settings, self.inference.search
+        served = settings.get("method") == "multi_start" and len(search.experiments) > 0
+        if served and search.serves_all_designs(settings.get("objective")):
             # What is trained for all designs serves every later round.
             settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
         checked = CheckedSimulator(self.simulator, is_checked=bool(self.records))
@@ -297,19 +288,19 @@ class _Campaign:
                 "observe(design) return it then.",
             ) from error
 
-    def learn(self) -> None:
-        """Take the data of a round into account."""
-        started, pending = time.perf_counter(), self.pending
-        design, x = pending["design"], pending["x"]
-        num_particles = self.identity["num_particles"]
-        belief = self.inference.observe(design, x, num_particles=num_particles).belief
-        assert belief is not None
+    def learn(self, started: float) -> None:
+        """Take the data of a round, whose measurement started then, into account."""
+        pending, num_particles = self.pending, self.identity["num_particles"]
+        inference = self.inference.observe(
+            pending["design"], pending["x"], num_particles=num_particles
+        )
+        assert inference.belief is not None
         values = {
             **pending,
-            "x": self.inference.observations[-1].x[0].cpu(),
+            "x": inference.observations[-1].x[0].cpu(),
             "eig": EIGEstimate(**pending["eig"]),
-            "posterior_samples": belief.particles.cpu(),
-            "log_evidence": belief.log_evidence,
+            "posterior_samples": inference.belief.particles.cpu(),
+            "log_evidence": inference.belief.log_evidence,
             "seconds": pending["seconds"] + time.perf_counter() - started,
         }
         self.records.append(ExperimentRecord(**values))
@@ -325,31 +316,33 @@ def _identity(
     """Return what tells one sequence of experiments from another."""
     # Another number of workers gives the same results, but for one: it draws from the
     # generators of this process.
-    named = {
-        name: value == 1 if name == "num_workers" else value
-        for name, value in {"num_workers": 1, **settings}.items()
-    }
-    # State and draws of the policy at the beginning, the middle and the end of a
+    num_workers = settings.get("num_workers", 1)
+    named = {**settings, "num_workers": num_workers == 1}
+    # Draws and state of the policy at the beginning, the middle and the end of a
     # search, from where it started: the last search has moved the policy itself.
     policy, content = deepcopy(search.policy), []
     assert policy is not None and search.prior is not None
     policy.load_state_dict(search.policy_start or {})
-    with isolated_rng(0):
-        prior_draws = search.prior.sample(torch.Size((8,)))
     for progress in (0.0, 0.5, 1.0):
         policy.anneal(progress)
-        with isolated_rng(0):
-            draws = policy.sample(torch.Size((8,)))
-        state = [v.detach().clone() for v in policy.state_dict().values()]
-        content += [*state, draws]
+        content += [v.detach().clone() for v in policy.state_dict().values()]
+        content.append(_draws(policy))
+    coordinates = search.models.coordinates
+    transforms = coordinates.theta, coordinates.x, coordinates.design
     return {
-        "prior": _digest(search.prior, [prior_draws]),
+        "prior": _digest(search.prior, [_draws(search.prior)]),
         "policy": _digest(policy, content),
-        "coordinates": repr(_plain(search.models.coordinates)),
+        "coordinates": repr(_plain(transforms)),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
     }
+
+
+def _draws(distribution: Any) -> Tensor:
+    """Return draws from a fixed seed."""
+    with isolated_rng(0):
+        return distribution.sample(torch.Size((8,)))
 
 
 def _digest(value: Any, content: list[Tensor]) -> str:
@@ -364,8 +357,6 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    if isinstance(value, Coordinates):
-        return [_plain(part) for part in (value.theta, value.x, value.design)]
     if isinstance(value, INVERSE_TRANSFORM):
         return type(value).__name__, _plain(value.inv)
     if isinstance(value, Transform):

@@ -1,8 +1,7 @@
 """The stages of a designed experiment: find the design, measure there, infer.
 
-They are what `sbi-boed design` runs one after another. Each stage is a function of a
-:class:`~sbi_boed_plugin.tasks.Task` and of what the stage before it returned, so that
-a script can stop between them, save, or replace one.
+`sbi-boed design` runs them one after another. Each is a function of a
+:class:`~sbi_boed_plugin.tasks.Task` and of what the stage before it returned.
 """
 
 from collections.abc import Callable
@@ -83,26 +82,10 @@ def make_trainer(
     posterior_embedding: torch.nn.Module | None = None,
     show_progress_bars: bool = True,
 ) -> NLE_INCE:
-    """Return a trainer for a task, in the coordinates that suit it.
+    """Return a trainer for a task, in the coordinates that suit it, without a tracker.
 
-    Args:
-        task: Simulator, prior and design space.
-        density_estimator: Name of a model of `sbi.neural_nets.likelihood_nn`. If
-            `None`, `"mdn"` for one measurement, where autoregressive flows are mere
-            Gaussians and splines slow to become as narrow as the noise, and `"maf"`
-            for several.
-        policy: Family of the policy, one of `POLICIES`, which then covers the design
-            space of the task; or a policy.
-        posterior_embedding: Network of rows `(x, design)` that the posterior sees them
-            through, such as
-            :class:`~sbi_boed_plugin.MeasurementSetEmbedding`.
-        show_progress_bars: Whether training shows a progress bar.
-
-    Returns:
-        Trainer with a policy over the design space, and without files of its own.
-
-    Raises:
-        ValueError: If there is no family of that name.
+    The policy may be a family of `POLICIES`, over the design space of the task. The
+    posterior sees rows `(x, design)` through its embedding.
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
@@ -111,6 +94,8 @@ def make_trainer(
             )
         policy = POLICIES[policy](task.design_low, task.design_high)
     if density_estimator is None:
+        # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
+        # become as narrow as the noise.
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
     coordinates = {
         "dim_design": task.dim_design,
@@ -138,71 +123,29 @@ def make_trainer(
 
 
 def find_design(trainer: NLE_INCE, task: Task, **settings: Any) -> DesignResult:
-    """Optimize the design of a task by its simulator.
-
-    Args:
-        trainer: What :func:`make_trainer` returned.
-        task: Simulator to learn from.
-        **settings: Arguments of `NLE_INCE.optimize_design`, such as `num_steps`.
-
-    Returns:
-        The design with its expected information gain, the policy, and the history.
-    """
+    """Optimize the design; the settings are those of `NLE_INCE.optimize_design`."""
     return trainer.optimize_design(task.simulator, **settings)
 
 
 def measure(task: Task, design: Tensor) -> Tensor:
-    """Simulate one experiment at the true parameters.
-
-    Args:
-        task: Simulator with its true parameters.
-        design: Design of shape `(dim_design,)`.
-
-    Returns:
-        Observation of shape `(1, dim_x)`.
-    """
+    """Return one observation `(1, dim_x)` at a design and the true parameters."""
     return task.simulator(task.true_parameters, design.unsqueeze(0))
 
 
 def infer_parameters(
-    trainer: NLE_INCE,
-    design: Tensor,
-    x_o: Tensor,
-    *,
-    num_samples: int = 1_000,
-    show_progress_bars: bool = True,
+    trainer: NLE_INCE, design: Tensor, x_o: Tensor, *, show_progress_bars: bool = True
 ) -> Tensor:
-    """Draw from the posterior of the parameters by Markov chain Monte Carlo.
-
-    Args:
-        trainer: Trainer with a likelihood.
-        design: Design at which was measured, of shape `(dim_design,)`.
-        x_o: Observation of shape `(1, dim_x)`.
-        num_samples: Number of samples.
-        show_progress_bars: Whether to show the progress of the chains.
-
-    Returns:
-        Samples of shape `(num_samples, dim_theta)`.
-    """
+    """Return 1,000 posterior samples `(1000, dim_theta)`, from Markov chains."""
     posterior = trainer.build_posterior(design=design, posterior_parameters=_MCMC)
     return posterior.sample(
-        torch.Size((num_samples,)), x=x_o, show_progress_bars=show_progress_bars
+        torch.Size((1_000,)), x=x_o, show_progress_bars=show_progress_bars
     )
 
 
 def simulate_predictions(task: Task, theta: Tensor, design: Tensor) -> Tensor:
-    """Simulate one experiment for each of many parameters.
+    """Return data `(num, dim_x)` of one experiment for each row of parameters.
 
-    With parameters from the posterior these are its predictions, to compare with what
-    was observed.
-
-    Args:
-        task: Simulator.
-        theta: Parameters of shape `(num_samples, dim_theta)`.
-        design: Design of shape `(dim_design,)`.
-
-    Returns:
-        Data of shape `(num_samples, dim_x)`, without simulations that failed.
+    Simulations that failed are left out.
     """
     x = task.simulator(theta, design.expand(len(theta), -1))
     return x[x.isfinite().all(dim=-1)]

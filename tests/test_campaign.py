@@ -22,6 +22,7 @@ SEARCH = {
     "num_eig_samples": 40,
     "num_eig_contrastive": 15,
 }
+FEW = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
 
 
 def make(prior=Model.prior, model="mdn", **policy):
@@ -32,11 +33,18 @@ def measure(design):
     return Model.simulate(torch.ones(1, 1), design.unsqueeze(0))
 
 
-def run(checkpoint=None, num_rounds=3, inference=None, observe=measure, **kwargs):
+def run(
+    checkpoint=None,
+    num_rounds=3,
+    inference=None,
+    observe=measure,
+    simulate=Model.simulate,
+    **kwargs,
+):
     settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
     return run_experiments(
         inference or make(),
-        Model.simulate,
+        simulate,
         observe,
         num_rounds,
         checkpoint=checkpoint,
@@ -51,6 +59,11 @@ def assert_same(result, expected):
         assert one.eig == other.eig
         assert one.log_evidence == other.log_evidence
         assert torch.equal(one.posterior_samples, other.posterior_samples)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "campaign.pt"
 
 
 class FailsInRound:
@@ -95,11 +108,8 @@ def test_a_record_of_every_experiment():
 
 @pytest.mark.parametrize("objective", ["barber_agakov", "gkl", "info_nce", "marginal"])
 @pytest.mark.parametrize("call", [1, 2])
-def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(
-    tmp_path, objective, call
-):
+def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(path, objective, call):
     expected = run(objective=objective)
-    path = tmp_path / "campaign.pt"
     inference = make()
     with pytest.raises(KeyboardInterrupt):
         run(
@@ -110,20 +120,18 @@ def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(
         )
     # With the very trainer that was left in the middle, and with a new one.
     for trainer in (inference, make()):
-        copied = tmp_path / f"{id(trainer)}.pt"
+        copied = path.with_name(f"{id(trainer)}.pt")
         copied.write_bytes(path.read_bytes())
         assert_same(run(copied, inference=trainer, objective=objective), expected)
 
 
-def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
-    few = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+def test_a_multi_start_sequence_trains_once_and_goes_on(path):
     kwargs = {
         "method": "multi_start",
         "objective": "info_nce",
         "num_steps": None,
-        "multi_start": few,
+        "multi_start": FEW,
     }
-    path = tmp_path / "campaign.pt"
     inference = make()
     # The first search trains; with a thousand steps it would take too long here.
     inference.optimize_design(
@@ -137,53 +145,28 @@ def test_a_multi_start_sequence_trains_once_and_goes_on(tmp_path):
     assert len(longer.records) == 3
 
 
-def test_rounds_can_be_added_and_finished_ones_are_not_repeated(tmp_path):
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=2)
-    longer = run(path, num_rounds=3)
+def test_rounds_can_be_added_and_finished_ones_are_not_repeated(path):
+    inference = make()
+    run(path, num_rounds=2, inference=inference)
+    # The trainer is the same, and its policy is where the search left it.
+    longer = run(path, num_rounds=3, inference=inference)
     assert_same(longer, run(num_rounds=3))
     calls = FailsInRound(1, AssertionError("experiment repeated"))
     assert_same(run(path, num_rounds=3, observe=calls), longer)
 
 
-def test_a_checkpoint_of_other_experiments_is_refused(tmp_path):
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=1)
-    before = path.read_bytes()
-    for kwargs, name in (({"seed": 4}, "seed"), ({"num_steps": 9}, "search")):
-        with pytest.raises(ValueError, match=f"other experiments: {name}"):
-            run(path, **kwargs)
-    with pytest.raises(ValueError, match="other experiments: policy"):
-        run(path, inference=on_box(0.0, 9.0))
-    assert path.read_bytes() == before
-
-
-def test_data_that_are_not_finite_do_not_lose_the_search(tmp_path):
-    path = tmp_path / "campaign.pt"
+def test_data_that_are_not_finite_do_not_lose_the_search(path):
     with pytest.raises(ValueError, match="finite.*design found is kept"):
         run(path, observe=lambda design: torch.tensor([torch.nan]))
-    calls = []
 
-    def simulate(theta, design):
-        calls.append(len(theta))
-        return Model.simulate(theta, design)
+    def never(theta, design):
+        raise AssertionError("the search was repeated")
 
-    result = run_experiments(
-        make(),
-        simulate,
-        measure,
-        1,
-        checkpoint=path,
-        seed=3,
-        num_particles=128,
-        show_progress_bar=False,
-        **SEARCH,
-    )
-    assert calls == [], "the search was repeated"
+    result = run(path, num_rounds=1, simulate=never)
     assert torch.equal(result.designs, run(num_rounds=1).designs)
 
 
-def test_networks_trained_beforehand_are_kept_whatever_they_measure(tmp_path):
+def test_networks_trained_beforehand_are_kept_whatever_they_measure(path):
     """Two values per experiment, and an interruption in the first round."""
 
     def simulate(theta, design):
@@ -196,10 +179,8 @@ def test_networks_trained_beforehand_are_kept_whatever_they_measure(tmp_path):
         return inference
 
     def go(path, observe):
-        settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
-        return run_experiments(
-            trained(), simulate, observe, 2, checkpoint=path, **settings, **SEARCH
-        )
+        settings = {"num_rounds": 2, "simulate": simulate, "observe": observe}
+        return run(path, inference=trained(), **settings)
 
     def observe(design):
         return simulate(torch.ones(1, 1), design.unsqueeze(0))
@@ -207,26 +188,9 @@ def test_networks_trained_beforehand_are_kept_whatever_they_measure(tmp_path):
     def interrupted(design):
         raise KeyboardInterrupt
 
-    path = tmp_path / "campaign.pt"
     with pytest.raises(KeyboardInterrupt):
         go(path, interrupted)
     assert_same(go(path, observe), go(None, observe))
-
-
-def test_another_prior_or_schedule_is_another_sequence(tmp_path):
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=1)
-    prior = Independent(Normal(torch.zeros(1), 2.0 * torch.ones(1)), 1)
-    with pytest.raises(ValueError, match="other experiments: prior"):
-        run(path, inference=make(prior))
-    with pytest.raises(ValueError, match="other experiments: policy"):
-        run(path, inference=make(scale=(0.3, 0.01)))
-    with pytest.raises(ValueError, match="other experiments: policy.*make it anew"):
-        run(path, inference=make(loc=torch.tensor([0.6])))
-    # One worker draws from the generators of this process.
-    with pytest.raises(ValueError, match="other experiments: search"):
-        run(path, num_rounds=2, num_workers=2)
-    assert len(run(path, num_rounds=2, num_workers=1).records) == 2
 
 
 class WithSchedule(TruncatedNormalPolicy):
@@ -240,28 +204,54 @@ class WithSchedule(TruncatedNormalPolicy):
         self.scale = self.of_user(progress) * (self.high - self.low)
 
 
-def test_schedules_of_users_are_told_apart_by_what_they_do(tmp_path):
-    def make_with(schedule):
-        return make_trainer(Model.prior, WithSchedule(schedule))
-
-    path = tmp_path / "campaign.pt"
-    run(path, num_rounds=1, inference=make_with(lambda p: 0.3 - 0.2 * p))
-    same = make_with(lambda progress: 0.3 + progress * -0.2)
-    assert len(run(path, num_rounds=2, inference=same).records) == 2
-    for other in (lambda p: 0.3 - 0.1 * p, lambda p: 0.3 - 0.2 * p**2):
-        with pytest.raises(ValueError, match="other experiments: policy"):
-            run(path, inference=make_with(other))
+def scheduled(schedule):
+    return make_trainer(Model.prior, WithSchedule(schedule))
 
 
-def test_a_policy_that_moved_starts_where_it_did(tmp_path):
-    path = tmp_path / "campaign.pt"
-    inference = make()
-    run(path, num_rounds=1, inference=inference)
-    # The trainer is the same, and its policy is where the search left it.
-    assert_same(run(path, num_rounds=2, inference=inference), run(num_rounds=2))
+@pytest.mark.parametrize(
+    "same, others",
+    [
+        (
+            make,
+            [
+                ("prior", lambda: make(Independent(Normal(torch.zeros(1), 2.0), 1))),
+                ("policy", lambda: on_box(0.0, 9.0)),
+                ("policy", lambda: make(scale=(0.3, 0.01))),
+                ("policy.*make it anew", lambda: make(loc=torch.tensor([0.6]))),
+            ],
+        ),
+        # Functions are told apart by what they do.
+        (
+            lambda: scheduled(lambda p: 0.3 - 0.2 * p),
+            [
+                ("policy", lambda: scheduled(lambda p: 0.3 - 0.1 * p)),
+                ("policy", lambda: scheduled(lambda p: 0.3 - 0.2 * p**2)),
+            ],
+        ),
+    ],
+    ids=["named", "of a user"],
+)
+def test_another_prior_or_policy_is_another_sequence(path, same, others):
+    run(path, num_rounds=1, inference=same())
+    before = path.read_bytes()
+    for name, other in others:
+        with pytest.raises(ValueError, match=f"other experiments: {name}"):
+            run(path, inference=other())
+    assert path.read_bytes() == before
+    assert len(run(path, num_rounds=2, inference=same()).records) == 2
 
 
-def test_other_networks_are_refused_and_change_nothing(tmp_path):
+def test_other_settings_are_another_sequence(path):
+    run(path, num_rounds=1)
+    # One worker draws from the generators of this process.
+    for kwargs in ({"seed": 4}, {"num_steps": 9}, {"num_workers": 2}):
+        name = "seed" if "seed" in kwargs else "search"
+        with pytest.raises(ValueError, match=f"other experiments: {name}"):
+            run(path, **kwargs)
+    assert len(run(path, num_rounds=1, num_workers=1).records) == 1
+
+
+def test_other_networks_are_refused_and_change_nothing(path):
     def with_data_in(scale):
         # The inverse, as logarithms are that of the exponential.
         build = transformed_likelihood_nn(
@@ -269,13 +259,12 @@ def test_other_networks_are_refused_and_change_nothing(tmp_path):
         )
         return make(model=build)
 
-    path = tmp_path / "campaign.pt"
     run(path, num_rounds=1, inference=with_data_in(1.0))
     run(path, num_rounds=1, inference=with_data_in(1.0))
     with pytest.raises(ValueError, match="other experiments: coordinates"):
         run(path, inference=with_data_in(7.0))
 
-    path = tmp_path / "other.pt"
+    path = path.with_name("other.pt")
     run(path, num_rounds=1)
     other = make(model="maf")
     with pytest.raises(ValueError, match="likelihood network.*is another"):
@@ -284,8 +273,7 @@ def test_other_networks_are_refused_and_change_nothing(tmp_path):
 
 
 def test_later_multi_start_searches_take_the_steps_they_were_given():
-    few = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
-    kwargs = {"method": "multi_start", "multi_start": few, "num_warmup_steps": 2}
+    kwargs = {"method": "multi_start", "multi_start": FEW, "num_warmup_steps": 2}
     result = run(num_rounds=2, **kwargs)
     # The first trains a posterior, the second is served by the likelihood.
     num_scoring = 5 * 50 + 40 + CHECK

@@ -33,8 +33,7 @@ run(sys.argv[1], observe=Slow())
 """
 
 
-def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
-    path = tmp_path / "campaign.pt"
+def test_a_killed_process_leaves_what_the_next_one_needs(path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)],
         cwd=Path(__file__).parents[1],
@@ -52,17 +51,20 @@ def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     # What it may have been writing when it was killed is written over.
-    (tmp_path / ".campaign.pt.tmp").write_text("half of a checkpoint")
+    path.with_name(".campaign.pt.tmp").write_text("half of a checkpoint")
     assert_same(run(path), run())
-    assert {p.name for p in tmp_path.iterdir()} == {"campaign.pt", ".campaign.pt.lock"}
+    assert {p.name for p in path.parent.iterdir()} == {
+        "campaign.pt",
+        ".campaign.pt.lock",
+    }
 
 
 def never(design):
     raise AssertionError("an experiment was run")
 
 
-def test_one_call_at_a_time_uses_a_checkpoint(tmp_path):
-    path, link = tmp_path / "campaign.pt", tmp_path / "link.pt"
+def test_one_call_at_a_time_uses_a_checkpoint(path):
+    link = path.with_name("link.pt")
     link.symlink_to(path)
     errors = []
 
@@ -89,6 +91,11 @@ def test_one_call_at_a_time_uses_a_checkpoint(tmp_path):
     assert_same(run(path, num_rounds=1), result)
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "campaign.pt"
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The bytes of the checkpoint of one round."""
@@ -104,22 +111,17 @@ def with_checksum(state):
     return data + hashlib.sha256(data).digest()
 
 
-def state_of(checkpoint):
-    return torch.load(io.BytesIO(checkpoint), weights_only=True)
-
-
-def assert_refused(path, content, inference=None):
+def assert_refused(path, content):
     path.write_bytes(content)
-    inference = inference or make()
+    inference = make()
     with pytest.raises(ValueError, match="checkpoint=.*left as it is. Pass another"):
         run(path, inference=inference, observe=never)
     assert path.read_bytes() == content
     assert inference._neural_net is None and inference.belief is None
 
 
-def test_a_single_changed_bit_is_noticed(tmp_path, finished):
+def test_a_single_changed_bit_is_noticed(path, finished):
     """In the headers and the directory of the archive, and all over its content."""
-    path = tmp_path / "campaign.pt"
     size = len(finished)
     places = {*range(60), *range(0, size, size // 60), *range(size - 120, size)}
     for place in sorted(places):
@@ -130,8 +132,7 @@ def test_a_single_changed_bit_is_noticed(tmp_path, finished):
             load_checkpoint(path, {})
 
 
-def test_what_is_no_checkpoint_is_refused_and_kept(tmp_path, finished):
-    path = tmp_path / "campaign.pt"
+def test_what_is_no_checkpoint_is_refused_and_kept(path, finished):
     weights = io.BytesIO()
     torch.save({"weights": torch.ones(3)}, weights)
     of_no_size = [b"", b"my notes", finished[:31], finished[:-1], finished + b"0"]
@@ -171,10 +172,10 @@ def transposed(weights):
         lambda state: experiments(state)["observations"][0].update(likelihood=7),
     ],
 )
-def test_a_state_that_is_not_of_this_trainer_is_refused(tmp_path, finished, spoil):
-    state = state_of(finished)
+def test_a_state_that_is_not_of_this_trainer_is_refused(path, finished, spoil):
+    state = torch.load(io.BytesIO(finished), weights_only=True)
     spoil(state)
-    assert_refused(tmp_path / "campaign.pt", with_checksum(state))
+    assert_refused(path, with_checksum(state))
 
 
 def test_a_directory_is_called_a_directory(tmp_path):
@@ -183,33 +184,25 @@ def test_a_directory_is_called_a_directory(tmp_path):
             run(path, observe=never)
 
 
+def full(*args):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_checkpoint(
-    tmp_path, monkeypatch, finished, failing
-):
-    path = tmp_path / "campaign.pt"
+def test_a_full_disk_leaves_the_old_checkpoint(path, monkeypatch, finished, failing):
     path.write_bytes(finished)
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, full)
         with pytest.raises(OSError, match="could not be written.*No space") as info:
             run(path, num_rounds=2, observe=never)
     assert info.value.errno == errno.ENOSPC
     assert path.read_bytes() == finished
-    names = {p.name for p in tmp_path.iterdir()}
+    names = {p.name for p in path.parent.iterdir()}
     assert names == {"campaign.pt", ".campaign.pt.lock"}
     assert_same(run(path, num_rounds=2), run(num_rounds=2))
 
 
-def test_a_measurement_that_cannot_be_saved_is_told(tmp_path, monkeypatch):
-    path = tmp_path / "campaign.pt"
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_measurement_that_cannot_be_saved_is_told(path, monkeypatch):
     def measure_until_full(design):
         monkeypatch.setattr(os, "fsync", full)
         return torch.tensor([0.25])

@@ -1,6 +1,5 @@
 """The options of the command that say how to search, and what it then draws."""
 
-import inspect
 import json
 from types import SimpleNamespace
 
@@ -8,9 +7,9 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from sbi_boed_plugin import NLE_INCE, experiment
+from sbi_boed_plugin import experiment
 from sbi_boed_plugin.cli import comparison, design, design_run, main
-from sbi_boed_plugin.search.config import MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 from tests.test_cli import FIGURES, TABLES, read_table, run
 
@@ -64,18 +63,11 @@ def test_a_map_is_drawn_of_two_coordinates(tmp_path, capsys, quick, monkeypatch)
     arguments = ["design", "location_finding", "--num-steps", "20", "--quiet"]
     code, out, _ = run([*arguments, "--output", str(folder)], capsys)
     assert code == 0
-    assert {path.name for path in folder.iterdir()} == {
-        "summary.json"
-    } | TABLES | FIGURES
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"summary.json", *TABLES, *FIGURES}
     header, rows = read_table(folder / "eig_over_design.csv")
-    assert header == [
-        "design_1",
-        "design_2",
-        "eig",
-        "standard_error",
-        "reference_eig",
-        "reference_standard_error",
-    ]
+    columns = "design_1 design_2 eig standard_error reference_eig"
+    assert header == [*columns.split(), "reference_standard_error"]
     assert len(rows) == 5**2
     assert rows[:, :2].aminmax(dim=0).min.tolist() == [-4.0, -4.0]
     # The information depends on the distance from the origin alone.
@@ -164,38 +156,28 @@ def test_other_designs_are_scored_as_the_one_found(bound, network, others, monke
 def test_all_settings_reach_the_search(monkeypatch):
     asked = {}
 
-    class Stop(Exception):
-        pass
-
     def find_design(trainer, task, **settings):
         asked.update(settings, policy=type(trainer.design_policy).__name__)
-        raise Stop
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(design_run, "find_design", find_design)
-    options = (
-        "--objective gkl --gradient surrogate --method multi_start --num-workers 3"
-    )
-    refined = "--num-refinement-steps 7"
-    with pytest.raises(Stop):
-        main(["design", "sir", "--policy", "mixture", *options.split()])
+    options = "--policy mixture --objective gkl --gradient surrogate --num-workers 3 "
+    options += "--num-refinement-steps 7 --max-seconds 2.5 --num-steps 9"
+    assert main(["design", "sir", *options.split()]) == 130
     assert asked == {
         "policy": "TruncatedNormalMixturePolicy",
         "objective": "gkl",
         "gradient": "surrogate",
-        "method": "multi_start",
+        "method": "joint",
         "num_workers": 3,
-        "num_steps": None,
-        "num_refinement_steps": 0,
-        "max_seconds": None,
+        "num_steps": 9,
+        "num_refinement_steps": 7,
+        "max_seconds": 2.5,
     }
-    with pytest.raises(Stop):
-        main(["design", "sir", *refined.split()])
-    assert asked["num_refinement_steps"] == 7
-    with pytest.raises(Stop):
-        main(["design", "sir"])
-    signature = inspect.signature(NLE_INCE.optimize_design).parameters
+    assert main(["design", "sir"]) == 130
+    defaults = DesignSearchConfig()
     assert asked.pop("policy") == "TruncatedNormalPolicy"
-    assert asked == {name: signature[name].default for name in asked}
+    assert asked == {name: getattr(defaults, name) for name in asked}
 
 
 @pytest.mark.parametrize("options", ["--policy point", "--gradient pathwise"])

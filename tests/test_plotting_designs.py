@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin import EIGEstimate, plotting
-from sbi_boed_plugin.plotting._policy_density import policy_densities
+from sbi_boed_plugin import plotting
+from sbi_boed_plugin.plotting.policy import policy_densities
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
     NormalPolicy,
@@ -15,7 +15,7 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
-from tests.test_plotting import EIG, legend_texts, policy
+from tests.test_plotting import EIG, eig_map, eig_over_design, legend_texts, policy
 
 LOW, HIGH = torch.tensor([0.0, -5.0]), torch.tensor([24.0, 5.0])
 
@@ -34,103 +34,63 @@ def record(policy, num_steps=5, seed=0):
     return {key: [entry[key] for entry in history] for key in history[0]}
 
 
-def estimates_of(values, error=0.1):
-    return [EIGEstimate(float(value), error, "barber_agakov") for value in values]
-
-
 def marker_positions(ax, label):
     (container,) = [c for c in ax.containers if c.get_label() == label]
     return container.lines[0].get_xydata()
 
 
 def test_the_curve_shows_estimates_candidates_and_the_design_found():
-    designs = torch.linspace(0.0, 10.0, 11)
-    candidates = [(torch.tensor([7.0]), EIG), (torch.tensor([3.0]), EIG)]
-    figure = plotting.plot_eig_over_design(
-        designs, estimates_of(designs / 10), design=7.0, eig=EIG, candidates=candidates
-    )
-    (ax,) = figure.axes
+    (ax,) = eig_over_design().axes
+    # The first estimate, far below, must not squeeze the others.
+    floor = -0.25 * 1.1
+    assert ax.get_ylim()[0] == pytest.approx(floor)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    below = lines["lower bound, further below"].get_xydata()
+    assert below == pytest.approx(np.array([[0.0, floor]]))
     shown = marker_positions(ax, "lower bound ± standard error")
-    assert shown == pytest.approx(np.stack([designs, designs / 10], axis=1))
+    expected = np.arange(1.0, 11.0)[:, None] * [1.0, 0.1]
+    assert shown == pytest.approx(expected)
     compared = marker_positions(ax, "candidates compared")
-    assert compared.tolist() == [[7.0, EIG.value], [3.0, EIG.value]]
-    assert marker_positions(ax, "design found").tolist() == [[7.0, EIG.value]]
-    assert ax.get_xscale() == "linear"
+    assert compared.tolist() == [[8.0, EIG.value], [3.0, EIG.value]]
+    assert marker_positions(ax, "design found").tolist() == [[8.0, EIG.value]]
+    assert lines["reference"].get_ydata()[1:] == pytest.approx(expected[:, 1] + 0.1)
+    assert ax.get_xscale() == "linear" and ax.get_xlabel() == "time [s]"
+    assert legend_texts(ax).count("never visited by the policy") == 1
 
 
-def test_untrained_designs_do_not_squeeze_the_curve():
-    values = [-600.0, -20.0, 0.5, 2.0]
-    figure = plotting.plot_eig_over_design(
-        torch.arange(4.0),
-        estimates_of(values, error=50.0)[:2] + estimates_of(values[2:]),
-    )
-    (ax,) = figure.axes
-    bottom, top = ax.get_ylim()
-    assert bottom == -0.5 and 2.0 < top < 3.0
-    shown = marker_positions(ax, "lower bound ± standard error")
-    assert shown.tolist() == [[2.0, 0.5], [3.0, 2.0]]
-    (below,) = [
-        line for line in ax.get_lines() if line.get_label().endswith("further below")
-    ]
-    assert below.get_xydata().tolist() == [[0.0, -0.5], [1.0, -0.5]]
-    assert "lower bound, further below" in legend_texts(ax)
-
-
-@pytest.mark.parametrize("order", ["row by row", "shuffled"])
-def test_a_map_has_each_estimate_at_its_design(order):
-    first, second = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([10.0, 20.0])
-    designs = torch.cartesian_prod(first, second)
-    if order == "shuffled":
-        designs = designs[torch.randperm(6, generator=torch.Generator().manual_seed(0))]
-    values = designs[:, 0] + designs[:, 1]
-    design = torch.tensor([2.0, 20.0])
-    candidates = [(design, EIG), (torch.tensor([1.0, 20.0]), EIG)]
-    figure = plotting.plot_eig_map(
-        designs,
-        estimates_of(values),
-        design=design,
-        eig=EIG,
-        candidates=candidates,
-        names=["dose [mg]", "time [h]"],
-    )
-    ax, bar = figure.axes
-    (mesh,) = ax.collections
+def test_a_map_has_each_estimate_at_its_design_and_shares_its_colours():
+    learned, reference, bar = eig_map().axes
+    (mesh,) = learned.collections
     shown = np.asarray(mesh.get_array()).reshape(2, 3)
-    assert shown.tolist() == [[10.0, 11.0, 12.0], [20.0, 21.0, 22.0]]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("dose [mg]", "time [h]")
-    assert bar.get_ylabel() == "expected information gain [nats]"
-    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.get_lines()}
-    assert lines["runners-up"] == [[1.0, 20.0]]
-    assert lines["design found: 1.20 ± 0.05 nats"] == [[2.0, 20.0]]
-    assert ax.get_aspect() == "auto"
-
-
-def test_a_map_and_its_reference_share_colours_from_zero():
-    values = torch.arange(-4.0, 5.0)
-    designs = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
-    figure = plotting.plot_eig_map(
-        designs,
-        estimates_of(values),
-        reference=[(6.0, 0.1)] * 9,
-        same_units=True,
-        log=False,
-    )
-    learned, reference, _ = figure.axes
-    for ax in (learned, reference):
-        assert ax.collections[0].get_clim() == (0.0, 6.0)
-        assert ax.get_aspect() == 1.0
+    assert shown.tolist() == [[-5.0, -4.0, -3.0], [5.0, 6.0, 7.0]]
+    # From zero to the largest value of both.
+    assert mesh.get_clim() == reference.collections[0].get_clim() == (0.0, 8.0)
     assert learned.get_title() == "lower bound, learned"
     assert reference.get_title() == "reference"
-    assert figure.legends == []
+    assert learned.get_xlabel() == "first coordinate [m]"
+    assert learned.get_ylabel() == "second coordinate [m]"
+    assert bar.get_ylabel() == "expected information gain [nats]"
+    lines = {line.get_label(): line.get_xydata() for line in learned.get_lines()}
+    assert lines["runners-up"].tolist() == [[1.0, 20.0]]
+    assert lines["design found: 1.20 ± 0.05 nats"].tolist() == [[2.0, 20.0]]
+    crosses = lines["never visited by the policy"]
+    assert sorted(crosses.tolist()) == [[0.0, 10.0], [0.0, 20.0]]
 
 
 def test_designs_over_decades_have_logarithmic_axes():
-    values = torch.logspace(-2.0, 2.0, 3)
-    curve = plotting.plot_eig_over_design(values, estimates_of(range(3)), log=True)
-    assert curve.axes[0].get_xscale() == "log"
-    designs = torch.cartesian_prod(values, values)
-    figure = plotting.plot_eig_map(designs, estimates_of(range(9)), log=True)
+    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
+    visited = torch.tensor([False, False, True, False])
+    (ax,) = plotting.plot_eig_over_design(
+        designs, [EIG] * 4, visited=visited, log=True
+    ).axes
+    assert ax.get_xscale() == "log"
+    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
+    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
+    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
+    grid = torch.cartesian_prod(designs, designs)
+    figure = plotting.plot_eig_map(grid, [EIG] * 16, log=True)
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
+    assert figure.legends == []
 
 
 def test_visits_are_of_all_design_values_together():
@@ -143,40 +103,21 @@ def test_visits_are_of_all_design_values_together():
     assert visited.tolist() == [True, False, False, True]
 
 
-def test_visits_are_counted_in_simulations():
-    grid, low, high = torch.arange(5.0)[:, None], torch.zeros(1), torch.full((1,), 4.0)
-    history = {"mode": [[2.0], [2.0]], "scale": [[0.25], [0.25]]}
-    # The probability beyond 2.5 is 0.023, hence one in 44.
-    for num_simulations, visited in (([20, 40], [2]), ([20, 50], [1, 2, 3])):
-        history["num_simulations"] = num_simulations
-        found = plotting.visited_designs(history, grid, low, high)
-        assert found.nonzero().flatten().tolist() == visited
-    history["scale"] = [[0.0], [0.0]]
-    found = plotting.visited_designs(history, grid, low, high)
-    assert found.nonzero().flatten().tolist() == [2]
-
-
-def test_designs_never_visited_are_marked():
-    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
-    visited = torch.tensor([False, False, True, False])
-    figure = plotting.plot_eig_over_design(
-        designs, estimates_of(range(4)), visited=visited, log=True
-    )
-    (ax,) = figure.axes
-    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
-    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
-    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
-    assert legend_texts(ax).count("never visited by the policy") == 1
-    grid = torch.cartesian_prod(designs[:2], designs[:2])
-    ax = plotting.plot_eig_map(grid, estimates_of(range(4)), visited=visited).axes[0]
-    (crosses,) = ax.get_lines()
-    assert crosses.get_xydata().tolist() == grid[~visited].tolist()
-
-
-def test_designs_that_are_no_grid_are_refused():
-    designs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    with pytest.raises(ValueError, match="cartesian_prod"):
-        plotting.plot_eig_map(designs, estimates_of(range(3)))
+@pytest.mark.parametrize(
+    ("scale", "num_simulations", "visited"),
+    [
+        # The probability beyond 2.5 is 0.023, hence one in 44.
+        (0.25, [20, 40], [2]),
+        (0.25, [20, 50], [1, 2, 3]),
+        (0.0, [20, 50], [2]),
+    ],
+)
+def test_visits_are_counted_in_simulations(scale, num_simulations, visited):
+    grid = torch.arange(5.0)[:, None]
+    history = {"mode": [[2.0], [2.0]], "scale": [[scale], [scale]]}
+    history["num_simulations"] = num_simulations
+    found = plotting.visited_designs(history, grid, grid[0], grid[-1])
+    assert found.nonzero().flatten().tolist() == visited
 
 
 @pytest.mark.parametrize(
@@ -193,8 +134,8 @@ def test_recorded_densities_are_those_of_the_policy(policy):
     # Between edges this close the mean density is that of the middle.
     edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
     positions = (0.5 * (edges[1:] + edges[:-1])).float()
-    low, high = (None, None) if isinstance(policy, NormalPolicy) else (LOW, HIGH)
-    densities = policy_densities(history, edges, low, high).float()
+    box = None if isinstance(policy, NormalPolicy) else (LOW, HIGH)
+    densities = policy_densities(history, edges, box, 0).float()
     assert densities.shape == (2_400, 5)
     expected = policy.log_prob(positions.unsqueeze(1)).exp().detach()
     torch.testing.assert_close(densities[:, -1], expected, rtol=1e-3, atol=1e-6)
@@ -208,70 +149,57 @@ def test_the_density_of_one_value_of_a_mixture_is_the_marginal_one():
     second = torch.linspace(-5.0, 5.0, 401)
     joint = policy.log_prob(torch.cartesian_prod(first, second)).exp().detach()
     expected = torch.trapezoid(joint.view(24, 401), second, dim=1)
-    densities = policy_densities(history, edges, LOW, HIGH, index=0).float()
+    densities = policy_densities(history, edges, (LOW, HIGH), 0).float()
     torch.testing.assert_close(densities[::100, -1], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_one_design_value_is_a_heat_map_with_the_mode_on_top():
-    policy = TruncatedNormalPolicy(LOW[:1], HIGH[:1])
-    history = record(policy, num_steps=7)
-    figure = plotting.plot_policy(history, LOW[:1], HIGH[:1], ["time [h]"])
-    ax, bar = figure.axes
+    history = record(TruncatedNormalPolicy(LOW[:1], HIGH[:1]), num_steps=7)
+    ax, bar = plotting.plot_policy(history, LOW[:1], HIGH[:1], ["time [h]"]).axes
     (image,) = ax.images
     density = np.asarray(image.get_array())
     assert density.shape == (200, 7)
-    assert density.mean(axis=0) * 24.0 == pytest.approx(1.0, rel=1e-3)
     assert image.get_extent() == [0.5, 7.5, 0.0, 24.0]
     (line,) = ax.get_lines()
     assert line.get_ydata() == pytest.approx(np.array(history["mode"])[:, 0])
     # The densest row of each step is where the mode is.
     densest = (density.argmax(axis=0) + 0.5) * 24.0 / 200
     assert np.abs(densest - line.get_ydata()).max() < 24.0 / 200
-    assert ax.get_ylabel() == "time [h]"
-    assert bar.get_ylabel() == "policy density [1/h]"
+    assert bar.get_ylabel() == "policy density [1/(h)]"
     assert legend_texts(ax) == ["mode"]
 
 
 def test_a_policy_without_bounds_gets_axes_around_it():
-    policy = NormalPolicy(torch.tensor([12.0]), scale=(2.0, 1.0))
-    history = record(policy, num_steps=4)
-    figure = plotting.plot_policy(history)
-    low, high = figure.axes[0].get_ylim()
+    history = record(NormalPolicy(torch.tensor([12.0]), scale=(2.0, 1.0)), num_steps=4)
+    ax = plotting.plot_policy(history).axes[0]
+    low, high = ax.get_ylim()
     assert low < 12.0 - 6.0 and high > 12.0 + 6.0
-    density = np.asarray(figure.axes[0].images[0].get_array())
-    height = np.diff(figure.axes[0].images[0].get_extent()[2:]).item()
+    density = np.asarray(ax.images[0].get_array())
+    height = np.diff(ax.images[0].get_extent()[2:]).item()
     assert density.mean(axis=0) * height == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.parametrize(
-    "family", [TruncatedNormalMixturePolicy, TruncatedNormalPolicy]
+    "family", [TruncatedNormalMixturePolicy, TruncatedNormalPolicy, PointPolicy]
 )
-def test_several_design_values_have_a_heat_map_for_each(family):
+def test_several_design_values_have_a_panel_for_each(family):
     history = record(family(LOW, HIGH), num_steps=6)
-    figure = plotting.plot_policy(history, LOW, HIGH, ["time [h]", "ξ"])
-    maps = [ax for ax in figure.axes if ax.images]
-    assert [ax.get_ylabel() for ax in maps] == ["time [h]", "ξ"]
-    for ax, width in zip(maps, (24.0, 10.0), strict=True):
-        density = np.asarray(ax.images[0].get_array())
-        assert density.mean(axis=0) * width == pytest.approx(1.0, rel=1e-3)
-
-
-@pytest.mark.parametrize("dim_design", [1, 2])
-def test_a_point_is_a_line_without_a_band(dim_design):
-    low, high = LOW[:dim_design], HIGH[:dim_design]
-    history = record(PointPolicy(low, high))
-    axes = plotting.plot_policy(history, low, high).axes
-    assert len(axes) == dim_design
-    for j, ax in enumerate(axes):
-        assert not ax.images and not ax.collections
+    axes = plotting.plot_policy(history, LOW, HIGH, ["time [h]", "ξ"]).axes
+    panels = [ax for ax in axes if ax.get_lines()]
+    assert [ax.get_ylabel() for ax in panels] == ["time [h]", "ξ"]
+    for j, (ax, width) in enumerate(zip(panels, (24.0, 10.0), strict=True)):
         (line,) = ax.get_lines()
         assert line.get_ydata() == pytest.approx(np.array(history["mode"])[:, j])
+        if family is PointPolicy:
+            assert not ax.images and not ax.collections
+        else:
+            density = np.asarray(ax.images[0].get_array())
+            assert density.mean(axis=0) * width == pytest.approx(1.0, rel=1e-3)
 
 
 def test_candidates_are_rows_of_probabilities_in_ascending_order():
     candidates = torch.tensor([[10.0], [0.5], [2.0]])
-    policy = CategoricalPolicy(candidates)
-    history = record(policy, num_steps=4)
+    history = record(CategoricalPolicy(candidates), num_steps=4)
     ax, bar = plotting.plot_policy_candidates(history, candidates, ["time [h]"]).axes
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels == ["0.5", "2", "10"]

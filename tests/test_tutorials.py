@@ -49,15 +49,6 @@ def check_first_experiment(names):
 
 def check_choosing_experiments(names):
     """Networks agree with brute force, and chosen designs are worth their search."""
-    check_first_search(names)
-    check_sequence(names)
-    check_posteriors(names)
-    check_comparison(names)
-    check_failures(names)
-    assert torch.equal(names["x_one"], names["x_two"])
-
-
-def check_first_search(names):
     exact = names["exact"]
     # Lower bounds, up to their errors.
     for value, bound in zip(exact, names["learned"], strict=True):
@@ -68,6 +59,14 @@ def check_first_search(names):
     assert first > np.mean(exact)
     # "About equally good": from 1 mM upwards.
     assert min(exact[6:]) > max(exact) - 0.1
+    check_sequence(names)
+    check_posteriors(names)
+    check_failures(names)
+    chosen, random = (np.array(names["gained"][name]) for name in ("chosen", "random"))
+    assert len(chosen) == len(random) == 300
+    # Three experiments tell something, whichever: on average, by many errors.
+    assert min(chosen.mean(), random.mean()) > 0.0
+    assert torch.equal(names["x_one"], names["x_two"])
 
 
 def check_sequence(names):
@@ -113,13 +112,6 @@ def check_posteriors(names):
         assert 0.001 < (draws < x).double().mean() < 0.999
 
 
-def check_comparison(names):
-    chosen, random = (np.array(names["gained"][name]) for name in ("chosen", "random"))
-    assert len(chosen) == len(random) == 300
-    # Three experiments tell something, whichever: on average, by many errors.
-    assert min(chosen.mean(), random.mean()) > 0.0
-
-
 def check_failures(names):
     fragile = names["fragile"]
     # 2 % bubbles, and Km above 4.95 in 1.04 % of the prior; six standard deviations.
@@ -135,7 +127,14 @@ def check_gradients_and_bounds(names):
     """The numbers of the text, and what its tables say of the package."""
     check_gradients(names)
     check_caps(names)
-    check_tables()
+    known = {name: (o.needs, o.bound) for name, o in POLICY_OBJECTIVES.items()}
+    assert known == {
+        "barber_agakov": ("posterior", "barber_agakov"),
+        "gkl": ("hybrid", "gkl"),
+        "info_nce": (None, "pce"),
+        "marginal": ("marginal", "pce"),
+    }
+    assert not PointPolicy.has_log_prob
     # Within 0.05 of the hills' tops, at 2 and 8, with other seeds.
     first, second = (names["hills"][name].design for name in ("one Normal", "mixture"))
     assert names["exact_two_hills"](first) < names["exact_two_hills"](second)
@@ -188,34 +187,11 @@ def check_caps(names):
         assert 0.0 < bound.value < truth + 4 * bound.standard_error
 
 
-def check_tables():
-    rows = {
-        "barber_agakov": ("posterior", "barber_agakov"),
-        "gkl": ("hybrid", "gkl"),
-        "info_nce": (None, "pce"),
-        "marginal": ("marginal", "pce"),
-    }
-    known = {name: (o.needs, o.bound) for name, o in POLICY_OBJECTIVES.items()}
-    assert known == rows
-    assert not PointPolicy.has_log_prob
-
-
 def check_hybrid_posterior(names):
     """What holds for any network: bounds, the guard, and warnings that are due."""
     # A classifier's share is 0.5 for the same distribution, with an error of 0.02.
     assert all(0.4 < score <= 1.0 for score in names["scores"].values())
-    check_gains(names)
     check_diagnostics(names)
-    # The base alone, which is told, or an energy that has gained by chance.
-    first, second = names["draws_of"].values()
-    (gain,) = names["inference"].summary["energy_gain"]
-    assert torch.equal(first, second) == bool(names["useless"]) == (gain == 0.0)
-    for message in names["useless"]:
-        assert message.startswith("The energy does not improve")
-    assert type(names["simple"]).__name__ == "HybridPosterior"
-
-
-def check_gains(names):
     gained, missing = names["gained"], names["missing"]
     error = math.hypot(gained.std() / len(gained) ** 0.5, names["gain_error"])
     # A lower bound of the gain; both are means of a hundred simulations or more.
@@ -223,6 +199,13 @@ def check_gains(names):
     # The exact posterior has the largest mean.
     left = missing - gained
     assert left.mean() > -4 * left.std() / len(left) ** 0.5
+    # The base alone, which is told, or an energy that has gained by chance.
+    first, second = names["draws_of"].values()
+    (gain,) = names["inference"].summary["energy_gain"]
+    assert torch.equal(first, second) == bool(names["useless"]) == (gain == 0.0)
+    for message in names["useless"]:
+        assert message.startswith("The energy does not improve")
+    assert type(names["simple"]).__name__ == "HybridPosterior"
 
 
 def check_diagnostics(names):

@@ -33,15 +33,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: Arguments after the name of the command; those of the process if
-            `None`.
-
-    Returns:
-        Exit code.
-    """
+    """Run the command with arguments, or those of the process; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options = parser.parse_args(arguments)

@@ -29,15 +29,13 @@ def eig_over_designs(
     networks were not trained.
     """
     bound = result.eig.bound
-    of_posterior = bound in ("barber_agakov", "gkl")
-    estimator = (
-        result.posterior_estimator if of_posterior else result.likelihood_estimator
-    )
-    contrasts = {}
-    if bound == "lace":
-        contrasts["posterior_estimator"] = result.posterior_estimator
+    estimator, options = result.likelihood_estimator, {}
+    if bound in ("barber_agakov", "gkl"):
+        estimator = result.posterior_estimator
+    elif bound == "lace":
+        options["posterior_estimator"] = result.posterior_estimator
     # The Barber-Agakov bound contrasts its simulations with nothing.
-    num_samples = 1_000 if bound == "barber_agakov" else 300
+    options["num_samples"] = 1_000 if bound == "barber_agakov" else 300
     with warnings.catch_warnings():
         # The same remarks for many designs tell less than the values themselves.
         warnings.filterwarnings("ignore", "The .*estimate", UserWarning)
@@ -48,11 +46,10 @@ def eig_over_designs(
                 prior=task.prior,
                 design=design,
                 bound=bound,
-                num_samples=num_samples,
                 num_contrastive=255,
                 num_workers=num_workers,
                 seed=0,
-                **contrasts,
+                **options,
             )
             for design in designs
         ]
@@ -71,10 +68,9 @@ def reference_eig(task: Task, designs: Tensor) -> list[tuple[float, float]] | No
         return [task.exact_eig(design) for design in designs]
     elif isinstance(task, SIR) and task.dim_design == 1:
         # Enough for a standard error of about 0.01 nats, in a few seconds.
-        brute_force = brute_force_eig(
+        values, errors = brute_force_eig(
             designs[:, 0], num_parameters=256, num_trajectories=2_048, num_replicates=4
         )
-        values, errors = brute_force.eig, brute_force.standard_error
     else:
         return None
     return list(zip(values.tolist(), errors.tolist(), strict=True))

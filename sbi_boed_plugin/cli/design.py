@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.cli.arguments import InputError
+from sbi_boed_plugin.cli.arguments import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
 from sbi_boed_plugin.experiment import POLICIES
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
@@ -43,6 +43,31 @@ at known true parameters, and infer them from the measurement.
 Writes to the output folder: summary.json (design, expected information gain in nats,
 posterior), trace.csv (one row per training step), posterior_samples.csv, and figures.
 """
+_REFINEMENT_HELP = (
+    "further steps of the networks at the design found, for a tighter bound "
+    "(default: %(default)s)"
+)
+_SECONDS_HELP = "stop training after N seconds and use the design found by then"
+_DENSITY_ESTIMATOR_HELP = (
+    "model of the likelihood: %(choices)s (default: mdn for one measurement, maf for "
+    "several)"
+)
+_OBJECTIVE_HELP = (
+    "bound of the information that the policy climbs: %(choices)s (default: "
+    "barber_agakov)"
+)
+_GRADIENT_HELP = (
+    "gradient of the policy: %(choices)s (default: %(default)s, which takes any "
+    "simulator)"
+)
+_METHOD_HELP = (
+    "joint: policy and networks learn together; multi_start: networks learn for the "
+    "whole design space, then many designs climb at once (default: %(default)s)"
+)
+_POLICY_HELP = (
+    "distribution over designs that learns: %(choices)s (default: %(default)s; point "
+    "has no density and needs another --gradient than score)"
+)
 
 
 def add_design_command(commands: Any) -> None:
@@ -59,35 +84,27 @@ def add_design_command(commands: Any) -> None:
         help=f"one of: {', '.join(available_tasks())}; or module:object for a Task of "
         "your own, or what returns one, searched for in the current folder, too",
     )
-    parser.add_argument(
-        "--dim-design",
-        type=int,
-        metavar="D",
-        help="number of measurements (default: that of the task)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="random seed (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num-steps",
-        type=int,
-        metavar="N",
-        help=f"training steps (default: {NUM_STEPS})",
-    )
-    parser.add_argument(
-        "--num-refinement-steps",
-        type=int,
-        default=0,
-        metavar="N",
-        help="further steps of the networks at the design found, for a tighter bound "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-seconds",
-        type=float,
-        metavar="S",
-        help="stop training after S seconds and use the design found by then",
-    )
+    for name, kind, default, text in (
+        ("dim-design", integer_from(1), None, "number of measurements, if not fixed"),
+        ("seed", integer_from(0), 0, "random seed (default: %(default)s)"),
+        ("num-steps", integer_from(1), None, f"training steps (default: {NUM_STEPS})"),
+        ("num-refinement-steps", integer_from(0), 0, _REFINEMENT_HELP),
+        ("max-seconds", float, None, _SECONDS_HELP),
+        ("num-workers", integer_from(1), 1, "processes for slow simulators"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=kind, metavar="N", default=default, help=text
+        )
+    for name, choices, default, text in (
+        ("density-estimator", DENSITY_ESTIMATORS, None, _DENSITY_ESTIMATOR_HELP),
+        ("objective", sorted(POLICY_OBJECTIVES), None, _OBJECTIVE_HELP),
+        ("gradient", POLICY_GRADIENTS, "score", _GRADIENT_HELP),
+        ("method", ("joint", "multi_start"), "joint", _METHOD_HELP),
+        ("policy", tuple(POLICIES), "truncated_normal", _POLICY_HELP),
+    ):
+        parser.add_argument(
+            f"--{name}", choices=choices, metavar="NAME", default=default, help=text
+        )
     parser.add_argument(
         "--output",
         type=Path,
@@ -95,67 +112,14 @@ def add_design_command(commands: Any) -> None:
         help="folder for the results (default: results/TASK)",
     )
     parser.add_argument(
-        "--density-estimator",
-        choices=DENSITY_ESTIMATORS,
-        metavar="NAME",
-        help="model of the likelihood: %(choices)s (default: mdn for one "
-        "measurement, maf for several)",
-    )
-    _add_search_options(parser)
-    parser.add_argument(
         "--quiet", action="store_true", help="print results only, no progress"
-    )
-
-
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    """Add how to search; the defaults are those of the library."""
-    search = parser.add_argument_group("how to search")
-    search.add_argument(
-        "--objective",
-        choices=sorted(POLICY_OBJECTIVES),
-        metavar="NAME",
-        help="bound of the information that the policy climbs: %(choices)s "
-        "(default: barber_agakov)",
-    )
-    search.add_argument(
-        "--gradient",
-        choices=POLICY_GRADIENTS,
-        default="score",
-        metavar="NAME",
-        help="gradient of the policy: %(choices)s (default: %(default)s, which takes "
-        "any simulator)",
-    )
-    search.add_argument(
-        "--method",
-        choices=("joint", "multi_start"),
-        default="joint",
-        metavar="NAME",
-        help="joint: policy and networks learn together; multi_start: networks learn "
-        "for the whole design space, then many designs climb at once (default: "
-        "%(default)s)",
-    )
-    search.add_argument(
-        "--policy",
-        choices=tuple(POLICIES),
-        default="truncated_normal",
-        metavar="NAME",
-        help="distribution over designs that learns: %(choices)s (default: "
-        "%(default)s; point has no density and needs another --gradient than score)",
-    )
-    search.add_argument(
-        "--num-workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that simulate (default: %(default)s; more pay off for slow "
-        "simulators)",
     )
 
 
 def _design(options: argparse.Namespace) -> int:
     """Run the command."""
     try:
-        _check_numbers(options)
+        check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
         task = _load_task(options.task, options.dim_design)
         _check_search(task, options)
     except ValueError as error:
@@ -181,17 +145,6 @@ def _design(options: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(options: argparse.Namespace) -> None:
-    """Refuse numbers out of range."""
-    check_integer("--dim-design", options.dim_design, 1, or_none=True)
-    check_integer("--num-steps", options.num_steps, 1, or_none=True)
-    check_integer("--num-refinement-steps", options.num_refinement_steps, 0)
-    check_integer("--num-workers", options.num_workers, 1)
-    # Seeds of numpy have 32 bits.
-    check_integer("--seed", options.seed, 0, 2**32 - 1)
-    check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
-
-
 def _load_task(name: str, dim_design: int | None) -> Task:
     """Return a task by its name, or a user's task given as `module:object`."""
     arguments = {} if dim_design is None else {"dim_design": dim_design}
@@ -202,20 +155,15 @@ def _load_task(name: str, dim_design: int | None) -> Task:
         sys.path.append(os.getcwd())
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        task = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot load {name}: {error}") from error
-    if callable(found):
-        if arguments and "dim_design" not in inspect.signature(found).parameters:
+    if callable(task):
+        if arguments and "dim_design" not in inspect.signature(task).parameters:
             raise ValueError(f"{name} takes no dim_design: leave --dim-design out")
-        found = found(**arguments)
+        task = task(**arguments)
     elif arguments:
         raise ValueError(f"{name} is no function or class: leave --dim-design out")
-    return _checked_task(name, found)
-
-
-def _checked_task(name: str, task: Any) -> Task:
-    """Refuse what is not a task, or not a complete one."""
     if not isinstance(task, Task):
         raise ValueError(
             f"{name} must be a sbi_boed_plugin.tasks.Task, or a class or function "

@@ -37,25 +37,18 @@ def trace_table(history: dict[str, list[Any]]) -> tuple[list[str], list[list[Any
 
     Vectors have a column for each value: `design_1` and so on for the mode of the
     policy, `loc_1_1` for the first component and design value of a mixture.
-
-    Example:
-        >>> history = {name: [0.0] for name in _TRACE_COLUMNS}
-        >>> names, rows = trace_table({**history, "mode": [[1.0, 2.0]]})
-        >>> names[-2:], rows[0][-2:]
-        (['design_1', 'design_2'], [1.0, 2.0])
     """
     described = [name for name in history if name not in _TRACE_COLUMNS]
-    names = ["step", *_TRACE_COLUMNS]
-    for name in described:
-        prefix = "design" if name == "mode" else name
-        names += [column for column, _ in _flatten(prefix, history[name][0])]
-    rows = []
+    names, rows = [], []
     for index in range(len(history["loss"])):
-        row = [index + 1, *(history[name][index] for name in _TRACE_COLUMNS)]
+        row = [("step", index + 1)]
+        row += [(name, history[name][index]) for name in _TRACE_COLUMNS]
         for name in described:
-            row += [value for _, value in _flatten(name, history[name][index])]
-        rows.append(row)
-    return names, rows
+            prefix = "design" if name == "mode" else name
+            row += _flatten(prefix, history[name][index])
+        names, values = zip(*row, strict=True)
+        rows.append(list(values))
+    return list(names), rows
 
 
 def _flatten(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -113,24 +106,22 @@ def describe_design(result: DesignResult, summary: dict[str, Any]) -> str:
     ]
     values, names = summary["design"], summary["design_names"]
     if len(values) > _MAX_NAMED:
-        text = ", ".join(f"{value:.4g}" for value in sorted(values))
-        text = f"{len(values)} values, in order: {text}"
-        lines += textwrap.wrap(
-            text, width=80, initial_indent="  ", subsequent_indent="  "
+        text = (
+            f"{len(values)} values, in order: {_numbers(result.design.sort().values)}"
         )
+        lines.append(textwrap.indent(textwrap.fill(text, width=78), "  "))
     else:
         lines += _aligned([(n, f"{v:.4g}") for n, v in zip(names, values, strict=True)])
     eig = result.eig
     cap = "" if eig.cap is None else f", cap {eig.cap:.2f} nats"
     kind = "lower bound" if eig.bound in LOWER_BOUNDS else eig.bound
-    rows = [("EIG", f"{_plus_minus(eig.value, eig.standard_error)} nats ({kind}{cap})")]
+    rows = [("EIG", f"{_nats(eig)} ({kind}{cap})")]
     if summary["exact_eig"] is not None:
-        exact, error = summary["exact_eig"], summary["exact_eig_standard_error"]
-        rows.append(("exact EIG", f"{_plus_minus(exact, error)} nats"))
+        exact = summary["exact_eig"], summary["exact_eig_standard_error"]
+        rows.append(("exact EIG", _nats(exact)))
     for rank, (design, estimate) in enumerate(result.candidates, start=1):
-        place = ", ".join(f"{value:.4g}" for value in design[:_MAX_NAMED].tolist())
-        text = _plus_minus(estimate.value, estimate.standard_error)
-        rows.append((f"candidate {rank}", f"{text} nats, at {place}"))
+        text = f"{_nats(estimate)}, at {_numbers(design[:_MAX_NAMED])}"
+        rows.append((f"candidate {rank}", text))
     return "\n".join(lines + _aligned(rows))
 
 
@@ -158,21 +149,13 @@ def describe_comparison(
     reference: tuple[float, float] | None,
 ) -> str:
     """Return how the design found compares with those of a grid, as text."""
-    best = max(range(len(estimates)), key=lambda index: estimates[index].value)
-    place = ", ".join(f"{value:.4g}" for value in designs[best].tolist())
-    rows = [
-        ("design found", _plus_minus(found.value, found.standard_error)),
-        (
-            f"best, at {place}",
-            _plus_minus(estimates[best].value, estimates[best].standard_error),
-        ),
-    ]
     values = [estimate.value for estimate in estimates]
-    rows.append(("average", f"{sum(values) / len(values):.2f}"))
-    rows = [(name, f"{value} nats") for name, value in rows]
+    best = values.index(max(values))
+    rows = [("design found", _nats(found))]
     if reference is not None:
-        text = f"{_plus_minus(*reference)} nats, without learned networks"
-        rows.insert(1, ("  reference", text))
+        rows.append(("  reference", f"{_nats(reference)}, without learned networks"))
+    rows.append((f"best, at {_numbers(designs[best])}", _nats(estimates[best])))
+    rows.append(("average", f"{sum(values) / len(values):.2f} nats"))
     num_negative = sum(value < 0.0 for value in values)
     if num_negative:
         text = f"{num_negative} designs: the networks were hardly trained there"
@@ -187,6 +170,14 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     return [f"  {name:<{max(width, 24)}}  {text}" for name, text in rows]
 
 
-def _plus_minus(value: float, error: float) -> str:
+def _nats(estimate: EIGEstimate | tuple[float, float]) -> str:
     """Return a value with its standard error, if it has one."""
-    return f"{value:.3f}" if error == 0.0 else f"{value:.3f} ± {error:.3f}"
+    if isinstance(estimate, EIGEstimate):
+        estimate = estimate.value, estimate.standard_error
+    value, error = estimate
+    return f"{value:.3f} nats" if error == 0.0 else f"{value:.3f} ± {error:.3f} nats"
+
+
+def _numbers(values: Tensor) -> str:
+    """Return a list of numbers."""
+    return ", ".join(f"{value:.4g}" for value in values.tolist())

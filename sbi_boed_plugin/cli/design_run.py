@@ -1,7 +1,6 @@
 """What `sbi-boed design` does, once its input is checked."""
 
 import math
-import re
 import sys
 import time
 from typing import Any
@@ -33,13 +32,10 @@ __all__ = ["run_design"]
 
 SUMMARY, TRACE, SAMPLES = "summary.json", "trace.csv", "posterior_samples.csv"
 CURVE = "eig_over_design.csv"
-FIGURES = (
-    "trace.png",
-    "policy.png",
-    "posterior.png",
-    "predictive.png",
-    "eig_over_design.png",
-)
+FIGURES = [
+    f"{name}.png"
+    for name in ("trace", "policy", "posterior", "predictive", "eig_over_design")
+]
 
 
 def run_design(
@@ -108,17 +104,12 @@ def _save_design(
     folder.remove([SUMMARY, SAMPLES, CURVE, *FIGURES])
     folder.save_table(TRACE, *design_report.trace_table(result.history))
     folder.save_json(SUMMARY, summary)
-    objective = result.config.objective
+    objective, cap = result.config.objective, None
+    if objective == "info_nce":
+        cap = math.log((result.config.num_contrastive or 0) + 1)
+    exact = summary["exact_eig"]
     figure = plotting.plot_trace(
-        result.history,
-        eig=result.eig,
-        objective=objective,
-        cap=(
-            math.log((result.config.num_contrastive or 0) + 1)
-            if objective == "info_nce"
-            else None
-        ),
-        exact=summary["exact_eig"],
+        result.history, eig=result.eig, objective=objective, cap=cap, exact=exact
     )
     folder.save_figure("trace.png", figure)
     if result.config.method == "joint":
@@ -185,29 +176,27 @@ def _compare_designs(
         rows = [[*row, *known] for row, known in zip(rows, reference, strict=True)]
     folder.save_table(CURVE, header, rows)
 
+    visited = None
+    if result.config.method == "joint":
+        # Designs of a multi-start search do not come from its policy.
+        ends = task.design_low, task.design_high
+        visited = plotting.visited_designs(result.history, designs, *ends)
     shared: dict[str, Any] = {
         "eig": result.eig,
         "candidates": result.candidates,
         "reference": reference,
-        "visited": _visited(task, result, designs),
+        "visited": visited,
         "log": has_log_designs(task),
     }
     if task.dim_design == 1:
+        place, name = result.design.item(), task.design_names[0]
         figure = plotting.plot_eig_over_design(
-            designs,
-            estimates,
-            design=result.design.item(),
-            name=task.design_names[0],
-            **shared,
+            designs, estimates, design=place, name=name, **shared
         )
     else:
+        names = task.design_names
         figure = plotting.plot_eig_map(
-            designs,
-            estimates,
-            design=result.design,
-            names=task.design_names,
-            same_units=_same_units(task),
-            **shared,
+            designs, estimates, design=result.design, names=names, **shared
         )
     folder.save_figure("eig_over_design.png", figure)
     text = design_report.describe_comparison(designs, estimates, result.eig, at_design)
@@ -215,19 +204,3 @@ def _compare_designs(
     if at_design is None:
         return None
     return {"value": at_design[0], "standard_error": at_design[1]}
-
-
-def _visited(task: Task, result: DesignResult, designs: Tensor) -> Tensor | None:
-    """Return which designs the policy was near; `None` if it did not propose them."""
-    if result.config.method != "joint":
-        return None
-    return plotting.visited_designs(
-        result.history, designs, task.design_low, task.design_high
-    )
-
-
-def _same_units(task: Task) -> bool:
-    """Return whether all design values have the same range and unit."""
-    units = {tuple(re.findall(r"\[.*?\]", name)) for name in task.design_names}
-    widths = task.design_high - task.design_low
-    return len(units) == 1 and bool((widths == widths[0]).all())

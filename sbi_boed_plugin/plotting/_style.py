@@ -1,13 +1,15 @@
 """What all figures share."""
 
-import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 
@@ -20,11 +22,13 @@ __all__ = [
     "VERMILLION",
     "despine",
     "draw_estimates",
-    "figure_and_axes",
+    "heat_map",
+    "label_steps",
     "legend_above",
+    "legend_of_panels",
+    "new_axes",
     "numbered_names",
     "ordered_colors",
-    "with_inverse_unit",
 ]
 
 BLUE, ORANGE, GREEN, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -32,12 +36,8 @@ PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 
 
-def figure_and_axes(ax: Axes | None) -> tuple[Figure, Axes]:
-    """Return given axes with their figure, or new ones."""
-    if ax is not None:
-        figure = ax.get_figure(root=True)
-        assert isinstance(figure, Figure)
-        return figure, ax
+def new_axes() -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     return figure, figure.subplots()
 
@@ -71,6 +71,26 @@ def draw_estimates(
     )
 
 
+def heat_map(
+    ax: Axes, values: np.ndarray, low: float, high: float, **style: Any
+) -> AxesImage:
+    """Draw values, a column per step, between two ends of the vertical axis."""
+    return ax.imshow(
+        values,
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0.5, values.shape[1] + 0.5, low, high),
+        **style,
+    )
+
+
+def label_steps(ax: Axes) -> None:
+    """Let the horizontal axis count steps."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("step")
+
+
 def legend_above(ax: Axes, num_columns: int = 2) -> None:
     """Put the legend above the axes, where it hides no data."""
     ax.legend(
@@ -82,13 +102,16 @@ def legend_above(ax: Axes, num_columns: int = 2) -> None:
     )
 
 
-def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str]:
-    """Return given names, or `what` with a number for each.
+def legend_of_panels(figure: Figure, ax: Axes) -> None:
+    """Put the legend of one panel above all."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
+    )
 
-    Example:
-        >>> numbered_names(None, "design", 2), numbered_names(None, "design", 1)
-        (['design 1', 'design 2'], ['design'])
-    """
+
+def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str]:
+    """Return given names, or `what` with a number for each if there are several."""
     if names is None:
         return [what] if num == 1 else [f"{what} {j + 1}" for j in range(num)]
     if len(names) != num:
@@ -97,28 +120,9 @@ def numbered_names(names: Sequence[str] | None, what: str, num: int) -> list[str
 
 
 def ordered_colors(num: int) -> list[str]:
-    """Return colours of what has an order, from light to dark.
-
-    Example:
-        >>> ordered_colors(1) == [BLUE], len(set(ordered_colors(4)))
-        (True, 4)
-    """
+    """Return colours of what has an order, from light to dark."""
     if num == 1:
         return [BLUE]
     # Neither the yellow that white paper swallows, nor black.
     parts = np.linspace(0.85, 0.1, num)
     return [to_hex(color) for color in matplotlib.colormaps["viridis"](parts)]
-
-
-def with_inverse_unit(what: str, name: str) -> str:
-    """Return what is a density with the inverse of the unit that a name ends with.
-
-    Example:
-        >>> with_inverse_unit("density", "time [h]"), with_inverse_unit("density", "ξ")
-        ('density [1/h]', 'density')
-    """
-    match = re.search(r"\[([^\]]*)\]$", name)
-    if match is None:
-        return what
-    unit = match[1] if match[1].isalpha() else f"({match[1]})"
-    return f"{what} [1/{unit}]"

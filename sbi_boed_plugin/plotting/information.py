@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.plotting._style import (
@@ -15,8 +14,9 @@ from sbi_boed_plugin.plotting._style import (
     VERMILLION,
     despine,
     draw_estimates,
-    figure_and_axes,
+    label_steps,
     legend_above,
+    new_axes,
 )
 
 __all__ = ["plot_trace"]
@@ -36,40 +36,25 @@ def plot_trace(
     objective: str | None = None,
     cap: float | None = None,
     exact: float | None = None,
-    ax: Axes | None = None,
 ) -> Figure:
     """Plot what drove the policy, in nats, over the steps of training.
 
     The value of a step is the mean over the designs that the policy proposed then, so
-    that it also grows because the policy narrows. The final estimate is that of the
-    design that was found. Values of the first tenth of the steps, when the networks
-    know nothing yet, may lie below the figure.
+    that it also grows because the policy narrows. Values of the first tenth of the
+    steps, when the networks know nothing yet, may lie below the figure.
 
-    Args:
-        history: History of a `DesignResult`.
-        eig: Final estimate, of the design that was found.
-        objective: Objective of the search, to name the curve.
-        cap: Largest value that a step can take, in nats: `log(L + 1)` with `L` the
-            number of contrastive samples for the objective `"info_nce"`, which alone
-            has one.
-        exact: Exact information gain of the design that was found, in nats.
-        ax: Axes to draw into; those of a new figure if `None`.
-
-    Returns:
-        The figure.
-
-    Example:
-        >>> history = {"eig": [0.1, 0.5], "eig_standard_error": [0.1, 0.1]}
-        >>> figure = plot_trace(history, objective="info_nce", cap=2.8)
-        >>> figure.axes[0].get_ylabel()
-        'expected information gain [nats]'
+    `history` is that of a `DesignResult`; `objective`, that of the search, names the
+    curve. `eig` is the final estimate and `exact` the exact information of the design
+    that was found. `cap` is the largest value of a step: `log(L + 1)` for `"info_nce"`
+    with `L` contrastive samples; the other objectives have none.
     """
-    figure, ax = figure_and_axes(ax)
+    figure, ax = new_axes()
     values = np.asarray(history["eig"])
-    errors = np.asarray(history["eig_standard_error"])
     steps = np.arange(1, len(values) + 1)
     window = max(1, len(values) // 40)
-    mean, error = _moving_average(values, errors, window)
+    mean, error = _moving_average(
+        values, np.asarray(history["eig_standard_error"]), window
+    )
     label = "one step"
     if window > 1:
         style = {"color": GREY, "markersize": 2, "alpha": 0.5}
@@ -81,18 +66,16 @@ def plot_trace(
     ax.fill_between(
         steps, mean - error, mean + error, color=BLUE, alpha=0.3, linewidth=0
     )
-    last = steps[-1:]
     if exact is not None:
         ax.axhline(exact, color=GREEN, linestyle="--", label="exact, design found")
     if cap is not None:
         ax.axhline(cap, color="black", linestyle=":", label="cap of one step")
     if eig is not None:
-        draw_estimates(ax, last, [eig], VERMILLION, "D", "design found", size=5)
+        draw_estimates(ax, steps[-1:], [eig], VERMILLION, "D", "design found", size=5)
     others = [cap, exact, None if eig is None else eig.value]
     _hide_early_values(ax, values, [other for other in others if other is not None])
     ax.set_xlim(0, len(values) * 1.03 + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("step")
+    label_steps(ax)
     ax.set_ylabel("expected information gain [nats]")
     legend_above(ax)
     despine(ax)

@@ -12,7 +12,6 @@ from sbi_boed_plugin.plotting._style import (
     GREY,
     VERMILLION,
     despine,
-    figure_and_axes,
     numbered_names,
     ordered_colors,
 )
@@ -32,27 +31,15 @@ def plot_posterior(
 ) -> Figure:
     """Plot prior and posterior samples of all parameters and pairs, with the truth.
 
-    Args:
-        samples: Posterior samples of shape `(num_samples, dim_theta)`.
-        prior_samples: Prior samples of shape `(num_prior_samples, dim_theta)`.
-        true_parameters: Parameters behind the observation, of shape `(dim_theta,)` or
-            `(1, dim_theta)`.
-        names: Names of the parameters with units.
-        log: For each parameter, whether it spans decades and is drawn as a logarithm.
+    The figure has a histogram of each parameter and, below it in the same column, with
+    the same horizontal axis, its pairs with the parameters that follow.
 
-    Returns:
-        The figure: a histogram of each parameter and, below it in the same column,
-        with the same horizontal axis, its pairs with the parameters that follow.
-
-    Example:
-        >>> import torch
-        >>> figure = plot_posterior(0.1 * torch.randn(100, 2), torch.randn(100, 2))
-        >>> len(figure.axes)
-        4
+    Samples have shape `(num, dim_theta)`, and the true parameters `(dim_theta,)` or
+    `(1, dim_theta)`. `log` says of each parameter whether it spans decades and is drawn
+    as a logarithm.
     """
-    return plot_posterior_sequence(
-        [samples], prior_samples, true_parameters, names, labels=["posterior"], log=log
-    )
+    groups = {"prior": prior_samples, "posterior": samples}
+    return _corner(groups, true_parameters, names, log)
 
 
 def plot_posterior_sequence(
@@ -60,65 +47,73 @@ def plot_posterior_sequence(
     prior_samples: Tensor,
     true_parameters: Tensor | None = None,
     names: Sequence[str] | None = None,
-    *,
-    labels: Sequence[str] | None = None,
-    log: Sequence[bool] | None = None,
 ) -> Figure:
     """Plot how experiments, one after another, narrow down the parameters.
 
-    Args:
-        samples: Posterior samples after each experiment, each of shape
-            `(num_samples, dim_theta)`.
-        prior_samples: Samples from before the first experiment, of shape
-            `(num_prior_samples, dim_theta)`.
-        true_parameters: As for `plot_posterior`, like `names`.
-        names: Names of the parameters with units.
-        labels: What each set of samples is; "after experiment 1" and so on if `None`.
-        log: As for `plot_posterior`.
-
-    Returns:
-        The figure, as of `plot_posterior`. Later experiments are darker and lie on top.
-
-    Raises:
-        ValueError: If there are no samples, or not as many labels as sets of samples.
+    `samples` are those after each experiment. Later experiments are darker and lie on
+    top; otherwise the figure is that of `plot_posterior`.
     """
     if len(samples) == 0:
         raise ValueError("samples is empty: give the samples of an experiment.")
-    if labels is None:
-        labels = [f"after experiment {k + 1}" for k in range(len(samples))]
-    if len(labels) != len(samples):
-        raise ValueError(
-            f"labels={list(labels)} must hold one label for each of the "
-            f"{len(samples)} sets of samples."
-        )
-    dim_theta = prior_samples.shape[-1]
+    groups = {"prior": prior_samples}
+    groups |= {f"after experiment {k}": group for k, group in enumerate(samples, 1)}
+    return _corner(groups, true_parameters, names, None)
+
+
+def _corner(
+    labelled: dict[str, Tensor],
+    true_parameters: Tensor | None,
+    names: Sequence[str] | None,
+    log: Sequence[bool] | None,
+) -> Figure:
+    """Draw histograms on the diagonal and, below them, pairs with the same axes.
+
+    The first of the labelled samples are those of the prior.
+    """
+    groups = [group.cpu() for group in labelled.values()]
+    dim_theta = groups[0].shape[-1]
     names = numbered_names(names, "parameter", dim_theta)
     truth = None if true_parameters is None else true_parameters.reshape(1, -1).cpu()
-    groups = [prior_samples.cpu(), *(group.cpu() for group in samples)]
     if log is not None and any(log):
-        groups = [_with_logarithms(group, log) for group in groups]
-        truth = None if truth is None else _with_logarithms(truth, log)
+        in_decades = torch.tensor(list(log))
+        groups = [torch.where(in_decades, group.log10(), group) for group in groups]
+        truth = None if truth is None else torch.where(in_decades, truth.log10(), truth)
         names = [
             f"log₁₀ of {name}" if is_log else name
             for name, is_log in zip(names, log, strict=True)
         ]
     limits = _limits(groups, truth)
-    styles = dict(
-        zip(["prior", *labels], [GREY, *ordered_colors(len(samples))], strict=True)
-    )
-    if dim_theta > 1:
-        return _corner(groups, limits, truth, names, styles)
-    figure, ax = figure_and_axes(None)
-    _draw_histograms(ax, groups, limits, truth, styles)
-    ax.set_xlabel(names[0])
-    ax.set_ylabel("density")
-    ax.legend(loc="best", frameon=False)
+    colors = [GREY, *ordered_colors(len(groups) - 1)]
+    styles = dict(zip(labelled, colors, strict=True))
+
+    size = max(5.4, 1.9 * dim_theta + 1.0)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots(dim_theta, dim_theta, sharex="col", squeeze=False)
+    for row in range(dim_theta):
+        _draw_histograms(axes[row, row], groups, limits[row], styles, row)
+        if truth is not None:
+            axes[row, row].axvline(truth[0, row], color=VERMILLION, label="truth")
+        for column in range(row):
+            ax = axes[row, column]
+            for group, color in zip(groups, colors, strict=True):
+                x, y = group[:, column].numpy(), group[:, row].numpy()
+                ax.scatter(x, y, s=4, color=color, alpha=0.35, edgecolor="none")
+            if truth is not None:
+                style = {"color": VERMILLION, "markeredgecolor": "white"}
+                ax.plot(truth[0, column], truth[0, row], "D", markersize=8, **style)
+            ax.set_ylim(*limits[row].tolist())
+            ax.tick_params(labelleft=column == 0)
+            despine(ax)
+        for column in range(row + 1, dim_theta):
+            axes[row, column].set_axis_off()
+        if row > 0:
+            axes[row, 0].set_ylabel(names[row])
+        axes[-1, row].set_xlabel(names[row])
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    place = "upper right" if dim_theta > 1 else "best"
+    axes[0, -1].legend(handles, labels, loc=place, frameon=False)
+    figure.align_labels()
     return figure
-
-
-def _with_logarithms(values: Tensor, log: Sequence[bool]) -> Tensor:
-    """Return values with logarithms in the columns that span decades."""
-    return torch.where(torch.tensor(list(log)), values.log10(), values)
 
 
 def _limits(groups: list[Tensor], truth: Tensor | None) -> Tensor:
@@ -137,54 +132,20 @@ def _limits(groups: list[Tensor], truth: Tensor | None) -> Tensor:
     return torch.stack([low, high + margin], dim=-1)
 
 
-def _corner(
-    groups: list[Tensor],
-    limits: Tensor,
-    truth: Tensor | None,
-    names: Sequence[str],
-    styles: dict[str, str],
-) -> Figure:
-    """Draw histograms on the diagonal and, below them, pairs with the same axes."""
-    dim_theta = len(names)
-    size = max(5.4, 1.9 * dim_theta + 1.0)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.subplots(dim_theta, dim_theta, sharex="col")
-    for row in range(dim_theta):
-        for column, ax in enumerate(axes[row]):
-            if column > row:
-                ax.set_axis_off()
-            elif column == row:
-                columns = [group[:, [row]] for group in groups]
-                mark = None if truth is None else truth[:, [row]]
-                _draw_histograms(ax, columns, limits[[row]], mark, styles)
-                ax.set_yticks([])
-                ax.spines["left"].set_visible(False)
-            else:
-                _draw_pair(ax, groups, limits, truth, styles, row, column)
-                ax.tick_params(labelleft=column == 0)
-        if row > 0:
-            axes[row, 0].set_ylabel(names[row])
-        axes[-1, row].set_xlabel(names[row])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, -1].legend(handles, labels, loc="upper right", frameon=False)
-    figure.align_labels()
-    return figure
-
-
 def _draw_histograms(
-    ax: Axes,
-    groups: list[Tensor],
-    limits: Tensor,
-    truth: Tensor | None,
-    styles: dict[str, str],
+    ax: Axes, groups: list[Tensor], limits: Tensor, styles: dict[str, str], column: int
 ) -> None:
     """Draw the outline of a histogram of each set of samples of one parameter."""
-    low, high = limits[0].tolist()
+    low, high = limits.tolist()
     for group, (label, color) in zip(groups, styles.items(), strict=True):
-        values = group[:, 0].numpy()
+        values = group[:, column].numpy()
+        # The rule of Freedman and Diaconis.
+        first, third = np.quantile(values, [0.25, 0.75])
+        width = 2.0 * (third - first) / len(values) ** (1.0 / 3.0)
+        width = max(width, (high - low) / _MAX_BINS)
         ax.hist(
             values,
-            bins=_num_bins(values, high - low),
+            bins=max(1, int((high - low) / width)),
             range=(low, high),
             density=True,
             histtype="step",
@@ -192,40 +153,7 @@ def _draw_histograms(
             linewidth=1.5,
             label=label,
         )
-    if truth is not None:
-        ax.axvline(truth.item(), color=VERMILLION, label="truth")
     ax.set_xlim(low, high)
+    ax.set_yticks([])
     despine(ax)
-
-
-def _num_bins(values: np.ndarray, width: float) -> int:
-    """Return a number of bins over a width by the rule of Freedman and Diaconis."""
-    first, third = np.quantile(values, [0.25, 0.75])
-    bin_width = 2.0 * (third - first) / len(values) ** (1.0 / 3.0)
-    return int(min(_MAX_BINS, max(1.0, width / max(bin_width, width / _MAX_BINS))))
-
-
-def _draw_pair(
-    ax: Axes,
-    groups: list[Tensor],
-    limits: Tensor,
-    truth: Tensor | None,
-    styles: dict[str, str],
-    row: int,
-    column: int,
-) -> None:
-    """Draw the samples of two parameters, that of the column along the x axis."""
-    for group, color in zip(groups, styles.values(), strict=True):
-        x, y = group[:, column].numpy(), group[:, row].numpy()
-        ax.scatter(x, y, s=4, color=color, alpha=0.35, edgecolor="none")
-    if truth is not None:
-        ax.plot(
-            truth[0, column],
-            truth[0, row],
-            "D",
-            color=VERMILLION,
-            markersize=8,
-            markeredgecolor="white",
-        )
-    ax.set_ylim(*limits[row].tolist())
-    despine(ax)
+    ax.spines["left"].set_visible(False)

@@ -12,6 +12,7 @@ from sbi_boed_plugin.plotting._style import (
     GREY,
     VERMILLION,
     despine,
+    legend_of_panels,
     numbered_names,
 )
 
@@ -37,26 +38,10 @@ def plot_predictive(
     it. Each measurement has a panel, each experiment with several a row. An experiment
     with more than eight measurements has one panel, with intervals.
 
-    Args:
-        x_o: Observation of each experiment, of shape `(dim_x,)` or `(1, dim_x)`.
-        posterior_predictive: Simulations of each experiment at its design, with
-            parameters from the posterior, of shape `(num_samples, dim_x)`.
-        prior_predictive: The same with parameters from the prior, for comparison.
-        names: Names of the measurements with units.
-        titles: Title of each experiment, for instance its design. If `None`, its
-            number if there are several.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If not all lists have an entry for each experiment.
-
-    Example:
-        >>> import torch
-        >>> figure = plot_predictive([torch.zeros(1)], [torch.randn(100, 1)])
-        >>> figure.axes[0].get_xlabel()
-        'measurement'
+    Of each experiment there are an observation, `(dim_x,)` or `(1, dim_x)`, simulations
+    at its design with parameters from the posterior, `(num_samples, dim_x)`, and
+    perhaps such with parameters from the prior, and a title. `names` are those of the
+    measurements with units.
     """
     num = len(x_o)
     given = {
@@ -103,28 +88,26 @@ def _histogram_panels(
         ax.remove()
     for panel, ax in enumerate(axes[: num * dim_x]):
         k, j = divmod(panel, dim_x)
-        before = prior[k]
-        _draw_histograms(
-            ax,
-            observed[k][j],
-            predicted[k][:, j],
-            None if before is None else before[:, j],
-        )
+        value, draws, before = observed[k][j], predicted[k][:, j], prior[k]
+        _draw_histograms(ax, value, draws, None if before is None else before[:, j])
         # Data with point masses tie; half of the ties count.
-        below = 0.5 + 0.5 * np.sign(observed[k][j] - predicted[k][:, j]).mean()
+        below = 0.5 + 0.5 * np.sign(value - draws).mean()
         title = f"{titles[k]}\n{below:.0%} of draws below".lstrip()
         ax.set_title(title, fontsize="medium")
         ax.set_xlabel(names[j])
         if panel % num_columns == 0:
             ax.set_ylabel("density")
-    _share_legend(figure, axes[0])
+    legend_of_panels(figure, axes[0])
     return figure
 
 
 def _draw_histograms(
     ax: Axes, observed: float, predicted: np.ndarray, prior: np.ndarray | None
 ) -> None:
-    """Draw what was predicted of one measurement, beside what was observed."""
+    """Draw what was predicted of one measurement, beside what was observed.
+
+    The histograms are densities over all values, those outside of the axes included.
+    """
     ends = [*np.quantile(predicted, [0.005, 0.995]), observed]
     if prior is not None:
         ends += np.quantile(prior, [0.02, 0.98]).tolist()
@@ -134,40 +117,24 @@ def _draw_histograms(
     margin = 0.03 * (high - low)
     low, high = low - margin, high + margin
     if prior is not None:
-        ax.hist(
-            prior,
-            bins=40,
-            range=(low, high),
-            weights=_density_weights(prior, (high - low) / 40),
-            color=GREY,
-            alpha=0.35,
-            label="prior predictive",
-        )
+        weights = np.full(len(prior), 40 / (len(prior) * (high - low)))
+        style = {"color": GREY, "alpha": 0.35, "label": "prior predictive"}
+        ax.hist(prior, bins=40, range=(low, high), weights=weights, **style)
     # Narrow predictions need narrower bins than those of the prior.
     first, last = np.quantile(predicted, [0.005, 0.995])
     # But not so narrow that a point mass dwarfs everything else.
     width = max((last - first) / 25, (high - low) / 80)
     num_bins = max(1, round((last - first) / width))
     first = 0.5 * (first + last - num_bins * width)
-    ax.hist(
-        predicted,
-        bins=first + width * np.arange(num_bins + 1),
-        weights=_density_weights(predicted, width),
-        histtype="step",
-        color=BLUE,
-        linewidth=1.5,
-        label="posterior predictive",
-    )
+    bins = first + width * np.arange(num_bins + 1)
+    weights = np.full(len(predicted), 1.0 / (len(predicted) * width))
+    style = {"histtype": "step", "linewidth": 1.5, "label": "posterior predictive"}
+    ax.hist(predicted, bins=bins, weights=weights, color=BLUE, **style)
     ax.axvline(observed, color=VERMILLION, linewidth=1.5, label="observed")
     ax.set_xlim(low, high)
     ax.set_yticks([])
     despine(ax)
     ax.spines["left"].set_visible(False)
-
-
-def _density_weights(values: np.ndarray, width: float) -> np.ndarray:
-    """Return weights of a histogram that is a density over all values, all included."""
-    return np.full(len(values), 1.0 / (len(values) * width))
 
 
 def _interval_panels(
@@ -202,13 +169,5 @@ def _interval_panels(
         ax.set_ylabel("measured value")
         despine(ax)
     axes[-1].set_xlabel("measurement, ordered by its predicted median")
-    _share_legend(figure, axes[0])
+    legend_of_panels(figure, axes[0])
     return figure
-
-
-def _share_legend(figure: Figure, ax: Axes) -> None:
-    """Put the legend of one panel above all."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
-    )

@@ -1,6 +1,6 @@
 """Simulations of one step of a design search."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.simulation import Simulator, run_simulator
 
-__all__ = ["Batch", "Designs", "DesignsAtMode", "simulate_batch"]
+__all__ = ["Batch", "Designs", "DesignsAtMode", "check_finite", "simulate_batch"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,8 @@ def simulate_batch(
 ) -> Batch:
     """Draw designs and parameters and simulate them.
 
-    The designs carry the policy's gradient unless `gradient` is the score function.
-
-    Raises:
-        TypeError: If `simulator` does not return an array of numbers.
-        ValueError: If it returns another shape, or hardly any finite value.
+    The designs carry the policy's gradient unless `gradient` is the score function. A
+    `ValueError` says if hardly any value is finite.
     """
     shape = torch.Size((num_simulations // num_simulations_per_design,))
     if gradient == "score" or isinstance(policy, DesignsAtMode):
@@ -124,4 +121,30 @@ def simulate_batch(
         )
     return Batch(
         theta, made.x, designs, design, made.valid, made.num_calls, made.is_complete
+    )
+
+
+def check_finite(
+    step: int,
+    losses: dict[str, Tensor],
+    gradients: Iterable[Tensor | None],
+    batch: Batch,
+    prior: Distribution,
+) -> None:
+    """Raise if a loss or gradient is not finite, with what may stand out in a batch."""
+    values = [*losses.values(), *(g for g in gradients if g is not None)]
+    if all(bool(torch.isfinite(value).all()) for value in values):
+        return
+    described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
+    parts = {"theta": batch.theta, "x": batch.x.detach()}
+    parts |= {"design": batch.design.detach(), "log prior": prior.log_prob(batch.theta)}
+    sizes = ", ".join(
+        f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
+        for name, values in parts.items()
+    )
+    raise ValueError(
+        f"A loss at step {step} or its gradient is not finite ({described}). The state "
+        f"before it is kept. Largest sizes in its batch, and medians: {sizes}. Where "
+        "theta or the log prior stands out, use a prior with shorter tails; where x "
+        "does, transform it or check the simulator; else lower learning_rate."
     )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 
-__all__ = ["num_ranking", "with_other_defaults", "with_shares_of_budget"]
+__all__ = ["num_ranking", "with_all_numbers"]
 
 # Share of a budget that scores the design found, and, after a multi-start search, of
 # what is left that ranks its candidates.
@@ -24,49 +24,61 @@ def num_ranking(config: DesignSearchConfig) -> int:
     return search.num_candidates * search.num_candidate_samples
 
 
-def with_shares_of_budget(
+def with_all_numbers(
     config: DesignSearchConfig, *, has_networks: bool, num_check_calls: int
 ) -> DesignSearchConfig:
-    """Divide the number of simulations among the parts of a search.
+    """Return the settings with all numbers, those of the parts of a budget included.
 
     Without a budget there are 1,000 steps of 256 simulations and 4,000 that score the
     design. With one, a fifth of it scores the design, another fifth of the rest ranks
     the candidates of a multi-start search, and what is left is for about 200 steps
-    or, if batches of 256 allow for more, up to 1,000. Numbers that are given stay.
-
-    Args:
-        config: Settings, with `None` for what is to be chosen.
-        has_networks: Whether a multi-start search needs no training.
-        num_check_calls: Number of simulations that the check of the simulator takes.
-
-    Returns:
-        The settings with all numbers of simulations.
-
-    Raises:
-        ValueError: If the budget does not allow for one step and the score.
+    or, if batches of 256 allow for more, up to 1,000. Numbers that are given stay. A
+    search with `has_networks` needs no training, and the check of its simulator takes
+    `num_check_calls`.
     """
-    budget, num_steps = config.max_num_simulations, config.num_steps
-    is_joint = config.method == "joint"
-    search = config.multi_start or MultiStartConfig()
-    size, num_eig_samples = config.training_batch_size, config.num_eig_samples
-    default_steps = 0 if has_networks else _MAX_STEPS
-    if budget is None:
-        return replace(
+    if config.max_num_simulations is not None:
+        config = _divided(config, has_networks, num_check_calls)
+    else:
+        num_steps = 0 if has_networks else _MAX_STEPS
+        config = replace(
             config,
-            num_steps=default_steps if num_steps is None else num_steps,
-            training_batch_size=size or _divisible(config, 256),
-            num_eig_samples=num_eig_samples or _MAX_SCORING,
-            multi_start=None if is_joint else search,
+            num_steps=num_steps if config.num_steps is None else config.num_steps,
+            training_batch_size=config.training_batch_size or _divisible(config, 256),
+            num_eig_samples=config.num_eig_samples or _MAX_SCORING,
         )
+    assert config.num_steps is not None and config.training_batch_size is not None
+    num_contrastive, num_warmup_steps = config.num_contrastive, config.num_warmup_steps
+    if num_contrastive is None:
+        usual = _NUM_CONTRASTIVE[config.objective == "info_nce"]
+        num_contrastive = min(usual, config.training_batch_size - 1)
+    if num_warmup_steps is None:
+        num_warmup_steps = config.num_steps // 20
+    is_joint = config.method == "joint"
+    return replace(
+        config,
+        num_contrastive=num_contrastive,
+        num_warmup_steps=num_warmup_steps,
+        multi_start=None if is_joint else config.multi_start or MultiStartConfig(),
+    )
+
+
+def _divided(
+    config: DesignSearchConfig, has_networks: bool, num_check_calls: int
+) -> DesignSearchConfig:
+    """Return the settings with the parts of their budget."""
+    budget, num_steps = config.max_num_simulations, config.num_steps
+    assert budget is not None
+    size, num_eig_samples = config.training_batch_size, config.num_eig_samples
+    search = config.multi_start
     idle = num_steps == 0 or (num_steps is None and has_networks)
     left = budget - num_check_calls
     if num_eig_samples is None:
         share = 0.5 if idle else _SCORING_SHARE
         num_eig_samples = max(2, min(_MAX_SCORING, int(share * left)))
     left -= num_eig_samples
-    if not is_joint:
-        if config.multi_start is None:
-            share = 1.0 if idle else _RANKING_SHARE
+    if config.method == "multi_start":
+        if search is None:
+            search, share = MultiStartConfig(), 1.0 if idle else _RANKING_SHARE
             each = int(share * left) // search.num_candidates
             each = max(2, min(search.num_candidate_samples, each))
             search = replace(search, num_candidate_samples=each)
@@ -79,7 +91,8 @@ def with_shares_of_budget(
     least = 0 if idle else size
     if num_steps is None:
         least *= 1 + refinement
-        num_steps = min(default_steps, max(0, left) // size - refinement)
+        most = 0 if has_networks else _MAX_STEPS
+        num_steps = min(most, max(0, left) // size - refinement)
     if left < least:
         other = budget - left
         raise ValueError(
@@ -93,7 +106,7 @@ def with_shares_of_budget(
         num_steps=num_steps,
         training_batch_size=size,
         num_eig_samples=num_eig_samples,
-        multi_start=None if is_joint else search,
+        multi_start=search,
     )
 
 
@@ -101,17 +114,3 @@ def _divisible(config: DesignSearchConfig, size: int) -> int:
     """Return the batch size nearest to a number that has two designs at least."""
     divisor = config.num_simulations_per_design
     return max(2, round(size / divisor)) * divisor
-
-
-def with_other_defaults(config: DesignSearchConfig) -> DesignSearchConfig:
-    """Return the settings with what depends on their objective and numbers."""
-    assert config.num_steps is not None and config.training_batch_size is not None
-    num_contrastive, num_warmup_steps = config.num_contrastive, config.num_warmup_steps
-    if num_contrastive is None:
-        usual = _NUM_CONTRASTIVE[config.objective == "info_nce"]
-        num_contrastive = min(usual, config.training_batch_size - 1)
-    if num_warmup_steps is None:
-        num_warmup_steps = config.num_steps // 20
-    return replace(
-        config, num_contrastive=num_contrastive, num_warmup_steps=num_warmup_steps
-    )

@@ -1,15 +1,12 @@
 """Checks of designs, and of what a policy must have to be trained."""
 
-import math
-import warnings
-
 import torch
 from torch import Tensor
 
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.gradients import DATA_PATHS
 
-__all__ = ["check_design", "check_gradient", "warn_if_capped"]
+__all__ = ["check_design", "check_gradient"]
 
 
 def check_design(
@@ -20,11 +17,8 @@ def check_design(
     given_shape = tuple(design.shape)
     design = torch.atleast_2d(design)
     expected = dim_design or (policy.dim_design if policy is not None else None)
-    if (
-        design.dim() != 2
-        or len(design) == 0
-        or expected not in (None, design.shape[-1])
-    ):
+    is_matrix = design.dim() == 2 and len(design) > 0
+    if not is_matrix or expected not in (None, design.shape[-1]):
         shape = f"(num_designs, {expected or 'dim_design'})"
         raise ValueError(
             f"design has shape {given_shape}, but must have shape {shape}. One number "
@@ -69,17 +63,4 @@ def check_gradient(gradient: str, policy: DesignPolicy) -> None:
         raise ValueError(
             f"gradient='{gradient}' differentiates in the design, and designs of a "
             f"{name} carry no gradient. Use gradient='score'."
-        )
-
-
-def warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
-    """Warn if the bound was too close to its cap to tell good designs apart."""
-    last = bounds[-max(1, len(bounds) // 10) :]
-    mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
-    if mean > cap - 1.0:
-        warnings.warn(
-            f"At the end of the search the bound of {mean:.2f} nats was within a nat "
-            f"of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
-            "Increase num_contrastive to tell good designs apart.",
-            stacklevel=4,
         )

@@ -16,6 +16,8 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
 __all__ = ["DesignSearchConfig", "MultiStartConfig"]
 
+_RATE = {"most": MOST_LEARNING_RATE, "above": 0.0}
+
 
 @dataclass(frozen=True)
 class MultiStartConfig:
@@ -24,11 +26,10 @@ class MultiStartConfig:
     Attributes:
         num_starts: Number of designs to start from.
         num_samples: Number of parameters, with data from the learned likelihood, by
-            which each design is judged while all climb. Twice as many for the best
-            quarter, which goes on after a third of the steps, four times for its best
-            quarter, and sixteen times to rank what that arrives at. For the
-            contrastive bound each is contrasted with all others, and with as many
-            more parameters as keep estimates a nat below their cap, at most 4,096.
+            which each design is judged while all climb: twice as many for the best
+            quarter, after a third of the steps, four times for its best quarter, and
+            sixteen times to rank what that arrives at. The contrastive bound has as
+            many more as keep it a nat below its cap, at most 4,096.
         num_climb_steps: Number of gradient steps.
         learning_rate: Step size of Adam in units of the design space.
         num_candidates: Number of designs that are scored with simulations.
@@ -44,11 +45,9 @@ class MultiStartConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, check_integer, ["num_starts", "num_candidates"], 1)
-        draws = ["num_samples", "num_candidate_samples"]
-        check_fields(self, check_integer, draws, 2)
+        check_fields(self, check_integer, ["num_samples", "num_candidate_samples"], 2)
         check_fields(self, check_integer, ["num_climb_steps"], 0)
-        rates = ["learning_rate"]
-        check_fields(self, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+        check_fields(self, check_real, ["learning_rate"], **_RATE)
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,12 @@ class DesignSearchConfig:
     numbers that were chosen.
 
     Attributes:
-        method: How to search. With `"joint"` the policy moves at every step and narrows
-            around its mode, which is the design that is returned. With `"multi_start"`
-            the policy stays as it is and the networks are trained over all designs of
-            its support alike (if that is a box; else over draws of the policy); then
-            hundreds of designs climb the information of the learned model at once, and
-            the best are scored with simulations. Once trained, networks serve every
-            later search of that kind without new training.
+        method: With `"joint"` the policy moves at every step and narrows around its
+            mode, the design that is returned. With `"multi_start"` it stays, networks
+            are trained over all designs of its support alike (if that is a box; else
+            over its draws), hundreds of designs climb the information of the learned
+            model at once, and the best are scored with simulations. Once trained,
+            networks serve every later search of that kind.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, a lower bound
             without a cap; `"gkl"`, the same tightened by an energy ratio;
@@ -148,12 +146,19 @@ class DesignSearchConfig:
         _check_names(self)
         _check_numbers(self)
         _check_batch(self)
-        _check_method(self)
-
-    @classmethod
-    def from_arguments(cls, arguments: dict[str, Any]) -> "DesignSearchConfig":
-        """Return the settings among the arguments of a function, by their names."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        if self.method == "multi_start" and self.num_refinement_steps:
+            raise ValueError(
+                f"num_refinement_steps={self.num_refinement_steps} with "
+                "method='multi_start': its networks serve all designs and are not "
+                "refined at one. Use method='joint' or leave it out."
+            )
+        # Neither the default nor what the climb does.
+        if self.method == "multi_start" and self.gradient not in ("score", "surrogate"):
+            raise ValueError(
+                f"gradient='{self.gradient}' with method='multi_start': designs climb "
+                "the information of the learned model, through its own draws. Leave it "
+                "out, or use method='joint'."
+            )
 
     @classmethod
     def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
@@ -162,11 +167,7 @@ class DesignSearchConfig:
         return cls(**{**values, "multi_start": search and MultiStartConfig(**search)})
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
-        """Return these budgets with the schedule of a search that is to go on.
-
-        Raises:
-            ValueError: If another value was asked for that the schedule depends on.
-        """
+        """Return these budgets with the schedule of a search that is to go on."""
         schedule = {}
         for field in fields(self):
             if field.name in _OF_ONE_CALL:
@@ -200,45 +201,35 @@ def _check_names(config: DesignSearchConfig) -> None:
         raise ValueError(
             f"method='{config.method}' is unknown. Use 'joint' or 'multi_start'."
         )
-    for name, known in (
-        ("objective", (None, *POLICY_OBJECTIVES)),
-        ("gradient", POLICY_GRADIENTS),
-    ):
-        if getattr(config, name) not in known:
+    known = {"objective": (None, *POLICY_OBJECTIVES), "gradient": POLICY_GRADIENTS}
+    for name, names in known.items():
+        if getattr(config, name) not in names:
             raise ValueError(
                 f"{name}='{getattr(config, name)}' is unknown. Use one of "
-                f"{sorted(filter(None, known))}."
+                f"{sorted(filter(None, names))}."
             )
 
 
 def _check_numbers(config: DesignSearchConfig) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
-    least = {
-        # With trained networks a multi-start search needs no further step.
-        "num_steps": 0 if config.method == "multi_start" else 1,
-        "num_warmup_steps": 0,
-        "num_refinement_steps": 0,
-        "training_batch_size": 1,
-        "num_simulations_per_design": 1,
-        "num_contrastive": 1,
-        "stop_after_steps": 2,
-        "max_num_simulations": 1,
-        "num_eig_samples": 2,
-        "num_eig_contrastive": 1,
-    }
-    for field in fields(config):
-        if field.name in least:
-            names, may_be_none = [field.name], field.default is None
-            bound = least[field.name]
-            check_fields(config, check_integer, names, bound, or_none=may_be_none)
+    # With trained networks a multi-start search needs no further step.
+    least_steps = 0 if config.method == "multi_start" else 1
+    check_fields(config, check_integer, ["num_refinement_steps"], 0)
+    of_one = ["num_simulations_per_design", "num_eig_contrastive"]
+    check_fields(config, check_integer, of_one, 1)
+    for least, names in (
+        (least_steps, ["num_steps"]),
+        (0, ["num_warmup_steps"]),
+        (1, ["training_batch_size", "num_contrastive", "max_num_simulations"]),
+        (2, ["stop_after_steps", "num_eig_samples"]),
+    ):
+        check_fields(config, check_integer, names, least, or_none=True)
     optional = {"or_infinite": True, "or_none": True}
     check_fields(config, check_real, ["max_seconds"], 0.0, **optional)
-    remedy = "None means no clipping."
-    check_fields(
-        config, check_real, ["clip_max_norm"], above=0.0, remedy=remedy, **optional
-    )
+    clip = {"above": 0.0, "remedy": "None means no clipping.", **optional}
+    check_fields(config, check_real, ["clip_max_norm"], **clip)
     rates = ["learning_rate", "design_learning_rate"]
-    check_fields(config, check_real, rates, most=MOST_LEARNING_RATE, above=0.0)
+    check_fields(config, check_real, rates, **_RATE)
     check_fields(config, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
     object.__setattr__(config, "num_workers", check_num_workers(config.num_workers))
 
@@ -262,32 +253,12 @@ def _check_batch(config: DesignSearchConfig) -> None:
         )
     if size // per_design < 2:
         raise ValueError(
-            f"training_batch_size={size} gives fewer than two designs a step, but the "
-            "baseline of the gradient compares designs. Increase it or decrease "
-            "num_simulations_per_design."
+            f"training_batch_size={size} gives fewer than two designs a step to "
+            "compare. Increase it or decrease num_simulations_per_design."
         )
     if config.num_contrastive is not None and config.num_contrastive >= size:
         raise ValueError(
             f"num_contrastive={config.num_contrastive} must be less than "
             f"training_batch_size={size}: contrastive parameters are other rows of the "
             "batch."
-        )
-
-
-def _check_method(config: DesignSearchConfig) -> None:
-    """Raise if a setting is for another method."""
-    if config.method == "joint":
-        return
-    if config.num_refinement_steps:
-        raise ValueError(
-            f"num_refinement_steps={config.num_refinement_steps} with "
-            "method='multi_start': its networks serve all designs and are not refined "
-            "at one. Use method='joint' or leave it out."
-        )
-    if config.gradient not in ("score", "surrogate"):
-        # Neither the default nor what the climb does.
-        raise ValueError(
-            f"gradient='{config.gradient}' with method='multi_start': designs climb "
-            "the information of the learned model, through its own draws. Leave it "
-            "out, or use method='joint'."
         )

@@ -13,11 +13,14 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.budget import with_other_defaults, with_shares_of_budget
-from sbi_boed_plugin.search.builders import NetworkModels, check_posterior_describes
+from sbi_boed_plugin.search.budget import with_all_numbers
 from sbi_boed_plugin.search.checks import check_design, check_gradient
 from sbi_boed_plugin.search.config import DesignSearchConfig
-from sbi_boed_plugin.search.estimators import DesignEstimators, EstimatorBuilders
+from sbi_boed_plugin.search.estimators import (
+    DesignEstimators,
+    NetworkModels,
+    check_posterior_describes,
+)
 from sbi_boed_plugin.search.experiments import Experiments
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
@@ -38,11 +41,9 @@ class DesignSearch:
 
     Attributes:
         prior: Distribution of the parameters before any experiment.
-        policy: Distribution over designs.
+        policy: Distribution over designs, and `policy_start` its state at first.
         models: What the user says of the networks.
-        likelihood: Network of the data, conditioned on `(theta, design)` in one row.
-        posterior: Network of the parameters, conditioned on `(x, design)` in one row.
-        marginal: Network of the data alone, conditioned on the design.
+        networks: The networks that there are, `None` before.
         dim_design: Number of values of a design: those of the simulations that the
             likelihood learned from or will, 0 without designs, `None` before.
         covers_all_designs: Whether the networks learned from all designs alike.
@@ -57,8 +58,7 @@ class DesignSearch:
         prior: Distribution | None,
         policy: DesignPolicy | None,
         models: NetworkModels,
-        *,
-        device: str = "cpu",
+        device: str,
     ) -> None:
         if policy is not None and not isinstance(policy, DesignPolicy):
             raise TypeError(
@@ -67,9 +67,7 @@ class DesignSearch:
         self.prior = prior
         self.policy = None if policy is None else policy.to(device)
         self.models = models
-        self.likelihood: ConditionalDensityEstimator | None = None
-        self.posterior: ConditionalDensityEstimator | None = None
-        self.marginal: ConditionalDensityEstimator | None = None
+        self.networks: DesignEstimators | None = None
         self.dim_design: int | None = None
         self.covers_all_designs = True
         self.trained_after = 0
@@ -79,17 +77,18 @@ class DesignSearch:
         self._device = device
 
     @property
-    def networks(self) -> DesignEstimators | None:
-        """The networks that there are, `None` without a likelihood."""
-        if self.likelihood is None:
-            return None
-        return DesignEstimators(self.likelihood, self.posterior, self.marginal)
+    def likelihood(self) -> ConditionalDensityEstimator | None:
+        """Network of the data, conditioned on `(theta, design)` in one row."""
+        return None if self.networks is None else self.networks.likelihood
 
-    @property
-    def builders(self) -> EstimatorBuilders:
-        """What builds the networks."""
-        assert self.prior is not None and self.policy is not None
-        return self.models.builders(self.prior, self.policy.dim_design)
+    @likelihood.setter
+    def likelihood(self, network: ConditionalDensityEstimator | None) -> None:
+        if network is None:
+            self.networks = None
+        elif self.networks is None:
+            self.networks = DesignEstimators(network)
+        else:
+            self.networks = replace(self.networks, likelihood=network)
 
     def known(self) -> Distribution:
         """Return what is known about the parameters, the belief or else the prior."""
@@ -106,38 +105,34 @@ class DesignSearch:
         simulator: Callable[[Tensor, Tensor], Tensor],
         asked: DesignSearchConfig,
         *,
-        resume: bool = False,
-        tracker: Any | None = None,
-        show_progress_bar: bool = True,
+        resume: bool,
+        tracker: Any | None,
+        show_progress_bar: bool,
     ) -> DesignResult:
         """Search for a design, or go on with the last search.
 
         A search that goes on does so from its last completed step, with its settings
         but the budgets of this call.
-
-        Raises:
-            ValueError: If there is no policy or prior, or settings do not go together.
-            RuntimeError: If there is nothing to resume.
         """
-        optimizer = self.optimizer
-        if resume and optimizer is None:
+        optimizer = self.optimizer if resume else None
+        if optimizer is not None:
+            config = asked.continuing(optimizer.config)
+        elif resume:
             raise RuntimeError(
                 "There is no design optimization to resume. Call optimize_design "
                 "without resume_training first."
             )
-        if resume and optimizer is not None:
-            config = asked.continuing(optimizer.config)
         else:
-            config, optimizer = self._with_objective(asked), None
+            config = self._with_objective(asked)
         checked = CheckedSimulator(simulator)
         over_all = config.method == "multi_start"
-        config = with_shares_of_budget(
+        config = with_all_numbers(
             config,
             has_networks=over_all and self.serves_all_designs(config.objective),
             num_check_calls=checked.num_check_calls,
         )
         if optimizer is None:
-            optimizer = self._start(with_other_defaults(config))
+            optimizer = self._start(config)
         else:
             optimizer.config = config
         # A search that goes on has had its simulator checked.
@@ -147,8 +142,6 @@ class DesignSearch:
             return run_search(
                 optimizer,
                 checked,
-                self.builders,
-                prior=self.known(),
                 may_score_less=asked.num_eig_samples is None,
                 tracker=tracker,
                 show_progress_bar=show_progress_bar,
@@ -173,11 +166,13 @@ class DesignSearch:
             )
         if asked.objective is not None:
             return asked
-        after_observation = (
-            asked.method == "multi_start" and self.experiments.belief is not None
-        )
-        objective = "info_nce" if after_observation else "barber_agakov"
+        is_joint = asked.method == "joint"
+        objective = "barber_agakov" if is_joint else self._objective_for_all_designs()
         return replace(asked, objective=objective)
+
+    def _objective_for_all_designs(self) -> str:
+        """Return the default of a multi-start search."""
+        return "barber_agakov" if self.experiments.belief is None else "info_nce"
 
     def _start(self, config: DesignSearchConfig) -> DesignOptimizer:
         """Return a new training that continues from the current networks."""
@@ -187,11 +182,7 @@ class DesignSearch:
                 "design_policy=None: pass a design policy to optimize, for instance "
                 "NLE_INCE(prior, design_policy=TruncatedNormalPolicy(low, high))."
             )
-        if self.prior is None:
-            raise ValueError(
-                "prior=None: optimizing a design simulates from the prior. Pass it as "
-                "NLE_INCE(prior, ...)."
-            )
+        prior = self.known()
         if self.dim_design == 0:
             raise ValueError(
                 "The simulations of this trainer were stored without designs, so its "
@@ -200,13 +191,25 @@ class DesignSearch:
             )
         if config.method == "joint":
             check_gradient(config.gradient, self.policy)
+        assert self.prior is not None and config.objective is not None
         needs = POLICY_OBJECTIVES[config.objective].needs
         check_posterior_describes(self.prior, config.objective, needs)
+        return self._optimizer(prior, config, self.networks)
+
+    def _optimizer(
+        self,
+        prior: Distribution,
+        config: DesignSearchConfig,
+        networks: DesignEstimators | None,
+    ) -> DesignOptimizer:
+        """Return a training of the policy and of networks."""
+        assert self.policy is not None
         return DesignOptimizer(
             self.policy,
-            self.known(),
+            prior,
+            self.models,
             config,
-            estimators=self.networks,
+            estimators=networks,
             device=self._device,
         )
 
@@ -214,27 +217,17 @@ class DesignSearch:
         """Take over the networks of a search, however it ended."""
         if optimizer.progress.step:
             # Networks that only began to learn do not serve all designs yet.
-            over_all = not optimizer.strategy.moves_policy
+            over_all = optimizer.config.method == "multi_start"
             self.covers_all_designs = over_all and optimizer.finished
             self.trained_after = len(self.experiments)
         if optimizer.networks is not None:
-            self._set_networks(optimizer.networks)
-
-    def _set_networks(self, networks: DesignEstimators | None) -> None:
-        """Use networks that were trained with designs, or none."""
-        known = {} if networks is None else networks.named()
-        self.likelihood = known.get("likelihood")
-        self.posterior, self.marginal = known.get("posterior"), known.get("marginal")
-        self.dim_design = self.policy.dim_design if known and self.policy else None
+            self.networks = optimizer.networks
+            self.dim_design = optimizer.policy.dim_design
 
     def serves_all_designs(self, objective: str | None = None) -> bool:
         """Whether a multi-start search can use the networks as they are."""
-        if objective is None:
-            objective = (
-                "barber_agakov" if self.experiments.belief is None else "info_nce"
-            )
-        needs, networks = POLICY_OBJECTIVES[objective].needs, self.networks
-        if networks is None or not networks.has_networks_for(needs):
+        needs = POLICY_OBJECTIVES[objective or self._objective_for_all_designs()].needs
+        if self.networks is None or not self.networks.has_networks_for(needs):
             return False
         is_current = needs is None or self.trained_after == len(self.experiments)
         return self.covers_all_designs and is_current
@@ -251,17 +244,14 @@ class DesignSearch:
         Beyond what is known after all observations, by the bound of an objective of
         `optimize_design`. Further arguments are those of
         :func:`~sbi_boed_plugin.estimate_eig`.
-
-        Raises:
-            RuntimeError: If there are no networks for this objective yet.
         """
         if objective not in POLICY_OBJECTIVES:
             raise ValueError(
                 f"objective='{objective}' is unknown. Use one of "
                 f"{sorted(POLICY_OBJECTIVES)}."
             )
-        needs, networks = POLICY_OBJECTIVES[objective].needs, self.networks
-        if networks is None or not networks.has_networks_for(needs):
+        needs = POLICY_OBJECTIVES[objective].needs
+        if self.networks is None or not self.networks.has_networks_for(needs):
             raise RuntimeError(
                 "There are no estimators for this yet: call optimize_design("
                 f"simulator, objective='{objective}') first."
@@ -273,7 +263,7 @@ class DesignSearch:
                 "call optimize_design() again."
             )
         return score_design(
-            networks,
+            self.networks,
             simulator,
             prior=self.known(),
             design=self.check(design)[0],
@@ -281,27 +271,8 @@ class DesignSearch:
             **kwargs,
         )
 
-    def observe(self, design: Tensor, x: Tensor, num_particles: int = 4_096) -> None:
-        """Take experiments into account, or raise and change nothing.
-
-        The next search starts from what is known then, with the policy as it was at
-        first.
-
-        Args:
-            design: Design of shape `(dim_design,)`, or one row for each of several
-                experiments, `(num_experiments, dim_design)`.
-            x: Observed data, of shape `(dim_x,)` or `(num_experiments, dim_x)`. There
-                is a warning if it lies beyond all of 1,000 draws of the learned
-                predictive distribution; `predictive_p_value` of the observation says
-                how surprising it was.
-            num_particles: Number of particles of the belief; fixed by the first call.
-
-        Raises:
-            RuntimeError: If there is no likelihood yet, or it has no designs.
-            ValueError: If shapes do not match, a value is not finite, the design lies
-                outside the support of the policy, the likelihood gives the data no
-                density, or the belief would collapse.
-        """
+    def observe(self, design: Tensor, x: Tensor, num_particles: int) -> None:
+        """Take experiments into account, or raise and change nothing."""
         if self.likelihood is None or not self.dim_design:
             raise RuntimeError(
                 "There is no likelihood with designs yet: call optimize_design() "
@@ -312,19 +283,12 @@ class DesignSearch:
         self.experiments.observe(self.likelihood, design, x, num_particles)
         self._start_anew()
 
-    def forget(self, num_observations: int = 1) -> None:
-        """Take the last observations back, and networks that know of them.
-
-        The belief is made anew from those that are left, in as much time as observing
-        them took. The likelihood knows nothing of observations, and stays.
-
-        Raises:
-            ValueError: If there are not as many observations.
-        """
+    def forget(self, num_observations: int) -> None:
+        """Take the last observations back, and networks that know of them."""
         self.experiments.forget(num_observations)
         self._start_anew()
-        if self.trained_after > len(self.experiments):
-            self.posterior = self.marginal = None
+        if self.networks is not None and self.trained_after > len(self.experiments):
+            self.networks = DesignEstimators(self.networks.likelihood)
             self.trained_after = len(self.experiments)
 
     def _start_anew(self) -> None:
@@ -335,28 +299,21 @@ class DesignSearch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers, lists and dictionaries."""
-        likelihood, networks = self.likelihood, self.networks
+        networks, policy, optimizer = self.networks, self.policy, self.optimizer
         return {
             "networks": {} if networks is None else networks.weights(),
-            "dim_x": None if likelihood is None else likelihood.input_shape[-1],
+            "dim_x": None if networks is None else networks.likelihood.input_shape[-1],
             "covers_all_designs": self.covers_all_designs,
             "trained_after": self.trained_after,
-            "policy": None if self.policy is None else dict(self.policy.state_dict()),
+            "policy": None if policy is None else dict(policy.state_dict()),
             "experiments": self.experiments.state_dict(),
-            "optimizer": None
-            if self.optimizer is None
-            else self.optimizer.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state, whatever happened before.
+        """Take up a state of a search with the same prior, policy and networks.
 
-        Args:
-            state: What `state_dict` returned, of a search with the same prior, policy
-                and kinds of networks.
-
-        Raises:
-            Exception: If the state is none of such a search, which is left as it was.
+        If there is an error, because it is none of such a search, nothing has changed.
         """
         if self.policy is None:
             raise ValueError("design_policy=None: a search to load has a policy.")
@@ -371,17 +328,16 @@ class DesignSearch:
         deepcopy(self.policy).load_state_dict(state["policy"])
         optimizer, of_training = None, state["optimizer"]
         if of_training is not None:
-            optimizer = DesignOptimizer(
-                self.policy,
+            optimizer = self._optimizer(
                 experiments.belief or self.known(),
                 DesignSearchConfig.from_plain(of_training["config"]),
-                estimators=self._restored_networks(of_training["networks"], dim_x),
-                device=self._device,
+                self._restored_networks(of_training["networks"], dim_x),
             )
             optimizer.load_state_dict(of_training)
         trained = state["covers_all_designs"], state["trained_after"]
         self.policy.load_state_dict(state["policy"])
-        self._set_networks(networks)
+        self.networks = networks
+        self.dim_design = None if networks is None else self.policy.dim_design
         self.covers_all_designs, self.trained_after = trained
         self.experiments, self.optimizer = experiments, optimizer
 
@@ -391,8 +347,9 @@ class DesignSearch:
             return None
         assert self.policy is not None
         shape = torch.Size((16,))
-        theta = self.known().sample(shape).cpu().float()
-        design = self.policy.sample(shape).cpu().float()
+        prior = self.known()
+        theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
         # Any data for which the coordinates of the network exist.
         x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))
-        return self.builders.restore(weights, theta, x, design, device=self._device)
+        rows = theta, x, design.cpu().float()
+        return self.models.restore(weights, prior, rows, self._device)

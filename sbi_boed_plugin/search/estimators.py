@@ -3,33 +3,40 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform, identity_transform
 
+from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_density
+from sbi_boed_plugin._sbi_compat import if_it_pickles
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures, without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.transformed import (
+    CategoricalPosteriorBuilder,
+    coordinates_of,
+    transformed_likelihood_nn,
+    transformed_posterior_nn,
+)
 
-__all__ = ["Builder", "DesignEstimators", "EstimatorBuilders"]
+__all__ = ["Builder", "DesignEstimators", "NetworkModels", "check_posterior_describes"]
 
 Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
-_NAMES = ("likelihood", "posterior", "marginal")
 
 
 @dataclass
 class DesignEstimators:
     """Networks over parameters, data and designs.
 
-    Attributes:
-        likelihood: Of `x`, conditioned on `(theta, design)` in one row; a
-            `LikelihoodWithFailures` if simulations have failed.
-        posterior: Of `theta`, conditioned on `(x, design)` in one row; a
-            `HybridEstimator` if it has an energy ratio.
-        marginal: Of `x`, conditioned on `design`.
+    The likelihood of `x` is conditioned on `(theta, design)` in one row, and is a
+    `LikelihoodWithFailures` if simulations have failed; the posterior of `theta` on
+    `(x, design)`, and is a `HybridEstimator` if it has an energy ratio; the marginal of
+    `x` on `design`.
     """
 
     likelihood: ConditionalDensityEstimator
@@ -38,8 +45,7 @@ class DesignEstimators:
 
     def named(self) -> dict[str, ConditionalDensityEstimator]:
         """Return the networks that there are, by their names."""
-        networks = {name: getattr(self, name) for name in _NAMES}
-        return {name: net for name, net in networks.items() if net is not None}
+        return {name: net for name, net in vars(self).items() if net is not None}
 
     def all(self) -> list[ConditionalDensityEstimator]:
         """Return the networks that there are."""
@@ -84,33 +90,83 @@ class DesignEstimators:
         return {name: dict(net.state_dict()) for name, net in self.named().items()}
 
 
-@dataclass(frozen=True)
-class EstimatorBuilders:
-    """Functions that build the networks from the first simulations.
+@dataclass
+class NetworkModels:
+    """What a user says of the networks of a search: names of sbi's models, or builders.
 
-    Attributes:
-        likelihood: From `(theta, design)` and `x`, as sbi's `likelihood_nn`; `None` if
-            it was lost when the trainer was pickled.
-        posterior: From `theta` and `(x, design)`, as sbi's `posterior_nn`.
-        marginal: From `design` and `x`, as sbi's `likelihood_nn`.
+    A name stands for a network in the coordinates of the likelihood and, for parameters
+    of bounded support, over all real numbers, so that no mass lies outside. For
+    parameters of finitely many values the posterior is a categorical network. The
+    likelihood is `None` if it was lost when the trainer was pickled.
     """
 
     likelihood: Builder | None
-    posterior: Builder
-    marginal: Builder
+    posterior: str | Builder
+    marginal: str | Builder
+    likelihood_name: str | None = None
+
+    def __post_init__(self) -> None:
+        self.coordinates = coordinates_of(self.likelihood)
+
+    @classmethod
+    def of(
+        cls,
+        likelihood: str | Builder,
+        posterior: str | Builder,
+        marginal: str | Builder,
+        x_transform: Transform | Literal["auto"] | None,
+    ) -> "NetworkModels":
+        """Return models, with a transform of the data for those given by name."""
+        if isinstance(likelihood, str):
+            build = transformed_likelihood_nn(likelihood, x_transform=x_transform)
+            return cls(build, posterior, marginal, likelihood)
+        if x_transform != "auto":
+            raise ValueError(
+                f"x_transform={x_transform!r} is for networks that are given by name, "
+                "but density_estimator is a function. Give it the transform: "
+                "transformed_likelihood_nn(..., x_transform=...)."
+            )
+        return cls(likelihood, posterior, marginal)
+
+    def _builders(
+        self, prior: Distribution, dim_design: int
+    ) -> tuple[Builder, Builder]:
+        """Return what builds the posterior and the marginal."""
+        theta_transform = self.coordinates.theta
+        if theta_transform is identity_transform:
+            theta_transform = to_real_numbers(prior)
+        transforms: dict[str, Any] = {
+            "dim_design": dim_design,
+            "theta_transform": theta_transform,
+            "x_transform": self.coordinates.x,
+            "design_transform": self.coordinates.design,
+        }
+        posterior, marginal = self.posterior, self.marginal
+        values = finite_values(prior)
+        if isinstance(posterior, str) and values is not None:
+            transforms["theta_transform"] = identity_transform
+            build = CategoricalPosteriorBuilder(values)
+            posterior = transformed_posterior_nn(build, **transforms)
+        if isinstance(posterior, str):
+            posterior = transformed_posterior_nn(posterior, **transforms)
+        if isinstance(marginal, str):
+            marginal = transformed_likelihood_nn(marginal, **transforms)
+        return posterior, marginal
 
     def complete(
         self,
         estimators: DesignEstimators | None,
         needs: str | None,
-        theta: Tensor,
-        x: Tensor,
-        design: Tensor,
+        prior: Distribution,
+        rows: tuple[Tensor, Tensor, Tensor],
         device: str,
     ) -> DesignEstimators:
-        """Return networks with what an objective needs and what was there already."""
+        """Return networks with what an objective needs and what was there already.
+
+        Networks are built from `rows`, the parameters, data and designs.
+        """
         # sbi hands its builders data on the CPU, wherever it trains.
-        theta, x, design = theta.detach().cpu(), x.detach().cpu(), design.detach().cpu()
+        theta, x, design = (part.detach().cpu() for part in rows)
         data = torch.cat([x, design], dim=-1)
         if estimators is None:
             if self.likelihood is None:
@@ -122,33 +178,35 @@ class EstimatorBuilders:
             warn_of_scales(self.likelihood, conditions, x)
             estimators = DesignEstimators(self.likelihood(conditions, x))
         estimators = replace(estimators)  # A step that fails leaves the old ones.
+        build_posterior, build_marginal = self._builders(prior, design.shape[1])
         if needs in ("posterior", "hybrid") and estimators.posterior is None:
-            estimators.posterior = self.posterior(theta, data)
+            estimators.posterior = build_posterior(theta, data)
         if needs == "hybrid" and not isinstance(estimators.posterior, HybridEstimator):
             base = estimators.require("posterior")
             estimators.posterior = HybridEstimator(base, EnergyRatio(theta, data))
         if needs == "marginal" and estimators.marginal is None:
-            estimators.marginal = self.marginal(design, x)
+            estimators.marginal = build_marginal(design, x)
         for network in estimators.all():
             network.to(device)
         return estimators
 
     def restore(
-        self, weights: dict[str, dict[str, Any]], *rows: Tensor, device: str
-    ) -> DesignEstimators | None:
+        self,
+        weights: dict[str, dict[str, Any]],
+        prior: Distribution,
+        rows: tuple[Tensor, Tensor, Tensor],
+        device: str,
+    ) -> DesignEstimators:
         """Return networks with saved weights, built from any rows of the right shape.
 
-        Raises:
-            ValueError: If the builders make other networks than those that were saved.
+        A `ValueError` says if these are other networks than those that were saved.
         """
-        if not weights:
-            return None
-        networks = self.complete(None, None, *rows, device)
+        networks = self.complete(None, None, prior, rows, device)
         for needs in ("posterior", "marginal"):
             if needs in weights:
                 is_hybrid = any(key.startswith("energy.") for key in weights[needs])
                 kind = "hybrid" if is_hybrid else needs
-                networks = self.complete(networks, kind, *rows, device)
+                networks = self.complete(networks, kind, prior, rows, device)
         # Copies: builders may put the same embedding into every network.
         copies = {name: deepcopy(net) for name, net in networks.named().items()}
         networks = DesignEstimators(**copies)
@@ -164,3 +222,28 @@ class EstimatorBuilders:
                     "with the estimators, sizes and coordinates that it had."
                 ) from error
         return networks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out a builder of the likelihood that cannot be pickled."""
+        return {**vars(self), "likelihood": if_it_pickles(self.likelihood)}
+
+
+def check_posterior_describes(
+    prior: Distribution, objective: str, needs: str | None
+) -> None:
+    """Raise if the posterior network of a search cannot describe the parameters.
+
+    Values that repeat have no density. They do only where all parameters take finitely
+    many values and the objective needs nothing but their probabilities.
+    """
+    if needs not in ("posterior", "hybrid"):
+        return
+    fault = why_no_density(prior)
+    if fault is None or (needs == "posterior" and finite_values(prior) is not None):
+        return
+    raise ValueError(
+        f"objective='{objective}' needs a posterior network, but {fault}, so that no "
+        "density gives it. Use objective='info_nce', or, for finitely many "
+        "values, a prior whose support is boolean or an integer_interval and "
+        "objective='barber_agakov'."
+    )

@@ -18,6 +18,9 @@ from sbi_boed_plugin.search.belief import SURPRISING, ParticleBelief, predictive
 
 __all__ = ["Experiments", "Observation"]
 
+# What a belief is restored from, beside its observations.
+_OF_BELIEF = ("particles", "log_evidence", "log_evidence_variance", "acceptance_rate")
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -52,15 +55,10 @@ class Observation:
 
 
 class Experiments:
-    """What was observed so far, and the belief about the parameters after it.
-
-    Attributes:
-        observations: What was observed, oldest first.
-        belief: Belief after all observations, `None` before.
-    """
+    """What was observed so far, oldest first, and the belief after it."""
 
     def __init__(self, prior: Distribution | None, device: str) -> None:
-        self._prior = prior
+        self._prior: Any = prior  # Where anything was observed, there is one.
         self._device = device
         self.observations: tuple[Observation, ...] = ()
         self.belief: ParticleBelief | None = None
@@ -75,10 +73,7 @@ class Experiments:
         x: Tensor,
         num_particles: int,
     ) -> None:
-        """Take the data of one experiment for each row into account.
-
-        Nothing has changed if anything is wrong.
-        """
+        """Take an experiment for each row into account, or raise and change nothing."""
         x = _check_observed(x, len(design), likelihood.input_shape)
         kept = self._kept_likelihood(likelihood)
         belief = self.belief
@@ -92,10 +87,9 @@ class Experiments:
             if p_value < SURPRISING:
                 warnings.warn(
                     f"x={data[0].tolist()} lies beyond all draws of what the learned "
-                    f"likelihood predicts at design={one.tolist()}. It may belong to "
-                    "another design or have other units, or the simulator cannot "
-                    "produce it; what follows from it is then worth nothing. forget() "
-                    "takes the last observation back.",
+                    f"likelihood predicts at design={one.tolist()}. If it belongs to "
+                    "another design, has other units, or is none of the simulator's, "
+                    "forget() takes the last observation back.",
                     stacklevel=4,
                 )
         self.observations, self.belief = tuple(observations), belief
@@ -109,8 +103,7 @@ class Experiments:
                 f"of observations, {len(self)}."
             )
         observations, belief = self.observations[:num_left], None
-        if observations:
-            assert self.belief is not None
+        if observations and self.belief is not None:
             belief = self._new_belief(self.belief.num_particles)
             for observation in observations:
                 belief.update(observation.log_likelihood)
@@ -118,13 +111,9 @@ class Experiments:
 
     def _new_belief(self, num_particles: int) -> ParticleBelief:
         """Return the belief before any observation."""
-        assert self._prior is not None
-        return ParticleBelief(
-            self._prior,
-            to_real_numbers(self._prior),
-            num_particles=num_particles,
-            device=self._device,
-        )
+        transform = to_real_numbers(self._prior)
+        kwargs = {"num_particles": num_particles, "device": self._device}
+        return ParticleBelief(self._prior, transform, **kwargs)
 
     def _kept_likelihood(
         self, likelihood: ConditionalDensityEstimator
@@ -150,7 +139,9 @@ class Experiments:
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers, lists and dictionaries."""
         kept = list(dict.fromkeys(o.likelihood_estimator for o in self.observations))
-        belief = self.belief
+        belief = None
+        if self.belief is not None:
+            belief = {name: getattr(self.belief, name) for name in _OF_BELIEF}
         return {
             "likelihoods": [dict(network.state_dict()) for network in kept],
             "observations": [
@@ -162,9 +153,7 @@ class Experiments:
                 }
                 for o in self.observations
             ],
-            "belief": None
-            if belief is None
-            else {name: getattr(belief, name) for name in _OF_BELIEF},
+            "belief": belief,
         }
 
     def restored(
@@ -182,7 +171,6 @@ class Experiments:
             for o in state["observations"]
         )
         if state["belief"] is not None:
-            assert self._prior is not None
             particles = state["belief"]["particles"].to(self._device)
             other.belief = ParticleBelief.restore(
                 self._prior,
@@ -191,9 +179,6 @@ class Experiments:
                 **{**state["belief"], "particles": particles},
             )
         return other
-
-
-_OF_BELIEF = ("particles", "log_evidence", "log_evidence_variance", "acceptance_rate")
 
 
 def _check_observed(x: Tensor, num_experiments: int, event_shape: torch.Size) -> Tensor:

@@ -37,9 +37,9 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.search.scoring import score_design
 
 __all__ = [
-    "MultiStartOutcome",
     "model_information",
     "multi_start_search",
+    "spread_designs",
     "uniform_designs",
 ]
 
@@ -65,20 +65,20 @@ def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
     return BoxUniform(low, high, device=str(low.device))
 
 
-@dataclass(frozen=True)
-class MultiStartOutcome:
-    """What a multi-start search found, and what it cost.
+def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
+    """Return designs that differ, for networks to take a standardization from.
 
-    Attributes:
-        candidates: Designs of shape `(dim_design,)` with their estimates, best first.
-        num_simulations: Number of simulations that scored designs, also those of
-            designs that could not be scored.
-        num_invalid_simulations: How many of them failed.
+    With those of a point, any other design would be infinitely far away.
     """
-
-    candidates: list[tuple[Tensor, EIGEstimate]]
-    num_simulations: int
-    num_invalid_simulations: int
+    same = (design == design[0]).all(dim=0)
+    if not same.any():
+        return design
+    box = uniform_designs(policy)
+    if box is None:
+        spread = design + design.abs().clamp_min(1.0) * torch.randn_like(design)
+    else:
+        spread = box.sample(torch.Size((len(design),))).to(design)
+    return torch.where(same, spread, design)
 
 
 def multi_start_search(
@@ -91,18 +91,17 @@ def multi_start_search(
     config: MultiStartConfig,
     num_workers: int | None = 1,
     show_progress_bar: bool = True,
-) -> MultiStartOutcome:
+) -> tuple[list[tuple[Tensor, EIGEstimate]], int, int]:
     """Climb from many designs and score the best with simulations.
 
     All of a box is searched from a uniform start, any other support from draws of the
-    policy. Candidates of a categorical policy do not climb.
-
-    Raises:
-        ValueError: If none of the designs can be scored.
+    policy. Candidates of a categorical policy do not climb. Returned are the designs
+    with their estimates, best first, and how many simulations scored designs and
+    failed, those of designs that could not be scored included.
     """
     estimators.train(False)
     model = _LearnedModel(estimators, prior, objective)
-    designs = _climb(model, policy, config, show_progress_bar)
+    designs = _Climb(model, policy, config).run(show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
     candidates, errors, costs = [], [], []
@@ -134,9 +133,9 @@ def multi_start_search(
         warnings.warn(
             f"{len(errors)} of {len(designs)} designs that the search arrived at "
             f"cannot be scored with simulations and are left out. {errors[0]}",
-            stacklevel=4,
+            stacklevel=5,
         )
-    return MultiStartOutcome(
+    return (
         sorted(candidates, key=lambda candidate: -candidate[1].value),
         sum(cost.num_simulations for cost in costs),
         sum(cost.num_invalid_simulations for cost in costs),
@@ -159,10 +158,7 @@ def model_information(
     its mean, if that is more; its estimates are at most the logarithm of it.
     """
     model = _LearnedModel(estimators, prior, objective)
-    theta = model.draw(num_samples, num_contrastive).to(designs)
-    size = model.designs_at_once(len(theta), num_samples)
-    parts = [model.information(theta, d, num_samples) for d in designs.split(size)]
-    return torch.cat(parts)
+    return model.information(designs, num_samples, num_contrastive)
 
 
 @dataclass(frozen=True)
@@ -173,15 +169,37 @@ class _LearnedModel:
     prior: Distribution
     objective: str
 
-    def draw(self, num_samples: int, num_contrastive: int) -> Tensor:
-        """Draw the parameters of data and, behind them, further contrastive ones."""
-        if self.objective == "info_nce":
-            num_samples = max(num_samples, num_contrastive)
-        return draw_parameters(self.prior, num_samples)
+    def information(
+        self, designs: Tensor, num_samples: int, num_contrastive: int
+    ) -> Tensor:
+        """Return estimates of shape `(num_designs,)`, in nats."""
+        theta, size = self._parameters(designs, num_samples, num_contrastive)
+        parts = [self._estimates(theta, d, num_samples) for d in designs.split(size)]
+        return torch.cat(parts)
 
-    def designs_at_once(self, num_theta: int, num_samples: int) -> int:
-        """Return how many designs fit into one evaluation."""
-        return max(1, self._pairs_at_once() // (num_theta * num_samples))
+    def slopes(self, designs: Tensor, num_samples: int, num_contrastive: int) -> Tensor:
+        """Return the gradient of the information at each design."""
+        theta, size = self._parameters(designs, num_samples, num_contrastive)
+        gradients = []
+        # Each chunk's graph is gone before the next: memory is that of one chunk.
+        for rows in designs.split(size):
+            rows = rows.detach().requires_grad_()
+            values = self._estimates(theta, rows, num_samples)
+            gradients += torch.autograd.grad(values.sum(), [rows])
+        return torch.cat(gradients)
+
+    def _parameters(
+        self, designs: Tensor, num_samples: int, num_contrastive: int
+    ) -> tuple[Tensor, int]:
+        """Draw parameters of data and behind them further contrastive ones.
+
+        Beside them, the number of designs that fit into one evaluation.
+        """
+        num_theta = num_samples
+        if self.objective == "info_nce":
+            num_theta = max(num_samples, num_contrastive)
+        theta = draw_parameters(self.prior, num_theta).to(designs)
+        return theta, max(1, self._pairs_at_once() // (num_theta * num_samples))
 
     def _pairs_at_once(self) -> int:
         """Return how many pairs of parameters and data fit into one evaluation."""
@@ -189,8 +207,8 @@ class _LearnedModel:
         num_values = net.input_shape.numel() + net.condition_shape.numel()
         return min(rows_at_once(each, num_values) for each in self.estimators.all())
 
-    def information(self, theta: Tensor, designs: Tensor, num_samples: int) -> Tensor:
-        """Return estimates of shape `(num_designs,)`, in nats.
+    def _estimates(self, theta: Tensor, designs: Tensor, num_samples: int) -> Tensor:
+        """Return estimates for designs that fit into one evaluation.
 
         The first `num_samples` parameters have data; all of them are contrasts.
         """
@@ -251,72 +269,96 @@ class _LearnedModel:
         return (own - mean).T
 
 
-def _climb(
-    model: _LearnedModel,
-    policy: DesignPolicy,
-    config: MultiStartConfig,
-    show_progress_bar: bool,
-) -> list[Tensor]:
-    """Return the best different designs after a climb that fewer and fewer finish."""
-    box = uniform_designs(policy)
-    designs, width = _starts(policy, box, config.num_starts)
-    # Without a box only where every step stays inside.
-    support = policy.support
-    base = support.base_constraint if isinstance(support, independent) else support
-    is_real = support.event_dim == 1 and isinstance(base, type(real))
-    climbs = policy.has_rsample and (box is not None or is_real)
-    num_steps = config.num_climb_steps if climbs else 0
-    num_contrastive = 0
+class _Climb:
+    """A climb of many designs, in units of the width of the space."""
 
-    def judge(designs: Tensor, num_samples: int) -> Tensor:
+    def __init__(
+        self, model: _LearnedModel, policy: DesignPolicy, config: MultiStartConfig
+    ) -> None:
+        self.model, self.config = model, config
+        self.box = uniform_designs(policy)
+        self.designs, self.width = _starts(policy, self.box, config.num_starts)
+        # Without a box only where every step stays inside.
+        support = policy.support
+        base = support.base_constraint if isinstance(support, independent) else support
+        is_real = support.event_dim == 1 and isinstance(base, type(real))
+        climbs = policy.has_rsample and (self.box is not None or is_real)
+        self.num_steps = config.num_climb_steps if climbs else 0
+        self.num_contrastive = 0
+
+    def run(self, show_progress_bar: bool) -> list[Tensor]:
+        """Return the best designs after a climb that fewer and fewer finish."""
+        config, designs = self.config, self.designs
+        self._judge(designs[:_NUM_TO_SET_CONTRASTIVE], config.num_samples)
+        bar = tqdm(
+            total=self.num_steps,
+            disable=not show_progress_bar,
+            desc="Climbing designs",
+        )
+        with bar:
+            # As designs become fewer, each gets more: a step costs the same throughout.
+            for stage in range(3):
+                num_samples = config.num_samples * 2**stage
+                designs = self._ascend(designs, num_samples, bar)
+                last = stage == 2
+                values = self._judge(designs, num_samples * (4 if last else 2))
+                designs = designs[values.argsort(descending=True)]
+                keep = config.num_candidates if last else len(designs) // 4
+                keep = max(config.num_candidates, keep)
+                # Different ones, or all would climb the same hill.
+                if self.num_steps:
+                    designs = torch.stack(_different(designs, self.width, keep))
+                designs = designs[:keep]
+        cap = math.log(max(16 * config.num_samples, self.num_contrastive))
+        if self.model.objective == "info_nce" and values.max() > cap - 1.0:
+            warnings.warn(
+                f"The information of the learned model, {float(values.max()):.2f} nats "
+                f"at the best design, is within a nat of its cap {cap:.2f}: the search "
+                "cannot tell the best designs apart. Use objective='barber_agakov', "
+                "which has no cap.",
+                stacklevel=6,
+            )
+        return list(designs)
+
+    def _judge(self, designs: Tensor, num_samples: int) -> Tensor:
         """Return the information, with as many contrasts as keep it below its cap."""
-        nonlocal num_contrastive
         while True:
             with torch.no_grad():
-                values = model_information(
-                    model.estimators,
-                    model.prior,
-                    designs,
-                    objective=model.objective,
-                    num_samples=num_samples,
-                    num_contrastive=num_contrastive,
+                values = self.model.information(
+                    designs, num_samples, self.num_contrastive
                 ).nan_to_num(nan=-torch.inf)
-            num_terms = max(num_samples, num_contrastive)
-            is_contrastive = model.objective == "info_nce"
+            num_terms = max(num_samples, self.num_contrastive)
+            is_contrastive = self.model.objective == "info_nce"
             capped = is_contrastive and values.max() > math.log(num_terms) - 1
             if not capped or num_terms >= MAX_CONTRASTIVE:
                 return values
-            num_contrastive = min(4 * num_terms, MAX_CONTRASTIVE)
+            self.num_contrastive = min(4 * num_terms, MAX_CONTRASTIVE)
 
-    judge(designs[:_NUM_TO_SET_CONTRASTIVE], config.num_samples)
-    bar = tqdm(total=num_steps, disable=not show_progress_bar, desc="Climbing designs")
-    with bar:
-        # As designs become fewer, each gets more: a step costs the same throughout.
-        for stage in range(3):
-            num_samples = config.num_samples * 2**stage
-            climber = _Climber(model, width, box, num_samples, num_contrastive)
-            steps, rate = num_steps // 3, config.learning_rate
-            designs = climber.climb(designs, steps, rate, bar)
-            last = stage == 2
-            values = judge(designs, num_samples * (4 if last else 2))
-            ordered = designs[values.argsort(descending=True)]
-            keep = config.num_candidates if last else len(designs) // 4
-            keep = max(config.num_candidates, keep)
-            # Different ones, or all would climb the same hill.
-            if num_steps:
-                designs = torch.stack(_different(ordered, width, keep))
-            else:
-                designs = ordered[:keep]
-    cap = math.log(max(16 * config.num_samples, num_contrastive))
-    if model.objective == "info_nce" and values.max() > cap - 1.0:
-        warnings.warn(
-            f"The information of the learned model, {float(values.max()):.2f} nats at "
-            f"the best design, is within a nat of its cap {cap:.2f} with "
-            f"{MAX_CONTRASTIVE:,} contrastive parameters: the search cannot tell the "
-            "best designs apart. Use objective='barber_agakov', which has no cap.",
-            stacklevel=5,
-        )
-    return list(designs)
+    def _ascend(self, designs: Tensor, num_samples: int, bar: tqdm) -> Tensor:
+        """Return the designs after a third of the steps, unchanged without any."""
+        num_steps = self.num_steps // 3
+        if not num_steps:
+            return designs
+        unit = (designs / self.width).detach().requires_grad_()
+        optimizer = Adam([unit], lr=self.config.learning_rate)
+        for _ in range(num_steps):
+            slopes = self.model.slopes(
+                unit.detach() * self.width, num_samples, self.num_contrastive
+            )
+            unit.grad = -slopes * self.width
+            optimizer.step()
+            with torch.no_grad():
+                self._clamp(unit, self.width)
+            bar.update()
+        # Rounding may leave the box again.
+        return self._clamp(unit.detach() * self.width)
+
+    def _clamp(self, designs: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Move designs of some unit into the box, if there is one, in place."""
+        if self.box is not None:
+            base = self.box.base_dist
+            designs.clamp_(base.low / unit, base.high / unit)
+        return designs
 
 
 def _starts(
@@ -337,54 +379,6 @@ def _starts(
     return designs, torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
 
 
-@dataclass(frozen=True)
-class _Climber:
-    """Gradient steps of many designs, in units of the width of the space."""
-
-    model: _LearnedModel
-    width: Tensor
-    box: BoxUniform | None
-    num_samples: int
-    num_contrastive: int
-
-    def climb(
-        self, designs: Tensor, num_steps: int, learning_rate: float, bar: tqdm
-    ) -> Tensor:
-        """Return the designs after some steps; without any, to the last bit."""
-        if not num_steps:
-            return designs
-        unit = (designs / self.width).detach().requires_grad_()
-        optimizer = Adam([unit], lr=learning_rate)
-        for _ in range(num_steps):
-            unit.grad = self._gradient(unit.detach())
-            optimizer.step()
-            with torch.no_grad():
-                self._clamp(unit, self.width)
-            bar.update()
-        # Rounding may leave the box again.
-        return self._clamp(unit.detach() * self.width)
-
-    def _gradient(self, unit: Tensor) -> Tensor:
-        """Return minus the slope of the information at each design."""
-        theta = self.model.draw(self.num_samples, self.num_contrastive).to(unit)
-        gradients = []
-        # Each chunk's graph is gone before the next: memory is that of one chunk.
-        size = self.model.designs_at_once(len(theta), self.num_samples)
-        for rows in unit.split(size):
-            rows.requires_grad_()
-            designs = rows * self.width
-            values = self.model.information(theta, designs, self.num_samples)
-            gradients += torch.autograd.grad(-values.sum(), [rows])
-        return torch.cat(gradients)
-
-    def _clamp(self, designs: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """Move designs of some unit into the box, if there is one, in place."""
-        if self.box is not None:
-            base = self.box.base_dist
-            designs.clamp_(base.low / unit, base.high / unit)
-        return designs
-
-
 def _different(designs: Tensor, width: Tensor, num_designs: int) -> list[Tensor]:
     """Return the first designs that are not the same as one before."""
     chosen: list[Tensor] = []
@@ -392,4 +386,6 @@ def _different(designs: Tensor, width: Tensor, num_designs: int) -> list[Tensor]
         distances = [((design - other) / width).abs().max() for other in chosen]
         if all(distance > _SAME for distance in distances):
             chosen.append(design)
-    return chosen[:num_designs]
+        if len(chosen) == num_designs:
+            break
+    return chosen

@@ -16,56 +16,50 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
-from sbi_boed_plugin.objectives.info_nce import choose_negligible
+from sbi_boed_plugin.objectives.info_nce import choose_negligible, in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.batch import Batch, simulate_batch
+from sbi_boed_plugin.search.batch import (
+    Batch,
+    Designs,
+    DesignsAtMode,
+    check_finite,
+    simulate_batch,
+)
 from sbi_boed_plugin.search.config import DesignSearchConfig
-from sbi_boed_plugin.search.estimators import DesignEstimators, EstimatorBuilders
+from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
+from sbi_boed_plugin.search.gradients import DATA_PATHS, score_loss
 from sbi_boed_plugin.search.information import (
     POLICY_OBJECTIVES,
     Densities,
     training_losses,
 )
+from sbi_boed_plugin.search.multi_start import spread_designs, uniform_designs
 from sbi_boed_plugin.search.progress import Progress
-from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import StopReason
-from sbi_boed_plugin.search.step import (
-    check_finite,
-    clipped_gradients,
-    contrast_of,
-    gradients_of_policy,
-    learning_rate_factor,
-    spread_designs,
-    trainable_parameters,
-)
-from sbi_boed_plugin.search.strategies import STRATEGIES, Strategy
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignOptimizer"]
 
 
 class DesignOptimizer:
-    """Trains a design policy and density estimators from a black-box simulator.
+    """Trains a design policy, in place, and density estimators.
 
     A step either completes or leaves everything as it was, whatever interrupts it, so
-    that a search goes on from its last completed step.
-
-    Attributes:
-        policy: Policy to train, in place.
-        config: Settings.
-        progress: How far the search has come, with its last simulations.
-        estimators: Networks that later steps train further; `None` before the first.
+    that a search goes on from its last completed step. `estimators` are the networks
+    that later steps train further, `None` before the first.
     """
 
     def __init__(
         self,
         policy: DesignPolicy,
         prior: Distribution,
+        models: NetworkModels,
         config: DesignSearchConfig,
         *,
         estimators: DesignEstimators | None = None,
@@ -75,17 +69,17 @@ class DesignOptimizer:
         self.config: Any = config  # All that could be None has been chosen.
         self.progress = Progress(search_ended=None if config.num_steps else 0)
         self.estimators = estimators
-        self._prior = prior
+        self.prior = prior
+        self._models = models
         self._device = device
         self._optimizer: Adam | None = None
-        parameters = list(policy.parameters())
-        self._policy_optimizer = (
-            Adam(parameters, lr=config.design_learning_rate) if parameters else None
-        )
+        self._policy_optimizer: Adam | None = None
+        if parameters := list(policy.parameters()):
+            self._policy_optimizer = Adam(parameters, lr=config.design_learning_rate)
         self._has_new_networks = estimators is None
         self._negligible = 0.0
         # Copies that learned from the simulations again; a search goes on without.
-        self._rehearsed: DesignEstimators | None = None
+        self.rehearsed: DesignEstimators | None = None
         # What was known of failures before this search.
         likelihood = None if estimators is None else estimators.likelihood
         known = isinstance(likelihood, LikelihoodWithFailures)
@@ -94,17 +88,12 @@ class DesignOptimizer:
     @property
     def networks(self) -> DesignEstimators | None:
         """The networks to use: those that have seen most."""
-        return self._rehearsed or self.estimators
+        return self.rehearsed or self.estimators
 
     @property
     def num_learned_from(self) -> int | None:
         """Number of simulations behind the networks, if they are of this search."""
         return self.progress.num_simulations if self._has_new_networks else None
-
-    @property
-    def strategy(self) -> Strategy:
-        """Which designs networks learn from, and how one is found with them."""
-        return STRATEGIES[self.config.method]
 
     @property
     def finished(self) -> bool:
@@ -115,17 +104,16 @@ class DesignOptimizer:
     @property
     def _moves_policy(self) -> bool:
         """Whether the policy is trained, not only the estimators."""
-        return self.strategy.moves_policy and self.progress.search_ended is None
+        return self.config.method == "joint" and self.progress.search_ended is None
 
     def run(
         self,
         simulator: CheckedSimulator,
-        builders: EstimatorBuilders,
+        num_scoring: int,
+        max_scoring_seconds: float,
         *,
-        num_scoring: int = 0,
-        max_scoring_seconds: float = math.inf,
-        tracker: Any | None = None,
-        show_progress_bar: bool = True,
+        tracker: Any | None,
+        show_progress_bar: bool,
     ) -> StopReason:
         """Take steps until all are done or a budget of the settings is used up.
 
@@ -133,9 +121,12 @@ class DesignOptimizer:
         time at most `max_scoring_seconds` for them. Returned is the budget that is used
         up, or else what ended the search.
         """
-        self._reopen_search()
+        config, ended = self.config, self.progress.search_ended
+        stopped_early = ended is not None and ended < config.num_steps
+        if stopped_early and not config.num_refinement_steps:
+            self.progress.search_ended = None  # A resumed search leaves its plateau.
         bar = tqdm(
-            total=self.config.num_steps + self.config.num_refinement_steps,
+            total=config.num_steps + config.num_refinement_steps,
             initial=self.progress.step,
             disable=not show_progress_bar,
             desc="Optimizing design",
@@ -144,22 +135,15 @@ class DesignOptimizer:
             with bar:
                 while not self.finished:
                     reason = self._used_up(simulator, num_scoring, max_scoring_seconds)
-                    if reason is None and not self._step(simulator, builders):
+                    if reason is None and not self._step(simulator):
                         reason = "max_num_simulations"
                     if reason is not None:
                         return reason
                     self._report(bar, tracker)
         finally:
             self._learn_failures()
-        is_early = self.progress.search_ended != self.config.num_steps
+        is_early = self.progress.search_ended != config.num_steps
         return "plateau" if is_early else "num_steps"
-
-    def _reopen_search(self) -> None:
-        """Let a search that stopped on a plateau go on when it is resumed."""
-        ended = self.progress.search_ended
-        stopped_early = ended is not None and ended < self.config.num_steps
-        if stopped_early and not self.config.num_refinement_steps:
-            self.progress.search_ended = None
 
     def _used_up(
         self, simulator: CheckedSimulator, num_scoring: int, max_scoring_seconds: float
@@ -178,20 +162,6 @@ class DesignOptimizer:
                 return "max_seconds"
         return None
 
-    def rehearse(
-        self, *, max_seconds: float = math.inf, show_progress_bar: bool = True
-    ) -> None:
-        """Let copies of the networks learn again from the simulations that are kept."""
-        if self.estimators is not None and self._rehearsed is None:
-            self._rehearsed = rehearsed_copy(
-                self.estimators,
-                self._prior,
-                self.progress,
-                clip_max_norm=self.config.clip_max_norm,
-                max_seconds=max_seconds,
-                show_progress_bar=show_progress_bar,
-            )
-
     def _learn_failures(self) -> None:
         """Learn when simulations fail, from those kept and what was known before."""
         if self.estimators is None or not self.progress.stored:
@@ -203,11 +173,11 @@ class DesignOptimizer:
             likelihood.learn(condition, rows.valid, start=self._known_failures)
             self.estimators = replace(self.estimators, likelihood=likelihood)
 
-    def _step(self, simulator: CheckedSimulator, builders: EstimatorBuilders) -> bool:
+    def _step(self, simulator: CheckedSimulator) -> bool:
         """Take a step, and return whether the limit of simulations allowed for it."""
         started = time.perf_counter()
         config, moves_policy = self.config, self._moves_policy
-        self._rehearsed, self.progress.overfit = None, {}
+        self.rehearsed, self.progress.overfit = None, {}
         if moves_policy:
             self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
         batch = self._simulate(simulator)
@@ -215,13 +185,16 @@ class DesignOptimizer:
             self.progress.num_simulations += batch.num_calls
             return False
         finite = batch.finite()
-        networks, optimizer = self._networks_and_optimizer(builders, finite)
+        networks, optimizer = self._networks_and_optimizer(finite)
         estimators = networks.trained
         estimators.train()
-        contrast = contrast_of(batch, config.num_contrastive)
+        # All parameters are draws from the prior; those whose simulation is valid are
+        # not, so that contrasting with them alone would invent information.
+        contrast = in_batch_contrast(batch.theta, config.num_contrastive)
+        contrast = contrast[:, batch.valid]
         densities = Densities(
             estimators,
-            self._prior,
+            self.prior,
             finite.theta,
             finite.x.detach(),
             finite.design.detach(),
@@ -241,20 +214,17 @@ class DesignOptimizer:
         information = information.masked_scatter(batch.valid, terms)
         policy_gradients: Sequence[Tensor | None] = ()
         if moves_policy:
-            policy_gradients = gradients_of_policy(
-                self.policy,
-                batch,
-                estimators,
-                self._prior,
-                config,
-                contrast,
-                information,
+            policy_gradients = self._policy_gradients(
+                batch, estimators, contrast, information
             )
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        gradients = clipped_gradients(estimators, config.clip_max_norm)
-        step = self.progress.step
-        check_finite(step, losses, [*gradients, *policy_gradients], finite, self._prior)
+        gradients: list[Tensor | None] = [*policy_gradients]
+        for network in estimators.all():
+            if config.clip_max_norm is not None:
+                clip_grad_norm_(network.parameters(), config.clip_max_norm)
+            gradients += [parameter.grad for parameter in network.parameters()]
+        check_finite(self.progress.step, losses, gradients, finite, self.prior)
         # Nothing is updated before this point; from here on the step counts.
         with defer_interrupts():
             self.estimators, self._optimizer = networks, optimizer
@@ -269,11 +239,16 @@ class DesignOptimizer:
 
     def _simulate(self, simulator: CheckedSimulator) -> Batch:
         """Simulate the batch of a step."""
-        config, has_stopped = self.config, self.progress.search_ended is not None
+        config = self.config
+        designs: Designs = self.policy
+        if config.method == "multi_start":
+            designs = uniform_designs(self.policy) or self.policy
+        elif self.progress.search_ended is not None:
+            designs = DesignsAtMode(self.policy)
         return simulate_batch(
             simulator,
-            self.strategy.training_designs(self.policy, has_stopped),
-            self._prior,
+            designs,
+            self.prior,
             num_simulations=config.training_batch_size,
             num_simulations_per_design=config.num_simulations_per_design,
             gradient=config.gradient if self._moves_policy else "score",
@@ -283,19 +258,14 @@ class DesignOptimizer:
             warn=self.progress.num_invalid_simulations == 0,
         )
 
-    def _networks_and_optimizer(
-        self, builders: EstimatorBuilders, batch: Batch
-    ) -> tuple[DesignEstimators, Adam]:
+    def _networks_and_optimizer(self, batch: Batch) -> tuple[DesignEstimators, Adam]:
         """Return the networks and their optimizer, built from the first batch."""
         if self._optimizer is not None and self.estimators is not None:
             return self.estimators, self._optimizer
-        networks = builders.complete(
-            self.estimators,
-            POLICY_OBJECTIVES[self.config.objective].needs,
-            batch.theta,
-            batch.x,
-            spread_designs(batch.design, self.policy),
-            self._device,
+        needs = POLICY_OBJECTIVES[self.config.objective].needs
+        rows = batch.theta, batch.x, spread_designs(batch.design, self.policy)
+        networks = self._models.complete(
+            self.estimators, needs, self.prior, rows, self._device
         )
         return networks, self._new_optimizer(networks)
 
@@ -303,9 +273,33 @@ class DesignOptimizer:
         groups = [{"params": net.parameters()} for net in networks.trained.all()]
         return Adam(groups, lr=self.config.learning_rate)
 
+    def _policy_gradients(
+        self,
+        batch: Batch,
+        estimators: DesignEstimators,
+        contrast: Tensor,
+        information: Tensor,
+    ) -> Sequence[Tensor | None]:
+        """Return the gradient of the policy's loss for each parameter to train."""
+        config = self.config
+        if config.gradient == "score":
+            per_design = information.reshape(len(batch.designs), -1).mean(dim=1)
+            log_prob = self.policy.log_prob(batch.designs.detach())
+            loss = score_loss(per_design, log_prob)
+        else:
+            finite = batch.finite()
+            x = DATA_PATHS[config.gradient](finite, estimators)
+            densities = Densities(
+                estimators, self.prior, finite.theta, x, finite.design, contrast
+            )
+            terms = POLICY_OBJECTIVES[config.objective].terms(densities)
+            loss = -terms.sum() / len(batch.theta)
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+
     def _move_policy(self, gradients: Sequence[Tensor | None]) -> None:
         """Let the policy take its step, after those of the warm-up."""
-        parameters = trainable_parameters(self.policy)
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.progress.step >= self.config.num_warmup_steps:
@@ -315,13 +309,15 @@ class DesignOptimizer:
 
     def _set_learning_rates(self) -> None:
         """Let learning rates fall with the steps."""
-        factor = learning_rate_factor(self.progress, self.config)
+        config = self.config
+        factor = self.progress.learning_rate_factor(
+            config.num_steps, config.num_refinement_steps
+        )
         optimizers = (self._optimizer, self._policy_optimizer)
-        rates = (self.config.learning_rate, self.config.design_learning_rate)
+        rates = (config.learning_rate, config.design_learning_rate)
         for optimizer, rate in zip(optimizers, rates, strict=True):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * factor
+            for group in [] if optimizer is None else optimizer.param_groups:
+                group["lr"] = rate * factor
 
     def _record(
         self,
@@ -375,19 +371,15 @@ class DesignOptimizer:
             self._policy_optimizer.load_state_dict(of_policy)
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
-        history = self.progress.history
-        eig = history["eig"][-1]
-        mode = ", ".join(f"{value:.3g}" for value in history["mode"][-1][:4])
-        if len(history["mode"][-1]) > 4:
+        """Show the last step on the progress bar and to the tracker."""
+        last = {name: values[-1] for name, values in self.progress.history.items()}
+        mode = ", ".join(f"{value:.3g}" for value in last["mode"][:4])
+        if len(last["mode"]) > 4:
             mode += ", …"
-        bar.set_postfix_str(f"design [{mode}], EIG {eig:.2f} nats", refresh=False)
+        described = f"design [{mode}], EIG {last['eig']:.2f} nats"
+        bar.set_postfix_str(described, refresh=False)
         bar.update()
         if tracker is not None:
-            tracker.log_metrics(
-                {
-                    "design_loss": history["loss"][-1],
-                    "design_eig": eig,
-                    "design_log_likelihood": history["log_likelihood"][-1],
-                },
-                step=self.progress.step,
-            )
+            names = ("loss", "eig", "log_likelihood")
+            metrics = {f"design_{name}": last[name] for name in names}
+            tracker.log_metrics(metrics, step=self.progress.step)

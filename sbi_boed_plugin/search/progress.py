@@ -14,24 +14,19 @@ __all__ = ["Progress"]
 # Simulations, the last ones, that are kept: they tell when one fails, whether the
 # policy arrived, and are learned from again.
 _MAX_STORED = 16_384
+# Learning rate of the networks, relative to that of the search, when refinement starts.
+_REFINEMENT_RATE = 0.2
 
 
 @dataclass
 class Progress:
     """All that changes during a search beside weights and optimizers.
 
-    Attributes:
-        step: Number of completed steps.
-        num_simulations: Number of simulations run, failed ones included.
-        num_invalid_simulations: Number of those that failed.
-        seconds: Time spent on completed steps.
-        search_ended: Number of steps of the search, once the policy has stopped.
-        history: One list per recorded quantity, with one entry per step.
-        stored: Simulations of the last steps.
-        rehearsal_seconds: Time of learning again from them, part of `seconds`.
-        overfit: How much more each network knows of simulations that it learned from
-            again than of others, in nats, with its standard error, by its name.
-        num_scored: Number of simulations that ranked and scored designs.
+    `seconds` are those of completed steps and of learning again from the `stored`
+    simulations of the last steps, which took `rehearsal_seconds` of them. `overfit` is
+    how much more each network knows of these than of others, in nats, with its standard
+    error. `search_ended` is the step at which the policy stopped, and `num_scored` the
+    number of simulations that ranked and scored designs.
     """
 
     step: int = 0
@@ -80,6 +75,18 @@ class Progress:
         """Append one entry for each quantity."""
         for name, value in values.items():
             self.history.setdefault(name, []).append(value)
+
+    def learning_rate_factor(self, num_steps: int, num_refinement_steps: int) -> float:
+        """Return the share of the first learning rate, which falls along half a cosine.
+
+        To a hundredth; that of the networks starts anew, lower, with refinement.
+        """
+        step, start = self.step, 1.0
+        if self.search_ended is not None:
+            step, start = self.step - self.search_ended, _REFINEMENT_RATE
+            num_steps = num_refinement_steps
+        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+        return 0.01 + (start - 0.01) * cosine
 
     def on_plateau(self, window: int, num_warmup_steps: int) -> bool:
         """Whether the mean information over a window is lower than over the one before.

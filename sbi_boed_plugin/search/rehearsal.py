@@ -20,9 +20,9 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import Densities, training_losses
-from sbi_boed_plugin.search.progress import Progress
+from sbi_boed_plugin.search.optimizer import DesignOptimizer
 
-__all__ = ["rehearse", "rehearsed_copy"]
+__all__ = ["rehearsed_copy"]
 
 _LEARNING_RATE, _WEIGHT_DECAY, _BATCH_SIZE = 2e-3, 1e-3, 128
 _VALIDATION_SHARE, _PATIENCE = 0.15, 20
@@ -32,19 +32,14 @@ _SEED = 20_261_129
 
 
 def rehearsed_copy(
-    estimators: DesignEstimators,
-    prior: Distribution,
-    progress: Progress,
-    *,
-    clip_max_norm: float | None,
-    max_seconds: float = math.inf,
-    show_progress_bar: bool = True,
+    optimizer: DesignOptimizer, max_seconds: float, show_progress_bar: bool
 ) -> DesignEstimators | None:
     """Return networks that learned again from the simulations that a search kept.
 
     So often that they see 256,000 rows in all, as in 1,000 steps of 256, or until the
     search has taken `max_seconds`. `None` if they have seen as many already.
     """
+    progress = optimizer.progress
     if not progress.stored:
         return None
     rows = Batch.join(progress.stored).finite()
@@ -53,17 +48,17 @@ def rehearsed_copy(
     if num_passes < 1 or len(rows.theta) < 2:
         return None
     started = time.perf_counter()
-    copies = deepcopy(estimators)
+    deadline = started + max_seconds - progress.seconds
+    copies = deepcopy(optimizer.estimators)
+    assert copies is not None
+    bar = tqdm(
+        total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
+    )
+    clip_max_norm = optimizer.config.clip_max_norm
     # What comes after it is drawn as if it had not been.
-    with isolated_rng(_SEED):
-        progress.overfit = rehearse(
-            copies.trained,
-            prior,
-            rows,
-            num_passes=num_passes,
-            clip_max_norm=clip_max_norm,
-            max_seconds=max_seconds - progress.seconds,
-            show_progress_bar=show_progress_bar,
+    with isolated_rng(_SEED), bar:
+        progress.overfit = _rehearse(
+            copies.trained, optimizer.prior, rows, clip_max_norm, deadline, bar
         )
     seconds = time.perf_counter() - started
     progress.rehearsal_seconds += seconds
@@ -71,62 +66,53 @@ def rehearsed_copy(
     return copies
 
 
-def rehearse(
+def _rehearse(
     estimators: DesignEstimators,
     prior: Distribution,
     rows: Batch,
-    *,
-    num_passes: int,
     clip_max_norm: float | None,
-    max_seconds: float = math.inf,
-    show_progress_bar: bool = True,
+    deadline: float,
+    bar: tqdm,
 ) -> dict[str, tuple[float, float]]:
-    """Train networks in place on stored simulations, each to its best on rows left out.
+    """Train networks in place, each to its best on rows left out, for a bar's steps.
 
-    There are fewer than `num_passes` if no network gains for twenty, or time is up.
-
-    Returns:
-        For each network by its name, how much smaller its loss is on the rows that it
-        learned from than on those left out, in nats, and the standard error of that.
+    It ends sooner if no network gains for twenty. Returned is for each how much smaller
+    its loss is on the rows that it learned from than on those left out, in nats, and
+    the standard error of that.
     """
-    started = time.perf_counter()
     networks = estimators.named()
     order = torch.randperm(len(rows.theta))
     num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
     held_out, training = order[:num_held_out], order[num_held_out:]
     groups = [{"params": network.parameters()} for network in networks.values()]
     optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_passes)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, bar.total)
     best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
     losses = _row_losses(estimators, prior, rows, held_out)
     since_best = 0
-    bar = tqdm(
-        total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
-    )
-    with bar:
-        for _ in range(num_passes):
-            if since_best >= _PATIENCE or time.perf_counter() - started > max_seconds:
-                break
-            estimators.train()
-            for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
-                if len(some) < 2:
-                    continue  # Batch normalization needs two.
-                values = _losses(estimators, prior, rows, some)
-                optimizer.zero_grad(set_to_none=True)
-                torch.stack(list(values.values())).mean(dim=1).sum().backward()
-                for network in networks.values():
-                    if clip_max_norm is not None:
-                        clip_grad_norm_(network.parameters(), clip_max_norm)
-                optimizer.step()
-            schedule.step()
-            since_best += 1
-            new = _row_losses(estimators, prior, rows, held_out)
-            for name, value in new.items():
-                if value.mean() < losses[name].mean():
-                    losses[name], since_best = value, 0
-                    best[name] = deepcopy(networks[name].state_dict())
-            bar.set_postfix(loss=f"{losses['likelihood'].mean():.3f}", refresh=False)
-            bar.update()
+    for _ in range(bar.total):
+        if since_best >= _PATIENCE or time.perf_counter() > deadline:
+            break
+        estimators.train()
+        for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
+            if len(some) < 2:
+                continue  # Batch normalization needs two.
+            values = _losses(estimators, prior, rows, some)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(values.values())).mean(dim=1).sum().backward()
+            for network in networks.values():
+                if clip_max_norm is not None:
+                    clip_grad_norm_(network.parameters(), clip_max_norm)
+            optimizer.step()
+        schedule.step()
+        since_best += 1
+        new = _row_losses(estimators, prior, rows, held_out)
+        for name, value in new.items():
+            if value.mean() < losses[name].mean():
+                losses[name], since_best = value, 0
+                best[name] = deepcopy(networks[name].state_dict())
+        bar.set_postfix(loss=f"{losses['likelihood'].mean():.3f}", refresh=False)
+        bar.update()
     for name, network in networks.items():
         network.load_state_dict(best[name])
         network.zero_grad(set_to_none=True)

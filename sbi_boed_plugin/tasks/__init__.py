@@ -1,13 +1,4 @@
-"""Experiments to try designs on: simulators with priors, designs and exact answers.
-
-Example:
-    >>> task = get_task("gaussian_linear", dim_design=2)
-    >>> theta = task.prior.sample((4,))
-    >>> design = task.design_space.sample((4,))
-    >>> x = task.simulator(theta, design)
-    >>> task.log_likelihood(x, theta, design).shape
-    torch.Size([4])
-"""
+"""Experiments to try designs on: simulators with priors, designs and exact answers."""
 
 import difflib
 import inspect
@@ -52,13 +43,7 @@ _TASKS = {task.name: task for task in _TASK_TYPES}
 
 
 def available_tasks() -> list[str]:
-    """Return the names that `get_task` knows, in alphabetical order.
-
-    Example:
-        >>> available_tasks()
-        ['bmp', 'ces', 'gaussian_linear', 'location_finding', 'noisy_linear',
-         'pharmacokinetic', 'sir']
-    """
+    """Return the names that `get_task` knows, in alphabetical order."""
     return sorted(_TASKS)
 
 
@@ -69,16 +54,18 @@ def get_task(name: str, **kwargs: Any) -> Task:
         name: One of `available_tasks()`.
         **kwargs: Arguments of the task, for instance `dim_design`.
 
-    Returns:
-        The task.
-
     Raises:
         ValueError: If there is no task of that name, or if it does not take an
             argument.
 
     Example:
-        >>> get_task("sir", dim_design=2)
+        >>> task = get_task("sir", dim_design=2)
+        >>> task
         SIR(dim_theta=2, dim_design=2, dim_x=2)
+        >>> task.simulator(
+        ...     task.prior.sample((4,)), task.design_space.sample((4,))
+        ... ).shape
+        torch.Size([4, 2])
     """
     if name not in _TASKS:
         matches = difflib.get_close_matches(str(name), _TASKS, n=1)
@@ -88,9 +75,8 @@ def get_task(name: str, **kwargs: Any) -> Task:
     accepted = list(inspect.signature(_TASKS[name]).parameters)
     for argument, value in kwargs.items():
         if argument not in accepted:
-            choice = ", ".join(accepted) if accepted else "none"
             raise ValueError(
                 f"Task {name!r} does not take `{argument}`, got {value!r}. "
-                f"Arguments: {choice}."
+                f"Arguments: {', '.join(accepted) or 'none'}."
             )
     return _TASKS[name](**kwargs)

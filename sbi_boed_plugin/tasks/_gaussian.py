@@ -22,8 +22,8 @@ __all__ = [
     "GaussianTask",
     "GridTask",
     "gaussian_information",
+    "mills_fraction",
     "mixture_density",
-    "nested_information",
     "nodes_for",
     "pool",
     "share_among_nodes",
@@ -60,21 +60,10 @@ class GridTask(Task):
     def exact_eig(
         self, design: Tensor, *, num_samples: int = 8_192, seed: int = 0
     ) -> tuple[float, float]:
-        """Return the expected information gain of a design and its standard error.
+        """Return the expected information gain and its standard error, in nats.
 
-        Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
-            num_samples: Number of parameters in each of eight replicates, a power of
-                two at best.
-            seed: Seed of the parameters; global random state is neither used nor
-                changed.
-
-        Returns:
-            Value and standard error, in nats.
-
-        Raises:
-            ValueError: If `design` has another shape or is not finite, or if there are
-                fewer than two samples.
+        It comes from `num_samples` parameters, a power of two at best, in each of eight
+        replicates. The global random state is neither used nor changed.
         """
         designs = self._single_design(design).unsqueeze(0)
         self._check_design("design", designs)
@@ -86,22 +75,10 @@ class GridTask(Task):
     def exact_eig_grid(
         self, designs: Tensor, *, num_samples: int = 8_192, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return the expected information gain of many designs.
+        """Return values and standard errors `(num_designs,)` of many designs, in nats.
 
         All designs share their random parameters: differences between neighbours are
-        more accurate than the values.
-
-        Args:
-            designs: Designs of shape `(num_designs, dim_design)`.
-            num_samples: As for `exact_eig`, like `seed`.
-            seed: Seed of the parameters.
-
-        Returns:
-            Values and standard errors of shape `(num_designs,)`, in nats and double
-            precision, on the CPU.
-
-        Raises:
-            ValueError: As for `exact_eig`.
+        more accurate than the values, which are in double precision, on the CPU.
         """
         check_rows("designs", designs, self.dim_design)
         num_samples = check_integer("num_samples", num_samples, 2)
@@ -116,6 +93,9 @@ class GridTask(Task):
             ]
         values, errors = zip(*results, strict=True)
         return torch.cat(values), torch.cat(errors)
+
+    def _check_theta(self, theta: Tensor) -> None:
+        """Refuse parameters at which the model is not defined."""
 
     def _check_design(self, name: str, design: Tensor) -> None:
         """Refuse designs at which the model is not defined."""
@@ -149,9 +129,6 @@ class GaussianTask(GridTask):
         """Return the least and the largest mean of these parameters at any design."""
         raise NotImplementedError
 
-    def _check_theta(self, theta: Tensor) -> None:
-        """Refuse parameters at which the model is not defined."""
-
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         self._check_theta(theta)
         self._check_design("design", design)
@@ -159,7 +136,7 @@ class GaussianTask(GridTask):
         return mean + self._scale(mean) * torch.randn_like(mean)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says."""
+        """Return `log p(x | theta, design)` in nats."""
         mean = self._mean(theta, design)
         scale = self._scale(mean)
         z = (x - mean) / scale
@@ -169,7 +146,10 @@ class GaussianTask(GridTask):
         self, designs: Tensor, num_samples: int, seed: int
     ) -> tuple[Tensor, Tensor]:
         if self.dim_x > 1:
-            rows = [self._nested(design, num_samples, seed) for design in designs]
+            rows = [
+                self._nested_information(design, _NESTED_FACTOR * num_samples, seed)
+                for design in designs
+            ]
             values, errors = torch.tensor(rows, dtype=designs.dtype).T
             return values, errors
         cubes = sobol_replicates(self.dim_theta, num_samples, seed)
@@ -183,23 +163,55 @@ class GaussianTask(GridTask):
         values = gaussian_information(rows, nodes, self._scale(nodes))
         return pool(values.view(-1, len(designs)))
 
-    def _nested(
+    def _nested_information(
         self, design: Tensor, num_samples: int, seed: int
     ) -> tuple[float, float]:
-        """Return the information of several measurements and its standard error."""
+        """Return the information in several measurements and its standard error.
 
-        def moments(theta: Tensor) -> tuple[Tensor, Tensor]:
+        Nested Monte Carlo with the true likelihood: the mean of a lower bound, where
+        the parameters behind the data are among the `num_samples` that stand for the
+        marginal, and an upper bound, where they are not. Half of the gap counts in the
+        error, in squares.
+        """
+        num_outer = max(2, num_samples // 32)
+        # Different scrambling, not only different points, for data and contrast.
+        outer = sobol_replicates(self.dim_theta + self.dim_x, num_outer, 2 * seed)
+        inner = sobol_replicates(self.dim_theta, num_samples, 2 * seed + 1)
+        lower, upper, control = [], [], []
+        for points, contrast in zip(outer, inner, strict=True):
+            theta = self._prior_quantiles(points[:, : self.dim_theta])
             mean = self._mean(theta, design)
-            return mean, self._scale(mean)
+            scale = self._scale(mean)
+            noise = torch.special.ndtri(points[:, self.dim_theta :])
+            own = (-0.5 * noise.square() - scale.log()).sum(dim=1)
+            others = self._mean(self._prior_quantiles(contrast), design)
+            sums = _log_sums(mean + scale * noise, others, self._scale(others))
+            with_own = torch.logaddexp(sums, own) - math.log(num_samples + 1)
+            lower.append(own - with_own)
+            upper.append(own - sums + math.log(num_samples))
+            control.append(0.5 * (noise.square() - 1.0).sum(dim=1))
+        # The squared noise has a known mean, and explains much of the terms' spread.
+        terms = 0.5 * (torch.stack(lower) + torch.stack(upper))
+        mean_free = torch.stack(control)
+        centred = terms - terms.mean()
+        slope = (centred * mean_free).mean() / mean_free.square().mean()
+        replicates = (terms - slope * mean_free).mean(dim=1)
+        half_gap = 0.5 * float((torch.stack(upper) - torch.stack(lower)).mean())
+        error = float(replicates.std()) / math.sqrt(_NUM_REPLICATES)
+        return float(replicates.mean()), math.hypot(error, half_gap)
 
-        return nested_information(
-            moments,
-            self._prior_quantiles,
-            dim_theta=self.dim_theta,
-            dim_x=self.dim_x,
-            num_samples=_NESTED_FACTOR * num_samples,
-            seed=seed,
-        )
+
+def _log_sums(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return `log sum_l p(x | theta_l)` of each row, up to the Gaussians' constant."""
+    # The squares written out make one matrix product of all pairs.
+    precision = scale.square().reciprocal()
+    constant = (0.5 * mean.square() * precision + scale.log()).sum(dim=1, keepdim=True)
+    theta_features = torch.cat([-0.5 * precision, mean * precision, -constant], dim=1)
+    x_features = torch.cat([x.square(), x, torch.ones_like(x[:, :1])], dim=1)
+    rows = max(1, _MAX_BLOCK // mean.shape[0])
+    return torch.cat(
+        [(chunk @ theta_features.T).logsumexp(1) for chunk in x_features.split(rows)]
+    )
 
 
 def sobol_replicates(dim: int, num_samples: int, seed: int) -> list[Tensor]:
@@ -233,11 +245,6 @@ def share_among_nodes(values: Tensor, nodes: Tensor) -> Tensor:
     """Return a histogram of each row, every value shared by the two nodes around it.
 
     The mean of each value is kept; values beyond the nodes go to the last one.
-
-    Example:
-        >>> nodes = torch.tensor([0.0, 1.0, 2.0])
-        >>> share_among_nodes(torch.tensor([[0.25, 2.0]]), nodes)
-        tensor([[0.3750, 0.1250, 0.5000]])
     """
     right = torch.searchsorted(nodes, values).clamp(1, len(nodes) - 1)
     left_node = nodes[right - 1]
@@ -255,9 +262,9 @@ def mixture_density(
 
     The points increase; components that do not reach a block of them are left out.
     """
+    reach = _REACH * scales
     blocks = []
     for block in points.split(_POINTS_PER_BLOCK):
-        reach = _REACH * scales
         near = (nodes + reach >= block[0]) & (nodes - reach <= block[-1])
         z = (block[:, None] - nodes[near]) / scales[near]
         kernel = torch.exp(-0.5 * z.square() - HALF_LOG_2PI) / scales[near]
@@ -309,56 +316,12 @@ def pool(values: Tensor) -> tuple[Tensor, Tensor]:
     return pooled, torch.hypot(error, bias)
 
 
-def nested_information(
-    moments: Callable[[Tensor], tuple[Tensor, Tensor]],
-    parameters: Callable[[Tensor], Tensor],
-    *,
-    dim_theta: int,
-    dim_x: int,
-    num_samples: int,
-    seed: int,
-) -> tuple[float, float]:
-    """Return the information in several measurements and its standard error.
+def mills_fraction(b: Tensor, first: int) -> Tensor:
+    """Return `b + first / (b + (first + 1) / (b + ...))`, which gives the Mills ratio.
 
-    Nested Monte Carlo with the true likelihood: the mean of a lower bound, where the
-    parameters behind the data are among the `num_samples` that stand for the marginal,
-    and an upper bound, where they are not. Half of the gap counts in the error, in
-    squares. `moments` gives means and standard deviations of parameters, and
-    `parameters` maps points of the unit cube to the prior.
+    From 5 upwards, the twelve terms that are taken are enough for 1e-9.
     """
-    num_outer = max(2, num_samples // 32)
-    # Different scrambling, not only different points, for data and contrast.
-    outer = sobol_replicates(dim_theta + dim_x, num_outer, 2 * seed)
-    inner = sobol_replicates(dim_theta, num_samples, 2 * seed + 1)
-    lower, upper, control = [], [], []
-    for points, contrast in zip(outer, inner, strict=True):
-        mean, scale = moments(parameters(points[:, :dim_theta]))
-        noise = torch.special.ndtri(points[:, dim_theta:])
-        own = (-0.5 * noise.square() - scale.log()).sum(dim=1)
-        sums = _log_sums(mean + scale * noise, *moments(parameters(contrast)))
-        with_own = torch.logaddexp(sums, own) - math.log(num_samples + 1)
-        lower.append(own - with_own)
-        upper.append(own - sums + math.log(num_samples))
-        control.append(0.5 * (noise.square() - 1.0).sum(dim=1))
-    # The squared noise has a known mean, and explains much of the terms' spread.
-    terms = 0.5 * (torch.stack(lower) + torch.stack(upper))
-    mean_free = torch.stack(control)
-    centred = terms - terms.mean()
-    slope = (centred * mean_free).mean() / mean_free.square().mean()
-    replicates = (terms - slope * mean_free).mean(dim=1)
-    half_gap = 0.5 * float((torch.stack(upper) - torch.stack(lower)).mean())
-    error = float(replicates.std()) / math.sqrt(_NUM_REPLICATES)
-    return float(replicates.mean()), math.hypot(error, half_gap)
-
-
-def _log_sums(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Return `log sum_l p(x | theta_l)` of each row, up to the Gaussians' constant."""
-    # The squares written out make one matrix product of all pairs.
-    precision = scale.square().reciprocal()
-    constant = (0.5 * mean.square() * precision + scale.log()).sum(dim=1, keepdim=True)
-    theta_features = torch.cat([-0.5 * precision, mean * precision, -constant], dim=1)
-    x_features = torch.cat([x.square(), x, torch.ones_like(x[:, :1])], dim=1)
-    rows = max(1, _MAX_BLOCK // mean.shape[0])
-    return torch.cat(
-        [(chunk @ theta_features.T).logsumexp(1) for chunk in x_features.split(rows)]
-    )
+    fraction = b
+    for numerator in range(12, first - 1, -1):
+        fraction = b + numerator / fraction
+    return fraction

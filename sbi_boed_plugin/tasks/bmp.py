@@ -26,10 +26,6 @@ def bound_fraction(k: Tensor) -> Tensor:
     .. math:: T = \frac{2k + 1 - \sqrt{4k + 1}}{2k} = \frac{4k}{(\sqrt{4k+1} + 1)^2}.
 
     The second form loses no digits for small :math:`k`, where :math:`T \to k`.
-
-    Example:
-        >>> bound_fraction(torch.tensor([0.0, 1e-6, 2.0]))
-        tensor([0.0000e+00, 1.0000e-06, 5.0000e-01])
     """
     root = torch.sqrt(4.0 * k + 1.0)
     return 4.0 * k / (root + 1.0).square()
@@ -55,12 +51,8 @@ class BMP(GaussianTask):
         noise: Standard deviation of the noise; the largest response is one. Zero
             for the model without noise.
 
-    Raises:
-        ValueError: If `dim_design` is below one, or `noise` negative or not finite.
-
     Example:
-        >>> task = BMP()
-        >>> value, standard_error = task.exact_eig(torch.tensor([10.0]))
+        >>> value, standard_error = BMP().exact_eig(torch.tensor([10.0]))
         >>> f"{value:.2f} nats"
         '2.15 nats'
     """
@@ -86,43 +78,28 @@ class BMP(GaussianTask):
         """Whether there is noise, and with it a likelihood."""
         return self.noise > 0.0
 
-    @property
-    def has_exact_eig(self) -> bool:
-        """Whether there is noise, and with it a finite information gain."""
-        return self.noise > 0.0
+    # Without noise the information gain is infinite.
+    has_exact_eig = has_log_likelihood
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says.
-
-        Raises:
-            NotImplementedError: If `noise` is zero (`has_log_likelihood` is `False`).
-        """
-        if not self.has_log_likelihood:
-            raise NotImplementedError(
-                "Task 'bmp' with `noise=0.0` has no likelihood, as the response is a "
-                "function of the parameters: test `task.has_log_likelihood` first, or "
-                "create the task with `noise` above zero."
-            )
+        """Return `log p(x | theta, design)` in nats, if there is noise."""
+        self._require_noise("no likelihood", "has_log_likelihood")
         return super().log_likelihood(x, theta, design)
 
     def exact_eig_grid(
         self, designs: Tensor, *, num_samples: int = 8_192, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return the expected information gain of many designs, as in `GridTask`.
-
-        Raises:
-            NotImplementedError: If `noise` is zero: the gain is infinite
-                (`has_exact_eig` is `False`).
-            ValueError: If `designs` has another shape, is negative or not finite, or
-                if there are fewer than two samples.
-        """
-        if not self.has_exact_eig:
-            raise NotImplementedError(
-                "Task 'bmp' with `noise=0.0` has an infinite information gain at every "
-                "design: test `task.has_exact_eig` first, or create the task with "
-                "`noise` above zero."
-            )
+        """Return values and standard errors of many designs, if there is noise."""
+        self._require_noise("an infinite information gain", "has_exact_eig")
         return super().exact_eig_grid(designs, num_samples=num_samples, seed=seed)
+
+    def _require_noise(self, consequence: str, flag: str) -> None:
+        """Refuse what a deterministic response does not have."""
+        if self.noise == 0.0:
+            raise NotImplementedError(
+                f"Task 'bmp' with `noise=0.0` has {consequence}: test `task.{flag}` "
+                "first, or create the task with `noise` above zero."
+            )
 
     def _check_theta(self, theta: Tensor) -> None:
         check_not_negative(

@@ -16,6 +16,7 @@ from torch.distributions.transforms import CatTransform, ExpTransform, SigmoidTr
 from sbi_boed_plugin.tasks._gaussian import (
     HALF_LOG_2PI,
     GridTask,
+    mills_fraction,
     mixture_density,
     pool,
     share_among_nodes,
@@ -44,12 +45,7 @@ def weights(proportions: Tensor) -> Tensor:
     """Return the weights of three goods from two stick-breaking proportions.
 
     The first good takes its proportion of one, the second its proportion of what is
-    left. Proportions from Beta(1, 2) and Beta(1, 1) give uniformly distributed
-    weights, Dirichlet(1, 1, 1).
-
-    Example:
-        >>> weights(torch.tensor([0.2, 0.375]))
-        tensor([0.2000, 0.3000, 0.5000])
+    left.
     """
     first, second = proportions.unbind(dim=-1)
     rest = 1.0 - first
@@ -60,15 +56,8 @@ def utility(rho: Tensor, alpha: Tensor, basket: Tensor) -> Tensor:
     r"""Return :math:`U(x) = (\sum_i \alpha_i x_i^\rho)^{1 / \rho}`.
 
     Accurate in single precision down to :math:`\rho = 0`, where the utility becomes
-    :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero.
-
-    Exponents `(...)` and baskets `(..., 3)` broadcast. The utility is at most the
-    largest amount.
-
-    Example:
-        >>> alpha = torch.tensor([0.2, 0.3, 0.5])
-        >>> f"{utility(torch.tensor(1.0), alpha, torch.tensor([10.0, 20.0, 0.0])):.2f}"
-        '8.00'
+    :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero. Exponents
+    `(...)` and baskets `(..., 3)` broadcast.
     """
     tiny = torch.finfo(basket.dtype).tiny
     log_basket = torch.where(basket > 0, basket.clamp(min=tiny).log(), _LOG_ZERO)
@@ -105,9 +94,8 @@ class CES(GridTask):
     their logit is known to within 1/8; the point masses are not affected.
 
     Example:
-        >>> task = CES()
         >>> design = torch.tensor([10.0, 40.0, 30.0, 30.0, 20.0, 40.0])
-        >>> value, standard_error = task.exact_eig(design)
+        >>> value, standard_error = CES().exact_eig(design)
         >>> f"{value:.2f} nats"
         '3.19 nats'
     """
@@ -142,7 +130,7 @@ class CES(GridTask):
             for good in range(1, NUM_GOODS + 1)
         )
 
-    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+    def _check_theta(self, theta: Tensor) -> None:
         unit, slope = theta[..., :3], theta[..., 3]
         if ((unit < 0) | (unit > 1)).any() or (slope < 0).any():
             raise ValueError(
@@ -151,6 +139,14 @@ class CES(GridTask):
                 f"{float(unit.max()):g}] and a slope of {float(slope.min()):g}: pass "
                 "natural units, not logits or logarithms."
             )
+
+    def _check_design(self, name: str, design: Tensor) -> None:
+        check_not_negative(
+            name, design, "amounts of goods", "choose them between 0 and 100"
+        )
+
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        self._check_theta(theta)
         self._check_design("design", design)
         mean, scale = _moments(theta, design)
         eta = mean + scale * torch.randn_like(mean)
@@ -163,7 +159,7 @@ class CES(GridTask):
         return torch.where(eta >= _CENSORED_LOGIT, ends[1], y).unsqueeze(-1)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        r"""Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says.
+        r"""Return `log p(x | theta, design)` in nats.
 
         Between the ends of the slider this is a density with respect to length, and at
         the ends, :math:`\epsilon` and :math:`1 - \epsilon`, the logarithm of a
@@ -179,11 +175,6 @@ class CES(GridTask):
         at_high = _log_normal_cdf((mean - _CENSORED_LOGIT) / scale)
         result = torch.where(y <= CENSORING, at_low, between)
         return torch.where(y >= 1.0 - CENSORING, at_high, result)
-
-    def _check_design(self, name: str, design: Tensor) -> None:
-        check_not_negative(
-            name, design, "amounts of goods", "choose them between 0 and 100"
-        )
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         rho, first, second, slope = points.unbind(dim=-1)
@@ -261,13 +252,9 @@ def _censored_entropy(mean: Tensor, scale: Tensor) -> Tensor:
 def _log_normal_cdf(z: Tensor) -> Tensor:
     """Return the logarithm of the normal distribution function."""
     body = torch.special.log_ndtr(z.clamp(min=-5.0))
-    # Torch's gradient is wrong or NaN far in the tail; a continued fraction for the
-    # Mills ratio, which converges here to 1e-9, has the right one.
+    # Torch's gradient is wrong or NaN far in the tail; that of the fraction is right.
     b = (-z).clamp(min=5.0)
-    ratio = b
-    for numerator in range(12, 0, -1):
-        ratio = b + numerator / ratio
-    tail = -0.5 * b.square() - HALF_LOG_2PI - ratio.log()
+    tail = -0.5 * b.square() - HALF_LOG_2PI - mills_fraction(b, 1).log()
     return torch.where(z < -5.0, tail, body)
 
 

@@ -32,17 +32,10 @@ class GaussianLinear(Task):
 
     With :math:`X = [1, \xi]` the expected information gain is
     :math:`\frac12 \log\det(I + 9 X^\top X)`; it is largest with one half of the
-    measurements at each end.
-
-    Args:
-        dim_design: Number of measurements.
-
-    Raises:
-        ValueError: If `dim_design` is below one.
+    `dim_design` measurements at each end.
 
     Example:
-        >>> task = GaussianLinear()
-        >>> value, standard_error = task.exact_eig(torch.tensor([10.0]))
+        >>> value, standard_error = GaussianLinear().exact_eig(torch.tensor([10.0]))
         >>> f"{value:.3f} nats"
         '3.407 nats'
     """
@@ -67,7 +60,7 @@ class GaussianLinear(Task):
         return mean + torch.randn_like(mean)
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)` in nats, as `Task.log_likelihood` says."""
+        """Return `log p(x | theta, design)` in nats."""
         residual = x - regression_mean(theta, design)
         return (-0.5 * residual.square() - HALF_LOG_2PI).sum(dim=-1)
 

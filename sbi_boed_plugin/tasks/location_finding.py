@@ -41,12 +41,8 @@ class LocationFinding(GaussianTask):
         num_sources: Number of sources.
         dim_space: Number of coordinates of a source and of a design.
 
-    Raises:
-        ValueError: If a number is below one.
-
     Example:
-        >>> task = LocationFinding()
-        >>> value, standard_error = task.exact_eig(torch.zeros(2))
+        >>> value, standard_error = LocationFinding().exact_eig(torch.zeros(2))
         >>> f"{value:.2f} nats"
         '0.83 nats'
     """

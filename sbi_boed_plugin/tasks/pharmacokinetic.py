@@ -41,12 +41,6 @@ def concentration(theta: Tensor, times: Tensor) -> Tensor:
 
     Parameters `(..., 3)` are the rates of absorption and elimination and the volume;
     their leading dimensions broadcast with those of the times `(..., dim_design)`.
-
-    Example:
-        >>> concentration(torch.tensor([1.0, 0.1, 20.0]), torch.tensor([0.0, 2.0]))
-        tensor([ 0.0000, 15.1866])
-        >>> concentration(torch.tensor([0.5, 0.5, 20.0]), torch.tensor([2.0]))
-        tensor([7.3576])
     """
     absorption, elimination, volume = theta.unbind(dim=-1)
     slower = torch.minimum(absorption, elimination).unsqueeze(-1)
@@ -66,18 +60,11 @@ class Pharmacokinetic(GaussianTask):
         t_j \in [0, 24],
 
     with the concentration :math:`m` of `concentration`, times in hours, rates per hour
-    and the volume in litres. The prior is log-normal: parameters are positive, and
-    logarithms for a network.
-
-    Args:
-        dim_design: Number of blood samples, in any order.
-
-    Raises:
-        ValueError: If `dim_design` is below one.
+    and the volume in litres. The `dim_design` samples may be in any order. The prior is
+    log-normal: parameters are positive, and logarithms for a network.
 
     Example:
-        >>> task = Pharmacokinetic()
-        >>> value, standard_error = task.exact_eig(torch.tensor([12.0]))
+        >>> value, standard_error = Pharmacokinetic().exact_eig(torch.tensor([12.0]))
         >>> f"{value:.2f} nats"
         '1.14 nats'
     """

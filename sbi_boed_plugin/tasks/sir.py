@@ -51,23 +51,11 @@ class SIR(Task):
 
     Args:
         dim_design: Number of times.
-        num_steps: Number of time steps to the latest time of a design. More steps
-            refine the discretization. With 200 its bias is below a fifth of a person in
-            the mean and 0.003 in the probability of extinction.
+        num_steps: Number of time steps to the latest time of a design. With 200 the
+            bias of the discretization is below a fifth of a person in the mean and
+            0.003 in the probability of extinction.
         dequantize: Whether data are rounded and made continuous as described. If not,
             they are the real number that the equations hold, with its point mass.
-
-    Raises:
-        ValueError: If a number is out of range.
-
-    Example:
-        >>> task = SIR()
-        >>> theta = task.prior.sample((3,))
-        >>> x = task.simulator(theta, torch.tensor([[1.0], [10.0], [100.0]]))
-        >>> x.shape
-        torch.Size([3, 1])
-        >>> task.has_log_likelihood
-        False
     """
 
     name = "sir"
@@ -76,15 +64,10 @@ class SIR(Task):
     x_transform = ComposeTransform([AffineTransform(1.0, 1.0), ExpTransform().inv])
 
     def __init__(
-        self,
-        *,
-        dim_design: int = 1,
-        num_steps: int = 200,
-        dequantize: bool = True,
+        self, *, dim_design: int = 1, num_steps: int = 200, dequantize: bool = True
     ) -> None:
         dim_design = check_integer("dim_design", dim_design, 1)
-        num_steps = check_integer("num_steps", num_steps, 1)
-        self.num_steps = num_steps
+        self.num_steps = check_integer("num_steps", num_steps, 1)
         self.dequantize = dequantize
         log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
         self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
@@ -123,11 +106,6 @@ def time_grid(times: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
 
     Returns the steps, of shape `(num_total, rows)`, and after which of them each time
     is reached, of shape `(num_times, rows)`.
-
-    Example:
-        >>> steps, index = time_grid(torch.tensor([[8.0, 2.0]]), num_steps=2)
-        >>> steps.cumsum(0).gather(0, index).T
-        tensor([[8., 2.]])
     """
     num_rows, num_times = times.shape
     unit = torch.linspace(0.0, 1.0, num_steps + 1, dtype=times.dtype)[1:].square()

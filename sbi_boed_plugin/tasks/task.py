@@ -71,46 +71,30 @@ class Task:
         return type(self).exact_eig is not Task.exact_eig
 
     def simulator(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Run one experiment per row; noise comes from torch's global generator.
+        """Return data `(batch, dim_x)` of one experiment per row.
 
-        Args:
-            theta: Parameters of shape `(batch, dim_theta)`, in natural units.
-            design: Designs of shape `(batch, dim_design)`, in natural units.
-
-        Returns:
-            Data of shape `(batch, dim_x)`, on the device and in the dtype of `theta`.
-
-        Raises:
-            ValueError: If a shape does not fit, or if a value is NaN or infinite.
+        Parameters `(batch, dim_theta)` and designs `(batch, dim_design)` are in natural
+        units; device and dtype are those of `theta`. The noise comes from torch's
+        global generator.
         """
         check_rows("theta", theta, self.dim_theta)
         check_rows("design", design, self.dim_design)
         if theta.shape[0] != design.shape[0]:
             raise ValueError(
                 f"`theta` has {theta.shape[0]} rows and `design` {design.shape[0]}: "
-                "give one design per row, for instance with "
-                "`design.expand(theta.shape[0], -1)`."
+                "give one design per row, as `design.expand(len(theta), -1)` does."
             )
         return self._simulate(theta, design.to(theta))
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Return data of checked parameters and designs."""
+        """Return data; parameters and designs have the right shapes and are finite."""
         raise NotImplementedError
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)`; leading dimensions broadcast.
+        """Return `log p(x | theta, design)` in nats.
 
-        Args:
-            x: Data of shape `(..., dim_x)`.
-            theta: Parameters of shape `(..., dim_theta)`.
-            design: Designs of shape `(..., dim_design)`.
-
-        Returns:
-            Log-densities of the broadcast leading shape `(...)`, in nats.
-
-        Raises:
-            NotImplementedError: If the likelihood is intractable
-                (`has_log_likelihood` is `False`).
+        Data `(..., dim_x)`, parameters `(..., dim_theta)` and designs
+        `(..., dim_design)` broadcast, and give log-densities `(...)`.
         """
         raise NotImplementedError(
             f"The likelihood of task {self.name!r} is intractable: test "
@@ -118,17 +102,10 @@ class Task:
         )
 
     def exact_eig(self, design: Tensor) -> tuple[float, float]:
-        """Return the expected information gain of a design and its standard error.
+        """Return the expected information gain and its standard error, in nats.
 
-        Args:
-            design: One design, of shape `(dim_design,)` or `(1, dim_design)`.
-
-        Returns:
-            Value and standard error, in nats. The error is zero for a closed form.
-
-        Raises:
-            NotImplementedError: If no exact answer is known (`has_exact_eig` is
-                `False`).
+        The design has shape `(dim_design,)` or `(1, dim_design)`. The error of a closed
+        form is zero.
         """
         raise NotImplementedError(
             f"No exact information gain is known for task {self.name!r}: test "
@@ -163,13 +140,11 @@ def check_rows(name: str, value: Tensor, width: int) -> None:
         )
     if value.dim() != 2 or value.shape[1] != width:
         raise ValueError(
-            f"`{name}` must have shape (batch, {width}), got {tuple(value.shape)}: "
-            "add a batch dimension or check which columns you pass."
+            f"`{name}` must have shape (batch, {width}), got {tuple(value.shape)}."
         )
     if not value.is_floating_point():
         raise ValueError(
-            f"`{name}` must be floating point, got {value.dtype}: call "
-            "`.to(torch.float32)`."
+            f"`{name}` must be floating point, got {value.dtype}: call `.float()`."
         )
     finite = value.isfinite()
     if not finite.all():
@@ -190,12 +165,5 @@ def check_not_negative(name: str, value: Tensor, what: str, remedy: str) -> None
 
 
 def numbered(single: str, several: str, num: int) -> tuple[str, ...]:
-    """Return the label of one value, or labels of several with a number in each.
-
-    Example:
-        >>> numbered("time [h]", "time {} [h]", 2)
-        ('time 1 [h]', 'time 2 [h]')
-    """
-    if num == 1:
-        return (single,)
-    return tuple(several.format(j) for j in range(1, num + 1))
+    """Return the label of one value, or labels of several with a number in each."""
+    return (single,) if num == 1 else tuple(several.format(j + 1) for j in range(num))

@@ -1,4 +1,4 @@
-"""Checks of what users pass to the trainers."""
+"""Checks of what users pass to the trainers, and rows with their designs."""
 
 from typing import Any
 
@@ -10,52 +10,54 @@ from sbi_boed_plugin._numbers import (
     check_integer,
     check_real,
 )
+from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.checks import check_design as check_design
-from sbi_boed_plugin.search.design_search import DesignSearch
 
 __all__ = [
+    "append_design",
     "check_design",
     "check_designs_given",
     "check_training",
-    "join_designs",
+    "one_design",
 ]
 
 
-def join_designs(
-    theta: Tensor,
-    x: Tensor,
+def append_design(
+    values: Tensor,
     design: Tensor | None,
-    search: DesignSearch,
-    *,
-    is_first: bool,
+    dim_design: int | None,
+    policy: DesignPolicy | None = None,
+    name: str = "x",
 ) -> tuple[Tensor, int]:
-    """Return `(theta, design)` in one row each and the size of a design, or raise.
+    """Return `(values, design)` in one row each and the size of a design, or raise.
 
-    The first simulations of a trainer have nothing to be consistent with.
+    Without a design the size is 0. That of earlier simulations is `None` if there are
+    none.
     """
-    if not is_first:
-        check_designs_given(design, search.dim_design)
-    dim_design = 0
-    if design is not None:
-        if not isinstance(theta, Tensor):
-            raise TypeError(
-                f"theta must be a torch.Tensor, got {type(theta).__name__}."
-            )
-        design = search.check(design)
-        if theta.dim() != 2 or len(design) != len(theta):
-            raise ValueError(
-                f"theta has shape {tuple(theta.shape)} and design "
-                f"{tuple(design.shape)}: both must have two dimensions and one row per "
-                "simulation. One number per design is design.unsqueeze(1)."
-            )
-        dim_design = design.shape[-1]
-        theta = torch.cat([theta, design.to(theta)], dim=-1)
-    if len(theta) != len(x):
+    check_designs_given(design, dim_design)
+    if design is None:
+        return values, 0
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}.")
+    design = check_design(design, dim_design, policy)
+    if values.dim() != 2 or len(design) != len(values):
         raise ValueError(
-            f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a row "
-            "in both."
+            f"{name} has shape {tuple(values.shape)} and design "
+            f"{tuple(design.shape)}: with designs both must have two dimensions and "
+            "one row per simulation. One number per design is design.unsqueeze(1)."
         )
-    return theta, dim_design
+    return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
+
+
+def one_design(design: Tensor, dim_design: int | None) -> Tensor:
+    """Return a design of shape `(dim_design,)`; of several there is no posterior."""
+    design = check_design(design, dim_design, None)
+    if len(design) != 1:
+        raise ValueError(
+            f"design has shape {tuple(design.shape)}, but an amortised posterior has "
+            "one design, of shape (dim_design,). For several observations use NLE_INCE."
+        )
+    return design[0]
 
 
 def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
@@ -81,24 +83,15 @@ def check_training(
     clip_max_norm: float | None,
 ) -> dict[str, Any]:
     """Return the numbers that sbi's training takes by name, or raise."""
+    size = check_integer("training_batch_size", training_batch_size, 1)
+    rate = check_real("learning_rate", learning_rate, None, MOST_LEARNING_RATE, above=0)
+    fraction = check_real("validation_fraction", validation_fraction, above=0, below=1)
+    clip = {"or_infinite": True, "or_none": True, "remedy": "None means no clipping."}
     return {
-        "training_batch_size": check_integer(
-            "training_batch_size", training_batch_size, 1
-        ),
-        "learning_rate": check_real(
-            "learning_rate", learning_rate, most=MOST_LEARNING_RATE, above=0.0
-        ),
-        "validation_fraction": check_real(
-            "validation_fraction", validation_fraction, above=0.0, below=1.0
-        ),
+        "training_batch_size": size,
+        "learning_rate": rate,
+        "validation_fraction": fraction,
         "stop_after_epochs": check_integer("stop_after_epochs", stop_after_epochs, 1),
         "max_num_epochs": check_integer("max_num_epochs", max_num_epochs, 1),
-        "clip_max_norm": check_real(
-            "clip_max_norm",
-            clip_max_norm,
-            above=0.0,
-            or_infinite=True,
-            or_none=True,
-            remedy="None means no clipping.",
-        ),
+        "clip_max_norm": check_real("clip_max_norm", clip_max_norm, above=0, **clip),
     }

@@ -50,7 +50,8 @@ def direct_posterior(
     device: str,
 ) -> NeuralPosterior:
     """Return the amortised posterior at a design, by default the last observed."""
-    estimator = estimator or search.posterior
+    known = search.networks
+    estimator = estimator or (None if known is None else known.posterior)
     if estimator is None:
         raise RuntimeError(
             "sample_with='direct' needs the posterior that optimize_design("
@@ -70,10 +71,9 @@ def direct_posterior(
         )
     elif search.trained_after != num_observations - 1:
         raise ValueError(
-            f"There are {num_observations} observations, but sample_with='direct' has "
-            f"a posterior that was trained after {search.trained_after} and can take "
-            "one more into account. Use another sample_with, or pass design=... for "
-            "that one alone."
+            f"There are {num_observations} observations, but the posterior of "
+            f"sample_with='direct' was trained after {search.trained_after} and takes "
+            "one more. Use another sample_with, or pass design=... for that one alone."
         )
     else:
         last = search.experiments.observations[-1]

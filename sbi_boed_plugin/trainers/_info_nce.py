@@ -30,25 +30,21 @@ DEFAULT_NUM_CONTRASTIVE = 3
 class InfoNCEObjective:
     """The loss of one training of a likelihood, on its batches and for validation.
 
-    Attributes:
-        asked: Number of contrastive parameters that was asked for, and the weight of
-            maximum likelihood.
-        num_contrastive: Number of contrastive parameters that the batches allow for.
-        dim_design: How many of the last values of a row of parameters are the design.
-        metrics: What the last epoch reports beside its losses, by summary key.
+    `asked` is the number of contrastive parameters that was asked for and the weight of
+    maximum likelihood, `num_contrastive` the number that the batches allow for,
+    `dim_design` how many of the last values of a row of parameters are the design, and
+    `metrics` what the last epoch reports beside its losses, by summary key.
     """
 
     def __init__(
         self, num_contrastive: int | None = None, regularization_strength: float = 1.0
     ) -> None:
-        num_contrastive = check_integer(
-            "num_contrastive", num_contrastive, 0, or_none=True
-        )
+        asked = check_integer("num_contrastive", num_contrastive, 0, or_none=True)
         strength = check_real(
             "regularization_strength", regularization_strength, 0.0, MOST_WEIGHT
         )
-        _check_something_to_train_on(num_contrastive, strength)
-        self.asked = num_contrastive, strength
+        _check_something_to_train_on(asked, strength)
+        self.asked = asked, strength
         self.regularization_strength = strength
         self.num_contrastive = 0
         self.dim_design = 0
@@ -77,16 +73,14 @@ class InfoNCEObjective:
         else:
             raise ValueError(
                 f"num_contrastive={asked} must be less than the training batch size "
-                f"{batch_size}, since contrastive parameters are other rows of the "
-                "batch. Use fewer, or a larger training_batch_size (which cannot "
-                "exceed the number of training simulations)."
+                f"{batch_size}: contrastive parameters are its other rows. Use fewer, "
+                "or more simulations and a larger training_batch_size."
             )
         if resume_training and resolved != self.num_contrastive:
             raise ValueError(
-                f"training_batch_size={batch_size} allows for "
-                f"num_contrastive={resolved}, but the training to resume used "
-                f"{self.num_contrastive}: their losses cannot be compared. Keep the "
-                "batch size."
+                f"training_batch_size={batch_size} allows for num_contrastive="
+                f"{resolved}, but the training to resume used {self.num_contrastive}: "
+                "their losses cannot be compared. Keep the batch size."
             )
         self.num_contrastive = resolved
 
@@ -94,11 +88,9 @@ class InfoNCEObjective:
         """Warn where contrastive parameters may come from another distribution."""
         if self.dim_design and num_rounds > 1:
             warnings.warn(
-                "Simulations with designs were appended in several calls. Contrastive "
-                "parameters are drawn from all of them: if theta or design followed "
-                "another distribution in each, the two depend on each other in the "
-                "pool and the likelihood is biased. Then use num_contrastive=0, "
-                "regularization_strength=1.",
+                "Simulations with designs were appended in several calls: if theta or "
+                "design followed another distribution in each, contrasting biases the "
+                "likelihood. Then use num_contrastive=0, regularization_strength=1.",
                 stacklevel=5,
             )
 
@@ -112,10 +104,8 @@ class InfoNCEObjective:
     ) -> data.DataLoader:
         """Return a loader that reads all validation rows in a fixed order.
 
-        Each row keeps its contrastive parameters, rows that are trained on. These are
-        always the same for the same sizes, from a generator of their own: the
-        validation loss is comparable between epochs and after resuming, and the global
-        random state is not touched.
+        Each row keeps its contrastive parameters, rows that are trained on: losses are
+        comparable between epochs and, with a seed of its own, after resuming.
         """
         generator = torch.Generator().manual_seed(0)
         shape = (self.num_contrastive, len(val_indices))
@@ -182,7 +172,7 @@ class InfoNCEObjective:
     ) -> Tensor:
         """Return the matrix for conditions `(theta, design)` and contrastive ones.
 
-        The contrastive rows bring their parameters; the design is that of the data.
+        Their design is that of the data.
         """
         net = without_failures(net)
         theta = reshape_to_batch_event(theta, event_shape=net.condition_shape)

@@ -20,8 +20,11 @@ from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
 from sbi_boed_plugin.trainers import _energy_training as _training
-from sbi_boed_plugin.trainers._checks import check_designs_given, check_training
-from sbi_boed_plugin.trainers._conditions import one_design
+from sbi_boed_plugin.trainers._checks import (
+    check_designs_given,
+    check_training,
+    one_design,
+)
 
 __all__ = [
     "SUMMARY_KEYS",

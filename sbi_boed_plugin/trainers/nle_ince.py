@@ -24,13 +24,12 @@ from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_sca
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
-from sbi_boed_plugin.search.builders import NetworkModels
-from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
+from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
-from sbi_boed_plugin.search.estimators import Builder
+from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.experiments import Observation
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.trainers._checks import check_training, join_designs
+from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
 from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 
@@ -86,15 +85,11 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         a maf is no more than a Gaussian. `x_transform` is where networks that are given
         by name work, with designs: a `Transform` of the data, `None` for natural units,
         or `"auto"` for (almost) logarithms of data that spread over decades.
-
-        Raises:
-            ValueError: If `x_transform` is none of these, or is for a function.
         """
-        models = NetworkModels.of(
-            density_estimator, posterior_estimator, marginal_estimator, x_transform
-        )
+        networks = density_estimator, posterior_estimator, marginal_estimator
+        models = NetworkModels.of(*networks, x_transform)
         device = process_device(device)
-        self.search = DesignSearch(prior, design_policy, models, device=device)
+        self.search = DesignSearch(prior, design_policy, models, device)
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
         super().__init__(prior, density_estimator, device, *of_sbi)
         self._objective = InfoNCEObjective()
@@ -146,9 +141,13 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             ValueError: If designs are missing, superfluous, of a wrong shape, not
                 finite or outside the support of the policy.
         """
-        is_first = not self._data_round_index and self._neural_net is None
-        rows = theta, x, design
-        theta, dim_design = join_designs(*rows, self.search, is_first=is_first)
+        of_search = self.search.dim_design, self.search.policy
+        theta, dim_design = append_design(theta, design, *of_search, "theta")
+        if len(theta) != len(x):
+            raise ValueError(
+                f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
+                "row in both."
+            )
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -194,14 +193,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             ValueError: If an argument is out of range, or changed on resuming.
         """
         objective = InfoNCEObjective(num_contrastive, regularization_strength)
-        numbers = check_training(
-            training_batch_size,
-            learning_rate,
-            validation_fraction,
-            stop_after_epochs,
-            max_num_epochs,
-            clip_max_norm,
-        )
+        of_steps = training_batch_size, learning_rate, validation_fraction
+        of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
+        numbers = check_training(*of_steps, *of_ends)
         if resume_training and self._objective.metrics:
             objective.check_resumes(self._objective)
         else:
@@ -221,49 +215,36 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         *,
         method: str = "joint",
         objective: str | None = None,
-        gradient: str = "score",
         num_steps: int | None = None,
-        num_warmup_steps: int | None = None,
-        num_refinement_steps: int = 0,
-        training_batch_size: int | None = None,
-        num_simulations_per_design: int = 1,
-        num_contrastive: int | None = None,
-        regularization_strength: float = 0.1,
-        learning_rate: float = 5e-3,
-        design_learning_rate: float = 3e-2,
-        clip_max_norm: float | None = 5.0,
-        stop_after_steps: int | None = None,
         max_num_simulations: int | None = None,
-        max_seconds: float | None = None,
-        num_workers: int | None = 1,
         resume_training: bool = False,
-        num_eig_samples: int | None = None,
-        num_eig_contrastive: int = 511,
-        multi_start: MultiStartConfig | None = None,
+        **settings: Any,
     ) -> DesignResult:
-        """Learn the most informative design and the likelihood together.
+        """Learn the most informative design and the likelihood together, and score it.
 
         Every step simulates anew: designs from the policy, parameters from the prior
         or, after `observe`, the belief. Simulations that are NaN or infinite tell
         nothing. A further call trains the same policy and likelihood on.
 
         `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
-        `design` of shape `(batch_dim, dim_design)` to `x` of shape
-        `(batch_dim, dim_x)`. With `resume_training` the previous call, which Ctrl-C, an
-        error or a budget has ended, goes on from its last completed step, with its
-        settings but the budgets, scoring and `multi_start` of this call. All other
-        arguments are described by :class:`~sbi_boed_plugin.DesignSearchConfig`.
-
-        Returns:
-            The design with its expected information gain, and what speaks against it.
+        `design` of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim,
+        dim_x)`. With `resume_training` the previous call, which Ctrl-C, an error or a
+        budget has ended, goes on from its last completed step, with its settings but
+        the budgets, scoring and `multi_start` of this call. All other arguments are
+        those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        # All arguments but two are fields of the settings.
-        config = DesignSearchConfig.from_arguments(locals())
+        config = DesignSearchConfig(
+            method=method,
+            objective=objective,
+            num_steps=num_steps,
+            max_num_simulations=max_num_simulations,
+            **settings,
+        )
         return self.search.run(
             simulator,
             config,
@@ -273,15 +254,30 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         )
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
-        """Take the data of experiments into account.
+        """Take experiments into account, or raise and change nothing.
 
-        The next search starts from there, see :meth:`DesignSearch.observe`.
+        The next search starts from what is known then, with the policy as it was at
+        first. With `design` and `x` of shapes `(dim_design,)` and `(dim_x,)`, or a row
+        for each of several experiments. There is a warning if `x` lies beyond all of
+        1,000 draws of the learned predictive distribution; `predictive_p_value` of the
+        observation says how surprising it was. `num_particles` of the belief are fixed
+        by the first call.
+
+        Raises:
+            RuntimeError: If there is no likelihood yet, or it has no designs.
+            ValueError: If shapes do not match, a value is not finite, the design lies
+                outside the support of the policy, the likelihood gives the data no
+                density, or the belief would collapse.
         """
         self.search.observe(design, x, num_particles)
         return self
 
     def forget(self, num_observations: int = 1) -> Self:
-        """Take the last observations back, see :meth:`DesignSearch.forget`."""
+        """Take the last observations back, and networks that know of them.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. The likelihood knows nothing of observations, and stays.
+        """
         self.search.forget(num_observations)
         return self
 
@@ -295,7 +291,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ) -> EIGEstimate:
         """Return the information of a design beyond what is known, in nats.
 
-        With the networks as they are; see :meth:`DesignSearch.estimate_eig`.
+        By the networks as they are, which must be those of the objective; further
+        arguments are those of :func:`~sbi_boed_plugin.estimate_eig`.
         """
         return self.search.estimate_eig(simulator, design, objective, **kwargs)
 
@@ -330,15 +327,18 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         if sample_with == "direct":
             return direct_posterior(*given, prior, self._device)
         estimator, x_o = likelihood_at(*given)
-        how = (sample_with, mcmc_method, vi_method)
-        parameters = (
+        posterior = super().build_posterior(
+            estimator,
+            prior,
+            sample_with,
+            mcmc_method,
+            vi_method,
             mcmc_parameters,
             vi_parameters,
             rejection_sampling_parameters,
             importance_sampling_parameters,
             posterior_parameters,
         )
-        posterior = super().build_posterior(estimator, prior, *how, *parameters)
         return posterior if x_o is None else posterior.set_default_x(x_o)
 
     def get_dataloaders(
@@ -361,15 +361,15 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         objective = self._objective
         objective.fit_to_batches(train_loader.batch_size, resume_training)
         objective.dim_design = self.search.dim_design or 0
-        if objective.num_contrastive:
-            rounds = [r for r in self._data_round_index if r >= starting_round]
-            objective.warn_of_pooled_designs(len(rounds))
-            stored, _, _ = self.get_simulations(starting_round)
-            rows = self.train_indices, self.val_indices
-            val_loader = objective.fix_validation(
-                val_loader, stored, *rows, dataloader_kwargs
-            )
-        return train_loader, val_loader
+        if not objective.num_contrastive:
+            return train_loader, val_loader
+        rounds = [r for r in self._data_round_index if r >= starting_round]
+        objective.warn_of_pooled_designs(len(rounds))
+        stored, _, _ = self.get_simulations(starting_round)
+        rows = self.train_indices, self.val_indices
+        return train_loader, objective.fix_validation(
+            val_loader, stored, *rows, dataloader_kwargs
+        )
 
     def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._objective.num_contrastive == 0:

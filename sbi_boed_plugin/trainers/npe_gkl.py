@@ -29,7 +29,7 @@ from sbi_boed_plugin.posteriors.hybrid_posterior import (
     HybridPosteriorParameters,
 )
 from sbi_boed_plugin.trainers import _stage
-from sbi_boed_plugin.trainers._conditions import append_design_to_data
+from sbi_boed_plugin.trainers._checks import append_design
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 
 __all__ = ["NPE_GKL"]
@@ -157,7 +157,7 @@ class NPE_GKL(NPE_C):
             ValueError: If there is no prior, shapes do not match, there are too few
                 simulations, or the noise for `latent_features=True` is not known.
         """
-        rows, _ = append_design_to_data(x, design, None)
+        rows, _ = append_design(x, design, None)
         estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
         trainer = cls(
             prior,
@@ -197,7 +197,7 @@ class NPE_GKL(NPE_C):
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        x, dim_design = append_design_to_data(x, design, self._dim_design)
+        x, dim_design = append_design(x, design, self._dim_design)
         proposal = _stage.without_idle_energy(proposal)
         super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         self._dim_design = dim_design

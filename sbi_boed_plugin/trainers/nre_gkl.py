@@ -30,8 +30,11 @@ from sbi_boed_plugin.objectives.generalized_kl import (
     ratio_loss,
 )
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
-from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
-from sbi_boed_plugin.trainers._conditions import append_design_to_data
+from sbi_boed_plugin.trainers._checks import (
+    append_design,
+    check_design,
+    check_designs_given,
+)
 
 __all__ = ["NRE_GKL"]
 
@@ -101,7 +104,7 @@ class NRE_GKL(NRE_B):
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        x, dim_design = append_design_to_data(x, design, self._dim_design)
+        x, dim_design = append_design(x, design, self._dim_design)
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )

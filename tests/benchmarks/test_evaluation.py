@@ -87,32 +87,19 @@ def test_the_lower_bound_has_its_cap():
     assert upper > 1e4
 
 
-def test_chunks_change_nothing(monkeypatch):
+def test_chunks_change_nothing_nor_does_the_callers_random_state(monkeypatch):
     torch.manual_seed(0)
     theta, x = linear_sequences(1)
     arguments = (log_likelihood, prior(), theta[0], DESIGNS, x[0])
+    before = torch.get_rng_state()
     at_once = total_information(*arguments, num_contrastive=40_000)
+    assert torch.equal(before, torch.get_rng_state())
     monkeypatch.setattr("benchmarks.evaluation._MAX_ROWS", 3 * 1_000)
     in_parts = total_information(*arguments, num_contrastive=40_000)
     # Other draws, since those of a chunk are drawn together, but the same quantity.
     assert in_parts == pytest.approx(at_once, abs=0.05)
-
-
-def test_the_callers_random_state_is_left_alone():
-    theta, x = linear_sequences(1)
-    before = torch.get_rng_state()
-    total_information(
-        log_likelihood, prior(), theta[0], DESIGNS, x[0], num_contrastive=10
-    )
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_too_few_draws_are_refused():
-    theta, x = linear_sequences(1)
     with pytest.raises(ValueError, match="num_contrastive=0"):
-        total_information(
-            log_likelihood, prior(), theta[0], DESIGNS, x[0], num_contrastive=0
-        )
+        total_information(*arguments, num_contrastive=0)
 
 
 def test_the_distance_is_that_of_all_experiments_together():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import DesignSearchConfig, MultiStartConfig
-from sbi_boed_plugin.search.budget import num_ranking, with_shares_of_budget
+from sbi_boed_plugin.search.budget import num_ranking, with_all_numbers
 from tests.oracles import LinearGaussian as Model
 from tests.trainers.cases import make_trainer
 
@@ -16,9 +16,7 @@ CHECK = 7
 
 def shares(budget, has_networks=False, **settings):
     config = DesignSearchConfig(max_num_simulations=budget, **settings)
-    return with_shares_of_budget(
-        config, has_networks=has_networks, num_check_calls=CHECK
-    )
+    return with_all_numbers(config, has_networks=has_networks, num_check_calls=CHECK)
 
 
 @pytest.mark.parametrize("ready", [False, True])
@@ -37,26 +35,20 @@ def test_shares_use_the_budget_and_no_more(budget, method, per_design, ready):
     assert ready == (config.num_steps == 0)
 
 
-def test_without_a_budget_everything_is_as_usual():
+def test_what_is_given_stays_and_the_rest_is_as_usual():
     config = shares(None, method="multi_start")
     assert (config.num_steps, config.training_batch_size) == (1_000, 256)
     assert config.num_eig_samples == 4_000
     assert config.multi_start == MultiStartConfig()
-
-
-def test_what_is_given_stays():
     given = {"num_steps": 7, "training_batch_size": 33, "num_eig_samples": 44}
     config = shares(10_000, **given)
     assert {name: getattr(config, name) for name in given} == given
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
     config = shares(10_000, method="multi_start", multi_start=search)
     assert config.multi_start == search and num_ranking(config) == 22
-
-
-def test_refinement_has_its_share():
     config = shares(2_000, num_refinement_steps=20)
-    assert config.num_steps > 0
     training = 2_000 - config.num_eig_samples - CHECK
+    assert config.num_steps > 0
     steps = config.num_steps + 20
     assert 0 <= training - steps * config.training_batch_size < 100
 
@@ -65,25 +57,6 @@ def test_refinement_has_its_share():
 def test_a_budget_too_small_is_refused_with_what_it_takes(budget):
     with pytest.raises(ValueError, match=f"max_num_simulations={budget} is too few"):
         shares(budget)
-
-
-@pytest.mark.parametrize(
-    "method, budget", [("joint", 300), ("joint", 1_000), ("multi_start", 300)]
-)
-def test_searches_keep_to_it(budget, method):
-    num_rows = 0
-
-    def simulator(theta, design):
-        nonlocal num_rows
-        num_rows += len(theta)
-        return Model.simulate(theta, design)
-
-    search = {} if method == "joint" else {"method": method}
-    result = make_trainer(Model.prior).optimize_design(
-        simulator, max_num_simulations=budget, **search
-    )
-    assert num_rows == result.num_simulations
-    assert 0.8 * budget < num_rows <= budget
 
 
 def test_networks_learn_again_from_what_is_there():

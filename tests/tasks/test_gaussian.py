@@ -10,7 +10,6 @@ from sbi_boed_plugin.tasks._gaussian import (
     GaussianTask,
     GridTask,
     gaussian_information,
-    nested_information,
     nodes_for,
     share_among_nodes,
     sobol_replicates,
@@ -50,21 +49,15 @@ def test_information_about_a_gaussian_mean_is_the_closed_form(scale):
     assert float(value) == pytest.approx(expected, abs=1e-9)
 
 
-def test_one_node_is_no_information():
+def test_one_node_is_no_information_and_two_distant_ones_are_one_bit():
     nodes = nodes_for(0.0, 20.0, affine_scale)
-    shares = torch.zeros(3, len(nodes), dtype=torch.float64)
+    shares = torch.zeros(4, len(nodes), dtype=torch.float64)
     shares[0, 0] = shares[1, len(nodes) // 2] = shares[2, -1] = 1.0
+    shares[3, 0] = shares[3, -1] = 0.5
     values = gaussian_information(shares, nodes, affine_scale(nodes))
     # The rule's spacing has a kink where the nodes end and the tails begin.
-    assert values.abs().max() < 1e-4
-
-
-def test_two_distant_nodes_are_one_bit():
-    nodes = nodes_for(0.0, 20.0, affine_scale)
-    shares = torch.zeros(1, len(nodes), dtype=torch.float64)
-    shares[0, 0], shares[0, -1] = 0.5, 0.5
-    value = gaussian_information(shares, nodes, affine_scale(nodes))
-    assert float(value) == pytest.approx(math.log(2.0), abs=1e-4)
+    assert values[:3].abs().max() < 1e-4
+    assert float(values[3]) == pytest.approx(math.log(2.0), abs=1e-4)
 
 
 def test_nodes_are_a_fraction_of_the_noise_apart():
@@ -92,21 +85,28 @@ def test_sobol_points_stay_inside_the_cube_and_differ():
     assert (replicates.mean(dim=1) - 0.5).abs().max() < 5e-3
 
 
+class Repeated(GaussianTask):
+    """Repeated measurements of one standard normal number, with noise of 0.3."""
+
+    true_parameters = torch.zeros(1, 1)
+
+    def __init__(self, dim_x):
+        self.dim_x = dim_x
+
+    def _mean(self, theta, design):
+        return theta.expand(-1, self.dim_x)
+
+    def _scale(self, mean):
+        return torch.full_like(mean, 0.3)
+
+    def _prior_quantiles(self, points):
+        return torch.special.ndtri(points)
+
+
 @pytest.mark.parametrize("dim_x", [2, 5])
 def test_nested_information_is_the_closed_form(dim_x):
-    # Repeated measurements of one standard normal number, with noise of 0.3.
-    def moments(theta):
-        mean = theta.expand(-1, dim_x)
-        return mean, torch.full_like(mean, 0.3)
-
-    value, error = nested_information(
-        moments,
-        torch.special.ndtri,
-        dim_theta=1,
-        dim_x=dim_x,
-        num_samples=16_384,
-        seed=0,
-    )
+    task = Repeated(dim_x)
+    value, error = task._nested_information(torch.zeros(dim_x), 16_384, seed=0)
     expected = 0.5 * math.log1p(dim_x / 0.3**2)
     assert error < 5e-3
     assert value == pytest.approx(expected, abs=4.0 * error)
@@ -116,7 +116,7 @@ def test_nested_and_quadrature_agree_for_one_measurement():
     for name in ("bmp", "location_finding", "pharmacokinetic"):
         task, design = make(name), torch.tensor(ONE_VALUE[name][1]).double()
         assert isinstance(task, GaussianTask)
-        nested, error = task._nested(design, num_samples=1_024, seed=0)
+        nested, error = task._nested_information(design, 4_096, seed=0)
         value, _ = task.exact_eig(design)
         assert nested == pytest.approx(value, abs=4.0 * error), name
 
@@ -191,12 +191,17 @@ def test_nested_information_is_the_same_in_chunks(monkeypatch):
     assert task.exact_eig(design, num_samples=128) == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("name", [*ONE_VALUE, "noisy_linear"])
+def test_exact_eig_refuses_too_few_samples(name):
+    task = get_task(name)
+    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
+        task.exact_eig(task.design_high, num_samples=1)
+
+
 @pytest.mark.parametrize("name", ONE_VALUE)
 def test_exact_eig_refuses_what_it_cannot_use(name):
     task = make(name)
     design = task.design_high
-    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
-        task.exact_eig(design, num_samples=1)
     with pytest.raises(ValueError, match=r"`designs` must have shape \(batch"):
         task.exact_eig_grid(design)
     with pytest.raises(ValueError, match="`design` must be finite"):

@@ -48,9 +48,3 @@ def test_exact_eig_is_largest_at_the_origin():
     # Three decimals are known.
     torch.testing.assert_close(values.float(), expected, rtol=0, atol=1.5e-3)
     assert (values.diff() < -3.0 * errors[1:]).all()
-
-
-@pytest.mark.parametrize("argument", ["num_sources", "dim_space"])
-def test_sizes_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"{argument}=0 must be at least 1"):
-        LocationFinding(**{argument: 0})

@@ -54,12 +54,11 @@ def test_equal_rates_have_finite_gradients():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_concentration_is_finite_and_bounded_by_the_whole_dose():
+def test_concentration_is_bounded_by_the_whole_dose():
     task = Pharmacokinetic(dim_design=5)
     theta, times = task.prior.sample((10_000,)), task.design_space.sample((10_000,))
     values = concentration(theta, times)
-    assert values.isfinite().all() and (values >= 0).all()
-    assert (values <= 400.0 / theta[:, 2:]).all()
+    assert (values >= 0).all() and (values <= 400.0 / theta[:, 2:]).all()
 
 
 def test_prior_is_log_normal_around_its_medians():

@@ -7,6 +7,7 @@ import torch
 
 from sbi_boed_plugin.tasks import SIR
 from sbi_boed_plugin.tasks.sir import infected_at, time_grid
+from tests.tasks.test_likelihoods import kolmogorov_smirnov
 
 NUM_STEPS = SIR().num_steps
 
@@ -28,9 +29,9 @@ def parameters(theta: tuple[float, float] | None, num: int) -> torch.Tensor:
 
 
 def simulate(
-    theta: torch.Tensor, times: torch.Tensor, num_steps: int = NUM_STEPS
+    theta: torch.Tensor, time: float, num_steps: int = NUM_STEPS
 ) -> torch.Tensor:
-    return infected_at(theta, times, num_steps=num_steps)
+    return infected_at(theta, torch.tensor([[time]]), num_steps=num_steps)[:, 0]
 
 
 def euler_maruyama(theta: torch.Tensor, time: float, num_steps: int) -> torch.Tensor:
@@ -69,33 +70,29 @@ def assert_same_distribution(ours: torch.Tensor, reference: torch.Tensor) -> Non
 @pytest.mark.parametrize(("theta", "time"), SETTINGS[1:4:2] + SETTINGS[5:])
 def test_steps_are_fine_enough_for_the_equations_as_written(theta, time):
     theta = parameters(theta, 20_000)
-    ours = simulate(theta, torch.tensor([[time]]))[:, 0]
+    ours = simulate(theta, time)
     assert_same_distribution(ours, euler_maruyama(theta, time, 10 * NUM_STEPS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("theta", "time"), SETTINGS)
 def test_steps_are_fine_enough_against_eight_times_finer_ones(theta, time):
-    theta, times = parameters(theta, 100_000), torch.tensor([[time]])
-    ours = simulate(theta, times)[:, 0]
-    finer = simulate(theta, times, num_steps=8 * NUM_STEPS)[:, 0]
-    assert_same_distribution(ours, finer)
+    theta = parameters(theta, 100_000)
+    finer = simulate(theta, time, num_steps=8 * NUM_STEPS)
+    assert_same_distribution(simulate(theta, time), finer)
 
 
 def test_the_comparison_notices_coarse_steps():
     theta = parameters((0.8, 0.1), 20_000)
-    coarse = simulate(theta, torch.tensor([[20.0]]), num_steps=4)[:, 0]
-    fine = simulate(theta, torch.tensor([[20.0]]))[:, 0]
+    coarse = simulate(theta, 20.0, num_steps=4)
     with pytest.raises(AssertionError):
-        assert_same_distribution(coarse, fine)
+        assert_same_distribution(coarse, simulate(theta, 20.0))
 
 
 @pytest.mark.parametrize("time", [2.0, 15.0])
 def test_without_infection_the_branching_process_is_exact(time):
     gamma, num = 0.1, 100_000
-    infected = simulate(
-        parameters((0.0, gamma), num), torch.tensor([[time]]), num_steps=NUM_STEPS
-    )[:, 0]
+    infected = simulate(parameters((0.0, gamma), num), time)
     # Feller's diffusion dI = -gamma I dt + sqrt(gamma I) dW from I = 2.
     decay = math.exp(-gamma * time)
     mean, variance = 2.0 * decay, 2.0 * decay * (1.0 - decay)
@@ -109,7 +106,7 @@ def test_without_infection_the_branching_process_is_exact(time):
 
 
 def test_without_recovery_everybody_is_infected_in_the_end():
-    infected = simulate(parameters((0.8, 0.0), 2_000), torch.tensor([[60.0]]))
+    infected = simulate(parameters((0.8, 0.0), 2_000), 60.0)
     # Who leaves the susceptible joins the infected: the noise of both is one. Noise of
     # their own would leave the infected some 20 people off. (An epidemic may still die
     # out at the start.)
@@ -118,8 +115,7 @@ def test_without_recovery_everybody_is_infected_in_the_end():
 
 
 def test_almost_nothing_happens_at_first():
-    theta = parameters((0.8, 0.1), 20_000)
-    infected = simulate(theta, torch.tensor([[0.01]]))[:, 0]
+    infected = simulate(parameters((0.8, 0.1), 20_000), 0.01)
     variance = 0.9 * 2.0 * 0.01  # (beta + gamma) I dt
     mean = 2.0 + 0.7 * 2.0 * 0.01
     # Four standard errors, and the S/N = 0.996 left out above.
@@ -157,18 +153,16 @@ def test_several_times_belong_to_one_epidemic():
 
 def test_a_further_time_does_not_change_the_others():
     theta = parameters((0.8, 0.1), 20_000)
-    alone = simulate(theta, torch.tensor([[20.0]]))
-    times = torch.tensor([[20.0, 50.0]])
-    together = simulate(theta, times)
-    assert_same_distribution(alone[:, 0], together[:, 0])
+    together = infected_at(theta, torch.tensor([[20.0, 50.0]]), num_steps=NUM_STEPS)
+    assert_same_distribution(simulate(theta, 20.0), together[:, 0])
 
 
 def test_rows_do_not_depend_on_chunks(monkeypatch):
     theta = SIR().prior.sample((10_000,))
-    times = torch.full((10_000, 1), 30.0)
-    whole = simulate(theta, times, num_steps=50)[:, 0]
+    whole = simulate(theta, 30.0, num_steps=50)
     monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
-    assert_same_distribution(simulate(theta, times, num_steps=50)[:, 0], whole)
+    times = torch.full((10_000, 1), 30.0)
+    assert_same_distribution(infected_at(theta, times, num_steps=50)[:, 0], whole)
 
 
 def test_data_are_counts_plus_uniform_noise():
@@ -176,10 +170,7 @@ def test_data_are_counts_plus_uniform_noise():
     theta = parameters((0.8, 0.1), 10_000)
     x = task.simulator(theta, torch.full((10_000, 1), 10.0))[:, 0]
     assert (x >= 0).all() and (x < 501).all()
-    fraction = (x - x.floor()).sort().values
-    # Kolmogorov-Smirnov: 1.95 / sqrt(n) is exceeded once in a thousand times.
-    distance = (fraction - torch.arange(10_000) / 10_000).abs().max()
-    assert distance < 1.95 / math.sqrt(10_000)
+    assert kolmogorov_smirnov(x - x.floor()) < 1.0
     # The counts themselves are centred on people, not on their lower neighbours.
     raw = SIR(dequantize=False).simulator(theta, torch.full((10_000, 1), 10.0))[:, 0]
     assert_same_distribution(x.floor(), raw)
@@ -203,21 +194,3 @@ def test_extreme_parameters_stay_within_the_population():
     assert x.isfinite().all()
     assert (x >= 0).all() and (x <= 500).all()
     assert float(x[3]) == 2.0
-
-
-@pytest.mark.parametrize(
-    ("theta", "design", "message"),
-    [
-        ([[-0.5, 0.1]], [[10.0]], "`theta` holds rates.*got -0.5.*not logarithms"),
-        ([[0.5, 0.1]], [[-1.0]], "`design` holds times.*got -1"),
-    ],
-)
-def test_negative_rates_and_times_are_refused(theta, design, message):
-    with pytest.raises(ValueError, match=message):
-        SIR().simulator(torch.tensor(theta), torch.tensor(design))
-
-
-@pytest.mark.parametrize("argument", ["dim_design", "num_steps"])
-def test_numbers_must_be_positive(argument):
-    with pytest.raises(ValueError, match=f"{argument}=0 must be at least 1"):
-        SIR(**{argument: 0})

@@ -58,17 +58,11 @@ def test_pickles_and_then_simulates_the_same(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_noise_comes_from_the_global_generator(name):
+def test_simulator_draws_new_noise_in_the_dtype_of_theta(name):
     task = get_task(name)
     theta, design = draw(task, 5)
     first, second = task.simulator(theta, design), task.simulator(theta, design)
     assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_simulator_follows_dtype_of_theta(name):
-    task = get_task(name)
-    theta, design = draw(task, 5)
     assert task.simulator(theta.double(), design).dtype == torch.float64
     assert task.simulator(theta, design.double()).dtype == torch.float32
 
@@ -151,10 +145,18 @@ def test_simulator_refuses_what_it_cannot_use(name, change, message):
         task.simulator(*change(theta, task.design_high.expand(3, -1)))
 
 
-@pytest.mark.parametrize("name", REPEATED)
-def test_dim_design_must_be_positive(name):
-    with pytest.raises(ValueError, match="dim_design=0 must be at least 1"):
-        get_task(name, dim_design=0)
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        *((name, "dim_design") for name in REPEATED),
+        ("sir", "num_steps"),
+        ("location_finding", "num_sources"),
+        ("location_finding", "dim_space"),
+    ],
+)
+def test_sizes_must_be_positive(name, argument):
+    with pytest.raises(ValueError, match=f"{argument}=0 must be at least 1"):
+        get_task(name, **{argument: 0})
 
 
 @pytest.mark.parametrize("name", TRACTABLE)

@@ -10,11 +10,7 @@ from torch.distributions import (
     LogNormal,
     MultivariateNormal,
 )
-from torch.distributions.transforms import (
-    AffineTransform,
-    ExpTransform,
-    identity_transform,
-)
+from torch.distributions.transforms import AffineTransform, ExpTransform
 
 from sbi_boed_plugin import transformed_likelihood_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
@@ -22,8 +18,7 @@ from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator,
     transformed_posterior_nn,
 )
-from sbi_boed_plugin.search.builders import NetworkModels
-from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 
 LOG = ExpTransform().inv
 LOW, HIGH = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 5.0])
@@ -38,9 +33,14 @@ def built(prior, needs, likelihood=None, **models):
     design = torch.rand(300, 1) + 0.5
     models = {"posterior": "mdn", "marginal": "mdn", **models}
     likelihood = likelihood or likelihood_nn("mdn")
-    builders = NetworkModels(likelihood, **models).builders(prior, 1)
     rows = theta, x, design
-    return builders, builders.complete(None, needs, *rows, "cpu"), rows
+
+    def complete(networks, needs):
+        return NetworkModels(likelihood, **models).complete(
+            networks, needs, prior, rows, "cpu"
+        )
+
+    return complete, complete(None, needs), rows
 
 
 @pytest.mark.parametrize("model", ["mdn", "maf", "nsf"])
@@ -107,22 +107,17 @@ def test_all_networks_share_the_coordinates_of_the_likelihood():
     )
 
 
-def test_parameters_without_bounds_stay_as_they_are():
-    _, networks, _ = built(NORMAL, "posterior")
-    theta = NORMAL.sample((5,))
+class Nameless:
+    """A prior that names no support."""
+
+    sample = staticmethod(lambda shape: torch.randn(*shape, 2))
+
+
+# A simplex has fewer free values than parameters.
+@pytest.mark.parametrize("prior", [NORMAL, Dirichlet(torch.ones(3)), Nameless()])
+def test_parameters_without_bounds_or_a_transform_stay_as_they_are(prior):
+    _, networks, (theta, *_) = built(prior, "posterior")
     assert torch.equal(networks.posterior.input_transform(theta), theta)
-
-
-def test_supports_that_no_transform_fits_stay_as_they_are():
-    """A simplex has fewer free values than parameters."""
-    builders, networks, _ = built(Dirichlet(torch.ones(3)), "posterior")
-    assert networks.posterior.input_transform is identity_transform
-
-    class Nameless:
-        sample = staticmethod(lambda shape: torch.randn(*shape, 2))
-
-    _, networks, _ = built(Nameless(), "posterior")
-    assert networks.posterior.input_transform is identity_transform
 
 
 def test_builders_of_the_user_are_used_as_they_are():
@@ -147,16 +142,16 @@ def test_builders_of_the_user_are_used_as_they_are():
 
 
 def test_only_what_is_missing_is_built():
-    builders, networks, rows = built(BOX, None)
+    complete, networks, _ = built(BOX, None)
     assert networks.posterior is None and networks.marginal is None
-    more = builders.complete(networks, "posterior", *rows, "cpu")
+    more = complete(networks, "posterior")
     assert networks.posterior is None  # a failed step keeps what there was.
     assert more.likelihood is networks.likelihood
-    hybrid = builders.complete(more, "hybrid", *rows, "cpu")
+    hybrid = complete(more, "hybrid")
     assert isinstance(hybrid.posterior, HybridEstimator)
     assert hybrid.posterior.base is more.posterior
-    again = builders.complete(hybrid, "posterior", *rows, "cpu")
+    again = complete(hybrid, "posterior")
     assert again.posterior is hybrid.posterior
-    both = builders.complete(again, "marginal", *rows, "cpu")
+    both = complete(again, "marginal")
     assert both.posterior is hybrid.posterior and both.marginal is not None
     assert isinstance(both, DesignEstimators) and len(both.all()) == 3

@@ -30,14 +30,6 @@ BOX = torch.tensor([-2.0]), torch.tensor([2.0])
 NEVER_CALLED = FailsAt(AssertionError("simulated"), call=1)
 
 
-def networks(result):
-    return {
-        "likelihood": result.likelihood_estimator,
-        "posterior": result.posterior_estimator,
-        "marginal": result.marginal_estimator,
-    }
-
-
 @pytest.mark.filterwarnings("ignore:The pce", "ignore:At the end of the search")
 @pytest.mark.parametrize("gradient", POLICY_GRADIENTS)
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
@@ -54,10 +46,9 @@ def test_every_objective_goes_with_every_gradient(objective, gradient):
     assert math.isfinite(result.eig.value)
     assert all(map(math.isfinite, result.history["eig"]))
     assert (result.config.objective, result.config.gradient) == (objective, gradient)
-    trained = {name for name, network in networks(result).items() if network}
-    needed = {"gkl": {"posterior"}, "barber_agakov": {"posterior"}}
-    needed["marginal"] = {"marginal"}
-    assert trained == {"likelihood"} | needed.get(objective, set())
+    has_posterior = result.posterior_estimator is not None
+    assert has_posterior == (objective in ("gkl", "barber_agakov"))
+    assert (result.marginal_estimator is not None) == (objective == "marginal")
 
 
 @pytest.mark.parametrize(
@@ -125,19 +116,15 @@ def test_discrete_designs_have_no_gradient(gradient):
         trainer.optimize_design(NEVER_CALLED, gradient=gradient, **SHORT)
 
 
-def test_pathwise_through_a_simulator_without_gradient_is_refused():
+def test_what_carries_no_gradient_is_refused():
     def detached(theta, design):
         return simulator(theta, design.detach())
 
     with pytest.raises(ValueError, match="(?s)gradient='pathwise'.*gradient='score'"):
         make().optimize_design(detached, gradient="pathwise", **SHORT)
-
-
-def test_made_has_no_samples_that_move():
+    made = make(density_estimator="made")
     with pytest.raises(NotImplementedError, match="gradient='score'"):
-        make(density_estimator="made").optimize_design(
-            simulator, gradient="surrogate", **SHORT
-        )
+        made.optimize_design(simulator, gradient="surrogate", **SHORT)
 
 
 @pytest.mark.filterwarnings("ignore:The pce estimate")
@@ -174,20 +161,24 @@ def test_multi_start_trains_over_the_box_and_once_only():
         assert torch.equal(value, weights[key])
 
 
-def test_multi_start_finds_the_ends_with_what_it_learned():
-    result = make_trainer(Model.prior, TruncatedNormalPolicy(*BOX)).optimize_design(
-        Model.simulate, method="multi_start", num_steps=250, num_eig_samples=500
-    )
-    best = Model.eig(BOX[1]).item()
-    assert Model.eig(result.design).item() > 0.95 * best
-    assert Model.eig(result.candidates[0][0]).item() > 0.95 * best
+ENDS = torch.tensor([-2.0, 2.0])
+CANDIDATES = torch.tensor([0.2, -1.0, 3.0, -0.5])
 
 
 @pytest.mark.filterwarnings("ignore:The pce estimate")
-def test_multi_start_among_candidates():
-    candidates = torch.tensor([[0.2], [-1.0], [3.0], [-0.5]])
-    result = make_trainer(Model.prior, CategoricalPolicy(candidates)).optimize_design(
-        Model.simulate, method="multi_start", num_steps=150, num_eig_samples=100
+@pytest.mark.parametrize(
+    "policy, best",
+    [
+        (TruncatedNormalPolicy(*BOX), ENDS),
+        (CategoricalPolicy(CANDIDATES.unsqueeze(1)), CANDIDATES[2:3]),
+    ],
+    ids=["box", "candidates"],
+)
+def test_multi_start_finds_the_best_with_what_it_learned(policy, best):
+    result = make_trainer(Model.prior, policy).optimize_design(
+        Model.simulate, method="multi_start", num_steps=200, num_eig_samples=500
     )
-    assert torch.equal(result.design, candidates[2])
-    assert {d.item() for d, _ in result.candidates} <= {d.item() for d in candidates}
+    most = Model.eig(best[:1]).item()
+    assert Model.eig(result.design).item() > 0.95 * most
+    if len(best) == 1:
+        assert {d.item() for d, _ in result.candidates} <= set(CANDIDATES.tolist())

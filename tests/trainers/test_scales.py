@@ -37,6 +37,9 @@ FEW = MultiStartConfig(
 )
 
 
+UNIT = BoxUniform(torch.zeros(1), torch.ones(1))
+
+
 def make(prior, low, high, *args, **kwargs):
     return on_box(low, high, prior, *args, **kwargs)
 
@@ -140,15 +143,13 @@ def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
     def run(num_rounds, checkpoint):
         trainer = make(GROWTH_PRIOR, 0.0, 10.0)
         settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
+        settings |= {"num_steps": 8, "num_eig_samples": 40, "objective": "gkl"}
         return trainer, run_experiments(
             trainer,
             grow,
             lambda design: grow(torch.tensor([[0.0, 1.0]]), design),
             num_rounds,
             checkpoint=checkpoint,
-            num_steps=8,
-            num_eig_samples=40,
-            objective="gkl",
             **settings,
         )
 
@@ -158,11 +159,11 @@ def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
     once, expected = run(2, None)
     assert torch.equal(resumed.designs, expected.designs)
     assert torch.equal(resumed.posterior_samples, expected.posterior_samples)
-    assert trainer.search.posterior is not None
-    for name, value in once.search.posterior.state_dict().items():
-        assert torch.equal(trainer.search.posterior.state_dict()[name], value)
+    assert trainer.search.networks.posterior is not None
+    for name, value in once.search.networks.posterior.state_dict().items():
+        assert torch.equal(trainer.search.networks.posterior.state_dict()[name], value)
     # The posterior network, too, is that of the data, not of those it was rebuilt from.
-    skewed = trainer.search.posterior.base.net.condition_transform.skewed
+    skewed = trainer.search.networks.posterior.base.net.condition_transform.skewed
     assert skewed.tolist() == [True, False]
 
 
@@ -211,7 +212,7 @@ def stored(num=400):
 @pytest.mark.filterwarnings("ignore:Column")
 def test_stored_simulations_train_the_network_of_a_search():
     theta, x, design = stored()
-    trainer = make(BoxUniform(torch.zeros(1), torch.ones(1)), 0.5, 1.5)
+    trainer = make(UNIT, 0.5, 1.5)
     trainer.append_simulations(theta, x, design=design)
     network = trainer.train(max_num_epochs=1)
     assert network.net.input_transform.skewed.all()
@@ -229,10 +230,8 @@ def test_without_designs_the_network_is_that_of_sbi():
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Column")
             trainer.append_simulations(theta, x)
-        kwargs = {}
-        if isinstance(trainer, NLE_INCE):
-            kwargs = {"num_contrastive": 0, "regularization_strength": 1.0}
-        network = trainer.train(max_num_epochs=1, **kwargs)
+        plain = {"num_contrastive": 0} if isinstance(trainer, NLE_INCE) else {}
+        network = trainer.train(max_num_epochs=1, **plain)
         values.append(network.log_prob(x.unsqueeze(0), theta))
     assert torch.equal(*values)
 
@@ -257,9 +256,7 @@ def test_scales_out_of_reach_are_told_with_the_remedy(trainer, scale):
 
 
 def test_a_search_with_a_network_of_sbi_is_told_too():
-    trainer = make(
-        BoxUniform(torch.zeros(1), torch.ones(1)), 0.0, 1.0, likelihood_nn("mdn")
-    )
+    trainer = make(UNIT, 0.0, 1.0, likelihood_nn("mdn"))
     with pytest.warns(UserWarning, match=r"Column\(s\) 0 of x .*transformed_like"):
         trainer.optimize_design(
             lambda theta, design: 1e-12 * (theta + design + torch.rand_like(theta)),
@@ -269,18 +266,17 @@ def test_a_search_with_a_network_of_sbi_is_told_too():
 
 
 def test_the_transform_of_the_data_can_be_chosen():
-    prior = BoxUniform(torch.zeros(1), torch.ones(1))
     theta, x, design = stored()
     for given, expected in ((LOG, x.log()), (None, x)):
-        trainer = make(prior, 0.5, 1.5, x_transform=given)
+        trainer = make(UNIT, 0.5, 1.5, x_transform=given)
         trainer.append_simulations(theta, x, design=design)
         network = trainer.train(max_num_epochs=1)
         assert torch.equal(network.input_transform(x), expected)
         assert not network.net.input_transform.skewed.any()
     with pytest.raises(ValueError, match="x_transform='logs'"):
-        make(prior, 0.5, 1.5, x_transform="logs")
+        make(UNIT, 0.5, 1.5, x_transform="logs")
     with pytest.raises(ValueError, match="x_transform=None is for networks"):
-        make(prior, 0.5, 1.5, likelihood_nn("mdn"), x_transform=None)
+        make(UNIT, 0.5, 1.5, likelihood_nn("mdn"), x_transform=None)
 
 
 @pytest.mark.parametrize("with_design", [False, True])

@@ -28,52 +28,46 @@ def trained():
     return inference
 
 
-def fresh(trained):
+@pytest.fixture
+def inference(trained):
+    torch.manual_seed(0)
     return copy.deepcopy(trained)
 
 
-def posterior_after(observations):
-    """Mean and standard deviation in closed form."""
+def assert_posterior(samples, *observations, mean_error=0.1, std_error=0.15):
+    """Mean and standard deviation in closed form, of experiments `(design, x)`.
+
+    The learned likelihood is off by a few hundredths.
+    """
     precision = 1.0 + sum(d**2 for d, _ in observations)
-    return sum(d * x for d, x in observations) / precision, precision**-0.5
+    mean = sum(d * x for d, x in observations) / precision
+    assert samples.mean().item() == pytest.approx(mean, abs=mean_error)
+    assert samples.std().item() == pytest.approx(precision**-0.5, rel=std_error)
 
 
-def test_the_belief_is_the_posterior_and_counts_no_datum_twice(trained):
-    inference = fresh(trained)
-    torch.manual_seed(0)
+def test_the_belief_is_the_posterior_and_counts_no_datum_twice(inference):
     inference.observe(DESIGN, X)
-    mean, std = posterior_after([(2.0, 2.4)])
-    particles = inference.belief.particles
-    # The learned likelihood is off by a few hundredths.
-    assert particles.mean().item() == pytest.approx(mean, abs=0.1)
-    assert particles.std().item() == pytest.approx(std, rel=0.15)
+    assert_posterior(inference.belief.particles, (2.0, 2.4))
     # What a second measurement would tell, given the first: by the closed form.
     eig = inference.estimate_eig(Model.simulate, DESIGN, seed=0)
     expected = 0.5 * torch.log(torch.tensor(9.0 / 5.0)).item()
     assert eig.value == pytest.approx(expected, abs=0.08)
 
     inference.observe(torch.tensor([1.0]), torch.tensor([1.5]))
-    mean, std = posterior_after([(2.0, 2.4), (1.0, 1.5)])
-    assert inference.belief.particles.mean().item() == pytest.approx(mean, abs=0.1)
-    assert inference.belief.particles.std().item() == pytest.approx(std, rel=0.15)
+    assert_posterior(inference.belief.particles, (2.0, 2.4), (1.0, 1.5))
 
 
-def test_the_posterior_without_a_design_is_that_of_all_observations(trained):
-    inference = fresh(trained)
-    torch.manual_seed(0)
+def test_the_posterior_without_a_design_is_that_of_all_observations(inference):
     both = torch.tensor([[2.0], [1.0]]), torch.tensor([[2.4], [1.5]])
     inference.observe(*both)
     posterior = inference.build_posterior()
-    mean, std = posterior_after([(2.0, 2.4), (1.0, 1.5)])
     samples = posterior.sample((1_000,), show_progress_bars=False)
-    assert samples.mean().item() == pytest.approx(mean, abs=0.1)
-    assert samples.std().item() == pytest.approx(std, rel=0.15)
+    assert_posterior(samples, (2.0, 2.4), (1.0, 1.5))
     particles = inference.belief.particles
     assert particles.mean().item() == pytest.approx(samples.mean().item(), abs=0.06)
 
 
-def test_each_observation_keeps_its_likelihood(trained):
-    inference = fresh(trained)
+def test_each_observation_keeps_its_likelihood(inference):
     inference.observe(DESIGN, X)
     inference.observe(DESIGN, X)
     first, second = inference.observations
@@ -95,8 +89,7 @@ def test_each_observation_keeps_its_likelihood(trained):
     )
 
 
-def test_the_policy_starts_again_after_an_observation(trained):
-    inference = fresh(trained)
+def test_the_policy_starts_again_after_an_observation(inference):
     moved = inference.design_policy.mode.clone()
     inference.observe(DESIGN, X)
     torch.testing.assert_close(inference.design_policy.mode, torch.tensor([1.75]))
@@ -105,19 +98,16 @@ def test_the_policy_starts_again_after_an_observation(trained):
         inference.optimize_design(Model.simulate, resume_training=True)
 
 
-def test_the_amortised_posterior_is_there_at_once(trained):
-    inference = fresh(trained)
+def test_the_amortised_posterior_is_there_at_once(inference):
     posterior = inference.build_posterior(design=DESIGN, sample_with="direct")
     torch.manual_seed(0)
     samples = posterior.sample((4_000,), x=X, show_progress_bars=False)
-    mean, std = posterior_after([(2.0, 2.4)])
     # Trained for a few seconds over all designs.
-    assert samples.mean().item() == pytest.approx(mean, abs=0.15)
-    assert samples.std().item() == pytest.approx(std, rel=0.25)
-    log_prob = posterior.log_prob(torch.tensor([[mean]]), x=X)
-    assert log_prob.item() == pytest.approx(
-        Normal(mean, std).log_prob(torch.tensor(mean)).item(), abs=0.3
-    )
+    assert_posterior(samples, (2.0, 2.4), mean_error=0.15, std_error=0.25)
+    mean, std = torch.tensor(0.96), 0.2**0.5
+    log_prob = posterior.log_prob(mean.reshape(1, 1), x=X)
+    expected = Normal(mean, std).log_prob(mean).item()
+    assert log_prob.item() == pytest.approx(expected, abs=0.3)
     batch = posterior.sample_batched((7,), x=X.repeat(3, 1), show_progress_bars=False)
     assert batch.shape == (7, 3, 1)
     inference.observe(DESIGN, X)
@@ -128,8 +118,7 @@ def test_the_amortised_posterior_is_there_at_once(trained):
     ).shape == (2, 1)
 
 
-def test_surprising_data_are_told_and_can_be_taken_back(trained):
-    inference = fresh(trained)
+def test_surprising_data_are_told_and_can_be_taken_back(inference):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inference.observe(DESIGN, X)
@@ -144,9 +133,7 @@ def test_surprising_data_are_told_and_can_be_taken_back(trained):
     assert len(inference.observations) == 1
     # Made anew from the observation that is left.
     assert not torch.equal(inference.belief.particles, before.particles)
-    mean, std = posterior_after([(2.0, 2.4)])
-    assert inference.belief.particles.mean().item() == pytest.approx(mean, abs=0.1)
-    assert inference.belief.particles.std().item() == pytest.approx(std, rel=0.15)
+    assert_posterior(inference.belief.particles, (2.0, 2.4))
     torch.testing.assert_close(inference.design_policy.mode, moved)
     assert inference.forget().belief is None
     assert inference.observations == ()
@@ -155,8 +142,7 @@ def test_surprising_data_are_told_and_can_be_taken_back(trained):
             inference.forget(number)
 
 
-def test_networks_that_learned_from_what_is_forgotten_go_too(trained):
-    inference = fresh(trained)
+def test_networks_that_learned_from_what_is_forgotten_go_too(inference):
     direct = {"design": DESIGN, "sample_with": "direct"}
     inference.observe(DESIGN, X).forget()
     inference.build_posterior(**direct)  # trained before the observation.
@@ -171,8 +157,7 @@ def test_networks_that_learned_from_what_is_forgotten_go_too(trained):
     inference.build_posterior(**direct)
 
 
-def test_an_update_that_would_collapse_changes_nothing(trained):
-    inference = fresh(trained)
+def test_an_update_that_would_collapse_changes_nothing(inference):
     inference.observe(DESIGN, X)
     belief, mode = inference.belief, inference.design_policy.mode.clone()
     inference._neural_net = Spike(inference._neural_net)
@@ -196,8 +181,10 @@ class Spike(torch.nn.Module):
         return -1e9 * (condition[..., 0] - 0.3).abs().expand(input.shape[:2])
 
 
-def test_direct_needs_a_posterior():
+def test_what_is_missing_is_told():
     inference = make()
+    with pytest.raises(RuntimeError, match="optimize_design"):
+        inference.observe(DESIGN, X)
     inference.optimize_design(Model.simulate, objective="info_nce", **FEW)
     with pytest.raises(RuntimeError, match="objective='barber_agakov'"):
         inference.build_posterior(design=DESIGN, sample_with="direct")
@@ -215,22 +202,15 @@ def test_direct_needs_a_posterior():
     ],
 )
 def test_observations_that_do_not_fit_are_named_and_change_nothing(
-    trained, design, x, parts
+    inference, design, x, parts
 ):
-    inference = fresh(trained)
     with pytest.raises(ValueError, match=message(*parts)):
         inference.observe(design, x)
     assert inference.observations == ()
     assert inference.belief is None
 
 
-def test_observing_before_training_says_what_to_do():
-    with pytest.raises(RuntimeError, match="optimize_design"):
-        make().observe(DESIGN, X)
-
-
-def test_a_trainer_with_observations_pickles(trained):
-    inference = fresh(trained)
+def test_a_trainer_with_observations_pickles(inference):
     inference.observe(DESIGN, X)
     with pytest.warns(UserWarning, match="pickled"):
         data = pickle.dumps(inference)

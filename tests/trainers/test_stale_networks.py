@@ -12,6 +12,7 @@ from tests.trainers.cases import make_trainer, on_box
 DESIGN, X = torch.tensor([2.0]), torch.tensor([[2.4]])
 FEW = {"num_steps": 5, "num_eig_samples": 50, "num_eig_contrastive": 31}
 SEARCH = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+MANY = {**FEW, "method": "multi_start", "multi_start": SEARCH}
 
 
 def make(low=0.5, high=3.0):
@@ -20,14 +21,13 @@ def make(low=0.5, high=3.0):
 
 def test_a_multi_start_search_trains_again_where_networks_are_stale():
     inference = make()
-    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
-    inference.optimize_design(Model.simulate, **settings)
-    again = inference.optimize_design(Model.simulate, **{**settings, "num_steps": None})
+    inference.optimize_design(Model.simulate, **MANY)
+    again = inference.optimize_design(Model.simulate, **{**MANY, "num_steps": None})
     assert again.config.num_steps == 0
     inference.observe(DESIGN, X)
     # The likelihood serves after an observation, the posterior does not.
     after = inference.optimize_design(
-        Model.simulate, **{**settings, "num_steps": None}, max_num_simulations=400
+        Model.simulate, **{**MANY, "num_steps": None}, max_num_simulations=400
     )
     assert after.config.objective == "info_nce" and after.config.num_steps == 0
     assert inference.search.serves_all_designs("info_nce")
@@ -103,34 +103,23 @@ def test_failures_do_not_bend_the_likelihood():
 def test_a_multi_start_search_stays_inside_the_box():
     torch.manual_seed(0)
     inference = make(low=0.1, high=0.7)
-    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
-    inference.optimize_design(Model.simulate, **settings)
+    inference.optimize_design(Model.simulate, **MANY)
     for _ in range(5):
         result = inference.optimize_design(
-            Model.simulate, **{**settings, "num_steps": None}
+            Model.simulate, **{**MANY, "num_steps": None}
         )
         support = inference.design_policy.support
         assert all(support.check(design) for design, _ in result.candidates)
 
 
-class Uniform(TruncatedNormalPolicy):
-    """A policy with nothing to learn."""
-
-    def __init__(self, low, high):
-        super().__init__(low, high, scale=100.0)
-        loc = self._unit_loc.detach().clone()
-        del self._unit_loc
-        self.register_buffer("_unit_loc", loc)
-
-
 def test_a_policy_without_parameters_is_for_multi_start_alone():
-    policy = Uniform(torch.tensor([0.5]), torch.tensor([3.0]))
+    policy = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([3.0]))
+    policy.requires_grad_(False)
     inference = make_trainer(Model.prior, policy)
     with pytest.raises(ValueError, match="without parameters.*multi_start"):
         inference.optimize_design(Model.simulate, **FEW)
-    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
-    result = inference.optimize_design(Model.simulate, **settings)
-    assert inference.design_policy.support.check(result.design)
+    result = inference.optimize_design(Model.simulate, **MANY)
+    assert policy.support.check(result.design)
 
 
 def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
@@ -142,20 +131,8 @@ def test_a_search_that_was_interrupted_left_no_networks_for_all_designs():
             raise KeyboardInterrupt
         return Model.simulate(theta, design)
 
-    settings = {**FEW, "method": "multi_start", "multi_start": SEARCH}
     with pytest.raises(KeyboardInterrupt):
-        inference.optimize_design(interrupted, **settings)
+        inference.optimize_design(interrupted, **MANY)
     assert not inference.search.serves_all_designs()
-    inference.optimize_design(Model.simulate, **settings, resume_training=True)
+    inference.optimize_design(Model.simulate, **MANY, resume_training=True)
     assert inference.search.serves_all_designs()
-
-
-@pytest.mark.parametrize("gradient", ["pathwise", "implicit", "partial"])
-def test_a_multi_start_search_has_a_gradient_of_its_own(gradient):
-    with pytest.raises(ValueError, match=f"gradient='{gradient}' with method='multi"):
-        make().optimize_design(Model.simulate, method="multi_start", gradient=gradient)
-
-
-def test_settings_of_a_multi_start_search_do_not_go_with_another():
-    with pytest.raises(ValueError, match="multi_start=.*method='joint'"):
-        make().optimize_design(Model.simulate, **FEW, multi_start=SEARCH)
