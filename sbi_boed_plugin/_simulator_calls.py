@@ -88,8 +88,10 @@ def simulate_chunk(
     taken one by one if the number of repeated rows is limited. Halves are every other
     row, since rows next to each other may share a design that always fails.
     """
+    if len(theta) == 0:
+        return Chunk()
     all_rows = torch.arange(len(theta))
-    todo = _spread(all_rows) if one_by_one else [all_rows] * bool(len(theta))
+    todo = _spread(all_rows) if one_by_one else [all_rows]
     most = math.inf if num_repeats is None else len(theta) + num_repeats
     parts, left_out, num_calls, first_error, num_raised = [], [], 0, None, 0
     while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):

@@ -517,6 +517,12 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
         assert made.is_complete
 
 
+def test_a_vectorized_simulator_without_calls_left_is_not_called():
+    simulator = CheckedSimulator(vectorize(raises(RuntimeError)), max_calls=0)
+    made = run_simulator(simulator, *rows())
+    assert made.num_calls == 0 and not made.tried.any()
+
+
 # --- A cluster ------------------------------------------------------------------------
 
 
