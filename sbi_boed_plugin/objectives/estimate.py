@@ -121,16 +121,16 @@ def warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> Non
             "infinite values. They count as experiments that tell nothing; the "
             "estimate stays a lower bound."
         )
-    if cap is not None and value > cap - 1.0:
-        warn(
-            f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
-            f"value {cap:.2f} that it can take: the true information gain may be much "
-            "larger. Increase num_contrastive."
-        )
     # Noise makes the estimate of an information of zero slightly negative at times.
     if value < -max(3.0 * error, 0.01):
         warn(
             f"The estimated information gain {value:.3f} ± {error:.3f} is negative. "
             "The estimator tells less of these simulations than no knowledge of theta: "
             "train it longer or over a wider range of designs."
+        )
+    elif cap is not None and value > cap - 1.0:
+        warn(
+            f"The {estimate.bound} estimate {value:.2f} is within 1 nat of the largest "
+            f"value {cap:.2f} that it can take: the true information gain may be much "
+            "larger. Increase num_contrastive."
         )

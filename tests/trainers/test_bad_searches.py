@@ -1,5 +1,6 @@
 """What users get wrong when they optimize a design, simulators included."""
 
+import random
 import warnings
 from collections import Counter
 
@@ -329,3 +330,18 @@ def test_functions_of_one_vector_are_refused_or_vectorized(gradient):
     result = make().optimize_design(vectorize(one_vector), **settings)
     # They need no check.
     assert result.history["num_simulations"] == [16 * k for k in range(1, 7)]
+
+
+def test_what_a_simulator_changes_in_place_is_its_own():
+    def in_place(theta, design):
+        x = simulator(theta, design)
+        theta.mul_(100.0), design.add_(100.0)
+        return x
+
+    results = []
+    for simulate in (simulator, in_place):
+        seed_everything(0)
+        random.seed(0)  # Which the simulator draws from, too.
+        result = make().optimize_design(simulate, **SEARCH)
+        results.append((result.design, result.eig, result.history["loss"]))
+    assert results[0] == results[1]
