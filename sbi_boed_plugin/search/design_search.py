@@ -10,6 +10,7 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._parallel import add_note
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
@@ -147,11 +148,11 @@ class DesignSearch:
                 show_progress_bar=show_progress_bar,
             )
         except BaseException as error:
-            add_note = getattr(error, "add_note", None)  # Python 3.11
-            if optimizer.progress.step and add_note is not None:
+            if optimizer.progress.step:
                 add_note(
+                    error,
                     f"{optimizer.progress.step} completed steps are kept: "
-                    "optimize_design(..., resume_training=True) goes on from there."
+                    "optimize_design(..., resume_training=True) goes on from there.",
                 )
             raise
         finally:

@@ -63,32 +63,20 @@ def run_search(
             f"{max_seconds} must allow for a batch of {config.training_batch_size} "
             f"simulations and {num_after} that score the design."
         )
-    # What ranks candidates leaves this for the score.
     reserve = num_samples
     if budget is not None:
-        end = math.inf
-        if max_seconds is not None:
-            end = max_seconds - min(max_scoring_seconds, max_seconds / 2)
         if optimizer.rehearsed is None:
+            end = math.inf
+            if max_seconds is not None:
+                end = max_seconds - min(max_scoring_seconds, max_seconds / 2)
             optimizer.rehearsed = rehearsed_copy(optimizer, end, show_progress_bar)
         simulator.max_calls = budget - progress.num_spent
         reserve = min(reserve, simulator.max_calls)
-    networks = optimizer.networks
-    assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        simulator.set_aside(reserve)
-        candidates, num_ranked, num_invalid = multi_start_search(
-            networks,
-            optimizer.prior,
-            policy,
-            simulator,
-            objective=config.objective,
-            config=config.multi_start,
-            num_workers=config.num_workers,
-            show_progress_bar=show_progress_bar,
+        candidates, num_ranked, num_invalid = _candidates(
+            optimizer, simulator, reserve, show_progress_bar
         )
-        simulator.set_aside(-reserve)
         design = candidates[0][0]
     if may_score_less and max_seconds is not None:
         fitting = (max_seconds - progress.seconds) / max(progress.pace, 1e-9)
@@ -109,7 +97,8 @@ def run_search(
     progress.num_scored += assessed.num_simulations + num_ranked
     num_invalid += progress.num_invalid_simulations + assessed.num_invalid_simulations
     # Copies of what later searches train on.
-    kept = deepcopy(networks)
+    kept = deepcopy(optimizer.networks)
+    assert kept is not None
     return DesignResult(
         design=design,
         eig=assessed.eig,
@@ -128,6 +117,30 @@ def run_search(
         seconds=progress.seconds,
         stop_reason=stop_reason,
     )
+
+
+def _candidates(
+    optimizer: DesignOptimizer,
+    simulator: CheckedSimulator,
+    reserve: int,
+    show_progress_bar: bool,
+) -> tuple[list[Any], int, int]:
+    """Search with many starts, and leave `reserve` calls for the score."""
+    networks, config = optimizer.networks, optimizer.config
+    assert networks is not None
+    simulator.set_aside(reserve)
+    found = multi_start_search(
+        networks,
+        optimizer.prior,
+        optimizer.policy,
+        simulator,
+        objective=config.objective,
+        config=config.multi_start,
+        num_workers=config.num_workers,
+        show_progress_bar=show_progress_bar,
+    )
+    simulator.set_aside(-reserve)
+    return found
 
 
 def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
