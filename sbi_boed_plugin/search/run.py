@@ -2,7 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from sbi_boed_plugin.search.assessment import assess_design
@@ -40,29 +42,12 @@ def run_search(
     # A search without training has its simulator checked after it.
     num_checks = 0 if config.num_steps else simulator.num_check_calls
     num_after = num_samples + num_ranking(config) + num_checks
-    budget, spent = config.max_num_simulations, progress.num_spent
-    if spent and budget is not None and spent + num_after > budget:
-        raise ValueError(
-            f"max_num_simulations={budget} is too few: the search to resume has had "
-            f"{spent}, and {num_after} score the design. Raise it, or lower "
-            "num_eig_samples."
-        )
+    budget = config.max_num_simulations
     max_scoring_seconds = math.inf
     if may_score_less and max_seconds is not None:
         max_scoring_seconds = _SCORING_TIME * max_seconds
-    stop_reason = optimizer.run(
-        simulator,
-        num_after,
-        max_scoring_seconds,
-        tracker=tracker,
-        show_progress_bar=show_progress_bar,
-    )
-    if optimizer.estimators is None or (config.num_steps and not progress.step):
-        raise ValueError(
-            f"No step was taken: max_num_simulations={budget} and max_seconds="
-            f"{max_seconds} must allow for a batch of {config.training_batch_size} "
-            f"simulations and {num_after} that score the design."
-        )
+    train = partial(optimizer.run, tracker=tracker, show_progress_bar=show_progress_bar)
+    stop_reason = _train(optimizer, simulator, train, num_after, max_scoring_seconds)
     reserve = num_samples
     if budget is not None:
         if optimizer.rehearsed is None:
@@ -117,6 +102,36 @@ def run_search(
         seconds=progress.seconds,
         stop_reason=stop_reason,
     )
+
+
+def _train(
+    optimizer: DesignOptimizer,
+    simulator: CheckedSimulator,
+    train: Callable[[CheckedSimulator, int, float], str],
+    num_after: int,
+    max_scoring_seconds: float,
+) -> str:
+    """Train and return why it stopped, or raise if the budgets do not allow for a step.
+
+    `num_after` simulations are left for what follows the training.
+    """
+    config, progress = optimizer.config, optimizer.progress
+    budget, spent = config.max_num_simulations, progress.num_spent
+    if spent and budget is not None and spent + num_after > budget:
+        raise ValueError(
+            f"max_num_simulations={budget} is too few: the search to resume has had "
+            f"{spent}, and {num_after} score the design. Raise it, or lower "
+            "num_eig_samples."
+        )
+    stop_reason = train(simulator, num_after, max_scoring_seconds)
+    if optimizer.estimators is None or (config.num_steps and not progress.step):
+        raise ValueError(
+            f"No step was taken: max_num_simulations={budget} and max_seconds="
+            f"{config.max_seconds} must allow for a batch of "
+            f"{config.training_batch_size} simulations and {num_after} that score the "
+            "design."
+        )
+    return stop_reason
 
 
 def _candidates(
