@@ -21,7 +21,7 @@ from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameter
 
 from benchmarks.papers.two_moons import prior as make_prior
 from benchmarks.papers.two_moons import simulate
-from sbi_boed_plugin import NPE_GKL, energy_nn
+from sbi_boed_plugin import NPE_GKL
 from sbi_boed_plugin.experiment import NoOpTracker
 
 QUIET: Dict[str, Any] = {"show_progress_bars": False}
@@ -84,18 +84,6 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
     of_hybrid = seconds(anew)
     add("10,000 samples", of_hybrid, "DirectPosterior", of_direct, "<= 5")
 
-    noise_first = NPE_GKL.refine(
-        direct, theta, x, energy_net=energy_nn(sees_parameters=False), **settings
-    ).build_posterior()
-
-    def anew_noise_first() -> None:
-        noise_first._measured = None
-        noise_first.sample(num, x=x_o, **QUIET)
-
-    of_noise_first = seconds(anew_noise_first)
-    what = "10,000 samples, noise judged first"
-    add(what, of_noise_first, "DirectPosterior", of_direct, "<= 5")
-
     nle = NLE(prior, "maf", **settings).append_simulations(theta, x)
     with contextlib.redirect_stdout(io.StringIO()):
         nle.train(max_num_epochs=5)
@@ -103,7 +91,6 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
     mcmc = nle.build_posterior(posterior_parameters=parameters)
     of_mcmc = seconds(lambda: mcmc.sample(num, x=x_o, **QUIET), repeats=1)
     add("10,000 samples", of_hybrid, "NLE_A, slice sampling", of_mcmc, "<= 0.02")
-    add(what, of_noise_first, "NLE_A, slice sampling", of_mcmc, "<= 0.02")
 
     many = simulate(prior.sample(torch.Size((100,))))
     batched = seconds(lambda: hybrid.sample_batched((100,), x=many, **QUIET), repeats=1)

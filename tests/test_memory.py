@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import measure
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES, rows_at_once
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.noise import to_noise
 from sbi_boed_plugin.estimators.transformed import CategoricalPosteriorBuilder
 

@@ -39,8 +39,6 @@ class TransformedEstimator(EstimatorView):
     |\det \partial T / \partial x|`: log-probabilities are densities in natural units.
     """
 
-    changes_input = True
-
     def __init__(
         self,
         estimator: ConditionalDensityEstimator,

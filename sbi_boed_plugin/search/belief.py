@@ -27,7 +27,7 @@ from torch.distributions.transforms import Transform
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
 from sbi_boed_plugin.search.sequential_monte_carlo import (
     Particles,

@@ -15,8 +15,11 @@ from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_densit
 from sbi_boed_plugin._sbi_compat import if_it_pickles
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures, without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.likelihood_with_failures import (
+    LikelihoodWithFailures,
+    without_failures,
+)
 from sbi_boed_plugin.estimators.transformed import (
     CategoricalPosteriorBuilder,
     coordinates_of,

@@ -32,7 +32,7 @@ from sbi_boed_plugin._numbers import (
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.weights import draws_at_once
+from sbi_boed_plugin.estimators.rejection import draws_at_once
 from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_loss
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
@@ -204,16 +204,14 @@ def _prepare(
     for rows in torch.arange(len(theta)).split(size):
         own, data = theta[rows].to(device).unsqueeze(0), x[rows].to(device)
         if atomic_prior is None:
-            pool, pool_noise = hybrid.draw(num_draws, data)
+            pool = hybrid.base.sample(torch.Size((num_draws,)), data)
             both = torch.cat([own, pool])
-            noise = torch.cat([hybrid.latent(own, data), pool_noise])
             log_weight = torch.zeros(both.shape[:2], device=device)
-            log_weight[1:] = hybrid.fill_outside(log_weight[1:], pool, -torch.inf)
+            log_weight[1:].masked_fill_(~hybrid.inside(pool), -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
             both = torch.cat([own, theta[(rows + shift) % len(theta)].to(device)])
-            noise = hybrid.latent(both, data)
             log_prior = atomic_prior.log_prob(both.flatten(0, 1))
             assert_all_finite(log_prior, "prior eval")
             log_base = hybrid.base.log_prob(both, data)
@@ -221,6 +219,7 @@ def _prepare(
         kernel = torch.ones(len(rows), device=device)
         if calibration_kernel is not None:
             kernel = calibration_kernel(data).to(device)
+        noise = hybrid.latent(both, data)
         part = (both, noise, log_weight, hybrid.condition_features(data), kernel)
         parts.append([values.to(theta.device) for values in part])
     *of_draws, features, kernel = zip(*parts, strict=True)

@@ -18,7 +18,7 @@ from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstim
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
-from sbi_boed_plugin.estimators.weights import draws_at_once
+from sbi_boed_plugin.estimators.rejection import draws_at_once
 from sbi_boed_plugin.trainers import _energy_training as _training
 from sbi_boed_plugin.trainers._checks import (
     check_designs_given,
@@ -247,12 +247,6 @@ class EnergyStage:
         if not isinstance(energy, nn.Module):
             kind = type(energy).__name__
             raise TypeError(f"energy_net must build a torch.nn.Module, built a {kind}.")
-        if not (latent_features or getattr(energy, "sees_parameters", True)):
-            raise ValueError(
-                "energy_net is shown neither parameters nor, with latent_features="
-                f"{self._latent_features} and a {type(base).__name__} as base, their "
-                "noise. Use energy_nn(sees_parameters=True)."
-            )
         hybrid.energy = energy
         return hybrid.to(device)
 

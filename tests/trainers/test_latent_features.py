@@ -6,7 +6,7 @@ from sbi.inference import NPE
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform
 
-from sbi_boed_plugin import NPE_GKL, EnergyConfig, energy_nn
+from sbi_boed_plugin import NPE_GKL, EnergyConfig
 from tests.conftest import NoOpTracker
 from tests.hybrids import GaussianBase
 
@@ -84,16 +84,6 @@ def test_a_base_that_cannot_tell_does_without(latent_features):
     assert not refine(GaussianBase()).build_posterior().posterior_estimator.net.training
 
 
-@pytest.mark.parametrize("sees", [True, False])
-def test_an_energy_that_is_given_the_noise_needs_no_parameters(sees):
-    hybrid = train(make(energy_net=energy_nn(sees_parameters=sees)))
-    assert hybrid.energy.first.in_features == 4 + 2 * sees
-    assert hybrid.sample(torch.Size((5,)), torch.zeros(1, 2)).shape == (5, 1, 2)
-
-
-def test_settings_that_leave_the_energy_without_parameters_are_refused():
-    trainer = make(energy_net=energy_nn(sees_parameters=False), latent_features=False)
-    with pytest.raises(ValueError, match=r"sees_parameters=True"):
-        train(trainer)
+def test_other_settings_are_refused():
     with pytest.raises(TypeError, match="True, False or None, got str"):
         make(latent_features="yes")

@@ -432,8 +432,8 @@ def test_designs_enter_training_and_posterior():
 
 @pytest.mark.filterwarnings("ignore:The following arguments are deprecated")
 def test_settings_of_the_user_come_before_ours(bimodal):
-    few = HybridPosteriorParameters(bound_quantile=1.0)
-    assert bimodal.build_posterior(posterior_parameters=few).bound_quantile == 1.0
+    few = HybridPosteriorParameters(ceiling_quantile=1.0)
+    assert bimodal.build_posterior(posterior_parameters=few).ceiling_quantile == 1.0
     direct = {"direct_sampling_parameters": {"min_acceptance_rate": 0.5}}
     assert bimodal.build_posterior(**direct).min_acceptance_rate == 0.5
 
