@@ -22,7 +22,6 @@ from sbi_boed_plugin._checkpoint import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
@@ -357,7 +356,7 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (list, tuple)):
         return [_plain(part) for part in value]
-    if isinstance(value, INVERSE_TRANSFORM):
+    if type(value).__name__ == "_InverseTransform":  # Torch does not export it.
         return type(value).__name__, _plain(value.inv)
     if isinstance(value, Transform):
         # Not what torch has computed on demand.

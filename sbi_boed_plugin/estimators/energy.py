@@ -12,8 +12,7 @@ from sbi_boed_plugin.estimators.coordinates import Units
 
 __all__ = ["SMALL_DATA", "EnergyBuilder", "EnergyRatio", "bounded", "energy_nn"]
 
-# From parameters of shape `(num, dim_theta)` and what the energy is given beside them,
-# `(num, num_features)`, to a module of both that returns ratios of shape `(num,)`.
+# From parameters and features, in rows, to a module of both that returns ratios.
 EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
 
 # Below this number of simulations hidden features are left out at random, and the

@@ -76,10 +76,9 @@ def to_noise(
 ) -> Tensor:
     r"""Return the noise :math:`z = T(x; c)` that samples were made of, or raise.
 
-    Samples have shape `(batch_dim, dim)` or `(sample_dim, batch_dim, dim)`. Of flows of
-    nflows and zuko the noise is Normal, of mixtures of Gaussians logistic; an estimator
-    of your own brings a method `to_noise(input, condition)` for inputs of shape
-    `(batch_dim, dim)`, at which noise of mixtures has double precision, on the CPU.
+    Samples have shape `(batch_dim, dim)`, of which noise of mixtures has double
+    precision, or `(sample_dim, batch_dim, dim)`. Of flows the noise is Normal, of
+    mixtures logistic; an estimator of your own brings `to_noise(input, condition)`.
     """
     if isinstance(estimator, EstimatorView):
         of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)

@@ -21,8 +21,8 @@ from sbi_boed_plugin.estimators.coordinates import (
 from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
-    "CategoricalPosteriorBuilder",
     "TransformedEstimator",
+    "build_categorical",
     "coordinates_of",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
@@ -53,8 +53,9 @@ class TransformedEstimator(EstimatorView):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
         """Move the tensors of the transforms as those of the network."""
         super()._apply(fn, recurse)
-        self.input_transform = move_transform(self.input_transform, fn)
-        self.condition_transform = move_transform(self.condition_transform, fn)
+        device = next(self.parameters()).device
+        self.input_transform = move_transform(self.input_transform, device)
+        self.condition_transform = move_transform(self.condition_transform, device)
         return self
 
     def input_of_net(self, input: Tensor) -> Tensor:
@@ -85,19 +86,14 @@ class TransformedEstimator(EstimatorView):
         condition = self.condition_of_net(condition)
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
         samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
-        if self.input_transform is identity_transform:
-            return samples
-        before = (slice(None),) * len(sample_shape)
         event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
             lost = ~torch.isfinite(self.input_of_net(samples))
             lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
-            rows = lost.movedim(len(sample_shape), 0).flatten(1).any(dim=1)
-            if not rows.any():
+            if self.input_transform is identity_transform or not lost.any():
                 break
-            again = inverse(self.net.sample(sample_shape, condition[rows], **kwargs))
-            place = (*before, rows)
-            samples[place] = torch.where(lost[place], again, samples[place])
+            again = inverse(self.net.sample(sample_shape, condition, **kwargs))
+            samples = torch.where(lost, again, samples)
         return samples
 
 
@@ -122,12 +118,15 @@ class _TransformedBuilder:
             self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_theta, of_x = coordinates.theta, coordinates.of_x
+        theirs = self.coordinates
+        of_theta, of_x, of_design = (
+            move_transform(transform, theta.device)
+            for transform in (theirs.theta, theirs.of_x, theirs.design)
+        )
         if self.condition == "theta":
-            of_theta = self._beside_design(of_theta, coordinates.design, theta)
+            of_theta = self._beside_design(of_theta, of_design, theta)
         else:
-            of_x = self._beside_design(of_x, coordinates.design, x)
+            of_x = self._beside_design(of_x, of_design, x)
         build = self._build_named if isinstance(self.model, str) else self.model
         network = build(cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x)))
         return self._view(network, of_theta, of_x)
@@ -184,38 +183,33 @@ class _TransformedBuilder:
         return Units(values, may_skew=may_skew)
 
 
-class CategoricalPosteriorBuilder:
-    """Builds sbi's autoregressive categorical network over finitely many values.
+def build_categorical(
+    theta: Tensor, x: Tensor, *, values: list[Tensor]
+) -> TransformedEstimator:
+    """Build sbi's categorical network of the sorted values of each parameter.
 
     Its probabilities sum to one, so that its bound of the information never exceeds the
     entropy of the prior. A density over the same values has no such limit.
     """
-
-    def __init__(self, values: list[Tensor]) -> None:
-        """Initialize the builder with the sorted values of each parameter."""
-        self.values = values
-
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        """Build the network of the probabilities of `theta` given conditions `x`."""
-        # sbi reads the values from rows, of which a batch may lack some.
-        num_values = torch.tensor([len(values) for values in self.values])
-        rows = torch.arange(int(num_values.max()))
-        every = torch.stack([v[rows % len(v)].to(theta) for v in self.values], dim=1)
-        units = Units(x)
-        network = build_categoricalmassestimator(
-            every,
-            cast(Tensor, units(x)),
-            num_categories_per_variable=num_values,
-            num_hidden=50,
-        )
-        return TransformedEstimator(network, condition_transform=units)
+    # sbi reads the values from rows, of which a batch may lack some.
+    num_values = torch.tensor([len(some) for some in values])
+    rows = torch.arange(int(num_values.max()))
+    every = torch.stack([some[rows % len(some)].to(theta) for some in values], dim=1)
+    units = Units(x)
+    network = build_categoricalmassestimator(
+        every,
+        cast(Tensor, units(x)),
+        num_categories_per_variable=num_values,
+        num_hidden=50,
+    )
+    return TransformedEstimator(network, condition_transform=units)
 
 
 def coordinates_of(build: object) -> Coordinates:
     """Return the coordinates that a builder of this module uses, else natural units."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates()
+    return Coordinates(identity_transform, "auto", identity_transform)
 
 
 def transformed_likelihood_nn(

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin._parallel import add_note
 from sbi_boed_plugin._sbi_compat import check_default_dtype
+from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.budget import with_all_numbers
@@ -351,6 +352,8 @@ class DesignSearch:
         prior = self.known()
         theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
         # Any data for which the coordinates of the network exist.
-        x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))
+        x = move_transform(self.models.coordinates.of_x, "cpu").inv(
+            torch.randn(16, dim_x)
+        )
         rows = theta, x, design.cpu().float()
         return self.models.restore(weights, prior, rows, self._device)

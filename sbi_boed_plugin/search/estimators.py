@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -21,7 +22,7 @@ from sbi_boed_plugin.estimators.likelihood_with_failures import (
     without_failures,
 )
 from sbi_boed_plugin.estimators.transformed import (
-    CategoricalPosteriorBuilder,
+    build_categorical,
     coordinates_of,
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -148,7 +149,7 @@ class NetworkModels:
         values = finite_values(prior)
         if isinstance(posterior, str) and values is not None:
             transforms["theta_transform"] = identity_transform
-            build = CategoricalPosteriorBuilder(values)
+            build = partial(build_categorical, values=values)
             posterior = transformed_posterior_nn(build, **transforms)
         if isinstance(posterior, str):
             posterior = transformed_posterior_nn(posterior, **transforms)
