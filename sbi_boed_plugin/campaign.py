@@ -326,8 +326,7 @@ def _identity(
         policy.anneal(progress)
         content += [v.detach().clone() for v in policy.state_dict().values()]
         content.append(_draws(policy))
-    coordinates = search.models.coordinates
-    transforms = coordinates.theta, coordinates.x, coordinates.design
+    transforms = tuple(search.models.coordinates.values())
     return {
         "prior": _digest(search.prior, [_draws(search.prior)]),
         "policy": _digest(policy, content),

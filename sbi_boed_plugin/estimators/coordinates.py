@@ -3,9 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,6 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform, identity_transform
 
 __all__ = [
-    "Coordinates",
     "Units",
     "move_transform",
     "warn_if_gaussian",
@@ -31,34 +28,6 @@ _CLIPPED = 0.05
 _CONSTANT = 1e-7
 # Standard deviations that sbi standardizes: at least 1e-7, and with a finite square.
 _LEAST, _MOST = 1e-6, 1e15
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Coordinates that suit networks, as transforms from natural units.
-
-    Those of the data can be `None` for natural units, or `"auto"`: networks of a name
-    then see skewed columns of the first simulations as logarithms.
-    """
-
-    theta: Transform
-    x: Transform | Literal["auto"] | None
-    design: Transform
-
-    def __post_init__(self) -> None:
-        """Raise if `x` names no coordinates."""
-        if self.x is None:
-            object.__setattr__(self, "x", identity_transform)
-        elif self.x != "auto" and not isinstance(self.x, Transform):
-            raise ValueError(
-                f"x_transform={self.x!r} must be 'auto', None for natural units, or a "
-                "Transform of torch.distributions from natural units."
-            )
-
-    @property
-    def of_x(self) -> Transform:
-        """Transform of the data before the networks."""
-        return self.x if isinstance(self.x, Transform) else identity_transform
 
 
 def move_transform(transform: Transform, device: str | torch.device) -> Transform:

@@ -12,8 +12,8 @@ __all__ = ["MeasurementSetEmbedding"]
 class MeasurementSetEmbedding(nn.Module):
     r"""Embedding of many measurements, each with a design of its own.
 
-    Measurement :math:`x_j` was taken at :math:`\xi_j`, and their order says nothing. The
-    features are the mean of what one network makes of every pair,
+    Measurement :math:`x_j` was taken at :math:`\xi_j`, and their order says nothing.
+    Features are the mean of what one network makes of every pair,
 
     .. math:: \frac1n \sum_{j=1}^n f(x_j, \xi_j),
 

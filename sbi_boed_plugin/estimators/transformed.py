@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
 from sbi_boed_plugin.estimators.coordinates import (
-    Coordinates,
     Units,
     move_transform,
     warn_if_gaussian,
@@ -22,6 +20,7 @@ from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
     "TransformedEstimator",
+    "as_transform",
     "build_categorical",
     "coordinates_of",
     "transformed_likelihood_nn",
@@ -97,7 +96,6 @@ class TransformedEstimator(EstimatorView):
         return samples
 
 
-@dataclass(eq=False)
 class _TransformedBuilder:
     """Builds a `TransformedEstimator`; a class, so that it pickles.
 
@@ -106,22 +104,39 @@ class _TransformedBuilder:
     which sbi would share between networks.
     """
 
-    model: Any
-    condition: Literal["theta", "x"]
-    coordinates: Coordinates
-    dim_design: int
-    kwargs: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.factory = likelihood_nn if self.condition == "theta" else posterior_nn
-        if isinstance(self.model, str):
-            self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
+    def __init__(
+        self,
+        model: Any,
+        condition: Literal["theta", "x"],
+        *,
+        dim_design: int = 0,
+        theta_transform: Transform = identity_transform,
+        x_transform: Transform | Literal["auto"] | None = "auto",
+        design_transform: Transform = identity_transform,
+        **kwargs: Any,
+    ) -> None:
+        """Raise if sbi does not know a model, or `x_transform` names no coordinates."""
+        self.model, self.condition, self.kwargs = model, condition, kwargs
+        self.factory = likelihood_nn if condition == "theta" else posterior_nn
+        if isinstance(model, str):
+            self.factory(model, **kwargs)  # Refuses what it does not know.
+        x_transform = identity_transform if x_transform is None else x_transform
+        if x_transform != "auto" and not isinstance(x_transform, Transform):
+            raise ValueError(
+                f"x_transform={x_transform!r} must be 'auto', None for natural units, "
+                "or a Transform of torch.distributions from natural units."
+            )
+        self.dim_design = dim_design
+        self.coordinates = {
+            "theta_transform": theta_transform,
+            "x_transform": x_transform,
+            "design_transform": design_transform,
+        }
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        theirs = self.coordinates
         of_theta, of_x, of_design = (
-            move_transform(transform, theta.device)
-            for transform in (theirs.theta, theirs.of_x, theirs.design)
+            move_transform(as_transform(self.coordinates[name]), theta.device)
+            for name in ("theta_transform", "x_transform", "design_transform")
         )
         if self.condition == "theta":
             of_theta = self._beside_design(of_theta, of_design, theta)
@@ -179,7 +194,9 @@ class _TransformedBuilder:
         )
         if keeps:
             return identity_transform
-        may_skew = is_condition or name == "theta" or self.coordinates.x == "auto"
+        may_skew = (
+            is_condition or name == "theta" or self.coordinates["x_transform"] == "auto"
+        )
         return Units(values, may_skew=may_skew)
 
 
@@ -205,11 +222,16 @@ def build_categorical(
     return TransformedEstimator(network, condition_transform=units)
 
 
-def coordinates_of(build: object) -> Coordinates:
-    """Return the coordinates that a builder of this module uses, else natural units."""
+def as_transform(given: Transform | Literal["auto"]) -> Transform:
+    """Return a transform; `"auto"` stands for natural units."""
+    return given if isinstance(given, Transform) else identity_transform
+
+
+def coordinates_of(build: object) -> dict[str, Any]:
+    """Return the transforms of a builder, as arguments of those of this module."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates(identity_transform, "auto", identity_transform)
+    return _TransformedBuilder(build, "theta").coordinates
 
 
 def transformed_likelihood_nn(
@@ -251,18 +273,19 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(
+        model,
+        "theta",
+        dim_design=dim_design,
+        theta_transform=theta_transform,
+        x_transform=x_transform,
+        design_transform=design_transform,
+        **kwargs,
+    )
 
 
 def transformed_posterior_nn(
-    model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-    *,
-    dim_design: int = 0,
-    theta_transform: Transform = identity_transform,
-    x_transform: Transform | Literal["auto"] | None = "auto",
-    design_transform: Transform = identity_transform,
-    **kwargs,
+    model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator], **kwargs: Any
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
     """Return a builder of posteriors that work in other coordinates.
 
@@ -286,5 +309,4 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(model, "x", **kwargs)

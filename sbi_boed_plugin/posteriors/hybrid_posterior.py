@@ -3,6 +3,7 @@ r"""The hybrid posterior: a normalized base times an energy ratio, by rejection.
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import joblib
 import torch
@@ -137,10 +138,10 @@ class HybridPosterior(DirectPosterior):
     def to(self, device: str | torch.device) -> None:
         """Move estimator, prior and x_o to a device."""
         super().to(device)
-        self._measured = None
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
+        self._measured = None
         self.potential_fn = PosteriorBasedPotential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
@@ -150,9 +151,8 @@ class HybridPosterior(DirectPosterior):
     def diagnostics(self, x: Tensor | None = None) -> WeightDiagnostics:
         r"""Return how well the base fits the hybrid, given each observation.
 
-        Args:
-            x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
-                `None`.
+        Observations have shape `(batch_dim, *x_event_shape)`; `None` stands for the
+        default `x`.
         """
         return self._measure(self._rows(x), self.max_sampling_batch_size)
 
@@ -160,36 +160,22 @@ class HybridPosterior(DirectPosterior):
         self,
         sample_shape: Shape = torch.Size(),
         x: Tensor | None = None,
-        max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
-        reject_outside_prior: bool = True,
-        max_sampling_time: float | None = None,
-        return_partial_on_timeout: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        r"""Draw samples from the posterior :math:`p(\theta|x)`.
+        r"""Draw samples `(*sample_shape, dim_theta)` from :math:`p(\theta|x)`.
 
         Arguments are those of `DirectPosterior`. With `reject_outside_prior=False`
         samples outside of the prior's support are those of the base; draws inside are
         still corrected.
-
-        Returns:
-            Samples of shape `(*sample_shape, dim_theta)`.
 
         Raises:
             ValueError: If there are several observations.
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        samples = self.sample_batched(
-            sample_shape,
-            self._one_row(x, ".sample()", ".sample_batched()"),
-            max_sampling_batch_size,
-            show_progress_bars,
-            reject_outside_prior,
-            max_sampling_time,
-            return_partial_on_timeout,
-        )
-        return samples[..., 0, :]
+        rows = self._one_row(x, ".sample()", ".sample_batched()")
+        return self.sample_batched(sample_shape, rows, *args, **kwargs)[..., 0, :]
 
     def sample_batched(
         self,
@@ -228,27 +214,17 @@ class HybridPosterior(DirectPosterior):
         return samples
 
     def log_prob(
-        self,
-        theta: Tensor,
-        x: Tensor | None = None,
-        norm_posterior: bool = True,
-        track_gradients: bool = False,
-        leakage_correction_params: dict | None = None,
+        self, theta: Tensor, x: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        r"""Return the log-density of the posterior :math:`p(\theta|x)`.
+        r"""Return log-densities `(num,)` of :math:`p(\theta|x)` in nats.
 
-        Arguments are those of `DirectPosterior`. The density is normalized by draws of
-        the base; of `leakage_correction_params` their number is used,
-        `num_rejection_samples`.
-
-        Returns:
-            Log-densities of shape `(num,)` in nats, `-inf` outside the support of the
-            prior.
+        They are `-inf` outside the support of the prior. Arguments are those of
+        `DirectPosterior`. The density is normalized by draws of the base; of
+        `leakage_correction_params` their number is used, `num_rejection_samples`.
         """
         rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
         theta = ensure_theta_batched(torch.as_tensor(theta)).unsqueeze(1)
-        settings = norm_posterior, track_gradients, leakage_correction_params
-        return self.log_prob_batched(theta, rows, *settings)[:, 0]
+        return self.log_prob_batched(theta, rows, *args, **kwargs)[:, 0]
 
     def log_prob_batched(
         self,
@@ -339,7 +315,7 @@ class HybridPosterior(DirectPosterior):
                 max_batch_size=batch_size,
             )
             if hybrid.trained_partition and how == (None, True):
-                _warn_if_far(known[how].log_partition)
+                self._warn_if_far(known[how].log_partition)
         return known[how]
 
     def _draws_for_density(self, rows: Tensor) -> int | None:
@@ -352,16 +328,15 @@ class HybridPosterior(DirectPosterior):
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=most))
         return needed if needed > weights.num_draws else None
 
-
-def _warn_if_far(log_partition: Tensor) -> None:
-    """Warn where the partition function, trained to be one, is not."""
-    far = log_partition.abs() > _MAX_LOG_PARTITION
-    if far.any():
-        row = int(log_partition.abs().argmax())
-        warnings.warn(
-            f"log Z is {log_partition[row].item():.2f} given row {row} of x, and 0 "
-            f"where the energy was trained well ({int(far.sum())} of {len(far)} rows "
-            f"are off by more than {_MAX_LOG_PARTITION:g}). The observation is "
-            "probably far from the simulations, and its posterior not to be trusted.",
-            stacklevel=5,
-        )
+    def _warn_if_far(self, log_partition: Tensor) -> None:
+        """Warn where the partition function, trained to be one, is not."""
+        far = log_partition.abs() > _MAX_LOG_PARTITION
+        if far.any():
+            row = int(log_partition.abs().argmax())
+            warnings.warn(
+                f"log Z is {log_partition[row].item():.2f} given row {row} of x, and 0 "
+                f"where the energy was trained well ({int(far.sum())} of {len(far)} "
+                f"rows are off by more than {_MAX_LOG_PARTITION:g}). The observation "
+                "is probably far from the simulations: do not trust its posterior.",
+                stacklevel=5,
+            )

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._parallel import add_note
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import move_transform
+from sbi_boed_plugin.estimators.transformed import as_transform
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.budget import with_all_numbers
@@ -352,8 +353,7 @@ class DesignSearch:
         prior = self.known()
         theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
         # Any data for which the coordinates of the network exist.
-        x = move_transform(self.models.coordinates.of_x, "cpu").inv(
-            torch.randn(16, dim_x)
-        )
+        of_x = as_transform(self.models.coordinates["x_transform"])
+        x = move_transform(of_x, "cpu").inv(torch.randn(16, dim_x))
         rows = theta, x, design.cpu().float()
         return self.models.restore(weights, prior, rows, self._device)

@@ -136,15 +136,9 @@ class NetworkModels:
         self, prior: Distribution, dim_design: int
     ) -> tuple[Builder, Builder]:
         """Return what builds the posterior and the marginal."""
-        theta_transform = self.coordinates.theta
-        if theta_transform is identity_transform:
-            theta_transform = to_real_numbers(prior)
-        transforms: dict[str, Any] = {
-            "dim_design": dim_design,
-            "theta_transform": theta_transform,
-            "x_transform": self.coordinates.x,
-            "design_transform": self.coordinates.design,
-        }
+        transforms = {**self.coordinates, "dim_design": dim_design}
+        if transforms["theta_transform"] is identity_transform:
+            transforms["theta_transform"] = to_real_numbers(prior)
         posterior, marginal = self.posterior, self.marginal
         values = finite_values(prior)
         if isinstance(posterior, str) and values is not None:
