@@ -181,20 +181,6 @@ def test_the_exact_correction_of_a_wrong_base_gives_the_posterior():
     torch.testing.assert_close(found, exact.log_prob(theta, data), atol=0.03, rtol=0)
 
 
-def test_samples_are_those_of_the_corrected_base():
-    base = exact_posterior()
-    data, mean, variance = data_and_moments(base, 3)
-    samples = HybridEstimator(base, Energy(tilt)).sample(torch.Size((4_000,)), data)
-    assert samples.shape == (4_000, 3, 1)
-    error = 3 * variance.sqrt() / 4_000**0.5  # some draws of the base come repeatedly.
-    shifted = mean + TILT * variance
-    assert ((samples.mean(dim=0)[:, 0] - shifted).abs() < 2 * error).all()
-    # Four standard errors.
-    torch.testing.assert_close(samples.var(dim=0)[:, 0], variance, rtol=0.15, atol=0.0)
-    several = HybridEstimator(base, Energy(tilt)).sample(torch.Size((2, 3)), data)
-    assert several.shape == (2, 3, 3, 1)
-
-
 def test_training_starts_as_maximum_likelihood():
     """With ρ = 0, which a new energy is, the loss is that of the base plus one."""
     theta, data = torch.randn(100, 2), torch.randn(100, 3)
@@ -228,30 +214,6 @@ def test_the_loss_is_least_at_the_exact_correction():
         difference = other - losses[1]
         error = difference.std().item() / math.sqrt(len(difference))
         assert difference.mean().item() > 3 * error
-
-
-def test_rows_that_accept_little_do_not_make_the_others_wait():
-    torch.manual_seed(0)
-    base = posterior_nn("mdn", num_components=1)(torch.randn(50, 2), torch.randn(50, 2))
-    drawn = torch.zeros(2, dtype=torch.long)
-
-    def narrow(input, condition):
-        """Accepts the fewer draws, the larger the first value of the condition."""
-        is_slow = condition[..., 0] > 0.0
-        drawn.add_(torch.stack([is_slow.sum(), (~is_slow).sum()]))
-        return -100.0 * condition[..., 0] * input.square().sum(dim=-1)
-
-    estimator = HybridEstimator(base.eval(), Energy(narrow))
-    x = torch.zeros(6, 2)
-    x[3, 0] = 1.0
-    weights = estimator.measure_weights(x)
-    drawn.zero_()
-    samples = estimator.sample(torch.Size((50,)), x, weights=weights)
-    assert samples.shape == (50, 6, 2)
-    # The slow row is in its own place.
-    assert samples[:, 3].norm(dim=-1).mean() < 0.3 * samples[:, 0].norm(dim=-1).mean()
-    slow, others = drawn.tolist()
-    assert slow > 1_000 and others < 5 * 200
 
 
 def test_ratios_grow_with_the_energy_and_stay_within_their_bounds():

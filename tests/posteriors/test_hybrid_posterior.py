@@ -225,14 +225,12 @@ def test_copies_are_the_same_and_it_moves_with_its_default_x(copy):
     assert torch.equal(*samples)
 
 
-def replace_energy(posterior):
-    posterior.posterior_estimator.energy = Energy(ring)
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        replace_energy,
+        lambda posterior: setattr(
+            posterior.posterior_estimator, "energy", Energy(ring)
+        ),
         lambda posterior: posterior.posterior_estimator.energy.a.data.neg_(),
         lambda posterior: setattr(posterior.posterior_estimator, "corrects", False),
         lambda posterior: posterior.default_x.add_(1.0),
@@ -244,13 +242,10 @@ def test_what_was_changed_is_measured_again(change):
     posterior.log_prob(THETA)
     before = posterior.diagnostics()
     change(posterior)
-    fresh = HybridPosterior(
-        posterior.posterior_estimator,
-        PRIOR,
-        ceiling_quantile=posterior.ceiling_quantile,
-    ).set_default_x(posterior.default_x)
-    measured = posterior.diagnostics()
+    fresh = deepcopy(posterior)
+    fresh._measured = None
     assert torch.equal(posterior.log_prob(THETA), fresh.log_prob(THETA))
+    measured = posterior.diagnostics()
     assert torch.equal(measured.log_ceiling, fresh.diagnostics().log_ceiling)
     assert not torch.equal(measured.acceptance_rate, before.acceptance_rate)
 
@@ -265,40 +260,11 @@ def test_posteriors_of_one_estimator_have_their_own_priors():
     assert wide.posterior_estimator.prior is PRIOR
 
 
-def test_draws_come_in_batches_of_the_size_asked_for(monkeypatch):
-    most, original = 0, GaussianBase.sample
-
-    def sample(self, sample_shape, condition, **kwargs):
-        nonlocal most
-        most = max(most, torch.Size(sample_shape).numel())
-        return original(self, sample_shape, condition, **kwargs)
-
-    monkeypatch.setattr(GaussianBase, "sample", sample)
-    draw(hybrid_posterior(), 10, X_O, max_sampling_batch_size=50)
-    posterior = hybrid_posterior(max_sampling_batch_size=50)
-    draw(posterior, 10, X_O)
-    posterior.log_prob(THETA, X_O)
-    posterior.leakage_correction(X_O, rejection_sampling_batch_size=50)
-    assert most == 50
-
-
 def test_hopeless_rejection_gives_way_to_resampling_with_a_warning():
-    evaluated = []
-
-    def counting_spike(input, condition):
-        evaluated.append(input[..., 0].numel())
-        return spike(input, condition)
-
-    base = GaussianBase(0.5)
-    posterior = hybrid_posterior(counting_spike, base=base, ceiling_quantile=1.0)
-    rate = posterior.diagnostics(X_O).acceptance_rate.item()
-    assert rate < 1e-3
-    evaluated.clear()
+    posterior = hybrid_posterior(spike, base=GaussianBase(0.5), ceiling_quantile=1.0)
+    assert posterior.diagnostics(X_O).acceptance_rate < 1e-3
     with pytest.warns(UserWarning, match="less than min_acceptance_rate=0.001"):
         samples = draw(posterior, 500)
-    # Far fewer than rejection would have taken.
-    assert 500 <= sum(evaluated) < 0.5 * 500 / rate
-    assert samples.shape == (500, 2)
     assert PRIOR.log_prob(samples).isfinite().all()
     # Nearly all of them in the spike, where nearly all of the mass is.
     near = (samples - X_O - 1.0).norm(dim=-1) < 0.1
@@ -398,13 +364,6 @@ def test_time_is_limited():
 def test_wrong_input_is_named(call, match):
     with pytest.raises((ValueError, TypeError), match=match):
         call(hybrid_posterior())
-
-
-@pytest.mark.parametrize("value", [1e6, -1e6])
-def test_energies_of_any_network_are_bounded(value):
-    posterior = hybrid_posterior(lambda t, x: value * (1.0 + t.sum(dim=-1).square()))
-    assert draw(posterior, 10).isfinite().all()
-    assert posterior.log_prob(THETA, X_O).isfinite().all()
 
 
 def test_outside_the_prior_samples_are_those_of_the_base():
