@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.objectives.bounds import generalized_kl_bound
-from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss
+from sbi_boed_plugin.objectives.generalized_kl import generalized_kl_bound, hybrid_loss
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
     info_nce_loss,
