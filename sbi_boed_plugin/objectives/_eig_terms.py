@@ -11,13 +11,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import WrongKindError
-from sbi_boed_plugin.objectives.generalized_kl import (
-    generalized_kl_bound,
-    partition_function,
-)
+from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.objectives.info_nce import fresh_contrast, log_likelihood_matrix
 
-__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators", "information_terms"]
+__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators"]
 
 Bound = Literal[
     "pce",
@@ -43,7 +40,7 @@ class Problem:
     marginal_estimator: Any | None = None
     posterior_estimator: Any | None = None
     num_contrastive: int = 1_023
-    max_pairs: int = 0  # As many as the memory allows; chosen before any is evaluated.
+    max_pairs: int = 1  # As many as the memory allows; chosen before any is evaluated.
 
     def with_design(self, rows: Tensor) -> Tensor:
         """Return conditions in which the design follows each row."""
@@ -80,8 +77,9 @@ class Problem:
 class BoundKind:
     """What an estimate of the information is."""
 
-    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or
-    # `(3, batch_dim)` as `information_terms` returns, and which of them are averaged.
+    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or, for
+    # nested estimates, lower and upper terms and caps of the lower ones, and which of
+    # them are averaged.
     terms: Callable[[Problem, Tensor, Tensor], Tensor]
     reports: Literal["lower", "upper", "both"] = "lower"
     # Whether it is a lower bound whatever the estimators are, hence also if failed
@@ -89,22 +87,6 @@ class BoundKind:
     is_lower: bool = False
     has_contrasts: bool = True
     has_prior_density: bool = False
-
-
-def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
-    """Return lower terms, upper terms and caps of the lower ones, `(3, num_samples)`.
-
-    Lower and upper terms differ for the nested estimates alone.
-    """
-    # Simulations are split, too: the parameters of all pairs may not fit in memory.
-    kind = BOUNDS[problem.bound]
-    num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
-    rows = max(1, problem.max_pairs // num_pairs)
-    chunks = zip(theta.split(rows), x.split(rows), strict=True)
-    terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
-    if terms.dim() > 1:
-        return terms
-    return torch.stack([terms, terms, torch.full_like(terms, torch.inf)])
 
 
 def _contrasts_of_prior(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
@@ -196,12 +178,12 @@ def _generalized_kl(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     ratios = torch.cat([estimator.log_ratio(part, data) for part in parts])
     # No parameter outside of the support of the prior was drawn or has a posterior.
     inside = estimator.with_prior(problem.prior).inside(draws)
-    return generalized_kl_bound(
+    loss = hybrid_loss(
         estimator.base.log_prob(theta.unsqueeze(0), data)[0],
         estimator.log_ratio(theta.unsqueeze(0), data)[0],
-        log_prior.to(theta),
         partition_function(ratios, inside),
     )
+    return 1.0 - log_prior.to(theta) - loss
 
 
 BOUNDS: dict[str, BoundKind] = {

@@ -44,7 +44,6 @@ from sbi_boed_plugin.objectives._eig_terms import (
     Bound,
     Problem,
     check_estimators,
-    information_terms,
 )
 from sbi_boed_plugin.simulation import run_simulator
 
@@ -115,7 +114,6 @@ def estimate_eig(
     posterior_estimator: Any | None = None,
     num_samples: int = 1_000,
     num_contrastive: int = 1_023,
-    max_pairs: int | None = None,
     num_workers: int | None = 1,
     seed: int | None = None,
 ) -> EIGEstimate:
@@ -168,8 +166,6 @@ def estimate_eig(
             conditioned on `(x, design)` in one row; of a `HybridEstimator` its base.
         num_samples: Number of simulations (outer samples).
         num_contrastive: Number of contrastive samples :math:`L` of each simulation.
-        max_pairs: Largest number of densities evaluated at once. If `None`, as many as
-            take about 256 MB, and 16,384 at most.
         num_workers: Number of processes that simulate, through joblib.
         seed: Seed of everything that is drawn (other numbers than after
             `torch.manual_seed(seed)`). If `None`, the global random state is used.
@@ -208,7 +204,6 @@ def estimate_eig(
         marginal_estimator,
         posterior_estimator,
         check_integer("num_contrastive", num_contrastive, 2 if bound == "nwj" else 1),
-        check_integer("max_pairs", max_pairs, 1, or_none=True) or 0,
     )
     check_estimators(problem)
     num_samples = check_integer("num_samples", num_samples, 2)
@@ -285,13 +280,19 @@ def eig_of_simulations(
             f"{num_invalid} of {len(valid)} simulations contain NaN or infinite "
             f"values, but bound='{problem.bound}' needs all of them. Use bound='pce'."
         )
-    if not problem.max_pairs:
-        num_values = theta[0].numel() + x[0].numel() + problem.design.numel()
-        densities = (problem.estimator, problem.posterior_estimator)
-        sizes = [rows_at_once(density, num_values) for density in densities]
-        problem = replace(problem, max_pairs=min(sizes))
+    num_values = theta[0].numel() + x[0].numel() + problem.design.numel()
+    densities = (problem.estimator, problem.posterior_estimator)
+    max_pairs = min(rows_at_once(density, num_values) for density in densities)
+    problem = replace(problem, max_pairs=max_pairs)
+    # Simulations are split, too: the parameters of all pairs may not fit in memory.
+    num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
+    rows = max(1, max_pairs // num_pairs)
+    chunks = zip(theta[valid].split(rows), x[valid].split(rows), strict=True)
     with torch.no_grad():
-        terms = information_terms(problem, theta[valid], x[valid])
+        terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
+    terms = terms.cpu().double()
+    if terms.dim() == 1:
+        terms = torch.stack([terms, terms, torch.full_like(terms, torch.inf)])
     estimate = _summarize(terms, problem, num_invalid, constant)
     if warn:
         _warn_of_doubts(estimate, *constant)
@@ -317,14 +318,13 @@ def _check_describes(problem: Problem, prior: Distribution) -> None:
 def _summarize(
     terms: Tensor, problem: Problem, num_invalid: int, constant: tuple[float, float]
 ) -> EIGEstimate:
-    """Return the mean of what `information_terms` returned, with error and cap.
+    """Return the mean of the terms of a bound, with its standard error and cap.
 
     `constant` is what the log-density of the prior lacks, and its standard error.
     """
     bound, prior, kind = problem.bound, problem.prior, BOUNDS[problem.bound]
     lower, upper, caps = terms
-    chosen = {"lower": lower, "upper": upper, "both": 0.5 * (lower + upper)}
-    values = chosen[kind.reports].cpu().double()
+    values = {"lower": lower, "upper": upper}.get(kind.reports, 0.5 * (lower + upper))
     num_samples = len(values) + num_invalid
     num_infinite = int((~torch.isfinite(values)).sum())
     if num_infinite:
@@ -350,7 +350,7 @@ def _summarize(
         # All terms share the error of the evidence in the density.
         errors.append(math.sqrt(getattr(prior, "log_evidence_variance", 0.0)))
     if kind.reports == "both":
-        errors.append(0.5 * (upper - lower).cpu().double().mean().item())
+        errors.append(0.5 * (upper - lower).mean().item())
     cap, largest = None, caps.mean().item()
     if kind.reports == "lower" and math.isfinite(largest):
         if not kind.has_prior_density:

@@ -28,7 +28,6 @@ from torch import Tensor
 __all__ = [
     "atomic_hybrid_loss",
     "draw_by_ratio",
-    "generalized_kl_bound",
     "hybrid_loss",
     "partition_by_draws",
     "partition_function",
@@ -85,19 +84,13 @@ def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
 
 
 def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tensor:
-    r"""Return :math:`-\log b(\theta|x) - \rho(\theta, x) + Z(x)` of each row."""
-    return partition - log_base - log_ratio
+    r"""Return :math:`-\log b(\theta|x) - \rho(\theta, x) + Z(x)` of each row.
 
-
-def generalized_kl_bound(
-    log_base: Tensor, log_ratio: Tensor, log_prior: Tensor, partition: Tensor
-) -> Tensor:
-    r"""Return :math:`\log b(\theta|x) + \rho(\theta, x) - \log p(\theta) + 1 - Z(x)`.
-
-    A lower bound of the mutual information, given an unbiased estimate of :math:`Z`.
-    With :math:`\rho = 0` it is the one of Barber and Agakov.
+    One minus this and the log-density of the prior is a lower bound of the mutual
+    information, with any unbiased estimate of :math:`Z`; the one of Barber and Agakov
+    where :math:`\rho = 0`.
     """
-    return log_base + log_ratio - log_prior + 1.0 - partition
+    return partition - log_base - log_ratio
 
 
 def atomic_hybrid_loss(log_unnormalized: Tensor) -> Tensor:
