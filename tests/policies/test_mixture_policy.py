@@ -118,17 +118,3 @@ def test_initial_locations_cover_the_box(num_components):
     box = -torch.ones(2), torch.ones(2)
     loc = TruncatedNormalMixturePolicy(*box, num_components=num_components).loc
     assert ((loc[:, 0] - loc[:, 1]).abs() > 0.2 / num_components).all()
-
-
-def test_annealing_projection_and_record():
-    this = line([0.2, 0.8], [0.25, 0.75], (0.3, 0.1))
-    assert this.scale.item() == pytest.approx(0.3)
-    this.anneal(1.0)
-    with torch.no_grad():
-        this._unit_loc.copy_(torch.tensor([[-0.5], [1.5]]))
-    this.project()
-    record = this.describe()
-    assert record["scale"].tolist() == pytest.approx([0.1])
-    assert record["loc"].flatten().tolist() == [0.0, 1.0]
-    assert record["weights"].tolist() == pytest.approx([0.25, 0.75])
-    assert record["mode"].tolist() == pytest.approx([1.0])
