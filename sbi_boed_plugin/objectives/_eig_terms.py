@@ -77,9 +77,8 @@ class Problem:
 class BoundKind:
     """What an estimate of the information is."""
 
-    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or, for
-    # nested estimates, lower and upper terms and caps of the lower ones, and which of
-    # them are averaged.
+    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or to lower
+    # terms, upper terms and caps of the lower ones, and which of them are averaged.
     terms: Callable[[Problem, Tensor, Tensor], Tensor]
     reports: Literal["lower", "upper", "both"] = "lower"
     # Whether it is a lower bound whatever the estimators are, hence also if failed
@@ -208,40 +207,28 @@ def check_estimators(problem: Problem) -> None:
         raise ValueError(f"bound='{bound}' is unknown. Use one of {tuple(BOUNDS)}.")
     is_density = hasattr(estimator, "log_prob")
     is_hybrid = hasattr(estimator, "log_ratio")
-    is_there, needs = {
-        "exact": (
-            callable(estimator) and not is_density,
-            "the true likelihood as a function estimator(x, theta, design). Use "
-            "bound='pce' for a learned one",
-        ),
-        "barber_agakov": (
-            is_density and not is_hybrid,
-            "a normalized posterior as estimator, conditioned on (x, design) in one "
-            "row. For a hybrid use bound='gkl', or estimator.base for its base alone",
-        ),
-        "gkl": (
-            is_density and is_hybrid,
-            "a HybridEstimator, conditioned on (x, design) in one row. Use "
-            "bound='barber_agakov' for a normalized posterior",
-        ),
-        "marginal": (
-            problem.marginal_estimator is not None,
-            "marginal_estimator, the density of the data conditioned on the design",
-        ),
-        "lace": (
-            problem.posterior_estimator is not None,
-            "posterior_estimator, from which it draws parameters. Use bound='pce' "
-            "without one",
-        ),
-    }.get(bound.removesuffix("_upper"), (True, ""))
-    if not is_there:
-        kind = type(estimator).__name__
-        raise WrongKindError(f"bound='{bound}' with a {kind} needs {needs}.")
+    fault = ""
     if not is_density and not callable(estimator):
-        raise TypeError(
-            "estimator must be an estimator with log_prob(input, condition) or a "
-            f"function of (x, theta, design), got {type(estimator).__name__}."
+        fault = "estimator must be an estimator with log_prob, or a function"
+    elif bound == "exact" and is_density:
+        fault = "it needs the true likelihood, a function. Use bound='pce'"
+    elif bound == "barber_agakov" and (is_hybrid or not is_density):
+        fault = (
+            "it needs a normalized posterior, conditioned on (x, design) in one row. "
+            "For a hybrid use bound='gkl', or estimator.base for its base alone"
         )
+    elif bound == "gkl" and not (is_hybrid and is_density):
+        fault = (
+            "it needs a HybridEstimator, conditioned on (x, design) in one row. For a "
+            "normalized posterior use bound='barber_agakov'"
+        )
+    elif bound == "marginal" and problem.marginal_estimator is None:
+        fault = "it needs marginal_estimator, the density of data given the design"
+    elif bound.startswith("lace") and problem.posterior_estimator is None:
+        fault = "it needs posterior_estimator to draw parameters from. Or use 'pce'"
+    if fault:
+        kind = type(estimator).__name__
+        raise WrongKindError(f"bound='{bound}' with a {kind}: {fault}.")
 
 
 def _draw(density: Any, problem: Problem, data: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class LocatedPolicy(DesignPolicy):
             loc = _place_in_box(loc, low, high, start(len(low)))
             origin, unit = low.clone(), high - low
         ends = torch.zeros(2, len(origin)).to(origin)
-        if scale is not None:
+        if self.has_log_prob:  # A point has neither.
             ends = _check_scales(scale, origin) * unit
             unit = ends[0].clone() if box is None else unit
         super().__init__(dim_design=len(origin))
@@ -128,8 +128,7 @@ class TruncatedNormalPolicy(LocatedPolicy):
             schedule as `(start, end)`. If `None`, from 0.3 to 0.1, as SBI-BOED has it.
 
     Raises:
-        ValueError: If the box is empty, `loc` lies outside of it, or an argument is
-            not as described above.
+        ValueError: If the box is empty or `loc` lies outside of it.
 
     Example:
         >>> import torch
@@ -167,9 +166,6 @@ class NormalPolicy(LocatedPolicy):
             measurements are interchangeable.
         scale: Scales in units of the design, a number or of shape `(dim_design,)`, or
             their geometric schedule as a tuple `(start, end)` of such scales.
-
-    Raises:
-        ValueError: If an argument is not as described above.
 
     Example:
         >>> import torch
@@ -252,7 +248,7 @@ class PointPolicy(LocatedPolicy):
         )
 
 
-def _check_scales(scale: Scale, loc: Tensor) -> Tensor:
+def _check_scales(scale: Scale | None, loc: Tensor) -> Tensor:
     """Return first and last scales, `(2, dim_design)`, or raise if they are none."""
     if isinstance(scale, ScaleSchedule):
         scale = scale.start, scale.end

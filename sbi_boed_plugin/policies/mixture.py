@@ -40,7 +40,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
             schedule as `(start, end)`. If `None`, from 0.15 to 0.05.
 
     Raises:
-        ValueError: If an argument is not as described above.
+        ValueError: If the box is empty or `loc` lies outside of it.
 
     Example:
         >>> import torch

@@ -96,7 +96,7 @@ class DesignPolicy(nn.Module):
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define distribution(), or rsample() (sample() "
-            "if designs are discrete), log_prob(), support and mode."
+            "if they carry no gradient), log_prob(), support and mode."
         )
 
     @property
@@ -113,7 +113,7 @@ class DesignPolicy(nn.Module):
         """Draw designs `(*sample_shape, dim_design)` with gradient of the parameters.
 
         Raises:
-            NotImplementedError: If designs are discrete (`has_rsample = False`).
+            NotImplementedError: If they carry none (`has_rsample = False`).
         """
         if self.has_rsample:
             return self.distribution().rsample(sample_shape)

@@ -46,21 +46,10 @@ class Energy(nn.Module):
 
     def __init__(self, function):
         super().__init__()
-        self.function = function
-
-    def forward(self, input, condition):
-        return self.function(input, condition)
+        self.forward = function
 
 
 NOISE = Energy(lambda theta, data: 0.5 * torch.sin(3.0 * theta.sum(-1) + data.sum(-1)))
-
-
-def simulator_of(features):
-    def simulate(theta, design):
-        mean = (features(design) @ theta.unsqueeze(-1)).squeeze(-1)
-        return mean + torch.randn_like(mean)
-
-    return simulate
 
 
 def hybrid(model, energy=None, **wrong):
@@ -80,6 +69,10 @@ def estimate(model, bound, estimator=None, simulator=None, **kwargs):
     """An estimate with exact densities, except for those given."""
     features, dims, design = MODELS[model]
     exact = exact_estimators(features, **dims)
+
+    def simulate(theta, design):
+        mean = (features(design) @ theta.unsqueeze(-1)).squeeze(-1)
+        return mean + torch.randn_like(mean)
 
     def log_likelihood(x, theta, design):
         condition = torch.cat([theta, design], dim=-1)
@@ -103,7 +96,7 @@ def estimate(model, bound, estimator=None, simulator=None, **kwargs):
         settings["posterior_estimator"] = exact.posterior
     return estimate_eig(
         estimator or defaults.get(bound, exact.likelihood),
-        simulator or simulator_of(features),
+        simulator or simulate,
         bound=bound,
         **{**settings, **kwargs},
     )
@@ -273,30 +266,23 @@ def share_in_box(x):
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0])
 def test_gkl_counts_the_support_of_the_prior_alone(factor, has_prior):
     """Uniform on (-1, 1), x = theta + noise; with the exact energy it is exact."""
+
+    def flat(data):
+        """The posterior under a flat prior."""
+        return data[:, :1], torch.ones(len(data), 1, 1)
+
+    def energy(theta, data):
+        """Minus the logarithm of the share of N(x, 1) in the box, times a factor."""
+        return -factor * share_in_box(data[..., 0]).log().expand(theta.shape[:-1])
+
     prior = BoxUniform(-torch.ones(1), torch.ones(1))
     estimator = HybridEstimator(
-        # The posterior under a flat prior.
-        GaussianEstimator(
-            lambda data: (data[:, :1], torch.ones(len(data), 1, 1)), 1, 2
-        ),
-        # Minus the logarithm of the share of N(x, 1) in the box, times a factor.
-        Energy(
-            lambda theta, data: (
-                -factor * share_in_box(data[..., 0]).log().expand(theta.shape[:-1])
-            )
-        ),
+        GaussianEstimator(flat, 1, 2),
+        Energy(energy),
         prior=prior if has_prior else None,
     )
-    eig = estimate_eig(
-        estimator,
-        lambda theta, design: theta * design + torch.randn_like(theta),
-        prior=prior,
-        design=torch.ones(1),
-        bound="gkl",
-        num_samples=4_000,
-        num_contrastive=200,
-        seed=0,
-    )
+    settings = {"prior": prior, "design": torch.ones(1), "num_samples": 4_000}
+    eig = estimate("slope", "gkl", estimator, num_contrastive=200, **settings)
     # The density of the data is half of the share, the entropy of the noise known.
     x = torch.linspace(-9.0, 9.0, 20_001).double()
     share = share_in_box(x)
@@ -477,19 +463,15 @@ BAD = [
     ("nmc", {}, "bound='nmc' is unknown"),
     ("pce", {"num_samples": 1}, "num_samples=1"),
     ("pce", {"num_contrastive": 0}, "num_contrastive=0"),
+    ("nwj", {"num_contrastive": 1}, "num_contrastive=1 .* at least 2"),
     ("pce", {"design": torch.zeros(2, 1)}, r"design has shape \(2, 1\)"),
     ("pce", {"estimator": lambda x, t, d: x}, "sum over the data of a"),
     ("pce", {"estimator": "likelihood"}, "must be an estimator"),
     ("lace", {"posterior_estimator": None}, "posterior_estimator"),
     ("exact", {"estimator": hybrid("slope")}, "needs the true likelih"),
     ("marginal", {"marginal_estimator": None}, "needs marginal_estim"),
-    ("nwj", {"num_contrastive": 1}, "num_contrastive=1 .* at least 2"),
     ("barber_agakov", {"estimator": lambda x, t, d: x}, r"posterior.*\(x, design\)"),
-    (
-        "barber_agakov",
-        {"estimator": hybrid("slope")},
-        "normalized.*estimator.base",
-    ),
+    ("barber_agakov", {"estimator": hybrid("slope")}, "normalized.*estimator.base"),
     ("gkl", {"estimator": hybrid("slope").base}, "HybridEstimator.*'barber_agakov'"),
 ]
 

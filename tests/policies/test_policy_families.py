@@ -209,6 +209,7 @@ BAD_ARGUMENTS = [
     (NormalPolicy, {"loc": torch.zeros(2, 2)}, "loc has shape"),
     (NormalPolicy, {"loc": NAN}, "loc=.* must be finite"),
     (NormalPolicy, {"scale": torch.ones(3)}, "each of the 2 values"),
+    (NormalPolicy, {"scale": None}, "scale=None must be a number"),
     (NormalPolicy, {"scale": torch.tensor([1.0, -1.0])}, "must be positive"),
     (PointPolicy, {}, "loc=None"),
     (PointPolicy, {"low": ZERO}, "high=None"),
