@@ -8,8 +8,12 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.policies.located import LocatedPolicy, Scale, spread_loc
-from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
+from sbi_boed_plugin.policies.located import (
+    LocatedPolicy,
+    Scale,
+    TruncatedNormal,
+    spread_loc,
+)
 
 __all__ = ["TruncatedNormalMixturePolicy"]
 
