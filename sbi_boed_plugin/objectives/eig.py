@@ -154,13 +154,12 @@ def estimate_eig(
             design)` in one row, or a function `log_likelihood(x, theta, design)` that
             returns nats of shape `(batch_dim,)`. Or a posterior: an estimator of sbi's
             kind, for `"gkl"` a `HybridEstimator`.
-        simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and
-            `design` of shape `(batch_dim, dim_design)` to `x` of shape
-            `(batch_dim, dim_x)`. Simulations with NaN or infinite values count as
-            experiments that tell nothing.
+        simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
+            of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
+            Rows with NaN or infinite values count as experiments that tell nothing.
         prior: Distribution of the parameters before the experiment.
         design: Design of shape `(dim_design,)` or `(1, dim_design)`.
-        bound: Which estimate, see above.
+        bound: Which estimate.
         marginal_estimator: Density of the data alone, conditioned on the design.
         posterior_estimator: Density of the parameters to draw contrasts from,
             conditioned on `(x, design)` in one row; of a `HybridEstimator` its base.
@@ -174,8 +173,7 @@ def estimate_eig(
         The estimate with its standard error and cap.
 
     Raises:
-        ValueError: If an argument has a wrong shape or value, or if no simulation is
-            finite.
+        ValueError: If an argument is wrong, or if no simulation is finite.
 
     Example:
         >>> import torch
@@ -305,10 +303,8 @@ def _check_describes(problem: Problem, prior: Distribution) -> None:
     estimator: Any = problem.posterior_estimator if by_proposal else problem.estimator
     while isinstance(getattr(estimator, "net", None), ConditionalDensityEstimator):
         estimator = estimator.net
-    if isinstance(estimator, CategoricalMassEstimator):
-        return
     fault = why_no_density(prior)
-    if fault is not None:
+    if fault is not None and not isinstance(estimator, CategoricalMassEstimator):
         raise ValueError(
             f"bound='{problem.bound}' with a {type(estimator).__name__}: {fault}, and "
             "have no density. Use bound='pce' (objective='info_nce')."

@@ -9,12 +9,11 @@ SBI-BOED [1]_ is
         - \log \frac{1}{L + 1} \sum_{l=0}^{L} q(x \mid \theta_l, \xi)\Big].
 
 At :math:`\lambda = 0` it is the prior contrastive estimate, a lower bound of the mutual
-information between :math:`\theta` and :math:`x` that never exceeds
-:math:`\log(L + 1)` nats. It is blind to any factor of :math:`q` that depends on
-:math:`(x, \xi)` alone; :math:`\lambda > 0` adds maximum likelihood, which is not.
+information that never exceeds :math:`\log(L + 1)` nats. It is blind to any factor of
+:math:`q` that depends on :math:`(x, \xi)` alone; maximum likelihood is not.
 
-Every function works on a matrix of log-likelihoods of shape ``(L + 1, batch_dim)``
-whose first row holds the parameters that generated the data.
+Log-likelihoods are matrices of shape ``(L + 1, batch_dim)`` whose first row holds the
+parameters that generated the data.
 
 .. [1] Zaballa and Hui, *Optimizing Likelihoods via Mutual Information: Bridging
     Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,

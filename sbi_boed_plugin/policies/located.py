@@ -338,10 +338,10 @@ def _place_in_box(
     """Return locations of the shape of the default, or raise if outside of the box."""
     if loc is None:
         return low + default.to(low) * (high - low)
-    loc = torch.atleast_1d(torch.as_tensor(loc)).detach().to(low)
-    if loc.shape != default.shape or not ((loc >= low) & (loc <= high)).all():
+    placed = torch.atleast_1d(torch.as_tensor(loc)).detach().to(low)
+    if placed.shape != default.shape or not ((placed >= low) & (placed <= high)).all():
         raise ValueError(
-            f"loc={loc.tolist()} must have shape {tuple(default.shape)} and lie in the "
-            f"box from low={low.tolist()} to high={high.tolist()}."
+            f"loc={placed.tolist()} must have shape {tuple(default.shape)} and lie in "
+            f"the box from low={low.tolist()} to high={high.tolist()}."
         )
-    return loc
+    return placed

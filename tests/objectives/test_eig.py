@@ -2,7 +2,6 @@
 
 import math
 import pickle
-from typing import get_args
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from benchmarks.exact_estimators import (
 from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.objectives import eig as eig_module
-from sbi_boed_plugin.objectives.eig import Bound, NoEstimateError
+from sbi_boed_plugin.objectives.eig import BOUNDS, NoEstimateError
 from tests.oracles import EnergyBetween, LinearGaussian, WithConstant
 from tests.trainers.cases import CHECK
 
@@ -37,7 +36,6 @@ MODELS = {
     ),
 }
 for_each_model = pytest.mark.parametrize("model", ["slope", "line"])
-BOUNDS = get_args(Bound)
 UNIT = BoxUniform(torch.zeros(1), torch.ones(1))
 
 

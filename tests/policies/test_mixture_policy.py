@@ -28,7 +28,7 @@ def line(locations, weights, scale):
 
 @pytest.mark.parametrize("scale", [0.02, 0.15, 5.0])
 def test_density_integrates_to_one(scale):
-    grid, area = grid_over(LOW, HIGH, 401)
+    grid, area = grid_over(LOW, HIGH, 400)
     total = (policy(scale).log_prob(grid).exp() * area).sum()
     assert total.item() == pytest.approx(1.0, abs=1e-4)
     assert (policy(scale).log_prob(grid + 2.1) == -torch.inf).all()
@@ -49,13 +49,13 @@ def test_samples_follow_the_density(scale):
     this = policy(scale)
     samples = this.sample((20_000,))
     assert this.support.check(samples).all()
-    grid, area = grid_over(LOW, HIGH, 401)
+    grid, area = grid_over(LOW, HIGH, 400)
     mass = this.log_prob(grid).exp() * area
     for statistic in (
         lambda x: x[..., 0],
         lambda x: x[..., 0] * x[..., 1],
-        lambda x: (x[..., 0] > 0.5025).double(),
-        lambda x: ((x[..., 0] < -0.7525) & (x[..., 1] < 0.30125)).double(),
+        lambda x: (x[..., 0] > 0.5).double(),
+        lambda x: ((x[..., 0] < -0.75) & (x[..., 1] < 0.3)).double(),
     ):
         values = statistic(samples)
         error = values.std().item() / 20_000**0.5
@@ -76,16 +76,6 @@ def test_gradients_are_finite_for_narrow_and_wide_components(scale, dtype):
     loss = this.log_prob(this.sample((20_000,))).sum()
     for gradient in torch.autograd.grad(loss, list(this.parameters())):
         assert gradient.isfinite().all()
-
-
-def test_the_score_needs_no_design_in_the_gap_between_components():
-    """The expectation of x has the derivative w_1 w_2 (mu_2 - mu_1) in logit 2."""
-    this = line([0.2, 0.8], [0.25, 0.75], 0.01)
-    design = this.sample((20_000,))
-    surrogate = (design[:, 0] - design.mean()) * this.log_prob(design)
-    (gradient,) = torch.autograd.grad(surrogate.mean(), this.logits)
-    expected = 0.25 * 0.75 * 0.6
-    assert gradient.tolist() == pytest.approx([-expected, expected], abs=0.004)
 
 
 @pytest.mark.parametrize(
