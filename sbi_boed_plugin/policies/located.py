@@ -308,7 +308,7 @@ def _check_scales(scale: Scale | None, loc: Tensor) -> Tensor:
         )
     scales = torch.empty(2, len(loc)).to(loc)
     for row, end in zip(scales, ends, strict=True):
-        if not isinstance(end, Tensor) or end.dim() == 0:
+        if getattr(end, "ndim", 0) == 0:
             end = check_real("scale", end, above=0.0)
         end = as_finite("scale", torch.as_tensor(end, dtype=loc.dtype))
         if len(end) not in (1, len(loc)) or not (end > 0.0).all():
