@@ -67,7 +67,7 @@ class EnergyRatio(nn.Module):
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return ratios `batch_shape` of rows `(*batch_shape, dim)`."""
-        features = self.units(torch.cat([input, condition], dim=-1))
+        features = cast(Tensor, self.units(torch.cat([input, condition], dim=-1)))
         hidden = self.first((features - self.mean) / self.scale)
         for block in self.blocks:
             hidden = hidden + block(hidden)
