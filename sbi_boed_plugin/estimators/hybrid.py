@@ -22,7 +22,12 @@ from sbi_boed_plugin.estimators.design_conditioned import (
     posterior_at_design,
 )
 from sbi_boed_plugin.estimators.energy import bounded
-from sbi_boed_plugin.estimators.noise import EstimatorView, embed_condition, to_noise
+from sbi_boed_plugin.estimators.noise import (
+    EstimatorView,
+    embed_condition,
+    sample_with_noise,
+    to_noise,
+)
 from sbi_boed_plugin.estimators.rejection import (
     Sampler,
     WeightDiagnostics,
@@ -201,8 +206,13 @@ class HybridEstimator(ConditionalDensityEstimator):
 
         Draws outside the support of the prior weigh nothing or, if they are kept, one.
         """
-        draws = self.net.sample(torch.Size((num_draws,)), condition)
-        log_weights = self.log_ratio(draws, condition)
+        if self.latent_features and self.corrects:
+            draws, noise = sample_with_noise(self.net, num_draws, condition)
+            features = self.condition_features(condition)
+            log_weights = self.ratio_of_features(draws, features, noise)
+        else:
+            draws = self.net.sample(torch.Size((num_draws,)), condition)
+            log_weights = self.log_ratio(draws, condition)
         outside = -torch.inf if reject_outside_prior else 0.0
         return draws, log_weights.masked_fill(~self.inside(draws), outside)
 

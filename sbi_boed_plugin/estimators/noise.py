@@ -27,6 +27,7 @@ __all__ = [
     "embed_condition",
     "has_noise",
     "reparameterize",
+    "sample_with_noise",
     "to_noise",
 ]
 
@@ -176,6 +177,31 @@ def _mixture_to_noise(
     below = torch.logsumexp(weights + torch.special.log_ndtr(standard), dim=2)
     above = torch.logsumexp(weights + torch.special.log_ndtr(-standard), dim=2)
     return below - above if double else (below - above).to(input.device)
+
+
+def sample_with_noise(
+    estimator: ConditionalDensityEstimator, num_samples: int, condition: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what the method `sample` would, to the last bit, and the noise of it.
+
+    A flow of nflows has the noise before the samples, and needs no way back.
+    """
+    input_of_net = getattr(type(estimator), "input_of_net", None)
+    if input_of_net is EstimatorView.input_of_net:
+        view = cast(EstimatorView, estimator)
+        of_net = num_samples, view.condition_of_net(condition)
+        return sample_with_noise(view.net, *of_net)
+    if not _is_gaussian_flow(estimator):
+        samples = estimator.sample(torch.Size((num_samples,)), condition)
+        return samples, to_noise(estimator, samples, condition)
+    flow = cast(Any, estimator.net)
+    # One row per sample, those of a condition in succession, as the flow has them.
+    context = flow._embedding_net(condition).repeat_interleave(num_samples, dim=0)
+    like = {"device": context.device, "dtype": context.dtype}
+    noise = torch.randn(len(context), *estimator.input_shape, **like)
+    samples = flow._transform.inverse(noise, context=context)[0]
+    shape = (len(condition), num_samples, *estimator.input_shape)
+    return samples.reshape(shape).transpose(0, 1), noise.reshape(shape).transpose(0, 1)
 
 
 def reparameterize(
