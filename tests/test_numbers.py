@@ -25,7 +25,7 @@ from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.benchmark.jobs import expand_jobs
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
-from tests.trainers.cases import SEARCH, make, message
+from tests.trainers.cases import SEARCH, make
 
 PRIOR = BoxUniform(torch.zeros(2), torch.ones(2))
 BOX = torch.zeros(1), torch.ones(1)
@@ -203,24 +203,12 @@ def test_what_is_returned_are_numbers_of_python():
         assert type(check_integer("n", three)) is int
         assert type(check_real("n", three)) is float
     assert check_integer("n", None, or_none=True) is None
-    assert check_real("n", torch.tensor(0.5)) == 0.5
 
 
-@pytest.mark.parametrize(
-    "check, args, options, parts",
-    [
-        (check_integer, (0, 1), {}, ("n=0 must be at least 1.",)),
-        (check_integer, (9, 1, 5), {}, ("n=9 must be between 1 and 5.",)),
-        (check_integer, (10**30,), {}, ("must be at most 9223372036854775807",)),
-        (check_integer, (3.0, 1), {"or_none": True}, ("n=3.0", "an integer or None")),
-        (check_integer, ("3",), {"remedy": "Use 3."}, ("n='3'", "an integer. Use 3.")),
-        (check_integer, (True,), {}, ("n=True must be an integer.",)),
-        (check_real, (math.nan,), {}, ("n=nan must be finite.",)),
-        (check_real, (0,), {"above": 0.0}, ("n=0 must be positive and finite.",)),
-        (check_real, (2, 0.0, 1.0), {}, ("n=2 must be between 0 and 1.",)),
-        (check_real, (np.float64(1),), {"below": 1.0}, ("n=1.0 must be below 1",)),
-    ],
-)
-def test_messages_say_what_is_right(check, args, options, parts):
-    with pytest.raises((TypeError, ValueError), match=message(*parts)):
-        check("n", *args, **options)
+def test_messages_say_what_is_right():
+    with pytest.raises(TypeError, match="n=3.0 must be an integer or None. Use 3."):
+        check_integer("n", 3.0, or_none=True, remedy="Use 3.")
+    with pytest.raises(ValueError, match="n=9 must be at most 5"):
+        check_integer("n", np.array(9), 1, 5)
+    with pytest.raises(ValueError, match="n=0 must be positive"):
+        check_real("n", 0, above=0.0)
