@@ -5,33 +5,22 @@ Each chunk has a seed of its own: what it draws does not depend on the workers.
 
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
-__all__ = [
-    "Chunk",
-    "add_note",
-    "check_num_workers",
-    "default_chunk_size",
-    "describe_error",
-    "map_chunks",
-    "one_thread",
-]
+__all__ = ["Chunk", "add_note", "check_num_workers", "describe_error", "map_chunks"]
 
-# Independent of the number of workers, so that results are, too.
-_NUM_CHUNKS = 16
 # The global generators belong to the process: threads of one that seed them take turns.
 _GENERATORS = threading.RLock()
 
@@ -59,11 +48,6 @@ def check_num_workers(num_workers: Any) -> int | None:
     if checked == 0:
         raise ValueError(f"num_workers=0 starts no worker. {remedy}")
     return checked
-
-
-def default_chunk_size(num_rows: int) -> int:
-    """Return a sixteenth of the rows, rounded up."""
-    return max(1, -(-num_rows // _NUM_CHUNKS))
 
 
 def describe_error(error: BaseException) -> str:
@@ -96,18 +80,26 @@ def map_chunks(
     if on_worker:
         theta, design = theta.detach().cpu(), design.detach().cpu()
     rows = list(zip(theta.split(chunk_size), design.split(chunk_size), strict=True))
-    pairs = zip(rows, _draw_seeds(len(rows)), strict=True)
+    # Multiples of an odd number differ modulo 2**32; random numbers would coincide.
+    seed = int(torch.randint(2**32, ()))
+    seeds = [(seed + 0x9E3779B9 * index) % 2**32 for index in range(len(rows))]
     if on_worker:
-        _check_picklable(function)
+        try:
+            cloudpickle.dumps(function)
+        except Exception as error:
+            raise TypeError(
+                f"simulator cannot be sent to worker processes: {error}. Create files, "
+                "locks and connections inside of it, or use num_workers=1."
+            ) from error
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
         chunks: Any = run(
             # As arrays: pickling a slice of a tensor sends the whole tensor.
             delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
-            for (theta, design), seed in pairs
+            for (theta, design), seed in zip(rows, seeds, strict=True)
         )
     else:
-        chunks = (_run(function, *chunk, seed) for chunk, seed in pairs)
+        chunks = (_run(function, *pair) for pair in zip(rows, seeds, strict=True))
     results = []
     # Closed, since the traceback of an error would keep the generator and its chunks.
     with (
@@ -123,18 +115,9 @@ def map_chunks(
     return results
 
 
-def _draw_seeds(num_seeds: int) -> list[int]:
-    """Draw different seeds: multiples of an odd number, which differ modulo 2**32.
-
-    Of some ten thousand seeds of 32 bits that are drawn one by one, two would coincide.
-    """
-    start = int(torch.randint(2**32, ()))
-    return [(start + 0x9E3779B9 * index) % 2**32 for index in range(num_seeds)]
-
-
-def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
+def _run(function: Function, rows: tuple[Tensor, Tensor], seed: int) -> Chunk:
     with _GENERATORS, isolated_rng(seed):
-        return function(theta, design)
+        return function(*rows)
 
 
 def _run_on_worker(
@@ -143,43 +126,15 @@ def _run_on_worker(
     """Return the result of a chunk; errors and interrupts would break some pools."""
     try:
         # Copies, because what joblib maps into memory and dask shares is read-only.
-        chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
+        chunk = _run(function, (torch.tensor(theta), torch.tensor(design)), seed)
     except BaseException as error:
         chunk = Chunk(error=error, is_fatal=True)
-    if chunk.error is not None:
-        chunk = chunk._replace(error=_picklable_error(chunk.error))
-    return chunk
-
-
-def _picklable_error(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same, with a note of where it was."""
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if chunk.error is None:
+        return chunk
+    trace = "".join(traceback.format_exception(chunk.error))
     try:
-        cloudpickle.loads(cloudpickle.dumps(error))
+        error = cloudpickle.loads(cloudpickle.dumps(chunk.error))
     except Exception:
-        error = RuntimeError(describe_error(error))
+        error = RuntimeError(describe_error(chunk.error))
     add_note(error, f"On the worker:\n{trace}")
-    return error
-
-
-def _check_picklable(function: Function) -> None:
-    """Refuse what cannot be sent, before a backend fails over it in its own way."""
-    try:
-        cloudpickle.dumps(function)
-    except Exception as error:
-        raise TypeError(
-            f"simulator cannot be sent to worker processes: {error}. Create files, "
-            "locks, connections and the like inside of it, or use num_workers=1."
-        ) from error
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: several per process would fight over the cores."""
-    with threadpool_limits(limits=1):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    return chunk._replace(error=error)

@@ -4,20 +4,22 @@ It promises one row of data for each row of parameters and designs.
 """
 
 import math
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sbi_boed_plugin._parallel import Chunk, add_note, describe_error
-from sbi_boed_plugin._rng import get_rng_state, isolated_rng, same_rng_state
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 
 __all__ = [
     "CONTRACT",
     "MOST_CHECK_CALLS",
-    "NUM_CHECKED",
+    "NUM_CHECK_CALLS",
     "assemble",
     "check_contract",
     "report_errors",
@@ -26,12 +28,10 @@ __all__ = [
 
 # Rows of a chunk that may raise without a success before no others are tried.
 _MAX_FAILURES_WITHOUT_SUCCESS = 32
-# Rows of the calls that check a simulator: one in the middle, others on both sides.
-NUM_CHECKED = 3
 # Calls with one row, all of which raise only if one row is what a simulator cannot do.
 _NUM_ALONE = 8
-# Rows that a check takes at most.
-MOST_CHECK_CALLS = 1 + _NUM_ALONE + 3 * NUM_CHECKED
+# Rows that a check takes, and that it takes at most.
+NUM_CHECK_CALLS, MOST_CHECK_CALLS = 1 + 2 * 3, _NUM_ALONE + 3 * 3
 # What a row may change by when the others do, relative to its column: solvers choose
 # the steps of all rows of a batch together.
 _TOLERANCE = 0.01
@@ -44,10 +44,7 @@ CONTRACT = (
 
 
 def _call(
-    simulator: Callable[[Tensor, Tensor], Any],
-    theta: Tensor,
-    design: Tensor,
-    keep_gradient: bool = False,
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
 ) -> tuple[Tensor | None, Exception | None]:
     """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
 
@@ -70,7 +67,18 @@ def _call(
             f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
             f"row per row of theta. {CONTRACT}"
         )
-    return tensor if keep_gradient else tensor.detach(), None
+    return tensor, None
+
+
+def _width(parts: Iterable[Tensor]) -> int:
+    """Return the number of columns that all parts of the data have."""
+    dims = sorted({x.shape[1] for x in parts}) or [1]
+    if len(dims) > 1:
+        raise ValueError(
+            f"simulator returned dim_x={dims[0]} values for some rows and "
+            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
+        )
+    return dims[0]
 
 
 def simulate_chunk(
@@ -80,7 +88,7 @@ def simulate_chunk(
     function: Callable[[Tensor, Tensor], Any],
     one_by_one: bool,
     keep_gradient: bool,
-    num_repeats: int | None,
+    max_repeats: float,
 ) -> Chunk:
     """Simulate the rows of a chunk, and find out which of them raise.
 
@@ -88,59 +96,42 @@ def simulate_chunk(
     taken one by one if the number of repeated rows is limited. Halves are every other
     row, since rows next to each other may share a design that always fails.
     """
-    if len(theta) == 0:
-        return Chunk()
-    all_rows = torch.arange(len(theta))
-    todo = _spread(all_rows) if one_by_one else [all_rows]
-    most = math.inf if num_repeats is None else len(theta) + num_repeats
+    todo = [torch.arange(len(theta))] if len(theta) else []
     parts, left_out, num_calls, first_error, num_raised = [], [], 0, None, 0
     while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):
         rows = todo.pop()
-        if num_calls + len(rows) > most:
-            left_out.append(rows)
-            continue
-        num_calls += len(rows)
-        x, error = _call(function, theta[rows], design[rows], keep_gradient)
-        if error is None:
-            parts.append((rows, x))
-            continue
-        if keep_gradient:
-            raise error
-        first_error = first_error or error
-        if len(rows) == 1:
-            num_raised += 1
-        elif num_repeats is None:
+        if one_by_one and len(rows) > 1:
             todo += [rows[1::2], rows[::2]]
+        elif num_calls + len(rows) > len(theta) + max_repeats:
+            left_out.append(rows)
         else:
-            todo += _spread(rows)
+            num_calls += len(rows)
+            x, error = _call(function, theta[rows], design[rows])
+            if x is not None:
+                parts.append((rows, x if keep_gradient else x.detach()))
+            elif keep_gradient:
+                raise error
+            elif len(rows) > 1:
+                one_by_one |= math.isfinite(max_repeats)
+                todo += [rows[1::2], rows[::2]]
+            else:
+                num_raised += 1
+            first_error = first_error or error
     return Chunk(parts, left_out, num_calls, first_error)
-
-
-def _spread(rows: Tensor) -> list[Tensor]:
-    """Return rows one by one, neighbours apart, to be taken from the end."""
-    num_parts = max(1, len(rows) // _MAX_FAILURES_WITHOUT_SUCCESS)
-    spread = torch.cat([rows[start::num_parts] for start in range(num_parts)])
-    return list(spread.flip(0).split(1))
 
 
 def assemble(
     theta: Tensor, chunks: list[Chunk], chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return data of all rows, NaN where there are none, and which rows are left in."""
-    dims = sorted({x.shape[1] for chunk in chunks for _, x in chunk.parts}) or [1]
-    if len(dims) > 1:
-        raise ValueError(
-            f"simulator returned dim_x={dims[0]} values for some rows and "
-            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
-        )
-    x = theta.new_full((len(theta), dims[0]), torch.nan)
+    width = _width(x for chunk in chunks for _, x in chunk.parts)
+    x = theta.new_full((len(theta), width), torch.nan)
     tried = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
     for index, chunk in enumerate(chunks):
-        start = index * chunk_size
         for rows, values in chunk.parts:
-            x[(start + rows).to(x.device)] = values.to(x)
+            x[(index * chunk_size + rows).to(x.device)] = values.to(x)
         for rows in chunk.left_out:
-            tried[(start + rows).to(x.device)] = False
+            tried[(index * chunk_size + rows).to(x.device)] = False
     return x, tried
 
 
@@ -171,75 +162,53 @@ def check_contract(
 ) -> Chunk:
     """Check that a simulator takes any number of rows and keeps them apart.
 
-    It is called with one row (up to eight times, until it does not raise), then with
-    all rows, and then, with the same random numbers, with the middle row in the place
-    of all others: the middle row of x must not change. A simulator that does not give
-    the same for the same random numbers cannot be compared, and is taken. Returns how
-    many rows the simulator got, and an error if each of these calls raised.
+    It is called with one of three rows (up to eight times, until it does not raise),
+    then with all of them, and then, with the same random numbers, with the second row
+    in the place of all: the second row of x must not change. A simulator that does not
+    give the same for the same random numbers cannot be compared, and is taken. Returns
+    how many rows the simulator got, and an error if each of these calls raised.
     """
     alone, error, num_calls = None, None, 0
     while alone is None and num_calls < _NUM_ALONE:
-        row = [num_calls % len(theta)]
+        row = [num_calls % 3]
         alone, error = _call(simulator, theta[row], design[row])
         num_calls += 1
-    together, start = None, get_rng_state()
-    if len(theta) > 1:
-        together, _ = _call(simulator, theta, design)
-        num_calls += len(theta)
+    start = get_rng_state()
+
+    def simulate(rows: list[int]) -> tuple[Tensor | None, list[float]]:
+        """Return data from the same state, and the random numbers that come next."""
+        with isolated_rng(start):
+            x, _ = _call(simulator, theta[rows], design[rows])
+            of_torch = torch.rand((), device=theta.device).item()
+            return x, [of_torch, np.random.rand(), random.random()]
+
+    together, end = simulate([0, 1, 2])
     if together is None:
-        return Chunk(error=error, num_calls=num_calls)
-    end = get_rng_state()
+        return Chunk(error=error, num_calls=num_calls + 3)
     if alone is None:
         raise ValueError(
             "simulator simulates several rows together, but raises for one row alone "
             f"({error!r}). {CONTRACT}"
         ) from error
-    _check_width(alone, together)
-
-    def again(rows: list[int]) -> Tensor | None:
-        """Simulate from the same state; `None` if it took other random numbers."""
-        with isolated_rng(start):
-            x, _ = _call(simulator, theta[rows], design[rows])
-            return x if same_rng_state(get_rng_state(), end) else None
-
-    # Rows on both sides of one; of two rows each is the other side of the other.
-    for row in [1] if len(theta) > 2 else [0, 1]:
-        changed = again([row] * len(theta))
-        num_calls += len(theta)
-        if changed is None:
-            continue
-        _check_width(changed, together)
-        if _agree(changed[row], together[row], together):
-            continue
-        # A row that depends on others, or noise from a generator of its own.
-        repeated = again(list(range(len(theta))))
-        num_calls += len(theta)
-        if repeated is not None and torch.equal(repeated, together):
-            raise ValueError(
-                "simulator mixes rows: with the same random numbers, the row of x for "
-                f"theta={theta[row].tolist()} and design={design[row].tolist()} is "
-                f"{together[row].tolist()} beside some rows and "
-                f"{changed[row].tolist()} beside others. {CONTRACT}"
-            )
-    return Chunk(num_calls=num_calls)
-
-
-def _check_width(x: Tensor, other: Tensor) -> None:
-    if x.shape[1] != other.shape[1]:
+    changed, end_of_changed = simulate([1, 1, 1])
+    num_calls += 6
+    _width(x for x in (alone, together, changed) if x is not None)
+    if changed is None or end_of_changed != end:
+        return Chunk(num_calls=num_calls)
+    # Columns of integers, or of which rows are equal, may repeat by chance.
+    different = together[: 2 if torch.equal(theta[0], theta[2]) else 3]
+    tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
+    tells &= together.ne(together.round()).any(dim=0)
+    gaps = (changed[1] - together[1]).abs()
+    if not bool((tells & (gaps > _TOLERANCE * together.abs().amax(dim=0))).any()):
+        return Chunk(num_calls=num_calls)
+    # A row that depends on others, or noise from a generator of its own.
+    repeated, _ = simulate([0, 1, 2])
+    if repeated is not None and torch.equal(repeated, together):
         raise ValueError(
-            f"simulator returned x of shape {tuple(x.shape)}, then of shape "
-            f"{tuple(other.shape)}: rows must be of one length at each call. {CONTRACT}"
+            "simulator mixes rows: with the same random numbers, the row of x for "
+            f"theta={theta[1].tolist()} and design={design[1].tolist()} is "
+            f"{together[1].tolist()} beside some rows and {changed[1].tolist()} beside "
+            f"others. {CONTRACT}"
         )
-
-
-def _agree(row: Tensor, other: Tensor, x: Tensor) -> bool:
-    """Whether two outcomes of a row are alike, as far as the columns of `x` tell.
-
-    Columns of which two rows are equal may hold outcomes of few values, such as yes
-    and no, which repeat by chance.
-    """
-    gaps = (x.unsqueeze(0) - x.unsqueeze(1)).abs()
-    gaps = gaps + torch.diag(gaps.new_full((len(x),), torch.inf)).unsqueeze(-1)
-    tells = gaps.amin(dim=(0, 1)).gt(0.0) & x.ne(x.round()).any(dim=0)
-    differs = (row - other).abs() > _TOLERANCE * x.abs().amax(dim=0)
-    return not bool((differs & tells).any())
+    return Chunk(num_calls=num_calls + 3)

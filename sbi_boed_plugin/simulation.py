@@ -1,25 +1,21 @@
 """The boundary to a user's simulator: who runs it, what fails, what comes out."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_integer, check_seed
-from sbi_boed_plugin._parallel import (
-    Chunk,
-    check_num_workers,
-    default_chunk_size,
-    map_chunks,
-)
+from sbi_boed_plugin._parallel import Chunk, check_num_workers, map_chunks
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._simulator_calls import (
     MOST_CHECK_CALLS,
-    NUM_CHECKED,
+    NUM_CHECK_CALLS,
     assemble,
     check_contract,
     report_errors,
@@ -36,24 +32,26 @@ __all__ = [
     "vectorize",
 ]
 
+# Independent of the number of workers, so that results are, too.
+_NUM_CHUNKS = 16
+
 
 @dataclass
 class CheckedSimulator:
     """A user's simulator during one public call, which checks it once.
 
-    It may get `max_calls` more rows, or any number if `None`. It gets them one by one
-    if it is made by `vectorize`, raised whenever it was checked, or has raised while
-    there is a limit.
+    It may get `max_calls` more rows. It gets them one by one if it is made by
+    `vectorize`, raised whenever it was checked, or has raised while there is a limit.
     """
 
     function: Callable[[Tensor, Tensor], Any]
-    max_calls: int | None = None
+    max_calls: float = math.inf
     is_checked: bool = False
     one_by_one: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
-            self.is_checked = self.is_checked or self.function.is_checked
+            self.is_checked |= self.function.is_checked
             self.function = self.function.function
         if not callable(self.function):
             raise TypeError(
@@ -63,41 +61,35 @@ class CheckedSimulator:
         if isinstance(self.function, _RowByRow):
             self.is_checked = self.one_by_one = True
 
-    def count(self, chunks: list[Chunk]) -> int:
-        """Subtract the rows of chunks from the limit, and return their number."""
-        num_calls = sum(chunk.num_calls for chunk in chunks)
-        if self.max_calls is not None:
-            self.max_calls -= num_calls
-            self.one_by_one |= any(chunk.error is not None for chunk in chunks)
-        return num_calls
-
-    def set_aside(self, num_calls: int) -> None:
-        """Leave some of the calls for later."""
-        if self.max_calls is not None:
-            self.max_calls = max(0, self.max_calls - num_calls)
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit of calls."""
+        return self.max_calls < math.inf
 
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes, unless there are errors or other generators."""
-        return 0 if self.is_checked else 1 + 2 * NUM_CHECKED
+        return 0 if self.is_checked else NUM_CHECK_CALLS
+
+    def count(self, chunks: list[Chunk]) -> int:
+        """Subtract the rows of chunks from the limit, and return their number."""
+        num_calls = sum(chunk.num_calls for chunk in chunks)
+        self.max_calls -= num_calls
+        raised = any(chunk.error is not None for chunk in chunks)
+        self.one_by_one |= self.is_limited and raised
+        return num_calls
 
 
 Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
 
 
-@dataclass(frozen=True)
-class Simulations:
+class Simulations(NamedTuple):
     """What came out of a simulator."""
 
     x: Tensor  # Of shape (batch_dim, dim_x), NaN where it failed.
     valid: Tensor  # Rows free of NaN and infinite values, of shape (batch_dim,).
     num_calls: int  # Rows that it got, those of its check and repeated ones included.
     tried: Tensor  # Rows that the limit of calls left in, of shape (batch_dim,).
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no row was left out."""
-        return bool(self.tried.all())
 
 
 def run_simulator(
@@ -128,10 +120,9 @@ def run_simulator(
     if not isinstance(simulator, CheckedSimulator):
         simulator = CheckedSimulator(simulator)
     num_calls = _check_once(simulator, theta, design, num_workers)
-    left = simulator.max_calls
-    num_rows = len(theta) if left is None else min(len(theta), left)
+    num_rows = int(min(len(theta), simulator.max_calls))
     one_call = keep_gradient or (num_workers == 1 and simulation_batch_size is None)
-    chunk_size = simulation_batch_size or default_chunk_size(num_rows)
+    chunk_size = simulation_batch_size or max(1, -(-num_rows // _NUM_CHUNKS))
     num_chunks = 1 if one_call else max(1, -(-num_rows // chunk_size))
     simulate = partial(
         simulate_chunk,
@@ -139,7 +130,7 @@ def run_simulator(
         one_by_one=simulator.one_by_one,
         keep_gradient=keep_gradient,
         # The same for all chunks, whichever is first.
-        num_repeats=None if left is None else (left - num_rows) // num_chunks,
+        max_repeats=(simulator.max_calls - num_rows) / num_chunks,
     )
     rows = theta[:num_rows], design[:num_rows]
     if one_call:
@@ -163,20 +154,17 @@ def _check_once(
     simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
 ) -> int:
     """Check a simulator before its first use, and return how many rows that took."""
-    left = simulator.max_calls
-    if simulator.is_checked or (left is not None and left < MOST_CHECK_CALLS):
+    if simulator.is_checked or simulator.max_calls < MOST_CHECK_CALLS:
         return 0
-    # A single row is checked beside copies of itself.
-    num_rows = 2 if len(theta) == 2 else NUM_CHECKED
-    # First, last and between, since neighbours may share a design.
-    rows = torch.linspace(0, len(theta) - 1, num_rows).round().long()
+    # The second one is checked beside others, which may share a design if next to it.
+    rows = [0, len(theta) - 1, (len(theta) - 1) // 2]
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
         chunks = map_chunks(
             partial(check_contract, simulator.function),
             theta[rows].detach(),
             design[rows].detach(),
             num_workers=num_workers,
-            chunk_size=num_rows,
+            chunk_size=len(rows),
         )
     simulator.is_checked = True
     simulator.one_by_one |= chunks[0].error is not None
@@ -197,27 +185,25 @@ def simulate_for_boed(
     """Draw parameters and designs and simulate them, on several workers if asked.
 
     The counterpart of sbi's `simulate_for_sbi`. The same seed and
-    `simulation_batch_size` give the same simulations with any number of workers. Those
-    are processes of this machine; inside of `with
-    joblib.parallel_config(backend="dask"):` they are those of a cluster, where only
-    random numbers of torch and NumPy are the same: dask draws from Python's `random`.
+    `simulation_batch_size` give the same simulations with any number of workers, which
+    are processes or, inside of `with joblib.parallel_config(backend="dask"):`, those of
+    a cluster. There Python's `random` differs, from which dask draws as well.
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
             With several workers it has to be picklable, and gets tensors on the CPU.
-            Rows for which it raises an `Exception` become NaN; it is called again with
-            parts of the rows to find out which these are. Before that it is called with
-            one row and twice with three, to see that rows do not depend on each other.
-            For a function of one vector see :func:`vectorize`.
+            Rows for which it raises an `Exception` become NaN, found by calls with
+            parts of the rows. The first calls, with one row and twice with three, check
+            that rows do not depend on each other. For a function of one vector see
+            :func:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
         num_simulations: Number of simulations.
         num_workers: Number of workers. 1 means this process, -1 as many as there are
             cores, `None` the `n_jobs` of `joblib.parallel_config`. A dask cluster
-            lends all of its workers to any number but 1. Threads take turns, because
-            they share the random generators.
+            lends all of its workers to any number but 1. Threads take turns.
         simulation_batch_size: Number of rows that `simulator` gets per call. If
             `None`, a sixteenth of `num_simulations`.
         seed: Seed of everything that is drawn. The global random state is left as it
@@ -263,7 +249,7 @@ def simulate_for_boed(
         "simulation_batch_size", simulation_batch_size, 1, or_none=True
     )
     # Always chunks, so that results do not depend on the number of workers.
-    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
+    chunk_size = simulation_batch_size or -(-num_simulations // _NUM_CHUNKS)
     shape = torch.Size((num_simulations,))
     with torch.no_grad(), isolated_rng(seed):
         # Copies, since a prior or policy may keep what it returned.
@@ -288,14 +274,7 @@ class _RowByRow:
 
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
         pairs = zip(theta, design, strict=True)
-        rows = [_as_vector(self.simulator(*pair), theta) for pair in pairs]
-        lengths = sorted({len(row) for row in rows})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"simulator returned vectors of different lengths: {lengths}. Pad with "
-                "NaN what has not been measured."
-            )
-        return torch.stack(rows)
+        return torch.stack([_as_vector(self.simulator(*pair), theta) for pair in pairs])
 
 
 def _as_vector(x: Any, theta: Tensor) -> Tensor:

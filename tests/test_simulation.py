@@ -1,5 +1,6 @@
 """Simulations on workers: the same numbers everywhere, and failures that cost a row."""
 
+import math
 import os
 import random
 import threading
@@ -14,7 +15,6 @@ from sbi.utils import BoxUniform
 from torch.distributions import Uniform
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from sbi_boed_plugin._parallel import _draw_seeds
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.simulation import (
     CheckedSimulator,
@@ -115,9 +115,6 @@ def test_no_noise_is_used_twice(num_workers):
     settings = {"num_workers": num_workers, "simulation_batch_size": 1, "seed": None}
     x = torch.cat([simulate(**settings)[2] for _ in range(2)])
     assert len(x[:, 2].unique()) == len(x) == 100
-    seeds = _draw_seeds(100_000)
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 def test_one_worker_is_one_plain_call():
@@ -489,7 +486,7 @@ def test_what_priors_and_policies_return_is_copied():
 
 
 @pytest.mark.filterwarnings("ignore:.*raised an error")
-@pytest.mark.parametrize("max_calls", [None, 0, 5, 20, 50, 60, 100, 300])
+@pytest.mark.parametrize("max_calls", [math.inf, 0, 5, 20, 50, 60, 100, 300])
 @pytest.mark.parametrize("batch_size", [None, 7])
 @pytest.mark.parametrize("limit", [0.5, 0.95, 2.0])
 def test_the_calls_that_are_counted_are_the_calls_that_are_made(
@@ -507,14 +504,15 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
     simulator = CheckedSimulator(diverges, max_calls)
     made = run_simulator(simulator, theta, design, simulation_batch_size=batch_size)
     assert made.num_calls == sum(sizes)
-    assert max_calls is None or made.num_calls <= max_calls
+    assert made.num_calls <= max_calls
     works = (theta <= limit).all(dim=1)
     assert not (made.valid & ~works).any()
-    if made.is_complete:
+    is_complete = bool(made.tried.all())
+    if is_complete:
         assert torch.equal(made.valid, works)
-    assert made.is_complete or max_calls is not None
+    assert is_complete or max_calls < math.inf
     if max_calls == 300 and batch_size is None:
-        assert made.is_complete
+        assert is_complete
 
 
 def test_a_vectorized_simulator_without_calls_left_is_not_called():
