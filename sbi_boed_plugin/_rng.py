@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["get_rng_state", "isolated_rng", "same_rng_state"]
+__all__ = ["get_rng_state", "isolated_rng"]
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -40,16 +40,6 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
     if "mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"][0])
-
-
-def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two states are the same."""
-
-    def plain(state: dict[str, Any]) -> tuple[Any, ...]:
-        tensors = [state["torch"], *state.get("cuda", ()), *state.get("mps", ())]
-        return state["numpy"], state["python"], [each.tolist() for each in tensors]
-
-    return plain(state) == plain(other)
 
 
 @contextmanager

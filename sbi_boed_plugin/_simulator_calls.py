@@ -109,7 +109,7 @@ def simulate_chunk(
             x, error = _call(function, theta[rows], design[rows])
             if x is not None:
                 parts.append((rows, x if keep_gradient else x.detach()))
-            elif keep_gradient:
+            elif keep_gradient and error is not None:
                 raise error
             elif len(rows) > 1:
                 one_by_one |= math.isfinite(max_repeats)
