@@ -3,9 +3,11 @@
 Each chunk has a seed of its own: what it draws does not depend on the workers.
 """
 
+import math
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -19,8 +21,26 @@ from tqdm.auto import tqdm
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
-__all__ = ["Chunk", "add_note", "check_num_workers", "describe_error", "map_chunks"]
+__all__ = [
+    "CONTRACT",
+    "Chunk",
+    "add_note",
+    "assemble",
+    "call_simulator",
+    "check_num_workers",
+    "common_width",
+    "describe_error",
+    "map_chunks",
+    "simulate_chunk",
+]
 
+CONTRACT = (
+    "It must make each row of x from its own row of theta, of shape (batch_dim, "
+    "dim_theta), and design, of shape (batch_dim, dim_design). For a function of one "
+    "parameter vector and one design vector pass sbi_boed_plugin.vectorize(simulator)."
+)
+# Rows of a chunk that may raise without a success before no others are tried.
+_MAX_FAILURES_WITHOUT_SUCCESS = 32
 # The global generators belong to the process: threads of one that seed them take turns.
 _GENERATORS = threading.RLock()
 
@@ -40,10 +60,7 @@ Function = Callable[[Tensor, Tensor], Chunk]
 
 def check_num_workers(num_workers: Any) -> int | None:
     """Return a number of workers, -1 for all cores, or `None`; refuse anything else."""
-    remedy = (
-        "Use a positive number, -1 for all cores, or None for the n_jobs of "
-        "joblib.parallel_config."
-    )
+    remedy = "Use a positive number, -1 for all cores, or None for joblib's n_jobs."
     checked = check_integer("num_workers", num_workers, or_none=True, remedy=remedy)
     if checked == 0:
         raise ValueError(f"num_workers=0 starts no worker. {remedy}")
@@ -72,9 +89,8 @@ def map_chunks(
 ) -> list[Chunk]:
     """Call a function on chunks of rows, each with a seed of its own.
 
-    Only the seeds are drawn from the caller's random state, by torch's generator. With
-    one worker `function` runs in this process on the device of `theta`; the workers of
-    `joblib.parallel_config` get and return tensors on the CPU.
+    Only the seeds are drawn from the caller's random state. With one worker `function`
+    runs in this process on the device of `theta`; other workers get tensors on the CPU.
     """
     on_worker = num_workers != 1
     if on_worker:
@@ -102,10 +118,8 @@ def map_chunks(
         chunks = (_run(function, *pair) for pair in zip(rows, seeds, strict=True))
     results = []
     # Closed, since the traceback of an error would keep the generator and its chunks.
-    with (
-        closing(chunks),
-        tqdm(total=sum(len(t) for t, _ in rows), disable=not show_progress_bar) as bar,
-    ):
+    total = sum(len(part) for part, _ in rows)
+    with closing(chunks), tqdm(total=total, disable=not show_progress_bar) as bar:
         for chunk, (part, _) in zip(chunks, rows, strict=True):
             results.append(chunk)
             bar.update(len(part))
@@ -121,7 +135,10 @@ def _run(function: Function, rows: tuple[Tensor, Tensor], seed: int) -> Chunk:
 
 
 def _run_on_worker(
-    function: Function, theta: np.ndarray, design: np.ndarray, seed: int
+    function: Function,
+    theta: np.ndarray,
+    design: np.ndarray,
+    seed: int,
 ) -> Chunk:
     """Return the result of a chunk; errors and interrupts would break some pools."""
     try:
@@ -138,3 +155,115 @@ def _run_on_worker(
         error = RuntimeError(describe_error(chunk.error))
     add_note(error, f"On the worker:\n{trace}")
     return chunk._replace(error=error)
+
+
+def call_simulator(
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
+) -> tuple[Tensor | None, Exception | None]:
+    """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
+
+    It gets copies, which it may change, and what it returns is copied, too.
+    """
+    try:
+        x = simulator(theta.clone(), design.clone())
+    except Exception as error:
+        return None, error
+    try:
+        tensor = torch.as_tensor(x, dtype=theta.dtype, device=theta.device).clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            "simulator(theta, design) must return a tensor or an array of numbers of "
+            f"shape (batch_dim, dim_x), got {type(x).__name__}."
+        ) from error
+    if tensor.dim() != 2 or tensor.shape[0] != theta.shape[0]:
+        raise ValueError(
+            f"simulator returned x of shape {tuple(tensor.shape)} for theta of shape "
+            f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
+            f"row per row of theta. {CONTRACT}"
+        )
+    return tensor, None
+
+
+def common_width(parts: Iterable[Tensor]) -> int:
+    """Return the number of columns that all parts of the data have."""
+    dims = sorted({x.shape[1] for x in parts}) or [1]
+    if len(dims) > 1:
+        raise ValueError(
+            f"simulator returned dim_x={dims[0]} values for some rows and "
+            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
+        )
+    return dims[0]
+
+
+def simulate_chunk(
+    theta: Tensor,
+    design: Tensor,
+    *,
+    function: Callable[[Tensor, Tensor], Any],
+    one_by_one: bool,
+    keep_gradient: bool,
+    max_repeats: float,
+) -> Chunk:
+    """Simulate the rows of a chunk, and find out which of them raise.
+
+    The rows of a call that raises are halved until those to blame are alone, or are
+    taken one by one if the number of repeated rows is limited. Halves are every other
+    row, since rows next to each other may share a design that always fails.
+    """
+    todo = [torch.arange(len(theta))] if len(theta) else []
+    parts, left_out, num_calls, first_error, num_raised = [], [], 0, None, 0
+    while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):
+        rows = todo.pop()
+        if one_by_one and len(rows) > 1:
+            todo += [rows[1::2], rows[::2]]
+        elif num_calls + len(rows) > len(theta) + max_repeats:
+            left_out.append(rows)
+        else:
+            num_calls += len(rows)
+            x, error = call_simulator(function, theta[rows], design[rows])
+            if x is not None:
+                parts.append((rows, x if keep_gradient else x.detach()))
+            elif keep_gradient and error is not None:
+                raise error
+            elif len(rows) > 1:
+                one_by_one |= math.isfinite(max_repeats)
+                todo += [rows[1::2], rows[::2]]
+            else:
+                num_raised += 1
+            first_error = first_error or error
+    return Chunk(parts, left_out, num_calls, first_error)
+
+
+def assemble(
+    theta: Tensor, chunks: list[Chunk], chunk_size: int, num_rows: int, warn: bool
+) -> tuple[Tensor, Tensor]:
+    """Return data of all rows, NaN where there are none, and which rows are left in.
+
+    Warns of rows that raised; if there are no others, raises what they did.
+    """
+    width = common_width(x for chunk in chunks for _, x in chunk.parts)
+    x = theta.new_full((len(theta), width), torch.nan)
+    tried = torch.arange(len(theta), device=theta.device) < num_rows
+    num_done = 0
+    for index, chunk in enumerate(chunks):
+        for rows, values in chunk.parts:
+            x[(index * chunk_size + rows).to(x.device)] = values.to(x)
+            num_done += len(rows)
+        for rows in chunk.left_out:
+            tried[(index * chunk_size + rows).to(x.device)] = False
+    error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
+    if error is None:
+        return x, tried
+    num_tried = int(tried.sum())
+    num_raised = num_tried - num_done
+    if num_raised == len(theta):
+        note = f"The simulator raised for each of {len(theta)} simulations. {CONTRACT}"
+        add_note(error, note)
+        raise error
+    if warn and num_raised:
+        warnings.warn(
+            f"{num_raised} of {num_tried} simulations raised an error and are NaN. "
+            f"The first error: {describe_error(error)}",
+            stacklevel=4,
+        )
+    return x, tried

@@ -155,7 +155,7 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
 
 
 def _log_integral(prior: Distribution) -> tuple[float, float]:
-    """Return the logarithm of the integral of a density and its error, if it is told."""
+    """Return the logarithm of the integral of a density, and its error."""
     to_real: Any = to_real_numbers(prior)
     centres = to_real(draw_parameters(prior, _NUM_CENTRES)).cpu().double()
     centres = centres[torch.isfinite(centres).all(dim=-1)]

@@ -1,26 +1,29 @@
 """The boundary to a user's simulator: who runs it, what fails, what comes out."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_integer, check_seed
-from sbi_boed_plugin._parallel import Chunk, check_num_workers, map_chunks
-from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._simulator_calls import (
-    MOST_CHECK_CALLS,
-    NUM_CHECK_CALLS,
+from sbi_boed_plugin._parallel import (
+    CONTRACT,
+    Chunk,
     assemble,
-    check_contract,
-    report_errors,
+    call_simulator,
+    check_num_workers,
+    common_width,
+    map_chunks,
     simulate_chunk,
 )
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.policies.policy import DesignPolicy
 
 __all__ = [
@@ -34,6 +37,13 @@ __all__ = [
 
 # Independent of the number of workers, so that results are, too.
 _NUM_CHUNKS = 16
+# Calls with one row, all of which raise only if one row is what a simulator cannot do.
+_NUM_ALONE = 8
+# Rows that a check takes, and that it takes at most.
+_NUM_CHECK_CALLS, _MOST_CHECK_CALLS = 1 + 2 * 3, _NUM_ALONE + 3 * 3
+# What a row may change by when the others do, relative to its column: solvers choose
+# the steps of all rows of a batch together.
+_TOLERANCE = 0.01
 
 
 @dataclass
@@ -58,25 +68,20 @@ class CheckedSimulator:
                 f"simulator must be a function of theta and design, got "
                 f"{type(self.function).__name__}."
             )
-        if isinstance(self.function, _RowByRow):
+        if isinstance(self.function, vectorize):
             self.is_checked = self.one_by_one = True
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether there is a limit of calls."""
-        return self.max_calls < math.inf
 
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes, unless there are errors or other generators."""
-        return 0 if self.is_checked else NUM_CHECK_CALLS
+        return 0 if self.is_checked else _NUM_CHECK_CALLS
 
     def count(self, chunks: list[Chunk]) -> int:
         """Subtract the rows of chunks from the limit, and return their number."""
         num_calls = sum(chunk.num_calls for chunk in chunks)
         self.max_calls -= num_calls
         raised = any(chunk.error is not None for chunk in chunks)
-        self.one_by_one |= self.is_limited and raised
+        self.one_by_one |= raised and self.max_calls < math.inf
         return num_calls
 
 
@@ -106,10 +111,9 @@ def run_simulator(
     """Simulate one experiment per row, with copies in and copies out.
 
     With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
-    there is a single call in this process, which draws from the global generators as
-    they are. Otherwise rows go in chunks, each with a seed: results depend on the size
-    of the chunks, not on the number, kind and order of workers. Rows that raise an
-    `Exception` become NaN, unless all of them do or a gradient is kept.
+    there is a single call, which draws from the global generators as they are.
+    Otherwise rows go in chunks with seeds: results depend on the size of the chunks,
+    not on the workers. Rows that raise become NaN, unless all do or a gradient is kept.
     """
     for name, rows in (("prior", theta), ("design_policy", design)):
         if rows.dim() != 2:
@@ -144,9 +148,7 @@ def run_simulator(
             show_progress_bar=show_progress_bar,
         )
     num_calls += simulator.count(chunks)
-    x, tried = assemble(theta, chunks, chunk_size)
-    tried[num_rows:] = False
-    report_errors(chunks, tried, warn)
+    x, tried = assemble(theta, chunks, chunk_size, num_rows, warn)
     return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried)
 
 
@@ -154,21 +156,76 @@ def _check_once(
     simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
 ) -> int:
     """Check a simulator before its first use, and return how many rows that took."""
-    if simulator.is_checked or simulator.max_calls < MOST_CHECK_CALLS:
+    if simulator.is_checked or simulator.max_calls < _MOST_CHECK_CALLS:
         return 0
     # The second one is checked beside others, which may share a design if next to it.
     rows = [0, len(theta) - 1, (len(theta) - 1) // 2]
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
         chunks = map_chunks(
-            partial(check_contract, simulator.function),
+            partial(_check_contract, simulator.function),
             theta[rows].detach(),
             design[rows].detach(),
             num_workers=num_workers,
-            chunk_size=len(rows),
+            chunk_size=3,
         )
     simulator.is_checked = True
     simulator.one_by_one |= chunks[0].error is not None
     return simulator.count(chunks)
+
+
+def _check_contract(
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
+) -> Chunk:
+    """Check that a simulator takes one row as well as three, and keeps rows apart.
+
+    With the same random numbers, the second row must be the same beside copies of
+    itself. A simulator that takes others cannot be compared, and is taken. Returns how
+    many rows the simulator got, and an error if each call raised.
+    """
+    alone, error, num_calls = None, None, 0
+    while alone is None and num_calls < _NUM_ALONE:
+        row = [num_calls % 3]
+        alone, error = call_simulator(simulator, theta[row], design[row])
+        num_calls += 1
+    start = get_rng_state()
+
+    def simulate(rows: list[int]) -> tuple[Tensor | None, list[float]]:
+        """Return data from the same state, and the next random numbers."""
+        with isolated_rng(start):
+            x, _ = call_simulator(simulator, theta[rows], design[rows])
+            of_torch = torch.rand((), device=theta.device).item()
+            return x, [of_torch, np.random.rand(), random.random()]
+
+    together, end = simulate([0, 1, 2])
+    if together is None:
+        return Chunk(error=error, num_calls=num_calls + 3)
+    if alone is None:
+        raise ValueError(
+            "simulator simulates several rows together, but raises for one row alone "
+            f"({error!r}). {CONTRACT}"
+        ) from error
+    changed, end_of_changed = simulate([1, 1, 1])
+    num_calls += 6
+    common_width(x for x in (alone, together, changed) if x is not None)
+    if changed is None or end_of_changed != end:
+        return Chunk(num_calls=num_calls)
+    # Columns of integers, or of which rows are equal, may repeat by chance.
+    different = together[: 2 if torch.equal(theta[0], theta[2]) else 3]
+    tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
+    tells &= together.ne(together.round()).any(dim=0)
+    gaps = (changed[1] - together[1]).abs()
+    if not bool((tells & (gaps > _TOLERANCE * together.abs().amax(dim=0))).any()):
+        return Chunk(num_calls=num_calls)
+    # A row that depends on others, or noise from a generator of its own.
+    repeated, _ = simulate([0, 1, 2])
+    if repeated is not None and torch.equal(repeated, together):
+        raise ValueError(
+            "simulator mixes rows: with the same random numbers, the row of x for "
+            f"theta={theta[1].tolist()} and design={design[1].tolist()} is "
+            f"{together[1].tolist()} beside some rows and {changed[1].tolist()} beside "
+            f"others. {CONTRACT}"
+        )
+    return Chunk(num_calls=num_calls + 3)
 
 
 def simulate_for_boed(
@@ -266,13 +323,41 @@ def simulate_for_boed(
     return theta, design, made.x
 
 
-class _RowByRow:
-    """What `vectorize` returns."""
+class vectorize:
+    """Make a simulator of many rows from a function of one parameter vector.
+
+    The counterpart of sbi's `process_simulator`: a function from `theta` of shape
+    `(batch_dim, dim_theta)` and `design` of shape `(batch_dim, dim_design)` to `x` of
+    shape `(batch_dim, dim_x)`, which carries gradients if `simulator` does. Rows are
+    simulated one after another, or on several processes with `num_workers`; a row that
+    raises costs no other row.
+
+    Args:
+        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
+            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
+            array or a list. To run on several processes it has to be picklable.
+
+    Raises:
+        TypeError: If `simulator` is not a function.
+
+    Example:
+        >>> def decay(theta, design):
+        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
+        >>> simulator = vectorize(decay)
+        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
 
     def __init__(self, simulator: Callable[[Tensor, Tensor], Any]) -> None:
+        if not callable(simulator):
+            raise TypeError(
+                "simulator must be a function of one parameter vector and one design, "
+                f"got {type(simulator).__name__}."
+            )
         self.simulator = simulator
 
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Simulate rows one after another."""
         pairs = zip(theta, design, strict=True)
         return torch.stack([_as_vector(self.simulator(*pair), theta) for pair in pairs])
 
@@ -288,39 +373,3 @@ def _as_vector(x: Any, theta: Tensor) -> Tensor:
             "vector and one design, but must return a number or a vector."
         )
     return vector.reshape(-1)
-
-
-def vectorize(
-    simulator: Callable[[Tensor, Tensor], Any],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make a simulator of many rows from a function of one parameter vector.
-
-    The counterpart of sbi's `process_simulator`. Rows are simulated one after another,
-    or on several processes with `num_workers`; a row that raises costs no other row.
-
-    Args:
-        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
-            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
-            array or a list. To run on several processes it has to be picklable.
-
-    Returns:
-        Function from `theta` of shape `(batch_dim, dim_theta)` and `design` of shape
-        `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`. It carries
-        gradients if `simulator` does.
-
-    Raises:
-        TypeError: If `simulator` is not a function.
-
-    Example:
-        >>> def decay(theta, design):
-        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
-        >>> simulator = vectorize(decay)
-        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
-        torch.Size([5, 1])
-    """
-    if not callable(simulator):
-        raise TypeError(
-            "simulator must be a function of one parameter vector and one design, got "
-            f"{type(simulator).__name__}."
-        )
-    return _RowByRow(simulator)

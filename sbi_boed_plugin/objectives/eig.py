@@ -204,7 +204,7 @@ def simulate_design(
     """
     theta = draw_parameters(prior, num_samples)
     # Under a limit calls are small: an error in a large one could use up the budget.
-    limited = isinstance(simulator, CheckedSimulator) and simulator.is_limited
+    limited = isinstance(simulator, CheckedSimulator) and simulator.max_calls < math.inf
     made = run_simulator(
         simulator,
         theta,
