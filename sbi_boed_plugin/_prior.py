@@ -25,7 +25,7 @@ __all__ = [
 _MAX_ATTEMPTS = 100
 _SEED = 20_261_128
 # Draws that tell the kind of a prior; the share of them that may repeat others, and how
-# many may be the same: in single precision even densities have a few.
+# many may be the same, in single precision.
 _NUM_DRAWS, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
 # Smallest share of the variance that is left once the other parameters are known.
 _MIN_FREEDOM = 1e-5
@@ -43,8 +43,7 @@ def draw_parameters(
 ) -> Tensor:
     """Draw parameters of shape `(num_samples, *event_shape)` with a finite density.
 
-    In single precision a uniform draw can be rounded to the open end of its interval,
-    where the density is zero. One such row is enough to spoil a loss.
+    In single precision a uniform draw can be rounded to the open end of its interval.
     """
     theta = prior.sample(torch.Size((num_samples,)))
     theta = theta.to(dtype or theta.dtype, copy=True)  # A prior may keep what it drew.
@@ -74,17 +73,13 @@ def to_real_numbers(prior: Distribution) -> Transform:
 
 
 def _draws(prior: Distribution) -> Tensor:
-    """Draw parameters on the CPU that are the same each time."""
+    """Draw the same parameters each time, on the CPU."""
     with isolated_rng(_SEED):
         return prior.sample(torch.Size((_NUM_DRAWS,))).cpu()
 
 
 def discrete_columns(prior: Distribution) -> Tensor:
-    """Return which parameters take values that repeat, which no density describes.
-
-    Those are columns of which more than 5 % of 1,000 draws repeat another one in single
-    precision, or five or more are the same: few priors name their support.
-    """
+    """Return which parameters take values that repeat, which no density describes."""
     columns = _draws(prior).float().T
     counts = [column.unique(return_counts=True)[1] for column in columns]
     most = (1.0 - _MAX_REPEATS) * _NUM_DRAWS
@@ -107,8 +102,7 @@ def why_no_density(prior: Distribution) -> str | None:
 def finite_values(prior: Distribution) -> list[Tensor] | None:
     """Return the sorted values of each parameter where the prior's support names them.
 
-    `None` if a support is not finite (a Poisson distribution) or none of torch's
-    `boolean`, `integer_interval` and combinations of them.
+    `None` if it is not torch's `boolean`, `integer_interval` or a combination of them.
     """
     shape = getattr(prior, "event_shape", torch.Size())
     values = _values(getattr(prior, "support", None), shape.numel())
@@ -133,12 +127,10 @@ def _values(support: Any, num_columns: int) -> list[Tensor]:
 
 
 def log_normalization(prior: Distribution) -> tuple[float, float]:
-    r"""Return the logarithm of what a prior's density integrates to, and its error.
+    """Return the logarithm of what a prior's density integrates to, and its error.
 
-    A kernel density :math:`g` of draws of the prior, a little wider than the prior, is
-    the proposal: the mean of :math:`\tilde p(\theta_i) / g(\theta_i)` for
-    :math:`\theta_i \sim g` is the integral. `(0.0, 0.0)` if that is one, or cannot be
-    told from the draws (many dimensions, atoms beside a density).
+    `(0.0, 0.0)` if the density is normalized, or draws cannot tell (many dimensions,
+    atoms beside a density).
     """
     value, error, values = 0.0, 0.0, finite_values(prior)
     with isolated_rng(_SEED):
@@ -155,7 +147,10 @@ def log_normalization(prior: Distribution) -> tuple[float, float]:
 
 
 def _log_integral(prior: Distribution) -> tuple[float, float]:
-    """Return the logarithm of the integral of a density, and its error."""
+    """Return the logarithm of a density's integral, and its error.
+
+    The integral is the mean ratio to a kernel density of its draws, at draws of that.
+    """
     to_real: Any = to_real_numbers(prior)
     centres = to_real(draw_parameters(prior, _NUM_CENTRES)).cpu().double()
     centres = centres[torch.isfinite(centres).all(dim=-1)]

@@ -1,13 +1,8 @@
-"""Random states of torch, NumPy and Python, saved and restored together.
-
-Simulators draw from any of the three. Seeded or resumed work happens inside
-`isolated_rng`, which restores the state that the caller's generators had.
-"""
+"""Random states of torch, NumPy and Python, saved and restored together."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -53,13 +48,12 @@ def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
         return
     outer, outer_seed = get_rng_state(), torch.initial_seed()
     try:
-        if isinstance(start, Integral):
-            start = int(start)
+        if isinstance(start, dict):
+            _set_rng_state(start)
+        else:
             torch.manual_seed(start)
             np.random.seed(start % 2**32)
-            random.seed(start)
-        else:
-            _set_rng_state(start)
+            random.seed(int(start))
         yield
     finally:
         _set_rng_state(outer)

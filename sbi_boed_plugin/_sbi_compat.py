@@ -18,10 +18,7 @@ _SUPPORTED_SBI = "0.27"
 
 
 def check_sbi_version(version: str) -> None:
-    """Raise an `ImportError` for another minor version than the one we support.
-
-    The trainers subclass private parts of sbi, whose meaning another may change.
-    """
+    """Refuse other minor versions: the trainers subclass private parts of sbi."""
     if version.split(".")[:2] != _SUPPORTED_SBI.split("."):
         raise ImportError(
             f"sbi_boed_plugin needs sbi {_SUPPORTED_SBI}.x, but sbi {version} is "

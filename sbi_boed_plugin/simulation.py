@@ -249,11 +249,10 @@ def simulate_for_boed(
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            With several workers it has to be picklable, and gets tensors on the CPU.
-            Rows for which it raises an `Exception` become NaN, found by calls with
-            parts of the rows. The first calls, with one row and twice with three, check
-            that rows do not depend on each other. For a function of one vector see
-            :func:`vectorize`.
+            Workers get it pickled, and tensors on the CPU. Rows for which it raises an
+            `Exception` become NaN, found by calls with parts of the rows. The first
+            calls check that rows do not depend on each other. For a function of one
+            vector see :class:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -268,9 +267,8 @@ def simulate_for_boed(
         show_progress_bar: Whether to show how many simulations are done.
 
     Returns:
-        Parameters of shape `(num_simulations, dim_theta)`, designs of shape
-        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
-        single precision. Data of failed simulations are NaN:
+        Parameters, designs and data in single precision, each of shape
+        `(num_simulations, dim)`. Data of failed simulations are NaN:
         `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
@@ -283,13 +281,11 @@ def simulate_for_boed(
         >>> from sbi.utils import BoxUniform
         >>> def simulator(theta, design):
         ...     return theta * design + torch.randn_like(theta)
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> designs = BoxUniform(torch.zeros(1), torch.ones(1))
+        >>> settings = {"seed": 0, "show_progress_bar": False}
         >>> theta, design, x = simulate_for_boed(
-        ...     simulator,
-        ...     prior=BoxUniform(-torch.ones(2), torch.ones(2)),
-        ...     design_policy=BoxUniform(torch.zeros(1), torch.ones(1)),
-        ...     num_simulations=100,
-        ...     seed=0,
-        ...     show_progress_bar=False,
+        ...     simulator, prior, designs, 100, **settings
         ... )
         >>> theta.shape, design.shape, x.shape
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))

@@ -109,14 +109,6 @@ def test_no_noise_is_used_twice(num_workers):
     assert len(x[:, 2].unique()) == len(x) == 100
 
 
-def test_one_worker_is_one_plain_call():
-    theta, design = rows()
-    torch.manual_seed(1)
-    made = run_simulator(lambda t, d: t + torch.randn_like(t), theta, design)
-    torch.manual_seed(1)
-    assert torch.equal(made.x, theta + torch.randn_like(theta))
-
-
 # --- What the caller gets -------------------------------------------------------------
 
 
