@@ -8,7 +8,6 @@ import pytest
 import torch
 from sbi.utils import BoxUniform
 
-from benchmarks.evaluation import total_information
 from sbi_boed_plugin import (
     EnergyConfig,
     MeasurementSetEmbedding,
@@ -50,31 +49,16 @@ def train(**kwargs):
     raise Simulated
 
 
-information = partial(
-    estimate_eig,
-    lambda x, theta, design: x.sum(-1),
-    simulator,
-    prior=PRIOR,
-    design=torch.ones(1),
-)
-simulate = partial(
-    simulate_for_boed,
-    simulator,
-    PRIOR,
-    TruncatedNormalPolicy(*BOX),
-    num_simulations=9,
-    show_progress_bar=False,
-)
+def constant(x, theta, design):
+    return x.sum(-1)
+
+
+design = torch.ones(1)
+information = partial(estimate_eig, constant, simulator, prior=PRIOR, design=design)
+few = {"num_simulations": 9, "show_progress_bar": False}
+policy = TruncatedNormalPolicy(*BOX)
+simulate = partial(simulate_for_boed, simulator, PRIOR, policy, **few)
 belief = partial(ParticleBelief, PRIOR, torch.distributions.identity_transform)
-bounds = partial(
-    total_information,
-    lambda x, theta, design: -(x - theta[:, :1]).square().sum(-1),
-    PRIOR,
-    torch.ones(2),
-    torch.ones(1, 1),
-    torch.ones(1, 1),
-    num_contrastive=9,
-)
 lists = {"num_simulations": [9], "seeds": [0], "observations": [1]}
 jobs = partial(expand_jobs, ["sir"], ["npe"], **lists)
 embedding = partial(MeasurementSetEmbedding, num_measurements=2)
@@ -90,9 +74,9 @@ def task(name):
     return partial(get_task, name)
 
 
-def cases(function, value, *names):
-    """A function, its arguments, and a value that makes sense for each."""
-    return [(function, name, value) for text in names for name in text.split()]
+def cases(function, value, names, *also):
+    """A function, its arguments, a value that makes sense for each, and what else."""
+    return [(function, name, value, *also) for name in names.split()]
 
 
 INTEGERS = [
@@ -100,53 +84,44 @@ INTEGERS = [
     *cases(search, 2, "num_warmup_steps num_simulations_per_design stop_after_steps"),
     *cases(search, 16, "training_batch_size num_eig_samples num_eig_contrastive"),
     *cases(search, 1_000, "max_num_simulations"),
-    *cases(search, 1, "num_workers"),
     *cases(MultiStartConfig, 2, "num_starts num_samples num_climb_steps"),
     *cases(MultiStartConfig, 2, "num_candidates num_candidate_samples"),
     *cases(train, 2, "num_contrastive stop_after_epochs max_num_epochs"),
-    *cases(train, 20, "training_batch_size"),
     *cases(EnergyConfig, 2, "num_partition_samples max_num_epochs stop_after_epochs"),
-    *cases(EnergyConfig, 2, "training_batch_size"),
+    *[(function, "training_batch_size", 20) for function in (train, EnergyConfig)],
     *cases(energy_nn, 2, "hidden_features num_blocks"),
     *cases(embedding, 2, "num_measurements dim_x output_dim"),
     *cases(mixture, 2, "num_components"),
     *cases(information, 20, "num_samples num_contrastive max_pairs seed"),
-    *cases(information, 1, "num_workers"),
     *cases(simulate, 20, "num_simulations simulation_batch_size seed"),
-    *cases(simulate, 1, "num_workers"),
+    *[(function, "num_workers", 1) for function in (search, information, simulate)],
     *cases(experiments, 20, "num_particles num_eig_samples seed"),
     *cases(experiments, 1, "num_rounds"),
     *cases(belief, 20, "num_particles"),
-    *cases(bounds, 20, "num_contrastive seed"),
     *cases(jobs, 2, "num_rounds num_samples"),
     *cases(task("sir"), 20, "dim_design num_steps"),
-    *cases(task("bmp"), 2, "dim_design"),
-    *cases(task("noisy_linear"), 2, "dim_design"),
-    *cases(task("gaussian_linear"), 2, "dim_design"),
-    *cases(task("pharmacokinetic"), 2, "dim_design"),
+    *[(task(name), "dim_design", 2) for name in ("bmp", "noisy_linear")],
+    *[(task(name), "dim_design", 2) for name in ("gaussian_linear", "pharmacokinetic")],
     *cases(task("location_finding"), 2, "num_sources dim_space"),
 ]
 # The same, and the values among `EXTREME` that make sense as well.
 REALS = [
-    (search, "learning_rate", 0.01, ()),
-    (search, "design_learning_rate", 0.01, ()),
-    (search, "regularization_strength", 0.1, (0,)),
-    (search, "clip_max_norm", 5.0, (math.inf, 10**30)),
-    (search, "max_seconds", 5.0, (math.inf, 10**30)),
-    (train, "regularization_strength", 0.1, (0,)),
-    (train, "learning_rate", 0.01, ()),
-    (train, "validation_fraction", 0.1, ()),
-    (train, "clip_max_norm", 5.0, (math.inf, 10**30)),
-    (MultiStartConfig, "learning_rate", 0.01, ()),
-    (EnergyConfig, "learning_rate", 0.01, ()),
-    (EnergyConfig, "weight_decay", 0.01, (0,)),
-    (EnergyConfig, "clip_max_norm", 5.0, (math.inf, 10**30)),
-    (EnergyConfig, "min_standard_errors", 2.0, (0, -1, 10**30)),
-    (energy_nn, "dropout", 0.1, (0,)),
-    (lambda start: ScaleSchedule(start, 1.0), "start", 2.0, (10**30,)),
-    (lambda end: ScaleSchedule(1.0, end), "end", 0.5, (10**30,)),
-    (lambda **kw: TruncatedNormalPolicy(*BOX, **kw), "scale", 0.5, (10**30,)),
-    (task("bmp"), "noise", 0.1, (0, 10**30)),
+    *cases(search, 0.01, "learning_rate design_learning_rate", ()),
+    *cases(search, 0.1, "regularization_strength", (0,)),
+    *cases(search, 5.0, "clip_max_norm max_seconds", (math.inf, 10**30)),
+    *cases(train, 0.1, "regularization_strength", (0,)),
+    *cases(train, 0.1, "learning_rate validation_fraction", ()),
+    *cases(train, 5.0, "clip_max_norm", (math.inf, 10**30)),
+    *cases(MultiStartConfig, 0.01, "learning_rate", ()),
+    *cases(EnergyConfig, 0.01, "learning_rate", ()),
+    *cases(EnergyConfig, 0.01, "weight_decay", (0,)),
+    *cases(EnergyConfig, 5.0, "clip_max_norm", (math.inf, 10**30)),
+    *cases(EnergyConfig, 2.0, "min_standard_errors", (0, -1, 10**30)),
+    *cases(energy_nn, 0.1, "dropout", (0,)),
+    *cases(partial(ScaleSchedule, end=1.0), 2.0, "start", (10**30,)),
+    *cases(partial(ScaleSchedule, 1.0), 0.5, "end", (10**30,)),
+    *cases(partial(TruncatedNormalPolicy, *BOX), 0.5, "scale", (10**30,)),
+    *cases(task("bmp"), 0.1, "noise", (0, 10**30)),
 ]
 EXTREME = (0, -1, math.inf, 10**30)
 NONSENSE = (math.nan, True, "3", "0.1", torch.ones(2), [3], 1j)

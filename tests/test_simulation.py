@@ -27,14 +27,13 @@ from tests.trainers.cases import message
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 POLICY = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([2.0]))
 WORKERS = {"num_workers": 2, "simulation_batch_size": 8}
+UNSENDABLE = {"simulator": vectorize(threading.Lock().acquire), **WORKERS}
 BAD = [3, 17, 18, 40]
 
 
 def noisy(theta, design):
     """Noise from every generator that a simulator may use."""
-    noise = torch.randn(len(theta), 1) + torch.from_numpy(
-        np.random.randn(len(theta), 1)
-    )
+    noise = torch.tensor(np.random.randn(len(theta), 1)) + torch.randn(len(theta), 1)
     return torch.cat([theta * design, noise + random.random()], dim=1)
 
 
@@ -54,6 +53,10 @@ def raises_for_negative(theta, design):
     if (theta[:, 0] < 0).any():
         raise ZeroDivisionError("negative rate")
     return echo(theta, design)
+
+
+def nan_for_negative(theta, design):
+    return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
 
 
 def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwargs):
@@ -203,16 +206,9 @@ def test_rows_that_raise_are_the_only_ones_missing(simulator, kwargs):
     assert caught[0].filename != run_simulator.__code__.co_filename
     assert_only_bad_rows_are_missing(made, theta, design)
     assert (made.num_calls == 50) == (simulator is not raises_for_negative)
-
-
-def test_nan_rows_are_invalid_without_a_warning():
-    def nan_for_negative(theta, design):
-        return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
-
-    theta, design = rows(BAD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = run_simulator(nan_for_negative, theta, design, **WORKERS)
+        made = run_simulator(nan_for_negative, theta, design, **kwargs)
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
@@ -251,13 +247,6 @@ def test_errors_arrive_as_text_or_where_a_gradient_is_kept_as_they_are():
         run_simulator(raises_for_negative, *rows(BAD), keep_gradient=True)
 
 
-LOCK = threading.Lock()
-
-
-def locked(lock):
-    return lambda theta, design: theta if lock else design
-
-
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize(
     "wrong, size, error, parts",
@@ -279,7 +268,11 @@ def test_nonsense_is_refused_rather_than_counted(
     "wrong, error, parts",
     [
         ({"num_workers": 0}, ValueError, ("num_workers=0", "-1", "None")),
-        ({"simulator": locked(LOCK), "num_workers": 2}, TypeError, ("num_workers=1",)),
+        (
+            {"simulator": vectorize(threading.Lock().acquire), **WORKERS},
+            TypeError,
+            ("num_workers=1",),
+        ),
         ({"policy": "box"}, TypeError, ("design_policy", "got str", "Policy(")),
         ({"policy": Uniform(0.0, 1.0)}, ValueError, ("(9,)", "Independent")),
         ({"prior": Uniform(0.0, 1.0)}, ValueError, ("prior", "(9,)", "Independent")),
