@@ -12,7 +12,6 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import cloudpickle
-import numpy as np
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor
@@ -92,14 +91,19 @@ def map_chunks(
     Only the seeds are drawn from the caller's random state. With one worker `function`
     runs in this process on the device of `theta`; other workers get tensors on the CPU.
     """
-    on_worker = num_workers != 1
-    if on_worker:
+    if num_workers != 1:
         theta, design = theta.detach().cpu(), design.detach().cpu()
-    rows = list(zip(theta.split(chunk_size), design.split(chunk_size), strict=True))
-    # Multiples of an odd number differ modulo 2**32; random numbers would coincide.
-    seed = int(torch.randint(2**32, ()))
-    seeds = [(seed + 0x9E3779B9 * index) % 2**32 for index in range(len(rows))]
-    if on_worker:
+    start = int(torch.randint(2**32, ()))
+    rows = zip(theta.split(chunk_size), design.split(chunk_size), strict=True)
+    jobs = [
+        # Multiples of an odd number differ modulo 2**32; random seeds might coincide.
+        # Copies, since pickling a slice of a tensor sends the whole tensor.
+        (function, theta.clone(), design.clone(), (start + 0x9E3779B9 * index) % 2**32)
+        for index, (theta, design) in enumerate(rows)
+    ]
+    if num_workers == 1:
+        chunks: Any = (_run(*job) for job in jobs)
+    else:
         try:
             cloudpickle.dumps(function)
         except Exception as error:
@@ -109,41 +113,28 @@ def map_chunks(
             ) from error
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
-        chunks: Any = run(
-            # As arrays: pickling a slice of a tensor sends the whole tensor.
-            delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
-            for (theta, design), seed in zip(rows, seeds, strict=True)
-        )
-    else:
-        chunks = (_run(function, *pair) for pair in zip(rows, seeds, strict=True))
+        chunks = run(delayed(_run_on_worker)(*job) for job in jobs)
     results = []
     # Closed, since the traceback of an error would keep the generator and its chunks.
-    total = sum(len(part) for part, _ in rows)
-    with closing(chunks), tqdm(total=total, disable=not show_progress_bar) as bar:
-        for chunk, (part, _) in zip(chunks, rows, strict=True):
+    with closing(chunks), tqdm(total=len(theta), disable=not show_progress_bar) as bar:
+        for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
-            bar.update(len(part))
+            bar.update(len(job[1]))
     for chunk in results:
         if chunk.is_fatal:
             raise chunk.error
     return results
 
 
-def _run(function: Function, rows: tuple[Tensor, Tensor], seed: int) -> Chunk:
+def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
     with _GENERATORS, isolated_rng(seed):
-        return function(*rows)
+        return function(theta, design)
 
 
-def _run_on_worker(
-    function: Function,
-    theta: np.ndarray,
-    design: np.ndarray,
-    seed: int,
-) -> Chunk:
+def _run_on_worker(*job: Any) -> Chunk:
     """Return the result of a chunk; errors and interrupts would break some pools."""
     try:
-        # Copies, because what joblib maps into memory and dask shares is read-only.
-        chunk = _run(function, (torch.tensor(theta), torch.tensor(design)), seed)
+        chunk = _run(*job)
     except BaseException as error:
         chunk = Chunk(error=error, is_fatal=True)
     if chunk.error is None:
