@@ -268,7 +268,7 @@ class NPEGklCase(TrainerCase):
         return log_prob - estimator.prior.log_prob(theta)
 
     def losses(self, trainer, new):
-        return trainer._stage.hybrid.loss(*self.stored(new))
+        return trainer._hybrid.loss(*self.stored(new))
 
     def trained_by_sbi(self, estimator):
         return estimator.base
@@ -335,7 +335,7 @@ def trained(case: TrainerCase) -> Any:
 def trained_estimator(case: TrainerCase) -> Any:
     """The network of the trained trainer."""
     trainer = trained(case)
-    return trainer._stage.hybrid if case.trainer is NPE_GKL else trainer._neural_net
+    return trainer._hybrid if case.trainer is NPE_GKL else trainer._neural_net
 
 
 def seed_everything(seed: int = 0) -> None:

@@ -18,7 +18,6 @@ __all__ = [
     "check_design",
     "check_designs_given",
     "check_training",
-    "one_design",
 ]
 
 
@@ -49,17 +48,6 @@ def append_design(
     return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
 
 
-def one_design(design: Tensor, dim_design: int | None) -> Tensor:
-    """Return a design of shape `(dim_design,)`; of several there is no posterior."""
-    design = check_design(design, dim_design, None)
-    if len(design) != 1:
-        raise ValueError(
-            f"design has shape {tuple(design.shape)}, but an amortised posterior has "
-            "one design, of shape (dim_design,). For several observations use NLE_INCE."
-        )
-    return design[0]
-
-
 def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
     """Raise if designs are given where there were none before, or missing."""
     if design is None and dim_design:
@@ -82,7 +70,7 @@ def check_training(
     max_num_epochs: int,
     clip_max_norm: float | None,
 ) -> dict[str, Any]:
-    """Return the numbers that sbi's training takes by name, or raise."""
+    """Return the numbers of a training by name, or raise."""
     size = check_integer("training_batch_size", training_batch_size, 1)
     rate = check_real("learning_rate", learning_rate, None, MOST_LEARNING_RATE, above=0)
     fraction = check_real("validation_fraction", validation_fraction, above=0, below=1)

@@ -1,7 +1,7 @@
 """NRE_GKL: neural ratio estimation with the generalized Kullback-Leibler divergence."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sbi.inference import NRE_B
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
+from sbi_boed_plugin._sbi_compat import KeepsTracker, check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.ratio import (
     DesignConditionedRatio,
@@ -46,7 +46,7 @@ _NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 200, 1_000, 10_000
 _VALIDATION_SEED = 20_231_005
 
 
-class NRE_GKL(NRE_B):
+class NRE_GKL(KeepsTracker, NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
     It takes the place of `sbi.inference.NRE` in any pipeline. The ratio-only variant of
@@ -81,7 +81,7 @@ class NRE_GKL(NRE_B):
     # Atoms of validation, while it goes on.
     _validation_atoms: Tensor | None = None
 
-    def append_simulations(  # noqa: D417
+    def append_simulations(
         self,
         theta: Tensor,
         x: Tensor,
@@ -92,14 +92,10 @@ class NRE_GKL(NRE_B):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store simulations, and return the trainer. The rest is as for `NRE`.
+        """Store simulations as `NRE` does, and return the trainer.
 
-        Args:
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
-                designs of shape `(num_simulations, dim_x)`.
-            design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
-                experiment has none. They must be drawn independently of `theta`. Data
-                are stored as `(x, design)` in one row.
+        With `design` of shape `(num_simulations, dim_design)`, drawn independently of
+        `theta`, or `None` if the experiment has none; `(x, design)` is one row then.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
@@ -112,13 +108,13 @@ class NRE_GKL(NRE_B):
         warn_of_scales(self._build_neural_net, theta, x)
         return self
 
-    def build_posterior(  # noqa: D417
+    def build_posterior(
         self,
         density_estimator: RatioEstimator | None = None,
         prior: Distribution | None = None,
-        sample_with: Literal["mcmc", "rejection", "vi", "importance"] = "mcmc",
+        sample_with: Any = "mcmc",
         mcmc_method: Any = "slice_np_vectorized",
-        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        vi_method: Any = "rKL",
         mcmc_parameters: dict[str, Any] | None = None,
         vi_parameters: dict[str, Any] | None = None,
         rejection_sampling_parameters: dict[str, Any] | None = None,
@@ -127,17 +123,10 @@ class NRE_GKL(NRE_B):
         *,
         design: Tensor | None = None,
     ) -> NeuralPosterior:
-        r"""Build the posterior. Arguments not listed are those of `NRE`.
+        """Build the posterior as `NRE` does.
 
-        Args:
-            density_estimator: A ratio. If `None`, the latest that was trained.
-            design: Designs at which the observation was or will be made: shape
-                `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
-                row of `x_o`. Needed if and only if the simulations have designs.
-
-        Returns:
-            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
-            (the returned log-probability is unnormalized).
+        At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
+        row for each row of `x_o`: needed if and only if the simulations have designs.
 
         Raises:
             ValueError: If a design is missing, superfluous or of a wrong shape.
@@ -169,19 +158,24 @@ class NRE_GKL(NRE_B):
         The mean of exponentials is taken over many atoms, of which few are within a
         narrow posterior, and its gradient from those that make up the mean.
         """
-        validates = self._validation_atoms is not None
-        num_candidates = _NUM_VALIDATION if validates else _NUM_CANDIDATES
+        stored = self._validation_atoms
         pairs = RatioPairs(self._neural_net, theta, x)
-        own = pairs.theta.unsqueeze(0)
-        atoms = self._atoms(pairs.theta, max(num_atoms, num_candidates) - 1)
+        own, num_rows = pairs.theta.unsqueeze(0), len(theta)
+        if stored is not None:
+            size = (max(num_atoms, _NUM_VALIDATION) - 1, num_rows)
+            atoms = stored[torch.randint(len(stored), size).to(stored.device)]
+        else:
+            most = max(num_atoms, _NUM_CANDIDATES) - 1
+            # Of a batch of one row there is no other, which is an error.
+            atoms = in_batch_contrast(pairs.theta, max(1, min(most, num_rows - 1)))
         with torch.no_grad():
             log_ratio = pairs.evaluate(atoms)
         assert_all_finite(log_ratio, "NRE-GKL ratio")
-        if validates:
+        if stored is not None:
             return ratio_loss(pairs.evaluate(own)[0], log_ratio)
         num_drawn = min(num_atoms - 1, len(atoms))
         chosen = draw_by_ratio(log_ratio, num_drawn)
-        rows = torch.arange(len(theta), device=atoms.device)
+        rows = torch.arange(num_rows, device=atoms.device)
         drawn = pairs.evaluate(torch.cat([own, atoms[chosen, rows]]))
         before = log_ratio[chosen, rows]
         if torch.allclose(before, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
@@ -198,24 +192,6 @@ class NRE_GKL(NRE_B):
             loss = ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
-
-    def _atoms(self, theta: Tensor, num_atoms: int) -> Tensor:
-        """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
-        stored, batch_dim = self._validation_atoms, len(theta)
-        if stored is None and batch_dim > 1:
-            return in_batch_contrast(theta, min(num_atoms, batch_dim - 1))
-        if stored is None:
-            # A batch of one: all training rows but one that equals its own.
-            stored = self._some_stored()
-            equal = (stored == theta).flatten(1).all(dim=1)
-            stored = stored[~equal | (equal.cumsum(0) > 1)]
-            if not len(stored):
-                raise ValueError(
-                    "There is one training row, and no other whose parameters could be "
-                    "contrasted with its own: append more simulations."
-                )
-        rows = torch.randint(len(stored), (num_atoms, batch_dim))
-        return stored[rows.to(stored.device)]
 
     def _some_stored(self) -> Tensor:
         """Return parameters of training rows, as the ratio embeds them.
@@ -246,13 +222,3 @@ class NRE_GKL(NRE_B):
                 return super()._validate_epoch(val_loader, loss_args)
             finally:
                 self._validation_atoms = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to be pickled, with the tracker if it pickles."""
-        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
-
-    def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state, with a new tracker if there is none."""
-        vars(self).update(state_dict)
-        if self._tracker is None:
-            self._tracker = self._default_tracker()

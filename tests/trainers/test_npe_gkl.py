@@ -380,7 +380,7 @@ def two_rounds(cls, corrects=False, **kwargs):
 def test_a_mixture_has_the_closed_form_loss_if_its_energy_was_not_kept():
     ours, sbis = two_rounds(NPE_GKL, energy=DROPPED), two_rounds(NPE)
     assert ours.use_non_atomic_loss and sbis.use_non_atomic_loss
-    assert same_weights([ours._stage.hybrid.base, sbis._neural_net])
+    assert same_weights([ours._hybrid.base, sbis._neural_net])
     # With an energy, the density of a proposal is not that of its base.
     kept = two_rounds(NPE_GKL, corrects=True, energy=DROPPED)
     assert not kept.use_non_atomic_loss
@@ -413,7 +413,7 @@ def test_designs_enter_training_and_posterior():
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
     with pytest.raises(ValueError, match="design=None"):
         trainer.build_posterior()
-    at_design = trainer._stage.hybrid.at_design(torch.tensor([0.4]))
+    at_design = trainer._hybrid.at_design(torch.tensor([0.4]))
     base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
     for posterior in (trainer.build_posterior(at_design), base):
         assert posterior.sample((2,), x=X_O, **QUIET).shape == (2, 2)
