@@ -7,7 +7,6 @@ are the cases of `tests/contract_cases.py`; `pytest -k sbi_contract` runs everyt
 import inspect
 import warnings
 from collections import defaultdict
-from copy import deepcopy
 
 import matplotlib.pyplot as plt
 import pytest
@@ -76,10 +75,10 @@ def same_state(network, states):
 )
 @for_each_case
 def test_arguments_are_those_of_sbi_and_more_by_keyword_only(case, method):
-    def parameters(trainer):
-        return list(inspect.signature(getattr(trainer, method)).parameters.values())
-
-    ours, theirs = parameters(case.trainer), parameters(case.peer)
+    ours, theirs = (
+        list(inspect.signature(getattr(trainer, method)).parameters.values())
+        for trainer in (case.trainer, case.peer)
+    )
     shared, added = ours[: len(theirs)], ours[len(theirs) :]
     assert [(p.name, p.kind) for p in shared] == [(p.name, p.kind) for p in theirs]
     renamed = case.renamed_defaults
@@ -88,9 +87,6 @@ def test_arguments_are_those_of_sbi_and_more_by_keyword_only(case, method):
     }
     assert {p.kind for p in added} <= {inspect.Parameter.KEYWORD_ONLY}
     assert inspect.Parameter.empty not in {p.default for p in added}
-
-
-# --- Training and its summary ---------------------------------------------------------
 
 
 @for_each_case
@@ -124,22 +120,11 @@ def test_training_without_simulations_is_refused(case):
         case.train(case.make())
 
 
-@for_each_case
-def test_training_stops_when_validation_no_longer_improves(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer, max_num_epochs=200, stop_after_epochs=2, learning_rate=0.05)
-    (num_epochs,) = trainer.summary["epochs_trained"]
-    losses = trainer.summary["validation_loss"]
-    assert num_epochs < 200
-    assert losses.index(min(losses)) == num_epochs - 3
-
-
 @for_cases(lambda case: case.fixed_validation)
 def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
     # The validation set needs several batches, the last of them incomplete.
-    trainer = case.append(case.make(), case.simulate(120))
-    case.train(
-        trainer,
+    trainer = case.trainer_of(
+        120,
         learning_rate=1e-30,  # changes no weight; sbi refuses zero.
         validation_fraction=0.4,
         training_batch_size=20,
@@ -162,9 +147,6 @@ def test_what_data_tell_about_the_design_is_not_information(case):
     assert trainer.summary["eig_lower_bound"][-1] < 0.1
 
 
-# --- Data sets ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("num_simulations", "kwargs"),
     [
@@ -182,24 +164,17 @@ def test_any_batch_size_trains_on_any_number_of_data(case, num_simulations, kwar
         assert torch.tensor(trainer.summary[key]).isfinite().all()
 
 
-@pytest.mark.parametrize("batch_size, sizes", [(50, [50, 50, 50, 30]), (179, [179, 1])])
 @for_each_case
-def test_dataloader_arguments_reach_both_loaders(case, batch_size, sizes):
+def test_dataloader_arguments_reach_both_loaders(case):
     seen = []
 
     def collate(rows):
         seen.append(len(rows))
         return default_collate(rows)
 
-    trainer = case.append(case.make(), case.simulate(200))
-    case.train(
-        trainer,
-        training_batch_size=batch_size,
-        max_num_epochs=1,
-        dataloader_kwargs={"collate_fn": collate, "drop_last": False},
-    )
-    assert seen == 2 * [*sizes, 20]  # two epochs.
-    assert torch.tensor(trainer.summary["training_loss"]).isfinite().all()
+    loaders = {"collate_fn": collate, "drop_last": False}
+    case.trainer_of(200, max_num_epochs=1, dataloader_kwargs=loaders)
+    assert seen == 2 * [50, 50, 50, 30, 20]  # two epochs.
 
 
 def with_invalid_x(simulations):
@@ -233,11 +208,7 @@ def test_invalid_simulations_are_refused_otherwise(case):
     with pytest.raises(ValueError, match=f"1 NaN.*{name} does not allow"):
         case.append(trainer, with_invalid_x(simulations))
     # Nothing of it was kept.
-    case.append(trainer, simulations)
-    assert len(trainer.get_simulations()[0]) == 60
-
-
-# --- Resuming, retraining, rounds -----------------------------------------------------
+    assert len(case.append(trainer, simulations).get_simulations()[0]) == 60
 
 
 @for_each_case
@@ -262,27 +233,9 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
     assert same_state(resumed, expected.state_dict())
 
 
-@for_each_case
-def test_resuming_does_not_forget_the_best_network(case):
-    trainer = case.append(case.make(), case.simulate())
-    case.train(trainer, max_num_epochs=5)
-    best = deepcopy(trainer._neural_net.state_dict())
-    split = trainer.val_indices.clone()
-    with torch.no_grad():
-        for parameter in trainer._neural_net.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    estimator = case.train(trainer, max_num_epochs=6, resume_training=True)
-    losses = trainer.summary["validation_loss"]
-    assert losses[-1] > min(losses)
-    assert len(set(trainer.summary["best_validation_loss"])) == 1
-    assert same_state(case.trained_by_sbi(estimator), best)
-    assert torch.equal(trainer.val_indices, split)
-
-
 @for_cases(lambda case: case.objective)
 def test_resuming_with_another_objective_is_refused(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer)
+    trainer = case.trainer_of(60)
     with pytest.raises(ValueError, match="resume_training=True.*cannot be compared"):
         case.train(trainer, resume_training=True, **case.objective)
     # The refused call left the training as it was.
@@ -298,8 +251,7 @@ def test_a_network_is_built_anew_only_from_scratch(case):
         built.append((theta.shape, x.shape))
         return case.user_builder(theta, x)
 
-    trainer = case.append(case.make(build), case.simulate(100))
-    case.train(trainer)
+    trainer = case.trainer_of(100, build)
     first = trainer._neural_net
     case.train(trainer)
     assert trainer._neural_net is first
@@ -332,17 +284,13 @@ def test_rounds_add_simulations_from_the_posterior(case):
 
 @for_each_case
 def test_prior_samples_can_be_discarded(case):
-    trainer = case.append(case.make(), case.simulate(100))
-    case.train(trainer)
+    trainer = case.trainer_of(100)
     later = case.simulate(60)
     case.append(trainer, later, from_round=1)
     case.train(trainer, discard_prior_samples=True)
     stored, _, _ = trainer.get_simulations(starting_round=1)
     assert torch.equal(stored, case.stored(later)[0])
     assert len(trainer.train_indices) + len(trainer.val_indices) == 60
-
-
-# --- Trackers -------------------------------------------------------------------------
 
 
 @for_each_case
@@ -357,9 +305,6 @@ def test_plot_summary_shows_our_metrics_of_the_default_tracker(case):
         assert line.get_ydata() == pytest.approx(trainer.summary[tag], rel=1e-5)
 
 
-# --- As good as sbi's own -------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_rounds", [1, 2])
 @pytest.mark.parametrize("model", ["mdn", "maf", "nsf"])
 @for_cases(lambda case: case.as_peer is not None)
@@ -368,21 +313,11 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
 
     def run(trainer, train_kwargs, in_one_row):
         torch.manual_seed(4)
-        for round_, simulations in enumerate(rounds):
-            kwargs = {"from_round": round_}
-            if case.later_rounds_by_proposal:
-                kwargs = {"proposal": None}
-                if round_:
-                    kwargs["proposal"] = case.proposal()
-            if in_one_row:
-                trainer.append_simulations(*case.stored(simulations), **kwargs)
-            else:
-                case.append(trainer, simulations, **kwargs)
-            # The validation set is not a multiple of the batch: sbi drops the rest.
-            estimator = trainer.train(
-                **{**SHORT, "training_batch_size": 15, "validation_fraction": 0.2},
-                **train_kwargs,
-            )
+        # The validation set is not a multiple of the batch: sbi drops the rest.
+        settings = {**SHORT, "training_batch_size": 15, "validation_fraction": 0.2}
+        for round_, rows in enumerate(rounds):
+            case.append(trainer, rows, from_round=round_, in_one_row=in_one_row)
+            estimator = trainer.train(**settings, **train_kwargs)
         return estimator, trainer.summary, torch.get_rng_state()
 
     peer = case.peer(case.prior(), model, tracker=NoOpTracker(), **QUIET)
@@ -393,18 +328,14 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
         # The network of a search takes its units from the first simulations: what is
         # standardized afterwards is the same, but densities are rounded otherwise.
         condition, x = case.stored(rounds[0])
-        values = [
-            estimator.log_prob(x.unsqueeze(0), condition)
-            for estimator in (ours, expected)
+        pair = [
+            network.log_prob(x.unsqueeze(0), condition) for network in (ours, expected)
         ]
-        assert torch.allclose(*values, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(*pair, rtol=1e-4, atol=1e-4)
         return
     assert same_state(case.trained_by_sbi(ours), expected.state_dict())
     for key in SBI_SUMMARY - {"epoch_durations_sec"}:
         assert our_summary[key] == their_summary[key], key
-
-
-# --- The simple interface -------------------------------------------------------------
 
 
 @for_cases(lambda case: not case.has_designs)

@@ -29,8 +29,7 @@ def through_pickle(value):
 def test_a_pickled_trainer_is_the_same_without_what_does_not_pickle(case):
     trainer = trained(case)
     with pytest.warns(UserWarning, match="inference object is pickled"):
-        content = pickle.dumps(trainer)
-    loaded = pickle.loads(content)
+        loaded = through_pickle(trainer)
     assert loaded._build_neural_net is None
     assert type(loaded._tracker) is type(trainer._tracker)  # not TensorBoard's
     assert vars(loaded).keys() == vars(trainer).keys()
@@ -43,37 +42,26 @@ def test_a_pickled_trainer_is_the_same_without_what_does_not_pickle(case):
 
 
 @pickle_warning
+@pytest.mark.parametrize("copy", [through_pickle, deepcopy])
 @for_each_case
-def test_a_pickled_trainer_goes_on_as_the_original_does(case):
-    trainer = case.append(case.make(), case.simulate(100))
-    case.train(trainer)
-    loaded = through_pickle(trainer)
+def test_a_copied_trainer_goes_on_as_the_original_does(case, copy):
+    trainer = case.trainer_of(100)
+    copied = copy(trainer)
     losses = []
-    for each in (trainer, loaded):
+    for each in (trainer, copied):
         seed_everything()
         case.train(each, resume_training=True, max_num_epochs=4)
         losses.append(each.summary["validation_loss"])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5
     # It takes further rounds, which are not the original's.
-    case.append(loaded, case.simulate(60), from_round=1)
-    case.train(loaded)
-    assert len(loaded.train_indices) + len(loaded.val_indices) == 160
-    assert len(trainer.get_simulations()[0]) == 100
-
-
-@pickle_warning
-@for_each_case
-def test_a_copied_trainer_is_independent(case):
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer)
     before = deepcopy(trainer._neural_net.state_dict())
-    copied = deepcopy(trainer)
+    case.append(copied, case.simulate(60), from_round=1)
     case.train(copied)
+    assert len(copied.train_indices) + len(copied.val_indices) == 160
+    assert len(trainer.get_simulations()[0]) == 100
     after = trainer._neural_net.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)
-    assert trainer.summary["epochs_trained"] == [3]
-    assert copied.summary["epochs_trained"] == [3, 3]
 
 
 @for_each_sampler

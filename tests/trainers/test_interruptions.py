@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+from copy import deepcopy
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
         calls.append(len(theta))
         return simulator(theta, design)
 
-    history = {name: list(values) for name, values in before.history.items()}
+    history = deepcopy(before.history)
     result = other.optimize_design(counting, resume_training=True, **SCORING)
     # No step is repeated, and the simulations of all of them are counted and kept.
     scoring = SCORING["num_eig_samples"]
@@ -128,7 +129,8 @@ class FailsOnce(TruncatedNormalPolicy):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_networks_of_a_first_step_that_failed_are_not_kept(within):
-    trainer = make(**({"design_policy": FailsOnce(LOW, HIGH)} if within else {}))
+    policy = (FailsOnce if within else TruncatedNormalPolicy)(LOW, HIGH)
+    trainer = make(design_policy=policy)
     fails = simulator if within else FailsAt(RuntimeError("lights out"), 1)
     with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
         trainer.optimize_design(fails, **SEARCH)
@@ -146,20 +148,15 @@ def test_a_search_stopped_by_its_budget_goes_on_with_another():
     budget = CHECK + 3 * BATCH + SEARCH["num_eig_samples"] + 1
     partial = trainer.optimize_design(simulator, **SEARCH, max_num_simulations=budget)
     assert partial.stop_reason == "max_num_simulations"
-    assert len(partial.history["loss"]) == 3
     result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
     assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
     assert result.history["loss"][:3] == partial.history["loss"]
     total = CHECK + NUM_STEPS * BATCH + 2 * SEARCH["num_eig_samples"]
     assert result.num_simulations == total
     # A finished search can be resumed without effect.
-    first = result
     second = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-    assert second.history == first.history
-    assert torch.equal(second.design, first.design)
-    expected = first.likelihood_estimator.state_dict()
-    for key, value in second.likelihood_estimator.state_dict().items():
-        assert torch.equal(value, expected[key])
+    assert second.history == result.history
+    assert torch.equal(second.design, result.design)
 
 
 def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
@@ -172,7 +169,7 @@ def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
 
 
 class InterruptsItself(TruncatedNormalPolicy):
-    """Presses Ctrl-C in the middle of an update, once."""
+    """Presses Ctrl-C in the middle of its third update."""
 
     num_projections = 0
 
