@@ -5,7 +5,7 @@ trainers is in the subclasses; the tests themselves name none of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -65,9 +65,6 @@ class Simulations:
         if self.design is None:
             return self.theta
         return torch.cat([self.theta, self.design], dim=-1)
-
-    def replace(self, **values: Tensor | None) -> "Simulations":
-        return replace(self, **values)
 
 
 def split_design(parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,20 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin._numbers import (
-    MOST_LEARNING_RATE,
-    check_integer,
-    check_real,
-)
+from sbi_boed_plugin._numbers import MOST_LEARNING_RATE, check_integer, check_real
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.checks import check_design as check_design
 
-__all__ = [
-    "append_design",
-    "check_design",
-    "check_designs_given",
-    "check_training",
-]
+__all__ = ["append_design", "check_design", "check_designs_given", "check_training"]
 
 
 def append_design(
@@ -30,8 +21,7 @@ def append_design(
 ) -> tuple[Tensor, int]:
     """Return `(values, design)` in one row each and the size of a design, or raise.
 
-    Without a design the size is 0. That of earlier simulations is `None` if there are
-    none.
+    Without a design it is 0; `dim_design` is that of earlier simulations, if any.
     """
     check_designs_given(design, dim_design)
     if design is None:

@@ -37,8 +37,8 @@ from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
-# Draws of the base for each simulation: to train with, and to validate with after each
-# epoch; at least four, however little memory there is.
+# Draws of the base for each simulation: to train with, to validate with after each
+# epoch, and at least, however little memory there is.
 _POOL_SIZE, _VALIDATION_POOL, _LEAST_POOL = 24, 32, 4
 # Draws that decide in the end whether the energy helps: of all simulations, and the
 # least and most of each.

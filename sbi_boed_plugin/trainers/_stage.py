@@ -77,8 +77,7 @@ def to_refine(
     if not isinstance(estimator, ConditionalDensityEstimator):
         raise TypeError(
             f"posterior is a {type(posterior).__name__}: refine() corrects what "
-            "NPE.train() or NPE.build_posterior() return. Those of NLE and NRE have no "
-            "normalized density to correct."
+            "NPE.train() or NPE.build_posterior() return."
         )
     if prior is None:
         raise ValueError("prior=None, and an estimator knows none: pass prior=...")
@@ -96,8 +95,7 @@ def to_refine(
 def refuse_to_build(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
     """Stand in for the builder of a base that was trained elsewhere."""
     raise RuntimeError(
-        "This trainer refines an estimator that was trained elsewhere, and cannot "
-        "build another one. Start with NPE_GKL(prior, density_estimator=...)."
+        "A trainer of refine() cannot build another one: use NPE_GKL(prior, ...)."
     )
 
 
@@ -126,7 +124,9 @@ class EnergyModel:
     """How the energy of a trainer is built, from arguments of the user."""
 
     def __init__(self, energy_net: Any, latent_features: Any) -> None:
-        if not (isinstance(energy_net, str) or callable(energy_net)):
+        if isinstance(energy_net, str):
+            energy_net = energy_nn(energy_net)
+        if not callable(energy_net):
             raise TypeError(
                 "energy_net must be a string or a function that builds a network, got "
                 f"{type(energy_net).__name__}."
@@ -134,22 +134,8 @@ class EnergyModel:
         if not isinstance(latent_features, bool | None):
             kind = type(latent_features).__name__
             raise TypeError(f"latent_features must be True, False or None, got {kind}.")
-        is_name = isinstance(energy_net, str)
-        self._build = energy_nn(energy_net) if is_name else energy_net
+        self._build = energy_net
         self._latent_features = latent_features
-
-    def check_base(self, base: nn.Module, theta: Tensor, x: Tensor) -> bool:
-        """Return whether the energy is shown the noise of a base on the CPU."""
-        if self._latent_features is False:
-            return False
-        is_known = has_noise(base.eval(), theta.cpu(), x.cpu())
-        if self._latent_features and not is_known:
-            raise ValueError(
-                f"latent_features=True, but a {type(base).__name__} cannot tell which "
-                "noise it makes parameters of. Give it a method "
-                "to_noise(input, condition), or pass latent_features=None."
-            )
-        return is_known
 
     def put_on(
         self, base: Any, theta: Tensor, x: Tensor, prior: Prior, *, frozen: bool = False
@@ -157,11 +143,20 @@ class EnergyModel:
         """Put a new energy on a base, for the simulations that will train it."""
         if self._build is None:
             raise RuntimeError(
-                "The trainer was pickled, and pickling leaves out energy_net: a new "
-                "energy cannot be built. Start again with a new trainer."
+                "The trainer was pickled, and pickling leaves out energy_net. Start "
+                "again with a new trainer."
             )
         theta, x, device = theta.cpu(), x.cpu(), next(base.parameters()).device
-        latent_features = self.check_base(base.cpu(), theta, x)
+        base = base.cpu().eval()
+        latent_features = self._latent_features is not False
+        if latent_features and not has_noise(base, theta, x):
+            if self._latent_features:
+                raise ValueError(
+                    f"latent_features=True, but a {type(base).__name__} cannot tell "
+                    "which noise it makes parameters of. Give it a method "
+                    "to_noise(input, condition), or pass latent_features=None."
+                )
+            latent_features = False
         hybrid = HybridEstimator(
             base,
             nn.Identity(),
@@ -216,8 +211,8 @@ def report_energy(
     if history.objective_gain <= 0.0 < gain:
         what = "the held-out objective"
         told = (
-            f"{history.objective_gain:.3g} nats, since rare draws of the base have "
-            f"huge ratios (in log-densities {told})"
+            f"{history.objective_gain:.3g} nats, as rare draws of the base have huge "
+            f"ratios (in log-densities {told})"
         )
     warnings.warn(
         f"The energy does not improve {what}: {told}. The posterior is that of the "

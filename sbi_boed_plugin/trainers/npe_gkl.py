@@ -324,14 +324,11 @@ class NPE_GKL(KeepsTracker, NPE_C):
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         # Errors from here on leave the network that was there.
         network, self._neural_net = self._neural_net, before
-        assert network is not None
-        theta, x, _ = self.get_simulations(start_idx)
-        theta, x = theta[self.train_indices], x[self.train_indices]
-        if network is not before:
-            self._energy_model.check_base(network, theta[:2], x[:2])
         if self._training == "joint":
             if not isinstance(network, HybridEstimator):
-                network = self._energy_model.put_on(network, theta, x, self._prior)
+                theta, x, _ = self.get_simulations(start_idx)
+                rows = theta[self.train_indices], x[self.train_indices]
+                network = self._energy_model.put_on(network, *rows, self._prior)
             network.num_partition_samples = self._num_partition_samples
         elif isinstance(network, HybridEstimator):
             network = deepcopy(network.base)

@@ -73,18 +73,6 @@ def test_losses_do_not_depend_on_the_default_device(case):
     assert losses.isfinite().all()
 
 
-def test_a_policy_does_not_depend_on_the_default_device():
-    policy = TruncatedNormalPolicy(torch.zeros(2), torch.ones(2))
-    with torch.device("meta"):
-        policy.anneal(0.5)
-        design = policy.sample((4,))
-        log_prob = policy.log_prob(design)
-        policy.project()
-    tensors = [design, log_prob, policy.mode, *policy.describe().values()]
-    assert {tensor.device.type for tensor in tensors} == {"cpu"}
-    assert log_prob.isfinite().all()
-
-
 @on_each_device
 @for_cases(lambda case: case.has_designs and case.trainer is NLE_INCE)
 def test_learned_designs_follow_the_device(case, device):

@@ -11,7 +11,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+from sbi.diagnostics import check_sbc, run_sbc
 from sbi.inference import NPE
 from sbi.inference.posteriors import DirectPosterior
 from sbi.neural_nets import posterior_nn
@@ -27,8 +27,6 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import npe_gkl
-from sbi_boed_plugin.trainers._energy_training import train_energy
 from tests.conftest import NoOpTracker
 
 QUIET = {"show_progress_bars": False}
@@ -139,11 +137,6 @@ def test_it_is_calibrated():
     stats = check_sbc(ranks, theta, dap, num_posterior_samples=200)
     # Of two tests, at the level of one per cent.
     assert (stats["ks_pvals"] > 0.005).all()
-    ecp, alpha = run_tarp(theta, x, posterior, num_posterior_samples=200)
-    area, p_value = check_tarp(ecp, alpha)
-    # Coverages of 200 observations have standard errors of up to 0.035.
-    assert abs(area) < 0.05
-    assert p_value > 0.01
 
 
 def test_joint_training_improves_the_base_too():
@@ -200,17 +193,16 @@ def refine(given, theta, x, **kwargs):
 @pytest.mark.parametrize("kind", ["posterior", "estimator", "with designs"])
 def test_a_trained_posterior_is_refined_and_left_alone(kind):
     theta, x = simulations(500)
-    design = 0.5 + torch.rand(500, 1)
-    rows = torch.cat([x, design], dim=1) if kind == "with designs" else x
+    rows, kwargs, at = x, {"prior": PRIOR}, {}
+    if kind == "with designs":
+        kwargs["design"], at = 0.5 + torch.rand(500, 1), {"design": torch.ones(1)}
+        rows = torch.cat([x, kwargs["design"]], dim=1)
     npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
     npe.append_simulations(theta, rows)
     estimator = npe.train(max_num_epochs=40, learning_rate=5e-3)
-    before = deepcopy(estimator)
-    given, kwargs, at = estimator, {"prior": PRIOR}, {}
+    before, given = deepcopy(estimator), estimator
     if kind == "posterior":
         given, kwargs = npe.build_posterior(), {}
-    if kind == "with designs":
-        kwargs["design"], at = design, {"design": torch.tensor([0.7])}
     trainer = refine(given, theta, x, **kwargs)
     assert trainer.summary["energy_gain"][0] > 0.3  # 0.8 ± 0.1 with other seeds.
     posterior = trainer.build_posterior(**at)
@@ -310,37 +302,33 @@ def test_either_kind_of_training_follows_the_other():
     other = trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
     assert same_weights([before, two_stage])
     assert not same_weights([before, other])
+    proposal = trainer.build_posterior().set_default_x(X_O)
+    trainer.append_simulations(*simulations(50), proposal=proposal)
+    with pytest.raises(ValueError, match="training='joint' with simulations from a"):
+        trainer.train(training="joint")
 
 
-def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
+def test_the_energy_learns_from_the_simulations_of_its_base():
     """Under the closed-form loss of mixtures sbi leaves earlier rounds out."""
+    seen = []
+
+    def build(theta, features):
+        seen.append(theta)
+        return EnergyRatio(theta, features)
+
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((200,))
     npe = NPE(prior, "mdn", tracker=NoOpTracker(), **QUIET)
     npe.append_simulations(theta, theta + 0.5).train(max_num_epochs=1)
     proposal = npe.build_posterior().set_default_x(X_O)
-    trainer = make("mdn", prior=prior).append_simulations(theta, theta + 0.5)
+    trainer = make("mdn", prior, energy_net=build)
+    trainer.append_simulations(theta, theta + 0.5)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     later = proposal.sample((120,), **QUIET)
     trainer.append_simulations(later, later + 0.5, proposal=proposal)
-    seen = []
-
-    def spy(hybrid, theta, x, **kwargs):
-        seen.append(theta)
-        return train_energy(hybrid, theta, x, **kwargs)
-
-    monkeypatch.setattr(npe_gkl, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
-    assert torch.equal(seen[0], later)
+    assert torch.isin(seen[-1], later).all()
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
-
-
-def test_joint_training_of_later_rounds_is_refused():
-    trainer = trained(100, training="joint", max_num_epochs=2)
-    proposal = trainer.build_posterior().set_default_x(X_O)
-    trainer.append_simulations(*simulations(50), proposal=proposal)
-    with pytest.raises(ValueError, match="training='joint' with simulations from a"):
-        trainer.train(training="joint")
 
 
 def test_designs_enter_training_and_posterior():
@@ -357,16 +345,15 @@ def test_designs_enter_training_and_posterior():
         means.append(samples.abs().mean().item())
     # Exactly 0.24 and 0.6; a Gaussian base and a short training miss by up to 0.06.
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
-    with pytest.raises(ValueError, match="design=None"):
-        trainer.build_posterior()
     base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
     assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
-    with pytest.raises(ValueError, match="has one design"):
-        trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
-    with pytest.raises(ValueError, match=r"design has shape \(2,\)"):
-        trainer.build_posterior(design=torch.tensor([0.4, 1.0]))
-    with pytest.raises(ValueError, match="design=None"):
-        trainer.append_simulations(theta, x)
+    for design, match in (
+        (None, "design=None"),
+        (torch.tensor([[0.4], [1.0]]), "has one design"),
+        (torch.tensor([0.4, 1.0]), r"design has shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            trainer.build_posterior(design=design)
 
 
 @pytest.mark.filterwarnings("ignore:The following arguments are deprecated")
