@@ -65,8 +65,8 @@ class KeepsTracker:
     _tracker: Any
 
     def __getstate__(self) -> dict[str, Any]:
-        state: Any = super().__getstate__()
-        return {**state, "_tracker": if_it_pickles(self._tracker)}
+        trainer: Any = super()
+        return {**trainer.__getstate__(), "_tracker": if_it_pickles(self._tracker)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

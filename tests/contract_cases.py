@@ -88,7 +88,6 @@ class TrainerCase:
     models = ("mdn", "made", "maf", "nsf", "zuko_maf", "zuko_nsf")  # by name.
     fast_model = "mdn"
     samplers = tuple(name for name in SAMPLERS if name != "direct")
-    in_potential: str  # What potentials call the network.
     renamed_defaults: dict[str, Any] = {}  # that differ from the peer's on purpose.
 
     train_kwargs: dict[str, Any] = {}  # of every training,
@@ -102,16 +101,15 @@ class TrainerCase:
     own_summary_per_epoch: tuple[str, ...] = ()
 
     condition_index: int | None = None  # What embedding nets see of `stored()`.
-    later_rounds_by_proposal = False  # rather than by `from_round`.
-    refuses_invalid = True  # Whether invalid simulations are an error by default.
-    repeats = True  # Whether several rows are observations of the same parameters.
-    fixed_validation = True  # with the same draws each time.
+    # Whether it is like NPE: later rounds are told by their proposal rather than by
+    # `from_round`, invalid simulations are left out by default, several rows are no
+    # observations of the same parameters, and validation draws anew each time.
+    like_npe = False
 
     def __init__(self, dim_design: int) -> None:
         self.dim_design = dim_design
         self.has_designs = dim_design > 0
         self.name = self.trainer.__name__ + ("-design" if dim_design else "")
-        self.method = self.trainer.__name__.lower()  # in sbi's simple interface.
 
     def user_builder(self, parameters: Tensor, data: Tensor) -> nn.Module:
         """A builder as users write them, with a network of sbi inside."""
@@ -175,7 +173,7 @@ class TrainerCase:
             theta, x = self.stored(simulations)
         elif simulations.design is not None:
             kwargs["design"] = simulations.design
-        if self.later_rounds_by_proposal:
+        if self.like_npe:
             if kwargs.pop("from_round", 0) and proposal is None:
                 proposal = self.proposal()
             kwargs["proposal"] = proposal
@@ -197,7 +195,7 @@ class TrainerCase:
         self, trainer: Any, sampler: str = "rejection", num_designs: int = 1
     ) -> Any:
         """Posterior at as many designs, with the cheapest settings."""
-        num_designs = num_designs if self.repeats else 1
+        num_designs = 1 if self.like_npe else num_designs
         kwargs = {"design": self.designs(num_designs)} if self.has_designs else {}
         return trainer.build_posterior(
             sample_with=sampler, posterior_parameters=SAMPLERS[sampler], **kwargs
@@ -213,7 +211,6 @@ class NLEInceCase(TrainerCase):
     trainer, peer = NLE_INCE, NLE
     builder = staticmethod(likelihood_nn)
     condition_index = 0
-    in_potential = "likelihood_estimator"
     renamed_defaults = {"algorithm": "NLE_INCE"}
     as_peer = {"num_contrastive": 0, "regularization_strength": 1.0}
     objective = {"regularization_strength": 0.5}
@@ -234,17 +231,13 @@ class NPEGklCase(TrainerCase):
     builder = staticmethod(posterior_nn)
     condition_index = 1
     samplers = tuple(SAMPLERS)
-    in_potential = "posterior_estimator"
     train_kwargs = {"energy": EnergyConfig(max_num_epochs=3)}
     train_again = {"force_first_round_loss": True}
     as_peer = {"energy": EnergyConfig(max_num_epochs=1)}
     objective = {"training": "joint"}
     own_summary = ("energy_epochs_trained", "energy_gain", "energy_gain_standard_error")
     own_summary_per_epoch = ("energy_training_loss", "energy_validation_loss")
-    later_rounds_by_proposal = True
-    refuses_invalid = False
-    repeats = False
-    fixed_validation = False  # As that of its peer, which draws validation rows anew.
+    like_npe = True
 
     def log_term(self, estimator, parameters, x):
         """Unnormalized, as potentials are, and without the prior."""
@@ -265,7 +258,6 @@ class NREGklCase(TrainerCase):
     estimator_argument = "classifier"
     models = ("linear", "mlp", "resnet")
     fast_model = "mlp"
-    in_potential = "ratio_estimator"
     renamed_defaults = {"algorithm": "NRE_GKL"}
     user_options = {}
 

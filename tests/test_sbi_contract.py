@@ -52,15 +52,11 @@ class RecordingTracker(NoOpTracker):
         self.metrics[name].append((step, value))
 
 
-def same_state(network, states):
-    """Whether a network has bit-identical parameters and buffers."""
-    own = network.state_dict()
-    return own.keys() == states.keys() and all(
-        torch.equal(own[key], states[key]) for key in own
-    )
-
-
-# --- Arguments ------------------------------------------------------------------------
+def same_state(network, other):
+    """Whether networks have bit-identical parameters and buffers."""
+    own, states = network.state_dict(), other.state_dict()
+    assert own.keys() == states.keys()
+    return all(torch.equal(own[key], states[key]) for key in own)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ def test_training_without_simulations_is_refused(case):
         case.train(case.make())
 
 
-@for_cases(lambda case: case.fixed_validation)
+@for_cases(lambda case: not case.like_npe)
 def test_validation_loss_of_an_unchanged_network_stays_the_same(case):
     # The validation set needs several batches, the last of them incomplete.
     trainer = case.trainer_of(
@@ -166,7 +162,7 @@ def test_invalid_simulations_are_excluded_with_their_designs_or_refused(case):
     invalid = replace(simulations, x=x)
     kept = [row for row in range(60) if row not in (3, 7)]
     trainer = case.make()
-    if case.refuses_invalid:
+    if not case.like_npe:
         name = case.renamed_defaults["algorithm"]
         with pytest.raises(ValueError, match=f"1 NaN.*{name} does not allow"):
             case.append(trainer, invalid)
@@ -175,7 +171,7 @@ def test_invalid_simulations_are_excluded_with_their_designs_or_refused(case):
         case.append(trainer, invalid, exclude_invalid_x=True)
     # A posterior of valid simulations is right where it is asked for; others are not.
     told = any("systematically wrong" in str(warning.message) for warning in caught)
-    assert told == case.refuses_invalid
+    assert told != case.like_npe
     stored = trainer.get_simulations()[:2]
     for values, expected in zip(stored, case.stored(simulations), strict=True):
         assert torch.equal(values, expected[kept])
@@ -201,7 +197,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(case):
     for key in ("training_loss", "validation_loss", *case.extra_summary):
         assert parts.summary[key] == whole.summary[key], key
     assert torch.equal(parts.val_indices, whole.val_indices)
-    assert same_state(resumed, expected.state_dict())
+    assert same_state(resumed, expected)
 
 
 @for_cases(lambda case: case.objective)
@@ -236,21 +232,19 @@ def test_a_network_is_built_anew_only_from_scratch(case):
 
 @for_each_case
 def test_rounds_add_simulations_from_the_posterior(case):
-    x_o = case.observe()
     tracker = RecordingTracker()
     trainer = case.append(case.make(tracker=tracker), case.simulate(100))
     case.train(trainer)
-    proposal = case.build_posterior(trainer).set_default_x(x_o)
-
+    proposal = case.build_posterior(trainer).set_default_x(case.observe())
     simulations = case.simulate(theta=draw(proposal, 60))
     case.append(trainer, simulations, proposal=proposal, from_round=1)
     case.train(trainer)
     assert len(trainer.train_indices) + len(trainer.val_indices) == 160
     assert trainer.summary["epochs_trained"] == [3, 3]
     for key in ("validation_loss", *case.extra_summary):
-        steps = [step for step, _ in tracker.metrics[key]]
-        assert steps == list(range(6)), key
-    assert draw(case.build_posterior(trainer).set_default_x(x_o), 5).isfinite().all()
+        assert [step for step, _ in tracker.metrics[key]] == list(range(6)), key
+    posterior = case.build_posterior(trainer)
+    assert draw(posterior, 5, x=case.observe()).isfinite().all()
 
 
 @pytest.mark.parametrize("model, num_rounds", [("mdn", 2), ("maf", 1), ("nsf", 2)])
@@ -280,19 +274,19 @@ def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
         ]
         assert torch.allclose(*pair, rtol=1e-4, atol=1e-4)
         return
-    assert same_state(case.trained_by_sbi(ours), expected.state_dict())
+    assert same_state(case.trained_by_sbi(ours), expected)
     for key in SBI_SUMMARY - {"epoch_durations_sec"}:
         assert our_summary[key] == their_summary[key], key
 
 
 @for_cases(lambda case: not case.has_designs)
 def test_the_simple_interface_finds_the_method(case):
-    assert getattr(sbi.inference, case.method.upper()) is case.trainer
+    assert getattr(sbi.inference, case.name) is case.trainer
     with pytest.warns(UserWarning, match="simple interface"):
         posterior = infer(
             case.simulator,
             case.prior(),
-            method=case.method,
+            method=case.name.lower(),
             num_simulations=60,
             init_kwargs={"tracker": NoOpTracker(), **QUIET},
             train_kwargs=SHORT,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
+from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
@@ -108,7 +109,10 @@ def at_design(
     if not isinstance(estimator, HybridEstimator):
         never = nn.Identity()
         estimator = HybridEstimator(estimator, never, prior=prior, corrects=False)
-    check_designs_given(design, dim_design)
+    if not isinstance(estimator.base, DesignConditionedEstimator):
+        check_designs_given(design, dim_design)
+    elif design is not None:
+        raise ValueError("density_estimator has a design already: pass no other one.")
     if design is None:
         return estimator
     design = check_design(design, dim_design, None)

@@ -40,6 +40,9 @@ from sbi_boed_plugin.trainers._energy_training import EnergyConfig, train_energy
 
 __all__ = ["NPE_GKL"]
 
+# One that nobody seeds the simulations with, whose random numbers it would repeat.
+_VALIDATION_SEED = 20_231_004
+
 
 class NPE_GKL(KeepsTracker, NPE_C):
     r"""Neural posterior estimation with a hybrid of the generalized-KL family [1].
@@ -129,7 +132,6 @@ class NPE_GKL(KeepsTracker, NPE_C):
         design: Tensor | None = None,
         energy: EnergyConfig | None = None,
         validation_fraction: float = 0.1,
-        device: str | None = None,
         **kwargs: Any,
     ) -> "NPE_GKL":
         """Train an energy for a posterior that is there already, and stays as it is.
@@ -144,7 +146,9 @@ class NPE_GKL(KeepsTracker, NPE_C):
             prior: The prior. If `None`, that of the posterior; so is the device.
             design: Designs of shape `(num_simulations, dim_design)`, for a posterior
                 that was trained with `(x, design)` in one row.
-            **kwargs: Arguments of the trainer, as `energy_net`.
+            energy: How to train the energy.
+            validation_fraction: Share of the simulations that judge the energy.
+            **kwargs: Further arguments of the trainer.
 
         Returns:
             A trainer whose `build_posterior()` returns the corrected posterior.
@@ -156,8 +160,8 @@ class NPE_GKL(KeepsTracker, NPE_C):
         """
         rows, _ = append_design(x, design, None)
         estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
-        device = device or str(next(estimator.parameters()).device)
-        trainer = cls(prior, _stage.refuse_to_build, device, **kwargs)
+        kwargs.setdefault("device", str(next(estimator.parameters()).device))
+        trainer = cls(prior, _stage.refuse_to_build, **kwargs)
         trainer.append_simulations(theta, x, design=design)
         num_rows = len(trainer.get_simulations()[0])
         num_training = int((1.0 - validation_fraction) * num_rows)
@@ -277,7 +281,8 @@ class NPE_GKL(KeepsTracker, NPE_C):
 
         `direct_sampling_parameters` or `posterior_parameters` are those of
         `HybridPosteriorParameters`. `design`, of shape `(dim_design,)` or
-        `(1, dim_design)`, is needed if and only if the simulations have designs.
+        `(1, dim_design)`, is needed if and only if the simulations have designs. Chains
+        start from the best of 100 candidates each by default.
 
         Raises:
             ValueError: If a design is missing, superfluous or of a wrong shape.
@@ -304,6 +309,10 @@ class NPE_GKL(KeepsTracker, NPE_C):
         if sample_with == "direct":
             given = kwargs["direct_sampling_parameters"] or {}
             return HybridPosteriorParameters(**given)
+        if sample_with == "mcmc":
+            # Each candidate costs an energy network; sbi takes 1,000 for each chain.
+            start = {"init_strategy_parameters": {"num_candidate_samples": 100}}
+            kwargs["mcmc_parameters"] = {**start, **(kwargs["mcmc_parameters"] or {})}
         return super()._build_posterior_parameters(sample_with, **kwargs)
 
     def _create_posterior(self, estimator: Any, prior: Any, *given: Any) -> Any:
@@ -334,6 +343,11 @@ class NPE_GKL(KeepsTracker, NPE_C):
             network = deepcopy(network.base)
         self._neural_net, self._first_round = network, start_idx
         self._hybrid = None  # which was put on another base.
+
+    def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
+        """Validate with the same draws for the partition function each time."""
+        with isolated_rng(_VALIDATION_SEED if self._training == "joint" else None):
+            return super()._validate_epoch(val_loader, loss_args)
 
     def _train_energy(self, config: EnergyConfig, atomic: bool) -> HybridEstimator:
         """Put an energy on a copy of the trained base, train it, and report.

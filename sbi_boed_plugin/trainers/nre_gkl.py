@@ -133,9 +133,7 @@ class NRE_GKL(KeepsTracker, NRE_B):
             RuntimeError: If a design is given and nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        if not isinstance(density_estimator, DesignConditionedRatio):
-            # With an estimator handed over, the trainer may know of no designs.
-            check_designs_given(design, self._dim_design)
+        check_designs_given(design, self._dim_design)
         if design is not None:
             ratio = density_estimator or self._neural_net
             if ratio is None:

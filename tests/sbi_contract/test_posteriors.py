@@ -9,7 +9,6 @@ from tests.contract_cases import (
     QUIET,
     draw,
     for_cases,
-    for_each,
     for_each_case,
     for_each_sampler,
     seed_everything,
@@ -17,7 +16,7 @@ from tests.contract_cases import (
     trained_estimator,
 )
 
-with_designs = for_cases(lambda case: case.has_designs and case.repeats)
+with_designs = for_cases(lambda case: case.has_designs and not case.like_npe)
 
 
 def log_potential(case, theta, x_o, design=None):
@@ -96,7 +95,7 @@ def test_an_estimator_and_a_prior_can_be_handed_over(case):
     assert torch.allclose(potential, expected, atol=1e-4)
 
 
-@for_cases(lambda case: case.repeats)
+@for_cases(lambda case: not case.like_npe)
 def test_repeated_observations_add_up(case):
     theta, x_o = case.prior().sample((6,)), case.observe(4)
     posterior = case.build_posterior(trained(case)).set_default_x(x_o)
@@ -117,14 +116,6 @@ def test_each_observation_has_its_own_design(case):
     for num_rows in (1, 2, 4):
         with pytest.raises(ValueError, match=f"has {num_rows} rows.*3 designs"):
             draw(posterior, x=case.observe(num_rows))
-
-
-@for_each(
-    "sampler", lambda case: case.samplers if case.has_designs and case.repeats else ()
-)
-def test_every_sampler_takes_one_row_per_design(case, sampler):
-    posterior = case.build_posterior(trained(case), sampler, num_designs=3)
-    assert draw(posterior, 4, x=case.observe(3)).shape == (4, DIM_THETA)
 
 
 @for_each_case

@@ -103,6 +103,7 @@ def test_a_posterior_moves_to_a_device(case, sampler, device):
         posterior.default_x,
         posterior.potential(case.prior(device).sample((3,))),
         posterior.sample((2,), **QUIET),
-        *getattr(posterior.potential_fn, case.in_potential).buffers(),
     ]
+    for part in vars(posterior.potential_fn).values():
+        tensors += [*part.buffers()] if isinstance(part, torch.nn.Module) else []
     assert {tensor.device.type for tensor in tensors} == {device}

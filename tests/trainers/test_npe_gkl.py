@@ -28,6 +28,7 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from tests.conftest import NoOpTracker
+from tests.hybrids import GaussianBase
 
 QUIET = {"show_progress_bars": False}
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -35,6 +36,7 @@ X_O = torch.tensor([[0.3, -0.2]])
 GAUSSIAN = posterior_nn("mdn", num_components=1, hidden_features=20)
 # Enough to see that it learns; and no energy gains as much as this one has to.
 BRIEF = EnergyConfig(max_num_epochs=20)
+FEW_EPOCHS = {"max_num_epochs": 2, "energy": EnergyConfig(max_num_epochs=2)}
 DROPPED = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
 
 
@@ -345,8 +347,12 @@ def test_designs_enter_training_and_posterior():
         means.append(samples.abs().mean().item())
     # Exactly 0.24 and 0.6; a Gaussian base and a short training miss by up to 0.06.
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
+    at_design = trainer._hybrid.at_design(torch.tensor([0.4]))
     base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
-    assert base.sample((2,), x=X_O, **QUIET).shape == (2, 2)
+    for posterior in (trainer.build_posterior(at_design), base):
+        assert posterior.sample((2,), x=X_O, **QUIET).shape == (2, 2)
+    with pytest.raises(ValueError, match="has a design already"):
+        trainer.build_posterior(at_design, design=torch.tensor([0.4]))
     for design, match in (
         (None, "design=None"),
         (torch.tensor([[0.4], [1.0]]), "has one design"),
@@ -362,6 +368,11 @@ def test_settings_of_a_hybrid_posterior_come_in_either_form(bimodal):
     assert bimodal.build_posterior(posterior_parameters=few).bound_quantile == 1.0
     direct = {"direct_sampling_parameters": {"min_acceptance_rate": 0.5}}
     assert bimodal.build_posterior(**direct).min_acceptance_rate == 0.5
+    for number, given in ((100, {}), (7, {"num_candidate_samples": 7})):
+        chains = {"init_strategy_parameters": given} if given else {"num_chains": 3}
+        posterior = bimodal.build_posterior(sample_with="mcmc", mcmc_parameters=chains)
+        start = posterior.init_strategy_parameters
+        assert start == {"num_candidate_samples": number}
 
 
 def test_no_random_numbers_of_the_energy_are_drawn_again():
@@ -454,3 +465,51 @@ def test_images_pass_the_embedding_of_the_base():
     trainer.train(max_num_epochs=2)
     batched = trainer.build_posterior().sample_batched((5,), x=x[:3], **QUIET)
     assert batched.shape == (5, 3, 2)
+
+
+def silent(*rows):
+    """A base that cannot tell its noise."""
+    return GaussianBase(0.5)
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint", "refinement"])
+@pytest.mark.parametrize("latent_features", [None, True, False])
+def test_the_energy_is_given_the_noise_that_was_asked_for(latent_features, training):
+    wanted = {"latent_features": latent_features}
+    if training == "refinement":
+        rows = simulations(100)
+        trainer = refine(GAUSSIAN(*rows), *rows, prior=PRIOR, **wanted)
+    else:
+        trainer = trained(100, trainer=make(**wanted), training=training, **FEW_EPOCHS)
+    posterior = trainer.build_posterior()
+    hybrid = posterior.posterior_estimator
+    assert hybrid.latent_features == (latent_features is not False)
+    # Parameters, data and noise, of two dimensions each.
+    assert hybrid.energy.first.in_features == 4 + 2 * hybrid.latent_features
+    theta, x = simulations(5)
+    assert hybrid.log_prob(theta.unsqueeze(0), x).isfinite().all()
+    assert posterior.sample((5,), x=x[:1], **QUIET).shape == (5, 2)
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint"])
+def test_a_base_that_cannot_tell_its_noise_does_without_or_is_refused(training):
+    how = {"training": training, **FEW_EPOCHS}
+    posterior = trained(60, trainer=make(silent), **how).build_posterior()
+    assert not posterior.posterior_estimator.latent_features
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        trained(60, trainer=make(silent, latent_features=True), **how)
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        refine(silent(), *simulations(60), prior=PRIOR, latent_features=True)
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_an_energy_that_is_given_the_noise_needs_no_parameters(sees):
+    energy_net = energy_nn(sees_parameters=sees)
+    trainer = trained(100, trainer=make(energy_net=energy_net), **FEW_EPOCHS)
+    assert trainer._hybrid.energy.first.in_features == 4 + 2 * sees
+    posterior = trainer.build_posterior()
+    assert posterior.sample((5,), x=X_O, **QUIET).shape == (5, 2)
+    if not sees:
+        with pytest.raises(ValueError, match=r"sees_parameters=True"):
+            blind = make(energy_net=energy_net, latent_features=False)
+            trained(60, trainer=blind, **FEW_EPOCHS)
