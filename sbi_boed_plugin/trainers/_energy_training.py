@@ -62,12 +62,10 @@ class EnergyConfig:
             of each simulation in each step.
         learning_rate: Largest learning rate of a one-cycle schedule.
         max_num_epochs: Length of the schedule in epochs.
-        stop_after_epochs: Epochs without improvement of the validation loss after which
-            training stops.
+        stop_after_epochs: Epochs without a lower validation loss that end the training.
         training_batch_size: Simulations per step. If `None`, 64 for fewer than 3,000
             simulations to train with, else 200.
-        weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
-            3,000 simulations, else 1e-4.
+        weight_decay: That of AdamW. If `None`, 1e-2 for fewer than 3,000, else 1e-4.
         clip_max_norm: Largest norm of the gradient, `None` for no clipping.
         min_standard_errors: Standard errors by which the energy must improve held-out
             log-densities. Otherwise, or if it worsens the held-out objective, the base
@@ -97,14 +95,11 @@ class EnergyConfig:
 
 
 class EnergyHistory(NamedTuple):
-    """Losses of epochs without those of the base, and gains over the base, in nats.
-
-    Gains are means of held-out simulations, in log-density and in the objective.
-    """
+    """Losses of epochs without those of the base, and held-out gains, in nats."""
 
     training_loss: list[float]
     validation_loss: list[float]
-    gain: float
+    gain: float  # in log-density
     gain_standard_error: float
     objective_gain: float
     kept: bool

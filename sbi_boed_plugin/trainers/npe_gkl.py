@@ -292,8 +292,7 @@ class NPE_GKL(KeepsTracker, NPE_C):
         estimator = density_estimator or self._hybrid or self._neural_net
         if estimator is None:
             raise RuntimeError(
-                "There is no posterior estimator yet: call append_simulations() and "
-                "train() before build_posterior()."
+                "There is no posterior estimator yet: call train() first."
             )
         if not (density_estimator or isinstance(estimator, HybridEstimator)):
             warnings.warn(

@@ -24,17 +24,9 @@ from sbi_boed_plugin.estimators.ratio import (
     RatioPairs,
     embed_parameters,
 )
-from sbi_boed_plugin.objectives.generalized_kl import (
-    draw_by_ratio,
-    partition_by_draws,
-    ratio_loss,
-)
+from sbi_boed_plugin.objectives import generalized_kl
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
-from sbi_boed_plugin.trainers._checks import (
-    append_design,
-    check_design,
-    check_designs_given,
-)
+from sbi_boed_plugin.trainers import _checks
 
 __all__ = ["NRE_GKL"]
 
@@ -58,10 +50,9 @@ class NRE_GKL(KeepsTracker, NRE_B):
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
     :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The second
     term is estimated from the parameters of all other simulations of the batch, up to
-    200, and its gradient from `num_atoms - 1` of these for each row, drawn with
-    probabilities proportional to :math:`e^{\rho}`, which leaves its expectation as it
-    is. Where posteriors are so narrow that 200 draws of the prior tell little,
-    `NPE_GKL` is the better choice, whose draws come from a base.
+    200, and its gradient without bias from `num_atoms - 1` of these for each row, drawn
+    with probabilities proportional to :math:`e^{\rho}`. Where posteriors are so narrow
+    that 200 draws of the prior tell little, `NPE_GKL` is the better choice.
 
     [1] Miller et al., *Simulation-based Inference with the Generalized
         Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
@@ -100,7 +91,7 @@ class NRE_GKL(KeepsTracker, NRE_B):
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        x, dim_design = append_design(x, design, self._dim_design)
+        x, dim_design = _checks.append_design(x, design, self._dim_design)
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -133,15 +124,12 @@ class NRE_GKL(KeepsTracker, NRE_B):
             RuntimeError: If a design is given and nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        check_designs_given(design, self._dim_design)
+        _checks.check_designs_given(design, self._dim_design)
         if design is not None:
             ratio = density_estimator or self._neural_net
             if ratio is None:
-                raise RuntimeError(
-                    "There is no ratio yet: call append_simulations() and train() "
-                    "before build_posterior()."
-                )
-            design = check_design(design, self._dim_design, None)
+                raise RuntimeError("There is no ratio yet: call train() first.")
+            design = _checks.check_design(design, self._dim_design, None)
             given["density_estimator"] = DesignConditionedRatio(ratio, design)
         return super().build_posterior(**given)
 
@@ -162,22 +150,26 @@ class NRE_GKL(KeepsTracker, NRE_B):
         if stored is not None:
             size = (max(num_atoms, _NUM_VALIDATION) - 1, num_rows)
             atoms = stored[torch.randint(len(stored), size).to(stored.device)]
-        else:
+        elif num_rows > 1:
             most = max(num_atoms, _NUM_CANDIDATES) - 1
-            # Of a batch of one row there is no other, which is an error.
-            atoms = in_batch_contrast(pairs.theta, max(1, min(most, num_rows - 1)))
+            atoms = in_batch_contrast(pairs.theta, min(most, num_rows - 1))
+        else:
+            raise ValueError(
+                "A batch of one row has no other parameters to contrast with: use a "
+                "larger training_batch_size, and batches that drop_last."
+            )
         with torch.no_grad():
             log_ratio = pairs.evaluate(atoms)
         assert_all_finite(log_ratio, "NRE-GKL ratio")
         if stored is not None:
-            return ratio_loss(pairs.evaluate(own)[0], log_ratio)
+            return generalized_kl.ratio_loss(pairs.evaluate(own)[0], log_ratio)
         num_drawn = min(num_atoms - 1, len(atoms))
-        chosen = draw_by_ratio(log_ratio, num_drawn)
+        chosen = generalized_kl.draw_by_ratio(log_ratio, num_drawn)
         rows = torch.arange(num_rows, device=atoms.device)
         drawn = pairs.evaluate(torch.cat([own, atoms[chosen, rows]]))
         before = log_ratio[chosen, rows]
         if torch.allclose(before, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
-            loss = partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
+            loss = generalized_kl.partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
         else:
             # Ratios of one pass cannot be compared with those of another.
             warnings.warn(
@@ -187,7 +179,7 @@ class NRE_GKL(KeepsTracker, NRE_B):
                 stacklevel=2,
             )
             ratios = pairs.evaluate(torch.cat([own, atoms[:num_drawn]]))
-            loss = ratio_loss(ratios[0], ratios[1:])
+            loss = generalized_kl.ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
 
@@ -199,8 +191,8 @@ class NRE_GKL(KeepsTracker, NRE_B):
         """
         theta, _, _ = self.get_simulations(self._first_round)
         rows = self.train_indices
-        rows = rows[torch.randperm(len(rows))[:_NUM_STORED]]
-        theta = theta[rows.to(theta.device)].to(self._device)
+        rows = rows[torch.randperm(len(rows))[:_NUM_STORED]].to(theta.device)
+        theta = theta[rows].to(self._device)
         return embed_parameters(self._neural_net, theta)
 
     def get_dataloaders(

@@ -412,7 +412,7 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
         (lambda: make(energy_net="forest"), "model='forest' is unknown"),
         (lambda: make(energy_net=3), "energy_net must be a string or a function"),
         (lambda: make(latent_features="yes"), "True, False or None, got str"),
-        (lambda: make().build_posterior(), "call append_simulations"),
+        (lambda: make().build_posterior(), "no posterior estimator yet"),
         (lambda: trained(60, training="both"), "training='both' is unknown"),
         (
             lambda: trained(60, trainer=make(energy_net=lambda t, f: 1.0)),

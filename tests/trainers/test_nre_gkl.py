@@ -143,7 +143,7 @@ def test_no_row_is_an_atom_of_its_own():
 def test_a_batch_of_one_has_nothing_to_contrast_with():
     trainer, _ = narrow(3, validation_fraction=0.3)
     theta, x, _ = trainer.get_simulations()
-    with pytest.raises(ValueError, match="Use a larger batch"):
+    with pytest.raises(ValueError, match="batch of one row"):
         trainer._loss(theta[:1], x[:1], 10)
 
 
