@@ -172,21 +172,20 @@ def _prepare(
     for rows in torch.arange(len(theta)).split(size):
         own, data = theta[rows].to(device).unsqueeze(0), x[rows].to(device)
         if atomic_prior is None:
-            pool, pool_noise = hybrid.draw(num_draws, data)
+            pool = hybrid.base.sample(torch.Size((num_draws,)), data)
             both = torch.cat([own, pool])
-            noise = torch.cat([hybrid.latent(own, data), pool_noise])
             log_weight = torch.zeros(both.shape[:2], device=device)
             log_weight[1:] = hybrid.fill_outside(log_weight[1:], pool, -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
             both = torch.cat([own, theta[(rows + shift) % len(theta)].to(device)])
-            noise = hybrid.latent(both, data)
             log_prior = atomic_prior.log_prob(both.flatten(0, 1))
             assert_all_finite(log_prior, "prior eval")
             log_base = hybrid.base.log_prob(both, data)
             log_weight = log_base - log_prior.reshape(log_base.shape)
-        part = [values.transpose(0, 1) for values in (both, noise, log_weight)]
+        of_draws = both, hybrid.latent(both, data), log_weight
+        part = [values.transpose(0, 1) for values in of_draws]
         part.append(hybrid.condition_features(data))
         parts.append([values.to(theta.device) for values in part])
     return [torch.cat(values) for values in zip(*parts, strict=True)]

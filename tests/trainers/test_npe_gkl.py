@@ -500,16 +500,3 @@ def test_a_base_that_cannot_tell_its_noise_does_without_or_is_refused(training):
         trained(60, trainer=make(silent, latent_features=True), **how)
     with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
         refine(silent(), *simulations(60), prior=PRIOR, latent_features=True)
-
-
-@pytest.mark.parametrize("sees", [True, False])
-def test_an_energy_that_is_given_the_noise_needs_no_parameters(sees):
-    energy_net = energy_nn(sees_parameters=sees)
-    trainer = trained(100, trainer=make(energy_net=energy_net), **FEW_EPOCHS)
-    assert trainer._hybrid.energy.first.in_features == 4 + 2 * sees
-    posterior = trainer.build_posterior()
-    assert posterior.sample((5,), x=X_O, **QUIET).shape == (5, 2)
-    if not sees:
-        with pytest.raises(ValueError, match=r"sees_parameters=True"):
-            blind = make(energy_net=energy_net, latent_features=False)
-            trained(60, trainer=blind, **FEW_EPOCHS)
