@@ -1,6 +1,7 @@
 """Around the second stage of `NPE_GKL`: what it starts from, and what it reports."""
 
 import warnings
+from copy import copy
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "refuse_to_build",
     "report_energy",
     "to_refine",
+    "without_idle_energy",
 ]
 
 Prior = Distribution | None
@@ -124,6 +126,20 @@ def at_design(
     return estimator.at_design(design[0])
 
 
+def without_idle_energy(proposal: Any) -> Any:
+    """Return a proposal as the posterior of its base, if its energy was not kept.
+
+    For a mixture of Gaussians, sbi then has the closed-form loss.
+    """
+    hybrid = getattr(proposal, "posterior_estimator", None)
+    if not isinstance(hybrid, HybridEstimator) or hybrid.corrects:
+        return proposal
+    # A new posterior would draw random numbers.
+    proposal = copy(proposal)
+    proposal.posterior_estimator = hybrid.base
+    return proposal
+
+
 class EnergyModel:
     """How the energy of a trainer is built, from arguments of the user."""
 
@@ -141,6 +157,21 @@ class EnergyModel:
         self._build = energy_net
         self._latent_features = latent_features
 
+    def shows_noise(self, base: nn.Module, theta: Tensor, x: Tensor) -> bool:
+        """Return whether an energy on this base is shown noise, or raise."""
+        if self._latent_features is False:
+            return False
+        device = next(base.parameters()).device
+        is_known = has_noise(base.cpu().eval(), theta.cpu(), x.cpu())
+        base.to(device)
+        if self._latent_features and not is_known:
+            raise ValueError(
+                f"latent_features=True, but a {type(base).__name__} cannot tell "
+                "which noise it makes parameters of. Give it a method "
+                "to_noise(input, condition), or pass latent_features=None."
+            )
+        return is_known
+
     def put_on(
         self, base: Any, theta: Tensor, x: Tensor, prior: Prior, *, frozen: bool = False
     ) -> HybridEstimator:
@@ -150,17 +181,9 @@ class EnergyModel:
                 "The trainer was pickled, and pickling leaves out energy_net. Start "
                 "again with a new trainer."
             )
-        theta, x, device = theta.cpu(), x.cpu(), next(base.parameters()).device
-        base = base.cpu().eval()
-        latent_features = self._latent_features is not False
-        if latent_features and not has_noise(base, theta, x):
-            if self._latent_features:
-                raise ValueError(
-                    f"latent_features=True, but a {type(base).__name__} cannot tell "
-                    "which noise it makes parameters of. Give it a method "
-                    "to_noise(input, condition), or pass latent_features=None."
-                )
-            latent_features = False
+        device = next(base.parameters()).device
+        latent_features = self.shows_noise(base, theta, x)
+        theta, x, base = theta.cpu(), x.cpu(), base.cpu()
         hybrid = HybridEstimator(
             base,
             nn.Identity(),

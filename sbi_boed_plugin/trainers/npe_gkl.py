@@ -195,6 +195,7 @@ class NPE_GKL(KeepsTracker, NPE_C):
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
         x, dim_design = append_design(x, design, self._dim_design)
+        proposal = _stage.without_idle_energy(proposal)
         super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
         self._dim_design = dim_design
         warn_of_scales(self._build_neural_net, theta, x)
@@ -332,14 +333,16 @@ class NPE_GKL(KeepsTracker, NPE_C):
         super()._initialize_neural_network(retrain_from_scratch, start_idx)
         # Errors from here on leave the network that was there.
         network, self._neural_net = self._neural_net, before
+        theta, x, _ = self.get_simulations(start_idx)
+        rows = theta[self.train_indices], x[self.train_indices]
         if self._training == "joint":
             if not isinstance(network, HybridEstimator):
-                theta, x, _ = self.get_simulations(start_idx)
-                rows = theta[self.train_indices], x[self.train_indices]
                 network = self._energy_model.put_on(network, *rows, self._prior)
             network.num_partition_samples = self._num_partition_samples
-        elif isinstance(network, HybridEstimator):
-            network = deepcopy(network.base)
+        else:
+            if isinstance(network, HybridEstimator):
+                network = deepcopy(network.base)
+            self._energy_model.shows_noise(network, *rows)
         self._neural_net, self._first_round = network, start_idx
         self._hybrid = None  # which was put on another base.
 

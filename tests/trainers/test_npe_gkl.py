@@ -333,6 +333,31 @@ def test_the_energy_learns_from_the_simulations_of_its_base():
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
 
 
+def two_rounds(cls, corrects=False, **kwargs):
+    """Train twice; the proposal is what was built after the first time."""
+    trainer = cls(PRIOR, "mdn", tracker=NoOpTracker(), **QUIET)
+    proposal = None
+    for width in (1.0, 0.5):
+        torch.manual_seed(0)
+        theta = width * PRIOR.sample((100,))
+        trainer.append_simulations(theta, simulate(theta), proposal=proposal)
+        trainer.train(max_num_epochs=3, **kwargs)
+        proposal = trainer.build_posterior().set_default_x(X_O)
+        if corrects:
+            proposal.posterior_estimator.corrects = True
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:The energy does not improve")
+def test_a_mixture_has_the_closed_form_loss_if_its_energy_was_not_kept():
+    ours, sbis = two_rounds(NPE_GKL, energy=DROPPED), two_rounds(NPE)
+    assert ours.use_non_atomic_loss and sbis.use_non_atomic_loss
+    assert same_weights([ours._hybrid.base, sbis._neural_net])
+    # With an energy, the density of a proposal is not that of its base.
+    kept = two_rounds(NPE_GKL, corrects=True, energy=DROPPED)
+    assert not kept.use_non_atomic_loss
+
+
 def test_designs_enter_training_and_posterior():
     torch.manual_seed(0)
     theta, design = PRIOR.sample((1_000,)), 0.2 + torch.rand(1_000, 1)
