@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks._gaussian import HALF_LOG_2PI
-from sbi_boed_plugin.tasks.task import Task, numbered
+from sbi_boed_plugin.tasks.task import Task
 
 __all__ = ["GaussianLinear", "regression_mean", "regressors"]
 
@@ -44,16 +43,11 @@ class GaussianLinear(Task):
     parameter_names = ("intercept θ₀", "slope θ₁")
 
     def __init__(self, *, dim_design: int = 1) -> None:
-        dim_design = check_integer("dim_design", dim_design, 1)
         scale = torch.full((2,), PRIOR_SCALE)
         self.prior = Independent(Normal(torch.zeros(2), scale), 1)
-        self.design_low = torch.full((dim_design,), -10.0)
-        self.design_high = torch.full((dim_design,), 10.0)
         # Within one standard deviation of the prior and two: neither special nor rare.
         self.true_parameters = torch.tensor([[2.0, 5.0]])
-        self.dim_x = dim_design
-        self.design_names = numbered("position ξ", "position ξ{}", dim_design)
-        self.x_names = numbered("measurement x", "measurement x{}", dim_design)
+        self._measure(dim_design, -10.0, 10.0, "position ξ{}", "measurement x{}")
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         mean = regression_mean(theta, design)

@@ -18,15 +18,12 @@ from torch.distributions.transforms import (
 )
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.tasks.task import Task, check_not_negative, numbered
+from sbi_boed_plugin.tasks.task import Task
 
 __all__ = ["SIR", "infected_at", "integrate_infected", "time_grid"]
 
 POPULATION = 500
 INITIALLY_INFECTED = 2
-HORIZON = 100.0
-PRIOR_MEDIAN = (0.5, 0.1)
-PRIOR_SCALE = 0.5
 
 # Both limit memory and keep the working set of a step in the processor's cache.
 _CHUNK_ROWS = 4096
@@ -45,9 +42,8 @@ class SIR(Task):
 
     An extinct epidemic has exactly nobody infected: the model's data have a point mass
     at zero, where no density exists. By default the infected are therefore rounded to
-    people, and a uniform number from [0, 1) is added. No information is lost or
-    gained by that addition, so that the information gain is that of the count, and
-    `x.floor()` recovers it.
+    people, and a uniform number from [0, 1) is added: the information gain is that of
+    the count, and `x.floor()` recovers it.
 
     Args:
         dim_design: Number of times.
@@ -66,27 +62,15 @@ class SIR(Task):
     def __init__(
         self, *, dim_design: int = 1, num_steps: int = 200, dequantize: bool = True
     ) -> None:
-        dim_design = check_integer("dim_design", dim_design, 1)
         self.num_steps = check_integer("num_steps", num_steps, 1)
         self.dequantize = dequantize
-        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
-        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
-        self.design_low = torch.full((dim_design,), 0.01)
-        self.design_high = torch.full((dim_design,), HORIZON)
+        log_median = torch.tensor([math.log(0.5), math.log(0.1)])
+        self.prior = Independent(LogNormal(log_median, 0.5), 1)
         self.true_parameters = torch.tensor([[0.8, 0.1]])
-        self.dim_x = dim_design
-        self.design_names = numbered("time", "time {}", dim_design)
-        self.x_names = numbered(
-            "infected [people]", "infected at time {} [people]", dim_design
-        )
+        self._measure(dim_design, 0.01, 100.0, "time{}", "infected{} [people]")
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        check_not_negative(
-            "theta", theta, "rates", "pass natural units, not logarithms"
-        )
-        check_not_negative(
-            "design", design, "times", f"choose them between 0.01 and {HORIZON:g}"
-        )
+        self._check_domain(design, theta)
         infected = infected_at(
             theta.detach(), design.detach(), num_steps=self.num_steps
         )
@@ -98,14 +82,11 @@ class SIR(Task):
 
 
 def time_grid(times: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    r"""Return the steps that lead through given times, and where the times are met.
+    r"""Return steps `(num_total, rows)` and after which of them each time is reached.
 
     The `num_steps` steps run to the latest time :math:`T` of a row at
     :math:`T (k / K)^2`: short at first, where the epidemic is small and grows fast,
     and long in the slow decline. Every further time is met exactly.
-
-    Returns the steps, of shape `(num_total, rows)`, and after which of them each time
-    is reached, of shape `(num_times, rows)`.
     """
     num_rows, num_times = times.shape
     unit = torch.linspace(0.0, 1.0, num_steps + 1, dtype=times.dtype)[1:].square()
@@ -136,12 +117,10 @@ def integrate_infected(
 
     .. math:: (D^2 - \operatorname{Var} D) / (4 I)
 
-    to the noise :math:`D` of :math:`I`. The term gives the noise its skewness: without
-    it, small epidemics fall below zero, that is die out, too often.
+    to the noise :math:`D` of :math:`I`. Without it small epidemics die out too often.
 
     Steps have shape `(num_steps, rows)`, or `(num_steps, 1)` for all rows; the infected
-    after each have shape `(num_steps, rows)` and are real numbers. The noise comes from
-    torch's global generator if `generator` is `None`.
+    have shape `(num_steps, rows)` and are real numbers.
     """
     beta, gamma = theta.T.contiguous()
     contact = beta / POPULATION

@@ -76,18 +76,6 @@ def test_simulated_noise_follows_the_density():
     assert kolmogorov_smirnov(cdf[index]) < 1.0
 
 
-def test_simulated_means_are_the_line_and_that_of_the_noise():
-    num = 20_000
-    design = torch.tensor([-10.0, 0.0, 7.0]).expand(num, -1)
-    theta = torch.tensor([[2.0, 5.0]]).expand(num, -1)
-    x = NoisyLinear(dim_design=3).simulator(theta, design)
-    mean = torch.tensor([-48.0, 2.0, 37.0]) + 4.0
-    # Four standard errors of a mean.
-    assert (x.mean(0) - mean).abs().max() < 4.0 * math.sqrt(9.0 / num)
-    # Kurtosis 3 + 3 * (8 / 9)^2: five standard errors of a variance are 7 %.
-    assert (x.var(0) / 9.0 - 1.0).abs().max() < 0.07
-
-
 @pytest.mark.parametrize(
     ("position", "noisy"), [(10.0, 2.416), (5.0, 1.751), (1.0, 0.648), (0.0, 0.436)]
 )

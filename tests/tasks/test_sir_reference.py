@@ -61,18 +61,6 @@ def test_few_parameters_still_have_an_honest_error(monkeypatch):
     assert float(values.mean()) == pytest.approx(expected, abs=tolerance)
 
 
-def test_jackknife_of_textbook_cases():
-    parts = torch.randn(12, 1, dtype=torch.float64)
-    left_out = torch.stack([torch.cat([parts[:i], parts[i + 1 :]]) for i in range(12)])
-    # The mean has the usual standard error, the variance over n loses its bias.
-    _, error = sir_reference._jackknife(parts.mean(0), left_out.mean(1))
-    torch.testing.assert_close(error, parts.std(0) / math.sqrt(12))
-    value, _ = sir_reference._jackknife(
-        parts.var(0, correction=0), left_out.var(1, correction=0)
-    )
-    torch.testing.assert_close(value, parts.var(0))
-
-
 def test_entropy_of_sparse_histograms_is_unbiased():
     num_bins, num_draws, num_repeats = 300, 600, 200
     draws = torch.randint(num_bins, (num_repeats, num_draws))
