@@ -1,7 +1,6 @@
 """The options of the command that say how to search, and what it then draws."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,7 +65,6 @@ def test_a_multi_start_search_reports_what_it_compared(tmp_path, capsys, quick):
     assert kept["candidates"][0]["design"] == kept["design"]
     values = [candidate["eig"]["value"] for candidate in kept["candidates"]]
     assert values == sorted(values, reverse=True)
-    assert "candidate 1 " in out
 
 
 @pytest.mark.parametrize("policy", ["mixture", "point"])
@@ -107,30 +105,6 @@ def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(design, "run_design", lambda task, *_, **__: given.append(task))
     assert main(["design", "here_only:task", "--dim-design", "1"]) == 0
     assert given == [SPEED]
-
-
-@pytest.mark.parametrize(
-    ("bound", "network", "others"),
-    [
-        ("pce", "likelihood", {}),
-        ("lace", "likelihood", {"posterior_estimator": "posterior"}),
-        ("barber_agakov", "posterior", {}),
-    ],
-)
-def test_other_designs_are_scored_as_the_one_found(bound, network, others, monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        design_run, "estimate_eig", lambda *args, **kwargs: asked.append((args, kwargs))
-    )
-    result = SimpleNamespace(
-        eig=SimpleNamespace(bound=bound),
-        likelihood_estimator="likelihood",
-        posterior_estimator="posterior",
-    )
-    design_run.eig_over_designs(result, SPEED, torch.zeros(1, 1))
-    ((args, kwargs),) = asked
-    assert args[0] == network and kwargs["bound"] == bound
-    assert others.items() <= kwargs.items()
 
 
 def test_all_settings_reach_the_search(monkeypatch):

@@ -22,11 +22,12 @@ from sbi_boed_plugin.experiment import (
     measure,
     simulate_predictions,
 )
-from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks import SIR, Task, brute_force_eig
+from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
-__all__ = ["design_grid", "eig_over_designs", "run_design"]
+__all__ = ["design_grid", "run_design"]
 
 SUMMARY, TRACE, SAMPLES = "summary.json", "trace.csv", "posterior_samples.csv"
 CURVE = "eig_over_design.csv"
@@ -98,8 +99,7 @@ def run_design(
 
         if task.dim_design == 1:
             say("Comparing with other designs ...")
-            reference = _compare_designs(folder, task, result, search["num_workers"])
-            summary["reference_eig"] = reference
+            summary["reference_eig"] = _compare_designs(folder, task, result, trainer)
             save_summary()
 
 
@@ -185,9 +185,6 @@ def _describe_design(task: Task, result: DesignResult, summary: dict[str, Any]) 
     if summary["exact_eig"] is not None:
         exact = summary["exact_eig"], summary["exact_eig_standard_error"]
         rows.append(("exact EIG", _nats(exact)))
-    for rank, (design, eig) in enumerate(result.candidates, start=1):
-        place = ", ".join(f"{v:.4g}" for v in design[:_MAX_PRINTED].tolist())
-        rows.append((f"candidate {rank}", f"{_nats(eig)}, at {place}"))
     return _table(header, rows)
 
 
@@ -248,11 +245,28 @@ def _save_posterior(
 
 
 def _compare_designs(
-    folder: ResultFolder, task: Task, result: DesignResult, num_workers: int
+    folder: ResultFolder, task: Task, result: DesignResult, trainer: NLE_INCE
 ) -> dict[str, float] | None:
     """Score designs of a grid, write and print it; return a reference if known."""
-    designs = design_grid(task)
-    estimates = eig_over_designs(result, task, designs, num_workers)
+    designs, objective = design_grid(task), result.config.objective
+    with warnings.catch_warnings():
+        # The same remarks for many designs tell less than the values themselves.
+        warnings.filterwarnings("ignore", "The .*estimate", UserWarning)
+        estimates = [
+            trainer.estimate_eig(
+                task.simulator,
+                design,
+                objective=objective or "barber_agakov",
+                # This bound contrasts its simulations with nothing.
+                num_samples=1_000 if objective == "barber_agakov" else 300,
+                num_contrastive=255,
+                num_workers=result.config.num_workers,
+                seed=0,
+            )
+            for design in designs
+        ]
+    # Like with like: by the bound of the objective.
+    found = result.bounds.get(estimates[0].bound, result.eig)
     reference = _reference_eig(task, torch.cat([designs, result.design.unsqueeze(0)]))
     at_design = None if reference is None else reference.pop()
     header = ["design", "eig", "standard_error"]
@@ -274,7 +288,7 @@ def _compare_designs(
         designs,
         estimates,
         design=result.design.item(),
-        eig=result.eig,
+        eig=found,
         candidates=result.candidates,
         reference=reference,
         visited=visited,
@@ -285,7 +299,7 @@ def _compare_designs(
     folder.save_figure("eig_over_design.png", figure)
 
     best = max(range(len(estimates)), key=lambda index: estimates[index].value)
-    lines = [("design found", _nats(result.eig))]
+    lines = [("design found", _nats(found))]
     lines.append((f"best, at {designs[best].item():.4g}", _nats(estimates[best])))
     if at_design is not None:
         text = f"{_nats(at_design)}, without learned networks"
@@ -308,42 +322,6 @@ def design_grid(task: Task) -> Tensor:
     designs = task.design_transform.inv(low + part * (high - low))
     # What rounding leaves outside is brought back.
     return torch.as_tensor(designs).clamp(task.design_low, task.design_high)
-
-
-def eig_over_designs(
-    result: DesignResult, task: Task, designs: Tensor, num_workers: int = 1
-) -> list[EIGEstimate]:
-    """Return the same estimate as that of the design found, to compare like with like.
-
-    The designs, of shape `(num_designs, dim_design)`, share their random numbers:
-    differences are more accurate than values. A lower bound is negative where the
-    networks were not trained.
-    """
-    bound = result.eig.bound
-    estimator, options = result.likelihood_estimator, {}
-    if bound in ("barber_agakov", "gkl"):
-        estimator = result.posterior_estimator
-    elif bound == "lace":
-        options["posterior_estimator"] = result.posterior_estimator
-    # The Barber-Agakov bound contrasts its simulations with nothing.
-    options["num_samples"] = 1_000 if bound == "barber_agakov" else 300
-    with warnings.catch_warnings():
-        # The same remarks for many designs tell less than the values themselves.
-        warnings.filterwarnings("ignore", "The .*estimate", UserWarning)
-        return [
-            estimate_eig(
-                estimator,
-                task.simulator,
-                prior=task.prior,
-                design=design,
-                bound=bound,
-                num_contrastive=255,
-                num_workers=num_workers,
-                seed=0,
-                **options,
-            )
-            for design in designs
-        ]
 
 
 def _reference_eig(task: Task, designs: Tensor) -> list[tuple[float, float]] | None:
