@@ -245,15 +245,12 @@ def test_each_experiment_has_a_row_with_its_measurements():
     assert shown == pytest.approx(data[:, 0].flatten().tolist())
 
 
-def test_many_measurements_are_intervals_in_one_panel():
-    data = torch.randn(500, 20) + torch.arange(20.0).flip(0)
-    observed = torch.arange(20.0).flip(0)
-    observed[0] = 100.0
-    (ax,) = plotting.plot_predictive([observed], [data], [3.0 * data]).axes
-    assert ax.get_title().startswith("95% of the measurements")
-    (points,) = ax.get_lines()
-    assert points.get_ydata().tolist() == [*range(19), 100.0]
-    assert len(ax.collections) == 2
+def test_at_most_eight_measurements_are_drawn():
+    data = torch.randn(500, 20)
+    axes = plotting.plot_predictive([data[0]], [data]).axes
+    assert [ax.get_xlabel() for ax in axes] == [
+        f"measurement {j}" for j in range(1, 20, 3)
+    ]
 
 
 def test_constant_predictions_can_be_drawn():

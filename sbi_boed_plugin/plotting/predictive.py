@@ -18,8 +18,7 @@ from sbi_boed_plugin.plotting._style import (
 __all__ = ["plot_predictive"]
 
 _MAX_COLUMNS = 4
-# More measurements of an experiment than this are intervals in one panel.
-_MAX_HISTOGRAMS = 8
+_MAX_MEASUREMENTS = 8
 
 
 def plot_predictive(
@@ -34,8 +33,8 @@ def plot_predictive(
 
     If the model and its posterior are right, what was observed is nothing unusual
     among the predictions; the title of a panel tells which part of them lies below
-    it. Each measurement has a panel, each experiment with several a row. An experiment
-    with more than eight measurements has one panel, with intervals.
+    it. Each measurement has a panel, each experiment with several a row. Of more than
+    eight measurements, at most eight are drawn.
 
     Of each experiment there are an observation, `(dim_x,)` or `(1, dim_x)`, simulations
     at its design with parameters from the posterior, `(num_samples, dim_x)`, and
@@ -62,34 +61,26 @@ def plot_predictive(
         prior = [x.cpu().numpy() for x in prior_predictive]
     dim_x = len(observed[0])
     names = numbered_names(names, "measurement", dim_x)
-    has_intervals = dim_x > _MAX_HISTOGRAMS
-    num_panels = num if has_intervals else num * dim_x
-    num_columns = 1
-    if not has_intervals:
-        # One row for each experiment, unless a row would have a single panel.
-        is_table = num > 1 and dim_x > 1
-        num_columns = dim_x if is_table else min(num_panels, _MAX_COLUMNS)
-    num_rows = -(-num_panels // num_columns)
-    size = max(7.0 if has_intervals else 6.0, 3.0 * num_columns), 0.8 + 2.8 * num_rows
+    measured = range(0, dim_x, -(-dim_x // _MAX_MEASUREMENTS))
+    panels = [(k, j) for k in range(num) for j in measured]
+    # One row for each experiment, unless a row would have a single panel.
+    is_table = num > 1 and dim_x > 1
+    num_columns = len(measured) if is_table else min(len(panels), _MAX_COLUMNS)
+    num_rows = -(-len(panels) // num_columns)
+    size = max(6.0, 3.0 * num_columns), 0.8 + 2.6 * num_rows
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
-    for ax in axes[num_panels:]:
+    for ax in axes[len(panels) :]:
         ax.remove()
-    for panel, ax in enumerate(axes[:num_panels]):
-        if has_intervals:
-            k, values = panel, (observed[panel], predicted[panel], prior[panel])
-            text = _draw_intervals(ax, *values)
-            label = "measurement, ordered by its predicted median"
-        else:
-            k, j = divmod(panel, dim_x)
-            before = prior[k]
-            before = None if before is None else before[:, j]
-            text = _draw_histograms(ax, observed[k][j], predicted[k][:, j], before)
-            label = names[j]
-        ax.set_title(f"{titles[k]}\n{text}".lstrip(), fontsize="medium")
-        ax.set_xlabel(label)
-        if panel % num_columns == 0:
-            ax.set_ylabel("measured value" if has_intervals else "density")
+    for ax, (k, j) in zip(axes, panels, strict=False):
+        before = prior[k]
+        before = None if before is None else before[:, j]
+        part = _draw_histograms(ax, observed[k][j], predicted[k][:, j], before)
+        title = f"{titles[k]}\n{part:.0%} of draws below".lstrip()
+        ax.set_title(title, fontsize="medium")
+        ax.set_xlabel(names[j])
+    for ax in axes[::num_columns]:
+        ax.set_ylabel("density")
     handles, labels = axes[0].get_legend_handles_labels()
     place = "outside upper center"
     figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False)
@@ -98,8 +89,8 @@ def plot_predictive(
 
 def _draw_histograms(
     ax: Axes, observed: float, predicted: np.ndarray, prior: np.ndarray | None
-) -> str:
-    """Draw densities of one measurement, over all values, and return a title."""
+) -> float:
+    """Draw densities of one measurement; return which part of the draws is below."""
     ends = [*np.quantile(predicted, [0.005, 0.995]), observed]
     if prior is not None:
         ends += np.quantile(prior, [0.02, 0.98]).tolist()
@@ -126,28 +117,4 @@ def _draw_histograms(
     ax.set_xlim(low, high)
     despine(ax, left=False)
     # Data with point masses tie; half of the ties count.
-    return f"{0.5 + 0.5 * np.sign(observed - predicted).mean():.0%} of draws below"
-
-
-def _draw_intervals(
-    ax: Axes, observed: np.ndarray, predicted: np.ndarray, prior: np.ndarray | None
-) -> str:
-    """Draw intervals of many measurements, and return a title."""
-    # By what was predicted: neighbours are alike, and bands readable.
-    order = np.argsort(np.median(predicted, axis=0), kind="stable")
-    ranks = np.arange(1, len(order) + 1)
-    low, high = 0.0, 0.0
-    for values, color, alpha, name in (
-        (prior, GREY, 0.25, "prior"),
-        (predicted, BLUE, 0.35, "posterior"),
-    ):
-        if values is not None:
-            low, high = np.quantile(values[:, order], [0.05, 0.95], axis=0)
-            style = {"color": color, "alpha": alpha, "linewidth": 0}
-            label = f"{name} predictive, 5 % to 95 %"
-            ax.fill_between(ranks, low, high, label=label, **style)
-    observed = observed[order]
-    ax.plot(ranks, observed, "o", color=VERMILLION, markersize=4, label="observed")
-    despine(ax)
-    inside = ((observed >= low) & (observed <= high)).mean()
-    return f"{inside:.0%} of the measurements within the posterior's intervals"
+    return 0.5 + 0.5 * np.sign(observed - predicted).mean()

@@ -6,12 +6,10 @@ from typing import Any
 
 from sbi_boed_plugin.tasks.bmp import BMP
 from sbi_boed_plugin.tasks.ces import CES
-from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear
+from sbi_boed_plugin.tasks.linear import GaussianLinear, NoisyLinear, noise_log_prob
 from sbi_boed_plugin.tasks.location_finding import LocationFinding
-from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear, noise_log_prob
 from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic
-from sbi_boed_plugin.tasks.sir import SIR
-from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG, brute_force_eig
+from sbi_boed_plugin.tasks.sir import SIR, BruteForceEIG, brute_force_eig
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = [
