@@ -32,6 +32,9 @@ __all__ = ["SIR", "BruteForceEIG", "brute_force_eig", "unbiased_entropy"]
 
 POPULATION = 500
 INITIALLY_INFECTED = 2
+# Their bias is below a fifth of a person in the mean and 0.003 in the probability of
+# extinction.
+NUM_STEPS = 200
 
 # These limit memory and keep the working set of a step in the processor's cache.
 _CHUNK_ROWS = 4096
@@ -48,17 +51,9 @@ class SIR(Task):
     *one* epidemic are counted; the data are in the order of the design.
 
     An extinct epidemic has exactly nobody infected: the model's data have a point mass
-    at zero, where no density exists. By default the infected are therefore rounded to
-    people, and a uniform number from [0, 1) is added: the information gain is that of
-    the count, and `x.floor()` recovers it.
-
-    Args:
-        dim_design: Number of times.
-        num_steps: Number of time steps to the latest time of a design. With 200 the
-            bias of the discretization is below a fifth of a person in the mean and
-            0.003 in the probability of extinction.
-        dequantize: Whether data are rounded and made continuous as described. If not,
-            they are the real number that the equations hold, with its point mass.
+    at zero, where no density exists. The infected are therefore rounded to people, and
+    a uniform number from [0, 1) is added: the information gain is that of the count,
+    and `x.floor()` recovers it.
     """
 
     name = "sir"
@@ -66,11 +61,7 @@ class SIR(Task):
     theta_transform = ExpTransform().inv
     x_transform = ComposeTransform([AffineTransform(1.0, 1.0), ExpTransform().inv])
 
-    def __init__(
-        self, *, dim_design: int = 1, num_steps: int = 200, dequantize: bool = True
-    ) -> None:
-        self.num_steps = check_integer("num_steps", num_steps, 1)
-        self.dequantize = dequantize
+    def __init__(self, *, dim_design: int = 1) -> None:
         log_median = torch.tensor([math.log(0.5), math.log(0.1)])
         self.prior = Independent(LogNormal(log_median, 0.5), 1)
         self.true_parameters = torch.tensor([[0.8, 0.1]])
@@ -78,11 +69,7 @@ class SIR(Task):
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         self._check_domain(design, theta)
-        infected = infected_at(
-            theta.detach(), design.detach(), num_steps=self.num_steps
-        )
-        if not self.dequantize:
-            return infected
+        infected = infected_at(theta.detach(), design.detach(), num_steps=NUM_STEPS)
         # A little less than one, so that single precision does not round up to the
         # next person: its numbers are 2^-15 apart below 512.
         return infected.round() + torch.rand_like(infected) * (1.0 - 2.0**-14)

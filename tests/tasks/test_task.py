@@ -149,7 +149,6 @@ def test_simulator_refuses_what_it_cannot_use(name, change, message):
     ("name", "argument"),
     [
         *((name, "dim_design") for name in REPEATED),
-        ("sir", "num_steps"),
         ("location_finding", "num_sources"),
         ("location_finding", "dim_space"),
     ],
