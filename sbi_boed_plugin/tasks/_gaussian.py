@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
@@ -48,9 +49,6 @@ _MAX_BLOCK = 500_000
 _POINTS_PER_BLOCK = 64
 _MAX_MEANS = 1_000_000
 
-# Nested estimates need more parameters for the same accuracy than quadrature does.
-_NESTED_FACTOR = 4
-
 
 class GridTask(Task):
     """A task that knows the information of many designs at once.
@@ -84,8 +82,6 @@ class GridTask(Task):
         self._check_domain(designs)
         if not self.has_exact_eig:
             super().exact_eig(designs)  # It raises.
-        if len(designs) == 0:
-            return designs.new_zeros(0), designs.new_zeros(0)
         with torch.no_grad():
             results = [
                 self._grid_information(chunk, num_samples, seed)
@@ -108,8 +104,10 @@ class GridTask(Task):
 class GaussianTask(GridTask):
     """A task whose measurements are independent and Gaussian given the parameters.
 
-    A subclass implements `_mean`, `_scale` and `_mean_range`.
+    A subclass implements `_mean`, `_mean_range`, and `_scale` or else `noise`.
     """
+
+    noise: float
 
     def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
         """Return means `(..., dim_x)`; leading dimensions broadcast."""
@@ -117,7 +115,7 @@ class GaussianTask(GridTask):
 
     def _scale(self, mean: Tensor) -> Tensor:
         """Return the standard deviations of measurements with these means."""
-        raise NotImplementedError
+        return torch.full_like(mean, self.noise)
 
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         """Return the least and the largest mean of these parameters at any design."""
@@ -133,18 +131,15 @@ class GaussianTask(GridTask):
         if not self.has_log_likelihood:
             return super().log_likelihood(x, theta, design)
         mean = self._mean(theta, design)
-        scale = self._scale(mean)
-        z = (x - mean) / scale
-        return (-0.5 * z.square() - scale.log() - HALF_LOG_2PI).sum(dim=-1)
+        likelihood = Normal(mean, self._scale(mean), validate_args=False)
+        return likelihood.log_prob(x).sum(dim=-1)
 
     def _grid_information(
         self, designs: Tensor, num_samples: int, seed: int
     ) -> tuple[Tensor, Tensor]:
         if self.dim_x > 1:
-            rows = [
-                self._nested_information(design, _NESTED_FACTOR * num_samples, seed)
-                for design in designs
-            ]
+            # It needs more parameters for the same accuracy than quadrature does.
+            rows = [self._nested_information(d, 4 * num_samples, seed) for d in designs]
             values, errors = torch.tensor(rows, dtype=designs.dtype).T
             return values, errors
         cubes = sobol_replicates(self.dim_theta, num_samples, seed)

@@ -75,8 +75,5 @@ class BMP(GaussianTask):
     def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
         return theta[..., 1:] * bound_fraction(theta[..., :1] * design)
 
-    def _scale(self, mean: Tensor) -> Tensor:
-        return torch.full_like(mean, self.noise)
-
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         return 0.0, 1.0

@@ -42,6 +42,7 @@ class LocationFinding(GaussianTask):
     """
 
     name = "location_finding"
+    noise = 0.5
     x_names = ("log signal x",)
 
     def __init__(self, *, num_sources: int = 2, dim_space: int = 2) -> None:
@@ -69,9 +70,6 @@ class LocationFinding(GaussianTask):
         squared = (sources - design.unsqueeze(-2)).square().sum(dim=-1)
         signal = (MAX_SIGNAL + squared).reciprocal().sum(dim=-1, keepdim=True)
         return torch.log(BACKGROUND + signal)
-
-    def _scale(self, mean: Tensor) -> Tensor:
-        return torch.full_like(mean, 0.5)
 
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         loudest = BACKGROUND + self.num_sources / MAX_SIGNAL

@@ -70,15 +70,6 @@ def test_a_single_measurement_tells_most_at_the_largest_concentration():
     assert float(values[-1]) == pytest.approx(2.485, abs=2e-3)
 
 
-def test_less_noise_is_more_information():
-    design = torch.tensor([10.0])
-    values = [
-        BMP(noise=noise).exact_eig(design, num_samples=1_024)[0]
-        for noise in (0.2, 0.1, 0.05, 0.02)
-    ]
-    assert values == sorted(values)
-
-
 def test_without_noise_the_response_is_a_function():
     task = BMP(noise=0.0)
     theta = torch.tensor([[0.5, 0.8]]).expand(3, -1)

@@ -137,11 +137,3 @@ def test_noisy_eig_states_its_standard_error():
     values, errors = torch.tensor(runs).T
     # The spread of 30 values is known to within 13 %, taken three times.
     assert float(values.std() / errors.mean()) == pytest.approx(1.0, abs=0.4)
-
-
-def test_noisy_eig_is_the_same_in_chunks(monkeypatch):
-    task = NoisyLinear(dim_design=2)
-    design = torch.tensor([-3.0, 3.0])
-    whole = task.exact_eig(design, num_samples=10)
-    monkeypatch.setattr("sbi_boed_plugin.tasks.linear._MAX_RESIDUALS", 2_000)
-    assert task.exact_eig(design, num_samples=10) == pytest.approx(whole)
