@@ -115,20 +115,15 @@ def test_the_trace_has_one_row_per_step_and_ends_at_the_design(results, summary)
     header, rows = read_table(results / "trace.csv")
     columns = "step eig eig_standard_error loss log_likelihood num_simulations seconds"
     assert header == [*columns.split(), "design_1", "scale_1"]
+    header, samples = read_table(results / "posterior_samples.csv")
+    assert header == summary["parameter_names"]
+    mean = samples.mean(dim=0).tolist()
+    assert mean == pytest.approx(summary["posterior_mean"], rel=1e-4, abs=1e-4)
     assert rows[:, 0].tolist() == list(range(1, NUM_STEPS + 1))
     assert rows[-1, 7].item() == pytest.approx(summary["design"][0])
     assert (rows[:, 6].diff() > 0).all()
     assert rows[-1, 5] + summary["eig"]["num_simulations"] == summary["num_simulations"]
     assert summary["seconds_training"] < summary["seconds"]
-
-
-def test_the_samples_are_those_that_the_summary_is_about(results, summary):
-    header, samples = read_table(results / "posterior_samples.csv")
-    assert header == summary["parameter_names"]
-    assert len(samples) == 1_000
-    mean, std = samples.mean(dim=0), samples.std(dim=0)
-    assert mean.tolist() == pytest.approx(summary["posterior_mean"], rel=1e-4, abs=1e-4)
-    assert std.tolist() == pytest.approx(summary["posterior_std"], rel=1e-4)
 
 
 def test_the_comparison_holds_the_exact_values(results):
@@ -145,11 +140,9 @@ def test_the_comparison_holds_the_exact_values(results):
 def test_the_same_seed_gives_the_same_results(results, tmp_path, capsys):
     before = torch.get_rng_state()
     code, out, err = run([*SEEDED, "--output", "again", "--quiet"], capsys)
-    assert code == 0
+    assert code == 0 and torch.equal(torch.get_rng_state(), before)
     for name in ("posterior_samples.csv", "eig_over_design.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (results / name).read_bytes()
-    assert torch.equal(torch.get_rng_state(), before)
-
     assert "it/s" not in err, "--quiet still shows a progress bar"
     for text in ("position ξ", "± ", "nats", "lower bound", "exact EIG", "slope θ₁"):
         assert text in out
@@ -192,11 +185,8 @@ def test_an_interrupted_search_leaves_earlier_results(tmp_path, capsys, interrup
     [
         ("design noisy_linaer", "'noisy_linear'"),
         ("design sir --dim-design 0", "at least 1"),
-        ("design sir --num-steps many", "'many'"),
         ("design sir --max-seconds 0", "positive"),
-        ("design sir --seed -1", "at least 0"),
         ("design sir --density-estimator nfs", "nsf"),
-        ("design sir --gradient path", "pathwise"),
         ("design sir --policy point", "gradient='score'"),
         ("design sir --method multi_start --num-refinement-steps 7", "refined"),
         ("design no_such_module:task", "cannot load no_such_module:task"),
@@ -206,7 +196,6 @@ def test_an_interrupted_search_leaves_earlier_results(tmp_path, capsys, interrup
         ("design tests.test_cli_search:SPEED --dim-design 2", "takes no"),
         ("design location_finding --dim-design 2", "dim_space"),
         ("design sir --output file", "is a file"),
-        ("design sir --output file/below", "cannot write"),
         ("design", "TASK"),
         ("desing sir", "design"),
         ("", "COMMAND"),
