@@ -42,7 +42,7 @@ POLICIES: dict[str, Callable[[Tensor, Tensor], DesignPolicy]] = {
     "point": PointPolicy,
 }
 
-# 20 chains advance in one batch; 50 steps let them forget where they started.
+# 50 steps let the chains forget where they started.
 _MCMC = MCMCPosteriorParameters(
     method="slice_np_vectorized", num_chains=20, warmup_steps=50, thin=1
 )

@@ -144,7 +144,7 @@ def test_the_trace_shows_smoothed_bounds_cap_exact_and_final_estimate():
     raw = np.array(make_history(200, 1)["eig"])
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     assert {"one step", "cap of one step", "design found"} < set(legend_texts(ax))
-    smoothed = lines["InfoNCE bound, mean of 5 steps"]
+    smoothed = lines["info_nce, mean of 5 steps"]
     assert smoothed[100] == pytest.approx(raw[98:103].mean())
     assert smoothed[0] == pytest.approx(raw[:3].mean())
     assert lines["cap of one step"][0] == pytest.approx(math.log(32))

@@ -19,21 +19,17 @@ __all__ = ["add_bench_options", "add_report_options"]
 _BENCH = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
-A run that was stopped goes on from there with the same command; a second one in the
-same folder is refused. The exit code is 1 if jobs failed. Finished jobs are kept after
-an edit of a module:function, which nothing notices: use another --tag or --output then.
-Trained networks in the folder's cache/ are pickles, which run code when they are
-loaded: share a folder with people whom you trust.
-
-Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
+A run that was stopped goes on from there with the same command. The exit code is 1 if
+jobs failed. Finished jobs are kept after an edit of a module:function: use another
+--tag or --output then. Networks in cache/ are pickles, which run code when they are
+loaded: share a folder with people whom you trust. Lists are separated by commas or
+spaces; numbers may be ranges such as 1-10.
 """
 _REPORT = """\
-Make tables, figures and a page of the results of `sbi-boed bench`.
-
-Writes results.csv (one row per job), summary.csv and summary.md (means over seeds and
+Make tables, figures and a page of the results of `sbi-boed bench`, which may still run:
+results.csv (one row per job), summary.csv and summary.md (means over seeds and
 observations), differences.csv (our methods minus those of sbi, paired), figures, and
-index.html, which holds everything in one file and needs no network. A benchmark that
-still runs may be reported on.
+index.html, which holds everything in one file and needs no network.
 """
 
 

@@ -22,7 +22,6 @@ from sbi_boed_plugin.experiment import (
     measure,
     simulate_predictions,
 )
-from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.tasks import SIR, Task, brute_force_eig
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -183,8 +182,8 @@ def _describe_design(task: Task, result: DesignResult, summary: dict[str, Any]) 
     )
     rows = _printed(task.design_names, summary["design"])
     if summary["exact_eig"] is not None:
-        exact = summary["exact_eig"], summary["exact_eig_standard_error"]
-        rows.append(("exact EIG", _nats(exact)))
+        error = summary["exact_eig_standard_error"]
+        rows.append(("exact EIG", _nats(summary["exact_eig"], error)))
     return _table(header, rows)
 
 
@@ -213,11 +212,8 @@ def _table(header: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([header, *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
-def _nats(estimate: EIGEstimate | tuple[float, float]) -> str:
+def _nats(value: float, error: float) -> str:
     """Return a value with its standard error, if it has one."""
-    if isinstance(estimate, EIGEstimate):
-        estimate = estimate.value, estimate.standard_error
-    value, error = estimate
     return f"{value:.3f} nats" if error == 0.0 else f"{value:.3f} ± {error:.3f} nats"
 
 
@@ -298,12 +294,11 @@ def _compare_designs(
     )
     folder.save_figure("eig_over_design.png", figure)
 
-    best = max(range(len(estimates)), key=lambda index: estimates[index].value)
-    lines = [("design found", _nats(found))]
-    lines.append((f"best, at {designs[best].item():.4g}", _nats(estimates[best])))
+    best, value, error, *_ = max(rows, key=lambda row: row[1])
+    lines = [("design found", _nats(found.value, found.standard_error))]
+    lines.append((f"best, at {best:.4g}", _nats(value, error)))
     if at_design is not None:
-        text = f"{_nats(at_design)}, without learned networks"
-        lines.insert(1, ("  reference", text))
+        lines.append(("without learned networks", _nats(*at_design)))
     print(_table(f"\nEIG beside {len(designs)} designs of a grid", lines), flush=True)
     if at_design is None:
         return None

@@ -22,12 +22,6 @@ from sbi_boed_plugin.plotting._style import (
 
 __all__ = ["plot_eig_over_design", "plot_trace"]
 
-_OBJECTIVE_NAMES = {
-    "barber_agakov": "Barber-Agakov bound",
-    "gkl": "generalized-KL bound",
-    "info_nce": "InfoNCE bound",
-    "marginal": "marginal estimate (no bound)",
-}
 _BOUND_NAMES = {
     **dict.fromkeys(LOWER_BOUNDS, "lower bound"),
     "snmc": "upper bound",
@@ -68,7 +62,7 @@ def plot_trace(
         ax.plot(steps, values, ".", color=GREY, markersize=2, alpha=0.5, label=label)
         label = f"mean of {window} steps"
     if objective is not None:
-        label = f"{_OBJECTIVE_NAMES.get(objective, objective)}, {label}"
+        label = f"{objective}, {label}"
     ax.plot(steps, mean, color=BLUE, label=label)
     ax.fill_between(
         steps, mean - error, mean + error, color=BLUE, alpha=0.3, linewidth=0

@@ -24,7 +24,6 @@ __all__ = [
     "GaussianTask",
     "GridTask",
     "gaussian_information",
-    "mills_fraction",
     "mixture_density",
     "nodes_for",
     "pool",
@@ -292,14 +291,3 @@ def pool(values: Tensor) -> tuple[Tensor, Tensor]:
     error = replicates.std(dim=0) / math.sqrt(len(replicates))
     bias = (pooled - replicates.mean(dim=0)) / (len(replicates) - 1)
     return pooled, torch.hypot(error, bias)
-
-
-def mills_fraction(b: Tensor, first: int) -> Tensor:
-    """Return `b + first / (b + (first + 1) / (b + ...))`, which gives the Mills ratio.
-
-    From 5 upwards, the twelve terms that are taken are enough for 1e-9.
-    """
-    fraction = b
-    for numerator in range(12, first - 1, -1):
-        fraction = b + numerator / fraction
-    return fraction

@@ -19,12 +19,8 @@ __all__ = ["BMP", "bound_fraction"]
 def bound_fraction(k: Tensor) -> Tensor:
     r"""Return the fraction of receptors in a complex with the ligand.
 
-    With one unit of each of two receptors and :math:`k` the affinity times the
-    concentration of the ligand,
-
-    .. math:: T = \frac{2k + 1 - \sqrt{4k + 1}}{2k} = \frac{4k}{(\sqrt{4k+1} + 1)^2}.
-
-    The second form loses no digits for small :math:`k`, where :math:`T \to k`.
+    With :math:`k` the affinity times the concentration of the ligand it is :math:`T =
+    (2k + 1 - \sqrt{4k + 1}) / 2k`, in a form that loses no digits for small :math:`k`.
     """
     root = torch.sqrt(4.0 * k + 1.0)
     return 4.0 * k / (root + 1.0).square()

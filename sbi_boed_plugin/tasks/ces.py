@@ -16,7 +16,6 @@ from torch.distributions.transforms import CatTransform, ExpTransform, SigmoidTr
 from sbi_boed_plugin.tasks._gaussian import (
     HALF_LOG_2PI,
     GridTask,
-    mills_fraction,
     mixture_density,
     pool,
     share_among_nodes,
@@ -219,9 +218,9 @@ def _censored_entropy(mean: Tensor, scale: Tensor) -> Tensor:
 def _log_normal_cdf(z: Tensor) -> Tensor:
     """Return the logarithm of the normal distribution function."""
     body = torch.special.log_ndtr(z.clamp(min=-5.0))
-    # Torch's gradient is wrong or NaN far in the tail; that of the fraction is right.
+    # Torch's gradient is wrong or NaN far in the tail.
     b = (-z).clamp(min=5.0)
-    tail = -0.5 * b.square() - HALF_LOG_2PI - mills_fraction(b, 1).log()
+    tail = torch.log(0.5 * torch.special.erfcx(b * math.sqrt(0.5))) - 0.5 * b.square()
     return torch.where(z < -5.0, tail, body)
 
 

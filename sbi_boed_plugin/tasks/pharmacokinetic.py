@@ -30,10 +30,8 @@ def concentration(theta: Tensor, times: Tensor) -> Tensor:
     .. math:: m(t) = \frac{400}{V} \frac{k_a}{k_a - k_e}
         \big(e^{-k_e t} - e^{-k_a t}\big),
 
-    and its limit :math:`\frac{400}{V} k_a t\, e^{-k_a t}` where the rates are equal.
-
-    Parameters `(..., 3)` are the rates of absorption and elimination and the volume;
-    their leading dimensions broadcast with those of the times `(..., dim_design)`.
+    and its limit where the rates are equal, for parameters `(..., 3)`, the rates of
+    absorption and elimination and the volume, and times `(..., dim_design)`.
     """
     absorption, elimination, volume = theta.unbind(dim=-1)
     slower = torch.minimum(absorption, elimination).unsqueeze(-1)

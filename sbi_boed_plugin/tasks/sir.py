@@ -5,11 +5,9 @@ Experimental Design for Implicit Models using Mutual Information Lower Bounds*, 
 https://arxiv.org/abs/2105.04379, and of Ivanova et al., *Implicit Deep Adaptive
 Design*, NeurIPS 2021, https://arxiv.org/abs/2111.02329.
 
-The likelihood is intractable, but counts are discrete: many trajectories at the same
-parameters give a histogram of :math:`p(x \mid \theta, t)`, and those of many parameters
-one of :math:`p(x \mid t)`. Without any trained estimator, `brute_force_eig` then is
-
-.. math:: EIG(t) = H[x \mid t] - E_\theta H[x \mid \theta, t].
+The likelihood is intractable, but counts are discrete: `brute_force_eig` is the
+difference of the entropies of :math:`x \mid t` and :math:`x \mid \theta, t`, from
+histograms.
 """
 
 import math
@@ -104,14 +102,10 @@ def integrate_infected(
         dS &= -h \, dt - \sqrt{h} \, dW_1 \\
         dI &= (h - \gamma I) \, dt + \sqrt{h} \, dW_1 - \sqrt{\gamma I} \, dW_2
 
-    with both held in :math:`[0, N]`. Given the rate :math:`f = \beta S / N` the
-    infected follow a linear equation (Feller's branching diffusion), whose mean and
-    variance over a step are known. A step uses them, with :math:`f` from the middle of
-    the step, and adds Milstein's term
-
-    .. math:: (D^2 - \operatorname{Var} D) / (4 I)
-
-    to the noise :math:`D` of :math:`I`. Without it small epidemics die out too often.
+    with both held in :math:`[0, N]`. Given the rate :math:`f = \beta S / N`, from the
+    middle of a step, the infected follow Feller's branching diffusion, whose mean and
+    variance over a step are known. Milstein's term :math:`(D^2 - \operatorname{Var} D)
+    / (4 I)` of their noise :math:`D` keeps small epidemics from dying out too often.
 
     Steps have shape `(num_steps, rows)`, or `(num_steps, 1)` for all rows; the infected
     have shape `(num_steps, rows)` and are real numbers.
