@@ -146,8 +146,3 @@ def test_a_grid_covers_the_design_space_in_the_coordinates_of_the_task(name):
     assert task.design_space.support.check(designs).all()
     steps = task.design_transform(designs[:, 0]).diff()
     torch.testing.assert_close(steps, steps.mean().expand(20), rtol=1e-3, atol=1e-4)
-
-
-def test_an_unknown_policy_is_refused():
-    with pytest.raises(ValueError, match="policy='normal' is unknown"):
-        experiment.make_trainer(get_task("sir"), policy="normal")

@@ -58,16 +58,6 @@ def test_utility_without_substitution_is_the_product(rho):
     assert float(utility(torch.tensor(rho), alpha, x)) == 0.0
 
 
-def test_utility_grows_with_the_exponent_and_scales_with_the_basket():
-    alpha, basket = torch.tensor([0.2, 0.3, 0.5]), torch.tensor([10.0, 60.0, 25.0])
-    rho = torch.linspace(0.0, 1.0, 101)
-    values = utility(rho, alpha, basket)
-    assert (values.diff() > 0).all()
-    torch.testing.assert_close(utility(rho, alpha, 0.1 * basket), 0.1 * values)
-    equal = torch.full((3,), 37.0)
-    torch.testing.assert_close(utility(rho, alpha, equal), equal[:1].expand(101))
-
-
 def test_prior_weights_are_uniform_on_the_simplex():
     theta = CES().prior.sample((40_000,))
     alpha = weights(theta[:, 1:3])

@@ -174,10 +174,6 @@ def test_arguments_that_a_task_does_not_have_are_named(name):
         get_task(name, dim_design=3)
 
 
-def test_every_task_is_listed_here():
-    assert sorted([*REPEATED, *FIXED]) == NAMES
-
-
 def test_unknown_task_is_named_with_the_closest_one():
     with pytest.raises(ValueError, match="'noisy_liner'.* mean 'noisy_linear'.*sir"):
         get_task("noisy_liner")
