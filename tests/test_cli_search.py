@@ -67,16 +67,18 @@ def test_a_multi_start_search_reports_what_it_compared(tmp_path, capsys, quick):
     assert values == sorted(values, reverse=True)
 
 
-@pytest.mark.parametrize("policy", ["mixture", "point"])
-def test_the_options_of_the_search_reach_it(policy, tmp_path, capsys, quick):
+@pytest.mark.parametrize(
+    ("policy", "gradient"), [("mixture", "score"), ("point", "implicit")]
+)
+def test_the_options_of_the_search_reach_it(policy, gradient, tmp_path, capsys, quick):
     arguments = ["design", "gaussian_linear", "--dim-design", "2", "--quiet"]
     arguments += ["--policy", policy, "--objective", "info_nce", "--num-steps", "3"]
-    arguments += ["--gradient", "implicit", "--density-estimator", "mdn"]
+    arguments += ["--gradient", gradient, "--density-estimator", "mdn"]
     code, out, _ = run([*arguments, "--output", str(tmp_path)], capsys)
     assert code == 0
     kept = json.loads((tmp_path / "summary.json").read_text())
     assert kept["policy"] == policy
-    assert (kept["objective"], kept["gradient"]) == ("info_nce", "implicit")
+    assert (kept["objective"], kept["gradient"]) == ("info_nce", gradient)
     assert kept["eig"]["bound"] == "pce"
     header, _ = read_table(tmp_path / "trace.csv")
     assert header[7:11] == ["design_1", "design_2", "scale_1", "scale_2"]

@@ -57,8 +57,8 @@ _METHOD_HELP = (
     "whole design space, then many designs climb at once"
 )
 _POLICY_HELP = (
-    "distribution over designs that learns: %(choices)s; point has no density and "
-    "needs another --gradient than score"
+    "distribution over designs that learns: %(choices)s; point needs another "
+    "--gradient than score, mixture score alone"
 )
 
 
