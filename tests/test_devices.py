@@ -34,7 +34,7 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.tasks import get_task
-from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
+from sbi_boed_plugin.tasks.sir import unbiased_entropy
 from tests.conftest import NoOpTracker
 
 aten = torch.ops.aten

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sbi_boed_plugin.benchmark.store import FolderInUseError
-from sbi_boed_plugin.cli import bench, main, report
+from sbi_boed_plugin.cli import bench, main
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 from tests.benchmark.conftest import MODULE
 
@@ -163,7 +163,7 @@ def test_what_stops_a_command_is_said(
         raise error
 
     monkeypatch.setattr(bench, "run_benchmark", fail)
-    monkeypatch.setattr(report, "make_report", fail)
+    monkeypatch.setattr(bench, "make_report", fail)
     more = ["--tasks", "sir", "--methods", "npe"] if command == "bench" else ["there"]
     found, _, err = run([command, *more], capsys)
     assert found == code and message in err and "Traceback" not in err
