@@ -34,9 +34,8 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._parallel import describe_error, one_thread
-from sbi_boed_plugin._results import finite_or_none
+from sbi_boed_plugin._results import finite_or_none, installed_versions
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.benchmark.store import Record, Settings, Store, job_key
 
 __all__ = ["describe_versions", "run_jobs"]
@@ -140,7 +139,7 @@ def describe_versions(versions: Mapping[str, str | None]) -> str:
 
 def _installed() -> dict[str, str | None]:
     """Return the versions of the packages that results depend on most."""
-    return installed_versions(("sbi", "sbibm", "torch"))
+    return installed_versions()
 
 
 def _warn_of_versions(kept: Sequence[Record]) -> None:

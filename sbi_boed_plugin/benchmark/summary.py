@@ -226,6 +226,6 @@ def _caveats(cell: dict[str, Any]) -> str:
 
 def _known_hyper(method: str, hyper: str) -> str:
     """Return the hyperparameters that a method knows, as text."""
-    known = {field.name for field in fields(check_hyper(method))}
+    known = check_hyper(method)
     given = json.loads(hyper or "{}")
     return hyper_text({name: value for name, value in given.items() if name in known})

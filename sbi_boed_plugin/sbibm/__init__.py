@@ -9,7 +9,6 @@ from typing import Any
 from sbi_boed_plugin.sbibm.methods import (
     METHODS,
     RunOutcome,
-    check_hyper,
     nle,
     nle_ince,
     npe,
@@ -19,6 +18,7 @@ from sbi_boed_plugin.sbibm.methods import (
     run_method,
 )
 from sbi_boed_plugin.sbibm.repairs import repair_sbibm
+from sbi_boed_plugin.sbibm.settings import check_hyper
 
 __all__ = [
     "INSTALL",

@@ -121,5 +121,5 @@ def test_configurations_say_what_the_defaults_are(application, name):
     config = OmegaConf.to_container(configure(application, f"algorithm={name}"))
     params = config["algorithm"]["params"]
     defaults = check_hyper(name)
-    assert params == {key: getattr(defaults, key) for key in params}
+    assert params == {key: defaults[key] for key in params}
     assert {"num_rounds", "neural_net", "hidden_features"} <= set(params)
