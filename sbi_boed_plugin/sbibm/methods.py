@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
@@ -105,7 +106,8 @@ def run_method(
     remedy = f"One per round of num_rounds={least} is the least."
     check_integer("num_simulations", num_simulations, least, remedy=remedy)
     x_o = _observation(task, num_observation, observation)
-    prior, transform = task.get_prior_dist(), None
+    prior = task.get_prior_dist()
+    transform: Any = IndependentTransform(identity_transform, 1)
     if settings["automatic_transforms_enabled"]:
         transform = biject_to(prior.support).inv
         prior = TransformedDistribution(prior, transform)
@@ -135,22 +137,18 @@ def run_method(
     started = time.perf_counter()
     # The trainer is in here, too: sbi draws from priors to look at them.
     with isolated_rng(sampling_seed):
-        posterior = _make_trainer(name, settings, prior).build_posterior(
-            estimator, **posterior_arguments(settings)
-        )
-        samples = posterior.sample(
-            (num_samples,), x=x_o, show_progress_bars=False
-        ).detach()
+        trainer = _make_trainer(name, settings, prior)
+        posterior = trainer.build_posterior(estimator, **posterior_arguments(settings))
+        drawn = posterior.sample((num_samples,), x=x_o, show_progress_bars=False)
         sampling_seconds = time.perf_counter() - started
         log_prob = None
         if name in _NORMALIZED and num_observation is not None:
             truth = task.get_true_parameters(num_observation)
             log_prob = _log_prob(posterior, truth, x_o, transform)
-        diagnostics = {}
-        if isinstance(posterior, HybridPosterior):
-            diagnostics = asdict(posterior.diagnostics(x_o))
+        is_hybrid = isinstance(posterior, HybridPosterior)
+        diagnostics = asdict(posterior.diagnostics(x_o)) if is_hybrid else {}
     return RunOutcome(
-        samples=samples if transform is None else transform.inv(samples),
+        samples=transform.inv(drawn.detach()),
         num_simulations=num_used,
         log_prob_true_parameters=log_prob,
         training_seconds=training_seconds,
@@ -203,8 +201,7 @@ def _train(
                 )
                 posterior.set_default_x(x_o)
                 theta = posterior.sample((size,), show_progress_bars=False).detach()
-            parameters = theta if transform is None else transform.inv(theta)
-            batches = parameters.split(settings["simulation_batch_size"])
+            batches = transform.inv(theta).split(settings["simulation_batch_size"])
             x = torch.cat([simulator(batch) for batch in batches])
             if name in _NORMALIZED:
                 trainer.append_simulations(theta, x, proposal=posterior)
@@ -217,8 +214,6 @@ def _train(
 
 def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Tensor:
     """Return the log-density of parameters in their own units."""
-    if transform is None:
-        return posterior.log_prob(truth, x=x_o).detach()
     moved = transform(truth)
     density = posterior.log_prob(moved, x=x_o).detach()
     return density + transform.log_abs_det_jacobian(truth, moved)
@@ -248,16 +243,12 @@ def _observation(
     return observation.reshape(1, task.dim_data)
 
 
-# Samples, number of simulations, and log-density of the true parameters, if known.
-_SbibmResult = tuple[Tensor, int, Tensor | None]
-
-
-def _run_function(name: str) -> Callable[..., _SbibmResult]:
+def _run_function(name: str) -> Callable[..., tuple[Tensor, int, Tensor | None]]:
     """Return the function of a method that sbibm's runner calls."""
 
     def run_on_task(
         task: Any, num_samples: int, num_simulations: int, *args: Any, **hyper: Any
-    ) -> _SbibmResult:
+    ) -> tuple[Tensor, int, Tensor | None]:
         run = run_method(name, task, num_samples, num_simulations, *args, **hyper)
         return run.samples, run.num_simulations, run.log_prob_true_parameters
 
@@ -275,7 +266,5 @@ def _run_function(name: str) -> Callable[..., _SbibmResult]:
     return run_on_task
 
 
-METHODS: dict[str, Callable[..., _SbibmResult]] = {
-    name: _run_function(name) for name in RECIPES
-}
+METHODS = {name: _run_function(name) for name in RECIPES}
 nle, nle_ince, npe, npe_gkl, nre, nre_gkl = METHODS.values()
