@@ -41,7 +41,7 @@ class ResultFolder:
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a dictionary of plain values; not-a-number becomes `null`."""
         text = json.dumps(finite_or_none(content), indent=2, ensure_ascii=False)
-        self.save_text(name, text + "\n")
+        self.save(name, (text + "\n").encode())
 
     def save_table(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
@@ -49,19 +49,16 @@ class ResultFolder:
         """Write rows of numbers as comma-separated values with a header."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        self.save_text(name, text.getvalue())
+        self.save(name, text.getvalue().encode())
 
     def save_figure(self, name: str, figure: "Figure") -> None:
         """Write a figure as PNG."""
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=150)
-        self._save(name, image.getvalue())
+        self.save(name, image.getvalue())
 
-    def save_text(self, name: str, text: str) -> None:
-        """Write a text."""
-        self._save(name, text.encode())
-
-    def _save(self, name: str, content: bytes) -> None:
+    def save(self, name: str, content: bytes) -> None:
+        """Write a file in one step and remember its name."""
         write_bytes(self.path / name, content)
         if name not in self.written:
             self.written.append(name)

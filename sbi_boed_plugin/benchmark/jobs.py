@@ -81,48 +81,29 @@ def expand_jobs(
     """Return one job per combination, in the order in which they are best run.
 
     Observations vary slowest: every method has a result early, and processes that run
-    side by side train different networks instead of waiting for the same one.
+    side by side train different networks instead of waiting for the same one. A
+    hyperparameter such as `npe.num_atoms` is for `npe` only, and goes before one that
+    is for all.
     """
     tasks = _listed("tasks", tasks)
     methods = _listed("methods", methods)
-    budgets = _listed("num_simulations", num_simulations, least=1)
+    budgets = sorted(_listed("num_simulations", num_simulations, least=1))
     seeds = _listed("seeds", seeds, least=0)
     observations = _listed("observations", observations, least=1)
     (num_rounds,) = _listed("num_rounds", [num_rounds], least=1)
-    if min(budgets) < num_rounds:
+    if budgets[0] < num_rounds:
         raise ValueError(
-            f"num_simulations={min(budgets)} is less than one per round of num_rounds="
+            f"num_simulations={budgets[0]} is less than one per round of num_rounds="
             f"{num_rounds}. Use fewer rounds, or more simulations."
         )
     # Metrics need a variance.
     (num_samples,) = _listed("num_samples", [num_samples], least=2)
-    given = _hyper_by_method(methods, hyper or {})
-    jobs = []
-    for number, seed, budget, task, method in product(
-        observations, seeds, sorted(budgets), tasks, methods
-    ):
-        more = (num_rounds, num_samples, given[method], str(tag))
-        jobs.append(Job(task, method, budget, seed, number, *more))
-    return jobs
-
-
-def _hyper_by_method(
-    methods: Sequence[str], hyper: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Return which hyperparameters each method gets.
-
-    A name such as `npe.num_atoms` is for `npe` only, and goes before one that is for
-    all.
-
-    Example:
-        >>> _hyper_by_method(["npe", "nre"], {"num_atoms": 10, "npe.num_atoms": 5})
-        {'npe': {'num_atoms': 5}, 'nre': {'num_atoms': 10}}
-    """
-    shared = {key: value for key, value in hyper.items() if "." not in key}
-    given = {method: dict(shared) for method in methods}
-    for key, value in hyper.items():
+    hyper = hyper or {}
+    given: dict[str, dict[str, Any]] = {method: {} for method in methods}
+    # Those for all methods come first, so that those for one method replace them.
+    for key in sorted(hyper, key=lambda key: "." in key):
         method, dot, name = key.rpartition(".")
-        if dot and method not in given:
+        if dot and method not in methods:
             raise ValueError(
                 f"hyper={hyper} is for the method {method!r} in {key!r}, which must be "
                 f"one of those that run: {', '.join(methods)}."
@@ -132,9 +113,15 @@ def _hyper_by_method(
                 f"hyper={hyper} must not hold {name}: each job sets that by itself; "
                 "use the arguments of the benchmark."
             )
-        if dot:
-            given[method][name] = value
-    return given
+        for each in [method] if dot else methods:
+            given[each][name] = hyper[key]
+    jobs = []
+    for number, seed, budget, task, method in product(
+        observations, seeds, budgets, tasks, methods
+    ):
+        more = (num_rounds, num_samples, given[method], str(tag))
+        jobs.append(Job(task, method, budget, seed, number, *more))
+    return jobs
 
 
 def _listed(name: str, values: Iterable[Any], least: int | None = None) -> list[Any]:

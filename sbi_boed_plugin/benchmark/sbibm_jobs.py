@@ -45,13 +45,11 @@ def run_benchmark(
 
     Each job has a process of its own, and a file, written when the job is finished. A
     run that was stopped, by whatever means, goes on from there; a second run in the
-    same folder at the same time is refused. What a job computes depends on its settings
-    only.
-
-    Settings tell jobs apart, nothing else does: results are kept after an upgrade, with
-    a warning, and after an edit of a `module:function`. Use another tag or folder then.
-    Trained networks in the folder's `cache` are pickles, which run code when they are
-    loaded: share a folder with people whom you trust.
+    same folder at the same time is refused. A job's settings decide what it computes,
+    and tell it apart from others, nothing else does: results are kept after an upgrade,
+    with a warning, and after an edit of a `module:function`. Use another tag or folder
+    then. Trained networks in the folder's `cache` are pickles, which run code when they
+    are loaded: share a folder with people whom you trust.
 
     Args:
         tasks: Names of sbibm's tasks.
@@ -73,8 +71,7 @@ def run_benchmark(
         tag: Text that tells these jobs apart from others with the same settings.
         num_workers: Number of processes, each with one thread; -1 for one per core.
         retry_failed: Whether jobs that failed in an earlier run are run again.
-        time_limit: Seconds that a job may take, metrics included: its process is ended
-            then, and the job has failed.
+        time_limit: Seconds that a job may take, metrics included.
         show_progress: Whether to show progress, on standard error.
 
     Returns:
@@ -109,12 +106,8 @@ def run_benchmark(
         hyper=hyper,
         tag=tag,
     )
-    known = ", ".join(METRICS)
-    if isinstance(metrics, str) or not metrics:
-        raise ValueError(f"metrics={metrics!r} must name at least one of {known}.")
-    for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"metrics={name!r} is unknown; there are {known}.")
+    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(METRICS):
+        raise ValueError(f"metrics={metrics!r} must be some of {', '.join(METRICS)}.")
     _check_methods(jobs)
     for name in tasks:
         # Refuses unknown names, and says how to install sbibm if it is missing.
@@ -171,34 +164,19 @@ def _run_job(
 
 
 def _check_methods(jobs: Sequence[Job]) -> None:
-    """Raise a `ValueError` for methods that cannot run, before anything runs.
-
-    Those are unknown, cannot be imported, or take no rounds or hyperparameter such as
-    the given ones.
-    """
+    """Raise a `ValueError` for methods that cannot run, before anything runs."""
     for job in {job.method: job for job in jobs}.values():
-        name, rounds = job.method, job.num_rounds
-        function = _import(name) if ":" in name else None
-        if function is None and name not in sbibm.METHODS:
-            raise ValueError(
-                f"methods={name!r} is unknown; there are {', '.join(sbibm.METHODS)}, "
-                "and functions given as module:function."
-            )
-        if function is not None and rounds > 1 and not _takes_rounds(function):
-            raise ValueError(
-                f"methods={name!r} takes no num_rounds, but num_rounds={rounds}; use "
-                "1, or let the function take it."
-            )
         try:
-            if function is None:
-                sbibm.check_hyper(name, num_rounds=rounds, **job.hyper)
-            else:
+            if ":" in job.method:
+                function = _import(job.method)
                 inspect.signature(function).bind(**_arguments(job, None, function))
+            else:
+                sbibm.check_hyper(job.method, num_rounds=job.num_rounds, **job.hyper)
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"hyper={dict(job.hyper)} does not suit the method {name!r}: "
-                f"{str(error).rstrip('.')}; `{name}.NAME` gives one to this method "
-                "only, `METHOD.NAME` to another."
+                f"methods={job.method!r} with hyper={dict(job.hyper)}: "
+                f"{str(error).rstrip('.')}. METHOD.NAME gives a hyperparameter to one "
+                "method only; your own function is given as module:function."
             ) from error
 
 
@@ -229,8 +207,7 @@ def _run_method(job: Job, task: Any, cache: Path) -> sbibm.RunOutcome:
             f"method {job.method!r} returned samples of shape {tuple(samples.shape)}, "
             f"which must be {shape}."
         )
-    num_wrong = int((~torch.isfinite(samples)).any(dim=1).sum())
-    if num_wrong:
+    if num_wrong := int((~torch.isfinite(samples)).any(dim=1).sum()):
         raise ValueError(
             f"method {job.method!r} returned {num_wrong} of {job.num_samples} samples "
             "that are not finite."
@@ -262,9 +239,12 @@ def _run_function(job: Job, task: Any) -> sbibm.RunOutcome:
 def _arguments(job: Job, task: Any, function: Callable[..., Any]) -> dict[str, Any]:
     """Return what a function is called with."""
     names = ["num_samples", "num_simulations", "num_observation"]
-    names += ["num_rounds"] if _takes_rounds(function) else []
-    settings = {name: getattr(job, name) for name in names}
-    return {"task": task, **settings, **job.hyper}
+    # Whoever takes any keyword takes it for a hyperparameter, perhaps of a network.
+    if "num_rounds" in inspect.signature(function).parameters:
+        names.append("num_rounds")
+    elif job.num_rounds > 1:
+        raise ValueError(f"it takes no num_rounds, but num_rounds={job.num_rounds}")
+    return {"task": task, **{name: getattr(job, name) for name in names}, **job.hyper}
 
 
 def _import(name: str) -> Callable[..., Any]:
@@ -272,15 +252,7 @@ def _import(name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:  # Modules fail in ways of their own.
-        raise ValueError(
-            f"methods={name!r} cannot be imported: {describe_error(error)}. It must be "
-            "module:function, with the module on Python's path."
-        ) from error
+        raise ValueError(f"it cannot be imported: {describe_error(error)}") from error
     if not callable(found):
-        raise ValueError(f"methods={name!r} is not a function but {found!r}.")
+        raise ValueError(f"it is not a function but {found!r}")
     return found
-
-
-def _takes_rounds(function: Callable[..., Any]) -> bool:
-    # Whoever takes any keyword takes it for a hyperparameter, perhaps of a network.
-    return "num_rounds" in inspect.signature(function).parameters

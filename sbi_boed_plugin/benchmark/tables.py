@@ -1,15 +1,6 @@
-"""Tables of a report, which the page and `summary.md` both show.
-
-Published values are means of C2ST over the ten observations of each task, one run each:
-10,000 samples, a multilayer perceptron, samples z-scored by the reference. They are
-computed from the results that the authors of sbibm publish beside their paper
-(`results/main_paper.csv`), those of `gaussian_mixture` from their second run, after
-sbibm 1.1.0 had mended that task. S stands for ten rounds.
-"""
+"""Tables of a report, which the page and `summary.md` both show."""
 
 import math
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -22,48 +13,20 @@ __all__ = [
     "difference_table",
     "format_number",
     "metric_table",
-    "published_beside",
     "time_table",
 ]
-
-_PUBLISHED_SAMPLES = 10_000
-_PUBLISHED_PREFIX = {1: "", 10: "S"}
-_BLUE, _VERMILLION = "0 114 178", "213 94 0"
 
 
 class Table(NamedTuple):
     """Texts of cells, each a number with a space before what is to be said of it.
 
-    `best` tells whether a cell is the best of its row, `colors` are backgrounds as CSS
-    has them.
+    `best` tells whether a cell is the best of its row, `accuracies` are numbers that
+    the page shows as colours.
     """
 
     texts: pd.DataFrame
     best: pd.DataFrame = pd.DataFrame()
-    colors: pd.DataFrame = pd.DataFrame()
-
-
-def published_beside(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return the published values that are comparable with some of our runs.
-
-    A classifier finds more in more samples, and other numbers of rounds are other
-    methods. Rows have `task`, `method`, `num_simulations` and `c2st`.
-    """
-    like = cells.loc[cells["num_samples"] == _PUBLISHED_SAMPLES]
-    wanted = {
-        (task, _PUBLISHED_PREFIX[rounds] + method)
-        for task, rounds in zip(like["task"], like["num_rounds"], strict=True)
-        if rounds in _PUBLISHED_PREFIX
-        for method in ("NLE", "NPE", "NRE")
-    }
-    rows = _published()
-    pairs = zip(rows["task"], rows["method"], strict=True)
-    return rows.loc[[pair in wanted for pair in pairs]]
-
-
-@cache
-def _published() -> pd.DataFrame:
-    return pd.read_csv(Path(__file__).with_name("published_c2st.csv"))
+    accuracies: pd.DataFrame = pd.DataFrame()
 
 
 def metric_table(results: Results, name: str, budget: int) -> Table:
@@ -88,19 +51,8 @@ def metric_table(results: Results, name: str, budget: int) -> Table:
         texts.loc["mean"] = means.map(format_number)
         ranked.loc["mean"] = values.loc["mean"] = means
     best = ranked.eq(ranked.min(axis=1), axis=0)
-    # From one half, where a classifier tells nothing, to one.
-    colors = (2.0 * values - 1.0).map(_color)
-    if name not in CLASSIFIER_METRICS:
-        colors.loc[:] = ""
-    if name == "c2st":
-        beside = published_beside(rows)
-        beside = beside.loc[beside["num_simulations"] == budget]
-        for method, values in beside.groupby("method"):
-            found = values.set_index("task")["c2st"].reindex(tasks)
-            found["mean"] = found.mean(skipna=False)
-            shown = found.map("{:.3f}".format).where(found.notna())
-            texts[f"{method}, published"] = shown.reindex(texts.index)
-    return Table(texts.fillna(""), best, colors)
+    accuracies = values.dropna(how="all") if name in CLASSIFIER_METRICS else values[:0]
+    return Table(texts.fillna(""), best, accuracies)
 
 
 def difference_table(results: Results, metric: str) -> Table | None:
@@ -174,10 +126,3 @@ def _cell_text(cell: dict[str, Any], name: str) -> str:
         notes.append(f"{cell['num_failed']} failed")
     text = _with_error(cell[name], cell[f"{name}_se"])
     return f"{text} ({', '.join(notes)})" if notes else text
-
-
-def _color(place: float) -> str:
-    """Return a colour for a place between 0, good, and 1, bad."""
-    strength = min(abs(place - 0.5), 0.5) if math.isfinite(place) else 0.0
-    color = _BLUE if place < 0.5 else _VERMILLION
-    return f"rgb({color} / {strength:.2f})" if strength >= 0.005 else ""
