@@ -122,12 +122,7 @@ def run_jobs(
 
 
 def describe_versions(versions: Mapping[str, str | None]) -> str:
-    """Return versions of packages as a text.
-
-    Example:
-        >>> describe_versions({"sbi": "0.27", "sbibm": None})
-        'sbi 0.27, sbibm unknown'
-    """
+    """Return versions of packages as a text."""
     return ", ".join(f"{name} {text or 'unknown'}" for name, text in versions.items())
 
 
@@ -294,12 +289,8 @@ def _leave_with_parent() -> None:
 
 
 def _trace(error: BaseException) -> str:
-    """Return the traceback of an error, with files as Python finds their modules.
-
-    Results are shared; where somebody's Python is installed says nothing to others.
-    """
+    """Return a traceback without where somebody's Python is installed."""
     trace = "".join(traceback.format_exception(error))
-    for root in sorted({*sys.path, os.getcwd()}, key=len, reverse=True):
-        if root:
-            trace = trace.replace(f'File "{root}{os.sep}', 'File "')
+    for root in sorted({*sys.path, os.getcwd()} - {""}, key=len, reverse=True):
+        trace = trace.replace(f'File "{root}{os.sep}', 'File "')
     return trace

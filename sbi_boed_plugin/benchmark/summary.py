@@ -136,11 +136,10 @@ class Results:
         """Names of the tasks, in sbibm's order."""
         return list(self.jobs["task"].unique())
 
-    @cached_property
+    @property
     def labels(self) -> list[str]:
-        """Methods with what is unusual about each, in a fixed order."""
-        ordered = sorted(self.records, key=lambda record: _order(record)[3:-2])
-        return list(dict.fromkeys(Job(**record["job"]).label for record in ordered))
+        """Methods with what is unusual about each, each beside its variants."""
+        return list(self.jobs["label"].unique())
 
     @property
     def budgets(self) -> list[int]:

@@ -108,11 +108,5 @@ def kept_or_made(
         made = make()
         content = io.BytesIO()
         torch.save(made, content)
-        try:
-            write_bytes(path, content.getvalue())
-        except OSError as error:
-            warnings.warn(
-                f"{path} cannot be written ({error}): the training is not kept.",
-                stacklevel=2,
-            )
+        write_bytes(path, content.getvalue())
     return made, False

@@ -34,16 +34,6 @@ def test_a_file_holds_what_was_made_once_and_is_made_again_if_damaged(tmp_path, 
     assert kept_or_made("key", make, tmp_path)[1]
 
 
-def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(_cache, "write_bytes", fail)
-    with pytest.warns(UserWarning, match=r"key\.pt cannot be written .*No space"):
-        first, kept = kept_or_made("key", make, tmp_path)
-    assert not kept and len(first) == 3
-
-
 # --- Under which key ------------------------------------------------------------------
 
 

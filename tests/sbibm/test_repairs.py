@@ -132,38 +132,7 @@ def forgotten_sir():
     repair_sbibm()
     before = sys.modules.pop(SIR)
     yield
-    sys.modules.pop("diffeqtorch", None)
     sys.modules[SIR] = before
-
-
-@pytest.fixture
-def diffeqtorch(tmp_path, monkeypatch, forgotten_sir):
-    """The file of a diffeqtorch that is installed, for the tests to write."""
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path / "diffeqtorch.py"
-
-
-def test_an_installed_diffeqtorch_is_left_alone(diffeqtorch):
-    diffeqtorch.write_text("class DiffEq:\n    mine = True\n")
-    repair_sbibm()
-    module = sys.modules[SIR]
-    assert module.DiffEq.mine
-    assert not hasattr(module.SIR.get_simulator, "__wrapped__")
-
-
-@pytest.mark.parametrize(
-    "code, message",
-    [
-        ("raise RuntimeError('no Julia here')", "no Julia here"),
-        ("import julia_of_nobody", "julia_of_nobody"),
-    ],
-)
-def test_a_broken_diffeqtorch_is_told_and_done_without(diffeqtorch, code, message):
-    diffeqtorch.write_text(code + "\n")
-    with pytest.warns(UserWarning, match=message):
-        repair_sbibm()
-    task = sys.modules[SIR].SIR()
-    assert task.get_simulator()(task.get_prior()(num_samples=2)).shape == (2, 10)
 
 
 def test_distractors_are_loaded_without_trusting_their_classes_elsewhere():
