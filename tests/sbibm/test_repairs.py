@@ -120,19 +120,12 @@ def test_simulators_are_replaced_once():
     assert simulators() == simulators()
 
 
-def test_later_releases_are_left_as_they_are(monkeypatch, forgotten_sir):
+def test_later_releases_are_left_as_they_are(monkeypatch):
+    repair_sbibm()
     monkeypatch.setattr("sbibm.__version__", "1.2.0rc1")
+    monkeypatch.delitem(sys.modules, SIR)
     repair_sbibm()
     assert SIR not in sys.modules
-
-
-@pytest.fixture
-def forgotten_sir():
-    """Let the module of the task be imported anew, and be as it was afterwards."""
-    repair_sbibm()
-    before = sys.modules.pop(SIR)
-    yield
-    sys.modules[SIR] = before
 
 
 def test_distractors_are_loaded_without_trusting_their_classes_elsewhere():
@@ -142,12 +135,9 @@ def test_distractors_are_loaded_without_trusting_their_classes_elsewhere():
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_a_missing_sbibm_is_named_with_the_line_to_run(monkeypatch):
+def test_a_missing_sbibm_and_an_unknown_task_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sbibm", None)
     with pytest.raises(ImportError, match=r"pip install --no-deps sbibm==1\.1\.0"):
         get_task("sir")
-
-
-def test_an_unknown_task_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match=r"'slp'.*two_moons"):
         get_task("slp")
