@@ -87,11 +87,11 @@ def run_jobs(
     with store.lock():
         earlier = {job_key(record["job"]): record for record in store.read_all()}
         records = {key: earlier[key] for key in keys if key in earlier}
+        kept = []
         for key, record in records.items():
-            is_settled = not retry_failed if record["error"] else is_complete(record)
-            if is_settled:
+            if not retry_failed if record["error"] else is_complete(record):
                 del todo[key]
-        kept = [record for key, record in records.items() if key not in todo]
+                kept.append(record)
         _warn_of_versions(kept)
         num_failed = sum(bool(record["error"]) for record in kept)
         if num_failed and show_progress:

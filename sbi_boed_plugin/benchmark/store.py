@@ -100,8 +100,7 @@ class Store:
     def write(self, record: Record) -> None:
         """Write the record of a job in one step, not-a-number and infinity as null."""
         text = json.dumps(finite_or_none(record), indent=1, ensure_ascii=False)
-        path = self.jobs / file_name(record["job"])
-        write_bytes(path, (text + "\n").encode())
+        write_bytes(self.jobs / file_name(record["job"]), (text + "\n").encode())
 
     def read(self, settings: Settings) -> Record | None:
         """Return the record of a job, or `None` if there is none that can be read."""

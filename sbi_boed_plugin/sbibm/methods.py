@@ -229,12 +229,10 @@ def _observation(
             f"{num_observation} and observation={observation}."
         )
     if observation is None:
-        if num_observation not in range(1, task.num_observations + 1):
-            raise ValueError(
-                f"num_observation={num_observation} is none of task '{task.name}', "
-                f"which has 1 to {task.num_observations}."
-            )
-        return task.get_observation(num_observation)
+        most = task.num_observations
+        return task.get_observation(
+            check_integer("num_observation", num_observation, 1, most)
+        )
     if observation.numel() != task.dim_data:
         raise ValueError(
             f"observation has shape {tuple(observation.shape)}, but data of task "
