@@ -213,7 +213,8 @@ def test_gradients_are_those_of_finite_differences():
     ],
 )
 def test_uncoupled_populations_grow_exponentially(rate, error, settings):
-    u = solve([[rate, 0.0]], torch.zeros(1, 2), **settings)
+    growth = torch.tensor([[rate, 0.0]], dtype=torch.float64)
+    u = solve(growth, torch.zeros(1, 2), **settings)
     exact = 30.0 * np.exp(rate * np.arange(5.0))
     assert u[0, 0].tolist() == pytest.approx(exact, rel=error)
     assert u[0, 1].tolist() == pytest.approx([1.0] * 5, rel=1e-7)

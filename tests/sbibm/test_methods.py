@@ -36,6 +36,7 @@ def test_a_method_answers_as_sbibm_expects(two_moons, name, num_rounds):
         task=two_moons, num_samples=20, num_simulations=103, **observation, **settings
     )
     assert type(result) is tuple
+    assert pickle.loads(pickle.dumps(METHODS[name])) is METHODS[name]
     samples, num_simulations, log_prob = result
     assert samples.shape == (20, 2)
     assert torch.all(samples.abs() <= 1.0)
@@ -194,23 +195,14 @@ def test_hyperparameters_are_checked_before_anything_is_simulated(name, hyper, m
         ({"observation": torch.zeros(1, 3)}, r"\(1, 3\).*\(1, 2\)"),
         ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
         ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
+        ({"num_layers": 3}, r"npe has no .*'num_layers'.*hidden_features"),
+        ({"name": "npx"}, r"'npx'.*npe_gkl"),
     ],
 )
 def test_wrong_arguments_are_refused(two_moons, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        METHODS["npe"](two_moons, 5, 50, **arguments)
-
-
-def test_unknown_hyperparameters_and_methods_are_refused(two_moons):
-    with pytest.raises(TypeError, match=r"nle has no .*'num_layers'.*hidden_features"):
-        METHODS["nle"](two_moons, 5, 50, 1, num_layers=3)
-    with pytest.raises(ValueError, match=r"'npx'.*npe_gkl"):
-        run_method("npx", two_moons, 5, 50, 1)
-
-
-def test_run_functions_pickle():
-    for function in METHODS.values():
-        assert pickle.loads(pickle.dumps(function)) is function
+    name = arguments.pop("name", "npe")
+    with pytest.raises((ValueError, TypeError), match=message):
+        run_method(name, two_moons, 5, 50, **arguments)
 
 
 # sbibm uses old names, of which sbi warns.

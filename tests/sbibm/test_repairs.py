@@ -88,24 +88,6 @@ def test_importing_the_package_imports_no_sbibm_and_unregister_undoes():
     ]
 
 
-def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
-    monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "False")
-    found = run_python(
-        """
-        import sbibm
-        from hydra._internal.utils import create_config_search_path
-        create_config_search_path(None)
-        try:
-            import sbibm.algorithms
-        except ModuleNotFoundError as error:
-            print(error.name)
-        import sbi_boed_plugin
-        print(sbi_boed_plugin.is_registered())
-        """
-    )
-    assert found == ["sbi.utils.get_nn_models", "False"]
-
-
 def test_simulators_are_replaced_once():
     names = ("SIR", "sir"), ("LotkaVolterra", "lotka_volterra"), ("SLCP", "slcp")
 
