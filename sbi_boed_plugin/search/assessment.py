@@ -20,7 +20,7 @@ from sbi_boed_plugin.objectives.eig import (
     eig_of_simulations,
     simulate_design,
 )
-from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
@@ -104,8 +104,7 @@ def assess_design(
         steps = progress.search_ended or progress.step
         never_moved = steps <= config.num_warmup_steps
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
-        several = isinstance(policy, TruncatedNormalMixturePolicy)
-        if policy.has_rsample and not several:
+        if policy.has_rsample:
             arrival = find_arrival(progress, _at_edge(policy, design))
     doubts = find_doubts(
         bounds,
