@@ -191,7 +191,7 @@ def test_hyperparameters_are_checked_before_anything_is_simulated(name, hyper, m
     [
         ({}, "num_observation=None and observation=None"),
         ({"num_observation": 1, "observation": torch.zeros(1, 2)}, "either"),
-        ({"num_observation": 11}, "num_observation=11 .* 1 and 10"),
+        ({"num_observation": 11}, "num_observation=11 .* at most 10"),
         ({"observation": torch.zeros(1, 3)}, r"\(1, 3\).*\(1, 2\)"),
         ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
         ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
