@@ -24,8 +24,8 @@ from sbi_boed_plugin.estimators.design_conditioned import (
 from sbi_boed_plugin.estimators.energy import bounded
 from sbi_boed_plugin.estimators.noise import (
     EstimatorView,
+    draw_noise,
     embed_condition,
-    sample_with_noise,
     to_noise,
 )
 from sbi_boed_plugin.estimators.rejection import (
@@ -207,7 +207,8 @@ class HybridEstimator(ConditionalDensityEstimator):
         Draws outside the support of the prior weigh nothing or, if they are kept, one.
         """
         if self.latent_features and self.corrects:
-            draws, noise = sample_with_noise(self.net, num_draws, condition)
+            noise, from_noise = draw_noise(self.net, num_draws, condition)
+            draws = from_noise()
             features = self.condition_features(condition)
             log_weights = self.ratio_of_features(draws, features, noise)
         else:
@@ -215,6 +216,33 @@ class HybridEstimator(ConditionalDensityEstimator):
             log_weights = self.log_ratio(draws, condition)
         outside = -torch.inf if reject_outside_prior else 0.0
         return draws, log_weights.masked_fill(~self.inside(draws), outside)
+
+    def draw_accepted(
+        self,
+        num_draws: int,
+        condition: Tensor,
+        accept: Callable[[Tensor], Tensor],
+        *,
+        reject_outside_prior: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw from the base, and return which draws `accept` accepts by log-weights.
+
+        An energy that sees noise but no parameters is asked before the base makes
+        parameters of the noise, which is most of the work: the others are NaN.
+        """
+        sees_parameters = getattr(self.energy, "sees_parameters", True)
+        is_blind = self.latent_features and self.corrects and not sees_parameters
+        # Where draws outside are kept their weight is one, whatever the energy says.
+        if not is_blind or not (reject_outside_prior or self.prior is None):
+            draws, log_weights = self.draw_weighted(
+                num_draws, condition, reject_outside_prior=reject_outside_prior
+            )
+            return draws, accept(log_weights)
+        noise, from_noise = draw_noise(self.net, num_draws, condition)
+        features = self.condition_features(condition)
+        accepted = accept(self.ratio_of_features(noise, features, noise))
+        draws = from_noise(accepted)
+        return draws, accepted & self.inside(draws.where(accepted.unsqueeze(-1), 0.0))
 
     def measure_weights(
         self, condition: Tensor, *, reject_outside_prior: bool = True, **kwargs: Any

@@ -14,6 +14,7 @@ References:
     https://arxiv.org/abs/1805.08498.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -27,7 +28,7 @@ __all__ = [
     "embed_condition",
     "has_noise",
     "reparameterize",
-    "sample_with_noise",
+    "draw_noise",
     "to_noise",
 ]
 
@@ -179,29 +180,37 @@ def _mixture_to_noise(
     return below - above if double else (below - above).to(input.device)
 
 
-def sample_with_noise(
+def draw_noise(
     estimator: ConditionalDensityEstimator, num_samples: int, condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what the method `sample` would, to the last bit, and the noise of it.
+) -> tuple[Tensor, Callable[..., Tensor]]:
+    """Return noise and the function that makes samples of it, `(num, batch_dim, dim)`.
 
-    A flow of nflows has the noise before the samples, and needs no way back.
+    The samples are those that the method `sample` would return, to the last bit. A flow
+    of nflows has the noise before the samples: those that the function's argument,
+    booleans `(num, batch_dim)`, leaves out are not made, but NaN.
     """
     input_of_net = getattr(type(estimator), "input_of_net", None)
     if input_of_net is EstimatorView.input_of_net:
         view = cast(EstimatorView, estimator)
-        of_net = num_samples, view.condition_of_net(condition)
-        return sample_with_noise(view.net, *of_net)
+        return draw_noise(view.net, num_samples, view.condition_of_net(condition))
     if not _is_gaussian_flow(estimator):
         samples = estimator.sample(torch.Size((num_samples,)), condition)
-        return samples, to_noise(estimator, samples, condition)
+        return to_noise(estimator, samples, condition), lambda chosen=None: samples
     flow = cast(Any, estimator.net)
     # One row per sample, those of a condition in succession, as the flow has them.
     context = flow._embedding_net(condition).repeat_interleave(num_samples, dim=0)
     like = {"device": context.device, "dtype": context.dtype}
-    noise = torch.randn(len(context), *estimator.input_shape, **like)
-    samples = flow._transform.inverse(noise, context=context)[0]
+    rows = torch.randn(len(context), *estimator.input_shape, **like)
     shape = (len(condition), num_samples, *estimator.input_shape)
-    return samples.reshape(shape).transpose(0, 1), noise.reshape(shape).transpose(0, 1)
+
+    def from_noise(chosen: Tensor | None = None) -> Tensor:
+        made = slice(None) if chosen is None else chosen.transpose(0, 1).flatten()
+        samples = torch.full_like(rows, torch.nan)
+        if len(rows[made]):
+            samples[made] = flow._transform.inverse(rows[made], context[made])[0]
+        return samples.reshape(shape).transpose(0, 1)
+
+    return rows.reshape(shape).transpose(0, 1), from_noise
 
 
 def reparameterize(

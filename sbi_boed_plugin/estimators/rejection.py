@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,6 +172,16 @@ def _log_ceiling(log_weights: Tensor, quantile: float) -> Tensor:
     return ordered.gather(0, chosen.unsqueeze(0))[0]
 
 
+def _accept(log_weights: Tensor, log_ceiling: Tensor) -> Tensor:
+    """Return which draws are accepted, each with the probability of its weight."""
+    excess = log_weights - log_ceiling
+    accepted = excess >= 0.0
+    # Without a correction there are no random numbers but those of the base.
+    if not (accepted | (excess == -torch.inf)).all():
+        accepted |= torch.rand_like(excess).log() < excess
+    return accepted
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Rejection, or resampling where that is hopeless, and what it may take.
@@ -243,14 +254,12 @@ class Sampler:
                 break
             at_once = draws_at_once(self.hybrid, condition) // len(lacking)
             size = min(size, self.max_sampling_batch_size, max(1, at_once))
-            draws, log_weights = self.hybrid.draw_weighted(
-                size, condition[lacking], reject_outside_prior=self.reject_outside_prior
+            draws, chosen = self.hybrid.draw_accepted(
+                size,
+                condition[lacking],
+                partial(_accept, log_ceiling=log_ceiling[lacking]),
+                reject_outside_prior=self.reject_outside_prior,
             )
-            excess = log_weights - log_ceiling[lacking]
-            chosen = excess >= 0.0
-            # Without a correction there are no random numbers but those of the base.
-            if not (chosen | (excess == -torch.inf)).all():
-                chosen |= torch.rand_like(excess).log() < excess
             for place, row in enumerate(lacking.tolist()):
                 accepted[row].append(draws[chosen[:, place], place])
                 counts[row] += len(accepted[row][-1])

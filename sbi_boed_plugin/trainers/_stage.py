@@ -204,6 +204,12 @@ class EnergyModel:
         if not isinstance(energy, nn.Module):
             kind = type(energy).__name__
             raise TypeError(f"energy_net must build a torch.nn.Module, built a {kind}.")
+        if not (latent_features or getattr(energy, "sees_parameters", True)):
+            raise ValueError(
+                "energy_net is shown neither parameters nor, with latent_features="
+                f"{self._latent_features} and a {type(base).__name__} as base, their "
+                "noise. Use energy_nn(sees_parameters=True)."
+            )
         hybrid.energy = energy
         return hybrid.to(device)
 

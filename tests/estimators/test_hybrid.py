@@ -235,3 +235,26 @@ def test_an_energy_that_does_not_correct_is_not_asked():
     assert torch.equal(hybrid.log_unnormalized(theta, x), base.log_prob(theta, x))
     theta[3] = torch.inf
     assert hybrid.log_ratio(theta, x)[3] == -torch.inf
+
+
+def test_judging_noise_first_gives_the_same_samples(monkeypatch):
+    torch.manual_seed(0)
+    theta, x = torch.randn(50, 2), torch.randn(50, 2)
+    base = posterior_nn("maf", hidden_features=8)(theta, x).eval()
+    # It sees data and noise alone, and is neither flat nor symmetric.
+    energy = Energy(lambda _, c: torch.sin(2.0 * c[..., -1]) + 0.5 * c[..., 0])
+    energy.sees_parameters = False
+    prior = BoxUniform(-torch.ones(2), torch.ones(2))
+    settings = {"prior": prior, "embedded": True, "latent_features": True}
+    hybrid = HybridEstimator(base, energy, **settings)
+    torch.manual_seed(1)
+    first = hybrid.sample(torch.Size((200,)), x[:3])
+    chosen = torch.arange(300).reshape(100, 3) % 10 == 0
+    draws, accepted = hybrid.draw_accepted(100, x[:3], lambda log_weights: chosen)
+    assert draws[chosen].isfinite().all() and draws[~chosen].isnan().all()
+    assert not (accepted & ~chosen).any()
+    # An energy that might look at parameters is asked after they are made.
+    monkeypatch.setattr(energy, "sees_parameters", True)
+    torch.manual_seed(1)
+    torch.testing.assert_close(first, hybrid.sample(torch.Size((200,)), x[:3]))
+    assert (first.abs() <= 1.0).all()

@@ -37,6 +37,7 @@ GAUSSIAN = posterior_nn("mdn", num_components=1, hidden_features=20)
 # Enough to see that it learns; and no energy gains as much as this one has to.
 BRIEF = EnergyConfig(max_num_epochs=20)
 FEW_EPOCHS = {"max_num_epochs": 2, "energy": EnergyConfig(max_num_epochs=2)}
+BLIND = energy_nn(sees_parameters=False)
 DROPPED = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
 
 
@@ -525,3 +526,11 @@ def test_a_base_that_cannot_tell_its_noise_does_without_or_is_refused(training):
         trained(60, trainer=make(silent, latent_features=True), **how)
     with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
         refine(silent(), *simulations(60), prior=PRIOR, latent_features=True)
+
+
+def test_an_energy_of_noise_alone_needs_noise():
+    hybrid = trained(60, trainer=make(energy_net=BLIND), **FEW_EPOCHS)
+    energy = hybrid.build_posterior().posterior_estimator.energy
+    assert energy.first.in_features == 4
+    with pytest.raises(ValueError, match="sees_parameters=True"):
+        trained(60, trainer=make(energy_net=BLIND, latent_features=False), **FEW_EPOCHS)
