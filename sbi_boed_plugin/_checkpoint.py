@@ -21,7 +21,7 @@ from sbi_boed_plugin._parallel import describe_error
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
 FORMAT = "sbi_boed_plugin.run_experiments"
-VERSION = 4
+VERSION = 5
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."

@@ -22,8 +22,8 @@ from sbi_boed_plugin.search.estimators import (
     NetworkModels,
     check_posterior_describes,
 )
-from sbi_boed_plugin.search.experiments import Experiments
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.measurements import Measurements
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.run import run_search
@@ -50,7 +50,7 @@ class DesignSearch:
         covers_all_designs: Whether the networks learned from all designs alike.
         trained_after: Number of observations behind the belief that the parameters of
             the last search came from.
-        experiments: What was observed so far, and the belief after it.
+        measurements: What was observed so far, and the belief after it.
         optimizer: Training of the search that can be resumed, with its simulations.
     """
 
@@ -72,7 +72,7 @@ class DesignSearch:
         self.dim_design: int | None = None
         self.covers_all_designs = True
         self.trained_after = 0
-        self.experiments = Experiments(prior, device)
+        self.measurements = Measurements(prior, device)
         self.optimizer: DesignOptimizer | None = None
         self.policy_start = None if policy is None else deepcopy(policy.state_dict())
         self._device = device
@@ -95,7 +95,7 @@ class DesignSearch:
         """Return what is known about the parameters, the belief or else the prior."""
         if self.prior is None:
             raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
-        return self.experiments.belief or self.prior
+        return self.measurements.belief or self.prior
 
     def check(self, design: Tensor) -> Tensor:
         """Return designs as a batch, or raise if they are none of this search."""
@@ -124,12 +124,18 @@ class DesignSearch:
                 "without resume_training first."
             )
         else:
-            config = self._with_objective(asked)
-        checked = CheckedSimulator(simulator)
+            config = asked
+        if not resume and asked.multi_start is not None and asked.method == "joint":
+            raise ValueError(
+                "multi_start=... is for a search with method='multi_start', but "
+                "method='joint'. Pass that method, or leave multi_start out."
+            )
+        objective = self._objective(config.method, config.objective)
         over_all = config.method == "multi_start"
+        checked = CheckedSimulator(simulator)
         config = with_all_numbers(
-            config,
-            has_networks=over_all and self.serves_all_designs(config.objective),
+            replace(config, objective=objective),
+            has_networks=over_all and self.serves_all_designs(objective),
             num_check_calls=checked.num_check_calls,
         )
         if optimizer is None:
@@ -158,22 +164,10 @@ class DesignSearch:
         finally:
             self._keep_networks(optimizer)
 
-    def _with_objective(self, asked: DesignSearchConfig) -> DesignSearchConfig:
-        """Return the settings of a new search with its objective."""
-        if asked.multi_start is not None and asked.method == "joint":
-            raise ValueError(
-                "multi_start=... is for a search with method='multi_start', but "
-                "method='joint'. Pass that method, or leave multi_start out."
-            )
-        if asked.objective is not None:
-            return asked
-        is_joint = asked.method == "joint"
-        objective = "barber_agakov" if is_joint else self._objective_for_all_designs()
-        return replace(asked, objective=objective)
-
-    def _objective_for_all_designs(self) -> str:
-        """Return the default of a multi-start search."""
-        return "barber_agakov" if self.experiments.belief is None else "info_nce"
+    def _objective(self, method: str, asked: str | None) -> str:
+        """Return the objective of a search, by default one that networks serve."""
+        served = method == "multi_start" and self.measurements.belief is not None
+        return asked or ("info_nce" if served else "barber_agakov")
 
     def _start(self, config: DesignSearchConfig) -> DesignOptimizer:
         """Return a new training that continues from the current networks."""
@@ -204,15 +198,8 @@ class DesignSearch:
         networks: DesignEstimators | None,
     ) -> DesignOptimizer:
         """Return a training of the policy and of networks."""
-        assert self.policy is not None
-        return DesignOptimizer(
-            self.policy,
-            prior,
-            self.models,
-            config,
-            estimators=networks,
-            device=self._device,
-        )
+        what = self.policy, prior, self.models, config
+        return DesignOptimizer(*what, estimators=networks, device=self._device)
 
     def _keep_networks(self, optimizer: DesignOptimizer) -> None:
         """Take over the networks of a search, however it ended."""
@@ -220,17 +207,17 @@ class DesignSearch:
             # Networks that only began to learn do not serve all designs yet.
             over_all = optimizer.config.method == "multi_start"
             self.covers_all_designs = over_all and optimizer.finished
-            self.trained_after = len(self.experiments)
+            self.trained_after = len(self.measurements)
         if optimizer.networks is not None:
             self.networks = optimizer.networks
             self.dim_design = optimizer.policy.dim_design
 
     def serves_all_designs(self, objective: str | None = None) -> bool:
         """Whether a multi-start search can use the networks as they are."""
-        needs = POLICY_OBJECTIVES[objective or self._objective_for_all_designs()].needs
+        needs = POLICY_OBJECTIVES[self._objective("multi_start", objective)].needs
         if self.networks is None or not self.networks.has_networks_for(needs):
             return False
-        is_current = needs is None or self.trained_after == len(self.experiments)
+        is_current = needs is None or self.trained_after == len(self.measurements)
         return self.covers_all_designs and is_current
 
     def estimate_eig(
@@ -240,11 +227,9 @@ class DesignSearch:
         objective: str,
         **kwargs: Any,
     ) -> EIGEstimate:
-        """Estimate the information of a design with the networks as they are, in nats.
+        """Estimate the information of a design beyond what is known, in nats.
 
-        Beyond what is known after all observations, by the bound of an objective of
-        `optimize_design`. Further arguments are those of
-        :func:`~sbi_boed_plugin.estimate_eig`.
+        With the networks as they are, by the bound of an objective.
         """
         if objective not in POLICY_OBJECTIVES:
             raise ValueError(
@@ -257,7 +242,7 @@ class DesignSearch:
                 "There are no estimators for this yet: call optimize_design("
                 f"simulator, objective='{objective}') first."
             )
-        if needs is not None and self.trained_after != len(self.experiments):
+        if needs is not None and self.trained_after != len(self.measurements):
             raise RuntimeError(
                 f"The estimators of objective='{objective}' were trained before the "
                 "last observation and do not know of it. Use objective='info_nce', or "
@@ -281,16 +266,16 @@ class DesignSearch:
             )
         self.known()
         design = self.check(design)
-        self.experiments.observe(self.likelihood, design, x, num_particles)
+        self.measurements.observe(self.likelihood, design, x, num_particles)
         self._start_anew()
 
     def forget(self, num_observations: int) -> None:
         """Take the last observations back, and networks that know of them."""
-        self.experiments.forget(num_observations)
+        self.measurements.forget(num_observations)
         self._start_anew()
-        if self.networks is not None and self.trained_after > len(self.experiments):
+        if self.networks is not None and self.trained_after > len(self.measurements):
             self.networks = DesignEstimators(self.networks.likelihood)
-            self.trained_after = len(self.experiments)
+            self.trained_after = len(self.measurements)
 
     def _start_anew(self) -> None:
         """Let the next search begin with the policy as it was at first."""
@@ -299,16 +284,18 @@ class DesignSearch:
             self.policy.load_state_dict(self.policy_start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it as tensors, numbers, lists and dictionaries."""
-        networks, policy, optimizer = self.networks, self.policy, self.optimizer
+        """Return all of it as tensors, numbers, lists and dictionaries.
+
+        Not a search that was interrupted: that goes on from the trainer or its pickle.
+        """
+        networks, policy = self.networks, self.policy
         return {
             "networks": {} if networks is None else networks.weights(),
             "dim_x": None if networks is None else networks.likelihood.input_shape[-1],
             "covers_all_designs": self.covers_all_designs,
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),
-            "experiments": self.experiments.state_dict(),
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "measurements": self.measurements.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,28 +306,20 @@ class DesignSearch:
         if self.policy is None:
             raise ValueError("design_policy=None: a search to load has a policy.")
         # Everything is built before anything changes.
-        dim_x, saved = state["dim_x"], state["experiments"]
+        dim_x, saved = state["dim_x"], state["measurements"]
         networks = self._restored_networks(state["networks"], dim_x)
-        kept = []
-        for weights in saved["likelihoods"]:
-            restored = self._restored_networks({"likelihood": weights}, dim_x)
-            kept.append(restored.likelihood.eval().requires_grad_(False))
-        experiments = self.experiments.restored(saved, kept)
-        deepcopy(self.policy).load_state_dict(state["policy"])
-        optimizer, of_training = None, state["optimizer"]
-        if of_training is not None:
-            optimizer = self._optimizer(
-                experiments.belief or self.known(),
-                DesignSearchConfig.from_plain(of_training["config"]),
-                self._restored_networks(of_training["networks"], dim_x),
-            )
-            optimizer.load_state_dict(of_training)
+        kept = [
+            self._restored_networks({"likelihood": weights}, dim_x).likelihood
+            for weights in saved["likelihoods"]
+        ]
+        measurements = self.measurements.restored(saved, kept)
         trained = state["covers_all_designs"], state["trained_after"]
+        deepcopy(self.policy).load_state_dict(state["policy"])
         self.policy.load_state_dict(state["policy"])
-        self.networks = networks
         self.dim_design = None if networks is None else self.policy.dim_design
         self.covers_all_designs, self.trained_after = trained
-        self.experiments, self.optimizer = experiments, optimizer
+        self.networks, self.measurements = networks, measurements
+        self.optimizer = None
 
     def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
         """Return networks with saved weights, built from rows of the right shape."""

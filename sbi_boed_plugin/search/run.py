@@ -66,15 +66,7 @@ def run_search(
     if may_score_less and max_seconds is not None:
         fitting = (max_seconds - progress.seconds) / max(progress.pace, 1e-9)
         num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
-    assessed = assess_design(
-        optimizer,
-        simulator,
-        prior=optimizer.prior,
-        design=design,
-        num_samples=num_samples,
-        num_contrastive=config.num_eig_contrastive,
-        num_workers=config.num_workers,
-    )
+    assessed = assess_design(optimizer, simulator, design, num_samples)
     if config.objective == "info_nce" and config.method == "joint":
         _warn_if_capped(progress.history["eig"], config.num_contrastive)
     for doubt in assessed.doubts:
@@ -88,7 +80,6 @@ def run_search(
         design=design,
         eig=assessed.eig,
         bounds=assessed.bounds,
-        arrival=assessed.arrival,
         doubts=tuple(assessed.doubts),
         policy=deepcopy(policy),
         likelihood_estimator=kept.likelihood,
