@@ -61,11 +61,7 @@ class ExperimentRecord:
 
 @dataclass(frozen=True)
 class ExperimentsResult:
-    """A sequence of experiments.
-
-    Attributes:
-        records: The experiments, oldest first.
-    """
+    """A sequence of experiments: their `records`, oldest first."""
 
     records: tuple[ExperimentRecord, ...]
 
@@ -143,8 +139,7 @@ def run_experiments(
     seed = check_seed(seed)
     if "resume_training" in search:
         raise ValueError(
-            "resume_training is not for run_experiments: pass checkpoint=... to "
-            "continue a sequence."
+            "resume_training=... is not for run_experiments: pass checkpoint=..."
         )
     DesignSearchConfig(**search)
     if inference.search.prior is None or inference.search.policy is None:
@@ -157,44 +152,39 @@ def run_experiments(
     identity = _identity(inference.search, search, num_particles, seed)
     campaign = _Campaign(inference, simulator, observe, search, path, identity)
     with nullcontext() if path is None else locked(path):
-        campaign.load()
         return campaign.run(num_rounds, show_progress_bar)
 
 
+@dataclass
 class _Campaign:
-    """The rounds of a sequence, with what is saved between them."""
+    """The rounds of a sequence, with what is saved between them.
 
-    def __init__(
-        self,
-        inference: NLE_INCE,
-        simulator: Callable[[Tensor, Tensor], Tensor],
-        observe: Callable[[Tensor], Tensor],
-        settings: dict[str, Any],
-        path: Path | None,
-        identity: dict[str, Any],
-    ) -> None:
-        self.inference, self.simulator, self.observe = inference, simulator, observe
-        self.settings, self.path, self.identity = settings, path, identity
-        self.records: list[ExperimentRecord] = []
-        # Of the round that has begun: its design, and then its data.
-        self.pending: dict[str, Any] = {}
-        self.random_start: int | dict[str, Any] | None = identity["seed"]
+    `pending` is what is known of the round that has begun: its design, then its data.
+    """
 
-    def load(self) -> None:
-        """Take up what was saved, if anything was."""
+    inference: NLE_INCE
+    simulator: Callable[[Tensor, Tensor], Tensor]
+    observe: Callable[[Tensor], Tensor]
+    settings: dict[str, Any]
+    path: Path | None
+    identity: dict[str, Any]
+    records: list[ExperimentRecord] = field(default_factory=list)
+    pending: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> int | dict[str, Any] | None:
+        """Take up what was saved, if anything was, and return the random state."""
         if self.path is None or not self.path.exists():
-            return
+            return self.identity["seed"]
         saved = load_checkpoint(self.path, self.identity)
         with refuse_damaged(self.path):
-            records = [
+            self.records = [
                 ExperimentRecord(**{**r, "eig": EIGEstimate(**r["eig"])})
                 for r in saved["records"]
             ]
-            pending = dict(saved["pending"])
-            self.random_start = saved["rng"]
-            with isolated_rng(self.random_start):
+            self.pending = dict(saved["pending"])
+            with isolated_rng(saved["rng"]):
                 self.inference.search.load_state_dict(saved["search"])
-        self.records, self.pending = records, pending
+        return saved["rng"]
 
     def save(self) -> None:
         """Save all that the next call needs."""
@@ -210,13 +200,14 @@ class _Campaign:
 
     def run(self, num_rounds: int, show_progress_bar: bool) -> ExperimentsResult:
         """Run the rounds that there are not yet."""
+        random_start = self.load()
         bar = tqdm(
             total=num_rounds,
             initial=min(len(self.records), num_rounds),
             disable=not show_progress_bar,
             desc="Running experiments",
         )
-        with isolated_rng(self.random_start), bar:
+        with isolated_rng(random_start), bar:
             if not self.records and not self.pending:
                 self.save()  # So that the first round, too, can be repeated as it was.
             while len(self.records) < num_rounds:
@@ -302,17 +293,16 @@ def _identity(
     # generators of this process.
     named = {**settings, "num_workers": settings.get("num_workers", 1) == 1}
     # From where the policy started: the last search has moved it.
-    policy, drawn = deepcopy(search.policy), []
+    policy, draws = deepcopy(search.policy), []
     assert policy is not None and search.prior is not None
     policy.load_state_dict(search.policy_start or {})
     for progress in (0.0, 0.5, 1.0):
         policy.anneal(progress)
-        drawn += [v.detach().clone() for v in policy.state_dict().values()]
-        drawn.append(_draws(policy))
+        draws.append(_draws(policy))
     coordinates = search.models.coordinates
     return {
         "prior": _digest(search.prior, [_draws(search.prior)]),
-        "policy": _digest(policy, drawn),
+        "policy": _digest(policy, draws),
         "coordinates": repr(_plain(list(vars(coordinates).values()))),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
@@ -326,10 +316,10 @@ def _draws(distribution: Any) -> Tensor:
         return distribution.sample(torch.Size((8,)))
 
 
-def _digest(value: Any, content: list[Tensor]) -> str:
-    """Return the kind of a value, with a hash of its numbers."""
-    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in content)
-    return f"{type(value).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
+def _digest(distribution: Any, draws: list[Tensor]) -> str:
+    """Return the kind of a distribution, with a hash of its draws."""
+    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
+    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:

@@ -155,7 +155,7 @@ def transposed(weights):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda state: state.update(format="of somebody else"),
+        lambda state: state.update(version=1),
         lambda state: state.update(prior=Model),
         lambda state: state.update(records=3),
         lambda state: state.update(pending=None),
@@ -165,7 +165,9 @@ def transposed(weights):
         lambda state: without(measurements(state), "belief"),
         lambda state: state["search"]["networks"]["likelihood"].popitem(),
         lambda state: transposed(state["search"]["networks"]["likelihood"]),
-        lambda state: transposed(measurements(state)["likelihoods"][0]),
+        lambda state: transposed(
+            measurements(state)["observations"][0]["likelihood_estimator"]["likelihood"]
+        ),
         lambda state: state["search"].update(policy={}),
         lambda state: state["search"].update(dim_x="one"),
         lambda state: measurements(state)["belief"].update(particles=2.0),

@@ -34,24 +34,17 @@ __all__ = ["DesignSearch"]
 
 
 class DesignSearch:
-    """Policy, networks, simulations, observations and belief of a trainer.
+    """Policy, networks, measurements and belief of a trainer.
 
     The parameters and contrastive parameters of a search come from the belief after all
     observations. Only the new measurement's likelihood enters its bounds: no datum is
     counted twice.
 
-    Attributes:
-        prior: Distribution of the parameters before any experiment.
-        policy: Distribution over designs, and `policy_start` its state at first.
-        models: What the user says of the networks.
-        networks: The networks that there are, `None` before.
-        dim_design: Number of values of a design: those of the simulations that the
-            likelihood learned from or will, 0 without designs, `None` before.
-        covers_all_designs: Whether the networks learned from all designs alike.
-        trained_after: Number of observations behind the belief that the parameters of
-            the last search came from.
-        measurements: What was observed so far, and the belief after it.
-        optimizer: Training of the search that can be resumed, with its simulations.
+    `dim_design` is the number of values of a design, 0 where simulations were stored
+    without, `None` before any. `covers_all_designs` says whether the networks learned
+    from all designs alike, and `trained_after` how many observations are behind the
+    belief that the parameters of the last search came from. `optimizer` is the training
+    of the search that can be resumed.
     """
 
     def __init__(
@@ -84,12 +77,9 @@ class DesignSearch:
 
     @likelihood.setter
     def likelihood(self, network: ConditionalDensityEstimator | None) -> None:
-        if network is None:
-            self.networks = None
-        elif self.networks is None:
-            self.networks = DesignEstimators(network)
-        else:
-            self.networks = replace(self.networks, likelihood=network)
+        others = {} if self.networks is None else vars(self.networks)
+        networks = DesignEstimators(**{**others, "likelihood": network})
+        self.networks = None if network is None else networks
 
     def known(self) -> Distribution:
         """Return what is known about the parameters, the belief or else the prior."""
@@ -116,20 +106,17 @@ class DesignSearch:
         but the budgets of this call.
         """
         optimizer = self.optimizer if resume else None
-        if optimizer is not None:
-            config = asked.continuing(optimizer.config)
-        elif resume:
+        if resume and optimizer is None:
             raise RuntimeError(
                 "There is no design optimization to resume. Call optimize_design "
                 "without resume_training first."
             )
-        else:
-            config = asked
         if not resume and asked.multi_start is not None and asked.method == "joint":
             raise ValueError(
                 "multi_start=... is for a search with method='multi_start', but "
                 "method='joint'. Pass that method, or leave multi_start out."
             )
+        config = asked.continuing(optimizer.config) if optimizer else asked
         objective = self._objective(config.method, config.objective)
         over_all = config.method == "multi_start"
         checked = CheckedSimulator(simulator)
@@ -138,10 +125,8 @@ class DesignSearch:
             has_networks=over_all and self.serves_all_designs(objective),
             num_check_calls=checked.num_check_calls,
         )
-        if optimizer is None:
-            optimizer = self._start(config)
-        else:
-            optimizer.config = config
+        optimizer = optimizer or self._start(config)
+        optimizer.config = config
         # A search that goes on has had its simulator checked.
         checked.is_checked |= optimizer.progress.step > 0
         self.optimizer = optimizer
@@ -189,17 +174,14 @@ class DesignSearch:
         assert self.prior is not None and config.objective is not None
         needs = POLICY_OBJECTIVES[config.objective].needs
         check_posterior_describes(self.prior, config.objective, needs)
-        return self._optimizer(prior, config, self.networks)
-
-    def _optimizer(
-        self,
-        prior: Distribution,
-        config: DesignSearchConfig,
-        networks: DesignEstimators | None,
-    ) -> DesignOptimizer:
-        """Return a training of the policy and of networks."""
-        what = self.policy, prior, self.models, config
-        return DesignOptimizer(*what, estimators=networks, device=self._device)
+        return DesignOptimizer(
+            self.policy,
+            prior,
+            self.models,
+            config,
+            estimators=self.networks,
+            device=self._device,
+        )
 
     def _keep_networks(self, optimizer: DesignOptimizer) -> None:
         """Take over the networks of a search, however it ended."""
@@ -307,12 +289,10 @@ class DesignSearch:
             raise ValueError("design_policy=None: a search to load has a policy.")
         # Everything is built before anything changes.
         dim_x, saved = state["dim_x"], state["measurements"]
-        networks = self._restored_networks(state["networks"], dim_x)
-        kept = [
-            self._restored_networks({"likelihood": weights}, dim_x).likelihood
-            for weights in saved["likelihoods"]
-        ]
-        measurements = self.measurements.restored(saved, kept)
+        networks = self._restored(state["networks"], dim_x)
+        measurements = self.measurements.restored(
+            saved, lambda weights: self._restored(weights, dim_x).likelihood
+        )
         trained = state["covers_all_designs"], state["trained_after"]
         deepcopy(self.policy).load_state_dict(state["policy"])
         self.policy.load_state_dict(state["policy"])
@@ -321,13 +301,12 @@ class DesignSearch:
         self.networks, self.measurements = networks, measurements
         self.optimizer = None
 
-    def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
+    def _restored(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
         """Return networks with saved weights, built from rows of the right shape."""
         if not weights:
             return None
         assert self.policy is not None
-        shape = torch.Size((16,))
-        prior = self.known()
+        shape, prior = torch.Size((16,)), self.known()
         theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
         # Any data for which the coordinates of the network exist.
         x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))

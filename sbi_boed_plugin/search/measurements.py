@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -124,14 +125,11 @@ class Measurements:
         self, likelihood: ConditionalDensityEstimator
     ) -> ConditionalDensityEstimator:
         """Return a copy of the likelihood, the last one if it is the same."""
-        state = likelihood.state_dict()
-        if self.observations:
-            last = self.observations[-1].likelihood_estimator
-            kept = last.state_dict()
-            if kept.keys() == state.keys() and all(
-                torch.equal(value, state[name]) for name, value in kept.items()
-            ):
-                return last
+        for last in self.observations[-1:]:
+            kept, new = last.likelihood_estimator.state_dict(), likelihood.state_dict()
+            same = kept.keys() == new.keys()
+            if same and all(torch.equal(kept[name], new[name]) for name in kept):
+                return last.likelihood_estimator
         return deepcopy(likelihood).eval().requires_grad_(False)
 
     def likelihood(self) -> tuple[DesignConditionedEstimator, Tensor]:
@@ -143,28 +141,28 @@ class Measurements:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers, lists and dictionaries."""
-        kept = list(dict.fromkeys(o.likelihood_estimator for o in self.observations))
+        rows = []
+        for observation in self.observations:
+            weights = dict(observation.likelihood_estimator.state_dict())
+            networks = {"likelihood": weights}
+            rows.append({**vars(observation), "likelihood_estimator": networks})
         belief = None
         if self.belief is not None:
             belief = {name: getattr(self.belief, name) for name in _OF_BELIEF}
-        rows = [
-            {**vars(o), "likelihood_estimator": kept.index(o.likelihood_estimator)}
-            for o in self.observations
-        ]
-        weights = [dict(network.state_dict()) for network in kept]
-        return {"likelihoods": weights, "observations": rows, "belief": belief}
+        return {"observations": rows, "belief": belief}
 
     def restored(
-        self, state: dict[str, Any], likelihoods: list[ConditionalDensityEstimator]
+        self,
+        state: dict[str, Any],
+        build: Callable[[dict[str, Any]], ConditionalDensityEstimator],
     ) -> "Measurements":
-        """Return those of a saved state, with the networks of its weights."""
+        """Return those of a saved state, with networks that are built from weights."""
         other = Measurements(self._prior, self._device)
         for row in state["observations"]:
-            network = likelihoods[row["likelihood_estimator"]]
-            network.eval().requires_grad_(False)
             moved = {name: row[name].to(self._device) for name in ("design", "x")}
-            observation = Observation(**row | moved | {"likelihood_estimator": network})
-            other.observations += (observation,)
+            likelihood = other._kept_likelihood(build(row["likelihood_estimator"]))
+            row = {**row, **moved, "likelihood_estimator": likelihood}
+            other.observations = (*other.observations, Observation(**row))
         if state["belief"] is not None:
             belief = self._new_belief(len(state["belief"]["particles"]))
             for name in _OF_BELIEF:
