@@ -261,7 +261,7 @@ def test_other_networks_are_refused_and_change_nothing(path):
 
     run(path, num_rounds=1, inference=with_data_in(1.0))
     run(path, num_rounds=1, inference=with_data_in(1.0))
-    with pytest.raises(ValueError, match="other experiments: coordinates"):
+    with pytest.raises(ValueError, match="works in other coordinates"):
         run(path, inference=with_data_in(7.0))
 
     path = path.with_name("other.pt")

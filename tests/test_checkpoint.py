@@ -169,7 +169,8 @@ def transposed(weights):
             measurements(state)["observations"][0]["likelihood_estimator"]["likelihood"]
         ),
         lambda state: state["search"].update(policy={}),
-        lambda state: state["search"].update(dim_x="one"),
+        lambda state: state["search"].update(rows=()),
+        lambda state: state["search"]["log_prob"].add_(1.0),
         lambda state: measurements(state)["belief"].update(particles=2.0),
         lambda state: measurements(state)["observations"][0].update(
             likelihood_estimator=7

@@ -73,6 +73,12 @@ class DesignEstimators:
         is_hybrid = isinstance(self.posterior, HybridEstimator)
         return self.posterior.base if is_hybrid else self.posterior
 
+    @torch.no_grad()
+    def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor) -> Tensor:
+        """Return the log-likelihood of each row, outside training."""
+        condition = torch.cat([theta, design], dim=-1)
+        return self.likelihood.eval().log_prob(x.unsqueeze(0), condition)[0]
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of each network by its name."""
         return {name: dict(net.state_dict()) for name, net in self.named().items()}
