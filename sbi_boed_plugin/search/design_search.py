@@ -272,7 +272,7 @@ class DesignSearch:
         Not a search that was interrupted: that goes on from the trainer or its pickle.
         """
         networks, policy, rows = self.networks, self.policy, ()
-        if networks is not None and policy is not None:
+        if networks is not None and policy is not None and self.dim_design:
             shape = torch.Size((16,))
             with isolated_rng(0), torch.no_grad():
                 theta, design = self.known().sample(shape), policy.sample(shape)

@@ -84,7 +84,7 @@ def test_training_losses_are_those_of_each_network():
     densities = densities_of(estimators, 30, 3, (theta, x, design))
     data = torch.cat([x, design], dim=1)
     torch.manual_seed(2)
-    losses = training_losses(estimators, densities, 0.5)
+    losses = training_losses(densities, 0.5)
     torch.manual_seed(2)
     expected = {
         "posterior": estimators.posterior.loss(theta, data),
@@ -95,7 +95,7 @@ def test_training_losses_are_those_of_each_network():
 
     plain = DesignEstimators(estimators.likelihood, estimators.posterior_base)
     densities = densities_of(plain, 30, 3, (theta, x, design))
-    losses = training_losses(plain, densities, 0.5)
+    losses = training_losses(densities, 0.5)
     assert set(losses) == {"likelihood", "posterior"}
     expected = plain.posterior.loss(theta, data)
     torch.testing.assert_close(losses["posterior"], expected)
