@@ -18,7 +18,7 @@ from sbi_boed_plugin.objectives.eig import (
     eig_of_simulations,
     simulate_design,
 )
-from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.doubts import find_doubts, find_slope
 from sbi_boed_plugin.search.estimators import DesignEstimators
@@ -72,8 +72,7 @@ def assess_design(
         steps = progress.search_ended or progress.step
         never_moved = steps <= config.num_warmup_steps
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
-        several = isinstance(policy, TruncatedNormalMixturePolicy)
-        if policy.has_rsample and not several:
+        if policy.has_rsample:
             slope = find_slope(progress, _at_edge(policy, design))
     needs = POLICY_OBJECTIVES[config.objective].needs
     network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"

@@ -283,7 +283,7 @@ class _Climb:
         support = policy.support
         base = support.base_constraint if isinstance(support, independent) else support
         is_real = support.event_dim == 1 and isinstance(base, type(real))
-        climbs = policy.has_rsample and (self.box is not None or is_real)
+        climbs = self.box is not None or is_real
         self.num_steps = config.num_climb_steps if climbs else 0
         self.num_contrastive = 0
 
