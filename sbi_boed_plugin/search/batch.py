@@ -111,8 +111,8 @@ def simulate_batch(
         keep_gradient=pathwise,
         warn=warn,
     )
-    num_valid = int(made.valid.sum())
-    if made.is_complete and num_valid * 10 < len(theta):
+    num_valid, is_complete = int(made.valid.sum()), bool(made.tried.all())
+    if is_complete and num_valid * 10 < len(theta):
         raise ValueError(
             f"Only {num_valid} of {len(theta)} simulations are free of NaN and "
             f"infinite values, at designs between {designs.min().item():.4g} and "
@@ -120,7 +120,7 @@ def simulate_batch(
             "support of the design policy."
         )
     return Batch(
-        theta, made.x, designs, design, made.valid, made.num_calls, made.is_complete
+        theta, made.x, designs, design, made.valid, made.num_calls, is_complete
     )
 
 

@@ -137,7 +137,7 @@ def _candidates(
     """Search with many starts, and leave `reserve` calls for the score."""
     networks, config = optimizer.networks, optimizer.config
     assert networks is not None
-    simulator.set_aside(reserve)
+    simulator.max_calls -= reserve
     found = multi_start_search(
         networks,
         optimizer.prior,
@@ -148,7 +148,7 @@ def _candidates(
         num_workers=config.num_workers,
         show_progress_bar=show_progress_bar,
     )
-    simulator.set_aside(-reserve)
+    simulator.max_calls += reserve
     return found
 
 
