@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.study import Study, run_study
 from sbi_boed_plugin.benchmark.store import FolderInUseError
-from sbi_boed_plugin.cli.arguments import InputError, integer_from
+from sbi_boed_plugin.cli.command import InputError, integer_from
 
 __all__ = ["MODULES", "load_study", "main"]
 

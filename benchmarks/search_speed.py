@@ -10,15 +10,16 @@
 """
 
 import argparse
-import csv
+import json
 import resource
 import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
+import pandas as pd
 import torch
 
 from sbi_boed_plugin import tasks
@@ -106,14 +107,13 @@ def peak_memory() -> float:
 
 def step_cost_apart(
     dim_design: int, num_contrastive: int, num_steps: int
-) -> Dict[str, str]:
+) -> Dict[str, Any]:
     """Run `step_cost` in a process of its own, whose peak memory is its own."""
     code = (
-        "import csv, sys, warnings; warnings.filterwarnings('ignore');"
+        "import json, warnings; warnings.filterwarnings('ignore');"
         "import torch; torch.set_num_threads(1);"
         "from search_speed import step_cost;"
-        f"row = step_cost({dim_design}, {num_contrastive}, {num_steps});"
-        "w = csv.DictWriter(sys.stdout, list(row)); w.writeheader(); w.writerow(row)"
+        f"print(json.dumps(step_cost({dim_design}, {num_contrastive}, {num_steps})))"
     )
     output = subprocess.run(
         [sys.executable, "-c", code],
@@ -122,14 +122,7 @@ def step_cost_apart(
         capture_output=True,
         text=True,
     ).stdout
-    return next(iter(csv.DictReader(output.splitlines())))
-
-
-def write(rows: List[Dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    return json.loads(output.splitlines()[-1])
 
 
 def main() -> None:
@@ -152,14 +145,16 @@ def main() -> None:
                 searches.append(row)
                 print(row, flush=True)
                 if args.output:
-                    write(searches, args.output / "speed_searches.csv")
+                    path = args.output / "speed_searches.csv"
+                    pd.DataFrame(searches).to_csv(path, index=False)
     costs = []
     for dim_design in (1, 10, 100):
         for num_contrastive in (15, 63, 255):
             costs.append(step_cost_apart(dim_design, num_contrastive, args.steps))
             print(costs[-1], flush=True)
             if args.output:
-                write(costs, args.output / "speed_growth.csv")
+                path = args.output / "speed_growth.csv"
+                pd.DataFrame(costs).to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from sbi.diagnostics.lc2st import LC2ST
 from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.experiment import find_design, make_trainer, measure
-from sbi_boed_plugin.tasks.sir_reference import brute_force_eig
+from sbi_boed_plugin.tasks.sir import brute_force_eig
 
 GRID = torch.tensor([5.0, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 70, 80, 90, 100])
 

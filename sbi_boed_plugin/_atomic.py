@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,15 +28,13 @@ def defer_interrupts() -> Iterator[None]:
         handler(*received[-1])
 
 
-def write_bytes(path: Path, content: bytes, *, shared: bool = True) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under another name, then rename it in one step.
 
-    Several processes may write the same file unless it is not `shared`; then what a
-    killed program left beside the file is overwritten.
+    One process writes a file at a time; what a killed one left is overwritten.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f".{uuid.uuid4().hex}" if shared else ""
-    temporary = path.with_name(f".{path.name}{unique}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

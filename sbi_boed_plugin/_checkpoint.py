@@ -57,7 +57,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     torch.save({"version": VERSION, **state}, content)
     data = content.getvalue()
     try:
-        write_bytes(path, data + hashlib.sha256(data).digest(), shared=False)
+        write_bytes(path, data + hashlib.sha256(data).digest())
     except OSError as error:
         raise OSError(
             error.errno,

@@ -1,4 +1,4 @@
-"""A folder of result files, each written completely or not at all."""
+"""Results in files: a folder of them, what JSON can hold, and versions of the code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sbi_boed_plugin import __version__
 from sbi_boed_plugin._atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["ResultFolder", "finite_or_none"]
+__all__ = ["ResultFolder", "finite_or_none", "installed_versions"]
 
 
 class ResultFolder:
@@ -39,7 +41,7 @@ class ResultFolder:
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a dictionary of plain values; not-a-number becomes `null`."""
         text = json.dumps(finite_or_none(content), indent=2, ensure_ascii=False)
-        self._save(name, (text + "\n").encode())
+        self.save(name, (text + "\n").encode())
 
     def save_table(
         self, name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
@@ -47,15 +49,15 @@ class ResultFolder:
         """Write rows of numbers as comma-separated values with a header."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        self._save(name, text.getvalue().encode())
+        self.save(name, text.getvalue().encode())
 
     def save_figure(self, name: str, figure: "Figure") -> None:
         """Write a figure as PNG."""
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=150)
-        self._save(name, image.getvalue())
+        self.save(name, image.getvalue())
 
-    def _save(self, name: str, content: bytes) -> None:
+    def save(self, name: str, content: bytes) -> None:
         """Write a file in one step and remember its name."""
         write_bytes(self.path / name, content)
         if name not in self.written:
@@ -71,3 +73,14 @@ def finite_or_none(content: Any) -> Any:
     if isinstance(content, float) and not abs(content) < float("inf"):
         return None
     return content
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Return versions of what results depend on; `None` for what is not installed."""
+    found: dict[str, str | None] = {"sbi_boed_plugin": __version__}
+    for name in ("sbi", "sbibm", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -1,7 +1,6 @@
 """The stages of a designed experiment: find the design, measure there, infer.
 
-`sbi-boed design` runs them one after another. Each is a function of a
-:class:`~sbi_boed_plugin.tasks.Task` and of what the stage before it returned.
+`sbi-boed design` runs them one after another.
 """
 
 from collections.abc import Callable
@@ -43,7 +42,7 @@ POLICIES: dict[str, Callable[[Tensor, Tensor], DesignPolicy]] = {
     "point": PointPolicy,
 }
 
-# 20 chains advance in one batch; 50 steps let them forget where they started.
+# 50 steps let the chains forget where they started.
 _MCMC = MCMCPosteriorParameters(
     method="slice_np_vectorized", num_chains=20, warmup_steps=50, thin=1
 )
@@ -58,20 +57,10 @@ class NoOpTracker:
 
     log_dir: str | None = None
 
-    def log_metric(self, name: str, value: float, step: int | None = None) -> None:
-        """Ignore a number."""
+    def log_metric(self, *args: Any, **kwargs: Any) -> None:
+        """Ignore what is to be logged."""
 
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Ignore numbers."""
-
-    def log_params(self, params: dict[str, Any]) -> None:
-        """Ignore settings."""
-
-    def add_figure(self, name: str, figure: Any, step: int | None = None) -> None:
-        """Ignore a figure."""
-
-    def flush(self) -> None:
-        """Do nothing."""
+    log_metrics = log_params = add_figure = flush = log_metric
 
 
 def make_trainer(

@@ -35,10 +35,7 @@ _ALGORITHMS = "sbibm.algorithms"
 
 
 class AfterImport(MetaPathFinder):
-    """Calls a function after the next import of a module, and is gone afterwards.
-
-    An import that fails, and one that only looks for the module, change nothing.
-    """
+    """Calls a function after the next import of a module, and is gone afterwards."""
 
     def __init__(self, module: str, action: Callable[[], None]) -> None:
         self._module = module
@@ -63,12 +60,9 @@ class AfterImport(MetaPathFinder):
         others = [finder for finder in sys.meta_path if finder is not self]
         found = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in found if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            self._act_after(spec.loader)
-        return spec
-
-    def _act_after(self, loader: Any) -> None:
-        """Let a loader call the function once it has executed the module."""
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
@@ -79,20 +73,16 @@ class AfterImport(MetaPathFinder):
                 self._action()
 
         loader.exec_module = exec_module
-
-
-def _run_functions() -> dict[str, Any]:
-    """Return what `sbibm.algorithms` gets; only users of sbibm import it."""
-    from sbi_boed_plugin.sbibm import nle_ince, npe_gkl, nre_gkl
-
-    return {"nle_ince": nle_ince, "npe_gkl": npe_gkl, "nre_gkl": nre_gkl}
+        return spec
 
 
 def _registries() -> list[tuple[ModuleType, dict[str, Any]]]:
     """Return each imported module that gets names of ours, with those names."""
-    registries = [(sbi.inference, _TRAINERS)]
+    registries: list[tuple[ModuleType, dict[str, Any]]] = [(sbi.inference, _TRAINERS)]
     if _ALGORITHMS in sys.modules:
-        registries.append((sys.modules[_ALGORITHMS], _run_functions()))
+        ours = import_module("sbi_boed_plugin.sbibm")
+        functions = {name.lower(): getattr(ours, name.lower()) for name in _TRAINERS}
+        registries.append((sys.modules[_ALGORITHMS], functions))
     return registries
 
 
@@ -116,12 +106,11 @@ def _prepare_sbibm() -> None:
     # An error would take sbibm away from whoever imports it.
     try:
         import_module("sbi_boed_plugin.sbibm.repairs").repair_sbibm()
-        algorithms = import_module(_ALGORITHMS)
+        import_module(_ALGORITHMS)
     except ImportError as error:
         warnings.warn(f"sbibm cannot be repaired: {error}.", stacklevel=2)
         return
-    taken = _taken(algorithms, _run_functions())
-    if taken:
+    if taken := _taken(*_registries()[1]):
         warnings.warn(
             f"{_ALGORITHMS} has {', '.join(taken)} of its own, which are kept; ours "
             "are in sbi_boed_plugin.sbibm.",

@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 from sbi.neural_nets import likelihood_nn
-from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, Uniform, constraints
 from torch.distributions.transforms import (
@@ -27,7 +26,7 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
-from sbi_boed_plugin._prior import log_normalization, to_real_numbers
+from sbi_boed_plugin._prior import log_normalization
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
@@ -35,7 +34,7 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.tasks import get_task
-from sbi_boed_plugin.tasks.sir_reference import unbiased_entropy
+from sbi_boed_plugin.tasks.sir import unbiased_entropy
 from tests.conftest import NoOpTracker
 
 aten = torch.ops.aten
@@ -106,12 +105,9 @@ TRANSFORMS = [
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_moved_transform_is_the_same_elsewhere(transform):
     value = torch.rand(4, 3 if isinstance(transform, CatTransform) else 2) + 0.5
-    double = move_transform(transform, Tensor.double)
-    torch.testing.assert_close(double(value), transform(value).double())
-    torch.testing.assert_close(double.inv(double(value)), value.double())
-    assert transform(value).dtype == torch.float32, "the original has changed"
-    assert move_transform(identity_transform, Tensor.double) is identity_transform
-    there = move_transform(transform, lambda tensor: tensor.to(META))
+    assert move_transform(identity_transform, META) is identity_transform
+    there = move_transform(transform, META)
+    assert not transform(value).is_meta, "the original has changed"
     with OnDevice():
         assert there(value.to(META)).is_meta
 
@@ -167,16 +163,6 @@ def test_transforms_follow_their_network(build):
     assert not SCALED.loc.is_meta
     again = builder(**{"theta": theta, "x": x, **{with_design: condition}})
     assert again.log_prob(value.unsqueeze(0), condition).shape == before.shape
-
-
-def test_networks_are_built_where_their_data_are():
-    """The support of a prior on a device, and rows of simulations on the CPU."""
-    prior = BoxUniform(torch.zeros(2), torch.ones(2), device="meta")
-    with OnDevice():
-        theta_transform = to_real_numbers(prior)
-        build = transformed_likelihood_nn("mdn", theta_transform=theta_transform)
-        theta, x = torch.rand(50, 2), torch.randn(50, 1)
-        assert build(theta, x).log_prob(x.unsqueeze(0), theta).shape == (1, 50)
 
 
 @pytest.mark.filterwarnings("ignore:Only 0 of 16 particles")

@@ -8,9 +8,9 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.memory import measure
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES, rows_at_once
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.noise import to_noise
-from sbi_boed_plugin.estimators.transformed import CategoricalPosteriorBuilder
+from sbi_boed_plugin.estimators.transformed import build_categorical
 
 
 class Allocations(TorchDispatchMode):
@@ -58,7 +58,7 @@ def test_networks_that_are_not_those_of_sbi_take_no_more():
     x = torch.randn(20, 3)
     theta = torch.arange(20.0).unsqueeze(1).expand(-1, 2) % 5.0
     values = [torch.arange(5.0)] * 2
-    categorical = CategoricalPosteriorBuilder(values)(theta, x)
+    categorical = build_categorical(theta, x, values=values)
     failing = LikelihoodWithFailures(likelihood_nn("mdn", hidden_features=2)(theta, x))
     for estimator, input, condition in ((categorical, theta, x), (failing, x, theta)):
         per_row = bytes_per_row(log_prob(estimator, input, condition), 5, 20)

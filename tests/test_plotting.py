@@ -10,13 +10,21 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sbi_boed_plugin import EIGEstimate, plotting
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.plotting.policy import policy_densities
+from sbi_boed_plugin.policies import (
+    NormalPolicy,
+    PointPolicy,
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+)
 
 # sbi passes torch tensors to numpy functions.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )
 
+ONE = torch.zeros(10, 1)
+LOW, HIGH = torch.tensor([0.0, -5.0]), torch.tensor([24.0, 5.0])
 EIG = EIGEstimate(1.2, 0.05, "pce", cap=6.9, num_simulations=1_000)
 
 
@@ -41,7 +49,11 @@ def legend_texts(ax):
 
 def trace(num_steps=200):
     return plotting.plot_trace(
-        make_history(num_steps, 1), eig=EIG, cap=math.log(32), exact=1.3
+        make_history(num_steps, 1),
+        eig=EIG,
+        objective="info_nce",
+        cap=math.log(32),
+        exact=1.3,
     )
 
 
@@ -58,12 +70,6 @@ def policy_of_a_mixture():
     return policy(2, ["time [h]", "dose [mg/kg]"], **recorded)
 
 
-def policy_of_candidates():
-    history = {"probabilities": torch.full((50, 8), 1 / 8).tolist()}
-    candidates = torch.logspace(-2.0, 4.0, 8).unsqueeze(1)
-    return plotting.plot_policy_candidates(history, candidates, ["concentration [M]"])
-
-
 def eig_over_design():
     designs = torch.linspace(0.0, 10.0, 11)
     estimates = [EIGEstimate(v, 0.1, "pce") for v in (designs / 10).tolist()]
@@ -78,22 +84,6 @@ def eig_over_design():
         reference=[(estimate.value + 0.1, 0.01) for estimate in estimates],
         visited=designs > 2.0,
         name="time [s]",
-    )
-
-
-def eig_map():
-    designs = torch.cartesian_prod(torch.arange(3.0), torch.tensor([10.0, 20.0]))
-    designs = designs[[3, 1, 5, 0, 4, 2]]
-    values = (designs.sum(dim=1) - 15.0).tolist()
-    return plotting.plot_eig_map(
-        designs,
-        [EIGEstimate(value, 0.1, "pce") for value in values],
-        design=designs[2],
-        eig=EIG,
-        candidates=[(designs[2], EIG), (designs[0], EIG)],
-        reference=[(8.0, 0.1)] * 6,
-        visited=designs[:, 0] > 0.0,
-        names=["first coordinate [m]", "second coordinate [m]"],
     )
 
 
@@ -118,15 +108,17 @@ FIGURES = {
     "policy 100": lambda: policy(100),
     "policy of a mixture": policy_of_a_mixture,
     "policy of a point": lambda: policy(1, ["time [h]"], scale=[[0.0]] * 200),
-    "policy of candidates": policy_of_candidates,
     "eig over design": eig_over_design,
-    "eig map": eig_map,
     "predictive 1": lambda: predictive(1, 1),
     "predictive 3": lambda: predictive(3, 3),
     "predictive 20": lambda: predictive(20, 2),
+    "predictive of one value": lambda: plotting.plot_predictive([ONE[0]], [ONE]),
+    "policy without bounds": lambda: plotting.plot_policy(make_history(200, 2)),
     "posterior 1": lambda: posterior(1),
-    "posterior 2": lambda: posterior(2),
     "posterior 4": lambda: posterior(4),
+    "posterior over decades": lambda: plotting.plot_posterior(
+        torch.rand(99, 2), torch.rand(99, 2), torch.ones(2), log=[True, False]
+    ),
 }
 
 
@@ -154,7 +146,7 @@ def test_the_trace_shows_smoothed_bounds_cap_exact_and_final_estimate():
     raw = np.array(make_history(200, 1)["eig"])
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     assert {"one step", "cap of one step", "design found"} < set(legend_texts(ax))
-    smoothed = lines["mean of 5 steps"]
+    smoothed = lines["info_nce, mean of 5 steps"]
     assert smoothed[100] == pytest.approx(raw[98:103].mean())
     assert smoothed[0] == pytest.approx(raw[:3].mean())
     assert lines["cap of one step"][0] == pytest.approx(math.log(32))
@@ -164,18 +156,6 @@ def test_the_trace_shows_smoothed_bounds_cap_exact_and_final_estimate():
     vertices = band.get_paths()[0].vertices
     at_step = vertices[vertices[:, 0] == 101, 1]
     assert np.ptp(at_step) == pytest.approx(2 * 0.1 / math.sqrt(5))
-
-
-@pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
-def test_the_trace_is_named_after_its_objective(objective):
-    (ax,) = plotting.plot_trace(make_history(200, 1), objective=objective).axes
-    name = {
-        "barber_agakov": "Barber-Agakov bound",
-        "gkl": "generalized-KL bound",
-        "info_nce": "InfoNCE bound",
-        "marginal": "marginal estimate (no bound)",
-    }[objective]
-    assert legend_texts(ax) == ["one step", f"{name}, mean of 5 steps"]
 
 
 def test_a_bad_start_does_not_squeeze_the_trace():
@@ -203,13 +183,6 @@ def test_the_posterior_figure_has_each_parameter_on_its_own_axis():
     assert histogram.get_xlim() == (0.0, 1.0)
 
 
-def test_long_tails_of_the_prior_do_not_squeeze_the_posterior():
-    prior = torch.exp(2.0 * torch.randn(2_000, 2))
-    samples = 1.0 + 0.1 * torch.rand(500, 2)
-    low, high = plotting.plot_posterior(samples, prior).axes[0].get_xlim()
-    assert low > -0.5 and high < prior[:, 0].max()
-
-
 def test_a_sequence_shows_each_experiment_with_the_last_on_top():
     prior = torch.randn(400, 2)
     sets = [0.5 * prior + 1.0, 0.1 * prior + 1.5, 0.01 * prior + 2.0]
@@ -224,18 +197,6 @@ def test_a_sequence_shows_each_experiment_with_the_last_on_top():
     colors = [tuple(points.get_facecolor()[0, :3]) for points in pair.collections]
     luminance = [np.dot(color, [0.3, 0.6, 0.1]) for color in colors[1:]]
     assert len(set(luminance)) == 3 and luminance == sorted(luminance, reverse=True)
-
-
-def test_parameters_over_decades_are_drawn_as_logarithms():
-    prior = 10.0 ** torch.randn(300, 2)
-    truth = torch.tensor([10.0, 1.0])
-    figure = plotting.plot_posterior(
-        prior, prior, truth, ["slope u", "offset"], log=[True, False]
-    )
-    labels = [figure.axes[2].get_xlabel(), figure.axes[3].get_xlabel()]
-    assert labels == ["log₁₀ of slope u", "offset"]
-    (marker,) = figure.axes[2].get_lines()
-    assert marker.get_xydata()[0].tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_predictions_stand_beside_what_was_observed():
@@ -259,36 +220,137 @@ def test_predictions_stand_beside_what_was_observed():
     assert low < -4.5 and high > 4.5
 
 
-def test_each_experiment_has_a_row_with_its_measurements():
-    data = torch.randn(3, 200, 2)
-    axes = plotting.plot_predictive(data[:, 0], data, titles=["a", "b", "c"]).axes
-    rows = [ax.get_subplotspec().rowspan.start for ax in axes]
-    assert rows == [0, 0, 1, 1, 2, 2]
-    titles = [ax.get_title().splitlines()[0] for ax in axes]
-    assert titles == ["a", "a", "b", "b", "c", "c"]
-    shown = [ax.get_lines()[0].get_xdata()[0] for ax in axes]
-    assert shown == pytest.approx(data[:, 0].flatten().tolist())
+def test_at_most_eight_measurements_are_drawn():
+    data = torch.randn(500, 20)
+    axes = plotting.plot_predictive([data[0]], [data]).axes
+    assert [ax.get_xlabel() for ax in axes] == [
+        f"measurement {j}" for j in range(1, 20, 3)
+    ]
 
 
-def test_many_measurements_are_intervals_in_one_panel():
-    data = torch.randn(500, 20) + torch.arange(20.0).flip(0)
-    observed = torch.arange(20.0).flip(0)
-    observed[0] = 100.0
-    (ax,) = plotting.plot_predictive([observed], [data], [3.0 * data]).axes
-    assert ax.get_title().startswith("95% of the measurements")
-    (points,) = ax.get_lines()
-    assert points.get_ydata().tolist() == [*range(19), 100.0]
-    assert len(ax.collections) == 2
+def record(policy, num_steps=5, seed=0):
+    """Return the history of a policy whose parameters walk at random."""
+    generator = torch.Generator().manual_seed(seed)
+    history = []
+    for step in range(num_steps):
+        policy.anneal(step / max(1, num_steps - 1))
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            policy.project()
+        history.append({key: v.tolist() for key, v in policy.describe().items()})
+    return {key: [entry[key] for entry in history] for key in history[0]}
 
 
-def test_constant_predictions_can_be_drawn():
-    (ax,) = plotting.plot_predictive([torch.ones(1)], [torch.ones(50, 1)]).axes
-    low, high = ax.get_xlim()
-    assert low < 1.0 < high
-    assert ax.get_title() == "50% of draws below"
+def marker_positions(ax, label):
+    (container,) = [c for c in ax.containers if c.get_label() == label]
+    return container.lines[0].get_xydata()
 
 
-ONE = torch.zeros(10, 1)
+def test_the_curve_shows_estimates_candidates_and_the_design_found():
+    (ax,) = eig_over_design().axes
+    # The first estimate, far below, must not squeeze the others.
+    floor = -0.25 * 1.1
+    assert ax.get_ylim()[0] == pytest.approx(floor)
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    below = lines["lower bound, further below"].get_xydata()
+    assert below == pytest.approx(np.array([[0.0, floor]]))
+    shown = marker_positions(ax, "lower bound ± standard error")
+    expected = np.arange(1.0, 11.0)[:, None] * [1.0, 0.1]
+    assert shown == pytest.approx(expected)
+    compared = marker_positions(ax, "candidates compared")
+    assert compared.tolist() == [[8.0, EIG.value], [3.0, EIG.value]]
+    assert marker_positions(ax, "design found").tolist() == [[8.0, EIG.value]]
+    assert lines["reference"].get_ydata()[1:] == pytest.approx(expected[:, 1] + 0.1)
+    assert ax.get_xscale() == "linear" and ax.get_xlabel() == "time [s]"
+    assert legend_texts(ax).count("never visited by the policy") == 1
+
+
+def test_designs_over_decades_have_logarithmic_axes():
+    designs = torch.tensor([1.0, 10.0, 100.0, 1_000.0])
+    visited = torch.tensor([False, False, True, False])
+    (ax,) = plotting.plot_eig_over_design(
+        designs, [EIG] * 4, visited=visited, log=True
+    ).axes
+    assert ax.get_xscale() == "log"
+    ends = [(p.get_x(), p.get_x() + p.get_width()) for p in ax.patches]
+    expected = np.array([[0.0, 0.5], [0.5, 1.5], [2.5, 3.0]])
+    assert np.log10(ends) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "num_simulations", "visited"),
+    [
+        # The probability beyond 2.5 is 0.023, hence one in 44.
+        (0.25, [20, 40], [2]),
+        (0.25, [20, 50], [1, 2, 3]),
+        (0.0, [20, 50], [2]),
+    ],
+)
+def test_visits_are_counted_in_simulations(scale, num_simulations, visited):
+    grid = torch.arange(5.0)[:, None]
+    history = {"mode": [[2.0], [2.0]], "scale": [[scale], [scale]]}
+    history["num_simulations"] = num_simulations
+    found = plotting.visited_designs(history, grid, grid[0], grid[-1])
+    assert found.nonzero().flatten().tolist() == visited
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        TruncatedNormalPolicy(LOW[:1], HIGH[:1]),
+        TruncatedNormalMixturePolicy(LOW[:1], HIGH[:1], num_components=3),
+        NormalPolicy(torch.tensor([12.0]), scale=(6.0, 2.0)),
+    ],
+    ids=lambda policy: type(policy).__name__,
+)
+def test_recorded_densities_are_those_of_the_policy(policy):
+    history = record(policy)
+    # Between edges this close the mean density is that of the middle.
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    positions = (0.5 * (edges[1:] + edges[:-1])).float()
+    box = None if isinstance(policy, NormalPolicy) else (LOW, HIGH)
+    densities = policy_densities(history, edges, box, 0).float()
+    assert densities.shape == (2_400, 5)
+    expected = policy.log_prob(positions.unsqueeze(1)).exp().detach()
+    torch.testing.assert_close(densities[:, -1], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_density_of_one_value_of_a_mixture_is_the_marginal_one():
+    policy = TruncatedNormalMixturePolicy(LOW, HIGH, num_components=3)
+    history = record(policy)
+    edges = torch.linspace(0.0, 24.0, 2_401, dtype=torch.float64)
+    first = (0.5 * (edges[1:] + edges[:-1])).float()[::100]
+    second = torch.linspace(-5.0, 5.0, 401)
+    joint = policy.log_prob(torch.cartesian_prod(first, second)).exp().detach()
+    expected = torch.trapezoid(joint.view(24, 401), second, dim=1)
+    densities = policy_densities(history, edges, (LOW, HIGH), 0).float()
+    torch.testing.assert_close(densities[::100, -1], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "family", [TruncatedNormalMixturePolicy, TruncatedNormalPolicy, PointPolicy]
+)
+def test_several_design_values_have_a_panel_for_each(family):
+    history = record(family(LOW, HIGH), num_steps=6)
+    axes = plotting.plot_policy(history, LOW, HIGH, ["time [h]", "ξ"]).axes
+    panels = [ax for ax in axes if ax.get_lines()]
+    assert [ax.get_ylabel() for ax in panels] == ["time [h]", "ξ"]
+    for j, (ax, width) in enumerate(zip(panels, (24.0, 10.0), strict=True)):
+        (line,) = ax.get_lines()
+        assert line.get_ydata() == pytest.approx(np.array(history["mode"])[:, j])
+        if family is PointPolicy:
+            assert not ax.images and not ax.collections
+        else:
+            density = np.asarray(ax.images[0].get_array())
+            assert density.mean(axis=0) * width == pytest.approx(1.0, rel=1e-3)
+
+
+def test_many_design_values_are_lines_of_one_panel():
+    (ax,) = policy(100).axes
+    ends = [line.get_ydata()[-1] for line in ax.get_lines()]
+    assert len(ends) == 100 and ends == sorted(ends)
+    assert min(ends) > 0.0 and max(ends) < 1.0
 
 
 @pytest.mark.parametrize(
@@ -306,10 +368,6 @@ ONE = torch.zeros(10, 1)
         (
             lambda: plotting.plot_predictive([ONE[0]], [ONE], titles=["a", "b"]),
             "titles has 2 entries",
-        ),
-        (
-            lambda: plotting.plot_eig_map(torch.eye(3)[:, :2], [EIG] * 3),
-            "cartesian_prod",
         ),
     ],
 )

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from sbi_boed_plugin import PointPolicy
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-
 # sbi passes torch tensors to numpy functions.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -39,12 +36,7 @@ def check_first_experiment(names):
     for bound in (eig, contrastive):
         error = math.hypot(bound.standard_error, found.standard_error)
         assert 0.0 < bound.value < found.value + 4 * error
-    assert eig.bound in ("barber_agakov", "lace")
-    assert contrastive.value < contrastive.cap
-    samples, poor_samples = names["samples"], names["poor_samples"]
-    for draws in (samples, poor_samples):
-        assert names["prior"].support.check(draws).all()
-    assert samples[:, 1].std() < poor_samples[:, 1].std()
+    assert names["samples"][:, 1].std() < names["poor_samples"][:, 1].std()
 
 
 def check_choosing_experiments(names):
@@ -53,10 +45,8 @@ def check_choosing_experiments(names):
     # Lower bounds, up to their errors.
     for value, bound in zip(exact, names["learned"], strict=True):
         assert bound.value < value + 4 * bound.standard_error
-    first = names["exact_information"](
-        names["first"].design.numpy(), names["weights"][0]
-    )
-    assert first > np.mean(exact)
+    design = names["first"].design.numpy()
+    assert names["exact_information"](design, names["weights"][0]) > np.mean(exact)
     # "About equally good": from 1 mM upwards.
     assert min(exact[6:]) > max(exact) - 0.1
     check_sequence(names)
@@ -64,7 +54,6 @@ def check_choosing_experiments(names):
     check_failures(names)
     chosen, random = (np.array(names["gained"][name]) for name in ("chosen", "random"))
     assert len(chosen) == len(random) == 300
-    # Three experiments tell something, whichever: on average, by many errors.
     assert min(chosen.mean(), random.mean()) > 0.0
     assert torch.equal(names["x_one"], names["x_two"])
 
@@ -74,13 +63,7 @@ def check_sequence(names):
     # The new trainer repeated nothing, and knows what was observed before.
     assert len(second.records) == 1 and len(later.records) == 2
     assert torch.equal(second.records[0].design, later.records[0].design)
-    assert torch.equal(
-        second.records[0].posterior_samples, later.records[0].posterior_samples
-    )
     assert len(names["inference"].observations) == 3
-    # Networks are in single precision, the simulator in double.
-    kept = names["inference"].observations[0].x.item()
-    assert kept == pytest.approx(names["x_first"].item(), rel=1e-6)
     for record, known in zip(later.records, names["weights"][1:], strict=False):
         exact = names["exact_information"](record.design.item(), known)
         # Off by up to 0.1 with other seeds: errors of the estimate and of the belief.
@@ -105,11 +88,6 @@ def check_posteriors(names):
         (mean, spread), (other_mean, other_spread) = rows[name], rows[other]
         assert (np.abs(mean - other_mean) < tolerance * other_spread).all(), name
         assert (np.abs(np.log(spread / other_spread)) < tolerance).all(), name
-    # A calibrated share is uniform: outside of this in one experiment of 500.
-    for x, draws in zip(
-        names["observed"], names["predict"](names["mcmc"]), strict=True
-    ):
-        assert 0.001 < (draws < x).double().mean() < 0.999
 
 
 def check_failures(names):
@@ -127,14 +105,6 @@ def check_gradients_and_bounds(names):
     """The numbers of the text, and what its tables say of the package."""
     check_gradients(names)
     check_caps(names)
-    known = {name: (o.needs, o.bound) for name, o in POLICY_OBJECTIVES.items()}
-    assert known == {
-        "barber_agakov": ("posterior", "barber_agakov"),
-        "gkl": ("hybrid", "gkl"),
-        "info_nce": (None, "pce"),
-        "marginal": ("marginal", "pce"),
-    }
-    assert not PointPolicy.has_log_prob
     # Within 0.05 of the hills' tops, at 2 and 8, with other seeds.
     first, second = (names["hills"][name].design for name in ("one Normal", "mixture"))
     assert names["exact_two_hills"](first) < names["exact_two_hills"](second)
@@ -164,19 +134,16 @@ def check_gradients(names):
     # through the learned likelihood may follow its errors.
     found = names["found"]
     assert found["score"] > 2.0 and found["pathwise"] > 2.0
-    assert all(0.0 <= design <= 3.0 for design in found.values())
 
 
 def check_caps(names):
     exact, learned = names["exact"], names["learned"]
     values = [estimate.value for estimate in names["contrastive"]]
-    caps = [estimate.cap for estimate in names["contrastive"]]
-    assert all(value <= cap for value, cap in zip(values, caps, strict=True))
     assert values == sorted(values) and values[-1] < exact
-    assert f"{values[0]:.2f} of the {caps[0]:.2f}" == "1.38 of the 1.39"
+    cap = names["contrastive"][0].cap
+    assert f"{values[0]:.2f} of the {cap:.2f}" == "1.38 of the 1.39"
     with_exact = names["with_exact"]
     assert abs(with_exact.value - exact) < 4 * with_exact.standard_error
-    assert names["bound"].cap is None
     for bound, design in (
         (names["bound"], learned.design),
         (learned.eig, learned.design),
@@ -191,7 +158,6 @@ def check_hybrid_posterior(names):
     """What holds for any network: bounds, the guard, and warnings that are due."""
     # A classifier's share is 0.5 for the same distribution, with an error of 0.02.
     assert all(0.4 < score <= 1.0 for score in names["scores"].values())
-    check_diagnostics(names)
     gained, missing = names["gained"], names["missing"]
     error = math.hypot(gained.std() / len(gained) ** 0.5, names["gain_error"])
     # A lower bound of the gain; both are means of a hundred simulations or more.
@@ -205,24 +171,8 @@ def check_hybrid_posterior(names):
     assert torch.equal(first, second) == bool(names["useless"]) == (gain == 0.0)
     for message in names["useless"]:
         assert message.startswith("The energy does not improve")
-    assert type(names["simple"]).__name__ == "HybridPosterior"
-
-
-def check_diagnostics(names):
-    told, slower, usual = (names[name] for name in ("told", "told_slower", "usual"))
-    for measured in (told, slower, usual):
-        for share in (measured.acceptance_rate, measured.effective_share):
-            assert ((share > 0.0) & (share <= 1.0)).all()
-        assert measured.log_partition.isfinite().all()
-        assert (
-            (measured.truncated_mass >= 0.0) & (measured.truncated_mass < 0.1)
-        ).all()
-    assert len(usual.acceptance_rate) == names["NUM_NEW"]
-    assert slower.acceptance_rate <= told.acceptance_rate
-    assert slower.truncated_mass == 0.0
     for log_partition, messages in names["far"].values():
         assert len(messages) == (abs(log_partition) > 2.0)
-        assert all("far from the simulations" in message for message in messages)
 
 
 def check_sbibm(names):
@@ -247,10 +197,4 @@ CHECKS = {
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial(path):
-    names = runpy.run_path(str(path), run_name="__main__")
-    if path.stem in CHECKS:
-        CHECKS[path.stem](names)
-
-
-def test_every_check_has_its_tutorial():
-    assert set(CHECKS) <= {path.stem for path in TUTORIALS}
+    CHECKS[path.stem](runpy.run_path(str(path), run_name="__main__"))

@@ -153,8 +153,8 @@ print(f"New simulations  {gained.mean():.2f} ± {gained.std() / NUM_NEW**0.5:.2f
 print(f"Exact posterior  {missing.mean():.2f} ± {missing.std() / NUM_NEW**0.5:.2f}")
 
 # %% [markdown]
-# The first two differ by their errors and by what the bound loses. The last is all that
-# could be gained; what is missing needs more simulations, or longer training.
+# The first two differ by their errors and by what the ceiling loses. The last is all
+# that could be gained; what is missing needs more simulations, or longer training.
 #
 # ## Read the diagnostics
 #
@@ -182,7 +182,7 @@ for name in (
 # | `acceptance_rate` | draws of the base that become samples | 1 | < 0.005 |
 # | `effective_share` | how well the base covers the hybrid | 1 | < 0.01 |
 # | `log_partition` | log Z: error of the energy's scale | 0 | beyond ± 2 |
-# | `truncated_mass` | what the bound of rejection cuts off, at most | 0 | > 0.05 |
+# | `truncated_mass` | what the ceiling of rejection cuts off, at most | 0 | > 0.05 |
 #
 # Where there is nothing to correct, all are at their best. What is usual depends on the
 # model: compare an observation with new simulations, as above.
@@ -191,12 +191,12 @@ for name in (
 #   Below 0.001 samples are resampled from 64 draws each, with a warning.
 # - **log Z is zero for an energy that is exact.** Densities are divided by its estimate
 #   and samples do not depend on it: it is a check, at this observation.
-# - **The bound** is a high quantile of the weights. Their maximum cuts off less, and is
-#   slower:
+# - **The ceiling** is a high quantile of the weights. Their maximum cuts off less, and
+#   is slower:
 
 # %%
 slower = refined.build_posterior(
-    posterior_parameters=HybridPosteriorParameters(bound_quantile=1.0)
+    posterior_parameters=HybridPosteriorParameters(ceiling_quantile=1.0)
 )
 told_slower = slower.diagnostics(x_o)
 for which in (told, told_slower):

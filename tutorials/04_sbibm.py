@@ -56,13 +56,15 @@ print(f"{theta.shape[1]} parameters, {x.shape[1]} data, without Julia")
 # that returns samples, how many simulations it used, and the log-density of the true
 # parameters, or `None`. Ours are `nle_ince`, `npe_gkl` and `nre_gkl`; sbi's own, with
 # the same settings, are `nle`, `npe` and `nre`. With a `seed`, all methods see the same
-# simulations, and the observations of a task share one training.
+# simulations; with a folder `cache` as well, the observations of a task share one
+# training.
 
 # %%
+folder = Path(tempfile.mkdtemp())
 two_moons = get_task("two_moons")
 hyper = {"neural_net": "maf", "max_num_epochs": 40, "training_batch_size": 50}
 samples, num_simulations, log_prob = npe_gkl(
-    two_moons, 500, 500, num_observation=1, seed=0, **hyper
+    two_moons, 500, 500, num_observation=1, seed=0, cache=folder, **hyper
 )
 print(tuple(samples.shape), num_simulations, log_prob)
 
@@ -71,7 +73,7 @@ print(tuple(samples.shape), num_simulations, log_prob)
 # the method says of itself. The second observation needs no training.
 
 # %%
-outcome = run_method("npe_gkl", two_moons, 500, 500, 2, seed=0, **hyper)
+outcome = run_method("npe_gkl", two_moons, 500, 500, 2, seed=0, cache=folder, **hyper)
 print(
     f"trained before: {outcome.from_cache}; sampled in {outcome.sampling_seconds:.1f} s"
 )
@@ -96,7 +98,6 @@ print(f"C2ST, random forest: {forest:.2f}")
 # would be there already.
 
 # %%
-folder = Path(tempfile.mkdtemp())
 (folder / "my_methods.py").write_text('''
 import torch
 

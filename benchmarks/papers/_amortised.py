@@ -20,7 +20,7 @@ from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
-__all__ = ["AmortisedSettings", "run_group", "run_random"]
+__all__ = ["QUICK", "AmortisedSettings", "run_group", "run_random"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,22 @@ class AmortisedSettings:
         num_candidates=2,
         num_candidate_samples=256,
     )
+
+
+QUICK = AmortisedSettings(
+    num_experiments=2,
+    num_rounds=2,
+    num_steps=30,
+    batch_size=256,
+    num_particles=512,
+    num_contrastive=10_000,
+    search=MultiStartConfig(
+        num_starts=16,
+        num_climb_steps=6,
+        num_candidates=2,
+        num_candidate_samples=50,
+    ),
+)
 
 
 def run_group(

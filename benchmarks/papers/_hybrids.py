@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.weights import WeightDiagnostics
+from sbi_boed_plugin.estimators.rejection import WeightDiagnostics
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
@@ -162,12 +162,9 @@ def log_densities(
 def _log_densities(
     hybrid: HybridEstimator, theta: Tensor, x: Tensor, num_draws: int
 ) -> tuple[Tensor, Tensor]:
-    draws, noise = hybrid.draw(num_draws, x)
-    ratio = hybrid.log_ratio(draws, x, noise)
-    weight = torch.zeros_like(ratio)
-    inside = hybrid.inside(draws)
-    if inside is not None:
-        weight = weight.masked_fill(~inside, -torch.inf)
+    draws = hybrid.base.sample(torch.Size((num_draws,)), x)
+    ratio = hybrid.log_ratio(draws, x)
+    weight = torch.zeros_like(ratio).masked_fill(~hybrid.inside(draws), -torch.inf)
     # Of the base, the share of its draws in the support; then relative to it.
     log_share = weight.logsumexp(dim=0)
     log_partition = (ratio + weight).logsumexp(dim=0) - log_share

@@ -1,29 +1,56 @@
 """Bounds of the total information of many experiments: a table and a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.papers._campaigns import summarize, with_error
-from benchmarks.study import Row
+from benchmarks.papers._campaigns import in_order, summarize, with_error
+from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, legend_above
 
-__all__ = ["pooled", "pooled_plot"]
+__all__ = ["pooled_study"]
 
 
-def pooled(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def pooled_study(
+    name: str,
+    title: str,
+    methods: Sequence[str],
+    run: Callable[[Job, bool], Row],
+    *,
+    published: float,
+    published_label: str,
+    num_seeds: int,
+    jobs: Callable[[int, bool], Sequence[Job]] | None = None,
+) -> Study:
+    """Return a study whose jobs are groups of experiments, one per method and seed.
+
+    The published value, in nats, is a line of its figure.
+    """
+
+    def one_per_method(num_seeds: int, quick: bool) -> list[Job]:
+        return [{"method": m, "seed": s} for s in range(num_seeds) for m in methods]
+
+    def figure(rows: Sequence[Row]) -> Figure:
+        return _plot(in_order(rows, methods), published, published_label)
+
+    return Study(
+        name=name,
+        title=title,
+        jobs=jobs or one_per_method,
+        run=run,
+        summary=lambda rows: _bounds(in_order(rows, methods)),
+        figure=figure,
+        num_seeds=num_seeds,
+    )
+
+
+def _bounds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return bounds of each method with standard errors over single experiments.
 
     Truths differ in how much there is to learn about them, so that means vary; the
     difference from random designs for the same truths, `"beyond_random"`, varies less.
-
-    Args:
-        rows: Rows of `run_group` and `run_random` with a column `"method"`.
-
-    Returns:
-        One row per method.
     """
     columns = {"kl_prior": 4, "kl_chosen": 4, "training_seconds": 0, "cpu_seconds": 0}
     table = summarize(rows, ["method"], columns)
@@ -36,17 +63,8 @@ def pooled(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return table
 
 
-def pooled_plot(rows: Sequence[Row], published: float, label: str) -> Figure:
-    """Draw the bounds of each method, with every experiment as a dot.
-
-    Args:
-        rows: Rows of `run_group` and `run_random` with a column `"method"`.
-        published: Value to compare with, in nats.
-        label: What it is.
-
-    Returns:
-        The figure.
-    """
+def _plot(rows: Sequence[Row], published: float, label: str) -> Figure:
+    """Draw the bounds of each method, with every experiment as a dot."""
     figure = Figure(figsize=(7.0, 3.8), layout="constrained")
     ax = figure.subplots()
     names = list(dict.fromkeys(str(row["method"]) for row in rows))

@@ -37,7 +37,7 @@ from benchmarks.papers._hybrids import (
 )
 from benchmarks.papers._linear_gaussian import LinearGaussian
 from benchmarks.study import Job, Row, Study, averages
-from sbi_boed_plugin.estimators.weights import draws_at_once, measure_weights
+from sbi_boed_plugin.estimators.rejection import draws_at_once, measure_weights
 from sbi_boed_plugin.plotting._style import BLUE, GREY, VERMILLION, despine
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 

@@ -22,24 +22,20 @@ the learned likelihood at held-out parameters and places from :math:`N(0, I)`;
 `kl_chosen`: at the chosen places and parameters of the belief at that time.
 """
 
-from collections.abc import Sequence
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from benchmarks.papers._amortised import (
+    QUICK,
     AmortisedSettings,
     run_group,
     run_random,
 )
-from benchmarks.papers._campaigns import in_order
-from benchmarks.papers._pooled import pooled, pooled_plot
-from benchmarks.study import Job, Row, Study
+from benchmarks.papers._pooled import pooled_study
+from benchmarks.study import Job, Row
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.policies import NormalPolicy
-from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from sbi_boed_plugin.tasks.location_finding import LocationFinding
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
@@ -53,20 +49,7 @@ PUBLISHED_ADAPTIVE = 7.8
 
 SETTINGS = {
     False: AmortisedSettings(num_steps=2_000),
-    True: AmortisedSettings(
-        num_experiments=2,
-        num_rounds=2,
-        num_steps=30,
-        batch_size=256,
-        num_particles=512,
-        num_contrastive=10_000,
-        search=MultiStartConfig(
-            num_starts=16,
-            num_climb_steps=6,
-            num_candidates=2,
-            num_candidate_samples=50,
-        ),
-    ),
+    True: QUICK,
 }
 
 
@@ -98,16 +81,7 @@ class _SourceDistances(nn.Module):
 
 
 def jobs(num_seeds: int, quick: bool) -> list[Job]:
-    """Return one job per method and group of experiments.
-
-    Args:
-        num_seeds: Number of groups.
-        quick: Whether to leave out the plain network, which only the first group has
-            otherwise.
-
-    Returns:
-        The jobs.
-    """
+    """Return one job per method and group of experiments."""
     return [
         {"method": name, "seed": seed}
         for seed in range(num_seeds)
@@ -118,16 +92,7 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
 
 
 def run(job: Job, quick: bool) -> Row:
-    """Run one group of experiments.
-
-    Args:
-        job: Name of the method and seed.
-        quick: Whether to take few steps and measurements.
-
-    Returns:
-        Bounds of the total information, their values for each experiment separated by
-        spaces, divergences, and seconds on one core.
-    """
+    """Run one group of experiments."""
     task = LocationFinding()
     settings, seed = SETTINGS[quick], int(job["seed"])
     low, high = task.design_low, task.design_high
@@ -142,15 +107,7 @@ def run(job: Job, quick: bool) -> Row:
 
 
 def make_inference(task: LocationFinding, plain: bool = False) -> NLE_INCE:
-    """Return a trainer whose designs are drawn like a source.
-
-    Args:
-        task: Simulator.
-        plain: Whether its network gets coordinates rather than distances.
-
-    Returns:
-        The trainer.
-    """
+    """Return a trainer whose designs are drawn like a source."""
     embedding = (
         {}
         if plain
@@ -175,37 +132,13 @@ def make_inference(task: LocationFinding, plain: bool = False) -> NLE_INCE:
     )
 
 
-def summary(rows: Sequence[Row]) -> Sequence[Row]:
-    """Return bounds of each method, means and standard errors over all experiments.
-
-    Args:
-        rows: Rows of the study.
-
-    Returns:
-        One row per method.
-    """
-    return pooled(in_order(rows, METHODS))
-
-
-def figure(rows: Sequence[Row]) -> Figure:
-    """Draw the bounds of each method.
-
-    Args:
-        rows: Rows of the study.
-
-    Returns:
-        The figure.
-    """
-    rows = in_order(rows, METHODS)
-    return pooled_plot(rows, PUBLISHED_ADAPTIVE, "policies trained for ten rounds")
-
-
-STUDY = Study(
-    name="location",
-    title="Two hidden sources, ten measurements: total information",
-    jobs=jobs,
-    run=run,
-    figure=figure,
-    summary=summary,
+STUDY = pooled_study(
+    "location",
+    "Two hidden sources, ten measurements: total information",
+    METHODS,
+    run,
+    published=PUBLISHED_ADAPTIVE,
+    published_label="policies trained for ten rounds",
     num_seeds=4,
+    jobs=jobs,
 )

@@ -20,19 +20,16 @@ the true from the learned likelihood, at held-out parameters and times, and at t
 chosen times and parameters of the belief at that time.
 """
 
-from collections.abc import Sequence
-
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.papers._amortised import (
+    QUICK,
     AmortisedSettings,
     run_group,
     run_random,
 )
-from benchmarks.papers._campaigns import in_order
-from benchmarks.papers._pooled import pooled, pooled_plot
-from benchmarks.study import Job, Row, Study
+from benchmarks.papers._pooled import pooled_study
+from benchmarks.study import Job, Row
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.policies import TruncatedNormalPolicy
@@ -60,49 +57,12 @@ SETTINGS = {
             num_candidate_samples=256,
         ),
     ),
-    True: AmortisedSettings(
-        num_experiments=2,
-        num_rounds=2,
-        num_steps=30,
-        batch_size=256,
-        num_particles=512,
-        num_contrastive=10_000,
-        search=MultiStartConfig(
-            num_starts=16,
-            num_climb_steps=6,
-            num_candidates=2,
-            num_candidate_samples=50,
-        ),
-    ),
+    True: QUICK,
 }
 
 
-def jobs(num_seeds: int, quick: bool) -> list[Job]:
-    """Return one job per method and group of experiments.
-
-    Args:
-        num_seeds: Number of groups.
-        quick: Not used: all methods are quick then.
-
-    Returns:
-        The jobs.
-    """
-    return [
-        {"method": name, "seed": seed} for seed in range(num_seeds) for name in METHODS
-    ]
-
-
 def run(job: Job, quick: bool) -> Row:
-    """Run one group of experiments.
-
-    Args:
-        job: Name of the method and seed.
-        quick: Whether to take few steps and measurements.
-
-    Returns:
-        Bounds of the total information, their values for each experiment separated by
-        spaces, divergences, and seconds on one core.
-    """
+    """Run one group of experiments."""
     task = Pharmacokinetic()
     settings, seed = SETTINGS[quick], int(job["seed"])
     latest = float(task.design_high)
@@ -116,14 +76,7 @@ def run(job: Job, quick: bool) -> Row:
 
 
 def make_inference(task: Pharmacokinetic) -> NLE_INCE:
-    """Return a trainer with a policy over all times.
-
-    Args:
-        task: Simulator.
-
-    Returns:
-        The trainer.
-    """
+    """Return a trainer with a policy over all times."""
     build = transformed_likelihood_nn(
         "mdn",
         dim_design=1,
@@ -141,37 +94,12 @@ def make_inference(task: Pharmacokinetic) -> NLE_INCE:
     )
 
 
-def summary(rows: Sequence[Row]) -> Sequence[Row]:
-    """Return bounds of each method, means and standard errors over all experiments.
-
-    Args:
-        rows: Rows of the study.
-
-    Returns:
-        One row per method.
-    """
-    return pooled(in_order(rows, METHODS))
-
-
-def figure(rows: Sequence[Row]) -> Figure:
-    """Draw the bounds of each method.
-
-    Args:
-        rows: Rows of the study.
-
-    Returns:
-        The figure.
-    """
-    rows = in_order(rows, METHODS)
-    return pooled_plot(rows, PUBLISHED_ADAPTIVE, "policies trained for five rounds")
-
-
-STUDY = Study(
-    name="pharmacokinetic",
-    title="A drug in the blood, five samples: total information",
-    jobs=jobs,
-    run=run,
-    figure=figure,
-    summary=summary,
+STUDY = pooled_study(
+    "pharmacokinetic",
+    "A drug in the blood, five samples: total information",
+    METHODS,
+    run,
+    published=PUBLISHED_ADAPTIVE,
+    published_label="policies trained for five rounds",
     num_seeds=10,
 )

@@ -24,7 +24,7 @@ from sbi_boed_plugin.experiment import find_design, make_trainer
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine
 from sbi_boed_plugin.policies import PointPolicy, TruncatedNormalPolicy
 from sbi_boed_plugin.tasks import get_task
-from sbi_boed_plugin.tasks.sir_reference import brute_force_eig
+from sbi_boed_plugin.tasks.sir import brute_force_eig
 
 __all__ = ["STUDY"]
 

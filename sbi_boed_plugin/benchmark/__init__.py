@@ -7,7 +7,7 @@ any other jobs, such as those of a study.
 
 from pathlib import Path
 
-from sbi_boed_plugin.benchmark.sbibm_jobs import run_benchmark as run_benchmark
+from sbi_boed_plugin.benchmark.jobs import run_benchmark as run_benchmark
 
 __all__ = ["make_report", "run_benchmark"]
 

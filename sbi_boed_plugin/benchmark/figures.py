@@ -1,10 +1,7 @@
-"""Figures of a benchmark: metrics and times against the budget."""
+"""Figures of a benchmark: metrics against the budget, and times by method."""
 
 import math
-from textwrap import fill
-from typing import Any
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,7 +9,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from sbi_boed_plugin.benchmark.metrics import CLASSIFIER_METRICS
 from sbi_boed_plugin.benchmark.summary import SECONDS, Results
-from sbi_boed_plugin.benchmark.tables import published_beside
 from sbi_boed_plugin.plotting._style import GREY, LINES, despine, ordered_colors
 
 __all__ = ["METRIC_LABELS", "metric_figure", "runtime_figure"]
@@ -24,118 +20,96 @@ METRIC_LABELS = {
     "ppc": "Median distance",
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_PUBLISHED_MARKERS = {"NLE": "o", "NPE": "^", "NRE": "v"}
 _HOLLOW = {"markerfacecolor": "white", "linestyle": "", "zorder": 3}
 _NUM_COLUMNS = 5
-# Powers of ten between two tick labels, so that they do not overlap.
-_TICK_GAP = 0.45
 
 
 def metric_figure(results: Results, metric: str) -> Figure:
     """Plot a metric against the budget, one panel per task.
 
     Markers are hollow where means are no fair comparison with others, as posteriors
-    lack or have cost more simulations. Published values are shown beside `"c2st"` only,
-    as other classifiers give other numbers, and only beside jobs like theirs.
+    lack or have cost more simulations.
     """
     tasks = results.tasks
     num_columns = min(_NUM_COLUMNS, len(tasks))
     num_rows = math.ceil(len(tasks) / num_columns)
-    handles = _handles(results, metric)
-    width = max(4.6, 2.5 * num_columns + 0.5)
-    # Inches that a line and the longest name take.
-    name_width = 0.45 + 0.07 * max(len(str(handle.get_label())) for handle in handles)
-    legend_columns = max(1, min(len(handles), int(width / name_width)))
-    height = 2.3 * num_rows + 0.22 * math.ceil(len(handles) / legend_columns) + 0.15
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(
-        num_rows, num_columns, sharey=metric in CLASSIFIER_METRICS, squeeze=False
-    ).ravel()
-    for index, task in enumerate(tasks):
-        _draw_metric(axes[index], results, metric, task)
-        if index % num_columns == 0:
-            axes[index].set_ylabel(METRIC_LABELS.get(metric, metric))
-        if index >= len(tasks) - num_columns:
-            axes[index].set_xlabel("simulations")
+    looks = {label: _look(index) for index, label in enumerate(results.labels)}
+    done = results.cells[results.cells["num_done"] > 0]
+    if not done["is_comparable"].all():
+        looks["hollow: not comparable"] = _look(0) | _HOLLOW | {"color": GREY}
+    # The legend takes a line for each entry, and about so many inches for its name.
+    name_width = 0.7 + 0.07 * max(map(len, looks))
+    height = max(2.5 * num_rows, 0.6 + 0.2 * len(looks))
+    figure = Figure((2.5 * num_columns + name_width, height), layout="constrained")
+    is_classifier = metric in CLASSIFIER_METRICS
+    grid = figure.subplots(num_rows, num_columns, sharey=is_classifier, squeeze=False)
+    axes = grid.ravel()
+    for ax, task in zip(axes, tasks, strict=False):
+        _draw_metric(ax, results, metric, task)
     for ax in axes[len(tasks) :]:
         ax.remove()
-    figure.legend(
-        handles=handles,
-        loc="outside upper left",
-        ncols=legend_columns,
-        frameon=False,
-        fontsize="small",
-        handlelength=1.6,
-    )
+    figure.supxlabel("simulations", fontsize="medium")
+    figure.supylabel(METRIC_LABELS.get(metric, metric), fontsize="medium")
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    place = {"loc": "outside right upper", "frameon": False, "fontsize": "small"}
+    figure.legend(handles=handles, **place)
     return figure
 
 
 def runtime_figure(results: Results) -> Figure:
-    """Plot times by method: a dot per task, and a diamond for the median over tasks."""
-    labels, budgets = results.labels, results.budgets
-    colors = ordered_colors(len(budgets))
-    figure = Figure(figsize=(9.0, 1.3 + 0.45 * len(labels)), layout="constrained")
+    """Plot times by method: a dot for each task, and a diamond for their median."""
+    labels, colors = results.labels, ordered_colors(len(results.budgets))
+    figure = Figure((9.0, 1.3 + 0.45 * len(labels)), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, name in zip(axes, SECONDS[:2], strict=True):
-        _draw_times(ax, results, name, colors)
-    # Longer names go on in the next line: they must leave room for the data.
-    axes[0].set_yticks(range(len(labels)), [fill(text, 20) for text in labels])
+    axes[0].set_yticks(range(len(labels)), labels)
     axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    for ax, name in zip(axes, SECONDS[:2], strict=True):
+        # Nothing to train takes no time, which a logarithm cannot show.
+        times = results.cells[results.cells[name] > 0.0]
+        for place, (budget, color) in enumerate(
+            zip(results.budgets, colors, strict=True)
+        ):
+            shift = 0.6 * ((place + 0.5) / len(colors) - 0.5)
+            for row, label in enumerate(labels):
+                chosen = (times["label"] == label) & (
+                    times["num_simulations"] == budget
+                )
+                dots, y = times.loc[chosen, name], row + shift
+                ax.plot(dots, [y] * len(dots), "o", color=color, ms=3.0, alpha=0.45)
+                ax.plot(dots.median(), y, "D", color=color, ms=5.5)
+        ax.set_xscale("log")
+        # Between few powers of ten there are ticks at 2 and 5 as well.
+        is_narrow = times[name].max() < 30.0 * times[name].min()
+        subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
+        despine(ax)
     handles = [
         Line2D([], [], marker="D", linestyle="", color=color, label=f"{budget:,}")
-        for budget, color in zip(budgets, colors, strict=True)
+        for budget, color in zip(results.budgets, colors, strict=True)
     ]
     look = {"loc": "outside upper left", "ncols": 5, "frameon": False}
     figure.legend(handles=handles, title="simulations", fontsize="small", **look)
-    figure.supxlabel("dots: tasks, diamonds: their medians", fontsize="small")
     return figure
-
-
-def _draw_times(ax: Axes, results: Results, name: str, colors: list[str]) -> None:
-    # Nothing to train takes no time, which a logarithm cannot show.
-    times = results.cells[["label", "num_simulations", name]].dropna()
-    times = times.loc[times[name] > 0.0]
-    groups: Any = times.groupby(["label", "num_simulations"])[name]
-    for (label, budget), dots in groups:
-        place = results.budgets.index(budget)
-        y = results.labels.index(label) + 0.6 * ((place + 0.5) / len(colors) - 0.5)
-        ax.plot(dots, [y] * len(dots), "o", color=colors[place], ms=3.0, alpha=0.45)
-        ax.plot([dots.median()], [y], "D", color=colors[place], ms=5.5)
-    ax.set_xscale("log")
-    # Between few powers of ten there are ticks at 2 and 5 as well.
-    is_narrow = len(times) > 0 and times[name].max() < 30.0 * times[name].min()
-    subs = (1.0, 2.0, 5.0) if is_narrow else (1.0,)
-    ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
-    ax.set_xlabel(f"{name.removesuffix('_seconds')} [s]")
-    despine(ax)
 
 
 def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
     cells = results.cells.loc[results.cells["task"] == task]
-    ends = set(cells["num_simulations"])
-    for method, rows in _published(cells, metric):
-        ends |= set(rows["num_simulations"])
-        look = _published_look(method)
-        ax.plot(rows["num_simulations"], rows["c2st"], zorder=1, **look)
     for index, label in enumerate(results.labels):
         rows = cells.loc[cells["label"] == label].dropna(subset=[metric])
         # Side by side, as errors that overlap hide one another.
         at = rows["num_simulations"] * 1.05 ** (index - (len(results.labels) - 1) / 2)
-        look = _line_look(index)
         errors = rows[f"{metric}_se"].fillna(0.0)
-        ax.errorbar(at, rows[metric], yerr=errors, elinewidth=1.0, **look)
+        ax.errorbar(at, rows[metric], yerr=errors, elinewidth=1.0, **_look(index))
         unfair = ~rows["is_comparable"]
-        ax.plot(at[unfair], rows[metric][unfair], **look | _HOLLOW)
+        ax.plot(at[unfair], rows[metric][unfair], **_look(index) | _HOLLOW)
+    budgets = cells["num_simulations"].unique()
     ax.set_xscale("log")
-    ax.set_xlim(min(ends) / 1.6, max(ends) * 1.6)
-    ticks: list[int] = []
-    for end in sorted(ends):
-        if not ticks or math.log10(end / ticks[-1]) > _TICK_GAP:
-            ticks.append(end)
-    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.set_xlim(budgets.min() / 1.6, budgets.max() * 1.6)
+    names = [f"{budget:,}" for budget in budgets]
+    ax.set_xticks(budgets, names, rotation=30 if len(names) > 2 else 0)
     ax.xaxis.set_minor_locator(NullLocator())
     if metric in CLASSIFIER_METRICS:
         ax.set_ylim(0.48, 1.02)
@@ -145,23 +119,7 @@ def _draw_metric(ax: Axes, results: Results, metric: str, task: str) -> None:
     despine(ax)
 
 
-def _published(cells: pd.DataFrame, metric: str) -> Any:
-    """Return published methods with their values; other classifiers have others."""
-    return published_beside(cells).groupby("method") if metric == "c2st" else ()
-
-
-def _published_look(method: str) -> dict[str, object]:
-    return {
-        "color": "#A0A0A0",
-        "fillstyle": "none",
-        "linewidth": 0.8,
-        "markersize": 5.0,
-        "marker": _PUBLISHED_MARKERS[method.removeprefix("S")],
-        "linestyle": "--" if method.startswith("S") else ":",
-    }
-
-
-def _line_look(index: int) -> dict[str, object]:
+def _look(index: int) -> dict[str, object]:
     return {
         "color": LINES[index % len(LINES)],
         "marker": _MARKERS[index % len(_MARKERS)],
@@ -171,15 +129,3 @@ def _line_look(index: int) -> dict[str, object]:
         "markersize": 4.5,
         "zorder": 2,
     }
-
-
-def _handles(results: Results, metric: str) -> list[Line2D]:
-    looks = {label: _line_look(index) for index, label in enumerate(results.labels)}
-    for method, _ in _published(results.cells, metric):
-        rounds = ", ten rounds" if method.startswith("S") else ""
-        name = f"{method}{rounds}, published (ten observations)"
-        looks[name] = _published_look(method)
-    done = results.cells[results.cells["num_done"] > 0]
-    if not done["is_comparable"].all():
-        looks["hollow: not comparable"] = _line_look(0) | _HOLLOW | {"color": GREY}
-    return [Line2D([], [], label=label, **look) for label, look in looks.items()]

@@ -31,10 +31,9 @@ def _paired(task: Any, samples: Tensor, number: int) -> tuple[Tensor, Tensor]:
 
 
 def _some(samples: Tensor, number: int) -> Tensor:
-    """Return so many of the samples, or all.
+    """Return so many of the samples, at random, or all.
 
-    Drawn at random: sbi orders samples of MCMC chain by chain, and the first thousand
-    of ten thousand would be those of a few chains.
+    sbi orders samples of MCMC chain by chain: the first would be those of few chains.
     """
     if len(samples) <= number:
         return samples

@@ -24,8 +24,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from multiprocessing.connection import Connection
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from types import ModuleType
 from typing import Any
 
@@ -36,9 +36,8 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._parallel import describe_error
-from sbi_boed_plugin._results import finite_or_none
+from sbi_boed_plugin._results import finite_or_none, installed_versions
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._versions import installed_versions
 from sbi_boed_plugin.benchmark.store import Record, Settings, Store, job_key
 
 __all__ = ["describe_versions", "run_jobs"]
@@ -47,8 +46,8 @@ Run = Callable[[Settings], Mapping[str, Any]]
 
 # How long a process whose job has ended may take to end.
 _GRACE_SECONDS = 5.0
-# The operating system waits no longer than weeks.
-_LONGEST_LIMIT = 1e6
+# How often jobs that take too long are looked for.
+_POLL_SECONDS = 0.2
 # Of what a job printed before it failed; the end tells most.
 _OUTPUT_CHARACTERS = 2_000
 # Of a job's warnings: a training may give thousands.
@@ -81,14 +80,8 @@ def run_jobs(
     num_workers = check_integer("num_workers", num_workers, -1, remedy=remedy)
     if num_workers == 0:
         raise ValueError(f"num_workers=0 starts no process. {remedy}")
-    time_limit = check_real(
-        "time_limit",
-        time_limit,
-        most=_LONGEST_LIMIT,
-        above=0.0,
-        or_none=True,
-        remedy="Pass a positive number of seconds.",
-    )
+    remedy = "Pass a positive number of seconds."
+    limit = check_real("time_limit", time_limit, above=0.0, or_none=True, remedy=remedy)
     todo = {job_key(settings): settings for settings in jobs}
     keys = list(todo)
     if len(keys) < len(jobs):
@@ -96,11 +89,11 @@ def run_jobs(
     with store.lock():
         earlier = {job_key(record["job"]): record for record in store.read_all()}
         records = {key: earlier[key] for key in keys if key in earlier}
+        kept = []
         for key, record in records.items():
-            is_settled = not retry_failed if record["error"] else is_complete(record)
-            if is_settled:
+            if not retry_failed if record["error"] else is_complete(record):
                 del todo[key]
-        kept = [record for key, record in records.items() if key not in todo]
+                kept.append(record)
         _warn_of_versions(kept)
         num_failed = sum(bool(record["error"]) for record in kept)
         if num_failed and show_progress:
@@ -112,13 +105,13 @@ def run_jobs(
         bar = {"total": len(jobs), "initial": len(kept), "desc": "jobs", "unit": "job"}
         with (
             tqdm(**bar, smoothing=0.05, disable=not show_progress) as progress,
-            contextlib.closing(_in_processes(run, todo, workers, time_limit)) as ended,
+            contextlib.closing(_in_processes(run, todo, workers, limit)) as ended,
         ):
             for key, record in ended:
                 before = records.get(key)
                 if record["error"] and before and before["status"] == "done":
-                    failure = ("error", "traceback", "output")
-                    record = {**before, **{name: record[name] for name in failure}}
+                    failure = {name: record[name] for name in ("error", "traceback")}
+                    record = {**before, **failure}
                 store.write(record)
                 records[key] = record
                 if error := record["error"]:
@@ -131,23 +124,13 @@ def run_jobs(
 
 
 def describe_versions(versions: Mapping[str, str | None]) -> str:
-    """Return versions of packages as a text.
-
-    Example:
-        >>> describe_versions({"sbi": "0.27", "sbibm": None})
-        'sbi 0.27, sbibm unknown'
-    """
+    """Return versions of packages as a text."""
     return ", ".join(f"{name} {text or 'unknown'}" for name, text in versions.items())
-
-
-def _installed() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on most."""
-    return installed_versions(("sbi", "sbibm", "torch"))
 
 
 def _warn_of_versions(kept: Sequence[Record]) -> None:
     """Say that results of other versions are kept, as they took hours, perhaps."""
-    now = describe_versions(_installed())
+    now = describe_versions(installed_versions())
     others = Counter(describe_versions(record["versions"]) for record in kept)
     del others[now]
     if others:
@@ -163,84 +146,88 @@ def _say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+@dataclass
+class _Process:
+    """A process of a job, which sends `None` when the job begins, and its record."""
+
+    key: str
+    process: Any
+    begun: float | None = None  # When the job has begun.
+
+
 def _in_processes(
     run: Run, jobs: Mapping[str, Settings], num_workers: int, time_limit: float | None
 ) -> Iterator[tuple[str, Record]]:
     """Yield the key and the record of each job, whichever ends first."""
-    processes = _Processes(cloudpickle.dumps(run), time_limit)
-    with ThreadPoolExecutor(num_workers) as threads:
-        calls = {threads.submit(processes.run, jobs[key]): key for key in jobs}
-        try:
-            for call in as_completed(calls):
-                yield calls[call], call.result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
-            processes.kill_all()
+    code = cloudpickle.dumps(run)
+    # A server that has imported the package once forks the processes, where the system
+    # can; each would need three seconds for its imports otherwise.
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    if has_server:
+        context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
+    waiting = list(jobs)
+    running: dict[Connection, _Process] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                key = waiting.pop(0)
+                ours, theirs = context.Pipe(duplex=False)
+                arguments = (theirs, code, json.dumps(jobs[key]), dict(os.environ))
+                process = context.Process(target=_work, args=arguments)
+                running[ours] = _Process(key, process)
+                _start(process)
+                theirs.close()
+            ready = wait(list(running), timeout=_POLL_SECONDS)
+            for connection, job in list(running.items()):
+                record = _ended(connection, job, connection in ready, time_limit)
+                if record is None:
+                    continue
+                del running[connection]
+                connection.close()
+                job.process.kill()
+                job.process.join()
+                yield job.key, record
+    finally:
+        for job in running.values():
+            if job.process.is_alive():
+                job.process.kill()
 
 
-class _Processes:
-    """Runs a job in a process of its own, for each thread that asks."""
+def _start(process: Any) -> None:
+    """Start a process that does not run the user's script again.
 
-    def __init__(self, run: bytes, time_limit: float | None) -> None:
-        self._run, self._time_limit = run, time_limit
-        self._running: set[Any] = set()
-        self._is_stopped = False
-        self._lock = threading.Lock()
-        # A server that has imported the package once forks the processes, where the
-        # system can; each would need three seconds for its imports otherwise.
-        has_server = "forkserver" in multiprocessing.get_all_start_methods()
-        method = "forkserver" if has_server else "spawn"
-        self._context: Any = multiprocessing.get_context(method)
-        if has_server:
-            self._context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
+    It would, to find functions in it, which cloudpickle sends along anyway.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
 
-    def run(self, settings: Settings) -> Record:
-        """Return the record of a job, which its process sends unless it is lost."""
-        text = json.dumps(settings)
-        ours, theirs = self._context.Pipe(duplex=False)
-        arguments = (theirs, self._run, text, dict(os.environ))
-        process = self._context.Process(target=_work, args=arguments)
-        self._start(process)
-        theirs.close()
-        started = time.monotonic()
-        try:
-            ours.recv()  # The job begins.
-            started = time.monotonic()
-            if ours.poll(self._time_limit):
-                record = ours.recv()
-                process.join(_GRACE_SECONDS)
-                return record
-            error = f"it took longer than {self._time_limit:g} s"
-        except (EOFError, OSError):
-            process.join()
-            error = f"its process ended with exit code {process.exitcode}, perhaps "
-            error += "because it took too much memory"
-        finally:
-            process.kill()
-            process.join()
-            self._running.discard(process)
-        return _record(json.loads(text), time.monotonic() - started, error=error)
 
-    def kill_all(self) -> None:
-        """End the processes that run, and start no more."""
-        with self._lock:
-            self._is_stopped = True
-        for process in list(self._running):
-            process.kill()
-
-    def _start(self, process: Any) -> None:
-        # Without another main module, the process would run the user's script again, to
-        # find functions in it, which cloudpickle sends along anyway.
-        with self._lock:
-            if self._is_stopped:
-                raise InterruptedError("the run is stopped")
-            main = sys.modules["__main__"]
-            sys.modules["__main__"] = ModuleType("__main__")
-            try:
-                process.start()
-            finally:
-                sys.modules["__main__"] = main
-            self._running.add(process)
+def _ended(
+    connection: Connection, job: _Process, is_ready: bool, time_limit: float | None
+) -> Record | None:
+    """Return the record of a job that has ended or takes too long, `None` before."""
+    now = time.monotonic()
+    seconds = 0.0 if job.begun is None else now - job.begun
+    try:
+        if is_ready and (record := connection.recv()) is not None:
+            job.process.join(_GRACE_SECONDS)
+            return record
+        if is_ready:
+            job.begun = now
+    except (EOFError, OSError):
+        job.process.join()
+        error = f"its process ended with exit code {job.process.exitcode}, perhaps "
+        error += "because it took too much memory"
+    else:
+        if time_limit is None or seconds <= time_limit:
+            return None
+        error = f"it took longer than {time_limit:g} s"
+    return _record(json.loads(job.key), seconds, error=error)
 
 
 def _record(settings: Settings, seconds: float, **found: Any) -> Record:
@@ -251,11 +238,10 @@ def _record(settings: Settings, seconds: float, **found: Any) -> Record:
         "result": {},
         "error": "",
         "traceback": "",
-        "output": "",
         "seconds": round(seconds, 3),
         "finished": time.time(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": _installed(),
+        "versions": installed_versions(),
         "warnings": [],
     }
     return {**record, **found}
@@ -291,7 +277,8 @@ def _work(
         except (Exception, SystemExit) as error:
             found["error"] = describe_error(error)
             found["traceback"] = _trace(error)
-            found["output"] = output.getvalue()[-_OUTPUT_CHARACTERS:]
+            if printed := output.getvalue()[-_OUTPUT_CHARACTERS:]:
+                found["traceback"] += f"\nPrinted before:\n{printed}"
     messages = [str(each.message)[:_WARNING_CHARACTERS] for each in caught]
     found["warnings"] = list(dict.fromkeys(messages))[:_NUM_WARNINGS]
     connection.send(_record(settings, time.monotonic() - started, **found))
@@ -305,12 +292,8 @@ def _leave_with_parent() -> None:
 
 
 def _trace(error: BaseException) -> str:
-    """Return the traceback of an error, with files as Python finds their modules.
-
-    Results are shared; where somebody's Python is installed says nothing to others.
-    """
+    """Return a traceback without where somebody's Python is installed."""
     trace = "".join(traceback.format_exception(error))
-    for root in sorted({*sys.path, os.getcwd()}, key=len, reverse=True):
-        if root:
-            trace = trace.replace(f'File "{root}{os.sep}', 'File "')
+    for root in sorted({*sys.path, os.getcwd()} - {""}, key=len, reverse=True):
+        trace = trace.replace(f'File "{root}{os.sep}', 'File "')
     return trace

@@ -4,7 +4,7 @@ A record is a dictionary with these entries:
 
 - `job`: the settings, and `status`: `"done"` or `"failed"`;
 - `result`: what the job returned (empty if it failed and never succeeded before);
-- `error`, `traceback`, `output`: what went wrong, and what was printed before;
+- `error`, `traceback`: what went wrong, and what was printed before;
 - `seconds`, `finished`, `load`, `versions`, `warnings`: how and with what it ran.
 """
 
@@ -28,7 +28,7 @@ Settings = Mapping[str, Any]
 Record = dict[str, Any]
 
 _ENTRIES = {
-    *("job", "status", "result", "error", "traceback", "output"),
+    *("job", "status", "result", "error", "traceback"),
     *("seconds", "finished", "load", "versions", "warnings"),
 }
 
@@ -93,9 +93,6 @@ class Store:
                 "another output folder."
             ) from error
         try:
-            # What a killed run left half-written: nobody else writes here now.
-            for leftover in self.jobs.glob(".*.tmp"):
-                leftover.unlink()
             yield
         finally:
             lock.release()
@@ -103,8 +100,7 @@ class Store:
     def write(self, record: Record) -> None:
         """Write the record of a job in one step, not-a-number and infinity as null."""
         text = json.dumps(finite_or_none(record), indent=1, ensure_ascii=False)
-        path = self.jobs / file_name(record["job"])
-        write_bytes(path, (text + "\n").encode())
+        write_bytes(self.jobs / file_name(record["job"]), (text + "\n").encode())
 
     def read(self, settings: Settings) -> Record | None:
         """Return the record of a job, or `None` if there is none that can be read."""

@@ -66,12 +66,7 @@ class Results:
         behind them, and whether they are comparable with others.
         """
         by, place = ["label", *CELL], ["task", "num_simulations"]
-        jobs = self.jobs.assign(
-            is_done=self.jobs["status"] == "done",
-            pair=list(
-                zip(self.jobs["seed"], self.jobs["num_observation"], strict=True)
-            ),
-        )
+        jobs = self.jobs.assign(is_done=self.jobs["status"] == "done")
         done = jobs[jobs["is_done"]]
         cells = jobs.groupby(by, sort=False, as_index=False).agg(
             num_done=("is_done", "sum"), num_jobs=("is_done", "size")
@@ -89,7 +84,8 @@ class Results:
         for name in ("num_observations", "num_seeds"):
             cells[name] = cells[name].fillna(0).astype(int)
         # Pairs of seed and observation that any method has had.
-        expected = jobs.groupby(place)["pair"].nunique().rename("num_expected")
+        pairs = jobs.drop_duplicates([*place, "seed", "num_observation"])
+        expected = pairs.groupby(place).size().rename("num_expected")
         cells = cells.join(expected, on=place)
         # Classifiers tell fewer samples apart less well.
         most = done.groupby(place)["num_samples"].max().rename("most_samples")
@@ -136,11 +132,10 @@ class Results:
         """Names of the tasks, in sbibm's order."""
         return list(self.jobs["task"].unique())
 
-    @cached_property
+    @property
     def labels(self) -> list[str]:
-        """Methods with what is unusual about each, in a fixed order."""
-        ordered = sorted(self.records, key=lambda record: _order(record)[3:-2])
-        return list(dict.fromkeys(Job(**record["job"]).label for record in ordered))
+        """Methods with what is unusual about each, each beside its variants."""
+        return list(self.jobs["label"].unique())
 
     @property
     def budgets(self) -> list[int]:
@@ -158,11 +153,8 @@ def read_results(folder: Path) -> Results:
             f"{folder} holds no results of a benchmark. Run `sbi-boed bench --output "
             f"{folder}` first, or name the folder of one."
         )
-    present = {
-        name for record in records for name in record["result"].get("metrics", {})
-    }
-    metrics = [name for name in METRICS if name in present]
-    return Results(records, metrics + sorted(present - set(metrics)))
+    present = {name for r in records for name in r["result"].get("metrics", {})}
+    return Results(records, [name for name in METRICS if name in present])
 
 
 def mean_and_sem(
@@ -226,6 +218,6 @@ def _caveats(cell: dict[str, Any]) -> str:
 
 def _known_hyper(method: str, hyper: str) -> str:
     """Return the hyperparameters that a method knows, as text."""
-    known = {field.name for field in fields(check_hyper(method))}
+    known = check_hyper(method)
     given = json.loads(hyper or "{}")
     return hyper_text({name: value for name, value in given.items() if name in known})

@@ -1,45 +1,42 @@
-"""The command `sbi-boed bench`: many runs of sbibm's tasks."""
+"""The commands `sbi-boed bench` and `report`: many runs of sbibm's tasks."""
 
 import argparse
 import ast
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from sbi_boed_plugin.benchmark import run_benchmark
+from sbi_boed_plugin.benchmark import make_report, run_benchmark
 from sbi_boed_plugin.benchmark.jobs import NUM_SAMPLES
 from sbi_boed_plugin.benchmark.metrics import METRICS
 from sbi_boed_plugin.benchmark.store import FolderInUseError
-from sbi_boed_plugin.cli.arguments import InputError, integer_from
+from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.sbibm import METHODS, TASKS
 
-__all__ = ["add_bench_command"]
+__all__ = ["add_bench_options", "add_report_options"]
 
-_DESCRIPTION = """\
+_BENCH = """\
 Run methods on tasks of sbibm: one job per task, method, budget, seed and observation.
 
-A run that was stopped goes on from there with the same command; a second one in the
-same folder is refused. The exit code is 1 if jobs failed. Finished jobs are kept after
-an edit of a module:function, which nothing notices: use another --tag or --output then.
-Trained networks in the folder's cache/ are pickles, which run code when they are
-loaded: share a folder with people whom you trust.
-
-Lists are separated by commas or spaces; numbers may be ranges such as 1-10.
+A run that was stopped goes on from there with the same command. The exit code is 1 if
+jobs failed. Finished jobs are kept after an edit of a module:function: use another
+--tag or --output then. Networks in cache/ are pickles, which run code when they are
+loaded: share a folder with people whom you trust. Lists are separated by commas or
+spaces; numbers may be ranges such as 1-10.
+"""
+_REPORT = """\
+Make tables, figures and a page of the results of `sbi-boed bench`, which may still run:
+results.csv (one row per job), summary.csv and summary.md (means over seeds and
+observations), differences.csv (our methods minus those of sbi, paired), figures, and
+index.html, which holds everything in one file and needs no network.
 """
 
 
-def add_bench_command(commands: Any) -> None:
-    """Add the command to what `add_subparsers` of the main parser returned."""
-    parser = commands.add_parser(
-        "bench",
-        help="run methods on the tasks of sbibm",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_bench_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sbi-boed bench`."""
+    parser.description = _BENCH
     parser.set_defaults(run=_bench)
-
     metrics = f"{', '.join(METRICS)}; c2st, mmd and ppc are sbibm's, c2st_forest is a "
     metrics += "random forest on 1,000 samples"
     methods = f"{', '.join(METHODS)}, and functions as module:function in the "
@@ -60,41 +57,51 @@ def add_bench_command(commands: Any) -> None:
             metavar=metavar,
             help=text + (f" (default: {default})" if default else ""),
         )
-    for name, default, text in (
-        ("--num-rounds", 1, "rounds of each method"),
-        ("--num-samples", NUM_SAMPLES, "posterior samples"),
-        ("--jobs", 1, "processes, each with one thread"),
-    ):
-        text += " (default: %(default)s)"
-        kind = integer_from(1)
-        parser.add_argument(name, type=kind, default=default, metavar="N", help=text)
+    setting = "hyperparameters for all methods, or for one as npe.num_atoms=5; values "
+    setting += "in Python's notation"
     parser.add_argument(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="hyperparameters for all methods, or for one as npe.num_atoms=5; values "
-        "in Python's notation",
+        help=setting,
     )
-    text = "tell these jobs apart from others with the same settings"
-    parser.add_argument("--tag", default="", metavar="TEXT", help=text)
-    text = "folder of the benchmark (default: %(default)s)"
-    folder = Path("results", "benchmark")
-    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=text)
-    text = "end a job that takes longer, metrics included (default: none)"
-    parser.add_argument("--time-limit", type=float, metavar="SECONDS", help=text)
-    for name, text in (
-        ("--retry-failed", "run jobs again that failed in an earlier run"),
-        ("--quiet", "show no progress"),
+    count, folder = integer_from(1), Path("results", "benchmark")
+    for name, kind, metavar, default, text in (
+        ("--num-rounds", count, "N", 1, "rounds of each method"),
+        ("--num-samples", count, "N", NUM_SAMPLES, "posterior samples"),
+        ("--jobs", count, "N", 1, "processes, each with one thread"),
+        ("--tag", str, "TEXT", "", "tells jobs with the same settings apart"),
+        ("--output", Path, "DIR", folder, "folder of the benchmark"),
+        (
+            "--time-limit",
+            float,
+            "SECONDS",
+            None,
+            "end a job that takes longer, metrics included",
+        ),
     ):
-        parser.add_argument(name, action="store_true", help=text)
+        text += f" (default: {default or 'none'})"
+        parser.add_argument(
+            name, type=kind, metavar=metavar, default=default, help=text
+        )
+    text = "run jobs again that failed in an earlier run"
+    parser.add_argument("--retry-failed", action="store_true", help=text)
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sbi-boed report`."""
+    parser.description = _REPORT
+    parser.set_defaults(run=_report)
+    text = "the folder that bench wrote to"
+    parser.add_argument("folder", type=Path, metavar="DIR", help=text)
+    text = "folder for the report (default: that of the results)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    # Functions of the user are beside the command that names them, in general.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     try:
         tasks = _words(options.tasks)
         num_failed = run_benchmark(
@@ -115,17 +122,15 @@ def _bench(options: argparse.Namespace) -> int:
             show_progress=not options.quiet,
         )
     except (ValueError, ImportError, FolderInUseError) as error:
-        raise InputError(" ".join(str(error).split())) from error
+        raise InputError(error) from error
     except OSError as error:
         text = f"cannot write results to {options.output}: {error.strerror}."
         raise InputError(text) from error
     except KeyboardInterrupt:
-        print(
-            "\nsbi-boed: interrupted. Finished jobs are kept in "
-            f"{options.output}; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        return 130
+        raise KeyboardInterrupt(
+            f"Finished jobs are kept in {options.output}; the same command goes on "
+            "from there."
+        ) from None
     if num_failed:
         print(
             f"sbi-boed: {num_failed} jobs failed. `sbi-boed report {options.output}` "
@@ -135,13 +140,22 @@ def _bench(options: argparse.Namespace) -> int:
     return 1 if num_failed else 0
 
 
-def _words(texts: list[str]) -> list[str]:
-    """Split at commas and spaces.
+def _report(options: argparse.Namespace) -> int:
+    output = options.output or options.folder
+    try:
+        written = make_report(options.folder, output)
+    except (ValueError, ImportError) as error:
+        raise InputError(error) from error
+    except OSError as error:
+        # One of the results, or what was to be written.
+        text = f"cannot make the report in {output}: {error.filename or output}: "
+        raise InputError(f"{text}{error.strerror}.") from error
+    print(f"Wrote to {output}: {', '.join(path.name for path in written)}")
+    return 0
 
-    Example:
-        >>> _words(["sir,slcp", "two_moons sir"])
-        ['sir', 'slcp', 'two_moons', 'sir']
-    """
+
+def _words(texts: list[str]) -> list[str]:
+    """Split at commas and spaces."""
     return " ".join(texts).replace(",", " ").split()
 
 
@@ -170,14 +184,7 @@ def _numbers(option: str, texts: list[str]) -> list[int]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read a hyperparameter.
-
-    Example:
-        >>> _setting("hidden_features=50"), _setting("neural_net=nsf")
-        (('hidden_features', 50), ('neural_net', 'nsf'))
-        >>> _setting("npe.num_atoms=5"), _setting("z_score_x=none")
-        (('npe.num_atoms', 5), ('z_score_x', 'none'))
-    """
+    """Read a hyperparameter."""
     key, separator, value = text.partition("=")
     if not (separator and re.fullmatch(r"([\w.:]+\.)?[^\W\d]\w*", key)):
         raise ValueError(

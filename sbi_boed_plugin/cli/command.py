@@ -5,24 +5,28 @@ is 0 on success, 1 if jobs failed, 2 for wrong input and 130 after an interrupti
 """
 
 import argparse
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 from sbi_boed_plugin import __version__
-from sbi_boed_plugin.cli.arguments import InputError
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
-__all__ = ["main"]
+__all__ = ["InputError", "integer_from", "main"]
 
-# The module `sbi_boed_plugin.cli.NAME` of a command is imported if it is asked for.
+# The module with the function `add_NAME_options` is imported if NAME is asked for.
 _COMMANDS = {
-    "design": "find the best design of a task, measure there and infer",
-    "bench": "run methods on the tasks of sbibm",
-    "report": "make tables, figures and a page of a benchmark",
+    "design": ("design", "find the best design of a task, measure there and infer"),
+    "bench": ("bench", "run methods on the tasks of sbibm"),
+    "report": ("bench", "make tables, figures and a page of a benchmark"),
 }
+
+
+class InputError(Exception):
+    """Wrong input, with a message of one line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,20 +36,42 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
+def integer_from(least: int) -> Callable[[str], int]:
+    """Return a type of arguments that are integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        # Seeds of numpy have 32 bits.
+        if value is None or not least <= value < 2**32:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer of at least {least} and below 2**32, got {text!r}"
+            )
+        return value
+
+    return integer
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with arguments, or those of the process; return the exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = _parser(arguments[0] if arguments else "")
     options = parser.parse_args(arguments)
+    # Modules of the user are beside the command that names them, in general.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             return options.run(options)
         except InputError as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            text = " ".join(str(error).split())
+            print(f"{parser.prog}: error: {text}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print(f"\n{parser.prog}: interrupted.", file=sys.stderr)
+        except KeyboardInterrupt as interruption:
+            print(f"\n{parser.prog}: interrupted. {interruption}", file=sys.stderr)
             return 130
 
 
@@ -59,16 +85,14 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, dest="command"
     )
-    tasks = commands.add_parser(
-        "tasks", help="list the tasks", description="List tasks."
-    )
-    tasks.set_defaults(run=_list_tasks)
-    for name, purpose in _COMMANDS.items():
+    commands.add_parser("tasks", help="list the tasks").set_defaults(run=_list_tasks)
+    for name, (module, purpose) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name == asked:
-            module = import_module(f"sbi_boed_plugin.cli.{name}")
-            getattr(module, f"add_{name}_command")(commands)
-        else:
-            commands.add_parser(name, help=purpose)
+            loaded = import_module(f"sbi_boed_plugin.cli.{module}")
+            getattr(loaded, f"add_{name}_options")(command)
     return parser
 
 
@@ -79,8 +103,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def _list_tasks(options: argparse.Namespace) -> int:
     """Print the name and the purpose of each task."""
-    width = max(len(name) for name in available_tasks())
     for name in available_tasks():
         purpose = (type(get_task(name)).__doc__ or "").strip().splitlines()[0]
-        print(f"{name:<{width}}  {purpose}")
+        print(f"{name:<16}  {purpose}")
     return 0

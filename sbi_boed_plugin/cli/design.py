@@ -2,27 +2,23 @@
 
 import argparse
 import inspect
-import os
-import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._results import ResultFolder
-from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.cli.arguments import InputError, integer_from
+from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
 from sbi_boed_plugin.experiment import POLICIES
+from sbi_boed_plugin.search.checks import check_gradient
+from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
 
-__all__ = ["NUM_STEPS", "SEARCH_OPTIONS", "add_design_command"]
+__all__ = ["NUM_STEPS", "SEARCH_OPTIONS", "add_design_options"]
 
-DENSITY_ESTIMATORS = ("nsf", "maf", "maf_rqs", "mdn", "made", "zuko_nsf", "zuko_maf")
+DENSITY_ESTIMATORS = ("nsf", "maf", "maf_rqs", "mdn", "zuko_nsf", "zuko_maf")
 # What `optimize_design` takes for `num_steps=None` with untrained networks.
 NUM_STEPS = 1_000
 # Options that are arguments of `optimize_design`, under the same names.
@@ -43,11 +39,10 @@ at known true parameters, and infer them from the measurement.
 Writes to the output folder: summary.json (design, expected information gain in nats,
 posterior), trace.csv (one row per training step), posterior_samples.csv, and figures.
 """
-_REFINEMENT_HELP = (
-    "further steps of the networks at the design found, for a tighter bound "
-    "(default: %(default)s)"
+_TASK_HELP = (
+    f"one of: {', '.join(available_tasks())}; or module:object for a Task of your own, "
+    "or what returns one, searched for in the current folder, too"
 )
-_SECONDS_HELP = "stop training after N seconds and use the design found by then"
 _DENSITY_ESTIMATOR_HELP = (
     "model of the likelihood: %(choices)s (default: mdn for one measurement, maf for "
     "several)"
@@ -56,41 +51,35 @@ _OBJECTIVE_HELP = (
     "bound of the information that the policy climbs: %(choices)s (default: "
     "barber_agakov)"
 )
-_GRADIENT_HELP = (
-    "gradient of the policy: %(choices)s (default: %(default)s, which takes any "
-    "simulator)"
-)
+_GRADIENT_HELP = "gradient of the policy: %(choices)s; score takes any simulator"
 _METHOD_HELP = (
     "joint: policy and networks learn together; multi_start: networks learn for the "
-    "whole design space, then many designs climb at once (default: %(default)s)"
+    "whole design space, then many designs climb at once"
 )
 _POLICY_HELP = (
-    "distribution over designs that learns: %(choices)s (default: %(default)s; point "
-    "has no density and needs another --gradient than score)"
+    "distribution over designs that learns: %(choices)s; point needs another "
+    "--gradient than score, mixture score alone"
 )
 
 
-def add_design_command(commands: Any) -> None:
-    """Add the command to what `add_subparsers` of the main parser returned."""
-    parser = commands.add_parser(
-        "design",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_design_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sbi-boed design`."""
+    parser.description = _DESCRIPTION
     parser.set_defaults(run=_design)
-    parser.add_argument(
-        "task",
-        metavar="TASK",
-        help=f"one of: {', '.join(available_tasks())}; or module:object for a Task of "
-        "your own, or what returns one, searched for in the current folder, too",
-    )
+    parser.add_argument("task", metavar="TASK", help=_TASK_HELP)
+    positive, natural = integer_from(1), integer_from(0)
     for name, kind, default, text in (
-        ("dim-design", integer_from(1), None, "number of measurements, if not fixed"),
-        ("seed", integer_from(0), 0, "random seed (default: %(default)s)"),
-        ("num-steps", integer_from(1), None, f"training steps (default: {NUM_STEPS})"),
-        ("num-refinement-steps", integer_from(0), 0, _REFINEMENT_HELP),
-        ("max-seconds", float, None, _SECONDS_HELP),
-        ("num-workers", integer_from(1), 1, "processes for slow simulators"),
+        ("dim-design", positive, None, "number of measurements, if not fixed"),
+        ("seed", natural, 0, "random seed"),
+        ("num-steps", positive, None, f"training steps (default: {NUM_STEPS})"),
+        (
+            "num-refinement-steps",
+            natural,
+            0,
+            "steps at the design, for a tighter bound",
+        ),
+        ("max-seconds", float, None, "end training, with the design found by then"),
+        ("num-workers", positive, 1, "processes for slow simulators"),
     ):
         parser.add_argument(
             f"--{name}", type=kind, metavar="N", default=default, help=text
@@ -102,46 +91,51 @@ def add_design_command(commands: Any) -> None:
         ("method", ("joint", "multi_start"), "joint", _METHOD_HELP),
         ("policy", tuple(POLICIES), "truncated_normal", _POLICY_HELP),
     ):
+        text += f" (default: {default})" if default else ""
         parser.add_argument(
             f"--{name}", choices=choices, metavar="NAME", default=default, help=text
         )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder for the results (default: results/TASK)",
-    )
-    parser.add_argument(
-        "--quiet", action="store_true", help="print results only, no progress"
-    )
+    text = "folder for the results (default: results/TASK)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=text)
+    text = "print results only, no progress"
+    parser.add_argument("--quiet", action="store_true", help=text)
 
 
 def _design(options: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command; wrong input is refused before any time is spent."""
+    search = {name: getattr(options, name) for name in SEARCH_OPTIONS}
     try:
         check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
+        DesignSearchConfig(**search)
         task = _load_task(options.task, options.dim_design)
-        _check_search(task, options)
+        if options.method == "joint":
+            policy = POLICIES[options.policy](task.design_low, task.design_high)
+            check_gradient(options.gradient, policy)
     except ValueError as error:
         raise InputError(error) from error
-    folder = _open_folder(options.output or Path("results", task.name))
+    path = options.output or Path("results", task.name)
+    try:
+        folder = ResultFolder(path)
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else error.strerror
+        raise InputError(
+            f"cannot write results to {path}: {reason}. Choose another --output."
+        ) from error
     try:
         run_design(
             task,
             folder,
             density_estimator=options.density_estimator,
             policy=options.policy,
-            search={name: getattr(options, name) for name in SEARCH_OPTIONS},
+            search=search,
             seed=options.seed,
             show_progress=not options.quiet,
         )
     except KeyboardInterrupt:
-        kept = "Nothing was written."
-        if folder.written:
-            kept = f"Kept in {folder.path}: {', '.join(folder.written)}."
-        print(f"\nsbi-boed: interrupted. {kept}", file=sys.stderr)
-        return 130
-    print(f"\nWrote to {folder.path}: {', '.join(folder.written)}")
+        written = ", ".join(folder.written)
+        kept = f"Kept in {path}: {written}." if written else "Nothing was written."
+        raise KeyboardInterrupt(kept) from None
+    print(f"\nWrote to {path}: {', '.join(folder.written)}")
     return 0
 
 
@@ -150,20 +144,15 @@ def _load_task(name: str, dim_design: int | None) -> Task:
     arguments = {} if dim_design is None else {"dim_design": dim_design}
     if ":" not in name:
         return get_task(name, **arguments)
-    # Modules of the user are beside the command that names them, in general.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     module, _, attribute = name.partition(":")
     try:
         task = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot load {name}: {error}") from error
-    if callable(task):
-        if arguments and "dim_design" not in inspect.signature(task).parameters:
-            raise ValueError(f"{name} takes no dim_design: leave --dim-design out")
-        task = task(**arguments)
-    elif arguments:
-        raise ValueError(f"{name} is no function or class: leave --dim-design out")
+    takes = inspect.signature(task).parameters if callable(task) else ()
+    if arguments and "dim_design" not in takes:
+        raise ValueError(f"{name} takes no dim_design: leave --dim-design out")
+    task = task(**arguments) if callable(task) else task
     if not isinstance(task, Task):
         raise ValueError(
             f"{name} must be a sbi_boed_plugin.tasks.Task, or a class or function "
@@ -173,48 +162,3 @@ def _load_task(name: str, dim_design: int | None) -> Task:
     if missing:
         raise ValueError(f"{name} is a task without {', '.join(missing)}")
     return task
-
-
-def _check_search(task: Task, options: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before any time is spent."""
-    is_joint = options.method == "joint"
-    if not is_joint and options.num_refinement_steps:
-        raise ValueError(
-            "--num-refinement-steps belongs to --method joint: a multi-start search "
-            "trains for all designs alike"
-        )
-    if is_joint and options.gradient == "score" and options.policy == "point":
-        raise ValueError(
-            "a point policy has no density, and hence no --gradient score: add "
-            "--gradient surrogate, or choose another --policy"
-        )
-    needs_path = not is_joint or options.gradient in ("surrogate", "implicit")
-    if needs_path and options.density_estimator == "made":
-        raise ValueError(
-            "--density-estimator made cannot make data of noise, as --method "
-            "multi_start and --gradient surrogate and implicit need: choose maf or mdn"
-        )
-    if is_joint and options.gradient == "pathwise" and not _is_differentiable(task):
-        raise ValueError(
-            f"the simulator of {task.name} is not differentiable, as --gradient "
-            "pathwise needs: choose score, surrogate or implicit"
-        )
-
-
-def _is_differentiable(task: Task) -> bool:
-    """Return whether gradients go through the simulator to the design."""
-    with isolated_rng(0):
-        theta = task.prior.sample(torch.Size((1,)))
-        design = task.design_space.sample(torch.Size((1,))).requires_grad_()
-        return task.simulator(theta, design).requires_grad
-
-
-def _open_folder(path: Path) -> ResultFolder:
-    """Return a folder that can be written to."""
-    try:
-        return ResultFolder(path)
-    except OSError as error:
-        reason = "it is a file" if path.is_file() else error.strerror
-        raise InputError(
-            f"cannot write results to {path}: {reason}. Choose another --output."
-        ) from error

@@ -3,26 +3,19 @@
 import math
 import warnings
 from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from io import BytesIO
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import ExpTransform, Transform, identity_transform
+from torch.distributions.transforms import Transform, identity_transform
 
 __all__ = [
-    "INVERSE_TRANSFORM",
-    "Coordinates",
     "Units",
     "move_transform",
     "warn_if_gaussian",
     "warn_of_scales",
 ]
-
-# Torch does not export the kind of inverse transforms, which refer to another one.
-INVERSE_TRANSFORM = type(ExpTransform().inv)
 
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
@@ -37,58 +30,17 @@ _CONSTANT = 1e-7
 _LEAST, _MOST = 1e-6, 1e15
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """Coordinates that suit networks, as transforms from natural units.
-
-    Those of the data can be `None` for natural units, or `"auto"`: networks of a name
-    then see skewed columns of the first simulations as logarithms.
-    """
-
-    theta: Transform = field(default_factory=lambda: identity_transform)
-    x: Transform | Literal["auto"] | None = "auto"
-    design: Transform = field(default_factory=lambda: identity_transform)
-
-    def __post_init__(self) -> None:
-        """Raise if `x` names no coordinates."""
-        if self.x is None:
-            object.__setattr__(self, "x", identity_transform)
-        elif self.x != "auto" and not isinstance(self.x, Transform):
-            raise ValueError(
-                f"x_transform={self.x!r} must be 'auto', None for natural units, or a "
-                "Transform of torch.distributions from natural units."
-            )
-
-    @property
-    def of_x(self) -> Transform:
-        """Transform of the data before the networks."""
-        return self.x if isinstance(self.x, Transform) else identity_transform
-
-    def to(self, device: str | torch.device) -> "Coordinates":
-        """Return the same coordinates for tensors on a device."""
-        parts = (self.theta, self.x, self.design)
-        return Coordinates(*(move_transform(t, lambda v: v.to(device)) for t in parts))
-
-
-def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of a transform with a function applied to every tensor in it.
+def move_transform(transform: Transform, device: str | torch.device) -> Transform:
+    """Return a copy of a transform, with its tensors on a device.
 
     The identity is returned itself, and so are modules, which move with their network.
     """
-    if isinstance(transform, Tensor):
-        return fn(transform)
-    if type(transform) in (list, tuple):
-        return type(transform)(move_transform(part, fn) for part in transform)
-    is_module = isinstance(transform, torch.nn.Module)
-    is_transform = isinstance(transform, Transform)
-    if is_module or not is_transform or transform is identity_transform:
+    if transform is identity_transform or isinstance(transform, nn.Module):
         return transform
-    if isinstance(transform, INVERSE_TRANSFORM):
-        return move_transform(transform.inv, fn).inv
-    moved = copy(transform)
-    moved._inv = None  # The inverse that torch keeps is of the original.
-    vars(moved).update({k: move_transform(v, fn) for k, v in vars(moved).items()})
-    return moved
+    buffer = BytesIO()
+    torch.save(transform, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, map_location=device, weights_only=False)
 
 
 class Units(Transform, nn.Module):
@@ -97,10 +49,9 @@ class Units(Transform, nn.Module):
     .. math:: y = v / s \quad\text{or, for skewed columns,}\quad
         y = \operatorname{asinh}\big((v - c) / s\big).
 
-    Networks of sbi standardize in single precision and not below 1e-7. The scale of an
-    ordinary column is a power of two, so that no bit of its values is lost. The inverse
-    hyperbolic sine is a logarithm far from :math:`c` and linear near it: every value of
-    a later simulation has coordinates. The numbers are buffers of the network.
+    The scale of an ordinary column is a power of two, so that no bit of its values is
+    lost. The inverse hyperbolic sine is a logarithm far from :math:`c` and linear near
+    it: every later value has coordinates. The numbers are buffers of the network.
     """
 
     domain = constraints.real

@@ -43,14 +43,10 @@ def check_fixed_design(design: Tensor, dim_condition: int, values: str) -> Tenso
 class DesignConditionedEstimator(EstimatorView):
     r"""An estimator conditioned on `(values, design)`, with its designs filled in.
 
-    Of a likelihood :math:`q(x \mid \theta, \xi)` each observation has a design: row
-    :math:`i` of `x_o` was measured at row :math:`i` of `design`, and the rows are
-    independent given :math:`\theta`. One design serves any number of observations
-    (repeated measurements). An amortised posterior :math:`q(\theta \mid x, \xi)` has
-    one design.
-
-    The module shares the estimator's parameters, and the designs are a buffer: it
-    moves between devices and pickles as a whole.
+    Of a likelihood :math:`q(x \mid \theta, \xi)` row :math:`i` of `x_o` was measured at
+    row :math:`i` of `design`, and rows are independent given :math:`\theta`. One design
+    serves any number of observations (repeated measurements). An amortised posterior
+    :math:`q(\theta \mid x, \xi)` has one design. Parameters are shared.
 
     Example:
         >>> import torch
@@ -89,14 +85,12 @@ class DesignConditionedEstimator(EstimatorView):
             )
         values_shape = torch.Size((dim_condition - design.shape[-1],))
         super().__init__(estimators[0], estimators[0].input_shape, values_shape)
-        if len(estimators) == 1:
-            estimators *= len(design)
+        of_design = estimators * (len(design) // len(estimators))
         # Each different estimator once, and the rows of designs that it is for.
-        different = list(dict.fromkeys(estimators))
-        self.estimators = nn.ModuleList(different)
+        self.estimators = nn.ModuleList(dict.fromkeys(estimators))
         self._rows = [
-            [row for row, other in enumerate(estimators) if other is one]
-            for one in different
+            [row for row, other in enumerate(of_design) if other is one]
+            for one in self.estimators
         ]
         reference = next(self.net.parameters())
         self.register_buffer("design", design.detach().to(reference))
@@ -109,15 +103,9 @@ class DesignConditionedEstimator(EstimatorView):
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         r"""Return :math:`\log q(x_i \mid \theta_b, \xi_i)`, in nats.
 
-        Args:
-            input: Inputs of shape `(sample_dim, batch_dim, *input_event_shape)`; with
-                several designs `sample_dim` counts observations.
-            condition: Conditions of shape `(batch_dim, dim)` or
-                `(sample_dim, batch_dim, dim)`.
-            **kwargs: Passed to the estimator.
-
-        Raises:
-            ValueError: If there are several designs, but not as many observations.
+        Inputs have shape `(sample_dim, batch_dim, *input_event_shape)`, where with
+        several designs `sample_dim` counts observations, and conditions `(batch_dim,
+        dim)`. A `ValueError` says if there are not as many observations as designs.
         """
         if len(self.design) == 1:
             return super().log_prob(input, condition, **kwargs)

@@ -12,8 +12,7 @@ from sbi_boed_plugin.estimators.coordinates import Units
 
 __all__ = ["SMALL_DATA", "EnergyBuilder", "EnergyRatio", "bounded", "energy_nn"]
 
-# From parameters of shape `(num, dim_theta)` and what the energy is given beside them,
-# `(num, num_features)`, to a module of both that returns ratios of shape `(num,)`.
+# From parameters and features, in rows, to a module of both that returns ratios.
 EnergyBuilder = Callable[[Tensor, Tensor], nn.Module]
 
 # Below this number of simulations hidden features are left out at random, and the
@@ -40,14 +39,12 @@ class EnergyRatio(nn.Module):
         hidden_features: int = 64,
         num_blocks: int = 2,
         dropout: float | None = 0.0,
-        sees_parameters: bool = True,
     ) -> None:
         """Initialize the network, standardized by parameters and conditions in rows."""
         super().__init__()
         if dropout is None:
             dropout = 0.1 if len(input) < SMALL_DATA else 0.0
-        self.sees_parameters = sees_parameters
-        features = self._features(input, condition)
+        features = torch.cat([input, condition], dim=-1)
         self.units = Units(features)
         features = cast(Tensor, self.units(features))
         scale = features.std(dim=0)
@@ -70,15 +67,11 @@ class EnergyRatio(nn.Module):
 
     def forward(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return ratios `batch_shape` of rows `(*batch_shape, dim)`."""
-        features = cast(Tensor, self.units(self._features(input, condition)))
+        features = cast(Tensor, self.units(torch.cat([input, condition], dim=-1)))
         hidden = self.first((features - self.mean) / self.scale)
         for block in self.blocks:
             hidden = hidden + block(hidden)
         return self.last(hidden).squeeze(-1)
-
-    def _features(self, input: Tensor, condition: Tensor) -> Tensor:
-        parts = [input, condition] if self.sees_parameters else [condition]
-        return torch.cat(parts, dim=-1)
 
 
 def bounded(ratio: Tensor) -> Tensor:
@@ -103,7 +96,6 @@ def energy_nn(
     hidden_features: int = 64,
     num_blocks: int = 2,
     dropout: float | None = None,
-    sees_parameters: bool = True,
 ) -> EnergyBuilder:
     r"""Return a function that builds the energy network of `NPE_GKL`.
 
@@ -113,10 +105,6 @@ def energy_nn(
         num_blocks: Number of residual blocks.
         dropout: Probability to leave out a hidden feature during training. If `None`,
             0.1 for fewer than 3,000 simulations to train with, else 0.
-        sees_parameters: Whether the network is given parameters. If not, it judges them
-            by the noise that the base makes them of: draws are then judged before they
-            are made, and sampling is several times faster. Where simulations are few,
-            compare the gains of both.
 
     Returns:
         Function of `theta` and features.
@@ -135,5 +123,4 @@ def energy_nn(
         hidden_features=check_integer("hidden_features", hidden_features, 1),
         num_blocks=check_integer("num_blocks", num_blocks, 0),
         dropout=check_real("dropout", dropout, 0.0, below=1.0, or_none=True),
-        sees_parameters=sees_parameters,
     )

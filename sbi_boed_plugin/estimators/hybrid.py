@@ -16,6 +16,7 @@ from sbi.utils.user_input_checks_utils import move_distribution_to_device
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator,
     posterior_at_design,
@@ -23,16 +24,14 @@ from sbi_boed_plugin.estimators.design_conditioned import (
 from sbi_boed_plugin.estimators.energy import bounded
 from sbi_boed_plugin.estimators.noise import (
     EstimatorView,
-    draw_noise,
     embed_condition,
-    log_prob_and_noise,
+    sample_with_noise,
     to_noise,
 )
-from sbi_boed_plugin.estimators.rejection import Sampler
-from sbi_boed_plugin.estimators.weights import (
+from sbi_boed_plugin.estimators.rejection import (
+    Sampler,
     WeightDiagnostics,
     draws_at_once,
-    gradient_of_log_partition,
     measure_weights,
 )
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
@@ -47,6 +46,8 @@ _SETTINGS = (
     "trained_partition",
     "corrects",
 )
+# Samples that tell the gradient of log Z, the same at each call.
+_NUM_GRADIENT_SAMPLES, _GRADIENT_SEED = 4_000, 20_231_003
 
 
 class HybridEstimator(ConditionalDensityEstimator):
@@ -152,17 +153,12 @@ class HybridEstimator(ConditionalDensityEstimator):
         settings = {name: getattr(self, name) for name in _SETTINGS}
         return HybridEstimator(base, self.energy, prior=prior, **settings)
 
-    def inside(self, input: Tensor) -> Tensor | None:
-        """Return which parameters are in the support of the prior, if there is one."""
+    def inside(self, input: Tensor) -> Tensor:
+        """Return which parameters are in the support of the prior, all without one."""
         if self.prior is None:
-            return None
+            return torch.ones(input.shape[:-1], dtype=torch.bool, device=input.device)
         inside = within_support(self.prior, input.flatten(0, -2))
         return inside.reshape(input.shape[:-1])
-
-    def fill_outside(self, values: Tensor, input: Tensor, fill: float) -> Tensor:
-        """Return values of parameters, another one outside the support of the prior."""
-        inside = self.inside(input)
-        return values if inside is None else values.masked_fill(~inside, fill)
 
     def condition_features(self, condition: Tensor) -> Tensor:
         """Return what the energy is given of conditions, a row of each."""
@@ -192,84 +188,40 @@ class HybridEstimator(ConditionalDensityEstimator):
         ratio = bounded(self.energy(input, torch.cat([features, noise], dim=-1)))
         return ratio.masked_fill(~finite, -torch.inf)
 
-    def log_ratio(
-        self, input: Tensor, condition: Tensor, noise: Tensor | None = None
-    ) -> Tensor:
-        """Return ratios; `noise` is what `draw` returned beside the parameters."""
+    def log_ratio(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the ratios of parameters."""
         if not self.corrects:
             finite = input.isfinite().all(dim=-1)
             return input.new_zeros(()).where(finite, -torch.inf)
-        if noise is None:
-            noise = self.latent(input, condition)
-        return self.ratio_of_features(input, self.condition_features(condition), noise)
-
-    def draw(self, num_samples: int, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw what the base's method `sample` would, and its noise if it is needed."""
-        if self.latent_features and self.corrects:
-            drawn = draw_noise(self.net, num_samples, condition)
-            if drawn is not None:  # which saves the way back from the draws.
-                noise, from_noise = drawn
-                return from_noise(), noise
-        draws = self.net.sample(torch.Size((num_samples,)), condition)
-        noise = self.latent(draws, condition) if self.corrects else draws[..., :0]
-        return draws, noise
+        features, noise = (
+            self.condition_features(condition),
+            self.latent(input, condition),
+        )
+        return self.ratio_of_features(input, features, noise)
 
     def draw_weighted(
         self, num_draws: int, condition: Tensor, *, reject_outside_prior: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Draw from the base, with log-weights.
+        """Draw what the base's method `sample` would, with log-weights.
 
         Draws outside the support of the prior weigh nothing or, if they are kept, one.
         """
-        draws, noise = self.draw(num_draws, condition)
-        log_weights = self.log_ratio(draws, condition, noise)
-        outside = -torch.inf if reject_outside_prior else 0.0
-        return draws, self.fill_outside(log_weights, draws, outside)
-
-    def draw_accepted(
-        self,
-        num_samples: int,
-        condition: Tensor,
-        accept: Callable[[Tensor], Tensor],
-        *,
-        reject_outside_prior: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw from the base, and return which draws `accept` accepts by their ratios.
-
-        An energy that sees noise but no parameters is asked before the base makes
-        parameters of the noise, which is most of the work: the others are NaN.
-        """
-        drawn = None
-        # Where draws outside are kept their ratios are one, whatever the energy says.
-        keeps_outside = self.prior is not None and not reject_outside_prior
-        sees_parameters = getattr(self.energy, "sees_parameters", True)
-        judges_noise = not (sees_parameters or keeps_outside)
-        if self.latent_features and self.corrects and judges_noise:
-            drawn = draw_noise(self.net, num_samples, condition)
-        if drawn is not None:
-            noise, from_noise = drawn
+        if self.latent_features and self.corrects:
+            draws, noise = sample_with_noise(self.net, num_draws, condition)
             features = self.condition_features(condition)
-            accepted = accept(self.ratio_of_features(noise, features, noise))
-            draws = from_noise(accepted)
+            log_weights = self.ratio_of_features(draws, features, noise)
         else:
-            draws, noise = self.draw(num_samples, condition)
-            log_ratio = self.log_ratio(draws, condition, noise)
-            if keeps_outside:
-                log_ratio = self.fill_outside(log_ratio, draws, 0.0)
-            accepted = accept(log_ratio)
-        if reject_outside_prior and self.prior is not None:
-            accepted = accepted.clone()
-            chosen = draws[accepted]
-            if len(chosen):
-                accepted[accepted.clone()] = within_support(self.prior, chosen)
-        return draws, accepted
+            draws = self.net.sample(torch.Size((num_draws,)), condition)
+            log_weights = self.log_ratio(draws, condition)
+        outside = -torch.inf if reject_outside_prior else 0.0
+        return draws, log_weights.masked_fill(~self.inside(draws), outside)
 
     def measure_weights(
         self, condition: Tensor, *, reject_outside_prior: bool = True, **kwargs: Any
     ) -> WeightDiagnostics:
         """Return diagnostics of the weights of draws of the base given each condition.
 
-        Keyword arguments are those of the function `weights.measure_weights`.
+        Keyword arguments are those of the function `rejection.measure_weights`.
         """
         draw = partial(self.draw_weighted, reject_outside_prior=reject_outside_prior)
         at_once = draws_at_once(self, condition)
@@ -320,9 +272,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         if not whole_gradient:
             return partition_function(self._ratio_in_training(draws, condition), inside)
         log_ratio = self.log_ratio(draws, condition)
-        weights = log_ratio.detach().exp()
-        if inside is not None:
-            weights = weights * inside
+        weights = log_ratio.detach().exp() * inside
         if num_samples > 1:
             # The other draws are the baseline, as the mean of the scores is zero.
             weights = (weights - weights.mean(dim=0)) * num_samples / (num_samples - 1)
@@ -342,11 +292,24 @@ class HybridEstimator(ConditionalDensityEstimator):
 
     def log_unnormalized(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         r"""Return :math:`\log b(\theta \mid x) + \rho(\theta, x)`, also outside."""
-        if not (self.latent_features and self.corrects) or kwargs:
-            log_base = self.net.log_prob(input, condition, **kwargs)
-            return log_base + self.log_ratio(input, condition)
-        log_base, noise = log_prob_and_noise(self.net, input, condition)
-        return log_base + self.log_ratio(input, condition, noise)
+        log_base = self.net.log_prob(input, condition, **kwargs)
+        return log_base + self.log_ratio(input, condition)
+
+    def log_partition(self, condition: Tensor, weights: WeightDiagnostics) -> Tensor:
+        r"""Return the measured :math:`\log Z` with its gradient, or raise.
+
+        The gradient, in the condition and in all weights, is :math:`E_q[\nabla \log b +
+        \nabla \rho]` over samples of the hybrid :math:`q`.
+        """
+        weights.check_not_empty()
+        if not torch.is_grad_enabled():
+            return weights.log_partition
+        num_samples = max(1, draws_at_once(self, condition) // len(condition))
+        shape = torch.Size((min(num_samples, _NUM_GRADIENT_SAMPLES),))
+        with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
+            samples = self.sample(shape, condition, weights=weights)
+        mean = self.log_unnormalized(samples, condition).mean(dim=0)
+        return weights.log_partition + mean - mean.detach()
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return log-densities, normalized with draws from the base.
@@ -367,12 +330,9 @@ class HybridEstimator(ConditionalDensityEstimator):
         Raises:
             RuntimeError: If the base has no draw in the support of the prior.
         """
-        weights = self.measure_weights(condition)
-        weights.check_not_empty()
-        log_prob = self.log_unnormalized(input, condition, **kwargs)
-        log_prob = log_prob - weights.log_partition
-        log_prob = log_prob - gradient_of_log_partition(self, condition)
-        return self.fill_outside(log_prob, input, -torch.inf)
+        log_partition = self.log_partition(condition, self.measure_weights(condition))
+        log_prob = self.log_unnormalized(input, condition, **kwargs) - log_partition
+        return log_prob.masked_fill(~self.inside(input), -torch.inf)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row, in nats.

@@ -1,9 +1,8 @@
 r"""Features of several measurements that do not depend on their order."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
+from zuko.nn import MLP
 
 from sbi_boed_plugin._numbers import check_integer
 
@@ -13,18 +12,15 @@ __all__ = ["MeasurementSetEmbedding"]
 class MeasurementSetEmbedding(nn.Module):
     r"""Embedding of many measurements, each with a design of its own.
 
-    For experiments whose design is a batch: measurement :math:`x_j` was taken at
-    :math:`\xi_j`, and their order says nothing. The features are the mean of what one
-    network makes of every pair,
+    Measurement :math:`x_j` was taken at :math:`\xi_j`, and their order says nothing.
+    Features are the mean of what one network makes of every pair,
 
     .. math:: \frac1n \sum_{j=1}^n f(x_j, \xi_j),
 
-    so that the number of weights does not grow with the number of measurements.
-
-    Rows are `(x, design)`: pass it as the `embedding_net` of
+    so that the number of weights does not grow with the number of measurements. Rows
+    are `(x, design)`: pass it as the `embedding_net` of
     :func:`~sbi_boed_plugin.transformed_posterior_nn`, which calls :meth:`standardize`
-    with the first simulations. All measurements are standardized alike, where sbi would
-    standardize each place by itself.
+    with the first simulations, for all measurements alike.
 
     References:
         Zaheer et al., *Deep Sets*, NeurIPS 2017, https://arxiv.org/abs/1703.06114.
@@ -69,18 +65,16 @@ class MeasurementSetEmbedding(nn.Module):
         """
         super().__init__()
         self.num_measurements = check_integer("num_measurements", num_measurements, 1)
-        self.dim_x = dim_x = check_integer("dim_x", dim_x, 1)
-        self.dim_design = dim_design = check_integer("dim_design", dim_design, 1)
+        self.dim_x = check_integer("dim_x", dim_x, 1)
+        self.dim_design = check_integer("dim_design", dim_design, 1)
         hidden_features = check_integer("hidden_features", hidden_features, 1)
         num_layers = check_integer("num_layers", num_layers, 1)
         output_dim = check_integer("output_dim", output_dim, 1)
-        widths = [dim_x + dim_design, *[hidden_features] * num_layers]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.SiLU()]
-        self.register_buffer("mean", torch.zeros(dim_x + dim_design))
-        self.register_buffer("scale", torch.ones(dim_x + dim_design))
-        self.of_one = nn.Sequential(*layers, nn.Linear(hidden_features, output_dim))
+        dim_pair = self.dim_x + self.dim_design
+        self.register_buffer("mean", torch.zeros(dim_pair))
+        self.register_buffer("scale", torch.ones(dim_pair))
+        hidden = [hidden_features] * num_layers
+        self.of_one = MLP(dim_pair, output_dim, hidden, nn.SiLU)
 
     @torch.no_grad()
     def standardize(self, rows: Tensor) -> None:

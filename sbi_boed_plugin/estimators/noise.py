@@ -14,7 +14,6 @@ References:
     https://arxiv.org/abs/1805.08498.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -25,11 +24,10 @@ from torch import Tensor, nn
 
 __all__ = [
     "EstimatorView",
-    "draw_noise",
     "embed_condition",
     "has_noise",
-    "log_prob_and_noise",
     "reparameterize",
+    "sample_with_noise",
     "to_noise",
 ]
 
@@ -38,7 +36,6 @@ class EstimatorView(ConditionalDensityEstimator):
     """An estimator that hands changed inputs and conditions to another, its `net`."""
 
     net: ConditionalDensityEstimator
-    changes_input = False
 
     @property
     def embedding_net(self) -> nn.Module | None:
@@ -80,10 +77,9 @@ def to_noise(
 ) -> Tensor:
     r"""Return the noise :math:`z = T(x; c)` that samples were made of, or raise.
 
-    Samples have shape `(batch_dim, dim)` or `(sample_dim, batch_dim, dim)`. Of flows of
-    nflows and zuko the noise is Normal, of mixtures of Gaussians logistic; an estimator
-    of your own brings a method `to_noise(input, condition)` for inputs of shape
-    `(batch_dim, dim)`, at which noise of mixtures has double precision, on the CPU.
+    Samples have shape `(batch_dim, dim)`, of which noise of mixtures has double
+    precision, or `(sample_dim, batch_dim, dim)`. Of flows the noise is Normal, of
+    mixtures logistic; an estimator of your own brings `to_noise(input, condition)`.
     """
     if isinstance(estimator, EstimatorView):
         of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
@@ -100,7 +96,7 @@ def to_noise(
         return estimator.inverse_transform(input, condition)
     samples = input.unsqueeze(0) if is_one_each else input
     if _is_gaussian_flow(estimator):
-        noise = _flow_to_noise(estimator, samples, condition)[0]
+        noise = _flow_to_noise(estimator, samples, condition)
     elif isinstance(estimator, MixtureDensityEstimator):
         # Gradients of single samples are divided by one another.
         noise = _mixture_to_noise(estimator, samples, condition, is_one_each)
@@ -145,14 +141,15 @@ def _is_gaussian_flow(estimator: ConditionalDensityEstimator) -> bool:
 
 def _flow_to_noise(
     estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return noise of the shape of `input`, and logarithms of determinants."""
+) -> Tensor:
+    """Return noise of the shape of `input`.
+
+    The method inverse_transform of sbi leaves out the embedding of the condition.
+    """
     flow = cast(Any, estimator.net)
-    # The method inverse_transform of sbi leaves out the embedding of the condition.
     context = flow._embedding_net(condition)
     context = context.expand(len(input), *context.shape).flatten(0, 1)
-    noise, log_det = flow._transform(input.flatten(0, 1), context=context)
-    return noise.reshape(input.shape), log_det.reshape(input.shape[:2])
+    return flow._transform(input.flatten(0, 1), context=context)[0].reshape(input.shape)
 
 
 def _mixture_to_noise(
@@ -182,57 +179,29 @@ def _mixture_to_noise(
     return below - above if double else (below - above).to(input.device)
 
 
-def log_prob_and_noise(
-    estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return log-densities and noise of inputs `(sample_dim, batch_dim, dim)`.
-
-    A flow of nflows needs one pass for both.
-    """
-    if isinstance(estimator, EstimatorView):
-        of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
-        log_prob, noise = log_prob_and_noise(estimator.net, *of_net)
-        return log_prob + estimator.log_abs_det(input), noise
-    if not _is_gaussian_flow(estimator):
-        given = input, condition
-        return estimator.log_prob(*given), to_noise(estimator, *given)
-    noise, log_det = _flow_to_noise(estimator, input, condition)
-    gaussian = cast(Any, estimator.net)._distribution.log_prob(noise.flatten(0, 1))
-    return gaussian.reshape(log_det.shape) + log_det, noise
-
-
-def draw_noise(
+def sample_with_noise(
     estimator: ConditionalDensityEstimator, num_samples: int, condition: Tensor
-) -> tuple[Tensor, Callable[..., Tensor]] | None:
-    """Return noise and the function that makes samples of it, if a flow has them.
+) -> tuple[Tensor, Tensor]:
+    """Return what the method `sample` would, to the last bit, and the noise of it.
 
-    Both have shape `(num_samples, batch_dim, dim)`, and the samples are those that the
-    flow's method `sample` would return, to the last bit. Samples that the function's
-    argument, booleans `(num_samples, batch_dim)`, leaves out are not made but NaN.
+    A flow of nflows has the noise before the samples, and needs no way back.
     """
-    if isinstance(estimator, EstimatorView) and not estimator.changes_input:
-        condition = estimator.condition_of_net(condition)
-        return draw_noise(estimator.net, num_samples, condition)
+    input_of_net = getattr(type(estimator), "input_of_net", None)
+    if input_of_net is EstimatorView.input_of_net:
+        view = cast(EstimatorView, estimator)
+        of_net = num_samples, view.condition_of_net(condition)
+        return sample_with_noise(view.net, *of_net)
     if not _is_gaussian_flow(estimator):
-        return None
+        samples = estimator.sample(torch.Size((num_samples,)), condition)
+        return samples, to_noise(estimator, samples, condition)
     flow = cast(Any, estimator.net)
-    context = flow._embedding_net(condition).repeat_interleave(num_samples, dim=0)
     # One row per sample, those of a condition in succession, as the flow has them.
+    context = flow._embedding_net(condition).repeat_interleave(num_samples, dim=0)
     like = {"device": context.device, "dtype": context.dtype}
-    rows = torch.randn(len(context), *estimator.input_shape, **like)
+    noise = torch.randn(len(context), *estimator.input_shape, **like)
+    samples = flow._transform.inverse(noise, context=context)[0]
     shape = (len(condition), num_samples, *estimator.input_shape)
-
-    def from_noise(chosen: Tensor | None = None) -> Tensor:
-        made = slice(None)
-        if chosen is not None and not bool(chosen.all()):
-            made = chosen.transpose(0, 1).flatten()
-        samples = torch.full_like(rows, torch.nan)
-        noise = rows[made]
-        if len(noise):
-            samples[made] = flow._transform.inverse(noise, context=context[made])[0]
-        return samples.reshape(shape).transpose(0, 1)
-
-    return rows.reshape(shape).transpose(0, 1), from_noise
+    return samples.reshape(shape).transpose(0, 1), noise.reshape(shape).transpose(0, 1)
 
 
 def reparameterize(

@@ -50,16 +50,13 @@ class DesignRatioPotential(RatioBasedPotential):
     def set_x(self, x_o: Tensor | None, x_is_iid: bool | None = True) -> None:
         """Set the observation, of which each of several designs needs one row."""
         # The base class calls this before it stores the ratio.
-        ratio = getattr(self, "ratio_estimator", None)
-        is_fixed = isinstance(ratio, DesignConditionedRatio)
-        num_designs = len(ratio.design) if is_fixed else 1
-        if x_o is not None and num_designs > 1:
-            num_rows = len(torch.atleast_2d(x_o))
-            if num_rows != num_designs:
-                raise ValueError(
-                    f"The observation has {num_rows} rows, but the posterior was built "
-                    f"with {num_designs} designs: pass one row per design."
-                )
+        design = getattr(getattr(self, "ratio_estimator", None), "design", [None])
+        num_rows = 0 if x_o is None else len(torch.atleast_2d(x_o))
+        if len(design) > 1 and num_rows not in (0, len(design)):
+            raise ValueError(
+                f"The observation has {num_rows} rows, but the posterior was built "
+                f"with {len(design)} designs: pass one row per design."
+            )
         super().set_x(x_o, x_is_iid=x_is_iid)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor
 from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
 from sbi_boed_plugin.estimators.coordinates import (
-    Coordinates,
     Units,
     move_transform,
     warn_if_gaussian,
@@ -21,8 +19,9 @@ from sbi_boed_plugin.estimators.coordinates import (
 from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
-    "CategoricalPosteriorBuilder",
     "TransformedEstimator",
+    "as_transform",
+    "build_categorical",
     "coordinates_of",
     "transformed_likelihood_nn",
     "transformed_posterior_nn",
@@ -39,8 +38,6 @@ class TransformedEstimator(EstimatorView):
     |\det \partial T / \partial x|`: log-probabilities are densities in natural units.
     """
 
-    changes_input = True
-
     def __init__(
         self,
         estimator: ConditionalDensityEstimator,
@@ -55,8 +52,9 @@ class TransformedEstimator(EstimatorView):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
         """Move the tensors of the transforms as those of the network."""
         super()._apply(fn, recurse)
-        self.input_transform = move_transform(self.input_transform, fn)
-        self.condition_transform = move_transform(self.condition_transform, fn)
+        device = next(self.parameters()).device
+        self.input_transform = move_transform(self.input_transform, device)
+        self.condition_transform = move_transform(self.condition_transform, device)
         return self
 
     def input_of_net(self, input: Tensor) -> Tensor:
@@ -87,23 +85,17 @@ class TransformedEstimator(EstimatorView):
         condition = self.condition_of_net(condition)
         inverse = cast(Callable[[Tensor], Tensor], self.input_transform.inv)
         samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
-        if self.input_transform is identity_transform:
-            return samples
-        before = (slice(None),) * len(sample_shape)
         event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
             lost = ~torch.isfinite(self.input_of_net(samples))
             lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
-            rows = lost.movedim(len(sample_shape), 0).flatten(1).any(dim=1)
-            if not rows.any():
+            if self.input_transform is identity_transform or not lost.any():
                 break
-            again = inverse(self.net.sample(sample_shape, condition[rows], **kwargs))
-            place = (*before, rows)
-            samples[place] = torch.where(lost[place], again, samples[place])
+            again = inverse(self.net.sample(sample_shape, condition, **kwargs))
+            samples = torch.where(lost, again, samples)
         return samples
 
 
-@dataclass(eq=False)
 class _TransformedBuilder:
     """Builds a `TransformedEstimator`; a class, so that it pickles.
 
@@ -112,24 +104,44 @@ class _TransformedBuilder:
     which sbi would share between networks.
     """
 
-    model: Any
-    condition: Literal["theta", "x"]
-    coordinates: Coordinates
-    dim_design: int
-    kwargs: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        self.factory = likelihood_nn if self.condition == "theta" else posterior_nn
-        if isinstance(self.model, str):
-            self.factory(self.model, **self.kwargs)  # Refuses what it does not know.
+    def __init__(
+        self,
+        model: Any,
+        condition: Literal["theta", "x"],
+        *,
+        dim_design: int = 0,
+        theta_transform: Transform = identity_transform,
+        x_transform: Transform | Literal["auto"] | None = "auto",
+        design_transform: Transform = identity_transform,
+        **kwargs: Any,
+    ) -> None:
+        """Raise if sbi does not know a model, or `x_transform` names no coordinates."""
+        self.model, self.condition, self.kwargs = model, condition, kwargs
+        self.factory = likelihood_nn if condition == "theta" else posterior_nn
+        if isinstance(model, str):
+            self.factory(model, **kwargs)  # Refuses what it does not know.
+        x_transform = identity_transform if x_transform is None else x_transform
+        if x_transform != "auto" and not isinstance(x_transform, Transform):
+            raise ValueError(
+                f"x_transform={x_transform!r} must be 'auto', None for natural units, "
+                "or a Transform of torch.distributions from natural units."
+            )
+        self.dim_design = dim_design
+        self.coordinates = {
+            "theta_transform": theta_transform,
+            "x_transform": x_transform,
+            "design_transform": design_transform,
+        }
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        coordinates = self.coordinates.to(theta.device)
-        of_theta, of_x = coordinates.theta, coordinates.of_x
+        of_theta, of_x, of_design = (
+            move_transform(as_transform(self.coordinates[name]), theta.device)
+            for name in ("theta_transform", "x_transform", "design_transform")
+        )
         if self.condition == "theta":
-            of_theta = self._beside_design(of_theta, coordinates.design, theta)
+            of_theta = self._beside_design(of_theta, of_design, theta)
         else:
-            of_x = self._beside_design(of_x, coordinates.design, x)
+            of_x = self._beside_design(of_x, of_design, x)
         build = self._build_named if isinstance(self.model, str) else self.model
         network = build(cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x)))
         return self._view(network, of_theta, of_x)
@@ -182,42 +194,44 @@ class _TransformedBuilder:
         )
         if keeps:
             return identity_transform
-        may_skew = is_condition or name == "theta" or self.coordinates.x == "auto"
+        may_skew = (
+            is_condition or name == "theta" or self.coordinates["x_transform"] == "auto"
+        )
         return Units(values, may_skew=may_skew)
 
 
-class CategoricalPosteriorBuilder:
-    """Builds sbi's autoregressive categorical network over finitely many values.
+def build_categorical(
+    theta: Tensor, x: Tensor, *, values: list[Tensor]
+) -> TransformedEstimator:
+    """Build sbi's categorical network of the sorted values of each parameter.
 
     Its probabilities sum to one, so that its bound of the information never exceeds the
     entropy of the prior. A density over the same values has no such limit.
     """
-
-    def __init__(self, values: list[Tensor]) -> None:
-        """Initialize the builder with the sorted values of each parameter."""
-        self.values = values
-
-    def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
-        """Build the network of the probabilities of `theta` given conditions `x`."""
-        # sbi reads the values from rows, of which a batch may lack some.
-        num_values = torch.tensor([len(values) for values in self.values])
-        rows = torch.arange(int(num_values.max()))
-        every = torch.stack([v[rows % len(v)].to(theta) for v in self.values], dim=1)
-        units = Units(x)
-        network = build_categoricalmassestimator(
-            every,
-            cast(Tensor, units(x)),
-            num_categories_per_variable=num_values,
-            num_hidden=50,
-        )
-        return TransformedEstimator(network, condition_transform=units)
+    # sbi reads the values from rows, of which a batch may lack some.
+    num_values = torch.tensor([len(some) for some in values])
+    rows = torch.arange(int(num_values.max()))
+    every = torch.stack([some[rows % len(some)].to(theta) for some in values], dim=1)
+    units = Units(x)
+    network = build_categoricalmassestimator(
+        every,
+        cast(Tensor, units(x)),
+        num_categories_per_variable=num_values,
+        num_hidden=50,
+    )
+    return TransformedEstimator(network, condition_transform=units)
 
 
-def coordinates_of(build: object) -> Coordinates:
-    """Return the coordinates that a builder of this module uses, else natural units."""
+def as_transform(given: Transform | Literal["auto"]) -> Transform:
+    """Return a transform; `"auto"` stands for natural units."""
+    return given if isinstance(given, Transform) else identity_transform
+
+
+def coordinates_of(build: object) -> dict[str, Any]:
+    """Return the transforms of a builder, as arguments of those of this module."""
     if isinstance(build, _TransformedBuilder):
         return build.coordinates
-    return Coordinates()
+    return _TransformedBuilder(build, "theta").coordinates
 
 
 def transformed_likelihood_nn(
@@ -259,18 +273,19 @@ def transformed_likelihood_nn(
         >>> build(theta, x).log_prob(x.unsqueeze(0), theta).shape
         torch.Size([1, 100])
     """
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "theta", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(
+        model,
+        "theta",
+        dim_design=dim_design,
+        theta_transform=theta_transform,
+        x_transform=x_transform,
+        design_transform=design_transform,
+        **kwargs,
+    )
 
 
 def transformed_posterior_nn(
-    model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
-    *,
-    dim_design: int = 0,
-    theta_transform: Transform = identity_transform,
-    x_transform: Transform | Literal["auto"] | None = "auto",
-    design_transform: Transform = identity_transform,
-    **kwargs,
+    model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator], **kwargs: Any
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
     """Return a builder of posteriors that work in other coordinates.
 
@@ -294,5 +309,4 @@ def transformed_posterior_nn(
         >>> bool(((samples > 0) & (samples < 1)).all())
         True
     """
-    coordinates = Coordinates(theta_transform, x_transform, design_transform)
-    return _TransformedBuilder(model, "x", coordinates, dim_design, kwargs)
+    return _TransformedBuilder(model, "x", **kwargs)

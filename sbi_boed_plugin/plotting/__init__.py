@@ -6,21 +6,14 @@ nats. The colours are those of Okabe and Ito, which stay apart for colour-blind 
 and maps of even lightness.
 """
 
-from sbi_boed_plugin.plotting.information import plot_trace
-from sbi_boed_plugin.plotting.over_design import plot_eig_map, plot_eig_over_design
-from sbi_boed_plugin.plotting.policy import (
-    plot_policy,
-    plot_policy_candidates,
-    visited_designs,
-)
+from sbi_boed_plugin.plotting.information import plot_eig_over_design, plot_trace
+from sbi_boed_plugin.plotting.policy import plot_policy, visited_designs
 from sbi_boed_plugin.plotting.posterior import plot_posterior, plot_posterior_sequence
 from sbi_boed_plugin.plotting.predictive import plot_predictive
 
 __all__ = [
-    "plot_eig_map",
     "plot_eig_over_design",
     "plot_policy",
-    "plot_policy_candidates",
     "plot_posterior",
     "plot_posterior_sequence",
     "plot_predictive",

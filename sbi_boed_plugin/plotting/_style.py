@@ -1,17 +1,12 @@
 """What all figures share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
-
-from sbi_boed_plugin.objectives.eig import EIGEstimate
 
 __all__ = [
     "BLUE",
@@ -21,12 +16,8 @@ __all__ = [
     "PURPLE",
     "VERMILLION",
     "despine",
-    "draw_estimates",
-    "heat_map",
     "label_steps",
     "legend_above",
-    "legend_of_panels",
-    "new_axes",
     "numbered_names",
     "ordered_colors",
 ]
@@ -36,53 +27,12 @@ PURPLE, SKY, GREY = "#CC79A7", "#56B4E9", "#7F7F7F"
 LINES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 
 
-def new_axes() -> tuple[Figure, Axes]:
-    """Return a figure with one pair of axes."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    return figure, figure.subplots()
-
-
-def despine(ax: Axes) -> None:
-    """Remove the frame above and on the right."""
+def despine(ax: Axes, left: bool = True) -> None:
+    """Remove the frame above and on the right, and perhaps the axis on the left."""
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def draw_estimates(
-    ax: Axes,
-    positions: np.ndarray,
-    estimates: Sequence[EIGEstimate],
-    color: str,
-    marker: str,
-    label: str,
-    size: float = 4,
-) -> None:
-    """Draw values with their standard errors."""
-    ax.errorbar(
-        positions,
-        [estimate.value for estimate in estimates],
-        yerr=[estimate.standard_error for estimate in estimates],
-        color=color,
-        marker=marker,
-        markersize=size,
-        capsize=2,
-        linestyle="none",
-        label=label,
-        zorder=2 if color == BLUE else 3,
-    )
-
-
-def heat_map(
-    ax: Axes, values: np.ndarray, low: float, high: float, **style: Any
-) -> AxesImage:
-    """Draw values, a column per step, between two ends of the vertical axis."""
-    return ax.imshow(
-        values,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        extent=(0.5, values.shape[1] + 0.5, low, high),
-        **style,
-    )
+    if not left:
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
 
 
 def label_steps(ax: Axes) -> None:
@@ -99,14 +49,6 @@ def legend_above(ax: Axes, num_columns: int = 2) -> None:
         ncols=num_columns,
         frameon=False,
         borderaxespad=0.2,
-    )
-
-
-def legend_of_panels(figure: Figure, ax: Axes) -> None:
-    """Put the legend of one panel above all."""
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False
     )
 
 

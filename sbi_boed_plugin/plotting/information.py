@@ -1,31 +1,31 @@
-"""Figures of the expected information gain over training."""
+"""Figures of the expected information gain, over training and over the designs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives.eig import LOWER_BOUNDS, EIGEstimate
 from sbi_boed_plugin.plotting._style import (
     BLUE,
     GREEN,
     GREY,
+    PURPLE,
     VERMILLION,
     despine,
-    draw_estimates,
     label_steps,
     legend_above,
-    new_axes,
 )
 
-__all__ = ["plot_trace"]
+__all__ = ["plot_eig_over_design", "plot_trace"]
 
-_OBJECTIVE_NAMES = {
-    "barber_agakov": "Barber-Agakov bound",
-    "gkl": "generalized-KL bound",
-    "info_nce": "InfoNCE bound",
-    "marginal": "marginal estimate (no bound)",
+_BOUND_NAMES = {
+    **dict.fromkeys(LOWER_BOUNDS, "lower bound"),
+    "snmc": "upper bound",
+    "exact": "exact",
 }
 
 
@@ -48,57 +48,150 @@ def plot_trace(
     that was found. `cap` is the largest value of a step: `log(L + 1)` for `"info_nce"`
     with `L` contrastive samples; the other objectives have none.
     """
-    figure, ax = new_axes()
-    values = np.asarray(history["eig"])
+    figure, ax = _new_axes()
+    values, errors = (np.asarray(history[n]) for n in ("eig", "eig_standard_error"))
     steps = np.arange(1, len(values) + 1)
     window = max(1, len(values) // 40)
-    mean, error = _moving_average(
-        values, np.asarray(history["eig_standard_error"]), window
-    )
+    kernel = np.ones(window)
+    # At both ends there are fewer values to average.
+    count = np.convolve(np.ones(len(values)), kernel, mode="same")
+    mean = np.convolve(values, kernel, mode="same") / count
+    error = np.sqrt(np.convolve(errors**2, kernel, mode="same")) / count
     label = "one step"
     if window > 1:
-        style = {"color": GREY, "markersize": 2, "alpha": 0.5}
-        ax.plot(steps, values, ".", label=label, **style)
+        ax.plot(steps, values, ".", color=GREY, markersize=2, alpha=0.5, label=label)
         label = f"mean of {window} steps"
     if objective is not None:
-        label = f"{_OBJECTIVE_NAMES.get(objective, objective)}, {label}"
+        label = f"{objective}, {label}"
     ax.plot(steps, mean, color=BLUE, label=label)
     ax.fill_between(
         steps, mean - error, mean + error, color=BLUE, alpha=0.3, linewidth=0
     )
-    if exact is not None:
-        ax.axhline(exact, color=GREEN, linestyle="--", label="exact, design found")
-    if cap is not None:
-        ax.axhline(cap, color="black", linestyle=":", label="cap of one step")
+    others = []
+    for value, color, line, label in (
+        (exact, GREEN, "--", "exact, design found"),
+        (cap, "black", ":", "cap of one step"),
+    ):
+        if value is not None:
+            ax.axhline(value, color=color, linestyle=line, label=label)
+            others.append(value)
     if eig is not None:
-        draw_estimates(ax, steps[-1:], [eig], VERMILLION, "D", "design found", size=5)
-    others = [cap, exact, None if eig is None else eig.value]
-    _hide_early_values(ax, values, [other for other in others if other is not None])
-    ax.set_xlim(0, len(values) * 1.03 + 0.5)
-    label_steps(ax)
-    ax.set_ylabel("expected information gain [nats]")
-    legend_above(ax)
-    despine(ax)
-    return figure
-
-
-def _hide_early_values(ax: Axes, values: np.ndarray, others: list[float]) -> None:
-    """Let low values of the first steps not squeeze the others."""
+        _draw_estimates(ax, steps[-1:], [eig], VERMILLION, "D", "design found", size=5)
+        others.append(eig.value)
+    # Low values of the first steps must not squeeze the others.
     settled = values[len(values) // 10 :]
     lowest = min(0.0, float(np.quantile(settled, 0.01)), *others)
     highest = max(0.0, float(values.max()), *others)
     margin = 0.08 * (highest - lowest)
     if values.min() < lowest - margin:
         ax.set_ylim(lowest - margin, highest + margin)
+    ax.set_xlim(0, len(values) * 1.03 + 0.5)
+    label_steps(ax)
+    legend_above(ax)
+    return figure
 
 
-def _moving_average(
-    values: np.ndarray, errors: np.ndarray, window: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of the values around each, and its standard error."""
-    kernel = np.ones(window)
-    # At both ends there are fewer values to average.
-    count = np.convolve(np.ones(len(values)), kernel, mode="same")
-    mean = np.convolve(values, kernel, mode="same") / count
-    variance = np.convolve(errors**2, kernel, mode="same") / count**2
-    return mean, np.sqrt(variance)
+def plot_eig_over_design(
+    designs: Tensor,
+    estimates: Sequence[EIGEstimate],
+    *,
+    design: float | None = None,
+    eig: EIGEstimate | None = None,
+    candidates: Sequence[tuple[Tensor, EIGEstimate]] = (),
+    reference: Sequence[tuple[float, float]] | None = None,
+    visited: Tensor | None = None,
+    name: str = "design",
+    log: bool = False,
+) -> Figure:
+    """Plot the information gain over the range of a one-dimensional design.
+
+    The axis does not follow negative estimates far down, which a likelihood gives
+    that was hardly trained at a design: triangles at the lower edge stand for them.
+
+    `estimates` are those of sorted `designs`, of shape `(num_designs,)` or
+    `(num_designs, 1)`; `design` is the one that was found, `eig` its estimate, and
+    `candidates` are what a search compared, as in `DesignResult`. `reference` holds
+    value and standard error of each design from another source, such as the exact
+    answer, in nats. Designs not `visited`, as `visited_designs` says, are shaded: the
+    networks were not trained there. `log` is for designs that span decades.
+    """
+    figure, ax = _new_axes()
+    positions = designs.reshape(-1).cpu().numpy()
+    if log:
+        ax.set_xscale("log")
+    if visited is not None:
+        _shade(ax, positions, ~visited.cpu().numpy(), log)
+    kind = _BOUND_NAMES.get(estimates[0].bound, "estimate")
+    if reference is not None:
+        values, errors = np.asarray(reference).T
+        ax.plot(positions, values, color=GREEN, label="reference")
+        ax.fill_between(
+            positions, values - errors, values + errors, color=GREEN, alpha=0.3
+        )
+    # Below this an estimate tells nothing that is worth the space.
+    values = [estimate.value for estimate in estimates]
+    floor = -0.25 * max(0.1, *values, *(value for value, _ in reference or ()))
+    far = np.array(values) < floor
+    near = [e for e, is_far in zip(estimates, far, strict=True) if not is_far]
+    _draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
+    if len(candidates) > 1:
+        others, scores = zip(*candidates, strict=True)
+        places = np.array([other.item() for other in others])
+        _draw_estimates(ax, places, scores, PURPLE, "s", "candidates compared")
+    if design is not None:
+        ax.axvline(design, color=VERMILLION, linestyle="--", linewidth=1)
+        if eig is not None:
+            place = np.array([design])
+            _draw_estimates(ax, place, [eig], VERMILLION, "D", "design found", size=6)
+    if far.any():
+        ax.set_ylim(bottom=floor)
+        edge, label = np.full(far.sum(), floor), f"{kind}, further below"
+        ax.plot(positions[far], edge, "v", color=BLUE, clip_on=False, label=label)
+    ax.set_xlabel(name)
+    legend_above(ax)
+    return figure
+
+
+def _shade(ax: Axes, positions: np.ndarray, shaded: np.ndarray, log: bool) -> None:
+    """Shade the axes around some positions, up to the middle between neighbours."""
+    places = np.log(positions) if log else positions
+    edges = np.concatenate([places[:1], 0.5 * (places[1:] + places[:-1]), places[-1:]])
+    edges = np.exp(edges) if log else edges
+    label = "never visited by the policy"
+    for index in np.flatnonzero(shaded):
+        ends = edges[index], edges[index + 1]
+        ax.axvspan(*ends, color=GREY, alpha=0.25, linewidth=0, label=label)
+        label = "_nolegend_"
+
+
+def _new_axes() -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes for the information."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    ax = figure.subplots()
+    ax.set_ylabel("expected information gain [nats]")
+    despine(ax)
+    return figure, ax
+
+
+def _draw_estimates(
+    ax: Axes,
+    positions: np.ndarray,
+    estimates: Sequence[EIGEstimate],
+    color: str,
+    marker: str,
+    label: str,
+    size: float = 4,
+) -> None:
+    """Draw values with their standard errors."""
+    ax.errorbar(
+        positions,
+        [estimate.value for estimate in estimates],
+        yerr=[estimate.standard_error for estimate in estimates],
+        color=color,
+        marker=marker,
+        markersize=size,
+        capsize=2,
+        linestyle="none",
+        label=label,
+        zorder=2 if color == BLUE else 3,
+    )

@@ -31,9 +31,6 @@ def plot_posterior(
 ) -> Figure:
     """Plot prior and posterior samples of all parameters and pairs, with the truth.
 
-    The figure has a histogram of each parameter and, below it in the same column, with
-    the same horizontal axis, its pairs with the parameters that follow.
-
     Samples have shape `(num, dim_theta)`, and the true parameters `(dim_theta,)` or
     `(1, dim_theta)`. `log` says of each parameter whether it spans decades and is drawn
     as a logarithm.
@@ -66,10 +63,7 @@ def _corner(
     names: Sequence[str] | None,
     log: Sequence[bool] | None,
 ) -> Figure:
-    """Draw histograms on the diagonal and, below them, pairs with the same axes.
-
-    The first of the labelled samples are those of the prior.
-    """
+    """Draw histograms on the diagonal and, below them, pairs; the prior comes first."""
     groups = [group.cpu() for group in labelled.values()]
     dim_theta = groups[0].shape[-1]
     names = numbered_names(names, "parameter", dim_theta)
@@ -120,10 +114,8 @@ def _limits(groups: list[Tensor], truth: Tensor | None) -> Tensor:
     """Return ranges of shape `(dim_theta, 2)`: most of the prior, all that matters."""
     prior, *posteriors = groups
     parts = [prior.quantile(torch.tensor([0.005, 0.98]), dim=0)]
-    for posterior in posteriors:
-        parts.append(posterior.quantile(torch.tensor([0.002, 0.998]), dim=0))
-    if truth is not None:
-        parts.append(truth)
+    parts += [p.quantile(torch.tensor([0.002, 0.998]), dim=0) for p in posteriors]
+    parts += [] if truth is None else [truth]
     values = torch.cat(parts)
     low, high = values.amin(dim=0), values.amax(dim=0)
     margin = 0.05 * (high - low)
@@ -154,6 +146,4 @@ def _draw_histograms(
             label=label,
         )
     ax.set_xlim(low, high)
-    ax.set_yticks([])
-    despine(ax)
-    ax.spines["left"].set_visible(False)
+    despine(ax, left=False)

@@ -1,8 +1,11 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import joblib
 import torch
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
@@ -19,15 +22,22 @@ from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.estimators.rejection import MIN_ACCEPTANCE_RATE
-from sbi_boed_plugin.estimators.weights import (
+from sbi_boed_plugin.estimators.rejection import (
     DEFAULT_QUANTILE,
+    MIN_ACCEPTANCE_RATE,
     WeightDiagnostics,
-    gradient_of_log_partition,
+    draws_at_once,
 )
-from sbi_boed_plugin.posteriors._measured import MeasuredWeights
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]
+
+# Nats by which a partition function may be off before a user should know: a factor of
+# seven, which ordinary observations hardly ever reach.
+_MAX_LOG_PARTITION = 2.0
+# Relative standard error of a normalization, and the draws that it may take, those of
+# all observations together; where draws are dear, so many evaluations of the base.
+_PARTITION_ERROR = 0.006
+_MAX_DRAWS, _MAX_EVALUATIONS = 200_000, 16
 
 
 @dataclass(frozen=True)
@@ -35,18 +45,18 @@ class HybridPosteriorParameters(DirectPosteriorParameters):
     """Parameters for initializing `HybridPosterior`, for `build_posterior`.
 
     Example:
-        >>> parameters = HybridPosteriorParameters(bound_quantile=1.0)
+        >>> parameters = HybridPosteriorParameters(ceiling_quantile=1.0)
         >>> parameters.min_acceptance_rate
         0.001
     """
 
-    bound_quantile: float = DEFAULT_QUANTILE
+    ceiling_quantile: float = DEFAULT_QUANTILE
     min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
 
     def validate(self) -> None:
         """Check the values."""
         super().validate()
-        shares = ["bound_quantile", "min_acceptance_rate"]
+        shares = ["ceiling_quantile", "min_acceptance_rate"]
         check_fields(self, check_real, shares, 0.0, 1.0)
 
 
@@ -55,7 +65,7 @@ class HybridPosterior(DirectPosterior):
 
     Samples are draws of the base :math:`b`, each accepted with probability
     :math:`\min(1, e^{\rho} / M)`. What `diagnostics` tells about them is measured once
-    for each observation, from draws of a fixed seed.
+    for the last observations, from draws of a fixed seed.
 
     Example:
     --------
@@ -70,8 +80,10 @@ class HybridPosterior(DirectPosterior):
     """
 
     posterior_estimator: HybridEstimator
+    # Observations, weights of networks and settings, and what was measured of them.
+    _measured: tuple[object, dict[object, WeightDiagnostics]] | None = None
 
-    def __init__(
+    def __init__(  # noqa: D417
         self,
         posterior_estimator: HybridEstimator,
         prior: Distribution,
@@ -80,19 +92,16 @@ class HybridPosterior(DirectPosterior):
         x_shape: torch.Size | None = None,
         enable_transform: bool = True,
         *,
-        bound_quantile: float = DEFAULT_QUANTILE,
+        ceiling_quantile: float = DEFAULT_QUANTILE,
         min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
     ):
-        r"""Initialize the posterior.
+        r"""Initialize the posterior. The rest is as for `DirectPosterior`.
 
         Args:
             posterior_estimator: The trained hybrid.
             prior: Prior distribution; the posterior is zero outside of its support.
             max_sampling_batch_size: Number of draws of the base at a time.
-            device: Device, e.g., "cpu", "cuda" or "cuda:0".
-            x_shape: Deprecated, should not be passed.
-            enable_transform: Whether `map` works in an unconstrained space.
-            bound_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
+            ceiling_quantile: Quantile of the weights :math:`e^{\rho}` to take for the
                 ceiling :math:`M`: 1 is the largest weight of 10,000 draws. The lower,
                 the faster, and the more mass is lost, but no more than 2 %.
             min_acceptance_rate: Rate of acceptance below which samples are drawn by
@@ -109,7 +118,7 @@ class HybridPosterior(DirectPosterior):
                 "DirectPosterior, or correct them by NPE_GKL.refine()."
             )
         share = partial(check_real, least=0.0, most=1.0)
-        self.bound_quantile = share("bound_quantile", bound_quantile)
+        self.ceiling_quantile = share("ceiling_quantile", ceiling_quantile)
         self.min_acceptance_rate = share("min_acceptance_rate", min_acceptance_rate)
         if posterior_estimator.prior is not prior:
             # Not set on the estimator, which other posteriors may share.
@@ -122,7 +131,6 @@ class HybridPosterior(DirectPosterior):
             x_shape,
             enable_transform,
         )
-        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
             within the prior bounds."""
@@ -130,10 +138,10 @@ class HybridPosterior(DirectPosterior):
     def to(self, device: str | torch.device) -> None:
         """Move estimator, prior and x_o to a device."""
         super().to(device)
-        self._measured = MeasuredWeights()
         self._use_unnormalized_potential()
 
     def _use_unnormalized_potential(self) -> None:
+        self._measured = None
         self.potential_fn = PosteriorBasedPotential(
             UnnormalizedHybrid(self.posterior_estimator),
             self.prior,
@@ -143,55 +151,31 @@ class HybridPosterior(DirectPosterior):
     def diagnostics(self, x: Tensor | None = None) -> WeightDiagnostics:
         r"""Return how well the base fits the hybrid, given each observation.
 
-        Args:
-            x: Observations of shape `(batch_dim, *x_event_shape)`; the default `x` if
-                `None`.
+        Observations have shape `(batch_dim, *x_event_shape)`; `None` stands for the
+        default `x`.
         """
-        return self._measure(self._rows(x), self.max_sampling_batch_size).diagnostics
+        return self._measure(self._rows(x), self.max_sampling_batch_size)
 
     def sample(
         self,
         sample_shape: Shape = torch.Size(),
         x: Tensor | None = None,
-        max_sampling_batch_size: int | None = None,
-        show_progress_bars: bool = True,
-        reject_outside_prior: bool = True,
-        max_sampling_time: float | None = None,
-        return_partial_on_timeout: bool = False,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        r"""Draw samples from the posterior :math:`p(\theta|x)`.
+        r"""Draw samples `(*sample_shape, dim_theta)` from :math:`p(\theta|x)`.
 
-        Args:
-            sample_shape: Desired shape of samples.
-            x: Observation of shape `(1, *x_event_shape)` or `x_event_shape`; the
-                default `x` if `None`.
-            max_sampling_batch_size: Largest number of draws of the base at a time.
-            show_progress_bars: Whether to show sampling progress monitor.
-            reject_outside_prior: Whether samples outside of the prior's support are
-                rejected. Otherwise they are those of the base; draws inside are still
-                corrected.
-            max_sampling_time: Time in seconds after which sampling gives up.
-            return_partial_on_timeout: Whether it then returns the samples it has, with
-                a warning, instead of raising a RuntimeError.
-
-        Returns:
-            Samples of shape `(*sample_shape, dim_theta)`.
+        Arguments are those of `DirectPosterior`. With `reject_outside_prior=False`
+        samples outside of the prior's support are those of the base; draws inside are
+        still corrected.
 
         Raises:
             ValueError: If there are several observations.
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        samples = self.sample_batched(
-            sample_shape,
-            self._one_row(x, ".sample()", ".sample_batched()"),
-            max_sampling_batch_size,
-            show_progress_bars,
-            reject_outside_prior,
-            max_sampling_time,
-            return_partial_on_timeout,
-        )
-        return samples[..., 0, :]
+        rows = self._one_row(x, ".sample()", ".sample_batched()")
+        return self.sample_batched(sample_shape, rows, *args, **kwargs)[..., 0, :]
 
     def sample_batched(
         self,
@@ -214,19 +198,10 @@ class HybridPosterior(DirectPosterior):
         if max_sampling_batch_size is not None:
             name = "max_sampling_batch_size"
             batch_size = check_integer(name, max_sampling_batch_size, 1)
-        if reject_outside_prior:
-            weights = self._measure(rows, batch_size).diagnostics
-        else:
-            weights = hybrid.measure_weights(
-                rows,
-                bound_quantile=self.bound_quantile,
-                reject_outside_prior=False,
-                max_batch_size=batch_size,
-            )
         samples = hybrid.sample(
             torch.Size(sample_shape),
             rows,
-            weights=weights,
+            weights=self._measure(rows, batch_size, None, reject_outside_prior),
             reject_outside_prior=reject_outside_prior,
             min_acceptance_rate=self.min_acceptance_rate,
             max_sampling_batch_size=batch_size,
@@ -239,31 +214,17 @@ class HybridPosterior(DirectPosterior):
         return samples
 
     def log_prob(
-        self,
-        theta: Tensor,
-        x: Tensor | None = None,
-        norm_posterior: bool = True,
-        track_gradients: bool = False,
-        leakage_correction_params: dict | None = None,
+        self, theta: Tensor, x: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        r"""Return the log-density of the posterior :math:`p(\theta|x)`.
+        r"""Return log-densities `(num,)` of :math:`p(\theta|x)` in nats.
 
-        Args:
-            theta: Parameters of shape `(num, dim_theta)`.
-            x: Observation; the default `x` if `None`.
-            norm_posterior: Whether to normalize, by draws of the base.
-            track_gradients: Whether the result carries gradients.
-            leakage_correction_params: As in `DirectPosterior`; only
-                `num_rejection_samples` is used, the number of draws.
-
-        Returns:
-            Log-densities of shape `(num,)` in nats, `-inf` outside the support of the
-            prior.
+        They are `-inf` outside the support of the prior. Arguments are those of
+        `DirectPosterior`. The density is normalized by draws of the base; of
+        `leakage_correction_params` their number is used, `num_rejection_samples`.
         """
         rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
         theta = ensure_theta_batched(torch.as_tensor(theta)).unsqueeze(1)
-        settings = norm_posterior, track_gradients, leakage_correction_params
-        return self.log_prob_batched(theta, rows, *settings)[:, 0]
+        return self.log_prob_batched(theta, rows, *args, **kwargs)[:, 0]
 
     def log_prob_batched(
         self,
@@ -286,19 +247,10 @@ class HybridPosterior(DirectPosterior):
         with torch.set_grad_enabled(track_gradients):
             log_prob = hybrid.log_unnormalized(theta, rows)
             if norm_posterior:
-                log_prob = log_prob - self._log_partition(rows, num_draws)
-                log_prob = log_prob - gradient_of_log_partition(hybrid, rows)
-            return hybrid.fill_outside(log_prob, theta, -torch.inf)
-
-    def _log_partition(self, rows: Tensor, num_draws: int | None) -> Tensor:
-        hybrid, batch_size = self.posterior_estimator, self.max_sampling_batch_size
-        if num_draws is None:
-            return self._measure(rows, batch_size).log_partition(hybrid, batch_size)
-        weights = hybrid.measure_weights(
-            rows, num_draws=num_draws, max_batch_size=batch_size
-        )
-        weights.check_not_empty()
-        return weights.log_partition
+                num_draws = num_draws or self._draws_for_density(rows)
+                weights = self._measure(rows, self.max_sampling_batch_size, num_draws)
+                log_prob = log_prob - hybrid.log_partition(rows, weights)
+            return log_prob.masked_fill(~hybrid.inside(theta), -torch.inf)
 
     @torch.no_grad()
     def leakage_correction(
@@ -311,18 +263,11 @@ class HybridPosterior(DirectPosterior):
     ) -> Tensor:
         """Return the share of the hybrid's mass inside, of shape `(batch_dim,)`.
 
-        Draws are made at each call, which is why `force_update` has no effect.
+        The draws are the same at each call, which is why `force_update` has no effect.
         """
-        inside, everywhere = (
-            self.posterior_estimator.measure_weights(
-                self._rows(x),
-                num_draws=num_rejection_samples,
-                reject_outside_prior=reject,
-                max_batch_size=rejection_sampling_batch_size,
-            ).log_partition
-            for reject in (True, False)
-        )
-        return (inside - everywhere).exp()
+        given = self._rows(x), rejection_sampling_batch_size, num_rejection_samples
+        inside, everywhere = (self._measure(*given, reject) for reject in (True, False))
+        return (inside.log_partition - everywhere.log_partition).exp()
 
     def _rows(self, x: Tensor | None) -> Tensor:
         """Return observations in rows, on the right device and of the right shape."""
@@ -346,6 +291,52 @@ class HybridPosterior(DirectPosterior):
             )
         return rows
 
-    def _measure(self, rows: Tensor, batch_size: int) -> MeasuredWeights:
-        hybrid, quantile = self.posterior_estimator, self.bound_quantile
-        return self._measured.refresh(hybrid, rows, quantile, batch_size)
+    def _measure(
+        self,
+        rows: Tensor,
+        batch_size: int,
+        num_draws: int | None = None,
+        reject_outside_prior: bool = True,
+    ) -> WeightDiagnostics:
+        """Return the weights given observations, measured if anything has changed."""
+        hybrid, quantile = self.posterior_estimator, self.ceiling_quantile
+        tensors = [rows, *hybrid.state_dict().values()]
+        numbers = joblib.hash([tensor.detach().cpu().numpy() for tensor in tensors])
+        parts = id(hybrid.energy), id(hybrid.prior), hybrid.corrects, quantile
+        if self._measured is None or self._measured[0] != (numbers, parts):
+            self._measured = (numbers, parts), {}
+        known, how = self._measured[1], (num_draws, reject_outside_prior)
+        if how not in known:
+            known[how] = hybrid.measure_weights(
+                rows,
+                num_draws=num_draws,
+                reject_outside_prior=reject_outside_prior,
+                ceiling_quantile=quantile,
+                max_batch_size=batch_size,
+            )
+            if hybrid.trained_partition and how == (None, True):
+                self._warn_if_far(known[how].log_partition)
+        return known[how]
+
+    def _draws_for_density(self, rows: Tensor) -> int | None:
+        """Return how many draws the error of Z asks for, `None` for as many as ever."""
+        weights = self._measure(rows, self.max_sampling_batch_size)
+        weights.check_not_empty()
+        variance = weights.num_draws / weights.effective_sample_size - 1.0
+        at_once = draws_at_once(self.posterior_estimator, rows)
+        most = min(_MAX_DRAWS, _MAX_EVALUATIONS * at_once) // len(rows)
+        needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=most))
+        return needed if needed > weights.num_draws else None
+
+    def _warn_if_far(self, log_partition: Tensor) -> None:
+        """Warn where the partition function, trained to be one, is not."""
+        far = log_partition.abs() > _MAX_LOG_PARTITION
+        if far.any():
+            row = int(log_partition.abs().argmax())
+            warnings.warn(
+                f"log Z is {log_partition[row].item():.2f} given row {row} of x, and 0 "
+                f"where the energy was trained well ({int(far.sum())} of {len(far)} "
+                f"rows are off by more than {_MAX_LOG_PARTITION:g}). The observation "
+                "is probably far from the simulations: do not trust its posterior.",
+                stacklevel=5,
+            )

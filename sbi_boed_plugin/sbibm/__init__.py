@@ -9,7 +9,6 @@ from typing import Any
 from sbi_boed_plugin.sbibm.methods import (
     METHODS,
     RunOutcome,
-    check_hyper,
     nle,
     nle_ince,
     npe,
@@ -19,9 +18,9 @@ from sbi_boed_plugin.sbibm.methods import (
     run_method,
 )
 from sbi_boed_plugin.sbibm.repairs import repair_sbibm
+from sbi_boed_plugin.sbibm.settings import check_hyper
 
 __all__ = [
-    "INSTALL",
     "METHODS",
     "TASKS",
     "RunOutcome",
@@ -49,8 +48,6 @@ TASKS = (
     "lotka_volterra",
 )
 
-INSTALL = 'pip install "sbi_boed_plugin[sbibm]" && pip install --no-deps sbibm==1.1.0'
-
 
 def get_task(name: str, **settings: Any) -> Any:
     """Return one of sbibm's `TASKS`, which run without Julia, with its own settings.
@@ -64,7 +61,8 @@ def get_task(name: str, **settings: Any) -> Any:
         import sbibm
     except ImportError as error:
         raise ImportError(
-            f"tasks of sbibm need {error.name or 'a package'}, which is missing. "
-            f"Run `{INSTALL}`."
+            f"tasks of sbibm need {error.name or 'a package'}, which is missing. Run "
+            '`pip install "sbi_boed_plugin[sbibm]" && pip install --no-deps '
+            "sbibm==1.1.0`."
         ) from error
     return sbibm.get_task(name, **settings)

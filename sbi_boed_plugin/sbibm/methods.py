@@ -9,38 +9,25 @@ import contextlib
 import hashlib
 import io
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from sbi.inference import NLE_A, NPE_C, NRE_B
-from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to
+from torch.distributions.transforms import IndependentTransform, identity_transform
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
-from sbi_boed_plugin.sbibm._cache import TrainingCache, training_key
-from sbi_boed_plugin.sbibm.settings import (
-    HybridSettings,
-    InfoNCESettings,
-    LikelihoodSettings,
-    PosteriorSettings,
-    RatioSettings,
-    RunSettings,
-)
-from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
-from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
-from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
+from sbi_boed_plugin.sbibm._cache import kept_or_made, training_key
+from sbi_boed_plugin.sbibm.settings import RECIPES, check_hyper, posterior_arguments
 
 __all__ = [
-    "CACHE",
     "METHODS",
     "RunOutcome",
-    "check_hyper",
     "nle",
     "nle_ince",
     "npe",
@@ -50,16 +37,11 @@ __all__ = [
     "run_method",
 ]
 
-CACHE = TrainingCache()
-
-# Trainer, kind of network, and hyperparameters of each method.
-_RECIPES: dict[str, tuple[type, Callable[..., Any], type[RunSettings]]] = {
-    "nle": (NLE_A, likelihood_nn, LikelihoodSettings),
-    "nle_ince": (NLE_INCE, likelihood_nn, InfoNCESettings),
-    "npe": (NPE_C, posterior_nn, PosteriorSettings),
-    "npe_gkl": (NPE_GKL, posterior_nn, HybridSettings),
-    "nre": (NRE_B, classifier_nn, RatioSettings),
-    "nre_gkl": (NRE_GKL, classifier_nn, RatioSettings),
+# The others have a likelihood or ratio, from which no density is normalized.
+_NORMALIZED = ("npe", "npe_gkl")
+_TRAINS_WITH = {
+    *("training_batch_size", "max_num_epochs", "num_atoms", "num_contrastive"),
+    *("regularization_strength", "training", "energy"),
 }
 
 
@@ -93,10 +75,24 @@ def run_method(
 ) -> RunOutcome:
     """Run a method by its name, and tell training from sampling.
 
-    Samples of shape `(num_samples, dim_parameters)` are from the posterior of an
-    observation of shape `(1, dim_data)`, or of one of the task's by its number.
-    `num_simulations` are those of all rounds together, and `hyper` the fields of
-    `RunSettings` and of what else the method has.
+    Args:
+        name: One of `METHODS`.
+        task: A task of sbibm, or like one of them.
+        num_samples: Number of posterior samples.
+        num_simulations: Number of simulations of all rounds together.
+        num_observation: Number of one of the task's observations.
+        observation: Or an observation of shape `(1, dim_data)`.
+        **hyper: What the method has of `num_rounds`; `neural_net`, `hidden_features`,
+            `z_score_x` and `z_score_theta` of sbi's networks; arguments of `train()`;
+            `mcmc_method` and `mcmc_parameters` of sbi's; `simulation_batch_size`;
+            `automatic_transforms_enabled`, whether networks see parameters without
+            bounds, such as logarithms of positive ones; `seed` of simulations, training
+            and sampling; `cache`, a folder of pickles in which trainings are kept, so
+            that the observations of a task share one (needs a seed); and `cache_tag`,
+            any text: trainings with another one are not used again.
+
+    Returns:
+        Samples of shape `(num_samples, dim_parameters)`, and what they cost.
 
     Raises:
         ValueError: If there is no such method, not exactly one observation is given or
@@ -106,53 +102,53 @@ def run_method(
     """
     settings = check_hyper(name, **hyper)
     check_integer("num_samples", num_samples, 1)
-    least = settings.num_rounds
+    least = settings["num_rounds"]
     remedy = f"One per round of num_rounds={least} is the least."
     check_integer("num_simulations", num_simulations, least, remedy=remedy)
     x_o = _observation(task, num_observation, observation)
-    prior, transform = task.get_prior_dist(), None
-    if settings.automatic_transforms_enabled:
+    prior = task.get_prior_dist()
+    transform: Any = IndependentTransform(identity_transform, 1)
+    if settings["automatic_transforms_enabled"]:
         transform = biject_to(prior.support).inv
         prior = TransformedDistribution(prior, transform)
 
     def train() -> tuple[Any, int, float]:
         started = time.perf_counter()
         simulator = task.get_simulator(max_calls=num_simulations)
-        with isolated_rng(settings.seed):
+        with isolated_rng(settings["seed"]):
             estimator = _train(
                 name, settings, simulator, prior, transform, num_simulations, x_o
             )
         return estimator, simulator.num_simulations, time.perf_counter() - started
 
-    key = training_key(name, settings, task, num_simulations, x_o)
-    trained, from_cache = CACHE.get(key, train, settings.cache)
+    from_cache = False
+    if settings["cache"] is None:
+        trained = train()
+    else:
+        key = training_key(name, settings, task, num_simulations, x_o)
+        trained, from_cache = kept_or_made(key, train, settings["cache"])
     estimator, num_used, training_seconds = trained
 
     sampling_seed = None
-    if settings.seed is not None:
+    if settings["seed"] is not None:
         # No other observation shares it.
-        text = f"{settings.seed} {x_o.tolist()}"
+        text = f"{settings['seed']} {x_o.tolist()}"
         sampling_seed = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
     started = time.perf_counter()
     # The trainer is in here, too: sbi draws from priors to look at them.
     with isolated_rng(sampling_seed):
-        posterior = _make_trainer(name, settings, prior).build_posterior(
-            estimator, **settings.of_build_posterior()
-        )
-        samples = posterior.sample(
-            (num_samples,), x=x_o, show_progress_bars=False
-        ).detach()
+        trainer = _make_trainer(name, settings, prior)
+        posterior = trainer.build_posterior(estimator, **posterior_arguments(settings))
+        drawn = posterior.sample((num_samples,), x=x_o, show_progress_bars=False)
         sampling_seconds = time.perf_counter() - started
         log_prob = None
-        # A likelihood or ratio has no normalized density.
-        if isinstance(settings, PosteriorSettings) and num_observation is not None:
+        if name in _NORMALIZED and num_observation is not None:
             truth = task.get_true_parameters(num_observation)
             log_prob = _log_prob(posterior, truth, x_o, transform)
-        diagnostics = {}
-        if isinstance(posterior, HybridPosterior):
-            diagnostics = asdict(posterior.diagnostics(x_o))
+        is_hybrid = isinstance(posterior, HybridPosterior)
+        diagnostics = asdict(posterior.diagnostics(x_o)) if is_hybrid else {}
     return RunOutcome(
-        samples=samples if transform is None else transform.inv(samples),
+        samples=transform.inv(drawn.detach()),
         num_simulations=num_used,
         log_prob_true_parameters=log_prob,
         training_seconds=training_seconds,
@@ -166,21 +162,21 @@ def run_method(
     )
 
 
-def _make_trainer(name: str, settings: RunSettings, prior: Distribution) -> Any:
+def _make_trainer(name: str, settings: Mapping[str, Any], prior: Distribution) -> Any:
     """Return a new trainer of a method, which keeps no logs."""
-    trainer, network, _ = _RECIPES[name]
+    trainer, network, _ = RECIPES[name]
     builder = network(
-        settings.neural_net,
-        hidden_features=settings.hidden_features,
-        z_score_x=settings.z_score_x,
-        z_score_theta=settings.z_score_theta,
+        settings["neural_net"],
+        hidden_features=settings["hidden_features"],
+        z_score_x=settings["z_score_x"],
+        z_score_theta=settings["z_score_theta"],
     )
     return trainer(prior, builder, tracker=NoOpTracker(), show_progress_bars=False)
 
 
 def _train(
     name: str,
-    settings: RunSettings,
+    settings: Mapping[str, Any],
     simulator: Any,
     prior: Distribution,
     transform: Any,
@@ -193,33 +189,31 @@ def _train(
     estimator: Any = None
     # sbi prints how each training ends.
     with contextlib.redirect_stdout(io.StringIO()):
-        for number in range(settings.num_rounds):
+        for number in range(settings["num_rounds"]):
             # Rounds of the same size, the first ones taking what is left over.
-            size, rest = divmod(num_simulations, settings.num_rounds)
+            size, rest = divmod(num_simulations, settings["num_rounds"])
             size += number < rest
             if number == 0:
                 theta = prior.sample(torch.Size((size,)))
             else:
                 posterior = trainer.build_posterior(
-                    estimator, **settings.of_build_posterior()
+                    estimator, **posterior_arguments(settings)
                 )
                 posterior.set_default_x(x_o)
                 theta = posterior.sample((size,), show_progress_bars=False).detach()
-            parameters = theta if transform is None else transform.inv(theta)
-            batches = parameters.split(settings.simulation_batch_size)
+            batches = transform.inv(theta).split(settings["simulation_batch_size"])
             x = torch.cat([simulator(batch) for batch in batches])
-            if isinstance(settings, PosteriorSettings):
+            if name in _NORMALIZED:
                 trainer.append_simulations(theta, x, proposal=posterior)
             else:
                 trainer.append_simulations(theta, x, from_round=number)
-            estimator = trainer.train(**settings.of_train())
+            arguments = {key: settings[key] for key in settings if key in _TRAINS_WITH}
+            estimator = trainer.train(**arguments)
     return estimator
 
 
 def _log_prob(posterior: Any, truth: Tensor, x_o: Tensor, transform: Any) -> Tensor:
     """Return the log-density of parameters in their own units."""
-    if transform is None:
-        return posterior.log_prob(truth, x=x_o).detach()
     moved = transform(truth)
     density = posterior.log_prob(moved, x=x_o).detach()
     return density + transform.log_abs_det_jacobian(truth, moved)
@@ -235,12 +229,10 @@ def _observation(
             f"{num_observation} and observation={observation}."
         )
     if observation is None:
-        if num_observation not in range(1, task.num_observations + 1):
-            raise ValueError(
-                f"num_observation={num_observation} is none of task '{task.name}', "
-                f"which has 1 to {task.num_observations}."
-            )
-        return task.get_observation(num_observation)
+        most = task.num_observations
+        return task.get_observation(
+            check_integer("num_observation", num_observation, 1, most)
+        )
     if observation.numel() != task.dim_data:
         raise ValueError(
             f"observation has shape {tuple(observation.shape)}, but data of task "
@@ -249,25 +241,21 @@ def _observation(
     return observation.reshape(1, task.dim_data)
 
 
-# Samples, number of simulations, and log-density of the true parameters, if known.
-_SbibmResult = tuple[Tensor, int, Tensor | None]
-
-
-def _run_function(name: str) -> Callable[..., _SbibmResult]:
+def _run_function(name: str) -> Callable[..., tuple[Tensor, int, Tensor | None]]:
     """Return the function of a method that sbibm's runner calls."""
 
     def run_on_task(
         task: Any, num_samples: int, num_simulations: int, *args: Any, **hyper: Any
-    ) -> _SbibmResult:
+    ) -> tuple[Tensor, int, Tensor | None]:
         run = run_method(name, task, num_samples, num_simulations, *args, **hyper)
         return run.samples, run.num_simulations, run.log_prob_true_parameters
 
-    # It is found, and pickled, under the name that it gets in this module.
+    # It is pickled under the name that it gets in this module.
     run_on_task.__name__ = run_on_task.__qualname__ = name
     run_on_task.__doc__ = f"""Run the method `{name}` on a task of sbibm.
 
-    Arguments and errors are those of `run_method`; `hyper` are fields of
-    `{_RECIPES[name][2].__name__}`.
+    Arguments and errors are those of `run_method`, its hyperparameters
+    {", ".join(RECIPES[name].defaults)}.
 
     It returns samples of shape `(num_samples, dim_parameters)`, the number of
     simulations, and the log-density in nats of the true parameters: `None` where an
@@ -276,23 +264,5 @@ def _run_function(name: str) -> Callable[..., _SbibmResult]:
     return run_on_task
 
 
-METHODS: dict[str, Callable[..., _SbibmResult]] = {
-    name: _run_function(name) for name in _RECIPES
-}
+METHODS = {name: _run_function(name) for name in RECIPES}
 nle, nle_ince, npe, npe_gkl, nre, nre_gkl = METHODS.values()
-
-
-def check_hyper(name: str, **hyper: Any) -> RunSettings:
-    """Return all hyperparameters of a method, or raise for wrong or unknown ones."""
-    if name not in _RECIPES:
-        raise ValueError(
-            f"there is no method '{name}'. Available: {', '.join(_RECIPES)}."
-        )
-    kind = _RECIPES[name][2]
-    known = [field.name for field in fields(kind)]
-    unknown = sorted(set(hyper) - set(known))
-    if unknown:
-        raise TypeError(
-            f"{name} has no hyperparameter '{unknown[0]}'. It has {', '.join(known)}."
-        )
-    return kind(**hyper)

@@ -5,7 +5,7 @@ Nothing is edited on the disk, and later releases are left as they are.
 - `sbibm.algorithms` imports functions from `sbi.utils.get_nn_models`, a module that sbi
   had until 0.22. While `sbibm.algorithms` is imported, a module of that name has them.
 - The tasks `sir` and `lotka_volterra` solve their equations in Julia, through
-  `diffeqtorch`. Where that is missing or broken, they get simulators without Julia.
+  `diffeqtorch`, which is not imported: they get simulators without Julia.
 - The task `slcp_distractors` loads a distribution with `torch.load`, which since torch
   2.6 refuses classes that are not declared safe. They are, while it simulates.
 """
@@ -13,7 +13,6 @@ Nothing is edited on the disk, and later releases are left as they are.
 import functools
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -29,12 +28,12 @@ __all__ = ["repair_sbibm"]
 
 
 class _NoJulia:
-    """Takes the place of `diffeqtorch.DiffEq` while it is missing."""
+    """Takes the place of `diffeqtorch.DiffEq`."""
 
     def __init__(self, *_: Any, **__: Any) -> NoReturn:
         raise ImportError(
-            "task.de is a solver in Julia, which needs diffeqtorch. The simulators of "
-            "sir and lotka_volterra work without: use task.get_simulator()."
+            "task.de is a solver in Julia, which is not used. The simulators of sir "
+            "and lotka_volterra work without: use task.get_simulator()."
         )
 
 
@@ -61,10 +60,8 @@ def repair_sbibm() -> None:
         sir = import_module("sbibm.tasks.sir.task")
         lotka_volterra = import_module("sbibm.tasks.lotka_volterra.task")
         slcp = import_module("sbibm.tasks.slcp.task")
-    if sir.DiffEq is _NoJulia:
-        _replace_simulator(sir.SIR, sir_simulator)
-    if lotka_volterra.DiffEq is _NoJulia:
-        _replace_simulator(lotka_volterra.LotkaVolterra, lotka_volterra_simulator)
+    _replace_simulator(sir.SIR, sir_simulator)
+    _replace_simulator(lotka_volterra.LotkaVolterra, lotka_volterra_simulator)
     # Older versions of torch trust every class.
     if hasattr(torch.serialization, "safe_globals"):
         simulator = functools.partial(_slcp_simulator, slcp.SLCP.get_simulator)
@@ -74,18 +71,7 @@ def repair_sbibm() -> None:
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     """Put modules in the place of missing ones while sbibm is imported, no longer."""
-    missing = []
-    for name in _STAND_INS:
-        try:
-            import_module(name)
-        except Exception as error:  # Julia fails in ways of its own.
-            missing.append(name)
-            if getattr(error, "name", None) != name:
-                warnings.warn(
-                    f"{name} is installed but cannot be imported "
-                    f"({type(error).__name__}: {error}); sbibm runs without it.",
-                    stacklevel=2,
-                )
+    missing = [name for name in _STAND_INS if name not in sys.modules]
     for name in missing:
         sys.modules[name] = ModuleType(name)
         vars(sys.modules[name]).update(_STAND_INS[name])

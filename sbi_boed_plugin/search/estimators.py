@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,10 +16,13 @@ from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_densit
 from sbi_boed_plugin._sbi_compat import if_it_pickles
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures, without_failures
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.estimators.likelihood_with_failures import (
+    LikelihoodWithFailures,
+    without_failures,
+)
 from sbi_boed_plugin.estimators.transformed import (
-    CategoricalPosteriorBuilder,
+    build_categorical,
     coordinates_of,
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -115,18 +119,14 @@ class NetworkModels:
 
     def _builders(self, prior: Distribution, dim_design: int) -> tuple[Any, Any]:
         """Return what builds the posterior and the marginal."""
-        to_real, values = self.coordinates.theta, finite_values(prior)
+        transforms = {**self.coordinates, "dim_design": dim_design}
         posterior: Any = self.posterior
+        values = finite_values(prior)
         if isinstance(posterior, str) and values is not None:
-            to_real, posterior = identity_transform, CategoricalPosteriorBuilder(values)
-        elif to_real is identity_transform:
-            to_real = to_real_numbers(prior)
-        transforms: dict[str, Any] = {
-            "dim_design": dim_design,
-            "theta_transform": to_real,
-            "x_transform": self.coordinates.x,
-            "design_transform": self.coordinates.design,
-        }
+            transforms["theta_transform"] = identity_transform
+            posterior = partial(build_categorical, values=values)
+        elif transforms["theta_transform"] is identity_transform:
+            transforms["theta_transform"] = to_real_numbers(prior)
         if isinstance(self.posterior, str):
             posterior = transformed_posterior_nn(posterior, **transforms)
         if isinstance(self.marginal, str):

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
 from sbi_boed_plugin.policies.policy import DesignPolicy

@@ -21,7 +21,7 @@ from torch.optim.adam import Adam
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._atomic import defer_interrupts
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import choose_negligible, in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import (

@@ -6,12 +6,10 @@ from typing import Any
 
 from sbi_boed_plugin.tasks.bmp import BMP
 from sbi_boed_plugin.tasks.ces import CES
-from sbi_boed_plugin.tasks.gaussian_linear import GaussianLinear
+from sbi_boed_plugin.tasks.linear import GaussianLinear, NoisyLinear, noise_log_prob
 from sbi_boed_plugin.tasks.location_finding import LocationFinding
-from sbi_boed_plugin.tasks.noisy_linear import NoisyLinear, noise_log_prob
 from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic
-from sbi_boed_plugin.tasks.sir import SIR
-from sbi_boed_plugin.tasks.sir_reference import BruteForceEIG, brute_force_eig
+from sbi_boed_plugin.tasks.sir import SIR, BruteForceEIG, brute_force_eig
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = [
@@ -30,16 +28,10 @@ __all__ = [
     "noise_log_prob",
 ]
 
-_TASK_TYPES: tuple[type[Task], ...] = (
-    BMP,
-    CES,
-    GaussianLinear,
-    LocationFinding,
-    NoisyLinear,
-    Pharmacokinetic,
-    SIR,
-)
-_TASKS = {task.name: task for task in _TASK_TYPES}
+_MORE = (LocationFinding, NoisyLinear, Pharmacokinetic, SIR)
+_TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (BMP, CES, GaussianLinear, *_MORE)
+}
 
 
 def available_tasks() -> list[str]:
@@ -55,17 +47,11 @@ def get_task(name: str, **kwargs: Any) -> Task:
         **kwargs: Arguments of the task, for instance `dim_design`.
 
     Raises:
-        ValueError: If there is no task of that name, or if it does not take an
-            argument.
+        ValueError: If there is no such task, or if it does not take an argument.
 
     Example:
-        >>> task = get_task("sir", dim_design=2)
-        >>> task
+        >>> get_task("sir", dim_design=2)
         SIR(dim_theta=2, dim_design=2, dim_x=2)
-        >>> task.simulator(
-        ...     task.prior.sample((4,)), task.design_space.sample((4,))
-        ... ).shape
-        torch.Size([4, 2])
     """
     if name not in _TASKS:
         matches = difflib.get_close_matches(str(name), _TASKS, n=1)

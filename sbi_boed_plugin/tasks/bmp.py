@@ -10,9 +10,8 @@ from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
-from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin.tasks._gaussian import GaussianTask
-from sbi_boed_plugin.tasks.task import check_not_negative, numbered
 
 __all__ = ["BMP", "bound_fraction"]
 
@@ -20,12 +19,8 @@ __all__ = ["BMP", "bound_fraction"]
 def bound_fraction(k: Tensor) -> Tensor:
     r"""Return the fraction of receptors in a complex with the ligand.
 
-    With one unit of each of two receptors and :math:`k` the affinity times the
-    concentration of the ligand,
-
-    .. math:: T = \frac{2k + 1 - \sqrt{4k + 1}}{2k} = \frac{4k}{(\sqrt{4k+1} + 1)^2}.
-
-    The second form loses no digits for small :math:`k`, where :math:`T \to k`.
+    With :math:`k` the affinity times the concentration of the ligand it is :math:`T =
+    (2k + 1 - \sqrt{4k + 1}) / 2k`, in a form that loses no digits for small :math:`k`.
     """
     root = torch.sqrt(4.0 * k + 1.0)
     return 4.0 * k / (root + 1.0).square()
@@ -39,17 +34,14 @@ class BMP(GaussianTask):
         \xi_j \in [10^{-6}, 1000],
 
     where :math:`T` is `bound_fraction`: the ligand, at concentration :math:`\xi`, is
-    not depleted by binding. Concentrations span decades and are logarithms for a
-    network. The more of it, the more a single measurement tells, up to the largest.
+    not depleted by binding. Concentrations are logarithms for a network.
 
-    The model as published has no noise (`noise=0.0`). The response is then a function
-    of the parameters: there is no likelihood, and the information gain is infinite at
-    every design, so that it cannot tell which is better.
+    The model as published has no noise (`noise=0.0`). There is then no likelihood, and
+    the information gain is infinite at every design.
 
     Args:
         dim_design: Number of measurements, independent given the parameters.
-        noise: Standard deviation of the noise; the largest response is one. Zero
-            for the model without noise.
+        noise: Standard deviation of the noise; the largest response is one.
 
     Example:
         >>> value, standard_error = BMP().exact_eig(torch.tensor([10.0]))
@@ -62,16 +54,11 @@ class BMP(GaussianTask):
     design_transform = ExpTransform().inv
 
     def __init__(self, *, dim_design: int = 1, noise: float = 0.02) -> None:
-        dim_design = check_integer("dim_design", dim_design, 1)
         remedy = "It is a standard deviation: 0 is the model without noise."
         self.noise = check_real("noise", noise, 0.0, remedy=remedy)
         self.prior = BoxUniform(torch.zeros(2), torch.ones(2))
-        self.design_low = torch.full((dim_design,), 1e-6)
-        self.design_high = torch.full((dim_design,), 1_000.0)
         self.true_parameters = torch.tensor([[0.85, 0.85]])
-        self.dim_x = dim_design
-        self.design_names = numbered("concentration ξ", "concentration ξ{}", dim_design)
-        self.x_names = numbered("response x", "response x{}", dim_design)
+        self._measure(dim_design, 1e-6, 1e3, "concentration ξ{}", "response x{}")
 
     @property
     def has_log_likelihood(self) -> bool:
@@ -81,44 +68,8 @@ class BMP(GaussianTask):
     # Without noise the information gain is infinite.
     has_exact_eig = has_log_likelihood
 
-    def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
-        """Return `log p(x | theta, design)` in nats, if there is noise."""
-        self._require_noise("no likelihood", "has_log_likelihood")
-        return super().log_likelihood(x, theta, design)
-
-    def exact_eig_grid(
-        self, designs: Tensor, *, num_samples: int = 8_192, seed: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Return values and standard errors of many designs, if there is noise."""
-        self._require_noise("an infinite information gain", "has_exact_eig")
-        return super().exact_eig_grid(designs, num_samples=num_samples, seed=seed)
-
-    def _require_noise(self, consequence: str, flag: str) -> None:
-        """Refuse what a deterministic response does not have."""
-        if self.noise == 0.0:
-            raise NotImplementedError(
-                f"Task 'bmp' with `noise=0.0` has {consequence}: test `task.{flag}` "
-                "first, or create the task with `noise` above zero."
-            )
-
-    def _check_theta(self, theta: Tensor) -> None:
-        check_not_negative(
-            "theta", theta, "affinities and efficiencies", "choose them from [0, 1]"
-        )
-
-    def _check_design(self, name: str, design: Tensor) -> None:
-        check_not_negative(
-            name, design, "concentrations", "choose them between 1e-6 and 1000"
-        )
-
     def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
         return theta[..., 1:] * bound_fraction(theta[..., :1] * design)
 
-    def _scale(self, mean: Tensor) -> Tensor:
-        return torch.full_like(mean, self.noise)
-
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         return 0.0, 1.0
-
-    def _prior_quantiles(self, points: Tensor) -> Tensor:
-        return points

@@ -16,19 +16,15 @@ from torch.distributions.transforms import CatTransform, ExpTransform, SigmoidTr
 from sbi_boed_plugin.tasks._gaussian import (
     HALF_LOG_2PI,
     GridTask,
-    mills_fraction,
     mixture_density,
     pool,
     share_among_nodes,
     sobol_replicates,
     with_pooled,
 )
-from sbi_boed_plugin.tasks.task import check_not_negative
 
 __all__ = ["CES", "utility", "weights"]
 
-NUM_GOODS = 3
-LARGEST_AMOUNT = 100.0
 NOISE = 0.005
 CENSORING = 2.0**-22
 LOG_SLOPE_MEAN, LOG_SLOPE_SCALE = 1.0, 3.0
@@ -42,22 +38,17 @@ _LOWEST_NODE, _HIGHEST_NODE = -30.0, 6.0
 
 
 def weights(proportions: Tensor) -> Tensor:
-    """Return the weights of three goods from two stick-breaking proportions.
-
-    The first good takes its proportion of one, the second its proportion of what is
-    left.
-    """
+    """Return the weights of three goods from two stick-breaking proportions."""
     first, second = proportions.unbind(dim=-1)
     rest = 1.0 - first
     return torch.stack([first, rest * second, rest * (1.0 - second)], dim=-1)
 
 
 def utility(rho: Tensor, alpha: Tensor, basket: Tensor) -> Tensor:
-    r"""Return :math:`U(x) = (\sum_i \alpha_i x_i^\rho)^{1 / \rho}`.
+    r"""Return :math:`(\sum_i \alpha_i x_i^\rho)^{1 / \rho}` of baskets `(..., 3)`.
 
     Accurate in single precision down to :math:`\rho = 0`, where the utility becomes
-    :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero. Exponents
-    `(...)` and baskets `(..., 3)` broadcast.
+    :math:`\prod_i x_i^{\alpha_i}`, and for amounts of zero.
     """
     tiny = torch.finfo(basket.dtype).tiny
     log_basket = torch.where(basket > 0, basket.clamp(min=tiny).log(), _LOG_ZERO)
@@ -83,15 +74,13 @@ class CES(GridTask):
     those in the second, all in [0, 100]. The prior is :math:`\rho \sim U(0, 1)`,
     :math:`\alpha \sim \text{Dirichlet}(1, 1, 1)`, :math:`\log u \sim N(1, 3^2)`.
 
-    A row of parameters is :math:`(\rho, v_1, v_2, u)`. The weights :math:`\alpha` add
-    up to one and have no density of their own in three dimensions, so that they are
-    given by two stick-breaking proportions, which `weights` turns into
-    :math:`\alpha = (v_1, (1 - v_1) v_2, (1 - v_1)(1 - v_2))`. These are independent,
-    Beta(1, 2) and Beta(1, 1), and no information is lost or gained with them.
+    A row of parameters is :math:`(\rho, v_1, v_2, u)`: the weights :math:`\alpha` add
+    up to one and are given by two independent stick-breaking proportions, Beta(1, 2)
+    and Beta(1, 1): :math:`\alpha = (v_1, (1 - v_1) v_2, (1 - v_1)(1 - v_2))`.
 
-    The data have point masses at both ends, where the slider stops. Their logits span
-    decades around zero. In single precision, data next to the upper end are rounded:
-    their logit is known to within 1/8; the point masses are not affected.
+    The data have point masses at both ends, where the slider stops. In single
+    precision, data next to the upper end are rounded: their logit is known to within
+    1/8; the point masses are not affected.
 
     Example:
         >>> design = torch.tensor([10.0, 40.0, 30.0, 30.0, 20.0, 40.0])
@@ -115,39 +104,19 @@ class CES(GridTask):
 
     def __init__(self) -> None:
         unit_interval = Beta(torch.ones(3), torch.tensor([1.0, 2.0, 1.0]))
-        slope = LogNormal(
-            torch.tensor([LOG_SLOPE_MEAN]), torch.tensor([LOG_SLOPE_SCALE])
-        )
+        slope = LogNormal(torch.tensor([LOG_SLOPE_MEAN]), LOG_SLOPE_SCALE)
         self.prior = MultipleIndependent([Independent(unit_interval, 1), slope])
-        self.design_low = torch.zeros(2 * NUM_GOODS)
-        self.design_high = torch.full((2 * NUM_GOODS,), LARGEST_AMOUNT)
+        self.design_low = torch.zeros(6)
+        self.design_high = torch.full((6,), 100.0)
         # Weights of 0.2, 0.3 and 0.5.
         self.true_parameters = torch.tensor([[0.9, 0.2, 0.375, 10.0]])
         self.dim_x = 1
-        self.design_names = tuple(
-            f"good {good} in basket {basket}"
-            for basket in (1, 2)
-            for good in range(1, NUM_GOODS + 1)
-        )
-
-    def _check_theta(self, theta: Tensor) -> None:
-        unit, slope = theta[..., :3], theta[..., 3]
-        if ((unit < 0) | (unit > 1)).any() or (slope < 0).any():
-            raise ValueError(
-                "`theta` must hold numbers from [0, 1] and, last, a slope that is not "
-                f"negative, got a range of [{float(unit.min()):g}, "
-                f"{float(unit.max()):g}] and a slope of {float(slope.min()):g}: pass "
-                "natural units, not logits or logarithms."
-            )
-
-    def _check_design(self, name: str, design: Tensor) -> None:
-        check_not_negative(
-            name, design, "amounts of goods", "choose them between 0 and 100"
-        )
+        self.design_names = [
+            f"good {i} in basket {j}" for j in (1, 2) for i in (1, 2, 3)
+        ]
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
-        self._check_theta(theta)
-        self._check_design("design", design)
+        self._check_domain(design, theta)
         mean, scale = _moments(theta, design)
         eta = mean + scale * torch.randn_like(mean)
         ends = mean.new_tensor([CENSORING, 1.0 - CENSORING])
@@ -161,10 +130,8 @@ class CES(GridTask):
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         r"""Return `log p(x | theta, design)` in nats.
 
-        Between the ends of the slider this is a density with respect to length, and at
-        the ends, :math:`\epsilon` and :math:`1 - \epsilon`, the logarithm of a
-        probability. Differences between parameters are meaningful for both. Values
-        beyond the ends count as the ends.
+        Between the ends of the slider this is a density, and at the ends, beyond which
+        nothing is, the logarithm of a probability.
         """
         mean, scale = _moments(theta, design)
         y = x.squeeze(-1).clamp(CENSORING, 1.0 - CENSORING)
@@ -205,7 +172,7 @@ class CES(GridTask):
 def _moments(theta: Tensor, design: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of the logit before it is censored."""
     rho, alpha, slope = theta[..., 0], weights(theta[..., 1:3]), theta[..., 3]
-    first, second = design[..., :NUM_GOODS], design[..., NUM_GOODS:]
+    first, second = design[..., :3], design[..., 3:]
     distance = torch.linalg.vector_norm(first - second, dim=-1)
     gap = utility(rho, alpha, first) - utility(rho, alpha, second)
     return slope * gap, slope * NOISE * (1.0 + distance)
@@ -240,24 +207,23 @@ def _data_entropy(shares: Tensor, nodes: Tensor) -> Tensor:
 
 def _censored_entropy(mean: Tensor, scale: Tensor) -> Tensor:
     """Return entropies of Gaussians cut at the slider's ends, with their masses."""
-    low = (-_CENSORED_LOGIT - mean) / scale
-    high = (_CENSORED_LOGIT - mean) / scale
+    low, high = ((end - mean) / scale for end in (-_CENSORED_LOGIT, _CENSORED_LOGIT))
     masses = torch.special.ndtr(low), torch.special.ndtr(-high)
     entropy = -sum(torch.special.xlogy(mass, mass) for mass in masses)
     between = 0.5 * (torch.erf(high * math.sqrt(0.5)) - torch.erf(low * math.sqrt(0.5)))
-    moment = low * _normal(low) - high * _normal(high)
+    moment = low * _density(low) - high * _density(high)
     return entropy + between * (scale.log() + HALF_LOG_2PI + 0.5) + 0.5 * moment
 
 
 def _log_normal_cdf(z: Tensor) -> Tensor:
     """Return the logarithm of the normal distribution function."""
     body = torch.special.log_ndtr(z.clamp(min=-5.0))
-    # Torch's gradient is wrong or NaN far in the tail; that of the fraction is right.
+    # Torch's gradient is wrong or NaN far in the tail.
     b = (-z).clamp(min=5.0)
-    tail = -0.5 * b.square() - HALF_LOG_2PI - mills_fraction(b, 1).log()
+    tail = torch.log(0.5 * torch.special.erfcx(b * math.sqrt(0.5))) - 0.5 * b.square()
     return torch.where(z < -5.0, tail, body)
 
 
-def _normal(z: Tensor) -> Tensor:
+def _density(z: Tensor) -> Tensor:
     """Return the standard normal density."""
     return torch.exp(-0.5 * z.square() - HALF_LOG_2PI)

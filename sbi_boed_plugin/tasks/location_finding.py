@@ -17,8 +17,6 @@ __all__ = ["LocationFinding"]
 
 BACKGROUND = 0.1
 MAX_SIGNAL = 1e-4
-NOISE_SCALE = 0.5
-HALF_WIDTH = 4.0
 
 
 class LocationFinding(GaussianTask):
@@ -30,12 +28,8 @@ class LocationFinding(GaussianTask):
 
     with :math:`b = 0.1` and :math:`m = 10^{-4}`. The data are the logarithm of the
     signal. A row of parameters holds the coordinates of the first source, then those
-    of the second, and so on. The likelihood does not change when sources are exchanged:
-    with two sources every posterior has a mirror image, and no data tell which source
-    is the first.
-
-    Prior and noise look the same from all directions: the information gain of one
-    measurement depends on its distance from the origin alone.
+    of the second, and so on. No data tell which source is the first. The information
+    gain of one measurement depends on its distance from the origin alone.
 
     Args:
         num_sources: Number of sources.
@@ -48,6 +42,7 @@ class LocationFinding(GaussianTask):
     """
 
     name = "location_finding"
+    noise = 0.5
     x_names = ("log signal x",)
 
     def __init__(self, *, num_sources: int = 2, dim_space: int = 2) -> None:
@@ -57,8 +52,8 @@ class LocationFinding(GaussianTask):
         self.dim_space = dim_space
         dim_theta = num_sources * dim_space
         self.prior = Independent(Normal(torch.zeros(dim_theta), 1.0), 1)
-        self.design_low = torch.full((dim_space,), -HALF_WIDTH)
-        self.design_high = torch.full((dim_space,), HALF_WIDTH)
+        self.design_low = torch.full((dim_space,), -4.0)
+        self.design_high = torch.full((dim_space,), 4.0)
         # Within one standard deviation of the prior, and the sources apart.
         self.true_parameters = torch.linspace(-1.0, 1.0, dim_theta).unsqueeze(0)
         self.dim_x = 1
@@ -76,12 +71,6 @@ class LocationFinding(GaussianTask):
         signal = (MAX_SIGNAL + squared).reciprocal().sum(dim=-1, keepdim=True)
         return torch.log(BACKGROUND + signal)
 
-    def _scale(self, mean: Tensor) -> Tensor:
-        return torch.full_like(mean, NOISE_SCALE)
-
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         loudest = BACKGROUND + self.num_sources / MAX_SIGNAL
         return math.log(BACKGROUND), math.log(loudest)
-
-    def _prior_quantiles(self, points: Tensor) -> Tensor:
-        return torch.special.ndtri(points)

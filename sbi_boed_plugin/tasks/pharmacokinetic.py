@@ -17,18 +17,11 @@ from torch.distributions.transforms import (
     ExpTransform,
 )
 
-from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin.tasks._gaussian import GaussianTask
-from sbi_boed_plugin.tasks.task import check_not_negative, numbered
 
 __all__ = ["Pharmacokinetic", "concentration"]
 
 DOSE = 400.0
-HORIZON = 24.0
-PRIOR_MEDIAN = (1.0, 0.1, 20.0)
-PRIOR_SCALE = math.sqrt(0.05)
-MULTIPLICATIVE_VARIANCE = 0.01
-ADDITIVE_VARIANCE = 0.1
 
 
 def concentration(theta: Tensor, times: Tensor) -> Tensor:
@@ -37,10 +30,8 @@ def concentration(theta: Tensor, times: Tensor) -> Tensor:
     .. math:: m(t) = \frac{400}{V} \frac{k_a}{k_a - k_e}
         \big(e^{-k_e t} - e^{-k_a t}\big),
 
-    and its limit :math:`\frac{400}{V} k_a t\, e^{-k_a t}` where the rates are equal.
-
-    Parameters `(..., 3)` are the rates of absorption and elimination and the volume;
-    their leading dimensions broadcast with those of the times `(..., dim_design)`.
+    and its limit where the rates are equal, for parameters `(..., 3)`, the rates of
+    absorption and elimination and the volume, and times `(..., dim_design)`.
     """
     absorption, elimination, volume = theta.unbind(dim=-1)
     slower = torch.minimum(absorption, elimination).unsqueeze(-1)
@@ -82,41 +73,19 @@ class Pharmacokinetic(GaussianTask):
     )
 
     def __init__(self, *, dim_design: int = 1) -> None:
-        dim_design = check_integer("dim_design", dim_design, 1)
-        log_median = torch.tensor([math.log(median) for median in PRIOR_MEDIAN])
-        self.prior = Independent(LogNormal(log_median, PRIOR_SCALE), 1)
-        self.design_low = torch.zeros(dim_design)
-        self.design_high = torch.full((dim_design,), HORIZON)
+        log_median = torch.tensor([1.0, 0.1, 20.0]).log()
+        self.prior = Independent(LogNormal(log_median, math.sqrt(0.05)), 1)
         # Within two standard deviations of the prior: neither special nor rare.
         self.true_parameters = torch.tensor([[1.5, 0.15, 15.0]])
-        self.dim_x = dim_design
-        self.design_names = numbered("time [h]", "time {} [h]", dim_design)
-        self.x_names = numbered(
-            "concentration [mg/l]", "concentration at time {} [mg/l]", dim_design
-        )
-
-    def _check_theta(self, theta: Tensor) -> None:
-        if (theta <= 0).any():
-            raise ValueError(
-                "`theta` holds rates and volumes, which are positive, got "
-                f"{float(theta.min()):g}: pass natural units, not logarithms."
-            )
-
-    def _check_design(self, name: str, design: Tensor) -> None:
-        check_not_negative(
-            name, design, "times", f"choose them between 0 and {HORIZON:g} hours"
-        )
+        names = "time{} [h]", "concentration{} [mg/l]"
+        self._measure(dim_design, 0.0, 24.0, *names)
 
     def _mean(self, theta: Tensor, design: Tensor) -> Tensor:
         return concentration(theta, design)
 
     def _scale(self, mean: Tensor) -> Tensor:
-        return torch.sqrt(MULTIPLICATIVE_VARIANCE * mean.square() + ADDITIVE_VARIANCE)
+        return torch.sqrt(0.01 * mean.square() + 0.1)
 
     def _mean_range(self, theta: Tensor) -> tuple[float, float]:
         # The blood never holds more than the whole dose.
         return 0.0, DOSE / float(theta[:, 2].min())
-
-    def _prior_quantiles(self, points: Tensor) -> Tensor:
-        median = torch.tensor(PRIOR_MEDIAN, dtype=points.dtype)
-        return median * torch.exp(PRIOR_SCALE * torch.special.ndtri(points))

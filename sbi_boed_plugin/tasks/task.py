@@ -1,13 +1,17 @@
 """What an experiment consists of: simulator, prior, designs and known answers."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
+import torch
 from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform, identity_transform
 
-__all__ = ["Task", "check_not_negative", "check_rows", "numbered"]
+from sbi_boed_plugin._numbers import check_integer
+
+__all__ = ["Task", "check_rows"]
 
 
 class Task:
@@ -97,7 +101,7 @@ class Task:
         `(..., dim_design)` broadcast, and give log-densities `(...)`.
         """
         raise NotImplementedError(
-            f"The likelihood of task {self.name!r} is intractable: test "
+            f"No likelihood is known for {self.name!r}: test "
             "`task.has_log_likelihood` first, or learn one from simulations."
         )
 
@@ -108,9 +112,42 @@ class Task:
         form is zero.
         """
         raise NotImplementedError(
-            f"No exact information gain is known for task {self.name!r}: test "
+            f"No exact information gain is known for {self.name!r}: test "
             "`task.has_exact_eig` first, or estimate it from simulations."
         )
+
+    def _measure(
+        self, dim_design: int, low: float, high: float, design_name: str, x_name: str
+    ) -> None:
+        """Take a measurement at each value of the design; `{}` is where numbers go."""
+        num = check_integer("dim_design", dim_design, 1)
+        self.design_low = torch.full((num,), low)
+        self.design_high = torch.full((num,), high)
+        self.dim_x = num
+        numbers = [f" {j + 1}" for j in range(num)] if num > 1 else [""]
+        self.design_names = [design_name.format(number) for number in numbers]
+        self.x_names = [x_name.format(number) for number in numbers]
+
+    def _check_domain(self, design: Tensor, theta: Tensor | None = None) -> None:
+        """Refuse values at which a model is not defined.
+
+        Designs are not negative if the design space holds none that are, and
+        parameters are in the support of the prior.
+        """
+        if (design < 0).any() and (self.design_low >= 0).all():
+            raise ValueError(
+                f"`design` must not be negative, got {float(design.min()):g}: choose "
+                f"between {self.design_low.tolist()} and {self.design_high.tolist()}."
+            )
+        if theta is None or len(theta) == 0:
+            return
+        inside = cast(Any, self.prior.support).check(theta.detach().cpu())
+        if not inside.all():
+            outside = theta[~inside.to(theta.device)][0].tolist()
+            raise ValueError(
+                f"`theta` must be in the support of the prior, got {outside}: pass "
+                "natural units, not logits or logarithms."
+            )
 
     def _single_design(self, design: Tensor) -> Tensor:
         """Check one design and return it in shape `(dim_design,)`."""
@@ -133,18 +170,14 @@ class Task:
 
 def check_rows(name: str, value: Tensor, width: int) -> None:
     """Refuse what is not a matrix of finite floating-point rows of this width."""
-    if not isinstance(value, Tensor):
+    is_real = isinstance(value, Tensor) and value.is_floating_point()
+    if not is_real or value.dim() != 2 or value.shape[1] != width:
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"{tuple(value.shape)} of {value.dtype}"
         raise ValueError(
-            f"`{name}` must be a torch.Tensor, got {type(value).__name__}: convert it "
-            "with `torch.as_tensor(...)`."
-        )
-    if value.dim() != 2 or value.shape[1] != width:
-        raise ValueError(
-            f"`{name}` must have shape (batch, {width}), got {tuple(value.shape)}."
-        )
-    if not value.is_floating_point():
-        raise ValueError(
-            f"`{name}` must be floating point, got {value.dtype}: call `.float()`."
+            f"`{name}` must be a torch.Tensor of shape (batch, {width}) of floating "
+            f"point numbers, got {got}."
         )
     finite = value.isfinite()
     if not finite.all():
@@ -153,17 +186,3 @@ def check_rows(name: str, value: Tensor, width: int) -> None:
             f"`{name}` must be finite, row {row} is {value[row].tolist()}: drop or "
             "replace such rows."
         )
-
-
-def check_not_negative(name: str, value: Tensor, what: str, remedy: str) -> None:
-    """Refuse negative values; `what` says what the argument holds, in the plural."""
-    if (value < 0).any():
-        raise ValueError(
-            f"`{name}` holds {what}, which are not negative, got "
-            f"{float(value.min()):g}: {remedy}."
-        )
-
-
-def numbered(single: str, several: str, num: int) -> tuple[str, ...]:
-    """Return the label of one value, or labels of several with a number in each."""
-    return (single,) if num == 1 else tuple(several.format(j + 1) for j in range(num))

@@ -32,7 +32,7 @@ from sbi_boed_plugin._numbers import (
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.energy import SMALL_DATA
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.estimators.weights import draws_at_once
+from sbi_boed_plugin.estimators.rejection import draws_at_once
 from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_loss
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
@@ -175,7 +175,7 @@ def _prepare(
             pool = hybrid.base.sample(torch.Size((num_draws,)), data)
             both = torch.cat([own, pool])
             log_weight = torch.zeros(both.shape[:2], device=device)
-            log_weight[1:] = hybrid.fill_outside(log_weight[1:], pool, -torch.inf)
+            log_weight[1:].masked_fill_(~hybrid.inside(pool), -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils import data
 
 from sbi_boed_plugin._numbers import MOST_WEIGHT, check_integer, check_real
-from sbi_boed_plugin.estimators.failures import without_failures
+from sbi_boed_plugin.estimators.likelihood_with_failures import without_failures
 from sbi_boed_plugin.objectives.info_nce import (
     choose_negligible,
     contrastive_bound,

@@ -16,7 +16,7 @@ from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstim
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
-from sbi_boed_plugin.estimators.weights import draws_at_once
+from sbi_boed_plugin.estimators.rejection import draws_at_once
 from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
 from sbi_boed_plugin.trainers._energy_training import EnergyHistory
 

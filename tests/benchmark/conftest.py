@@ -57,7 +57,6 @@ def make_record(settings, **changed):
         "result": {},
         "error": "",
         "traceback": "",
-        "output": "",
         "seconds": 1.0,
         "finished": 0.0,
         "load": 1.5,

@@ -13,15 +13,9 @@ import pytest
 from sbi_boed_plugin.benchmark import make_report
 from sbi_boed_plugin.benchmark.figures import metric_figure
 from sbi_boed_plugin.benchmark.jobs import Job
+from sbi_boed_plugin.benchmark.report import difference_table, metric_table
 from sbi_boed_plugin.benchmark.store import Store
 from sbi_boed_plugin.benchmark.summary import mean_and_sem, read_results
-from sbi_boed_plugin.benchmark.tables import (
-    difference_table,
-    metric_table,
-    published_beside,
-    time_table,
-)
-from sbi_boed_plugin.sbibm import TASKS
 from tests.benchmark.conftest import Reader, add, make_record
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +26,7 @@ ATTACK = "<script>alert('&')</script>"
 def folder(tmp_path_factory):
     """A benchmark with a method that fails on one task, and elsewhere once."""
     folder = tmp_path_factory.mktemp("my-bench")
-    failure = {"error": f"ValueError: {ATTACK}", "traceback": ATTACK, "output": ATTACK}
+    failure = {"error": f"ValueError: {ATTACK}", "traceback": ATTACK}
     for task in ("slcp", "two_moons"):
         for budget in (1_000, 10_000):
             for observation, seed in ((1, 0), (1, 1), (2, 0), (2, 1)):
@@ -134,8 +128,7 @@ def test_the_page_needs_nothing_else_and_escapes_texts(report):
     reader = Reader(html)
     assert reader.open == []
     assert not {"script", "link", "iframe"} & set(reader.tags)
-    outside = [a for a in reader.addresses if not a.startswith(("data:", "#"))]
-    assert outside == ["https://arxiv.org/abs/2101.04653"]
+    assert all(a.startswith(("data:", "#")) for a in reader.addresses)
     targets = [a[1:] for a in reader.addresses if a.startswith("#")]
     assert targets and all(f'id="{target}"' in html for target in targets)
     # Only tables and figures in their own frames are wider than a phone's screen.
@@ -143,7 +136,7 @@ def test_the_page_needs_nothing_else_and_escapes_texts(report):
     assert ATTACK not in html and "<b>" not in html and "<careful>" not in html
     for text in (
         *(ATTACK, "mine:<b>", "failed jobs: 10", "Failures (10)", "1 failed"),
-        *("8 jobs: <careful>", "0.725"),
+        "8 jobs: <careful>",
     ):
         assert text in reader.text
     assert reader.text.count("slcp, mine:<b>, 1,000 simulations, seed") == 4
@@ -188,19 +181,15 @@ def test_means_over_other_observations_are_not_ranked(single, tmp_path):
     assert legend.get_texts()[-1].get_text().startswith("hollow")
 
 
-@pytest.mark.parametrize(
-    ("samples", "used", "caveat"),
-    [(10_000, 11, "uses 11 simulations"), (500, 10, "500 samples")],
-)
-def test_who_pays_less_or_is_judged_by_less_is_not_ranked(
-    single, tmp_path, samples, used, caveat
-):
+def test_who_pays_less_or_is_judged_by_less_is_not_ranked(single, tmp_path):
     single("npe", 0.7)
-    result = {"num_simulations_used": used}
-    single("nre", 0.6, num_samples=samples, result=result)
+    single("nre", 0.6, result={"num_simulations_used": 11})
+    single("nle", 0.5, num_samples=500)
     results = read_results(tmp_path)
     assert best(results) == ["0.700"]
-    assert f"0.600 ({caveat})" in metric_table(results, "c2st", 10).texts.to_string()
+    text = metric_table(results, "c2st", 10).texts.to_string()
+    for caveat in ("0.600 (uses 11 simulations)", "0.500 (500 samples)"):
+        assert caveat in text
 
 
 def test_methods_with_everything_are_ranked(single, tmp_path):
@@ -211,20 +200,14 @@ def test_methods_with_everything_are_ranked(single, tmp_path):
         single("nle", task=task, num_samples=500, error="an error")
     results = read_results(tmp_path)
     assert best(results) == ["0.700"] * 3
+    # The legend fits, also with long names beside few panels.
+    figure = metric_figure(results, "c2st")
+    figure.savefig(tmp_path / "figure.png")
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0.0 and box.x1 <= figure.bbox.x1
     html = page_of(tmp_path)
-    assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html) == ["0.700"] * 3
-    assert "hollow" not in str(metric_figure(results, "c2st").legends[0].get_texts())
-
-
-def test_medians_of_times_say_over_how_many_tasks_they_are(single, tmp_path):
-    single("npe", result={"training_seconds": 1.0})
-    single("npe", result={"training_seconds": 9.0}, task="slcp")
-    single("nre")
-    single("nre", task="two_moons", error="an error")
-    results = read_results(tmp_path)
-    texts = time_table(results).texts["training [s], 10"]
-    # The middle of two: neither the geometric mean nor one of them.
-    assert texts.to_dict() == {"npe": "5.000", "nre": "10.0 1 of 2 tasks"}
+    assert re.findall(r'<td class="best"[^>]*>([^<]*)<', html)[:3] == ["0.700"] * 3
+    assert "hollow" not in str(figure.legends[0].get_texts())
 
 
 def test_a_training_that_observations_share_counts_once(single, tmp_path):
@@ -295,41 +278,6 @@ def test_variants_are_compared_with_like_settings(single, tmp_path):
     assert set(difference_table(results, "c2st").texts) == {f"{n}, 10" for n in names}
 
 
-def test_published_values_that_are_known_by_heart():
-    cells = [(t, r, 10_000) for t in TASKS for r in (1, 10)]
-    columns = ["task", "num_rounds", "num_samples"]
-    rows = published_beside(pd.DataFrame(cells, columns=columns))
-    assert rows["c2st"].between(0.5, 1.0).all()
-    assert len(rows) == len(TASKS) * 6 * 3
-    found = rows.sort_values("num_simulations").groupby(["task", "method"])["c2st"]
-    values = found.apply(list)
-    assert values["two_moons", "NLE"] == [0.773, 0.713, 0.668]
-    assert values["two_moons", "NPE"] == [0.725, 0.606, 0.542]
-    # The paper's 0.812 and 0.731 are of another posterior than sbibm's of today.
-    assert values["gaussian_mixture", "NLE"] == [0.740, 0.723, 0.690]
-    assert values["gaussian_mixture", "NPE"] == [0.716, 0.615, 0.548]
-    assert values["gaussian_mixture", "SNPE"] == [0.669, 0.551, 0.536]
-
-
-@pytest.mark.parametrize(
-    ("changed", "shown"),
-    [
-        ({}, ["NLE", "NPE", "NRE"]),
-        ({"num_samples": 9_999}, []),
-        ({"num_rounds": 2}, []),
-        ({"num_rounds": 10}, ["SNLE", "SNPE", "SNRE"]),
-    ],
-)
-def test_published_values_are_shown_beside_like_runs(tmp_path, changed, shown):
-    add(tmp_path, Job("sir", "npe", 1_000, 0, 1, **changed), {"c2st": 0.7})
-    results = read_results(tmp_path)
-    columns = list(metric_table(results, "c2st", 1_000).texts)
-    assert columns[1:] == [f"{name}, published" for name in shown]
-    assert ("AISTATS" in page_of(tmp_path)) == bool(shown)
-    legend = metric_figure(results, "c2st").legends[0].get_texts()
-    assert [text.get_text().split(",")[0] for text in legend[1:]] == shown
-
-
 def test_what_is_unusual_is_in_the_names_and_other_jobs_are_none(single, tmp_path):
     settings = ({}, {"num_rounds": 2}, {"hyper": {"a": 1}}, {"tag": "new"})
     for changed in (*settings, {"hyper": {"a": "1"}, "num_samples": 500}):
@@ -342,50 +290,27 @@ def test_what_is_unusual_is_in_the_names_and_other_jobs_are_none(single, tmp_pat
     assert "minus" not in text and not (tmp_path / "differences.csv").exists()
 
 
-def test_mixed_versions_are_told(single, tmp_path):
-    for number, version in enumerate(["0.26", "0.27", "0.27"], start=1):
-        versions = {"sbi_boed_plugin": "0.1", "sbi": version}
-        single("npe", number=number, versions=versions)
-    text = Reader(page_of(tmp_path)).text
-    assert "1 job of sbi_boed_plugin 0.1, sbi 0.26" in text
-    assert "2 jobs of sbi_boed_plugin 0.1, sbi 0.27" in text
-    assert "several versions" in text
-
-
 def test_a_metric_that_some_jobs_lack_has_no_mean(tmp_path):
     add(tmp_path, Job("sir", "npe", 10, 0, 1), {"c2st": 0.7, "mmd": 0.1})
     failure = {"error": ATTACK, "traceback": "its trace", "status": "done"}
     add(tmp_path, Job("sir", "npe", 10, 0, 2), {"c2st": 0.8}, **failure)
+    versions = {"versions": {"sbi_boed_plugin": "0.1", "sbi": "0.26"}}
+    add(tmp_path, Job("sir", "npe", 10, 0, 3), {"c2st": 0.75}, **versions)
     text = Reader(page_of(tmp_path)).text
     (row,) = table(tmp_path / "summary.csv")
     assert row["mmd"] == "" and float(row["c2st"]) == pytest.approx(0.75)
     assert "–" in (tmp_path / "summary.md").read_text()
+    assert "1 job of sbi_boed_plugin 0.1, sbi 0.26" in text
+    assert "several versions" in text
     # The job counts as done, and the failure is told.
     for part in (ATTACK, "its trace", "Failures (1)", "failed jobs: 0"):
         assert part in text
 
 
-def test_failures_alone_make_a_report(single, tmp_path):
-    single("npe", error="an error", traceback="its trace")
-    assert "its trace" in page_of(tmp_path)
-
-
 def test_a_folder_without_results_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"holds no results.*sbi-boed bench"):
-            make_report(folder)
+    with pytest.raises(ValueError, match=r"holds no results.*sbi-boed bench"):
+        make_report(tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_long_names_fit_above_few_panels(single, tmp_path):
-    for task in ("sir", "slcp"):
-        single("npe", task=task)
-        single("npe", task=task, num_rounds=10)
-    figure = metric_figure(read_results(tmp_path), "c2st")
-    figure.savefig(tmp_path / "figure.png")
-    (legend,) = figure.legends
-    box = legend.get_window_extent()
-    assert box.x0 >= 0.0 and box.x1 <= figure.bbox.x1
 
 
 def test_optional_packages_are_imported_by_a_report_only():

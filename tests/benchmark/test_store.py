@@ -95,13 +95,3 @@ def test_one_run_has_the_folder_until_its_process_dies(tmp_path):
     process.join()
     with Store(tmp_path).lock():
         pass
-
-
-def test_leftovers_of_a_killed_run_are_removed(tmp_path):
-    store = Store(tmp_path)
-    store.jobs.mkdir()
-    for name in (".a.json.1.tmp", "b.tmp"):
-        (store.jobs / name).touch()
-    with store.lock(), pytest.raises(FolderInUseError), Store(tmp_path).lock():
-        pass
-    assert os.listdir(store.jobs) == ["b.tmp"]

@@ -1,9 +1,7 @@
 """Methods in sbibm's convention that take no time, for the command to find by name."""
 
-import time
 from pathlib import Path
 
-import numpy as np
 import torch
 
 
@@ -26,13 +24,6 @@ def logged(task, num_samples, num_simulations, num_observation, log):
     return prior(task, num_samples, num_simulations)
 
 
-def endless(task, num_samples, num_simulations, num_observation):
-    """Never end for the first observation, as some samplers do not."""
-    while num_observation == 1:
-        time.sleep(0.01)
-    return prior(task, num_samples, num_simulations)
-
-
 def failing(task, num_samples, num_simulations, num_observation, mended):
     """Fail for the first observation until there is a file `mended`."""
     if num_observation == 1 and not Path(mended).exists():
@@ -49,11 +40,6 @@ def infinite(task, num_samples, num_simulations, num_observation):
     samples = task.get_prior()(num_samples)
     samples[:3] = float("nan")
     return samples, num_simulations, None
-
-
-def double(task, num_samples, num_simulations, num_observation):
-    """Return what NumPy has by default."""
-    return task.get_prior()(num_samples).numpy().astype(np.float64), 0, np.float64(1.5)
 
 
 def bare(task, num_samples, num_simulations, num_observation):

@@ -80,11 +80,7 @@ def test_what_is_there_is_not_run_again_and_what_failed_is(capsys):
     Path("calls").unlink()
     assert run_study(STUDY, Path("out")) == 0
     assert calls() == ["1 1 False"]
-    assert len(rows_of("out/toy.csv")) == 4
-
-
-def test_a_table_keeps_jobs_of_more_seeds():
-    run_study(STUDY, Path("out"))
+    # A table keeps jobs of more seeds.
     run_study(STUDY, Path("out"), num_seeds=1)
     assert len(rows_of("out/toy.csv")) == 4
 
@@ -113,38 +109,33 @@ def test_a_row_that_repeats_a_column_is_a_failure(capsys):
     assert not Path("out/toy.csv").exists()
 
 
-class TestCommand:
-    """`make reproduce`."""
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--list"], 0, "toy  Toys by size\n"),
+        (["toy", "--output", "out"], 1, "no convergence, today"),
+        ([], 2, "NAME"),
+        (["nothing"], 2, "unknown"),
+        (["toy", "--output", "file"], 2, "cannot write"),
+    ],
+)
+def test_the_command_lists_studies_and_tells_faults(
+    monkeypatch, capsys, arguments, code, message
+):
+    monkeypatch.setattr(command, "MODULES", {"toy": "toy"})
+    monkeypatch.setattr(command, "load_study", lambda name: STUDY)
+    Path("file").touch()
+    Path("fail_1_1").touch()
+    assert command.main(arguments) == code
+    out, err = capsys.readouterr()
+    assert message in out + err
+    if code == 2:
+        assert err.count("\n") == 1
 
-    @pytest.fixture(autouse=True)
-    def _toy(self, monkeypatch):
-        monkeypatch.setattr(command, "MODULES", {"toy": "toy"})
-        monkeypatch.setattr(command, "load_study", lambda name: STUDY)
 
-    def test_options_reach_the_run(self, capsys):
-        arguments = ["toy", "--output", "out", "--seeds", "3", "--quick"]
-        assert command.main(arguments) == 0
-        assert len(calls()) == 3
-        assert Path("out/toy_quick.csv").exists()
-
-    def test_studies_are_listed(self, capsys):
-        assert command.main(["--list"]) == 0
-        assert capsys.readouterr().out == "toy  Toys by size\n"
-
-    def test_failed_jobs_give_exit_code_one(self):
-        Path("fail_1_1").touch()
-        assert command.main(["toy", "--output", "out"]) == 1
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ([], "NAME"),
-            (["nothing"], "unknown"),
-            (["toy", "--output", "file"], "cannot write"),
-        ],
-    )
-    def test_wrong_input_is_refused_in_one_line(self, arguments, message, capsys):
-        Path("file").touch()
-        assert command.main(arguments) == 2
-        err = capsys.readouterr().err
-        assert message in err and err.count("\n") == 1
+def test_options_of_the_command_reach_the_run(monkeypatch):
+    monkeypatch.setattr(command, "load_study", lambda name: STUDY)
+    arguments = ["two-moons", "--output", "out", "--seeds", "3", "--quick"]
+    assert command.main(arguments) == 0
+    assert len(calls()) == 3
+    assert Path("out/toy_quick.csv").exists()

@@ -60,9 +60,6 @@ def assert_samples_follow(posterior, x, samples, share=1.0, bias=0.01):
         assert ((found - exact).abs() < 4.0 * error + bias).all()
 
 
-# --- Without a correction it is its base ----------------------------------------------
-
-
 @pytest.mark.parametrize("num_samples", [10, 15_000])
 @pytest.mark.parametrize("x_o", [X_O, CORNER])
 def test_without_energy_it_draws_what_its_base_draws(num_samples, x_o):
@@ -88,9 +85,6 @@ def test_without_energy_its_density_is_that_of_its_base():
     torch.testing.assert_close(*shares, atol=0.03, rtol=0)
 
 
-# --- Exact answers --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("x_o", [X_O, CORNER])
 def test_the_density_integrates_to_one_over_the_prior(x_o):
     posterior = hybrid_posterior()
@@ -112,7 +106,7 @@ def test_rejection_resampling_and_mcmc_agree():
     )
     slices = {"method": "slice_np_vectorized", "num_chains": 200, "warmup_steps": 20}
     mcmc = MCMCPosterior(potential, PRIOR, transform, **slices)
-    exact = hybrid_posterior(bound_quantile=1.0)
+    exact = hybrid_posterior(ceiling_quantile=1.0)
     assert_samples_follow(exact, X_O, draw(exact, 20_000), bias=1e-3)
     assert_samples_follow(rejection, X_O, draw(rejection, 2_000))
     with pytest.warns(UserWarning, match="resampled by importance"):
@@ -122,13 +116,13 @@ def test_rejection_resampling_and_mcmc_agree():
 
 
 def test_diagnostics_are_those_of_the_weights():
-    posterior = hybrid_posterior(bound_quantile=0.99)
+    posterior = hybrid_posterior(ceiling_quantile=0.99)
     measured = posterior.diagnostics(X_O)
     theta, cell = grid()
     base = GaussianBase().log_prob(theta.unsqueeze(1), X_O)[:, 0].exp() * cell
     ratio = ring(theta, X_O).exp()
     partition = (base * ratio).sum()
-    ceiling = measured.log_bound.exp()
+    ceiling = measured.log_ceiling.exp()
     # 10,000 draws: a few per cent of each.
     for name, exact in {
         "log_partition": partition.log(),
@@ -140,7 +134,7 @@ def test_diagnostics_are_those_of_the_weights():
     lost = (base * (ratio - ceiling).clamp(min=0.0)).sum() / partition
     torch.testing.assert_close(measured.truncated_mass[0], lost, rtol=0.3, atol=1e-4)
     assert measured.num_draws == 10_000
-    exact_ceiling = hybrid_posterior(bound_quantile=1.0).diagnostics(X_O)
+    exact_ceiling = hybrid_posterior(ceiling_quantile=1.0).diagnostics(X_O)
     assert exact_ceiling.truncated_mass.item() == 0.0
     several = posterior.diagnostics(torch.tensor([[0.5, -0.4], [2.0, 1.0]]))
     text = str(several)
@@ -175,9 +169,6 @@ def test_no_ceiling_cuts_off_much_of_the_mass():
     assert found == pytest.approx(share, abs=0.03)
 
 
-# --- The interface of a posterior -----------------------------------------------------
-
-
 def test_many_observations_at_once_are_as_each_alone():
     posterior = hybrid_posterior()
     x = torch.tensor([[0.5, -0.4], [-2.0, 1.0], [2.9, 0.0]])
@@ -201,14 +192,6 @@ def test_the_shape_of_the_samples_is_that_asked_for():
     assert draw(posterior, 0).shape == (0, 2)
     x = X_O.repeat(3, 1)
     assert posterior.sample_batched((4, 5), x=x, **QUIET).shape == (4, 5, 3, 2)
-
-
-def test_the_mode_is_that_of_the_density():
-    posterior = hybrid_posterior().set_default_x(X_O)
-    theta, _ = grid()
-    best = theta[posterior.log_prob(theta).argmax()]
-    mode = posterior.map(num_iter=200, num_to_optimize=20, num_init_samples=200)
-    torch.testing.assert_close(mode[0], best, atol=0.02, rtol=0)
 
 
 def test_gradients_flow_on_request_and_reach_the_weights():
@@ -242,18 +225,16 @@ def test_copies_are_the_same_and_it_moves_with_its_default_x(copy):
     assert torch.equal(*samples)
 
 
-def replace_energy(posterior):
-    posterior.posterior_estimator.energy = Energy(ring)
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        replace_energy,
+        lambda posterior: setattr(
+            posterior.posterior_estimator, "energy", Energy(ring)
+        ),
         lambda posterior: posterior.posterior_estimator.energy.a.data.neg_(),
         lambda posterior: setattr(posterior.posterior_estimator, "corrects", False),
         lambda posterior: posterior.default_x.add_(1.0),
-        lambda posterior: setattr(posterior, "bound_quantile", 0.9),
+        lambda posterior: setattr(posterior, "ceiling_quantile", 0.9),
     ],
 )
 def test_what_was_changed_is_measured_again(change):
@@ -261,15 +242,12 @@ def test_what_was_changed_is_measured_again(change):
     posterior.log_prob(THETA)
     before = posterior.diagnostics()
     change(posterior)
-    fresh = HybridPosterior(
-        posterior.posterior_estimator, PRIOR, bound_quantile=posterior.bound_quantile
-    ).set_default_x(posterior.default_x)
-    measured = posterior.diagnostics()
+    fresh = deepcopy(posterior)
+    fresh._measured = None
     assert torch.equal(posterior.log_prob(THETA), fresh.log_prob(THETA))
-    assert torch.equal(measured.log_bound, fresh.diagnostics().log_bound)
+    measured = posterior.diagnostics()
+    assert torch.equal(measured.log_ceiling, fresh.diagnostics().log_ceiling)
     assert not torch.equal(measured.acceptance_rate, before.acceptance_rate)
-    hybrid = posterior.posterior_estimator
-    assert measured.uncorrected.all() == (not hybrid.corrects)
 
 
 def test_posteriors_of_one_estimator_have_their_own_priors():
@@ -282,61 +260,11 @@ def test_posteriors_of_one_estimator_have_their_own_priors():
     assert wide.posterior_estimator.prior is PRIOR
 
 
-def test_draws_come_in_batches_of_the_size_asked_for(monkeypatch):
-    most, original = 0, GaussianBase.sample
-
-    def sample(self, sample_shape, condition, **kwargs):
-        nonlocal most
-        most = max(most, torch.Size(sample_shape).numel())
-        return original(self, sample_shape, condition, **kwargs)
-
-    monkeypatch.setattr(GaussianBase, "sample", sample)
-    draw(hybrid_posterior(), 10, X_O, max_sampling_batch_size=50)
-    posterior = hybrid_posterior(max_sampling_batch_size=50)
-    draw(posterior, 10, X_O)
-    posterior.log_prob(THETA, X_O)
-    posterior.leakage_correction(X_O, rejection_sampling_batch_size=50)
-    assert most == 50
-
-
-def test_a_prior_without_support_is_asked_for_its_density():
-    class Triangle:
-        """Positive below a diagonal; no `support`, as users write them."""
-
-        event_shape, batch_shape = torch.Size((2,)), torch.Size()
-
-        def sample(self, shape=torch.Size()):
-            return -torch.rand(*shape, 2)
-
-        def log_prob(self, theta):
-            inside = theta.sum(dim=-1) < 0.0
-            return torch.where(inside, 0.0, -torch.inf)
-
-    estimator = HybridEstimator(GaussianBase(), Energy(ring), prior=Triangle())
-    samples = estimator.sample(torch.Size((500,)), X_O)[:, 0]
-    assert (samples.sum(dim=-1) < 0.0).all()
-
-
-# --- Bad input and bad luck -----------------------------------------------------------
-
-
 def test_hopeless_rejection_gives_way_to_resampling_with_a_warning():
-    evaluated = []
-
-    def counting_spike(input, condition):
-        evaluated.append(input[..., 0].numel())
-        return spike(input, condition)
-
-    base = GaussianBase(0.5)
-    posterior = hybrid_posterior(counting_spike, base=base, bound_quantile=1.0)
-    rate = posterior.diagnostics(X_O).acceptance_rate.item()
-    assert rate < 1e-3
-    evaluated.clear()
+    posterior = hybrid_posterior(spike, base=GaussianBase(0.5), ceiling_quantile=1.0)
+    assert posterior.diagnostics(X_O).acceptance_rate < 1e-3
     with pytest.warns(UserWarning, match="less than min_acceptance_rate=0.001"):
         samples = draw(posterior, 500)
-    # Far fewer than rejection would have taken.
-    assert 500 <= sum(evaluated) < 0.5 * 500 / rate
-    assert samples.shape == (500, 2)
     assert PRIOR.log_prob(samples).isfinite().all()
     # Nearly all of them in the spike, where nearly all of the mass is.
     near = (samples - X_O - 1.0).norm(dim=-1) < 0.1
@@ -348,7 +276,7 @@ def test_only_hopeless_observations_are_resampled_and_named_by_their_row():
         return torch.where(condition[..., 0] > 0.0, spike(input, condition), 0.0)
 
     base = GaussianBase(0.5)
-    posterior = hybrid_posterior(spike_of_some, base=base, bound_quantile=1.0)
+    posterior = hybrid_posterior(spike_of_some, base=base, ceiling_quantile=1.0)
     x = torch.tensor([[-1.0, 0.0]]).repeat(120, 1)
     x[110], x[119] = X_O, torch.tensor([-2.0, 0.0])
     with pytest.warns(UserWarning, match=r"row 110 of x.*\(1 of 120 rows\)") as caught:
@@ -357,14 +285,6 @@ def test_only_hopeless_observations_are_resampled_and_named_by_their_row():
     for row in (0, 2, 119):
         error = 0.5 / 2_000**0.5
         assert ((samples[:, row].mean(dim=0) - x[row]).abs() < 4 * error).all()
-
-
-def test_a_base_without_a_correction_is_not_resampled():
-    """Next to nothing of it is in the prior: slow, but each draw is its own."""
-    posterior = hybrid_posterior(zero)
-    x_o = torch.tensor([[5.4, 0.0]])
-    assert posterior.diagnostics(x_o).acceptance_rate < 1e-3
-    assert len(draw(posterior, 200, x_o).unique(dim=0)) == 200
 
 
 @pytest.mark.parametrize(
@@ -398,12 +318,16 @@ def test_a_partition_function_that_was_trained_and_is_off_is_told():
         hybrid_posterior(off).diagnostics(X_O)
 
 
-def test_time_is_limited_and_shared_by_observations():
-    posterior = hybrid_posterior(base=GaussianBase(seconds=0.02))
-    posterior.diagnostics(X_O)  # which is kept: not to wait for batches of ten of it.
+@pytest.mark.filterwarnings("ignore:Rejection would accept")
+def test_time_is_limited():
     limited = {"max_sampling_time": 0.05, "max_sampling_batch_size": 10}
-    with pytest.raises(RuntimeError, match="max_sampling_time"):
-        draw(posterior, 1_000, **limited)
+    for energy in (ring, spike):
+        posterior = hybrid_posterior(energy, base=GaussianBase(0.5, seconds=0.02))
+        posterior.diagnostics(X_O)  # which is kept: not to wait for batches of ten.
+        with pytest.raises(RuntimeError, match="max_sampling_time is over"):
+            draw(posterior, 1_000, **limited)
+    posterior = hybrid_posterior(base=GaussianBase(seconds=0.02))
+    posterior.diagnostics(X_O)
     limited |= {"return_partial_on_timeout": True}
     with pytest.warns(UserWarning, match="partial"):
         some = draw(posterior, 1_000, **limited)
@@ -415,23 +339,13 @@ def test_time_is_limited_and_shared_by_observations():
     assert samples.shape[1:] == (250, 2) and 0 < len(samples) < 100_000
 
 
-def test_resampling_stops_when_the_time_is_over():
-    base = GaussianBase(0.5, seconds=0.05)
-    posterior = hybrid_posterior(spike, base=base, bound_quantile=1.0)
-    with (
-        pytest.warns(UserWarning, match="min_acceptance_rate"),
-        pytest.raises(RuntimeError, match="max_sampling_time is over.*of 100,000"),
-    ):
-        draw(posterior, 500, max_sampling_time=0.1)
-    limited = {"max_sampling_time": 0.1, "return_partial_on_timeout": True}
-    with pytest.warns(UserWarning, match="chosen from .* of 100,000"):
-        assert len(draw(posterior, 500, **limited)) == 500
-
-
 @pytest.mark.parametrize(
     "call, match",
     [
-        (lambda p: hybrid_posterior(bound_quantile=2.0), "bound_quantile=2.0 must be"),
+        (
+            lambda p: hybrid_posterior(ceiling_quantile=2.0),
+            "ceiling_quantile=2.0 must be",
+        ),
         (lambda p: draw(p, x=torch.zeros(1, 3)), r"x has shape \(1, 3\)"),
         (lambda p: draw(p, x=torch.tensor([[torch.nan, 0.0]])), "NaN"),
         (lambda p: draw(p, x=torch.zeros(2, 2)), "one observation.*has 2"),
@@ -450,13 +364,6 @@ def test_resampling_stops_when_the_time_is_over():
 def test_wrong_input_is_named(call, match):
     with pytest.raises((ValueError, TypeError), match=match):
         call(hybrid_posterior())
-
-
-@pytest.mark.parametrize("value", [1e6, -1e6])
-def test_energies_of_any_network_are_bounded(value):
-    posterior = hybrid_posterior(lambda t, x: value * (1.0 + t.sum(dim=-1).square()))
-    assert draw(posterior, 10).isfinite().all()
-    assert posterior.log_prob(THETA, X_O).isfinite().all()
 
 
 def test_outside_the_prior_samples_are_those_of_the_base():

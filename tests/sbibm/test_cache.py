@@ -9,9 +9,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from sbi_boed_plugin.sbibm import TASKS, _cache, get_task
-from sbi_boed_plugin.sbibm._cache import TrainingCache, training_key
-from sbi_boed_plugin.sbibm.settings import PosteriorSettings
+from sbi_boed_plugin.sbibm import TASKS, _cache, check_hyper, get_task
+from sbi_boed_plugin.sbibm._cache import kept_or_made, training_key
 
 X_O = torch.zeros(1, 2)
 
@@ -22,58 +21,24 @@ def make():
     return Mock(side_effect=lambda: torch.arange(3.0))
 
 
-# --- What is kept ---------------------------------------------------------------------
-
-
-def test_memory_and_files_return_what_was_made_once(tmp_path, make):
-    cache = TrainingCache()
-    first, was_kept = cache.get("key", make, None)
+def test_a_file_holds_what_was_made_once_and_is_made_again_if_damaged(tmp_path, make):
+    first, was_kept = kept_or_made("key", make, tmp_path)
     assert not was_kept
-    # What is in memory is kept in a folder that comes later.
-    again, was_kept = cache.get("key", make, tmp_path)
-    assert was_kept and again is first
-    loaded, was_kept = TrainingCache().get("key", make, tmp_path)
+    loaded, was_kept = kept_or_made("key", make, tmp_path)
     assert was_kept and torch.equal(loaded, first)
-    assert make.call_count == 1
-
-
-def test_memory_is_bounded(make):
-    cache = TrainingCache()
-    for number in range(20):
-        cache.get(str(number), make, None)
-    assert cache.get("19", make, None)[1]
-    assert not cache.get("0", make, None)[1]
-
-
-def test_a_damaged_file_is_told_and_made_again(tmp_path, make):
-    TrainingCache().get("key", make, tmp_path)
     path = tmp_path / "key.pt"
     path.write_bytes(path.read_bytes()[:20])
     with pytest.warns(UserWarning, match=r"key\.pt cannot be read"):
-        TrainingCache().get("key", make, tmp_path)
+        kept_or_made("key", make, tmp_path)
     assert make.call_count == 2
-    assert TrainingCache().get("key", make, tmp_path)[1]
-
-
-def test_a_full_disk_costs_no_training(tmp_path, monkeypatch, make):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(_cache, "write_bytes", fail)
-    cache = TrainingCache()
-    with pytest.warns(UserWarning, match=r"key\.pt cannot be written .*No space"):
-        first, kept = cache.get("key", make, tmp_path)
-    assert not kept and len(first) == 3
-    with pytest.warns(UserWarning, match="in memory only"):
-        assert cache.get("key", make, tmp_path)[1]
-    assert make.call_count == 1
+    assert kept_or_made("key", make, tmp_path)[1]
 
 
 # --- Under which key ------------------------------------------------------------------
 
 
 def key(task, method="npe", num_simulations=100, x_o=X_O, **hyper):
-    settings = PosteriorSettings(**{"seed": 0, **hyper})
+    settings = check_hyper(method, **{"seed": 0, **hyper})
     return training_key(method, settings, task, num_simulations, x_o)
 
 
@@ -104,7 +69,7 @@ def test_tasks_of_sbibm_are_told_apart():
 @pytest.mark.parametrize(
     "change",
     [
-        {"method": "npe_gkl"},
+        {"method": "npe_gkl", "energy": {"max_num_epochs": 3}},
         {"num_simulations": 101},
         {"seed": 1},
         {"hidden_features": 51},
@@ -113,29 +78,26 @@ def test_tasks_of_sbibm_are_told_apart():
     ],
 )
 def test_other_trainings_have_other_keys(two_moons, change):
-    assert key(two_moons, **change) != key(two_moons) == key(two_moons, cache="here")
+    unchanged = [key(two_moons), key(two_moons, method="npe_gkl")]
+    assert key(two_moons, **change) not in unchanged
+    assert key(two_moons, cache="here") == unchanged[0] != unchanged[1]
 
 
-def test_what_only_later_rounds_depend_on(two_moons):
-    other = {"x_o": torch.ones(1, 2)}
-    assert key(two_moons, **other) == key(two_moons)
+def test_observations_and_versions_matter(two_moons, monkeypatch):
+    usual, other = key(two_moons), {"x_o": torch.ones(1, 2)}
+    # Only later rounds depend on the observation.
+    assert key(two_moons, **other) == usual
     assert key(two_moons, num_rounds=2, **other) != key(two_moons, num_rounds=2)
-
-
-@pytest.mark.parametrize("name", ["sbi", "torch", "sbibm", "sbi_boed_plugin"])
-def test_other_versions_have_other_keys(two_moons, monkeypatch, name):
-    first = key(two_moons)
-    assert _cache._VERSIONS[name]
-    monkeypatch.setitem(_cache._VERSIONS, name, "9")
-    assert key(two_moons) != first
+    assert set(_cache._VERSIONS) == {"sbi", "torch", "sbibm", "sbi_boed_plugin"}
+    monkeypatch.setitem(_cache._VERSIONS, "sbi", "9")
+    assert key(two_moons) != usual
 
 
 def test_keys_are_the_same_in_another_process():
     code = """
         import torch
-        from sbi_boed_plugin.sbibm import _cache, get_task
-        from sbi_boed_plugin.sbibm.settings import PosteriorSettings
-        settings = PosteriorSettings(seed=0)
+        from sbi_boed_plugin.sbibm import _cache, check_hyper, get_task
+        settings = check_hyper("npe", seed=0)
         for name in ("bernoulli_glm", "sir"):
             task = get_task(name)
             print(_cache.training_key("npe", settings, task, 100, torch.zeros(1, 2)))
@@ -148,10 +110,13 @@ def test_keys_are_the_same_in_another_process():
     assert run.stdout.split() == [key(get_task("bernoulli_glm")), key(get_task("sir"))]
 
 
-def test_a_task_of_ones_own_is_not_one_of_sbibm(two_moons):
+def test_a_task_of_ones_own_needs_a_tag(two_moons):
     class Mine(type(two_moons)):
         pass
 
     changed = copy.copy(two_moons)
     changed.get_simulator = lambda max_calls=None: None
-    assert key(Mine()) is key(changed) is None
+    for task in (Mine(), changed):
+        with pytest.raises(ValueError, match="needs a cache_tag: .* is a task of your"):
+            key(task)
+        assert key(task, cache_tag="1") != key(task, cache_tag="2")

@@ -77,7 +77,7 @@ def test_a_process_of_a_launcher_finds_our_methods(application):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_runner_runs_a_method(application, name):
+def test_the_runner_runs_a_method(application, monkeypatch, name):
     import sbibm  # as the runner does, before it composes.
 
     overrides = [f"algorithm={name}", *FAST]
@@ -86,6 +86,11 @@ def test_the_runner_runs_a_method(application, name):
     if name != "nre_gkl":
         overrides.append("algorithm.params.neural_net=mdn")
     assert configure(application).algorithm.name == "Prior"
+    with monkeypatch.context() as patch:
+        # An application without sbibm is left alone.
+        patch.delitem(sys.modules, "sbibm")
+        with pytest.raises(MissingConfigException, match=name):
+            configure(application, f"algorithm={name}")
     cfg = configure(application, *overrides)
     assert cfg.device == "cpu"
     assert OmegaConf.to_container(cfg, resolve=True)["algorithm"]["run"] == name
@@ -108,12 +113,6 @@ def test_the_runner_runs_a_method(application, name):
     assert log_prob is None or float(log_prob) < 1e3
 
 
-def test_an_application_without_sbibm_is_left_alone(application, monkeypatch):
-    monkeypatch.delitem(sys.modules, "sbibm", raising=False)
-    with pytest.raises(MissingConfigException, match="npe_gkl"):
-        configure(application, "algorithm=npe_gkl")
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_configurations_say_what_the_defaults_are(application, name):
     import sbibm  # noqa: F401
@@ -121,5 +120,5 @@ def test_configurations_say_what_the_defaults_are(application, name):
     config = OmegaConf.to_container(configure(application, f"algorithm={name}"))
     params = config["algorithm"]["params"]
     defaults = check_hyper(name)
-    assert params == {key: getattr(defaults, key) for key in params}
+    assert params == {key: defaults[key] for key in params}
     assert {"num_rounds", "neural_net", "hidden_features"} <= set(params)

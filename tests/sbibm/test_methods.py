@@ -8,7 +8,8 @@ from torch.distributions import Independent, LogNormal, Normal, biject_to
 
 from sbi_boed_plugin import EnergyConfig
 from sbi_boed_plugin.sbibm import METHODS, check_hyper, get_task, run_method
-from sbi_boed_plugin.sbibm.methods import _RECIPES, CACHE, _log_prob
+from sbi_boed_plugin.sbibm.methods import _log_prob
+from sbi_boed_plugin.sbibm.settings import RECIPES
 
 FAST = {"max_num_epochs": 2, "training_batch_size": 50, "hidden_features": 10}
 CHAINS = {"num_chains": 10, "warmup_steps": 2, "thin": 1, "init_strategy": "proposal"}
@@ -20,13 +21,6 @@ def fast(name, **more):
     network = {} if name.startswith("nre") else {"neural_net": "mdn"}
     chains = {} if name in NORMALIZED else {"mcmc_parameters": CHAINS}
     return FAST | network | chains | more
-
-
-@pytest.fixture(autouse=True)
-def empty_cache():
-    CACHE.clear()
-    yield
-    CACHE.clear()
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2])
@@ -42,6 +36,7 @@ def test_a_method_answers_as_sbibm_expects(two_moons, name, num_rounds):
         task=two_moons, num_samples=20, num_simulations=103, **observation, **settings
     )
     assert type(result) is tuple
+    assert pickle.loads(pickle.dumps(METHODS[name])) is METHODS[name]
     samples, num_simulations, log_prob = result
     assert samples.shape == (20, 2)
     assert torch.all(samples.abs() <= 1.0)
@@ -82,59 +77,35 @@ def run_npe(task, number=1, **more):
     return run_method("npe", task, 5, 60, number, **fast("npe", **more))
 
 
-def test_the_same_seed_gives_the_same_samples_whatever_ran_before(two_moons):
+def test_a_seed_decides_what_is_drawn_and_nothing_else_does(two_moons):
     torch.manual_seed(1)
-    first = run_npe(two_moons, seed=7)
-    CACHE.clear()
+    first, other = run_npe(two_moons, seed=7), run_npe(two_moons)
     torch.manual_seed(2)
     before = torch.get_rng_state()
     second = run_npe(two_moons, seed=7)
-    assert not second.from_cache
-    assert torch.equal(first.samples, second.samples)
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.samples, second.samples)
+    assert not torch.equal(run_npe(two_moons).samples, other.samples)
 
 
-def test_without_a_seed_runs_differ_and_nothing_is_kept(two_moons):
-    torch.manual_seed(0)
-    first, second = run_npe(two_moons), run_npe(two_moons)
-    assert not second.from_cache
-    assert not torch.equal(first.samples, second.samples)
-
-
-def test_observations_share_a_training(two_moons):
-    first, other = (run_npe(two_moons, number, seed=0) for number in (1, 2))
+def test_observations_share_a_training_in_a_folder(two_moons, tmp_path):
+    settings = {"seed": 0, "cache": tmp_path}
+    first, other = (run_npe(two_moons, number, **settings) for number in (1, 2))
     assert not first.from_cache
     assert other.from_cache
     assert other.training_seconds == first.training_seconds
     assert not torch.equal(first.samples, other.samples)
     # Whether an observation comes first or second makes no difference to it.
-    CACHE.clear()
     assert torch.equal(run_npe(two_moons, 2, seed=0).samples, other.samples)
-    assert not run_npe(two_moons, 1, seed=1).from_cache
     for number in (1, 2):
-        assert not run_npe(two_moons, number, seed=0, num_rounds=2).from_cache
+        assert not run_npe(two_moons, number, num_rounds=2, **settings).from_cache
 
 
-def test_a_task_of_ones_own_is_kept_with_a_tag_only(two_moons, tmp_path):
-    class Mine(type(two_moons)):
-        pass
-
-    def run(**more):
-        return run_npe(Mine(), seed=0, **more)
-
-    assert not run().from_cache and not run().from_cache
-    with pytest.raises(ValueError, match="needs a cache_tag: Mine is a task of your"):
-        run(cache=tmp_path)
-    assert not run(cache=tmp_path, cache_tag="1").from_cache
-    assert run(cache_tag="1").from_cache
-    assert not run(cache_tag="2").from_cache
-
-
-def test_trainings_are_kept_in_a_folder(two_moons, tmp_path):
+def test_hybrids_are_kept_in_a_folder(two_moons, tmp_path):
     settings = fast("npe_gkl", seed=0, cache=tmp_path)
-    first = run_method("npe_gkl", two_moons, 20, 100, 1, **settings)
-    CACHE.clear()
-    second = run_method("npe_gkl", two_moons, 20, 100, 1, **settings)
+    first, second = (
+        run_method("npe_gkl", two_moons, 20, 100, 1, **settings) for _ in range(2)
+    )
     assert second.from_cache
     assert torch.equal(first.samples, second.samples)
     assert set(second.diagnostics) >= {"acceptance_rate", "truncated_mass"}
@@ -163,7 +134,7 @@ def test_methods_with_the_same_seed_see_the_same_simulations(monkeypatch):
 
 def test_the_energy_may_be_given_as_a_dictionary():
     settings = check_hyper("npe_gkl", energy={"max_num_epochs": 7})
-    assert settings.energy == EnergyConfig(max_num_epochs=7)
+    assert settings["energy"] == EnergyConfig(max_num_epochs=7)
     with pytest.raises(TypeError, match="max_epochs"):
         check_hyper("npe_gkl", energy={"max_epochs": 7})
 
@@ -185,7 +156,7 @@ def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper)
         given.update(kwargs)
         raise Stop
 
-    monkeypatch.setattr(_RECIPES[name][0], "train", train)
+    monkeypatch.setattr(RECIPES[name].trainer, "train", train)
     shared = {"training_batch_size": 30, "max_num_epochs": 3}
     with pytest.raises(Stop):
         run_method(name, two_moons, 5, 50, 1, **hyper, **shared)
@@ -220,27 +191,18 @@ def test_hyperparameters_are_checked_before_anything_is_simulated(name, hyper, m
     [
         ({}, "num_observation=None and observation=None"),
         ({"num_observation": 1, "observation": torch.zeros(1, 2)}, "either"),
-        ({"num_observation": 11}, r"num_observation=11 .* 1 to 10"),
+        ({"num_observation": 11}, "num_observation=11 .* at most 10"),
         ({"observation": torch.zeros(1, 3)}, r"\(1, 3\).*\(1, 2\)"),
         ({"num_observation": 1, "num_rounds": 60}, "num_simulations=50"),
         ({"num_observation": 1, "cache": "folder"}, "needs a seed"),
+        ({"num_layers": 3}, r"npe has no .*'num_layers'.*hidden_features"),
+        ({"name": "npx"}, r"'npx'.*npe_gkl"),
     ],
 )
 def test_wrong_arguments_are_refused(two_moons, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        METHODS["npe"](two_moons, 5, 50, **arguments)
-
-
-def test_unknown_hyperparameters_and_methods_are_refused(two_moons):
-    with pytest.raises(TypeError, match=r"nle has no .*'num_layers'.*hidden_features"):
-        METHODS["nle"](two_moons, 5, 50, 1, num_layers=3)
-    with pytest.raises(ValueError, match=r"'npx'.*npe_gkl"):
-        run_method("npx", two_moons, 5, 50, 1)
-
-
-def test_run_functions_pickle():
-    for function in METHODS.values():
-        assert pickle.loads(pickle.dumps(function)) is function
+    name = arguments.pop("name", "npe")
+    with pytest.raises((ValueError, TypeError), match=message):
+        run_method(name, two_moons, 5, 50, **arguments)
 
 
 # sbibm uses old names, of which sbi warns.

@@ -88,24 +88,6 @@ def test_importing_the_package_imports_no_sbibm_and_unregister_undoes():
     ]
 
 
-def test_the_plugin_of_hydra_does_not_register_whom_nobody_wants(monkeypatch):
-    monkeypatch.setenv("SBI_BOED_PLUGIN_AUTOREGISTER", "False")
-    found = run_python(
-        """
-        import sbibm
-        from hydra._internal.utils import create_config_search_path
-        create_config_search_path(None)
-        try:
-            import sbibm.algorithms
-        except ModuleNotFoundError as error:
-            print(error.name)
-        import sbi_boed_plugin
-        print(sbi_boed_plugin.is_registered())
-        """
-    )
-    assert found == ["sbi.utils.get_nn_models", "False"]
-
-
 def test_simulators_are_replaced_once():
     names = ("SIR", "sir"), ("LotkaVolterra", "lotka_volterra"), ("SLCP", "slcp")
 
@@ -120,50 +102,12 @@ def test_simulators_are_replaced_once():
     assert simulators() == simulators()
 
 
-def test_later_releases_are_left_as_they_are(monkeypatch, forgotten_sir):
+def test_later_releases_are_left_as_they_are(monkeypatch):
+    repair_sbibm()
     monkeypatch.setattr("sbibm.__version__", "1.2.0rc1")
+    monkeypatch.delitem(sys.modules, SIR)
     repair_sbibm()
     assert SIR not in sys.modules
-
-
-@pytest.fixture
-def forgotten_sir():
-    """Let the module of the task be imported anew, and be as it was afterwards."""
-    repair_sbibm()
-    before = sys.modules.pop(SIR)
-    yield
-    sys.modules.pop("diffeqtorch", None)
-    sys.modules[SIR] = before
-
-
-@pytest.fixture
-def diffeqtorch(tmp_path, monkeypatch, forgotten_sir):
-    """The file of a diffeqtorch that is installed, for the tests to write."""
-    monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path / "diffeqtorch.py"
-
-
-def test_an_installed_diffeqtorch_is_left_alone(diffeqtorch):
-    diffeqtorch.write_text("class DiffEq:\n    mine = True\n")
-    repair_sbibm()
-    module = sys.modules[SIR]
-    assert module.DiffEq.mine
-    assert not hasattr(module.SIR.get_simulator, "__wrapped__")
-
-
-@pytest.mark.parametrize(
-    "code, message",
-    [
-        ("raise RuntimeError('no Julia here')", "no Julia here"),
-        ("import julia_of_nobody", "julia_of_nobody"),
-    ],
-)
-def test_a_broken_diffeqtorch_is_told_and_done_without(diffeqtorch, code, message):
-    diffeqtorch.write_text(code + "\n")
-    with pytest.warns(UserWarning, match=message):
-        repair_sbibm()
-    task = sys.modules[SIR].SIR()
-    assert task.get_simulator()(task.get_prior()(num_samples=2)).shape == (2, 10)
 
 
 def test_distractors_are_loaded_without_trusting_their_classes_elsewhere():
@@ -173,12 +117,9 @@ def test_distractors_are_loaded_without_trusting_their_classes_elsewhere():
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-def test_a_missing_sbibm_is_named_with_the_line_to_run(monkeypatch):
+def test_a_missing_sbibm_and_an_unknown_task_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sbibm", None)
     with pytest.raises(ImportError, match=r"pip install --no-deps sbibm==1\.1\.0"):
         get_task("sir")
-
-
-def test_an_unknown_task_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match=r"'slp'.*two_moons"):
         get_task("slp")

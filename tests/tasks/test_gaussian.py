@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin.tasks import _gaussian, get_task
+from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks._gaussian import (
     GaussianTask,
     GridTask,
     gaussian_information,
     nodes_for,
-    share_among_nodes,
-    sobol_replicates,
 )
 
 # One design of each task, and of those that measure several times.
@@ -60,47 +59,18 @@ def test_one_node_is_no_information_and_two_distant_ones_are_one_bit():
     assert float(values[3]) == pytest.approx(math.log(2.0), abs=1e-4)
 
 
-def test_nodes_are_a_fraction_of_the_noise_apart():
-    nodes = nodes_for(0.0, 20.0, affine_scale)
-    steps = nodes.diff() / affine_scale(nodes[1:])
-    assert float(nodes[0]) == 0.0 and float(nodes[-1]) == pytest.approx(20.0)
-    assert (steps > 0).all() and float(steps.max()) < 1.01 / 32
-
-
-def test_shares_keep_mass_and_mean():
-    generator = torch.Generator().manual_seed(0)
-    values = 20.0 * torch.rand(5, 1_000, dtype=torch.float64, generator=generator)
-    values[:, :2] = torch.tensor([0.0, 20.0])
-    nodes = nodes_for(0.0, 20.0, affine_scale)
-    shares = share_among_nodes(values, nodes)
-    assert (shares >= 0).all()
-    torch.testing.assert_close(shares.sum(1), torch.ones(5, dtype=torch.float64))
-    torch.testing.assert_close(shares @ nodes, values.mean(dim=1))
-
-
-def test_sobol_points_stay_inside_the_cube_and_differ():
-    replicates = torch.stack(sobol_replicates(3, 512, seed=0))
-    assert replicates.min() > 0.0 and replicates.max() < 1.0
-    assert len(replicates.flatten(1).unique(dim=0)) == len(replicates)
-    assert (replicates.mean(dim=1) - 0.5).abs().max() < 5e-3
-
-
 class Repeated(GaussianTask):
     """Repeated measurements of one standard normal number, with noise of 0.3."""
 
     true_parameters = torch.zeros(1, 1)
+    noise = 0.3
 
     def __init__(self, dim_x):
         self.dim_x = dim_x
+        self.prior = Independent(Normal(torch.zeros(1), 1.0), 1)
 
     def _mean(self, theta, design):
         return theta.expand(-1, self.dim_x)
-
-    def _scale(self, mean):
-        return torch.full_like(mean, 0.3)
-
-    def _prior_quantiles(self, points):
-        return torch.special.ndtri(points)
 
 
 @pytest.mark.parametrize("dim_x", [2, 5])
@@ -121,13 +91,6 @@ def test_nested_and_quadrature_agree_for_one_measurement():
         assert nested == pytest.approx(value, abs=4.0 * error), name
 
 
-@pytest.mark.parametrize("name", ONE_VALUE)
-def test_default_accuracy_is_a_thousandth(name):
-    arguments, design = ONE_VALUE[name]
-    _, error = get_task(name, **arguments).exact_eig(torch.tensor(design))
-    assert error <= 1e-3
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SEVERAL_VALUES)
 def test_default_accuracy_of_several_measurements(name):
@@ -140,7 +103,8 @@ def test_default_accuracy_of_several_measurements(name):
 def test_the_standard_error_is_honest(name):
     arguments, design = ONE_VALUE[name]
     task = get_task(name, **arguments)
-    reference, _ = task.exact_eig(torch.tensor(design), num_samples=16_384)
+    reference, error = task.exact_eig(torch.tensor(design))
+    assert error <= 1e-3
     runs = [
         task.exact_eig(torch.tensor(design), num_samples=256, seed=seed)
         for seed in range(1, 21)
@@ -166,7 +130,6 @@ def test_grid_is_the_same_as_design_by_design_and_in_chunks(name, monkeypatch):
     monkeypatch.setattr("sbi_boed_plugin.tasks._gaussian._MAX_MEANS", 128)
     chunked, _ = task.exact_eig_grid(designs, num_samples=128)
     torch.testing.assert_close(chunked, values)
-    assert task.exact_eig_grid(designs[:0])[0].shape == (0,)
 
 
 NOISY = {"noisy_linear": ({"dim_design": 2}, [-3.0, 3.0])}
@@ -183,26 +146,13 @@ def test_seeded_and_without_touching_the_global_generator(cases):
         assert task.exact_eig(point, num_samples=128, seed=2) != first
 
 
-def test_nested_information_is_the_same_in_chunks(monkeypatch):
-    task = get_task("pharmacokinetic", dim_design=2)
-    design = torch.tensor([1.0, 10.0])
-    whole = task.exact_eig(design, num_samples=128)
-    monkeypatch.setattr(_gaussian, "_MAX_BLOCK", 1_000)
-    assert task.exact_eig(design, num_samples=128) == pytest.approx(whole)
-
-
-@pytest.mark.parametrize("name", [*ONE_VALUE, "noisy_linear"])
-def test_exact_eig_refuses_too_few_samples(name):
-    task = get_task(name)
-    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
-        task.exact_eig(task.design_high, num_samples=1)
-
-
 @pytest.mark.parametrize("name", ONE_VALUE)
 def test_exact_eig_refuses_what_it_cannot_use(name):
     task = make(name)
     design = task.design_high
-    with pytest.raises(ValueError, match=r"`designs` must have shape \(batch"):
+    with pytest.raises(ValueError, match="num_samples=1 must be at least 2"):
+        task.exact_eig(design, num_samples=1)
+    with pytest.raises(ValueError, match=r"`designs` must be .* shape \(batch"):
         task.exact_eig_grid(design)
     with pytest.raises(ValueError, match="`design` must be finite"):
         task.exact_eig(design * torch.nan)

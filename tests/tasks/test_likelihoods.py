@@ -83,22 +83,6 @@ def test_simulated_data_follow_the_model_as_written(task, design, moments):
     )
 
 
-@pytest.mark.parametrize(
-    ("task", "designs", "theta"),
-    [
-        (BMP(), [[1e-6], [3.0], [1e3]], [0.1, 0.9]),
-        (LocationFinding(), [[0.0, 0.0], [-1.0, -1.0 / 3.0], [4.0, -4.0]], None),
-        (Pharmacokinetic(), [[0.0], [0.5], [12.0]], None),
-    ],
-)
-def test_likelihoods_integrate_to_one(task, designs, theta):
-    theta = task.true_parameters if theta is None else torch.tensor(theta)
-    x = torch.linspace(-40.0, 80.0, 120_001, dtype=torch.float64)
-    for design in designs:
-        log_prob = task.log_likelihood(x[:, None], theta, torch.tensor(design))
-        assert float(torch.trapezoid(log_prob.exp(), x)) == pytest.approx(1.0)
-
-
 FEWER = {"num_samples": 1_024}
 CASES: list[tuple[Task, list[float], dict]] = [
     *((BMP(noise=s), [d], FEWER) for s in (0.02, 0.2) for d in (0.1, 1_000.0)),
@@ -160,16 +144,17 @@ def test_likelihood_is_on_the_device_of_the_data(task):
     assert log_likelihood.shape == (4,)
 
 
+THETA = r"`theta` must be in the support of the prior, .*natural units"
 REFUSED = [
-    (BMP(), [-0.5, 0.5], [1.0], "`theta` holds affinities .*, got -0.5"),
-    (BMP(), [0.5, 0.5], [-1.0], "`design` holds concentrations.*, got -1"),
-    (CES(), [0.5, 1.2, 0.5, 1.0], [1.0] * 6, r"`theta` must .*0.5, 1.2\].*logits"),
-    (CES(), [0.5, 0.5, 0.5, -1.0], [1.0] * 6, "`theta` must hold .* slope of -1"),
-    (CES(), [0.5] * 4, [-1.0] * 6, "`design` holds amounts of goods, .*, got -1"),
-    (Pharmacokinetic(), [0.0, -2.3, 3.0], [1.0], "rates .*, got -2.3.* natural"),
-    (Pharmacokinetic(), [1.0] * 3, [-1.0], "`design` holds times, .*, got -1"),
-    (SIR(), [-0.5, 0.1], [10.0], "`theta` holds rates.*got -0.5.*not logarithms"),
-    (SIR(), [0.5, 0.1], [-1.0], "`design` holds times.*got -1"),
+    (BMP(), [-0.5, 0.5], [1.0], THETA),
+    (BMP(), [0.5, 0.5], [-1.0], "`design` must not be negative, got -1"),
+    (CES(), [0.5, 1.2, 0.5, 1.0], [1.0] * 6, THETA),
+    (CES(), [0.5, 0.5, 0.5, -1.0], [1.0] * 6, THETA),
+    (CES(), [0.5] * 4, [-1.0] * 6, "`design` must not be negative, got -1"),
+    (Pharmacokinetic(), [0.0, -2.3, 3.0], [1.0], THETA),
+    (Pharmacokinetic(), [1.0] * 3, [-1.0], "`design` must not be negative, got -1"),
+    (SIR(), [-0.5, 0.1], [10.0], THETA),
+    (SIR(), [0.5, 0.1], [-1.0], "`design` must not be negative, got -1"),
 ]
 
 

@@ -8,16 +8,6 @@ import torch
 from sbi_boed_plugin.tasks import LocationFinding
 
 
-def test_likelihood_does_not_know_the_order_of_the_sources():
-    task = LocationFinding()
-    theta, design = task.prior.sample((50,)), task.design_space.sample((50,))
-    x = task.simulator(theta, design)
-    swapped = theta[:, [2, 3, 0, 1]]
-    torch.testing.assert_close(
-        task.log_likelihood(x, theta, design), task.log_likelihood(x, swapped, design)
-    )
-
-
 def test_signal_is_bounded_at_a_source_and_far_away():
     task = LocationFinding(num_sources=1)
     theta = torch.zeros(1, 2)

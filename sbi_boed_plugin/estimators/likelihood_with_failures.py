@@ -8,10 +8,10 @@ probability of one, by a classifier from all outcomes.
 
 import math
 from copy import deepcopy
-from typing import cast
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils.sbiutils import Standardize
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from torch.optim.adamw import AdamW
@@ -24,12 +24,12 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 __all__ = ["LikelihoodWithFailures", "without_failures"]
 
 _HIDDEN_FEATURES = [32, 32]
-_LEARNING_RATE = 1e-2
-# Networks of which the mean is taken; each leaves out another part of the rows.
-_NUM_FOLDS = 5
+_LEARNING_RATE = 1e-3
+# Share of the rows that are left out, to judge by.
+_LEFT_OUT = 0.2
 # Passes over the rows without a gain on those left out, and passes in all.
 _PATIENCE, _MAX_EPOCHS = 10, 100
-# Splitting of the rows and order of the batches: the same whenever rows are the same.
+# First weights, rows left out and batches are the same whenever rows are the same.
 _SEED = 5_003
 
 
@@ -38,18 +38,17 @@ class LikelihoodWithFailures(EstimatorView):
 
     `log_prob` is :math:`\log q(x \mid \theta, \xi) + \log p_{ok}(\theta, \xi)`: as a
     density of :math:`x` it integrates to :math:`p_{ok}`, and the rest is the
-    probability of a failure. Samples, losses and noise are those of :math:`q`. At first
-    nothing fails.
+    probability of a failure. Samples, losses and noise are those of :math:`q`.
     """
 
     def __init__(self, estimator: ConditionalDensityEstimator) -> None:
         super().__init__(estimator, estimator.input_shape, estimator.condition_shape)
-        self.success_net = _SuccessNetwork(self.condition_shape.numel())
-        self.success_net.to(next(estimator.parameters())).requires_grad_(False)
+        rows = next(estimator.parameters()).new_zeros(2, *estimator.condition_shape)
+        self.success_net = _classifier(rows, torch.ones(2, dtype=torch.bool))
 
     def log_success(self, condition: Tensor) -> Tensor:
         r"""Return :math:`\log p_{ok}(\theta, \xi)`, of shape `(*batch_shape,)`."""
-        return logsigmoid(self.success_net(self._features(condition)))
+        return logsigmoid(self.success_net(self._features(condition))).squeeze(-1)
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return the log-density of finite outcomes among all outcomes."""
@@ -69,12 +68,12 @@ class LikelihoodWithFailures(EstimatorView):
         errors.
         """
         features = self._features(condition).detach()
-        network = self.success_net if start is None else deepcopy(start.success_net)
         if start is None:
-            network.standardize(features, valid)
+            network = _classifier(features, valid)
+        else:
+            network = deepcopy(start.success_net)
         with isolated_rng(_SEED):
             self.success_net = _train(network, features, valid.to(features))
-        self.success_net.requires_grad_(False)
         return self
 
     def _features(self, condition: Tensor) -> Tensor:
@@ -86,83 +85,53 @@ class LikelihoodWithFailures(EstimatorView):
         return condition
 
 
-class _SuccessNetwork(nn.Module):
-    """Log-odds that a simulation does not fail: the mean of several networks."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, dim_condition: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dim_condition))
-        self.register_buffer("scale", torch.ones(dim_condition))
-        with isolated_rng(_SEED):
-            self.networks = nn.ModuleList(
-                MLP(dim_condition, 1, _HIDDEN_FEATURES, nn.SiLU)
-                for _ in range(_NUM_FOLDS)
-            )
-
-    def forward(self, condition: Tensor, fold: int | None = None) -> Tensor:
-        """Return log-odds of shape `batch_shape`, of all networks or of one."""
-        networks = self.networks if fold is None else [self.networks[fold]]
-        inputs = (condition - self.mean) / self.scale
-        return (
-            torch.stack([network(inputs) for network in networks]).mean(0).squeeze(-1)
-        )
-
-    @torch.no_grad()
-    def standardize(self, condition: Tensor, valid: Tensor) -> None:
-        """Take the scales of the rows, and their share of successes for all."""
-        self.mean.copy_(condition.mean(dim=0))
-        scale = condition.std(dim=0)
-        # Rounding alone gives equal values a spread.
-        varies = scale > 1e-5 * self.mean.abs()
-        self.scale.copy_(torch.where(varies, scale, self.mean.abs().clamp_min(1.0)))
-        share = (valid.sum() + 0.5) / (len(valid) + 1)
-        for network in self.networks:
-            last = cast(MLP, network)[-1]
-            last.weight.zero_()
-            last.bias.fill_(torch.logit(share).item())
+def _classifier(features: Tensor, valid: Tensor) -> nn.Module:
+    """Return a network of log-odds, which first says the share of successes of all."""
+    mean, scale = features.mean(dim=0), features.std(dim=0)
+    # Rounding alone gives equal values a spread.
+    varies = scale > 1e-5 * mean.abs()
+    scale = torch.where(varies, scale, mean.abs().clamp_min(1.0))
+    with isolated_rng(_SEED):
+        network = MLP(features.shape[1], 1, _HIDDEN_FEATURES, nn.SiLU).to(features)
+    share = (valid.sum() + 0.5) / (len(valid) + 1)
+    nn.init.zeros_(network[-1].weight)
+    nn.init.constant_(network[-1].bias, torch.logit(share).item())
+    return nn.Sequential(Standardize(mean, scale), network).requires_grad_(False)
 
 
-def _train(
-    network: _SuccessNetwork, features: Tensor, valid: Tensor
-) -> _SuccessNetwork:
+def _train(network: nn.Module, features: Tensor, valid: Tensor) -> nn.Module:
     """Train until rows that were left out gain no more, and return the best state.
 
     That is the first one if no other is better by two standard errors.
     """
 
-    def losses(rows: Tensor, fold: int) -> Tensor:
-        log_odds = network(features[rows], fold)
+    def losses(rows: Tensor) -> Tensor:
+        log_odds = network(features[rows]).squeeze(-1)
         return binary_cross_entropy_with_logits(log_odds, valid[rows], reduction="none")
-
-    @torch.no_grad()
-    def losses_left_out() -> Tensor:
-        return torch.cat([losses(rows, fold) for fold, rows in enumerate(folds)])
 
     start = deepcopy(network)
     network.requires_grad_(True)
     optimizer = AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
-    folds = torch.randperm(len(valid)).to(valid.device).tensor_split(_NUM_FOLDS)
+    order = torch.randperm(len(valid))
+    num_left_out = math.ceil(_LEFT_OUT * len(valid))
+    left_out, used = order[:num_left_out], order[num_left_out:]
     batch_size = min(1_024, max(32, len(valid) // 25))
-    at_start = losses_left_out()
+    at_start = losses(left_out).detach()
     best, best_gain, waited = start, torch.zeros_like(at_start), 0
     for _ in range(_MAX_EPOCHS):
-        for fold in range(_NUM_FOLDS):
-            used = torch.cat([*folds[:fold], *folds[fold + 1 :]])
-            for rows in used[torch.randperm(len(used))].split(batch_size):
-                optimizer.zero_grad()
-                losses(rows, fold).mean().backward()
-                optimizer.step()
-        gain = at_start - losses_left_out()
+        for rows in used[torch.randperm(len(used))].split(batch_size):
+            optimizer.zero_grad()
+            losses(rows).mean().backward()
+            optimizer.step()
+        gain = at_start - losses(left_out).detach()
         waited += 1
         if gain.mean() > best_gain.mean():
             best, best_gain, waited = deepcopy(network), gain, 0
         if waited == _PATIENCE:
             break
     standard_error = best_gain.std() / math.sqrt(len(best_gain))
-    return best if best_gain.mean() > 2.0 * standard_error else start
+    chosen = best if best_gain.mean() > 2.0 * standard_error else start
+    return chosen.requires_grad_(False)
 
 
 def without_failures(
