@@ -26,7 +26,7 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
-from sbi_boed_plugin._prior import log_normalization, to_real_numbers
+from sbi_boed_plugin._prior import log_normalization
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
@@ -171,9 +171,7 @@ def test_a_belief_is_updated_on_its_device(monkeypatch):
     prior = Independent(Uniform(on_device(2), on_device(2), validate_args=False), 1)
     prior.has_finite_draws = True
     with OnDevice():
-        belief = ParticleBelief(
-            prior, to_real_numbers(prior), num_particles=16, device="meta"
-        )
+        belief = ParticleBelief(prior, num_particles=16, device="meta")
         for _ in range(2):
             belief.update(lambda theta: -theta.square().sum(dim=1))
         belief.independent_copy()

@@ -58,7 +58,7 @@ information = partial(estimate_eig, constant, simulator, prior=PRIOR, design=des
 few = {"num_simulations": 9, "show_progress_bar": False}
 policy = TruncatedNormalPolicy(*BOX)
 simulate = partial(simulate_for_boed, simulator, PRIOR, policy, **few)
-belief = partial(ParticleBelief, PRIOR, torch.distributions.identity_transform)
+belief = partial(ParticleBelief, PRIOR)
 lists = {"num_simulations": [9], "seeds": [0], "observations": [1]}
 jobs = partial(expand_jobs, ["sir"], ["npe"], **lists)
 embedding = partial(MeasurementSetEmbedding, num_measurements=2)

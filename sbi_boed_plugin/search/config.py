@@ -1,7 +1,6 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -159,12 +158,6 @@ class DesignSearchConfig:
                 "the information of the learned model, through its own draws. Leave it "
                 "out, or use method='joint'."
             )
-
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
-        """Return what `dataclasses.asdict` made plain."""
-        search = values["multi_start"]
-        return cls(**{**values, "multi_start": search and MultiStartConfig(**search)})
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""

@@ -226,7 +226,8 @@ class _LearnedModel:
         if self.objective == "info_nce":
             terms = self._contrastive_terms(x, conditions, len(theta), num_designs)
         else:
-            theta_rows, no_contrast = theta_rows[own], theta_rows[:0].unsqueeze(0)
+            theta_rows = theta_rows[own]
+            no_contrast = theta_rows.unsqueeze(0)[:0]
             densities = Densities(
                 self.estimators.trained,
                 self.prior,

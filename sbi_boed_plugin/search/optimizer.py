@@ -10,7 +10,7 @@ likelihood enters there: the policy would prefer quiet measurements to informati
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -202,7 +202,6 @@ class DesignOptimizer:
             negligible=self._negligible,
         )
         losses = training_losses(
-            estimators,
             densities,
             config.regularization_strength,
             contrastive=bool(batch.valid.all()),
@@ -346,29 +345,6 @@ class DesignOptimizer:
             or (window and progress.on_plateau(window, config.num_warmup_steps))
         ):
             progress.search_ended = progress.step
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of training as plain tensors and values."""
-        optimizers = (self._optimizer, self._policy_optimizer)
-        return {
-            "config": asdict(self.config),
-            "progress": asdict(self.progress),
-            "networks": {} if self.estimators is None else self.estimators.weights(),
-            "optimizers": [o and o.state_dict() for o in optimizers],
-            "has_new_networks": self._has_new_networks,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state, with the networks of its weights that there are already."""
-        self.progress = Progress.from_plain(state["progress"])
-        self._has_new_networks = state["has_new_networks"]
-        of_networks, of_policy = state["optimizers"]
-        if of_networks is not None:
-            assert self.estimators is not None
-            self._optimizer = self._new_optimizer(self.estimators)
-            self._optimizer.load_state_dict(of_networks)
-        if self._policy_optimizer is not None:
-            self._policy_optimizer.load_state_dict(of_policy)
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Show the last step on the progress bar and to the tracker."""

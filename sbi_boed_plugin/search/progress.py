@@ -66,11 +66,6 @@ class Progress:
         self.stored.append(kept)
         del self.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
 
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "Progress":
-        """Return what `dataclasses.asdict` made plain."""
-        return cls(**{**values, "stored": [Batch(**b) for b in values["stored"]]})
-
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""
         for name, value in values.items():

@@ -138,7 +138,7 @@ def _losses(
     theta, x, design = rows.theta[some], rows.x[some], rows.design[some]
     no_contrast = theta.unsqueeze(0)[:0]
     densities = Densities(estimators, prior, theta, x, design, no_contrast)
-    return training_losses(estimators, densities, 0.0, contrastive=False)
+    return training_losses(densities, 0.0, contrastive=False)
 
 
 @torch.no_grad()

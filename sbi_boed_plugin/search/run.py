@@ -9,6 +9,7 @@ from typing import Any
 
 from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
+from sbi_boed_plugin.search.doubts import tightest
 from sbi_boed_plugin.search.multi_start import multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
@@ -66,30 +67,23 @@ def run_search(
     if may_score_less and max_seconds is not None:
         fitting = (max_seconds - progress.seconds) / max(progress.pace, 1e-9)
         num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
-    assessed = assess_design(
-        optimizer,
-        simulator,
-        prior=optimizer.prior,
-        design=design,
-        num_samples=num_samples,
-        num_contrastive=config.num_eig_contrastive,
-        num_workers=config.num_workers,
+    bounds, doubts, num_calls, num_failed = assess_design(
+        optimizer, simulator, design, num_samples
     )
     if config.objective == "info_nce" and config.method == "joint":
         _warn_if_capped(progress.history["eig"], config.num_contrastive)
-    for doubt in assessed.doubts:
+    for doubt in doubts:
         warnings.warn(doubt, stacklevel=4)
-    progress.num_scored += assessed.num_simulations + num_ranked
-    num_invalid += progress.num_invalid_simulations + assessed.num_invalid_simulations
+    progress.num_scored += num_calls + num_ranked
+    num_invalid += progress.num_invalid_simulations + num_failed
     # Copies of what later searches train on.
     kept = deepcopy(optimizer.networks)
     assert kept is not None
     return DesignResult(
         design=design,
-        eig=assessed.eig,
-        bounds=assessed.bounds,
-        arrival=assessed.arrival,
-        doubts=tuple(assessed.doubts),
+        eig=tightest(bounds),
+        bounds=bounds,
+        doubts=tuple(doubts),
         policy=deepcopy(policy),
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,

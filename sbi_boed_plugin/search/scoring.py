@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
-from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
@@ -32,8 +32,8 @@ def score_design(
     if bound == "pce":
         estimator = estimators.likelihood
     else:
-        estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
-        if isinstance(prior, ParticleBelief):
-            # A posterior that was trained with its particles fits them too well.
-            prior = prior.independent_copy()
+        estimator = (
+            estimators.posterior if bound == "gkl" else estimators.posterior_base
+        )
+        prior = unseen(prior)
     return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
