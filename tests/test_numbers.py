@@ -97,7 +97,7 @@ def cases(function, value, *names):
 
 INTEGERS = [
     *cases(search, 6, "num_steps num_refinement_steps num_contrastive"),
-    *cases(search, 2, "num_warmup_steps num_simulations_per_design stop_after_steps"),
+    *cases(search, 2, "num_warmup_steps"),
     *cases(search, 16, "training_batch_size num_eig_samples num_eig_contrastive"),
     *cases(search, 1_000, "max_num_simulations"),
     *cases(search, 1, "num_workers"),

@@ -101,12 +101,13 @@ def assess_design(
     arrival, never_moved = None, False
     if config.method == "joint":
         progress, policy = optimizer.progress, optimizer.policy
-        steps = progress.search_ended or progress.step
+        steps = min(progress.step, config.num_steps)
         never_moved = steps <= config.num_warmup_steps
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
         several = isinstance(policy, TruncatedNormalMixturePolicy)
         if policy.has_rsample and not several:
-            arrival = find_arrival(progress, _at_edge(policy, design))
+            at_edge = _at_edge(policy, design)
+            arrival = find_arrival(progress, config.num_steps, at_edge)
     doubts = find_doubts(
         bounds,
         arrival,

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.simulation import Simulator, run_simulator
 
-__all__ = ["Batch", "Designs", "DesignsAtMode", "check_finite", "simulate_batch"]
+__all__ = ["Batch", "check_finite", "simulate_batch"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class Batch:
     Attributes:
         theta: Parameters of shape `(batch_dim, dim_theta)`.
         x: Data of shape `(batch_dim, dim_x)`.
-        designs: Different designs, of shape `(num_designs, dim_design)`.
         design: Design of each row, of shape `(batch_dim, dim_design)`.
         valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
         num_calls: Number of rows that the simulator got, those repeated included.
@@ -32,7 +30,6 @@ class Batch:
 
     theta: Tensor
     x: Tensor
-    designs: Tensor
     design: Tensor
     valid: Tensor
     num_calls: int = 0
@@ -42,73 +39,40 @@ class Batch:
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
         """Return all rows of several batches as one, without what they told."""
-        names = ("theta", "x", "designs", "design", "valid")
+        names = ("theta", "x", "design", "valid")
         return cls(*(torch.cat([getattr(b, name) for b in batches]) for name in names))
 
     def finite(self) -> "Batch":
         """Return the simulations that did not fail."""
         rows = self.valid
-        return replace(
-            self,
-            theta=self.theta[rows],
-            x=self.x[rows],
-            design=self.design[rows],
-            valid=rows[rows],
-        )
-
-
-class DesignsAtMode:
-    """Designs of which every other one is the policy's mode, the rest its draws.
-
-    For networks that are to know one design well and not to forget its surroundings.
-    """
-
-    def __init__(self, policy: DesignPolicy) -> None:
-        self.policy = policy
-
-    def sample(self, sample_shape: torch.Size) -> Tensor:
-        """Return designs of shape `(*sample_shape, dim_design)`."""
-        designs = self.policy.sample(sample_shape).clone()
-        designs[::2] = self.policy.mode.to(designs)
-        return designs
-
-
-Designs = DesignPolicy | Distribution | DesignsAtMode
+        theta, x, design = self.theta[rows], self.x[rows], self.design[rows]
+        return replace(self, theta=theta, x=x, design=design, valid=rows[rows])
 
 
 def simulate_batch(
     simulator: Simulator,
-    policy: Designs,
     prior: Distribution,
+    designs: Tensor,
     *,
-    num_simulations: int,
-    num_simulations_per_design: int,
-    gradient: str,
-    device: str,
+    keep_gradient: bool = False,
+    device: str = "cpu",
     num_workers: int | None = 1,
     warn: bool = True,
 ) -> Batch:
-    """Draw designs and parameters and simulate them.
+    """Draw parameters for designs of shape `(batch_dim, dim_design)` and simulate them.
 
-    The designs carry the policy's gradient unless `gradient` is the score function. A
-    `ValueError` says if hardly any value is finite.
+    The gradient of the designs stays with the batch, and with its data if they are to
+    keep it. A `ValueError` says if hardly any value is finite.
     """
-    shape = torch.Size((num_simulations // num_simulations_per_design,))
-    if gradient == "score" or isinstance(policy, DesignsAtMode):
-        designs = policy.sample(shape)
-    else:
-        designs = policy.rsample(shape)
-    designs = designs.clone()  # A policy may return a view of what it keeps.
     # The networks of sbi are in single precision, whatever prior and policy are.
-    theta = draw_parameters(prior, num_simulations, torch.float32).to(device)
-    design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)
-    pathwise = gradient == "pathwise"
+    theta = draw_parameters(prior, len(designs), torch.float32).to(device)
+    design = designs.to(theta)
     made = run_simulator(
         simulator,
         theta,
-        design if pathwise else design.detach(),
+        design if keep_gradient else design.detach(),
         num_workers=num_workers,
-        keep_gradient=pathwise,
+        keep_gradient=keep_gradient,
         warn=warn,
     )
     num_valid = int(made.valid.sum())
@@ -119,9 +83,7 @@ def simulate_batch(
             f"{designs.max().item():.4g}. Check the simulator there, or restrict the "
             "support of the design policy."
         )
-    return Batch(
-        theta, made.x, designs, design, made.valid, made.num_calls, made.is_complete
-    )
+    return Batch(theta, made.x, design, made.valid, made.num_calls, made.is_complete)
 
 
 def check_finite(
@@ -136,11 +98,11 @@ def check_finite(
     if all(bool(torch.isfinite(value).all()) for value in values):
         return
     described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
-    parts = {"theta": batch.theta, "x": batch.x.detach()}
-    parts |= {"design": batch.design.detach(), "log prior": prior.log_prob(batch.theta)}
+    parts = {"theta": batch.theta, "x": batch.x, "design": batch.design}
+    parts["log prior"] = prior.log_prob(batch.theta)
     sizes = ", ".join(
-        f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
-        for name, values in parts.items()
+        f"{name} {part.detach().abs().max():.3g} ({part.detach().abs().median():.3g})"
+        for name, part in parts.items()
     )
     raise ValueError(
         f"A loss at step {step} or its gradient is not finite ({described}). The state "

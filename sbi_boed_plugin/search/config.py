@@ -1,7 +1,6 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -88,7 +87,6 @@ class DesignSearchConfig:
             The learning rate starts anew from a fifth.
         training_batch_size: Number of simulations of one step. If `None`, 256, or what
             gives about 200 steps within `max_num_simulations`, at least 16.
-        num_simulations_per_design: How many of them share a design.
         num_contrastive: Number :math:`L` of contrastive parameters of each simulation,
             other rows of the batch. If `None`, 31 where they drive the policy and 3
             where they are for the likelihood's loss alone.
@@ -98,8 +96,6 @@ class DesignSearchConfig:
             along half a cosine.
         design_learning_rate: Learning rate of Adam for the policy; likewise.
         clip_max_norm: Value at which to clip the gradient norm of each network.
-        stop_after_steps: End the search when the information, averaged over this many
-            steps, is a standard error lower than over as many before. Never if `None`.
         max_num_simulations: Largest number of simulations, those that score the design
             and those of a call that is resumed included. What is not given otherwise
             is a share of it: a fifth scores the design, and a fifth of the rest ranks
@@ -107,13 +103,14 @@ class DesignSearchConfig:
             learn again from the simulations of the search, until they have seen
             256,000 rows or gain no more on rows left out.
         max_seconds: Time in seconds of training and scoring, that of a call that is
-            resumed included. No step but the first is started that would end later, at
-            the pace of those before.
+            resumed included. A fifth is for the score: no step but the first is
+            started that would end in it, at the pace of those before.
         num_workers: Number of processes that simulate, through joblib. With
             `gradient="pathwise"` only what scores designs: gradients do not come back
             from other processes.
         num_eig_samples: Number of simulations that score the design found. If `None`,
-            4,000, or what `max_num_simulations` and `max_seconds` leave.
+            4,000, or what `max_num_simulations` leaves; if time ended the training, at
+            most a quarter as many as it took, but at least 100.
         num_eig_contrastive: Number of contrastive parameters of each of them.
         multi_start: Settings of the search with `method="multi_start"`.
 
@@ -128,13 +125,11 @@ class DesignSearchConfig:
     num_warmup_steps: int | None = None
     num_refinement_steps: int = 0
     training_batch_size: int | None = None
-    num_simulations_per_design: int = 1
     num_contrastive: int | None = None
     regularization_strength: float = 0.1
     learning_rate: float = 5e-3
     design_learning_rate: float = 3e-2
     clip_max_norm: float | None = 5.0
-    stop_after_steps: int | None = None
     max_num_simulations: int | None = None
     max_seconds: float | None = None
     num_workers: int | None = 1
@@ -143,9 +138,18 @@ class DesignSearchConfig:
     multi_start: MultiStartConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_names(self)
+        names = {
+            "method": ("joint", "multi_start"),
+            "objective": (None, *POLICY_OBJECTIVES),
+            "gradient": POLICY_GRADIENTS,
+        }
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}='{getattr(self, name)}' is unknown. Use one of "
+                    f"{sorted(filter(None, known))}."
+                )
         _check_numbers(self)
-        _check_batch(self)
         if self.method == "multi_start" and self.num_refinement_steps:
             raise ValueError(
                 f"num_refinement_steps={self.num_refinement_steps} with "
@@ -160,32 +164,21 @@ class DesignSearchConfig:
                 "out, or use method='joint'."
             )
 
-    @classmethod
-    def from_plain(cls, values: dict[str, Any]) -> "DesignSearchConfig":
-        """Return what `dataclasses.asdict` made plain."""
-        search = values["multi_start"]
-        return cls(**{**values, "multi_start": search and MultiStartConfig(**search)})
-
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""
-        schedule = {}
         for field in fields(self):
-            if field.name in _OF_ONE_CALL:
-                continue
             value, before = getattr(self, field.name), getattr(earlier, field.name)
-            if value not in (before, field.default):
+            if field.name not in _OF_ONE_CALL and value not in (before, field.default):
                 raise ValueError(
                     f"{field.name}={value} with resume_training=True, but the search "
                     f"to resume has {field.name}={before}, on which its schedules "
                     "depend. Leave it out, or start a new search."
                 )
-            schedule[field.name] = before
-        return replace(self, **schedule)
+        return replace(earlier, **{name: getattr(self, name) for name in _OF_ONE_CALL})
 
 
 # What a call that resumes a search may change.
 _OF_ONE_CALL = (
-    "stop_after_steps",
     "max_num_simulations",
     "max_seconds",
     "num_workers",
@@ -195,33 +188,17 @@ _OF_ONE_CALL = (
 )
 
 
-def _check_names(config: DesignSearchConfig) -> None:
-    """Raise if a name is unknown."""
-    if config.method not in ("joint", "multi_start"):
-        raise ValueError(
-            f"method='{config.method}' is unknown. Use 'joint' or 'multi_start'."
-        )
-    known = {"objective": (None, *POLICY_OBJECTIVES), "gradient": POLICY_GRADIENTS}
-    for name, names in known.items():
-        if getattr(config, name) not in names:
-            raise ValueError(
-                f"{name}='{getattr(config, name)}' is unknown. Use one of "
-                f"{sorted(filter(None, names))}."
-            )
-
-
 def _check_numbers(config: DesignSearchConfig) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
-    # With trained networks a multi-start search needs no further step.
+    # With trained networks a multi-start search needs no step, and no warm-up either.
     least_steps = 0 if config.method == "multi_start" else 1
     check_fields(config, check_integer, ["num_refinement_steps"], 0)
-    of_one = ["num_simulations_per_design", "num_eig_contrastive"]
-    check_fields(config, check_integer, of_one, 1)
+    check_fields(config, check_integer, ["num_eig_contrastive"], 1)
     for least, names in (
         (least_steps, ["num_steps"]),
         (0, ["num_warmup_steps"]),
-        (1, ["training_batch_size", "num_contrastive", "max_num_simulations"]),
-        (2, ["stop_after_steps", "num_eig_samples"]),
+        (1, ["num_contrastive", "max_num_simulations"]),
+        (2, ["training_batch_size", "num_eig_samples"]),
     ):
         check_fields(config, check_integer, names, least, or_none=True)
     optional = {"or_infinite": True, "or_none": True}
@@ -232,33 +209,14 @@ def _check_numbers(config: DesignSearchConfig) -> None:
     check_fields(config, check_real, rates, **_RATE)
     check_fields(config, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
     object.__setattr__(config, "num_workers", check_num_workers(config.num_workers))
-
-
-def _check_batch(config: DesignSearchConfig) -> None:
-    """Raise if the numbers of a batch and of steps do not go together."""
     steps, warmup = config.num_steps, config.num_warmup_steps
-    # A search that takes no step has no warm-up either.
-    extra = config.method == "multi_start"
-    if steps is not None and warmup is not None and warmup >= steps + extra:
+    if None not in (steps, warmup) and warmup > steps - least_steps:
         raise ValueError(
             f"num_warmup_steps={warmup} must be less than num_steps={steps}."
         )
-    size, per_design = config.training_batch_size, config.num_simulations_per_design
-    if size is None:
-        return
-    if size % per_design:
+    size, contrasts = config.training_batch_size, config.num_contrastive
+    if None not in (size, contrasts) and contrasts >= size:
         raise ValueError(
-            f"training_batch_size={size} must be a multiple of "
-            f"num_simulations_per_design={per_design}."
-        )
-    if size // per_design < 2:
-        raise ValueError(
-            f"training_batch_size={size} gives fewer than two designs a step to "
-            "compare. Increase it or decrease num_simulations_per_design."
-        )
-    if config.num_contrastive is not None and config.num_contrastive >= size:
-        raise ValueError(
-            f"num_contrastive={config.num_contrastive} must be less than "
-            f"training_batch_size={size}: contrastive parameters are other rows of the "
-            "batch."
+            f"num_contrastive={contrasts} must be less than training_batch_size="
+            f"{size}: contrastive parameters are other rows of the batch."
         )

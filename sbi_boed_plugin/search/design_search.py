@@ -24,10 +24,10 @@ from sbi_boed_plugin.search.estimators import (
 )
 from sbi_boed_plugin.search.experiments import Experiments
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.multi_start import score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.run import run_search
-from sbi_boed_plugin.search.scoring import score_design
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignSearch"]
@@ -195,22 +195,12 @@ class DesignSearch:
         assert self.prior is not None and config.objective is not None
         needs = POLICY_OBJECTIVES[config.objective].needs
         check_posterior_describes(self.prior, config.objective, needs)
-        return self._optimizer(prior, config, self.networks)
-
-    def _optimizer(
-        self,
-        prior: Distribution,
-        config: DesignSearchConfig,
-        networks: DesignEstimators | None,
-    ) -> DesignOptimizer:
-        """Return a training of the policy and of networks."""
-        assert self.policy is not None
         return DesignOptimizer(
             self.policy,
             prior,
             self.models,
             config,
-            estimators=networks,
+            estimators=self.networks,
             device=self._device,
         )
 
@@ -299,8 +289,8 @@ class DesignSearch:
             self.policy.load_state_dict(self.policy_start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all of it as tensors, numbers, lists and dictionaries."""
-        networks, policy, optimizer = self.networks, self.policy, self.optimizer
+        """Return all but an unfinished search, as tensors, numbers and collections."""
+        networks, policy = self.networks, self.policy
         return {
             "networks": {} if networks is None else networks.weights(),
             "dim_x": None if networks is None else networks.likelihood.input_shape[-1],
@@ -308,7 +298,6 @@ class DesignSearch:
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),
             "experiments": self.experiments.state_dict(),
-            "optimizer": None if optimizer is None else optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -327,20 +316,12 @@ class DesignSearch:
             kept.append(restored.likelihood.eval().requires_grad_(False))
         experiments = self.experiments.restored(saved, kept)
         deepcopy(self.policy).load_state_dict(state["policy"])
-        optimizer, of_training = None, state["optimizer"]
-        if of_training is not None:
-            optimizer = self._optimizer(
-                experiments.belief or self.known(),
-                DesignSearchConfig.from_plain(of_training["config"]),
-                self._restored_networks(of_training["networks"], dim_x),
-            )
-            optimizer.load_state_dict(of_training)
         trained = state["covers_all_designs"], state["trained_after"]
         self.policy.load_state_dict(state["policy"])
         self.networks = networks
         self.dim_design = None if networks is None else self.policy.dim_design
         self.covers_all_designs, self.trained_after = trained
-        self.experiments, self.optimizer = experiments, optimizer
+        self.experiments, self.optimizer = experiments, None
 
     def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
         """Return networks with saved weights, built from rows of the right shape."""

@@ -12,9 +12,10 @@ References:
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from sbi.utils import BoxUniform
@@ -29,22 +30,23 @@ from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.noise import reparameterize
-from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
+from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError, estimate_eig
 from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
-from sbi_boed_plugin.search.scoring import score_design
 
 __all__ = [
-    "model_information",
+    "LearnedModel",
     "multi_start_search",
+    "score_design",
     "spread_designs",
     "uniform_designs",
 ]
 
 # Contrastive parameters of a climb, at most. Their logarithm caps its estimates.
-MAX_CONTRASTIVE = 4_096
+_MAX_CONTRASTIVE = 4_096
 # Starts that tell how many contrastive parameters there must be.
 _NUM_TO_SET_CONTRASTIVE = 64
 # Share of the width of the space within which two designs count as the same.
@@ -53,9 +55,7 @@ _SAME = 0.02
 
 def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
     """Return the uniform distribution over the policy's support, if it is a box."""
-    support = policy.support
-    if isinstance(support, independent):
-        support = support.base_constraint
+    support = _constraint_of_values(policy)
     if not isinstance(support, type(interval(0.0, 1.0))):
         return None
     low, high = (
@@ -63,6 +63,12 @@ def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
         for bound in (support.lower_bound, support.upper_bound)
     )
     return BoxUniform(low, high, device=str(low.device))
+
+
+def _constraint_of_values(policy: DesignPolicy) -> Any:
+    """Return the constraint of each value of a design."""
+    support = policy.support
+    return support.base_constraint if isinstance(support, independent) else support
 
 
 def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
@@ -79,6 +85,31 @@ def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
     else:
         spread = box.sample(torch.Size((len(design),))).to(design)
     return torch.where(same, spread, design)
+
+
+def score_design(
+    estimators: DesignEstimators,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    *,
+    prior: Distribution,
+    objective: str,
+    **kwargs: Any,
+) -> EIGEstimate:
+    """Estimate the information of a design by the bound that goes with an objective.
+
+    `kwargs` are `design` and what else :func:`~sbi_boed_plugin.estimate_eig` takes.
+    """
+    bound = POLICY_OBJECTIVES[objective].bound
+    for network in estimators.all():
+        network.eval()
+    if bound == "pce":
+        estimator = estimators.likelihood
+    else:
+        estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
+        if isinstance(prior, ParticleBelief):
+            # A posterior that was trained with its particles fits them too well.
+            prior = prior.independent_copy()
+    return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
 
 
 def multi_start_search(
@@ -100,11 +131,11 @@ def multi_start_search(
     failed, those of designs that could not be scored included.
     """
     estimators.train(False)
-    model = _LearnedModel(estimators, prior, objective)
-    designs = _Climb(model, policy, config).run(show_progress_bar)
+    model = LearnedModel(estimators, prior, objective)
+    designs = _climb(model, policy, config, show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
-    candidates, errors, costs = [], [], []
+    candidates, failed = [], []
     for design in designs:
         try:
             estimate = score_design(
@@ -117,24 +148,23 @@ def multi_start_search(
                 num_workers=num_workers,
                 seed=seed,
             )
+            candidates.append((design, estimate))
         except NoEstimateError as error:
             # Networks know nothing of designs at which every simulation fails.
-            errors.append(f"{design.tolist()}: {error}")
-            costs.append(error)
-            continue
-        candidates.append((design, estimate))
-        costs.append(estimate)
+            failed.append((design, error))
+    first = f"{failed[0][0].tolist()}: {failed[0][1]}" if failed else ""
     if not candidates:
         raise ValueError(
             "None of the designs that the search arrived at can be scored with "
-            f"simulations. {errors[0]}"
+            f"simulations. {first}"
         )
-    if errors:
+    if failed:
         warnings.warn(
-            f"{len(errors)} of {len(designs)} designs that the search arrived at "
-            f"cannot be scored with simulations and are left out. {errors[0]}",
+            f"{len(failed)} of {len(designs)} designs that the search arrived at "
+            f"cannot be scored with simulations and are left out. {first}",
             stacklevel=5,
         )
+    costs = [cost for _, cost in [*candidates, *failed]]
     return (
         sorted(candidates, key=lambda candidate: -candidate[1].value),
         sum(cost.num_simulations for cost in costs),
@@ -142,64 +172,36 @@ def multi_start_search(
     )
 
 
-def model_information(
-    estimators: DesignEstimators,
-    prior: Distribution,
-    designs: Tensor,
-    *,
-    objective: str,
-    num_samples: int,
-    num_contrastive: int = 0,
-) -> Tensor:
-    """Return the information of designs under the learned model, differentiably.
-
-    In nats, from `num_samples` parameters. The same serve all designs: differences are
-    more accurate than values. The contrastive bound has `num_contrastive` parameters in
-    its mean, if that is more; its estimates are at most the logarithm of it.
-    """
-    model = _LearnedModel(estimators, prior, objective)
-    return model.information(designs, num_samples, num_contrastive)
-
-
 @dataclass(frozen=True)
-class _LearnedModel:
-    """The information of designs where data come from the learned likelihood."""
+class LearnedModel:
+    """The information of designs where data come from the learned likelihood.
+
+    `num_samples` parameters serve all designs alike: differences are more accurate than
+    values. The contrastive bound has `num_contrastive` parameters in its mean, if that
+    is more; its estimates are at most the logarithm of it.
+    """
 
     estimators: DesignEstimators
     prior: Distribution
     objective: str
 
     def information(
-        self, designs: Tensor, num_samples: int, num_contrastive: int
+        self, designs: Tensor, num_samples: int, num_contrastive: int = 0
     ) -> Tensor:
-        """Return estimates of shape `(num_designs,)`, in nats."""
-        theta, size = self._parameters(designs, num_samples, num_contrastive)
-        parts = [self._estimates(theta, d, num_samples) for d in designs.split(size)]
-        return torch.cat(parts)
+        """Return differentiable estimates of shape `(num_designs,)`, in nats."""
+        return torch.cat([*self.parts(designs, num_samples, num_contrastive)])
 
-    def slopes(self, designs: Tensor, num_samples: int, num_contrastive: int) -> Tensor:
-        """Return the gradient of the information at each design."""
-        theta, size = self._parameters(designs, num_samples, num_contrastive)
-        gradients = []
-        # Each chunk's graph is gone before the next: memory is that of one chunk.
-        for rows in designs.split(size):
-            rows = rows.detach().requires_grad_()
-            values = self._estimates(theta, rows, num_samples)
-            gradients += torch.autograd.grad(values.sum(), [rows])
-        return torch.cat(gradients)
-
-    def _parameters(
+    def parts(
         self, designs: Tensor, num_samples: int, num_contrastive: int
-    ) -> tuple[Tensor, int]:
-        """Draw parameters of data and behind them further contrastive ones.
-
-        Beside them, the number of designs that fit into one evaluation.
-        """
+    ) -> Iterator[Tensor]:
+        """Yield the estimates of as many designs as fit into one evaluation."""
         num_theta = num_samples
         if self.objective == "info_nce":
             num_theta = max(num_samples, num_contrastive)
         theta = draw_parameters(self.prior, num_theta).to(designs)
-        return theta, max(1, self._pairs_at_once() // (num_theta * num_samples))
+        size = max(1, self._pairs_at_once() // (num_theta * num_samples))
+        for some in designs.split(size):
+            yield self._estimates(theta, some, num_samples)
 
     def _pairs_at_once(self) -> int:
         """Return how many pairs of parameters and data fit into one evaluation."""
@@ -269,96 +271,81 @@ class _LearnedModel:
         return (own - mean).T
 
 
-class _Climb:
-    """A climb of many designs, in units of the width of the space."""
-
-    def __init__(
-        self, model: _LearnedModel, policy: DesignPolicy, config: MultiStartConfig
-    ) -> None:
-        self.model, self.config = model, config
-        self.box = uniform_designs(policy)
-        self.designs, self.width = _starts(policy, self.box, config.num_starts)
-        # Without a box only where every step stays inside.
-        support = policy.support
-        base = support.base_constraint if isinstance(support, independent) else support
-        is_real = support.event_dim == 1 and isinstance(base, type(real))
-        climbs = policy.has_rsample and (self.box is not None or is_real)
-        self.num_steps = config.num_climb_steps if climbs else 0
-        self.num_contrastive = 0
-
-    def run(self, show_progress_bar: bool) -> list[Tensor]:
-        """Return the best designs after a climb that fewer and fewer finish."""
-        config, designs = self.config, self.designs
-        self._judge(designs[:_NUM_TO_SET_CONTRASTIVE], config.num_samples)
-        bar = tqdm(
-            total=self.num_steps,
-            disable=not show_progress_bar,
-            desc="Climbing designs",
+def _climb(
+    model: LearnedModel,
+    policy: DesignPolicy,
+    config: MultiStartConfig,
+    show_progress_bar: bool,
+) -> list[Tensor]:
+    """Return the best designs after a climb that fewer and fewer finish."""
+    box = uniform_designs(policy)
+    designs, width = _starts(policy, box, config.num_starts)
+    # Without a box only where every step stays inside.
+    is_real = isinstance(_constraint_of_values(policy), type(real))
+    num_steps = config.num_climb_steps // 3
+    if not policy.has_rsample or (box is None and not is_real):
+        num_steps = 0
+    first = designs[:_NUM_TO_SET_CONTRASTIVE]
+    values, num_contrastive = _judge(model, first, config.num_samples, 0)
+    bar = tqdm(
+        total=3 * num_steps, disable=not show_progress_bar, desc="Climbing designs"
+    )
+    with bar:
+        # As designs become fewer, each gets more: a step costs the same throughout.
+        for stage in range(3):
+            num_samples = config.num_samples * 2**stage
+            unit = designs / width
+            optimizer = Adam([unit], lr=config.learning_rate)
+            for _ in range(num_steps):
+                designs.requires_grad_()
+                # The graph of a part is gone before the next: memory is that of one.
+                for part in model.parts(designs, num_samples, num_contrastive):
+                    part.sum().backward(inputs=[designs])
+                assert designs.grad is not None
+                unit.grad = -designs.grad * width
+                optimizer.step()
+                designs = unit * width
+                if box is not None:
+                    designs = designs.clamp(box.base_dist.low, box.base_dist.high)
+                    unit.copy_(designs / width)
+                bar.update()
+            last = stage == 2
+            values, num_contrastive = _judge(
+                model, designs, num_samples * (4 if last else 2), num_contrastive
+            )
+            designs = designs[values.argsort(descending=True)]
+            keep = config.num_candidates if last else len(designs) // 4
+            keep = max(config.num_candidates, keep)
+            # Different ones, or all would climb the same hill.
+            if num_steps:
+                designs = torch.stack(_different(designs, width, keep))
+            designs = designs[:keep]
+    cap = math.log(max(16 * config.num_samples, num_contrastive))
+    if model.objective == "info_nce" and values.max() > cap - 1.0:
+        warnings.warn(
+            f"The information of the learned model, {float(values.max()):.2f} nats "
+            f"at the best design, is within a nat of its cap {cap:.2f}: the search "
+            "cannot tell the best designs apart. Use objective='barber_agakov', "
+            "which has no cap.",
+            stacklevel=6,
         )
-        with bar:
-            # As designs become fewer, each gets more: a step costs the same throughout.
-            for stage in range(3):
-                num_samples = config.num_samples * 2**stage
-                designs = self._ascend(designs, num_samples, bar)
-                last = stage == 2
-                values = self._judge(designs, num_samples * (4 if last else 2))
-                designs = designs[values.argsort(descending=True)]
-                keep = config.num_candidates if last else len(designs) // 4
-                keep = max(config.num_candidates, keep)
-                # Different ones, or all would climb the same hill.
-                if self.num_steps:
-                    designs = torch.stack(_different(designs, self.width, keep))
-                designs = designs[:keep]
-        cap = math.log(max(16 * config.num_samples, self.num_contrastive))
-        if self.model.objective == "info_nce" and values.max() > cap - 1.0:
-            warnings.warn(
-                f"The information of the learned model, {float(values.max()):.2f} nats "
-                f"at the best design, is within a nat of its cap {cap:.2f}: the search "
-                "cannot tell the best designs apart. Use objective='barber_agakov', "
-                "which has no cap.",
-                stacklevel=6,
-            )
-        return list(designs)
+    return list(designs)
 
-    def _judge(self, designs: Tensor, num_samples: int) -> Tensor:
-        """Return the information, with as many contrasts as keep it below its cap."""
-        while True:
-            with torch.no_grad():
-                values = self.model.information(
-                    designs, num_samples, self.num_contrastive
-                ).nan_to_num(nan=-torch.inf)
-            num_terms = max(num_samples, self.num_contrastive)
-            is_contrastive = self.model.objective == "info_nce"
-            capped = is_contrastive and values.max() > math.log(num_terms) - 1
-            if not capped or num_terms >= MAX_CONTRASTIVE:
-                return values
-            self.num_contrastive = min(4 * num_terms, MAX_CONTRASTIVE)
 
-    def _ascend(self, designs: Tensor, num_samples: int, bar: tqdm) -> Tensor:
-        """Return the designs after a third of the steps, unchanged without any."""
-        num_steps = self.num_steps // 3
-        if not num_steps:
-            return designs
-        unit = (designs / self.width).detach().requires_grad_()
-        optimizer = Adam([unit], lr=self.config.learning_rate)
-        for _ in range(num_steps):
-            slopes = self.model.slopes(
-                unit.detach() * self.width, num_samples, self.num_contrastive
-            )
-            unit.grad = -slopes * self.width
-            optimizer.step()
-            with torch.no_grad():
-                self._clamp(unit, self.width)
-            bar.update()
-        # Rounding may leave the box again.
-        return self._clamp(unit.detach() * self.width)
-
-    def _clamp(self, designs: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """Move designs of some unit into the box, if there is one, in place."""
-        if self.box is not None:
-            base = self.box.base_dist
-            designs.clamp_(base.low / unit, base.high / unit)
-        return designs
+@torch.no_grad()
+def _judge(
+    model: LearnedModel, designs: Tensor, num_samples: int, num_contrastive: int
+) -> tuple[Tensor, int]:
+    """Return the information, and as many contrasts as keep it below its cap."""
+    while True:
+        values = model.information(designs, num_samples, num_contrastive)
+        values = values.nan_to_num(nan=-torch.inf)
+        num_terms = max(num_samples, num_contrastive)
+        capped = values.max() > math.log(num_terms) - 1
+        capped = capped and model.objective == "info_nce"
+        if not capped or num_terms >= _MAX_CONTRASTIVE:
+            return values, num_contrastive
+        num_contrastive = min(4 * num_terms, _MAX_CONTRASTIVE)
 
 
 def _starts(

@@ -32,12 +32,12 @@ _SEED = 20_261_129
 
 
 def rehearsed_copy(
-    optimizer: DesignOptimizer, max_seconds: float, show_progress_bar: bool
+    optimizer: DesignOptimizer, show_progress_bar: bool
 ) -> DesignEstimators | None:
     """Return networks that learned again from the simulations that a search kept.
 
     So often that they see 256,000 rows in all, as in 1,000 steps of 256, or until the
-    search has taken `max_seconds`. `None` if they have seen as many already.
+    time for training is over. `None` if they have seen as many already.
     """
     progress = optimizer.progress
     if not progress.stored:
@@ -48,18 +48,15 @@ def rehearsed_copy(
     if num_passes < 1 or len(rows.theta) < 2:
         return None
     started = time.perf_counter()
-    deadline = started + max_seconds - progress.seconds
+    deadline = started + optimizer.training_seconds - progress.seconds
     copies = deepcopy(optimizer.estimators)
     assert copies is not None
     bar = tqdm(
         total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
     )
-    clip_max_norm = optimizer.config.clip_max_norm
     # What comes after it is drawn as if it had not been.
     with isolated_rng(_SEED), bar:
-        progress.overfit = _rehearse(
-            copies.trained, optimizer.prior, rows, clip_max_norm, deadline, bar
-        )
+        progress.overfit = _rehearse(optimizer, copies.trained, rows, deadline, bar)
     seconds = time.perf_counter() - started
     progress.rehearsal_seconds += seconds
     progress.seconds += seconds
@@ -67,10 +64,9 @@ def rehearsed_copy(
 
 
 def _rehearse(
+    optimizer: DesignOptimizer,
     estimators: DesignEstimators,
-    prior: Distribution,
     rows: Batch,
-    clip_max_norm: float | None,
     deadline: float,
     bar: tqdm,
 ) -> dict[str, tuple[float, float]]:
@@ -80,13 +76,14 @@ def _rehearse(
     its loss is on the rows that it learned from than on those left out, in nats, and
     the standard error of that.
     """
+    prior, clip_max_norm = optimizer.prior, optimizer.config.clip_max_norm
     networks = estimators.named()
     order = torch.randperm(len(rows.theta))
     num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
     held_out, training = order[:num_held_out], order[num_held_out:]
     groups = [{"params": network.parameters()} for network in networks.values()]
-    optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, bar.total)
+    adam = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, bar.total)
     best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
     losses = _row_losses(estimators, prior, rows, held_out)
     since_best = 0
@@ -98,16 +95,15 @@ def _rehearse(
             if len(some) < 2:
                 continue  # Batch normalization needs two.
             values = _losses(estimators, prior, rows, some)
-            optimizer.zero_grad(set_to_none=True)
+            adam.zero_grad(set_to_none=True)
             torch.stack(list(values.values())).mean(dim=1).sum().backward()
             for network in networks.values():
                 if clip_max_norm is not None:
                     clip_grad_norm_(network.parameters(), clip_max_norm)
-            optimizer.step()
+            adam.step()
         schedule.step()
         since_best += 1
-        new = _row_losses(estimators, prior, rows, held_out)
-        for name, value in new.items():
+        for name, value in _row_losses(estimators, prior, rows, held_out).items():
             if value.mean() < losses[name].mean():
                 losses[name], since_best = value, 0
                 best[name] = deepcopy(networks[name].state_dict())
@@ -116,16 +112,14 @@ def _rehearse(
     for name, network in networks.items():
         network.load_state_dict(best[name])
         network.zero_grad(set_to_none=True)
+    overfit = {}
     known = _row_losses(estimators, prior, rows, training[: 4 * num_held_out])
-    return {name: _difference(losses[name], known[name]) for name in known}
-
-
-def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return the difference of two means, and its standard error."""
-    variance = sum(
-        float(v.var()) / len(v) if len(v) > 1 else 0.0 for v in (first, second)
-    )
-    return float(first.mean() - second.mean()), math.sqrt(variance)
+    for name, parts in known.items():
+        gap = losses[name].mean() - parts.mean()
+        # The variance of a single row is unknown, and taken for zero.
+        variances = [v.var() / len(v) for v in (losses[name], parts) if len(v) > 1]
+        overfit[name] = float(gap), math.sqrt(sum(map(float, variances)))
+    return overfit
 
 
 def _losses(

@@ -14,7 +14,7 @@ from sbi_boed_plugin.search.trust import Arrival
 
 __all__ = ["DesignResult", "StopReason"]
 
-StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+StopReason = Literal["num_steps", "max_num_simulations", "max_seconds"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DesignResult:
             They count as experiments that tell nothing.
         seconds: Time of the training steps, in seconds, without that of climbing and
             scoring designs.
-        stop_reason: The budget that was used up, or else what ended the search.
+        stop_reason: The budget that was used up, else `"num_steps"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.
         arrival: Whether the policy arrived at the design, after a joint search.

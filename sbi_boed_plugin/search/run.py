@@ -2,9 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 from sbi_boed_plugin.search.assessment import assess_design
@@ -12,15 +10,13 @@ from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.multi_start import multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
-from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.result import DesignResult, StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["run_search"]
 
 # Simulations that score a design, whatever time is left.
 _MIN_SCORING = 100
-# Share of the time that is kept free for that.
-_SCORING_TIME = 0.2
 
 
 def run_search(
@@ -38,34 +34,36 @@ def run_search(
     for a single step.
     """
     config, progress, policy = optimizer.config, optimizer.progress, optimizer.policy
-    num_samples, max_seconds = config.num_eig_samples, config.max_seconds
+    num_samples, budget = config.num_eig_samples, config.max_num_simulations
     # A search without training has its simulator checked after it.
     num_checks = 0 if config.num_steps else simulator.num_check_calls
-    num_after = num_samples + num_ranking(config) + num_checks
-    budget = config.max_num_simulations
-    max_scoring_seconds = math.inf
-    if may_score_less and max_seconds is not None:
-        max_scoring_seconds = _SCORING_TIME * max_seconds
-    train = partial(optimizer.run, tracker=tracker, show_progress_bar=show_progress_bar)
-    stop_reason = _train(optimizer, simulator, train, num_after, max_scoring_seconds)
-    reserve = num_samples
+    num_after = num_samples + num_ranking(config.multi_start) + num_checks
+    stop_reason = _train(optimizer, simulator, num_after, tracker, show_progress_bar)
     if budget is not None:
-        if optimizer.rehearsed is None:
-            end = math.inf
-            if max_seconds is not None:
-                end = max_seconds - min(max_scoring_seconds, max_seconds / 2)
-            optimizer.rehearsed = rehearsed_copy(optimizer, end, show_progress_bar)
         simulator.max_calls = budget - progress.num_spent
-        reserve = min(reserve, simulator.max_calls)
+    networks = optimizer.networks
+    assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        candidates, num_ranked, num_invalid = _candidates(
-            optimizer, simulator, reserve, show_progress_bar
+        reserve = num_samples
+        if budget is not None:
+            reserve = min(reserve, simulator.max_calls)
+        simulator.set_aside(reserve)
+        candidates, num_ranked, num_invalid = multi_start_search(
+            networks,
+            optimizer.prior,
+            policy,
+            simulator,
+            objective=config.objective,
+            config=config.multi_start,
+            num_workers=config.num_workers,
+            show_progress_bar=show_progress_bar,
         )
+        simulator.set_aside(-reserve)
         design = candidates[0][0]
-    if may_score_less and max_seconds is not None:
-        fitting = (max_seconds - progress.seconds) / max(progress.pace, 1e-9)
-        num_samples = int(min(num_samples, max(fitting, _MIN_SCORING)))
+    if may_score_less and stop_reason == "max_seconds":
+        # What training took four fifths of the time for takes a fifth.
+        num_samples = min(num_samples, max(progress.num_simulations // 4, _MIN_SCORING))
     assessed = assess_design(
         optimizer,
         simulator,
@@ -82,8 +80,7 @@ def run_search(
     progress.num_scored += assessed.num_simulations + num_ranked
     num_invalid += progress.num_invalid_simulations + assessed.num_invalid_simulations
     # Copies of what later searches train on.
-    kept = deepcopy(optimizer.networks)
-    assert kept is not None
+    kept = deepcopy(networks)
     return DesignResult(
         design=design,
         eig=assessed.eig,
@@ -107,10 +104,10 @@ def run_search(
 def _train(
     optimizer: DesignOptimizer,
     simulator: CheckedSimulator,
-    train: Callable[[CheckedSimulator, int, float], str],
     num_after: int,
-    max_scoring_seconds: float,
-) -> str:
+    tracker: Any | None,
+    show_progress_bar: bool,
+) -> StopReason:
     """Train and return why it stopped, or raise if the budgets do not allow for a step.
 
     `num_after` simulations are left for what follows the training.
@@ -123,7 +120,9 @@ def _train(
             f"{spent}, and {num_after} score the design. Raise it, or lower "
             "num_eig_samples."
         )
-    stop_reason = train(simulator, num_after, max_scoring_seconds)
+    stop_reason = optimizer.run(
+        simulator, num_after, tracker=tracker, show_progress_bar=show_progress_bar
+    )
     if optimizer.estimators is None or (config.num_steps and not progress.step):
         raise ValueError(
             f"No step was taken: max_num_simulations={budget} and max_seconds="
@@ -131,31 +130,9 @@ def _train(
             f"{config.training_batch_size} simulations and {num_after} that score the "
             "design."
         )
+    if budget is not None and optimizer.rehearsed is None:
+        optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
     return stop_reason
-
-
-def _candidates(
-    optimizer: DesignOptimizer,
-    simulator: CheckedSimulator,
-    reserve: int,
-    show_progress_bar: bool,
-) -> tuple[list[Any], int, int]:
-    """Search with many starts, and leave `reserve` calls for the score."""
-    networks, config = optimizer.networks, optimizer.config
-    assert networks is not None
-    simulator.set_aside(reserve)
-    found = multi_start_search(
-        networks,
-        optimizer.prior,
-        optimizer.policy,
-        simulator,
-        objective=config.objective,
-        config=config.multi_start,
-        num_workers=config.num_workers,
-        show_progress_bar=show_progress_bar,
-    )
-    simulator.set_aside(-reserve)
-    return found
 
 
 def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:

@@ -79,8 +79,8 @@ class Arrival:
         return score > dim + _ERRORS * math.sqrt(2.0 * dim) + _ERRORS**2
 
 
-def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
-    """Return whether a policy arrived, from the last steps of a joint search.
+def find_arrival(progress: Progress, num_steps: int, at_edge: Tensor) -> Arrival | None:
+    """Return whether a policy arrived, from the last of the steps of a joint search.
 
     The slope is a regression of the terms of the objective on the designs that the
     policy drew; `None` if these did not vary or were too few. `at_edge` is -1 or 1 for
@@ -110,7 +110,7 @@ def find_arrival(progress: Progress, at_edge: Tensor) -> Arrival | None:
     inverse = torch.linalg.pinv(unit.T @ unit)
     variance = (inverse @ residual.T @ residual @ inverse).diagonal()
     slope = slope.masked_fill(slope.sign() == at_edge.double(), 0.0)
-    modes = torch.tensor(progress.history["mode"][: progress.search_ended]).double()
+    modes = torch.tensor(progress.history["mode"][:num_steps]).double()
     before = modes[-1 - len(modes) // 10]
     return Arrival(
         float(((modes[-1] - modes[0]) / scale).norm()),

@@ -20,18 +20,16 @@ def shares(budget, has_networks=False, **settings):
 
 
 @pytest.mark.parametrize("ready", [False, True])
-@pytest.mark.parametrize("per_design", [1, 4])
 @pytest.mark.parametrize("method", ["joint", "multi_start"])
 @pytest.mark.parametrize("budget", [200, 300, 1_000, 5_000, 20_000, 10**6])
-def test_shares_use_the_budget_and_no_more(budget, method, per_design, ready):
+def test_shares_use_the_budget_and_no_more(budget, method, ready):
     ready = ready and method == "multi_start"
-    config = shares(budget, ready, method=method, num_simulations_per_design=per_design)
+    config = shares(budget, ready, method=method)
     spent = config.num_steps * config.training_batch_size
-    spent += config.num_eig_samples + num_ranking(config) + CHECK
+    spent += config.num_eig_samples + num_ranking(config.multi_start) + CHECK
     assert spent <= budget
     if budget <= 20_000 and not ready:
         assert spent > 0.9 * budget - config.training_batch_size
-    assert config.training_batch_size % per_design == 0
     assert ready == (config.num_steps == 0)
 
 
@@ -45,7 +43,7 @@ def test_what_is_given_stays_and_the_rest_is_as_usual():
     assert {name: getattr(config, name) for name in given} == given
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
     config = shares(10_000, method="multi_start", multi_start=search)
-    assert config.multi_start == search and num_ranking(config) == 22
+    assert config.multi_start == search and num_ranking(config.multi_start) == 22
     config = shares(2_000, num_refinement_steps=20)
     training = 2_000 - config.num_eig_samples - CHECK
     assert config.num_steps > 0
@@ -103,8 +101,8 @@ def test_time_is_kept_where_a_step_is_slow():
     )
     seconds = time.monotonic() - started
     assert result.stop_reason == "max_seconds"
-    # At least one step and a hundred simulations that score, of three seconds.
-    assert result.num_simulations < 400 and result.seconds < 4.0
+    # Steps of at most 3.2 seconds, and the hundred simulations that score at least.
+    assert result.num_simulations < 300 and result.seconds < 4.0
     assert len(result.history["loss"]) > 3
     assert seconds < 60.0  # On a busy machine; without the limit it were 120.
 

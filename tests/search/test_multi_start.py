@@ -22,8 +22,8 @@ from sbi_boed_plugin.policies import (
 )
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import (
+    LearnedModel,
     MultiStartConfig,
-    model_information,
     multi_start_search,
     uniform_designs,
 )
@@ -112,13 +112,11 @@ def test_both_ends_of_a_straight_line_are_found(objective):
 
 def test_the_better_of_two_modes_is_found_where_a_single_climb_misses_it():
     best = information(bumps, torch.tensor([2.0])).item()
-    estimators = exact(bumps, "info_nce")
+    model = LearnedModel(exact(bumps, "info_nce"), normal_prior(1), "info_nce")
     single = torch.tensor([[-1.5]], requires_grad=True)
     optimizer = torch.optim.Adam([single], lr=0.1)
     for _ in range(100):
-        value = model_information(
-            estimators, normal_prior(1), single, objective="info_nce", num_samples=64
-        )
+        value = model.information(single, num_samples=64)
         optimizer.zero_grad()
         (-value.sum()).backward()
         optimizer.step()
@@ -167,13 +165,11 @@ def test_designs_without_bounds_start_from_draws_of_the_policy():
 
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
 def test_information_of_the_model_is_exact_with_exact_densities(objective):
-    estimators = exact(slope, objective)
+    model = LearnedModel(exact(slope, objective), normal_prior(1), objective)
     designs = torch.tensor([[0.0], [0.5], [1.0], [2.0]], requires_grad=True)
     repeats, gradients = [], []
     for _ in range(20):
-        values = model_information(
-            estimators, normal_prior(1), designs, objective=objective, num_samples=200
-        )
+        values = model.information(designs, num_samples=200)
         repeats.append(values.detach())
         gradients.append(torch.autograd.grad(values.sum(), designs)[0])
     expected = information(slope, designs.detach())
@@ -196,14 +192,9 @@ def test_contrasts_keep_up_with_the_information():
         found = search(slope, policy, objective="info_nce", prior_scale=scale)
     # Equally informative to within the error of 256 parameters, 0.05 nats.
     assert found[0][0].item() > 0.9
-    values = model_information(
-        exact(slope, "info_nce", scale),
-        normal_prior(1, scale),
-        torch.ones(1, 1),
-        objective="info_nce",
-        num_samples=400,
-        num_contrastive=4_096,
-    )
+    estimators = exact(slope, "info_nce", scale)
+    model = LearnedModel(estimators, normal_prior(1, scale), "info_nce")
+    values = model.information(torch.ones(1, 1), 400, num_contrastive=4_096)
     expected = information(slope, torch.ones(1, 1), scale).item()
     # 400 terms of standard deviation 0.7; 0.05 of bias that 4,096 contrasts leave.
     assert values.item() == pytest.approx(expected, abs=4 * 0.7 / 400**0.5 + 0.05)

@@ -81,19 +81,19 @@ def progress_with(coefficients, num_rows, noise=1.0):
     design = 3.0 + 0.5 * torch.randn(num_rows, len(coefficients))
     terms = (design / 0.5) @ coefficients + noise * torch.randn(num_rows)
     rows = torch.zeros(num_rows, 1)
-    parts = (rows, rows, design, design, rows[:, 0] == 0, terms)
+    parts = (rows, rows, design, rows[:, 0] == 0, terms)
     stored = [
         Batch(*values, information=information)
         for *values, information in zip(*(t.chunk(20) for t in parts), strict=True)
     ]
-    progress = Progress(step=40, search_ended=40, stored=stored)
+    progress = Progress(step=40, stored=stored)
     modes = torch.linspace(1.0, 3.0, 40).unsqueeze(1).expand(-1, len(coefficients))
     progress.history["mode"] = modes.tolist()
     return progress
 
 
 def test_a_slope_is_found_with_its_error():
-    arrival = find_arrival(progress_with([0.3, 0.0], 4_000), torch.zeros(2))
+    arrival = find_arrival(progress_with([0.3, 0.0], 4_000), 40, torch.zeros(2))
     expected = torch.tensor([0.3, 0.0]).double()
     error = (arrival.slope - expected).abs() / arrival.slope_standard_error
     assert (error < 4.0).all()
@@ -108,13 +108,13 @@ def test_a_slope_is_found_with_its_error():
 
 def test_an_edge_is_no_slope():
     progress = progress_with([0.3, -0.3], 4_000)
-    assert not find_arrival(progress, torch.tensor([1.0, -1.0])).is_steep
-    assert find_arrival(progress, torch.tensor([-1.0, -1.0])).is_steep
+    assert not find_arrival(progress, 40, torch.tensor([1.0, -1.0])).is_steep
+    assert find_arrival(progress, 40, torch.tensor([-1.0, -1.0])).is_steep
 
 
 def test_a_flat_top_is_no_slope():
     arrivals = [
-        find_arrival(progress_with([0.0] * dim, 1_000), torch.zeros(dim))
+        find_arrival(progress_with([0.0] * dim, 1_000), 40, torch.zeros(dim))
         for dim in (1, 10)
         for _ in range(100)
     ]

@@ -61,9 +61,7 @@ def test_policy_and_prior_are_needed(given, parts):
         ({"num_warmup_steps": 6}, ("num_warmup_steps=6", "less than num_steps=6")),
         ({"gradient": "full"}, ("gradient='full'", "Use one of", "score")),
         ({"objective": "magic"}, ("objective='magic'", "Use one of", "gkl")),
-        ({"method": "magic"}, ("method='magic'", "Use 'joint' or")),
-        ({"num_simulations_per_design": 5}, ("training_batch_size=16", "design=5")),
-        ({"num_simulations_per_design": 16}, ("fewer than two designs", "Increase")),
+        ({"method": "magic"}, ("method='magic'", "Use one of", "joint")),
         (
             {"method": "multi_start", "num_refinement_steps": 5},
             ("steps=5 with method",),
@@ -192,7 +190,6 @@ def test_designs_at_which_every_run_fails_count_as_telling_nothing():
         **SEARCH,
         "num_steps": 120,
         "training_batch_size": 64,
-        "num_simulations_per_design": 4,
     }
     modes = []
     for simulate in (simulator, fails_at_high_designs):

@@ -1,6 +1,5 @@
 """Interrupted searches go on from their last completed step, and lose nothing."""
 
-import io
 import os
 import pickle
 import random
@@ -43,16 +42,6 @@ def pickled(trainer):
     return pickle.loads(pickle.dumps(trainer))
 
 
-def saved(trainer):
-    """Another trainer with the state of the search, through a file without code."""
-    file = io.BytesIO()
-    torch.save(trainer.search.state_dict(), file)
-    file.seek(0)
-    other = make()
-    other.search.load_state_dict(torch.load(file, weights_only=True))
-    return other
-
-
 def assert_same_networks(networks, others):
     expected, found = networks.named(), others.named()
     assert expected.keys() == found.keys()
@@ -62,7 +51,7 @@ def assert_same_networks(networks, others):
             assert torch.equal(state[key], value), (name, key)
 
 
-@pytest.mark.parametrize("through", [lambda trainer: trainer, pickled, saved])
+@pytest.mark.parametrize("through", [lambda trainer: trainer, pickled])
 @pytest.mark.parametrize("call", [2, 4, 7], ids=["step 2", "step 4", "scoring"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
@@ -101,17 +90,17 @@ def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
 
 @pytest.mark.parametrize("objective", POLICY_OBJECTIVES)
 def test_optimizers_go_on_with_their_momentum(objective):
-    """From a pickle, a state and the trainer itself, in the same random state."""
+    """From a pickle and the trainer itself, in the same random state."""
     settings = {**SEARCH, "objective": objective}
     trainer = make()
     with pytest.raises(KeyboardInterrupt):
         trainer.optimize_design(FailsAt(KeyboardInterrupt(), 3), **settings)
     results = []
-    for other in (pickled(trainer), saved(trainer), trainer):
+    for other in (pickled(trainer), trainer):
         seed_everything(1), random.seed(1)
         result = other.optimize_design(simulator, resume_training=True, **SCORING)
         results.append((result.design, result.eig, result.history["loss"]))
-    assert results[0] == results[1] == results[2]
+    assert results[0] == results[1]
 
 
 class FailsOnce(TruncatedNormalPolicy):
