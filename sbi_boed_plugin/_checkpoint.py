@@ -20,8 +20,7 @@ from sbi_boed_plugin._parallel import describe_error
 
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
-FORMAT = "sbi_boed_plugin.run_experiments"
-VERSION = 4
+VERSION = 5
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."
@@ -40,25 +39,22 @@ def locked(path: Path) -> Iterator[None]:
             f"instance {str(path / 'campaign.pt')!r}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
-        lock.acquire()
+        held = FileLock(path.with_name(f".{path.name}.lock"), blocking=False).acquire()
     except Timeout as error:
         raise RuntimeError(
             f"checkpoint={str(path)!r} is in use by another call of run_experiments, "
             "in this process or another. Wait until that has ended, or pass another "
             "path for other experiments."
         ) from error
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write plain values; a killed process leaves the old file or the new one."""
     content = io.BytesIO()
-    torch.save({"format": FORMAT, "version": VERSION, **state}, content)
+    torch.save({"version": VERSION, **state}, content)
     data = content.getvalue()
     try:
         write_bytes(path, data + hashlib.sha256(data).digest(), shared=False)
@@ -77,9 +73,8 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
     That says if the file is damaged, or of experiments that are not `campaign`'s.
     """
     with refuse_damaged(path):
-        saved = path.read_bytes()
-        length = len(saved) - hashlib.sha256().digest_size
-        data, digest = saved[: max(0, length)], saved[max(0, length) :]
+        saved, size = path.read_bytes(), hashlib.sha256().digest_size
+        data, digest = saved[:-size], saved[-size:]
         if hashlib.sha256(data).digest() != digest:
             raise ValueError("its content does not match its checksum")
         try:
@@ -87,26 +82,23 @@ def load_checkpoint(path: Path, campaign: dict[str, Any]) -> dict[str, Any]:
         except pickle.UnpicklingError:
             # Torch's own words advise to run the code that was found.
             raise ValueError("it holds more than tensors and values") from None
-        if state["format"] != FORMAT:
-            raise ValueError(f"its format is {state['format']!r}")
         version, of_file = state["version"], state["campaign"]
     if version != VERSION:
         raise ValueError(
             f"checkpoint={str(path)!r} has version {version}, but this package reads "
             f"version {VERSION}. {_REMEDY}"
         )
-    different = [
-        f"{name} was {of_file.get(name)!r} and is {value!r}"
+    different = {
+        name: f"{name} was {of_file.get(name)!r} and is {value!r}"
         for name, value in campaign.items()
         if of_file.get(name) != value
-    ]
+    }
     if different:
-        moved = " A policy that a search has moved already is another: make it anew."
-        if of_file.get("policy") == campaign["policy"]:
-            moved = ""
+        told = "; ".join(different.values())
+        if "policy" in different:
+            told += ". A policy that a search has moved is another: make it anew"
         raise ValueError(
-            f"checkpoint={str(path)!r} is of other experiments: "
-            f"{'; '.join(different)}.{moved} {_REMEDY}"
+            f"checkpoint={str(path)!r} is of other experiments: {told}. {_REMEDY}"
         )
     return state
 

@@ -39,9 +39,8 @@ class ExperimentRecord:
     Attributes:
         design: Design of shape `(dim_design,)`.
         x: Observed data of shape `(dim_x,)`.
-        eig: Expected information gain of the design before the experiment, beyond what
-            was known then. What was known is the learned belief: a lower bound of the
-            information about parameters that are distributed as it says.
+        eig: Expected information gain of the design before the experiment, beyond the
+            belief of that time.
         posterior_samples: Particles of the belief after the experiment, of shape
             `(num_particles, dim_theta)`.
         log_evidence: Log-density of all data so far under the prior, in nats.
@@ -62,11 +61,7 @@ class ExperimentRecord:
 
 @dataclass(frozen=True)
 class ExperimentsResult:
-    """A sequence of experiments.
-
-    Attributes:
-        records: The experiments, oldest first.
-    """
+    """A sequence of experiments: their `records`, oldest first."""
 
     records: tuple[ExperimentRecord, ...]
 
@@ -108,9 +103,8 @@ def run_experiments(
     With a `checkpoint`, the state is saved after every round, and within a round once
     its design is found and once it is measured: no experiment is run twice. A call with
     the same arguments, in this process or another, goes on from there and gives what an
-    undisturbed run would have given, to the last bit. The arguments are the same if
-    priors draw the same from a fixed seed, and policies do so at the beginning, the
-    middle and the end of a search.
+    undisturbed run would have given, to the last bit. Priors and policies are the same
+    if they draw the same from a fixed seed.
 
     Args:
         inference: Trainer with prior and design policy.
@@ -126,10 +120,9 @@ def run_experiments(
         num_particles: Number of particles of the belief.
         show_progress_bar: Whether to show the progress of the rounds.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
-            `method="multi_start"`, which trains in the first round only (`num_steps`
-            are its steps) and serves every later one with hardly any simulation;
-            where an objective that needs a posterior network is asked for, that learns
-            anew what is known by then, in as many steps in each round.
+            `method="multi_start"`, which trains in the first round only and serves
+            every later one with hardly any simulation; an objective that needs a
+            posterior network trains that in each round.
 
     Returns:
         A record of each experiment: design, data, information, posterior and cost.
@@ -140,23 +133,13 @@ def run_experiments(
             it is.
         RuntimeError: If another call uses the checkpoint at this time.
         OSError: If the checkpoint cannot be written. It is then as it was before.
-
-    Example:
-    --------
-    ::
-
-        result = run_experiments(
-            inference, simulator, measure, num_rounds=3, checkpoint="campaign.pt"
-        )
-        result.designs, result.x, result.records[-1].eig
     """
     num_rounds = check_integer("num_rounds", num_rounds, 1)
     num_particles = check_integer("num_particles", num_particles, 16)
     seed = check_seed(seed)
     if "resume_training" in search:
         raise ValueError(
-            "resume_training is not for run_experiments: pass checkpoint=... to "
-            "continue a sequence."
+            "resume_training=... is not for run_experiments: pass checkpoint=..."
         )
     DesignSearchConfig(**search)
     if inference.search.prior is None or inference.search.policy is None:
@@ -169,45 +152,39 @@ def run_experiments(
     identity = _identity(inference.search, search, num_particles, seed)
     campaign = _Campaign(inference, simulator, observe, search, path, identity)
     with nullcontext() if path is None else locked(path):
-        campaign.load()
         return campaign.run(num_rounds, show_progress_bar)
 
 
+@dataclass
 class _Campaign:
-    """The rounds of a sequence, with what is saved between them."""
+    """The rounds of a sequence, with what is saved between them.
 
-    def __init__(
-        self,
-        inference: NLE_INCE,
-        simulator: Callable[[Tensor, Tensor], Tensor],
-        observe: Callable[[Tensor], Tensor],
-        settings: dict[str, Any],
-        path: Path | None,
-        identity: dict[str, Any],
-    ) -> None:
-        self.inference, self.simulator, self.observe = inference, simulator, observe
-        self.settings, self.path, self.identity = settings, path, identity
-        self.records: list[ExperimentRecord] = []
-        # Of the round that has begun: its design, and then its data.
-        self.pending: dict[str, Any] = {}
-        self.random_start: int | dict[str, Any] | None = identity["seed"]
+    `pending` is what is known of the round that has begun: its design, then its data.
+    """
 
-    def load(self) -> None:
-        """Take up what was saved, if anything was."""
+    inference: NLE_INCE
+    simulator: Callable[[Tensor, Tensor], Tensor]
+    observe: Callable[[Tensor], Tensor]
+    settings: dict[str, Any]
+    path: Path | None
+    identity: dict[str, Any]
+    records: list[ExperimentRecord] = field(default_factory=list)
+    pending: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> int | dict[str, Any] | None:
+        """Take up what was saved, if anything was, and return the random state."""
         if self.path is None or not self.path.exists():
-            return
+            return self.identity["seed"]
         saved = load_checkpoint(self.path, self.identity)
         with refuse_damaged(self.path):
-            records = [
+            self.records = [
                 ExperimentRecord(**{**r, "eig": EIGEstimate(**r["eig"])})
                 for r in saved["records"]
             ]
-            pending = dict(saved["pending"])
-            self.random_start = saved["rng"]
-            # The weights that are drawn here are replaced.
-            with isolated_rng(self.random_start):
+            self.pending = dict(saved["pending"])
+            with isolated_rng(saved["rng"]):
                 self.inference.search.load_state_dict(saved["search"])
-        self.records, self.pending = records, pending
+        return saved["rng"]
 
     def save(self) -> None:
         """Save all that the next call needs."""
@@ -223,13 +200,14 @@ class _Campaign:
 
     def run(self, num_rounds: int, show_progress_bar: bool) -> ExperimentsResult:
         """Run the rounds that there are not yet."""
+        random_start = self.load()
         bar = tqdm(
             total=num_rounds,
             initial=min(len(self.records), num_rounds),
             disable=not show_progress_bar,
             desc="Running experiments",
         )
-        with isolated_rng(self.random_start), bar:
+        with isolated_rng(random_start), bar:
             if not self.records and not self.pending:
                 self.save()  # So that the first round, too, can be repeated as it was.
             while len(self.records) < num_rounds:
@@ -250,7 +228,7 @@ class _Campaign:
         """Search for the design of a round."""
         started = time.perf_counter()
         settings, search = self.settings, self.inference.search
-        served = settings.get("method") == "multi_start" and len(search.experiments) > 0
+        served = settings.get("method") == "multi_start" and len(search.measurements)
         if served and search.serves_all_designs(settings.get("objective")):
             # What is trained for all designs serves every later round.
             settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
@@ -308,31 +286,24 @@ class _Campaign:
 
 
 def _identity(
-    search: DesignSearch,
-    settings: dict[str, Any],
-    num_particles: int,
-    seed: int | None,
+    search: DesignSearch, settings: dict[str, Any], num_particles: int, seed: int | None
 ) -> dict[str, Any]:
     """Return what tells one sequence of experiments from another."""
-    # Another number of workers gives the same results, but for one: it draws from the
+    # Any number of workers gives the same results, but for one: it draws from the
     # generators of this process.
-    num_workers = settings.get("num_workers", 1)
-    named = {**settings, "num_workers": num_workers == 1}
-    # Draws and state of the policy at the beginning, the middle and the end of a
-    # search, from where it started: the last search has moved the policy itself.
-    policy, content = deepcopy(search.policy), []
+    named = {**settings, "num_workers": settings.get("num_workers", 1) == 1}
+    # From where the policy started: the last search has moved it.
+    policy, draws = deepcopy(search.policy), []
     assert policy is not None and search.prior is not None
     policy.load_state_dict(search.policy_start or {})
     for progress in (0.0, 0.5, 1.0):
         policy.anneal(progress)
-        content += [v.detach().clone() for v in policy.state_dict().values()]
-        content.append(_draws(policy))
+        draws.append(_draws(policy))
     coordinates = search.models.coordinates
-    transforms = coordinates.theta, coordinates.x, coordinates.design
     return {
         "prior": _digest(search.prior, [_draws(search.prior)]),
-        "policy": _digest(policy, content),
-        "coordinates": repr(_plain(transforms)),
+        "policy": _digest(policy, draws),
+        "coordinates": repr(_plain(list(vars(coordinates).values()))),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
@@ -345,10 +316,10 @@ def _draws(distribution: Any) -> Tensor:
         return distribution.sample(torch.Size((8,)))
 
 
-def _digest(value: Any, content: list[Tensor]) -> str:
-    """Return the kind of a value, with a hash of its numbers."""
-    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in content)
-    return f"{type(value).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
+def _digest(distribution: Any, draws: list[Tensor]) -> str:
+    """Return the kind of a distribution, with a hash of its draws."""
+    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
+    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
 
 
 def _plain(value: Any) -> Any:
@@ -361,10 +332,6 @@ def _plain(value: Any) -> Any:
         return type(value).__name__, _plain(value.inv)
     if isinstance(value, Transform):
         # Not what torch has computed on demand.
-        held = {
-            k: _plain(v)
-            for k, v in sorted(vars(value).items())
-            if not (k.startswith("_") or hasattr(type(value), k))
-        }
-        return type(value).__name__, held
+        names = [k for k in vars(value) if k[0] != "_" and not hasattr(type(value), k)]
+        return type(value).__name__, {k: _plain(vars(value)[k]) for k in sorted(names)}
     return value if isinstance(value, (bool, int, float, str)) else type(value).__name__

@@ -140,8 +140,8 @@ def test_what_is_no_checkpoint_is_refused_and_kept(path, finished):
         assert_refused(path, content)
 
 
-def experiments(state):
-    return state["search"]["experiments"]
+def measurements(state):
+    return state["search"]["measurements"]
 
 
 def without(state, name):
@@ -155,21 +155,25 @@ def transposed(weights):
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda state: state.update(format="of somebody else"),
+        lambda state: state.update(version=1),
         lambda state: state.update(prior=Model),
         lambda state: state.update(records=3),
         lambda state: state.update(pending=None),
         lambda state: state["records"][0].update(extra=1),
         lambda state: state["rng"].update(numpy=[]),
         lambda state: without(state, "campaign"),
-        lambda state: without(experiments(state), "belief"),
+        lambda state: without(measurements(state), "belief"),
         lambda state: state["search"]["networks"]["likelihood"].popitem(),
         lambda state: transposed(state["search"]["networks"]["likelihood"]),
-        lambda state: transposed(experiments(state)["likelihoods"][0]),
+        lambda state: transposed(
+            measurements(state)["observations"][0]["likelihood_estimator"]["likelihood"]
+        ),
         lambda state: state["search"].update(policy={}),
         lambda state: state["search"].update(dim_x="one"),
-        lambda state: experiments(state)["belief"].update(particles=2.0),
-        lambda state: experiments(state)["observations"][0].update(likelihood=7),
+        lambda state: measurements(state)["belief"].update(particles=2.0),
+        lambda state: measurements(state)["observations"][0].update(
+            likelihood_estimator=7
+        ),
     ],
 )
 def test_a_state_that_is_not_of_this_trainer_is_refused(path, finished, spoil):

@@ -205,9 +205,7 @@ def test_a_belief_is_updated_on_its_device(monkeypatch):
     prior = Independent(Uniform(on_device(2), on_device(2), validate_args=False), 1)
     prior.has_finite_draws = True
     with OnDevice():
-        belief = ParticleBelief(
-            prior, to_real_numbers(prior), num_particles=16, device="meta"
-        )
+        belief = ParticleBelief(prior, num_particles=16, device="meta")
         for _ in range(2):
             belief.update(lambda theta: -theta.square().sum(dim=1))
         belief.independent_copy()

@@ -65,7 +65,7 @@ simulate = partial(
     num_simulations=9,
     show_progress_bar=False,
 )
-belief = partial(ParticleBelief, PRIOR, torch.distributions.identity_transform)
+belief = partial(ParticleBelief, PRIOR)
 bounds = partial(
     total_information,
     lambda x, theta, design: -(x - theta[:, :1]).square().sum(-1),

@@ -13,7 +13,7 @@ from torch.distributions.transforms import Transform, identity_transform
 from benchmarks.evaluation import lc2st_statistic, median_predictive_distance
 from benchmarks.study import Row
 from sbi_boed_plugin.plotting._style import LINES, despine
-from sbi_boed_plugin.search.experiments import Observation
+from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 

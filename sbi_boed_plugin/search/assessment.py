@@ -1,18 +1,16 @@
 """What is known of the design that a search found."""
 
 import math
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple
 
 import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from sbi_boed_plugin._prior import (
-    discrete_columns,
-    log_normalization,
-    to_real_numbers,
-)
+from sbi_boed_plugin._memory import rows_at_once
+from sbi_boed_plugin._prior import discrete_columns, log_normalization, to_real_numbers
 from sbi_boed_plugin.objectives.eig import (
     EIGEstimate,
     NoEstimateError,
@@ -21,21 +19,15 @@ from sbi_boed_plugin.objectives.eig import (
     simulate_design,
 )
 from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
-from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.belief import unseen
+from sbi_boed_plugin.search.doubts import find_doubts, find_slope, tightest
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
-from sbi_boed_plugin.search.trust import (
-    Arrival,
-    find_arrival,
-    find_doubts,
-    likelihood_mismatch,
-    tightest,
-)
 from sbi_boed_plugin.simulation import CheckedSimulator
 
-__all__ = ["Assessment", "assess_design", "estimate_bounds"]
+__all__ = ["Assessment", "assess_design", "estimate_bounds", "likelihood_mismatch"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
@@ -46,13 +38,11 @@ _MAX_PAIRS = 262_144
 _ROWS_PER_FEATURE = 5
 
 
-@dataclass(frozen=True)
-class Assessment:
+class Assessment(NamedTuple):
     """What is known of the design that a search found, as in `DesignResult`."""
 
     eig: EIGEstimate
     bounds: dict[str, EIGEstimate]
-    arrival: Arrival | None
     doubts: list[str]
     num_simulations: int
     num_invalid_simulations: int
@@ -61,22 +51,15 @@ class Assessment:
 def assess_design(
     optimizer: DesignOptimizer,
     simulator: CheckedSimulator,
-    *,
-    prior: Distribution,
     design: Tensor,
     num_samples: int,
-    num_contrastive: int,
-    num_workers: int = 1,
 ) -> Assessment:
     """Return every bound of a design's information, and what contradicts them."""
-    estimators, config = optimizer.networks, optimizer.config
+    estimators, config, prior = optimizer.networks, optimizer.config, optimizer.prior
     assert estimators is not None
-    for network in estimators.all():
-        network.eval()
-    # A posterior that was trained with the particles of a belief fits them too well.
-    fresh = prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
+    estimators.train(False)
     theta, x, num_calls = simulate_design(
-        simulator, fresh, design, num_samples, num_workers
+        simulator, unseen(prior), design, num_samples, config.num_workers
     )
     valid = torch.isfinite(x).all(dim=1)
     bounds = estimate_bounds(
@@ -84,21 +67,13 @@ def assess_design(
         theta,
         x,
         prior=prior,
-        fresh_prior=fresh,
         design=design,
         objective=config.objective,
-        num_contrastive=num_contrastive,
+        num_contrastive=config.num_eig_contrastive,
     )
-    needs = POLICY_OBJECTIVES[config.objective].needs
-    network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"
     finite = theta[valid].float()
-    mismatch = likelihood_mismatch(
-        estimators.likelihood,
-        finite,
-        design.to(finite).expand(len(finite), -1),
-        x[valid].float(),
-    )
-    arrival, never_moved = None, False
+    designs = design.to(finite).expand(len(finite), -1)
+    slope, never_moved = None, False
     if config.method == "joint":
         progress, policy = optimizer.progress, optimizer.policy
         steps = min(progress.step, config.num_steps)
@@ -106,18 +81,20 @@ def assess_design(
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
         several = isinstance(policy, TruncatedNormalMixturePolicy)
         if policy.has_rsample and not several:
-            at_edge = _at_edge(policy, design)
-            arrival = find_arrival(progress, config.num_steps, at_edge)
+            slope = find_slope(progress, _at_edge(policy, design))
+    needs = POLICY_OBJECTIVES[config.objective].needs
+    network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"
     doubts = find_doubts(
         bounds,
-        arrival,
+        slope,
         never_moved=never_moved,
         num_learned_from=optimizer.num_learned_from,
         overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
-        mismatch=mismatch,
+        mismatch=likelihood_mismatch(
+            estimators.likelihood, finite, designs, x[valid].float()
+        ),
     )
-    num_failed = int((~valid).sum())
-    return Assessment(tightest(bounds), bounds, arrival, doubts, num_calls, num_failed)
+    return Assessment(tightest(bounds), bounds, doubts, num_calls, int((~valid).sum()))
 
 
 def estimate_bounds(
@@ -126,7 +103,6 @@ def estimate_bounds(
     x: Tensor,
     *,
     prior: Distribution,
-    fresh_prior: Distribution,
     design: Tensor,
     objective: str,
     num_contrastive: int,
@@ -135,12 +111,10 @@ def estimate_bounds(
 
     The own one of the objective comes first, with `num_contrastive` parameters;
     `"linear"` is that of a regression. `x` is NaN where simulations failed.
-    `fresh_prior` is the prior for networks that know the particles of the prior.
     """
-    own = POLICY_OBJECTIVES[objective].bound
-    names, posterior = [own, "pce", "snmc"], None
-    if estimators.posterior is not None:
-        posterior = estimators.posterior_base
+    own, posterior = POLICY_OBJECTIVES[objective].bound, estimators.posterior_base
+    names = [own, "pce", "snmc"]
+    if posterior is not None:
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]
     if not torch.isfinite(x).all():
         # Upper bounds need every simulation.
@@ -155,7 +129,7 @@ def estimate_bounds(
         problem = Problem(
             name,
             by_posterior.get(name, estimators.likelihood),
-            prior if name in ("pce", "snmc") else fresh_prior,
+            prior if name in ("pce", "snmc") else unseen(prior),
             design.to(theta).unsqueeze(0),
             posterior_estimator=posterior,
             num_contrastive=contrasts,
@@ -167,7 +141,7 @@ def estimate_bounds(
         except NoEstimateError:
             if is_own:
                 raise  # The search can do without the others.
-    linear = _linear_bound(theta, x, fresh_prior, constant[0])
+    linear = _linear_bound(theta, x, unseen(prior), constant[0])
     if linear is not None:
         bounds["linear"] = linear
     return bounds
@@ -185,21 +159,19 @@ def _linear_bound(
     before = getattr(prior, "base_prior", prior)
     valid = torch.isfinite(x).all(dim=1)
     num_failed = int((~valid).sum())
-    theta, x = theta[valid], x[valid].cpu().double()
-    x = ((x - x.mean(dim=0)) / _positive(x.std(dim=0))).clamp(-5.0, 5.0)
+    theta, (x, _) = theta[valid], _standardized(x[valid])
+    x = x.clamp(-5.0, 5.0)
     features = torch.cat([torch.ones(len(x), 1).double(), x, x.square()], dim=1)
     half = len(features) // 2
     too_few = half < _ROWS_PER_FEATURE * (features.shape[1] + theta.shape[1])
     if too_few or bool(discrete_columns(before).any()):
         return None
-    transform = to_real_numbers(before)
-    real = cast(Tensor, transform(theta))
-    log_det = transform.log_abs_det_jacobian(theta, real)
+    to_real: Any = to_real_numbers(before)
+    real = to_real(theta)
+    log_det = to_real.log_abs_det_jacobian(theta, real)
     log_det = log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
     log_prior = (prior.log_prob(theta).to(theta) - log_det).cpu().double()
-    real = real.cpu().double()
-    unit = _positive(real.std(dim=0))
-    real, log_unit = (real - real.mean(dim=0)) / unit, unit.log().sum()
+    real, unit = _standardized(real)
     halves = (slice(0, half), slice(half, None))
     terms = [torch.zeros(num_failed).double()]
     for fitted, scored in (halves, halves[::-1]):
@@ -208,16 +180,44 @@ def _linear_bound(
         covariance = torch.atleast_2d(torch.cov(residual.T))
         covariance = covariance + 1e-9 * torch.eye(len(covariance)).double()
         fit = MultivariateNormal(features[scored] @ solution, covariance)
-        log_posterior = fit.log_prob(real[scored]) - log_unit
+        log_posterior = fit.log_prob(real[scored]) - unit.log().sum()
         terms.append(log_posterior - log_prior[scored] + constant)
     values = torch.cat(terms)
     mean, error = values.mean().item(), values.std().item() / math.sqrt(len(values))
     return EIGEstimate(mean, error, "barber_agakov", None, len(values), num_failed)
 
 
-def _positive(scale: Tensor) -> Tensor:
-    """Return scales to divide by, one for values that do not vary."""
-    return scale.where(scale > 0, 1.0)
+def _standardized(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows in double precision on the scale of each column, and the scales."""
+    values = values.cpu().double()
+    scale = values.std(dim=0)
+    scale = scale.where(scale > 0, 1.0)  # Of values that do not vary.
+    return (values - values.mean(dim=0)) / scale, scale
+
+
+@torch.no_grad()
+def likelihood_mismatch(
+    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
+) -> float:
+    r"""Return how simulations differ from what the likelihood itself would draw.
+
+    The Kolmogorov-Smirnov statistic, between 0 and 1, of :math:`\log q(x \mid \theta,
+    \xi)` at simulated data and at draws of :math:`q` for the same parameters and
+    designs. For one value, a likelihood that is a quarter too wide, or misses the mean
+    by two thirds of its width, gives 0.1.
+    """
+    condition = torch.cat([theta, design], dim=-1)
+    num_values = condition[:1].numel() + x[:1].numel()
+    size = max(1, rows_at_once(likelihood, num_values) // 2)
+    parts = []
+    for given, data in zip(condition.split(size), x.split(size), strict=True):
+        draws = likelihood.sample(torch.Size((1,)), given)
+        both = torch.cat([data.unsqueeze(0), draws])
+        parts.append(likelihood.log_prob(both, given))
+    values = torch.cat(parts, dim=1)
+    simulated, drawn = values.nan_to_num(nan=-torch.inf).cpu().numpy()
+    statistic, _ = ks_2samp(simulated, drawn)
+    return float(statistic)
 
 
 def _at_edge(policy: DesignPolicy, design: Tensor) -> Tensor:

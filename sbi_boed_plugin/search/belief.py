@@ -1,4 +1,4 @@
-r"""What is known about the parameters between experiments, as weighted particles.
+r"""What is known about the parameters between experiments, as particles.
 
 The belief after observations :math:`(\xi_t, x_t)` is proportional to :math:`p(\theta)
 \prod_t q_t(x_t \mid \theta, \xi_t)`, with each observation's own likelihood. It is
@@ -15,40 +15,25 @@ References:
 
 import math
 from collections.abc import Callable
-from copy import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.transforms import Transform
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._prior import draw_parameters, to_real_numbers
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
-from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
-from sbi_boed_plugin.search.sequential_monte_carlo import (
-    Particles,
-    effective_share,
-    largest_step,
-    nan_to_zero_density,
-    propose,
-    systematic_resample,
-)
 
-__all__ = ["SURPRISING", "ParticleBelief", "predictive_p_value"]
+__all__ = ["ParticleBelief", "nan_to_zero_density", "unseen"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
+# Effective share of the particles that a step of the likelihood leaves.
+_EFFECTIVE_SHARE = 0.5
 # Moves go on until particles have moved this often on average, or for 60 rounds.
 _MOVES_WANTED = 5.0
 _MAX_MOVES = 60
-# Draws that data are compared with, and particles by which their density is judged.
-_NUM_DRAWS, _NUM_JUDGES = 1_000, 64
-# Data with a p-value below this one lie beyond all draws.
-SURPRISING = 1.5 / _NUM_DRAWS
 # An update must leave this many different particles, or a quarter of all.
 _MIN_DIFFERENT = 64
 # Seed of particles that are independent of those that networks were trained with.
@@ -59,66 +44,31 @@ class ParticleBelief(Distribution):
     r"""Particles of the belief about parameters, with prior and observations.
 
     It serves where a prior does: `sample` draws particles and `log_prob` returns the
-    log-density of the belief, normalized by the estimated evidence.
-
-    Particles, of shape `(num_particles, dim_theta)`, move in the coordinates without
-    bounds to which `transform` leads. `log_evidence` estimates the log-density of all
-    observations under the prior, in nats.
+    log-density of the belief, normalized by the estimated evidence. `particles` have
+    the shape `(num_particles, dim_theta)`; `log_evidence` estimates the log-density of
+    all observations under the prior, in nats.
     """
 
     has_finite_draws = True
 
     def __init__(
-        self,
-        prior: Distribution,
-        transform: Transform,
-        *,
-        num_particles: int = 4_096,
-        device: str = "cpu",
+        self, prior: Distribution, *, num_particles: int = 4_096, device: str = "cpu"
     ) -> None:
         num_particles = check_integer("num_particles", num_particles, 16)
         super().__init__(event_shape=prior.event_shape, validate_args=False)
         self.base_prior = prior
-        self._transform = transform
-        self._log_likelihoods: list[LogLikelihood] = []
         theta = draw_parameters(prior, num_particles, torch.float32)
         self.particles: Tensor = theta.to(device)
         self.log_evidence = 0.0
         self.log_evidence_variance = 0.0
-        self.acceptance_rate = 1.0
+        self.log_likelihoods: tuple[LogLikelihood, ...] = ()
+        self._to_real: Any = to_real_numbers(prior)
         self._independent: ParticleBelief | None = None
-
-    @classmethod
-    def restore(
-        cls,
-        prior: Distribution,
-        transform: Transform,
-        log_likelihoods: list[LogLikelihood],
-        **attributes: Any,
-    ) -> "ParticleBelief":
-        """Return a belief as it was after some observations, oldest first."""
-        particles = attributes["particles"]
-        belief = cls(prior, transform, num_particles=len(particles))
-        belief._log_likelihoods = log_likelihoods
-        for name, value in attributes.items():
-            setattr(belief, name, value)
-        return belief
 
     @property
     def support(self) -> Any:
         """Support of the prior: no observation excludes any of it."""
         return self.base_prior.support
-
-    @property
-    def num_particles(self) -> int:
-        """Number of particles."""
-        return len(self.particles)
-
-    def copy(self) -> "ParticleBelief":
-        """Return a belief that can be updated alone."""
-        other = copy(self)
-        other._independent = None
-        return other
 
     def independent_copy(self) -> "ParticleBelief":
         """Return the same belief with particles that are independent of these.
@@ -127,14 +77,12 @@ class ParticleBelief(Distribution):
         much time as all updates took; the evidence is that of both beliefs.
         """
         if self._independent is None:
+            num_particles, device = len(self.particles), str(self.particles.device)
             with isolated_rng(_SEED):
                 other = ParticleBelief(
-                    self.base_prior,
-                    self._transform,
-                    num_particles=self.num_particles,
-                    device=str(self.particles.device),
+                    self.base_prior, num_particles=num_particles, device=device
                 )
-                for log_likelihood in self._log_likelihoods:
+                for log_likelihood in self.log_likelihoods:
                     other.update(log_likelihood)
             both = torch.tensor([self.log_evidence, other.log_evidence]).double()
             other.log_evidence = float(torch.logsumexp(both, 0)) - math.log(2.0)
@@ -160,34 +108,30 @@ class ParticleBelief(Distribution):
         The belief stays as it was if no particle gives the observation a density, or
         hardly any different particles are left, which is a `ValueError`.
         """
-        state = self._evaluate(self.particles, log_likelihood)
-        if not torch.isfinite(state.current).any():
+        theta, num_particles = self.particles, len(self.particles)
+        densities = self._densities(theta, log_likelihood)
+        if not torch.isfinite(densities[1]).any():
             raise ValueError(
-                "x_o has no finite log-likelihood for any of the "
-                f"{self.num_particles} particles of the belief. Check that it belongs "
-                "to this design and lies near simulations, or train the likelihood "
-                "further."
+                f"x_o has no finite log-likelihood for any of the {num_particles} "
+                "particles of the belief. Check that it belongs to this design and "
+                "lies near simulations, or train the likelihood further."
             )
         log_evidence, variance = self.log_evidence, self.log_evidence_variance
-        power = num_accepted = num_proposed = 0.0
+        power = 0.0
         while power < 1.0:
-            step = largest_step(state.current, 1.0 - power)
-            increments = step * state.current
-            mean = torch.logsumexp(increments, 0) - math.log(len(increments))
-            log_evidence += float(mean)
-            variance += (1.0 / effective_share(increments) - 1.0) / len(increments)
+            step = _largest_step(densities[1], 1.0 - power)
+            increments = step * densities[1]
+            log_evidence += float(torch.logsumexp(increments, 0))
+            log_evidence -= math.log(num_particles)
+            variance += (1.0 / _effective_share(increments) - 1.0) / num_particles
             power = min(1.0, power + step)
-            state = state.rows(systematic_resample(increments.softmax(dim=0)))
-            accepted, proposed = self._move(state, log_likelihood, power)
-            num_accepted += accepted
-            num_proposed += proposed
-        self._refuse_collapse(state.theta)
-        self.particles = state.theta
-        self.log_evidence = log_evidence
-        self.log_evidence_variance = variance
-        self.acceptance_rate = num_accepted / max(1.0, num_proposed)
-        self._log_likelihoods = [*self._log_likelihoods, log_likelihood]
-        self._independent = None
+            rows = _systematic_resample(increments.softmax(dim=0))
+            theta, densities = theta[rows], densities[:, rows]
+            self._move(theta, densities, log_likelihood, power)
+        self._refuse_collapse(theta)
+        self.particles, self._independent = theta, None
+        self.log_evidence, self.log_evidence_variance = log_evidence, variance
+        self.log_likelihoods = (*self.log_likelihoods, log_likelihood)
 
     def _refuse_collapse(self, theta: Tensor) -> None:
         """Raise if hardly any particles differ, unless parameters are discrete."""
@@ -205,92 +149,121 @@ class ParticleBelief(Distribution):
             "parameters so that single precision suffices for them."
         )
 
-    def _evaluate(self, theta: Tensor, log_likelihood: LogLikelihood) -> Particles:
-        """Return particles with their log-densities, the new observation's apart."""
-        current = nan_to_zero_density(log_likelihood(theta))
-        return Particles(theta, self._log_joint(theta), current)
+    def _densities(self, theta: Tensor, log_likelihood: LogLikelihood) -> Tensor:
+        """Return log-densities before an observation, and its log-likelihoods."""
+        new = nan_to_zero_density(log_likelihood(theta))
+        return torch.stack([self._log_joint(theta), new])
 
     def _log_joint(self, theta: Tensor) -> Tensor:
         """Return the log-density of parameters and all observations so far."""
-        total = self._log_prior(theta)
-        for log_likelihood in self._log_likelihoods:
+        total = self.base_prior.log_prob(theta).to(theta)
+        try:
+            support: Any = self.base_prior.support
+        except (NotImplementedError, AttributeError):
+            support = None
+        if support is not None and support.is_discrete:
+            # Formulas of discrete distributions also give densities between the values.
+            total = torch.where(support.check(theta), total, -torch.inf)
+        for log_likelihood in self.log_likelihoods:
             total = total + log_likelihood(theta)
         return total
 
-    def _log_prior(self, theta: Tensor) -> Tensor:
-        values = self.base_prior.log_prob(theta).to(theta)
-        try:
-            support = self.base_prior.support
-        except (NotImplementedError, AttributeError):
-            return values  # The prior names no support.
-        if support is not None and support.is_discrete:
-            # Formulas of discrete distributions also give densities between the values.
-            values = torch.where(support.check(theta), values, -torch.inf)
-        return values
-
     def _move(
-        self, state: Particles, log_likelihood: LogLikelihood, power: float
-    ) -> tuple[float, float]:
-        """Move the particles in place; return numbers of accepted and tried moves."""
-        accepted = proposed = 0.0
-        unbounded = cast(Tensor, self._transform(state.theta)).to(state.theta)
-        inverse = cast(Callable[[Tensor], Tensor], self._transform.inv)
-        half = len(unbounded) // 2
-        halves = (slice(0, half), slice(half, None))
+        self,
+        theta: Tensor,
+        densities: Tensor,
+        log_likelihood: LogLikelihood,
+        power: float,
+    ) -> None:
+        """Move particles in place, with the new likelihood raised to `power`."""
+        num_accepted = 0.0
+        unbounded = self._to_real(theta).to(theta)
+        halves = (slice(0, len(theta) // 2), slice(len(theta) // 2, None))
         for move in range(_MAX_MOVES):
-            if accepted >= _MOVES_WANTED * len(unbounded):
+            if num_accepted >= _MOVES_WANTED * len(theta):
                 break
             for rows, others in (halves, halves[::-1]):
-                old, before = unbounded[rows], state.rows(rows)
-                new = propose(old, unbounded[others], jump=move % 5 == 4)
-                trial = self._evaluate(inverse(new).to(new), log_likelihood)
-                difference = trial.log_target(power) - before.log_target(power)
+                old, before = unbounded[rows], densities[:, rows]
+                new = _propose(old, unbounded[others], jump=move % 5 == 4)
+                new_theta = self._to_real.inv(new).to(new)
+                trial = self._densities(new_theta, log_likelihood)
+                difference = trial[0] + power * trial[1]
+                difference = difference - (before[0] + power * before[1])
                 # Densities are those of theta; moves are symmetric in unbounded ones.
-                difference = difference - self._log_det(trial.theta, new)
-                difference = difference + self._log_det(before.theta, old)
+                difference = difference - self._log_det(new_theta, new)
+                difference = difference + self._log_det(theta[rows], old)
                 uniform = torch.rand_like(difference).log()
-                is_accepted = uniform < nan_to_zero_density(difference)
-                state.replace(rows, trial, is_accepted)
-                unbounded[rows] = torch.where(is_accepted.unsqueeze(1), new, old)
-                accepted += float(is_accepted.sum())
-                proposed += float(len(is_accepted))
-        return accepted, proposed
+                accepted = uniform < nan_to_zero_density(difference)
+                column = accepted.unsqueeze(1)
+                theta[rows] = torch.where(column, new_theta, theta[rows])
+                unbounded[rows] = torch.where(column, new, old)
+                densities[:, rows] = torch.where(accepted, trial, before)
+                num_accepted += float(accepted.sum())
 
     def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
         """Return the log-determinant of the map to unbounded coordinates."""
-        log_det = self._transform.log_abs_det_jacobian(theta, unbounded)
+        log_det = self._to_real.log_abs_det_jacobian(theta, unbounded)
         return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
 
 
-@torch.no_grad()
-def predictive_p_value(
-    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
-) -> float:
-    """Return how much of what is predicted is as surprising as data `(1, dim_x)`.
+def unseen(prior: Distribution) -> Distribution:
+    """Return a prior, or a belief with particles that no network has learned from.
 
-    The smaller of two shares of 1,000 draws from the predictive distribution of a
-    likelihood and draws of the belief, at least 1/1,001: of those whose predictive
-    density is no higher, and of those of which a value lies as far from its median. The
-    second asks for no density far from all that the likelihood was trained with.
+    A posterior that was trained with the particles of a belief fits them too well.
     """
-    conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
-    weights = theta.new_ones(len(theta))
-    if isinstance(likelihood, LikelihoodWithFailures):
-        weights = likelihood.log_success(conditions).exp()
-    with isolated_rng(_SEED):
-        rows = torch.multinomial(weights, _NUM_DRAWS, replacement=True)
-        draws = likelihood.sample(torch.Size((1,)), conditions[rows])[0]
-        judges = torch.randint(len(theta), (_NUM_JUDGES, 1), device=theta.device)
-    x = torch.cat([x, draws])
-    log_density = log_likelihood_matrix(
-        likelihood.log_prob, x, conditions[judges].expand(-1, len(x), -1)
-    ).logsumexp(dim=0)
-    log_density = nan_to_zero_density(log_density)
-    offsets = (x - draws.median(dim=0).values).abs().flatten(1)
-    width = offsets[1:].quantile(0.9, dim=0)
-    # Where draws do not vary, any other value is infinitely far away.
-    distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
-    shares = [
-        (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)
-    ]
-    return (1.0 + _NUM_DRAWS * float(min(shares))) / (1.0 + _NUM_DRAWS)
+    return prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
+
+
+def nan_to_zero_density(values: Tensor) -> Tensor:
+    """Return log-densities in which what is undefined is impossible."""
+    return torch.where(values.isnan(), -torch.inf, values)
+
+
+def _propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
+    """Return differential-evolution moves along differences of the other half.
+
+    Symmetric, and scaled to the belief whatever its shape; full differences jump
+    between separate modes.
+    """
+    first, second = (
+        pool[torch.randint(len(pool), (len(old),), device=old.device)] for _ in range(2)
+    )
+    if jump:
+        scale = old.new_ones(len(old), 1)
+    else:
+        # From zero to the best scale for a Normal: some fit a belief of any shape.
+        best = 2.38 / math.sqrt(2.0 * old.shape[1])
+        scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
+    noise = 1e-3 * pool.std(dim=0) * torch.randn_like(old)
+    return old + scale * (first - second) + noise
+
+
+def _effective_share(log_weights: Tensor) -> float:
+    """Return the effective sample size of weights, as a share of their number."""
+    log_weights = torch.log_softmax(log_weights.cpu().double(), dim=0)
+    return math.exp(-float(torch.logsumexp(2.0 * log_weights, 0))) / len(log_weights)
+
+
+def _largest_step(log_likelihood: Tensor, most: float) -> float:
+    """Return the step of the likelihood's power that keeps enough particles alive."""
+    log_likelihood = log_likelihood.cpu()
+    if _effective_share(most * log_likelihood) >= _EFFECTIVE_SHARE:
+        return most
+    low, high = 0.0, most
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        if _effective_share(middle * log_likelihood) >= _EFFECTIVE_SHARE:
+            low = middle
+        else:
+            high = middle
+    # No step is small enough where too many particles have no density at all.
+    return low or 1e-6 * most
+
+
+def _systematic_resample(weights: Tensor) -> Tensor:
+    """Return rows, each as often as its weight says, up to rounding."""
+    num_rows = len(weights)
+    steps = torch.arange(num_rows, dtype=torch.float64)
+    positions = (steps + torch.rand((), dtype=torch.float64).item()) / num_rows
+    rows = torch.searchsorted(weights.cpu().double().cumsum(0), positions)
+    return rows.clamp_max(num_rows - 1).to(weights.device)

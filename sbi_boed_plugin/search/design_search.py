@@ -22,8 +22,8 @@ from sbi_boed_plugin.search.estimators import (
     NetworkModels,
     check_posterior_describes,
 )
-from sbi_boed_plugin.search.experiments import Experiments
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.measurements import Measurements
 from sbi_boed_plugin.search.multi_start import score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
@@ -34,24 +34,17 @@ __all__ = ["DesignSearch"]
 
 
 class DesignSearch:
-    """Policy, networks, simulations, observations and belief of a trainer.
+    """Policy, networks, measurements and belief of a trainer.
 
     The parameters and contrastive parameters of a search come from the belief after all
     observations. Only the new measurement's likelihood enters its bounds: no datum is
     counted twice.
 
-    Attributes:
-        prior: Distribution of the parameters before any experiment.
-        policy: Distribution over designs, and `policy_start` its state at first.
-        models: What the user says of the networks.
-        networks: The networks that there are, `None` before.
-        dim_design: Number of values of a design: those of the simulations that the
-            likelihood learned from or will, 0 without designs, `None` before.
-        covers_all_designs: Whether the networks learned from all designs alike.
-        trained_after: Number of observations behind the belief that the parameters of
-            the last search came from.
-        experiments: What was observed so far, and the belief after it.
-        optimizer: Training of the search that can be resumed, with its simulations.
+    `dim_design` is the number of values of a design, 0 where simulations were stored
+    without, `None` before any. `covers_all_designs` says whether the networks learned
+    from all designs alike, and `trained_after` how many observations are behind the
+    belief that the parameters of the last search came from. `optimizer` is the training
+    of the search that can be resumed.
     """
 
     def __init__(
@@ -72,7 +65,7 @@ class DesignSearch:
         self.dim_design: int | None = None
         self.covers_all_designs = True
         self.trained_after = 0
-        self.experiments = Experiments(prior, device)
+        self.measurements = Measurements(prior, device)
         self.optimizer: DesignOptimizer | None = None
         self.policy_start = None if policy is None else deepcopy(policy.state_dict())
         self._device = device
@@ -84,18 +77,15 @@ class DesignSearch:
 
     @likelihood.setter
     def likelihood(self, network: ConditionalDensityEstimator | None) -> None:
-        if network is None:
-            self.networks = None
-        elif self.networks is None:
-            self.networks = DesignEstimators(network)
-        else:
-            self.networks = replace(self.networks, likelihood=network)
+        others = {} if self.networks is None else vars(self.networks)
+        networks = DesignEstimators(**{**others, "likelihood": network})
+        self.networks = None if network is None else networks
 
     def known(self) -> Distribution:
         """Return what is known about the parameters, the belief or else the prior."""
         if self.prior is None:
             raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
-        return self.experiments.belief or self.prior
+        return self.measurements.belief or self.prior
 
     def check(self, design: Tensor) -> Tensor:
         """Return designs as a batch, or raise if they are none of this search."""
@@ -116,26 +106,27 @@ class DesignSearch:
         but the budgets of this call.
         """
         optimizer = self.optimizer if resume else None
-        if optimizer is not None:
-            config = asked.continuing(optimizer.config)
-        elif resume:
+        if resume and optimizer is None:
             raise RuntimeError(
                 "There is no design optimization to resume. Call optimize_design "
                 "without resume_training first."
             )
-        else:
-            config = self._with_objective(asked)
-        checked = CheckedSimulator(simulator)
+        if not resume and asked.multi_start is not None and asked.method == "joint":
+            raise ValueError(
+                "multi_start=... is for a search with method='multi_start', but "
+                "method='joint'. Pass that method, or leave multi_start out."
+            )
+        config = asked.continuing(optimizer.config) if optimizer else asked
+        objective = self._objective(config.method, config.objective)
         over_all = config.method == "multi_start"
+        checked = CheckedSimulator(simulator)
         config = with_all_numbers(
-            config,
-            has_networks=over_all and self.serves_all_designs(config.objective),
+            replace(config, objective=objective),
+            has_networks=over_all and self.serves_all_designs(objective),
             num_check_calls=checked.num_check_calls,
         )
-        if optimizer is None:
-            optimizer = self._start(config)
-        else:
-            optimizer.config = config
+        optimizer = optimizer or self._start(config)
+        optimizer.config = config
         # A search that goes on has had its simulator checked.
         checked.is_checked |= optimizer.progress.step > 0
         self.optimizer = optimizer
@@ -158,22 +149,10 @@ class DesignSearch:
         finally:
             self._keep_networks(optimizer)
 
-    def _with_objective(self, asked: DesignSearchConfig) -> DesignSearchConfig:
-        """Return the settings of a new search with its objective."""
-        if asked.multi_start is not None and asked.method == "joint":
-            raise ValueError(
-                "multi_start=... is for a search with method='multi_start', but "
-                "method='joint'. Pass that method, or leave multi_start out."
-            )
-        if asked.objective is not None:
-            return asked
-        is_joint = asked.method == "joint"
-        objective = "barber_agakov" if is_joint else self._objective_for_all_designs()
-        return replace(asked, objective=objective)
-
-    def _objective_for_all_designs(self) -> str:
-        """Return the default of a multi-start search."""
-        return "barber_agakov" if self.experiments.belief is None else "info_nce"
+    def _objective(self, method: str, asked: str | None) -> str:
+        """Return the objective of a search, by default one that networks serve."""
+        served = method == "multi_start" and self.measurements.belief is not None
+        return asked or ("info_nce" if served else "barber_agakov")
 
     def _start(self, config: DesignSearchConfig) -> DesignOptimizer:
         """Return a new training that continues from the current networks."""
@@ -210,17 +189,17 @@ class DesignSearch:
             # Networks that only began to learn do not serve all designs yet.
             over_all = optimizer.config.method == "multi_start"
             self.covers_all_designs = over_all and optimizer.finished
-            self.trained_after = len(self.experiments)
+            self.trained_after = len(self.measurements)
         if optimizer.networks is not None:
             self.networks = optimizer.networks
             self.dim_design = optimizer.policy.dim_design
 
     def serves_all_designs(self, objective: str | None = None) -> bool:
         """Whether a multi-start search can use the networks as they are."""
-        needs = POLICY_OBJECTIVES[objective or self._objective_for_all_designs()].needs
+        needs = POLICY_OBJECTIVES[self._objective("multi_start", objective)].needs
         if self.networks is None or not self.networks.has_networks_for(needs):
             return False
-        is_current = needs is None or self.trained_after == len(self.experiments)
+        is_current = needs is None or self.trained_after == len(self.measurements)
         return self.covers_all_designs and is_current
 
     def estimate_eig(
@@ -230,11 +209,9 @@ class DesignSearch:
         objective: str,
         **kwargs: Any,
     ) -> EIGEstimate:
-        """Estimate the information of a design with the networks as they are, in nats.
+        """Estimate the information of a design beyond what is known, in nats.
 
-        Beyond what is known after all observations, by the bound of an objective of
-        `optimize_design`. Further arguments are those of
-        :func:`~sbi_boed_plugin.estimate_eig`.
+        With the networks as they are, by the bound of an objective.
         """
         if objective not in POLICY_OBJECTIVES:
             raise ValueError(
@@ -247,7 +224,7 @@ class DesignSearch:
                 "There are no estimators for this yet: call optimize_design("
                 f"simulator, objective='{objective}') first."
             )
-        if needs is not None and self.trained_after != len(self.experiments):
+        if needs is not None and self.trained_after != len(self.measurements):
             raise RuntimeError(
                 f"The estimators of objective='{objective}' were trained before the "
                 "last observation and do not know of it. Use objective='info_nce', or "
@@ -271,16 +248,16 @@ class DesignSearch:
             )
         self.known()
         design = self.check(design)
-        self.experiments.observe(self.likelihood, design, x, num_particles)
+        self.measurements.observe(self.likelihood, design, x, num_particles)
         self._start_anew()
 
     def forget(self, num_observations: int) -> None:
         """Take the last observations back, and networks that know of them."""
-        self.experiments.forget(num_observations)
+        self.measurements.forget(num_observations)
         self._start_anew()
-        if self.networks is not None and self.trained_after > len(self.experiments):
+        if self.networks is not None and self.trained_after > len(self.measurements):
             self.networks = DesignEstimators(self.networks.likelihood)
-            self.trained_after = len(self.experiments)
+            self.trained_after = len(self.measurements)
 
     def _start_anew(self) -> None:
         """Let the next search begin with the policy as it was at first."""
@@ -289,7 +266,10 @@ class DesignSearch:
             self.policy.load_state_dict(self.policy_start)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but an unfinished search, as tensors, numbers and collections."""
+        """Return all of it as tensors, numbers, lists and dictionaries.
+
+        Not a search that was interrupted: that goes on from the trainer or its pickle.
+        """
         networks, policy = self.networks, self.policy
         return {
             "networks": {} if networks is None else networks.weights(),
@@ -297,7 +277,7 @@ class DesignSearch:
             "covers_all_designs": self.covers_all_designs,
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),
-            "experiments": self.experiments.state_dict(),
+            "measurements": self.measurements.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -308,28 +288,25 @@ class DesignSearch:
         if self.policy is None:
             raise ValueError("design_policy=None: a search to load has a policy.")
         # Everything is built before anything changes.
-        dim_x, saved = state["dim_x"], state["experiments"]
-        networks = self._restored_networks(state["networks"], dim_x)
-        kept = []
-        for weights in saved["likelihoods"]:
-            restored = self._restored_networks({"likelihood": weights}, dim_x)
-            kept.append(restored.likelihood.eval().requires_grad_(False))
-        experiments = self.experiments.restored(saved, kept)
-        deepcopy(self.policy).load_state_dict(state["policy"])
+        dim_x, saved = state["dim_x"], state["measurements"]
+        networks = self._restored(state["networks"], dim_x)
+        measurements = self.measurements.restored(
+            saved, lambda weights: self._restored(weights, dim_x).likelihood
+        )
         trained = state["covers_all_designs"], state["trained_after"]
+        deepcopy(self.policy).load_state_dict(state["policy"])
         self.policy.load_state_dict(state["policy"])
-        self.networks = networks
         self.dim_design = None if networks is None else self.policy.dim_design
         self.covers_all_designs, self.trained_after = trained
-        self.experiments, self.optimizer = experiments, None
+        self.networks, self.measurements = networks, measurements
+        self.optimizer = None
 
-    def _restored_networks(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
+    def _restored(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
         """Return networks with saved weights, built from rows of the right shape."""
         if not weights:
             return None
         assert self.policy is not None
-        shape = torch.Size((16,))
-        prior = self.known()
+        shape, prior = torch.Size((16,)), self.known()
         theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
         # Any data for which the coordinates of the network exist.
         x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))

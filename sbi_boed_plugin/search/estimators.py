@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -36,12 +36,12 @@ class DesignEstimators:
     The likelihood of `x` is conditioned on `(theta, design)` in one row, and is a
     `LikelihoodWithFailures` if simulations have failed; the posterior of `theta` on
     `(x, design)`, and is a `HybridEstimator` if it has an energy ratio; the marginal of
-    `x` on `design`.
+    `x` on `design`. Posterior and marginal may be `None`.
     """
 
     likelihood: ConditionalDensityEstimator
-    posterior: ConditionalDensityEstimator | None = None
-    marginal: ConditionalDensityEstimator | None = None
+    posterior: Any = None
+    marginal: Any = None
 
     def named(self) -> dict[str, ConditionalDensityEstimator]:
         """Return the networks that there are, by their names."""
@@ -67,30 +67,17 @@ class DesignEstimators:
             return isinstance(self.posterior, HybridEstimator)
         return needs is None or getattr(self, needs) is not None
 
-    def require(self, name: str) -> ConditionalDensityEstimator:
-        """Return the posterior or the marginal, which must be there."""
-        network = getattr(self, name)
-        if network is None:
-            raise RuntimeError(f"There is no {name} estimator in this search.")
-        return network
-
     @property
-    def hybrid(self) -> HybridEstimator:
-        """The posterior, which must have an energy ratio."""
-        return cast(HybridEstimator, self.require("posterior"))
-
-    @property
-    def posterior_base(self) -> ConditionalDensityEstimator:
+    def posterior_base(self) -> Any:
         """The posterior, or its normalized base if it has an energy ratio."""
-        posterior = self.require("posterior")
-        return posterior.base if isinstance(posterior, HybridEstimator) else posterior
+        is_hybrid = isinstance(self.posterior, HybridEstimator)
+        return self.posterior.base if is_hybrid else self.posterior
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of each network by its name."""
         return {name: dict(net.state_dict()) for name, net in self.named().items()}
 
 
-@dataclass
 class NetworkModels:
     """What a user says of the networks of a search: names of sbi's models, or builders.
 
@@ -100,47 +87,36 @@ class NetworkModels:
     likelihood is `None` if it was lost when the trainer was pickled.
     """
 
-    likelihood: Builder | None
-    posterior: str | Builder
-    marginal: str | Builder
-    likelihood_name: str | None = None
-
-    def __post_init__(self) -> None:
-        self.coordinates = coordinates_of(self.likelihood)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         likelihood: str | Builder,
         posterior: str | Builder,
         marginal: str | Builder,
-        x_transform: Transform | Literal["auto"] | None,
-    ) -> "NetworkModels":
-        """Return models, with a transform of the data for those given by name."""
+        x_transform: Transform | Literal["auto"] | None = "auto",
+    ) -> None:
+        self.likelihood_name = likelihood if isinstance(likelihood, str) else None
         if isinstance(likelihood, str):
-            build = transformed_likelihood_nn(likelihood, x_transform=x_transform)
-            return cls(build, posterior, marginal, likelihood)
-        if x_transform != "auto":
+            likelihood = transformed_likelihood_nn(likelihood, x_transform=x_transform)
+        elif x_transform != "auto":
             raise ValueError(
                 f"x_transform={x_transform!r} is for networks that are given by name, "
                 "but density_estimator is a function. Give it the transform: "
                 "transformed_likelihood_nn(..., x_transform=...)."
             )
-        return cls(likelihood, posterior, marginal)
+        self.likelihood: Builder | None = likelihood
+        self.posterior, self.marginal = posterior, marginal
+        self.coordinates = coordinates_of(likelihood)
 
-    def _builders(
-        self, prior: Distribution, dim_design: int
-    ) -> tuple[Builder, Builder]:
+    def _builders(self, prior: Distribution, dim_design: int) -> tuple[Any, Any]:
         """Return what builds the posterior and the marginal."""
-        theta_transform = self.coordinates.theta
-        if theta_transform is identity_transform:
-            theta_transform = to_real_numbers(prior)
         transforms: dict[str, Any] = {
             "dim_design": dim_design,
-            "theta_transform": theta_transform,
+            "theta_transform": self.coordinates.theta,
             "x_transform": self.coordinates.x,
             "design_transform": self.coordinates.design,
         }
+        if self.coordinates.theta is identity_transform:
+            transforms["theta_transform"] = to_real_numbers(prior)
         posterior, marginal = self.posterior, self.marginal
         values = finite_values(prior)
         if isinstance(posterior, str) and values is not None:
@@ -182,8 +158,8 @@ class NetworkModels:
         if needs in ("posterior", "hybrid") and estimators.posterior is None:
             estimators.posterior = build_posterior(theta, data)
         if needs == "hybrid" and not isinstance(estimators.posterior, HybridEstimator):
-            base = estimators.require("posterior")
-            estimators.posterior = HybridEstimator(base, EnergyRatio(theta, data))
+            energy = EnergyRatio(theta, data)
+            estimators.posterior = HybridEstimator(estimators.posterior, energy)
         if needs == "marginal" and estimators.marginal is None:
             estimators.marginal = build_marginal(design, x)
         for network in estimators.all():
@@ -201,12 +177,13 @@ class NetworkModels:
 
         A `ValueError` says if these are other networks than those that were saved.
         """
-        networks = self.complete(None, None, prior, rows, device)
-        for needs in ("posterior", "marginal"):
-            if needs in weights:
-                is_hybrid = any(key.startswith("energy.") for key in weights[needs])
-                kind = "hybrid" if is_hybrid else needs
-                networks = self.complete(networks, kind, prior, rows, device)
+        networks = None
+        for name, values in weights.items():
+            needs = None if name == "likelihood" else name
+            if any(key.startswith("energy.") for key in values):
+                needs = "hybrid"
+            networks = self.complete(networks, needs, prior, rows, device)
+        assert networks is not None
         # Copies: builders may put the same embedding into every network.
         copies = {name: deepcopy(net) for name, net in networks.named().items()}
         networks = DesignEstimators(**copies)
@@ -236,9 +213,7 @@ def check_posterior_describes(
     Values that repeat have no density. They do only where all parameters take finitely
     many values and the objective needs nothing but their probabilities.
     """
-    if needs not in ("posterior", "hybrid"):
-        return
-    fault = why_no_density(prior)
+    fault = why_no_density(prior) if needs in ("posterior", "hybrid") else None
     if fault is None or (needs == "posterior" and finite_values(prior) is not None):
         return
     raise ValueError(

@@ -1,10 +1,9 @@
 r"""What can drive a policy: bounds of the information from the densities of a batch.
 
-A policy objective is one function from :class:`Densities` to terms whose mean
-estimates the information in nats, with the names of the estimators that it needs
-beside the likelihood. To add one, write the function and enter it in
-`POLICY_OBJECTIVES`: training of its estimators, every gradient and the search loops
-follow from there.
+A policy objective is one function from :class:`Densities` to terms whose mean estimates
+the information in nats. To add one, write the function and enter it in
+`POLICY_OBJECTIVES`, with the network that it needs beside the likelihood: its training,
+every gradient and the search loops follow from there.
 """
 
 from collections.abc import Callable
@@ -64,13 +63,10 @@ class Densities:
             negligible=self._negligible,
         )
 
-    @cached_property
+    @property
     def log_likelihood(self) -> Tensor:
         """Log-likelihood of the simulated pairs."""
-        if "log_likelihoods" in self.__dict__:
-            return self.log_likelihoods[0]
-        condition = torch.cat([self.theta, self.design], dim=-1)
-        return self._estimators.likelihood.log_prob(self.x.unsqueeze(0), condition)[0]
+        return self.log_likelihoods[0]
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -91,19 +87,20 @@ class Densities:
     @cached_property
     def log_ratio(self) -> Tensor:
         """Energy ratio of the hybrid posterior."""
-        return self._estimators.hybrid.log_ratio(self.theta.unsqueeze(0), self.data)[0]
+        hybrid = self._estimators.posterior
+        return hybrid.log_ratio(self.theta.unsqueeze(0), self.data)[0]
 
     @cached_property
     def partition(self) -> Tensor:
         """Partition function of the hybrid posterior."""
-        return self._estimators.hybrid.partition(
+        return self._estimators.posterior.partition(
             self.data, whole_gradient=self.data.requires_grad
         )
 
     @cached_property
     def log_marginal(self) -> Tensor:
         """Learned log-density of the data alone."""
-        marginal = self._estimators.require("marginal")
+        marginal = self._estimators.marginal
         return marginal.log_prob(self.x.unsqueeze(0), self.design)[0]
 
 
@@ -120,11 +117,11 @@ def training_losses(
     simulations have failed: successes contrasted with the parameters of failures would
     teach it the chance of success.
     """
-    matrix = densities.log_likelihoods
-    if contrastive:
-        losses = {"likelihood": info_nce_loss(matrix, regularization_strength)}
-    else:
-        losses = {"likelihood": -(1.0 + regularization_strength) * matrix[0]}
+    losses = {
+        "likelihood": info_nce_loss(densities.log_likelihoods, regularization_strength)
+        if contrastive
+        else -(1.0 + regularization_strength) * densities.log_likelihood
+    }
     if isinstance(estimators.posterior, HybridEstimator):
         losses["posterior"] = hybrid_loss(
             densities.log_posterior, densities.log_ratio, densities.partition
@@ -149,7 +146,7 @@ class PolicyObjective:
     bound: Literal["pce", "barber_agakov", "gkl"]
 
 
-POLICY_OBJECTIVES: dict[str, PolicyObjective] = {
+POLICY_OBJECTIVES = {
     "barber_agakov": PolicyObjective(
         lambda densities: densities.log_posterior - densities.log_prior,
         "posterior",

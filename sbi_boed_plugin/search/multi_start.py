@@ -32,7 +32,7 @@ from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError, estimate_eig
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
@@ -100,15 +100,13 @@ def score_design(
     `kwargs` are `design` and what else :func:`~sbi_boed_plugin.estimate_eig` takes.
     """
     bound = POLICY_OBJECTIVES[objective].bound
-    for network in estimators.all():
-        network.eval()
+    estimators.train(False)
     if bound == "pce":
         estimator = estimators.likelihood
     else:
-        estimator = estimators.hybrid if bound == "gkl" else estimators.posterior_base
-        if isinstance(prior, ParticleBelief):
-            # A posterior that was trained with its particles fits them too well.
-            prior = prior.independent_copy()
+        is_hybrid = bound == "gkl"
+        estimator = estimators.posterior if is_hybrid else estimators.posterior_base
+        prior = unseen(prior)
     return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
 
 

@@ -116,32 +116,49 @@ class DesignOptimizer:
         self,
         simulator: CheckedSimulator,
         num_after: int,
-        *,
         tracker: Any | None,
         show_progress_bar: bool,
     ) -> StopReason:
         """Take steps until all are done or a budget is used up, and return which.
 
-        The budget of simulations leaves room for `num_after` after the last step.
+        The budget of simulations leaves room for `num_after` after the last step. A
+        `ValueError` says if the budgets do not allow for a single step.
         """
+        config, progress = self.config, self.progress
+        budget, spent = config.max_num_simulations, progress.num_spent
+        if spent and budget is not None and spent + num_after > budget:
+            raise ValueError(
+                f"max_num_simulations={budget} is too few: the search to resume has "
+                f"had {spent}, and {num_after} score the design. Raise it, or lower "
+                "num_eig_samples."
+            )
         bar = tqdm(
-            total=self.config.num_steps + self.config.num_refinement_steps,
-            initial=self.progress.step,
+            total=config.num_steps + config.num_refinement_steps,
+            initial=progress.step,
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
+        reason: StopReason = "num_steps"
         try:
             with bar:
                 while not self.finished:
-                    reason = self._used_up(simulator, num_after)
-                    if reason is None and not self._step(simulator):
-                        reason = "max_num_simulations"
-                    if reason is not None:
-                        return reason
+                    used_up = self._used_up(simulator, num_after)
+                    if used_up is None and not self._step(simulator):
+                        used_up = "max_num_simulations"
+                    if used_up is not None:
+                        reason = used_up
+                        break
                     self._report(bar, tracker)
         finally:
             self._learn_failures()
-        return "num_steps"
+        if self.estimators is None or (config.num_steps and not progress.step):
+            raise ValueError(
+                f"No step was taken: max_num_simulations={budget} and max_seconds="
+                f"{config.max_seconds} must allow for a batch of "
+                f"{config.training_batch_size} simulations and {num_after} that score "
+                "the design."
+            )
+        return reason
 
     def _used_up(
         self, simulator: CheckedSimulator, num_after: int

@@ -10,7 +10,6 @@ from torch import Tensor
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.config import DesignSearchConfig
-from sbi_boed_plugin.search.trust import Arrival
 
 __all__ = ["DesignResult", "StopReason"]
 
@@ -43,7 +42,6 @@ class DesignResult:
         stop_reason: The budget that was used up, else `"num_steps"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.
-        arrival: Whether the policy arrived at the design, after a joint search.
         doubts: What speaks against the result; each was also a warning.
         posterior_estimator: The posterior trained beside it, conditioned on
             `(x, design)` in one row, if the objective needs one.
@@ -64,7 +62,6 @@ class DesignResult:
     seconds: float
     stop_reason: StopReason
     bounds: dict[str, EIGEstimate] = field(default_factory=dict)
-    arrival: Arrival | None = None
     doubts: tuple[str, ...] = ()
     posterior_estimator: ConditionalDensityEstimator | None = None
     marginal_estimator: ConditionalDensityEstimator | None = None

@@ -10,7 +10,7 @@ from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.multi_start import multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
-from sbi_boed_plugin.search.result import DesignResult, StopReason
+from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["run_search"]
@@ -38,8 +38,10 @@ def run_search(
     # A search without training has its simulator checked after it.
     num_checks = 0 if config.num_steps else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
-    stop_reason = _train(optimizer, simulator, num_after, tracker, show_progress_bar)
+    stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
     if budget is not None:
+        if optimizer.rehearsed is None:
+            optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
         simulator.max_calls = budget - progress.num_spent
     networks = optimizer.networks
     assert networks is not None
@@ -64,15 +66,7 @@ def run_search(
     if may_score_less and stop_reason == "max_seconds":
         # What training took four fifths of the time for takes a fifth.
         num_samples = min(num_samples, max(progress.num_simulations // 4, _MIN_SCORING))
-    assessed = assess_design(
-        optimizer,
-        simulator,
-        prior=optimizer.prior,
-        design=design,
-        num_samples=num_samples,
-        num_contrastive=config.num_eig_contrastive,
-        num_workers=config.num_workers,
-    )
+    assessed = assess_design(optimizer, simulator, design, num_samples)
     if config.objective == "info_nce" and config.method == "joint":
         _warn_if_capped(progress.history["eig"], config.num_contrastive)
     for doubt in assessed.doubts:
@@ -85,7 +79,6 @@ def run_search(
         design=design,
         eig=assessed.eig,
         bounds=assessed.bounds,
-        arrival=assessed.arrival,
         doubts=tuple(assessed.doubts),
         policy=deepcopy(policy),
         likelihood_estimator=kept.likelihood,
@@ -99,40 +92,6 @@ def run_search(
         seconds=progress.seconds,
         stop_reason=stop_reason,
     )
-
-
-def _train(
-    optimizer: DesignOptimizer,
-    simulator: CheckedSimulator,
-    num_after: int,
-    tracker: Any | None,
-    show_progress_bar: bool,
-) -> StopReason:
-    """Train and return why it stopped, or raise if the budgets do not allow for a step.
-
-    `num_after` simulations are left for what follows the training.
-    """
-    config, progress = optimizer.config, optimizer.progress
-    budget, spent = config.max_num_simulations, progress.num_spent
-    if spent and budget is not None and spent + num_after > budget:
-        raise ValueError(
-            f"max_num_simulations={budget} is too few: the search to resume has had "
-            f"{spent}, and {num_after} score the design. Raise it, or lower "
-            "num_eig_samples."
-        )
-    stop_reason = optimizer.run(
-        simulator, num_after, tracker=tracker, show_progress_bar=show_progress_bar
-    )
-    if optimizer.estimators is None or (config.num_steps and not progress.step):
-        raise ValueError(
-            f"No step was taken: max_num_simulations={budget} and max_seconds="
-            f"{config.max_seconds} must allow for a batch of "
-            f"{config.training_batch_size} simulations and {num_after} that score the "
-            "design."
-        )
-    if budget is not None and optimizer.rehearsed is None:
-        optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
-    return stop_reason
 
 
 def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:

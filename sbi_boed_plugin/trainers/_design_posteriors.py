@@ -27,8 +27,8 @@ def likelihood_at(
 
     `None` stands for the trainer's own likelihood, and for no data.
     """
-    if design is None and estimator is None and len(search.experiments):
-        return search.experiments.likelihood()
+    if design is None and estimator is None and len(search.measurements):
+        return search.measurements.likelihood()
     if not isinstance(estimator, DesignConditionedEstimator):
         check_designs_given(design, search.dim_design)
     if design is None:
@@ -61,7 +61,7 @@ def direct_posterior(
     prior = prior or search.prior
     if prior is None:
         raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
-    x_o, num_observations = None, len(search.experiments)
+    x_o, num_observations = None, len(search.measurements)
     if design is not None:
         design = search.check(design)
     elif not num_observations:
@@ -76,7 +76,7 @@ def direct_posterior(
             "one more. Use another sample_with, or pass design=... for that one alone."
         )
     else:
-        last = search.experiments.observations[-1]
+        last = search.measurements.observations[-1]
         design, x_o = last.design, last.x
     # A copy: later searches train the network on.
     at_design = posterior_at_design(deepcopy(estimator).eval(), design)

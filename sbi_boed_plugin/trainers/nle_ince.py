@@ -29,7 +29,7 @@ from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
-from sbi_boed_plugin.search.experiments import Observation
+from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
@@ -90,7 +90,7 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         logarithms of data that spread over decades.
         """
         networks = density_estimator, posterior_estimator, marginal_estimator
-        models = NetworkModels.of(*networks, x_transform)
+        models = NetworkModels(*networks, x_transform)
         device = process_device(device)
         self.search = DesignSearch(prior, design_policy, models, device)
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
@@ -117,12 +117,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     @property
     def observations(self) -> tuple[Observation, ...]:
         """What was observed so far, oldest first."""
-        return self.search.experiments.observations
+        return self.search.measurements.observations
 
     @property
     def belief(self) -> ParticleBelief | None:
         """Belief about the parameters after all observations, `None` before."""
-        return self.search.experiments.belief
+        return self.search.measurements.belief
 
     def append_simulations(
         self,

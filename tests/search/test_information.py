@@ -87,7 +87,7 @@ def test_training_losses_are_those_of_each_network():
     losses = training_losses(estimators, densities, 0.5)
     torch.manual_seed(2)
     expected = {
-        "posterior": estimators.hybrid.loss(theta, data),
+        "posterior": estimators.posterior.loss(theta, data),
         "likelihood": info_nce_loss(densities.log_likelihoods, 0.5),
         "marginal": estimators.marginal.loss(x, design),
     }
@@ -136,6 +136,4 @@ def test_each_objective_knows_what_it_needs():
         assert hybrid.has_networks_for(objective.needs)
         assert likelihood.has_networks_for(objective.needs) == (name == "info_nce")
         assert estimators.has_networks_for(objective.needs) == (name != "gkl")
-    with pytest.raises(RuntimeError, match="no marginal estimator"):
-        likelihood.require("marginal")
     assert len(hybrid.all()) == 3 and len(likelihood.all()) == 1

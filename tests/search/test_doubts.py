@@ -1,6 +1,5 @@
 """What speaks against a result is found where it is, and nowhere else."""
 
-import math
 import re
 import warnings
 
@@ -14,19 +13,15 @@ from benchmarks.exact_estimators import (
     normal_prior,
     slope,
 )
-from sbi_boed_plugin import EIGEstimate, TruncatedNormalPolicy
+from sbi_boed_plugin import EIGEstimate
 from sbi_boed_plugin.search import assessment
-from sbi_boed_plugin.search.assessment import estimate_bounds
+from sbi_boed_plugin.search.assessment import estimate_bounds, likelihood_mismatch
 from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.doubts import find_doubts, find_slope, is_steep
 from sbi_boed_plugin.search.progress import Progress
-from sbi_boed_plugin.search.trust import (
-    find_arrival,
-    find_doubts,
-    likelihood_mismatch,
-)
 from tests.oracles import LinearGaussian as Model
 from tests.oracles import WithConstant
-from tests.trainers.cases import make_trainer
+from tests.trainers.cases import on_box
 
 
 def estimate(value):
@@ -43,9 +38,9 @@ CONSISTENT = {
 }
 
 
-def doubts_of(arrival=None, **changed):
+def doubts_of(found=None, **changed):
     bounds = {k: estimate(changed.pop(k, v)) for k, v in CONSISTENT.items()}
-    return find_doubts(bounds, arrival, **changed)
+    return find_doubts(bounds, found, **changed)
 
 
 @pytest.mark.parametrize(
@@ -86,40 +81,29 @@ def progress_with(coefficients, num_rows, noise=1.0):
         Batch(*values, information=information)
         for *values, information in zip(*(t.chunk(20) for t in parts), strict=True)
     ]
-    progress = Progress(step=40, stored=stored)
-    modes = torch.linspace(1.0, 3.0, 40).unsqueeze(1).expand(-1, len(coefficients))
-    progress.history["mode"] = modes.tolist()
-    return progress
+    return Progress(step=40, stored=stored)
 
 
 def test_a_slope_is_found_with_its_error():
-    arrival = find_arrival(progress_with([0.3, 0.0], 4_000), 40, torch.zeros(2))
-    expected = torch.tensor([0.3, 0.0]).double()
-    error = (arrival.slope - expected).abs() / arrival.slope_standard_error
-    assert (error < 4.0).all()
-    assert arrival.slope_standard_error == pytest.approx(
-        torch.full((2,), 4_000**-0.5), rel=0.05
-    )
-    assert arrival.is_steep and arrival.gain == pytest.approx(0.3, abs=0.07)
-    assert "stopped on a slope" in doubts_of(arrival)[0]
-    # The unit of length is the standard deviation of the draws.
-    assert arrival.distance == pytest.approx(math.hypot(2.0, 2.0) / 0.5, rel=0.05)
+    found, error = find_slope(progress_with([0.3, 0.0], 4_000), torch.zeros(2))
+    assert ((found - torch.tensor([0.3, 0.0])).abs() / error < 4.0).all()
+    assert error == pytest.approx(torch.full((2,), 4_000**-0.5), rel=0.05)
+    assert is_steep(found, error)
+    assert "stopped on a slope" in doubts_of((found, error))[0]
 
 
 def test_an_edge_is_no_slope():
     progress = progress_with([0.3, -0.3], 4_000)
-    assert not find_arrival(progress, 40, torch.tensor([1.0, -1.0])).is_steep
-    assert find_arrival(progress, 40, torch.tensor([-1.0, -1.0])).is_steep
+    assert not is_steep(*find_slope(progress, torch.tensor([1.0, -1.0])))
+    assert is_steep(*find_slope(progress, torch.tensor([-1.0, -1.0])))
 
 
-def test_a_flat_top_is_no_slope():
-    arrivals = [
-        find_arrival(progress_with([0.0] * dim, 1_000), 40, torch.zeros(dim))
-        for dim in (1, 10)
-        for _ in range(100)
-    ]
+@pytest.mark.parametrize("dim", [1, 10])
+def test_a_flat_top_is_no_slope(dim):
     # Sixteen nats beyond the mean of a chi-squared variable hardly ever happen.
-    assert not any(arrival.is_steep for arrival in arrivals)
+    for _ in range(100):
+        progress = progress_with([0.0] * dim, 1_000)
+        assert not is_steep(*find_slope(progress, torch.zeros(dim)))
 
 
 def bounds_with(prior, num_samples=2_000):
@@ -132,7 +116,6 @@ def bounds_with(prior, num_samples=2_000):
         theta,
         x,
         prior=prior,
-        fresh_prior=prior,
         design=design,
         objective="barber_agakov",
         num_contrastive=511,
@@ -165,34 +148,29 @@ def test_bounds_to_compare_do_not_end_a_search():
     assert "barber_agakov" in bounds and "lace_upper" not in bounds
 
 
-def search(policy=None, design_learning_rate=3e-2, **settings):
-    low, high = torch.tensor([0.1]), torch.tensor([4.0])
-    trainer = make_trainer(
-        Model.prior, policy or TruncatedNormalPolicy(low, high, loc=torch.ones(1))
-    )
+def search(low=0.1, high=4.0, design_learning_rate=3e-2, **settings):
+    start = torch.ones(1) if low < 1.0 else None
+    trainer = on_box(low, high, policy={"loc": start})
     return trainer.optimize_design(
         Model.simulate, design_learning_rate=design_learning_rate, **settings
     )
 
 
-def test_networks_that_hardly_learned_are_told():
-    with pytest.warns(UserWarning, match="linear regression knows more"):
-        result = search(
-            TruncatedNormalPolicy(torch.tensor([7.9]), torch.tensor([8.0])), num_steps=3
-        )
-    assert any("hardly learned" in doubt for doubt in result.doubts)
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        # A box in which designs hardly differ.
+        ("linear regression knows more", {"low": 7.9, "high": 8.0, "num_steps": 3}),
+        # A policy that cannot move, and one that only warms up.
+        ("stopped on a slope", {"num_steps": 100, "design_learning_rate": 1e-7}),
+        ("took no step", {"num_steps": 1_000, "max_num_simulations": 1_000}),
+    ],
+)
+def test_a_search_that_went_wrong_says_so(told, settings):
+    with pytest.warns(UserWarning, match=told):
+        result = search(**settings)
+    assert any(told in doubt for doubt in result.doubts)
     assert result.doubts[0] in str(result)
-
-
-def test_a_policy_that_cannot_move_is_told():
-    with pytest.warns(UserWarning, match="stopped on a slope"):
-        result = search(num_steps=100, design_learning_rate=1e-7)
-    assert result.arrival.distance < 1e-3
-
-
-def test_a_search_that_ends_while_it_warms_up_is_told():
-    with pytest.warns(UserWarning, match="took no step"):
-        search(num_steps=1_000, max_num_simulations=1_000)
 
 
 def test_a_usual_search_is_quiet_and_says_no_more_than_it_knows():

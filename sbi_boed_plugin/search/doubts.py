@@ -13,24 +13,14 @@ see the same simulations, and a result says where they contradict each other.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from scipy.stats import ks_2samp
 from torch import Tensor
 
-from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.progress import Progress
 
-__all__ = [
-    "Arrival",
-    "find_arrival",
-    "find_doubts",
-    "likelihood_mismatch",
-    "tightest",
-]
+__all__ = ["find_doubts", "find_slope", "is_steep", "tightest"]
 
 # Nats, and share of the information, by which bounds may differ by chance.
 _SLACK, _SHARE = 0.1, 0.2
@@ -46,45 +36,13 @@ _NUM_RECENT = 4_000
 _MAX_MISMATCH = 0.1
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """Whether a policy arrived: where it came from, and the slope where it stopped.
+def find_slope(progress: Progress, at_edge: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the slope of the information where a policy stopped, and its error.
 
-    The unit of length is the standard deviation of the policy's last draws.
-
-    Attributes:
-        distance: Distance of the mode from where the search began.
-        last_distance: How far of it came in the last tenth of the steps.
-        slope: Nats gained by a move of one unit, for each value of the design, zero
-            where the move leads out of the box.
-        slope_standard_error: Its standard error, likewise.
-    """
-
-    distance: float
-    last_distance: float
-    slope: Tensor
-    slope_standard_error: Tensor
-
-    @property
-    def gain(self) -> float:
-        """Nats gained by a move of one unit uphill."""
-        return float(self.slope.norm())
-
-    @property
-    def is_steep(self) -> bool:
-        """Whether the information rises by more than luck explains."""
-        # Without a slope, this is a sum of squares of mean one, one for each value.
-        score = float((self.slope / self.slope_standard_error).square().sum())
-        dim = len(self.slope)
-        return score > dim + _ERRORS * math.sqrt(2.0 * dim) + _ERRORS**2
-
-
-def find_arrival(progress: Progress, num_steps: int, at_edge: Tensor) -> Arrival | None:
-    """Return whether a policy arrived, from the last of the steps of a joint search.
-
-    The slope is a regression of the terms of the objective on the designs that the
-    policy drew; `None` if these did not vary or were too few. `at_edge` is -1 or 1 for
-    values of the design at the lower or upper edge of a box, else 0.
+    In nats for a move by one standard deviation of the last designs that the policy
+    drew, for each value of the design: a regression of the terms of the objective on
+    these designs; `None` if they did not vary or were too few. `at_edge` is -1 or 1 for
+    values at the lower or upper edge of a box, else 0: no slope leads out of it.
     """
     recent = [
         (batch.design.cpu().double(), batch.information.cpu().double())
@@ -110,41 +68,14 @@ def find_arrival(progress: Progress, num_steps: int, at_edge: Tensor) -> Arrival
     inverse = torch.linalg.pinv(unit.T @ unit)
     variance = (inverse @ residual.T @ residual @ inverse).diagonal()
     slope = slope.masked_fill(slope.sign() == at_edge.double(), 0.0)
-    modes = torch.tensor(progress.history["mode"][:num_steps]).double()
-    before = modes[-1 - len(modes) // 10]
-    return Arrival(
-        float(((modes[-1] - modes[0]) / scale).norm()),
-        float(((modes[-1] - before) / scale).norm()),
-        slope,
-        variance.clamp_min(1e-24).sqrt(),
-    )
+    return slope, variance.clamp_min(1e-24).sqrt()
 
 
-@torch.no_grad()
-def likelihood_mismatch(
-    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
-) -> float:
-    r"""Return how simulations differ from what the likelihood itself would draw.
-
-    The Kolmogorov-Smirnov statistic, between 0 and 1, of
-    :math:`\log q(x \mid \theta, \xi)` at simulated data and at draws of :math:`q` for
-    the same parameters and designs. For one value, a likelihood that is a quarter too
-    wide, or misses the mean by two thirds of its width, gives 0.1. A small value is
-    necessary, not sufficient: a likelihood that ignores the parameters may fit the data
-    of all parameters together.
-    """
-    condition = torch.cat([theta, design], dim=-1)
-    num_values = condition[:1].numel() + x[:1].numel()
-    size = max(1, rows_at_once(likelihood, num_values) // 2)
-    parts = []
-    for given, data in zip(condition.split(size), x.split(size), strict=True):
-        draws = likelihood.sample(torch.Size((1,)), given)
-        both = torch.cat([data.unsqueeze(0), draws])
-        parts.append(likelihood.log_prob(both, given))
-    values = torch.cat(parts, dim=1)
-    simulated, drawn = values.nan_to_num(nan=-torch.inf).cpu().numpy()
-    statistic, _ = ks_2samp(simulated, drawn)
-    return float(statistic)
+def is_steep(slope: Tensor, standard_error: Tensor) -> bool:
+    """Whether the information rises by more than luck explains."""
+    # Without a slope, this is a sum of squares of mean one, one for each value.
+    score, dim = float((slope / standard_error).square().sum()), len(slope)
+    return score > dim + _ERRORS * math.sqrt(2.0 * dim) + _ERRORS**2
 
 
 def tightest(bounds: dict[str, EIGEstimate]) -> EIGEstimate:
@@ -156,7 +87,7 @@ def tightest(bounds: dict[str, EIGEstimate]) -> EIGEstimate:
 
 def find_doubts(
     bounds: dict[str, EIGEstimate],
-    arrival: Arrival | None = None,
+    slope: tuple[Tensor, Tensor] | None = None,
     *,
     never_moved: bool = False,
     num_learned_from: int | None = None,
@@ -167,7 +98,7 @@ def find_doubts(
 
     `overfit` is by how many nats the network that drives the search knows more of the
     simulations that it learned from than of others, and the standard error of that;
-    `mismatch` is a `likelihood_mismatch`.
+    `mismatch` is a `likelihood_mismatch`, and `slope` comes from `find_slope`.
     """
     reported = tightest(bounds)
     doubts = _contradictions(bounds, reported)
@@ -197,12 +128,25 @@ def find_doubts(
     upper, own = bounds.get("lace_upper"), bounds.get("barber_agakov")
     if upper and own and _exceeds(own, upper, max(_SLACK, _SHARE * abs(own.value))):
         doubts.append(
-            f"The likelihood knows less than the posterior network "
-            f"({upper.value:.2f} against {own.value:.2f} nats): what observe() "
-            "and MCMC learn from it will be too wide. Train it longer, or use "
-            "another density_estimator."
+            f"The likelihood knows less than the posterior network ({upper.value:.2f} "
+            f"against {own.value:.2f} nats): what observe() and MCMC learn from it "
+            "will be too wide. Train it longer, or use another density_estimator."
         )
-    return doubts + _doubts_of_policy(arrival, reported, never_moved)
+    if never_moved:
+        doubts.append(
+            "The policy took no step: the design is the one that it started from. "
+            "Allow for more simulations or time."
+        )
+    elif slope is not None:
+        gain = float(slope[0].norm())
+        # A slope matters from a twentieth of the information, and from 0.05 nats.
+        if is_steep(*slope) and gain > max(_SLACK / 2, 0.05 * abs(reported.value)):
+            doubts.append(
+                "The policy stopped on a slope: a move by one standard deviation of "
+                f"its draws gains another {gain:.2f} nats. Allow for more steps, or a "
+                "larger design_learning_rate."
+            )
+    return doubts
 
 
 def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> list[str]:
@@ -225,35 +169,6 @@ def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> li
             f"A linear regression knows more than the networks ({linear.value:.2f} "
             f"against {reported.value:.2f} nats): they have hardly learned. Use more "
             "steps or simulations, or check the scales of theta, x and the design."
-        )
-    return doubts
-
-
-def _doubts_of_policy(
-    arrival: Arrival | None, reported: EIGEstimate, never_moved: bool
-) -> list[str]:
-    """Return what says that the policy did not arrive."""
-    if never_moved:
-        return [
-            "The policy took no step: the design is the one that it started from. "
-            "Allow for more simulations or time."
-        ]
-    if arrival is None:
-        return []
-    doubts = []
-    # A slope matters from a twentieth of the information, and from 0.05 nats.
-    matters = arrival.gain > max(_SLACK / 2, 0.05 * abs(reported.value))
-    if arrival.is_steep and matters:
-        doubts.append(
-            "The policy stopped on a slope: a move by one standard deviation of its "
-            f"draws gains another {arrival.gain:.2f} nats. Allow for more steps, or a "
-            "larger design_learning_rate."
-        )
-    if arrival.last_distance > 1.0:
-        doubts.append(
-            f"The policy still moved, by {arrival.last_distance:.1f} standard "
-            "deviations of its draws in the last tenth of the steps. Allow for more "
-            "steps."
         )
     return doubts
 

@@ -1,8 +1,9 @@
-"""Experiments one after another: what was measured, and what is known from it."""
+"""What was measured in experiments, and the belief that follows from it."""
 
 import math
 import warnings
-from copy import deepcopy
+from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,21 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._memory import rows_at_once
-from sbi_boed_plugin._prior import to_real_numbers
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
-from sbi_boed_plugin.search.belief import SURPRISING, ParticleBelief, predictive_p_value
+from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
+from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
+from sbi_boed_plugin.search.belief import ParticleBelief, nan_to_zero_density
 
-__all__ = ["Experiments", "Observation"]
+__all__ = ["SURPRISING", "Measurements", "Observation", "predictive_p_value"]
 
 # What a belief is restored from, beside its observations.
-_OF_BELIEF = ("particles", "log_evidence", "log_evidence_variance", "acceptance_rate")
+_OF_BELIEF = ("particles", "log_evidence", "log_evidence_variance")
+# Draws that data are compared with, and particles by which their density is judged.
+_NUM_DRAWS, _NUM_JUDGES = 1_000, 64
+_SEED = 7_919
+# Data with a p-value below this one lie beyond all draws.
+SURPRISING = 1.5 / _NUM_DRAWS
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ class Observation:
         x: Data of shape `(1, dim_x)`.
         likelihood_estimator: Likelihood, conditioned on `(theta, design)` in one row,
             as it was when the data were observed.
-        predictive_p_value: How much of what was predicted before is as surprising as
-            `x`, see :func:`~sbi_boed_plugin.search.belief.predictive_p_value`.
+        predictive_p_value: Share of what was predicted before that is as surprising as
+            `x`, from 1,000 draws.
     """
 
     design: Tensor
@@ -54,7 +62,7 @@ class Observation:
         return torch.cat(parts)
 
 
-class Experiments:
+class Measurements:
     """What was observed so far, oldest first, and the belief after it."""
 
     def __init__(self, prior: Distribution | None, device: str) -> None:
@@ -76,8 +84,7 @@ class Experiments:
         """Take an experiment for each row into account, or raise and change nothing."""
         x = _check_observed(x, len(design), likelihood.input_shape)
         kept = self._kept_likelihood(likelihood)
-        belief = self.belief
-        belief = self._new_belief(num_particles) if belief is None else belief.copy()
+        belief = copy(self.belief) or self._new_belief(num_particles)
         observations = list(self.observations)
         x, design = x.to(belief.particles), design.to(belief.particles)
         for one, data in zip(design, x.unsqueeze(1), strict=True):
@@ -104,29 +111,25 @@ class Experiments:
             )
         observations, belief = self.observations[:num_left], None
         if observations and self.belief is not None:
-            belief = self._new_belief(self.belief.num_particles)
+            belief = self._new_belief(len(self.belief.particles))
             for observation in observations:
                 belief.update(observation.log_likelihood)
         self.observations, self.belief = observations, belief
 
     def _new_belief(self, num_particles: int) -> ParticleBelief:
         """Return the belief before any observation."""
-        transform = to_real_numbers(self._prior)
-        kwargs = {"num_particles": num_particles, "device": self._device}
-        return ParticleBelief(self._prior, transform, **kwargs)
+        settings = {"num_particles": num_particles, "device": self._device}
+        return ParticleBelief(self._prior, **settings)
 
     def _kept_likelihood(
         self, likelihood: ConditionalDensityEstimator
     ) -> ConditionalDensityEstimator:
         """Return a copy of the likelihood, the last one if it is the same."""
-        state = likelihood.state_dict()
-        if self.observations:
-            last = self.observations[-1].likelihood_estimator
-            kept = last.state_dict()
-            if kept.keys() == state.keys() and all(
-                torch.equal(value, state[name]) for name, value in kept.items()
-            ):
-                return last
+        for last in self.observations[-1:]:
+            kept, new = last.likelihood_estimator.state_dict(), likelihood.state_dict()
+            same = kept.keys() == new.keys()
+            if same and all(torch.equal(kept[name], new[name]) for name in kept):
+                return last.likelihood_estimator
         return deepcopy(likelihood).eval().requires_grad_(False)
 
     def likelihood(self) -> tuple[DesignConditionedEstimator, Tensor]:
@@ -138,47 +141,70 @@ class Experiments:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it as tensors, numbers, lists and dictionaries."""
-        kept = list(dict.fromkeys(o.likelihood_estimator for o in self.observations))
+        rows = []
+        for observation in self.observations:
+            weights = dict(observation.likelihood_estimator.state_dict())
+            networks = {"likelihood": weights}
+            rows.append({**vars(observation), "likelihood_estimator": networks})
         belief = None
         if self.belief is not None:
             belief = {name: getattr(self.belief, name) for name in _OF_BELIEF}
-        return {
-            "likelihoods": [dict(network.state_dict()) for network in kept],
-            "observations": [
-                {
-                    "design": o.design,
-                    "x": o.x,
-                    "likelihood": kept.index(o.likelihood_estimator),
-                    "predictive_p_value": o.predictive_p_value,
-                }
-                for o in self.observations
-            ],
-            "belief": belief,
-        }
+        return {"observations": rows, "belief": belief}
 
     def restored(
-        self, state: dict[str, Any], likelihoods: list[ConditionalDensityEstimator]
-    ) -> "Experiments":
-        """Return experiments of a saved state, with the networks of its weights."""
-        other = Experiments(self._prior, self._device)
-        other.observations = tuple(
-            Observation(
-                o["design"].to(self._device),
-                o["x"].to(self._device),
-                likelihoods[o["likelihood"]],
-                o["predictive_p_value"],
-            )
-            for o in state["observations"]
-        )
+        self,
+        state: dict[str, Any],
+        build: Callable[[dict[str, Any]], ConditionalDensityEstimator],
+    ) -> "Measurements":
+        """Return those of a saved state, with networks that are built from weights."""
+        other = Measurements(self._prior, self._device)
+        for row in state["observations"]:
+            moved = {name: row[name].to(self._device) for name in ("design", "x")}
+            likelihood = other._kept_likelihood(build(row["likelihood_estimator"]))
+            row = {**row, **moved, "likelihood_estimator": likelihood}
+            other.observations = (*other.observations, Observation(**row))
         if state["belief"] is not None:
-            particles = state["belief"]["particles"].to(self._device)
-            other.belief = ParticleBelief.restore(
-                self._prior,
-                to_real_numbers(self._prior),
-                [o.log_likelihood for o in other.observations],
-                **{**state["belief"], "particles": particles},
-            )
+            belief = self._new_belief(len(state["belief"]["particles"]))
+            for name in _OF_BELIEF:
+                setattr(belief, name, state["belief"][name])
+            belief.particles = belief.particles.to(self._device)
+            belief.log_likelihoods = tuple(o.log_likelihood for o in other.observations)
+            other.belief = belief
         return other
+
+
+@torch.no_grad()
+def predictive_p_value(
+    likelihood: ConditionalDensityEstimator, theta: Tensor, design: Tensor, x: Tensor
+) -> float:
+    """Return how much of what is predicted is as surprising as data `(1, dim_x)`.
+
+    The smaller of two shares of 1,000 draws from the predictive distribution of a
+    likelihood and draws of the belief, at least 1/1,001: of those whose predictive
+    density is no higher, and of those of which a value lies as far from its median. The
+    second asks for no density far from all that the likelihood was trained with.
+    """
+    conditions = torch.cat([theta, design.expand(len(theta), -1)], dim=-1)
+    weights = theta.new_ones(len(theta))
+    if isinstance(likelihood, LikelihoodWithFailures):
+        weights = likelihood.log_success(conditions).exp()
+    with isolated_rng(_SEED):
+        rows = torch.multinomial(weights, _NUM_DRAWS, replacement=True)
+        draws = likelihood.sample(torch.Size((1,)), conditions[rows])[0]
+        judges = torch.randint(len(theta), (_NUM_JUDGES, 1), device=theta.device)
+    x = torch.cat([x, draws])
+    log_density = log_likelihood_matrix(
+        likelihood.log_prob, x, conditions[judges].expand(-1, len(x), -1)
+    ).logsumexp(dim=0)
+    log_density = nan_to_zero_density(log_density)
+    offsets = (x - draws.median(dim=0).values).abs().flatten(1)
+    width = offsets[1:].quantile(0.9, dim=0)
+    # Where draws do not vary, any other value is infinitely far away.
+    distance = (offsets / width.clamp_min(torch.finfo(x.dtype).tiny)).amax(dim=1)
+    shares = [
+        (values[1:] >= values[0]).float().mean() for values in (-log_density, distance)
+    ]
+    return (1.0 + _NUM_DRAWS * float(min(shares))) / (1.0 + _NUM_DRAWS)
 
 
 def _check_observed(x: Tensor, num_experiments: int, event_shape: torch.Size) -> Tensor:
