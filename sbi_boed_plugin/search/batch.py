@@ -1,7 +1,9 @@
-"""Simulations of one step of a design search."""
+"""Simulations of a design search, and how far it has come."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +12,21 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.simulation import Simulator, run_simulator
 
-__all__ = ["Batch", "check_finite", "simulate_batch"]
+__all__ = ["Batch", "Progress", "check_finite", "simulate_batch"]
+
+# Simulations, the last ones, that are kept: they tell when one fails, whether the
+# policy arrived, and are learned from again.
+_MAX_STORED = 16_384
 
 
 @dataclass(frozen=True)
 class Batch:
     """Simulations of one step, those that failed included.
 
-    Attributes:
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        x: Data of shape `(batch_dim, dim_x)`.
-        design: Design of each row, of shape `(batch_dim, dim_design)`.
-        valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
-        num_calls: Number of rows that the simulator got, those repeated included.
-        is_complete: Whether its limit of calls left every row its chance.
-        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
-            learned from it.
+    Tensors have a row for each, and `valid` are those without NaN and infinite values.
+    `num_calls` is the number of rows that the simulator got, those repeated included,
+    `is_complete` whether its limit left every row its chance, and `information` what
+    each row told, in nats, if the policy learned from it.
     """
 
     theta: Tensor
@@ -47,6 +48,47 @@ class Batch:
         rows = self.valid
         theta, x, design = self.theta[rows], self.x[rows], self.design[rows]
         return replace(self, theta=theta, x=x, design=design, valid=rows[rows])
+
+
+@dataclass
+class Progress:
+    """All that changes during a search beside weights and optimizers.
+
+    `seconds` are those of completed steps and of learning again from the `stored`
+    simulations of the last steps, which took `rehearsal_seconds` of them. `overfit` is
+    how much more each network knows of these than of others, in nats, with its standard
+    error, and `num_scored` the number of simulations that ranked and scored designs.
+    """
+
+    step: int = 0
+    num_simulations: int = 0
+    num_invalid_simulations: int = 0
+    seconds: float = 0.0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    stored: list[Batch] = field(default_factory=list)
+    rehearsal_seconds: float = 0.0
+    overfit: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num_scored: int = 0
+
+    @property
+    def num_spent(self) -> int:
+        """Number of all simulations so far."""
+        return self.num_simulations + self.num_scored
+
+    def keep(self, batch: Batch, information: Tensor | None, seconds: float) -> None:
+        """Count a step, and keep its simulations beside the last ones."""
+        self.step += 1
+        self.num_simulations += batch.num_calls
+        self.num_invalid_simulations += int((~batch.valid).sum())
+        self.seconds += seconds
+        x, design = batch.x.detach(), batch.design.detach()
+        self.stored.append(replace(batch, x=x, design=design, information=information))
+        del self.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
+
+    def record(self, **values: Any) -> None:
+        """Append one entry for each quantity."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
 
 
 def simulate_batch(
@@ -75,15 +117,15 @@ def simulate_batch(
         keep_gradient=keep_gradient,
         warn=warn,
     )
-    num_valid = int(made.valid.sum())
-    if made.is_complete and num_valid * 10 < len(theta):
+    num_valid, is_complete = int(made.valid.sum()), bool(made.tried.all())
+    if is_complete and num_valid * 10 < len(theta):
         raise ValueError(
             f"Only {num_valid} of {len(theta)} simulations are free of NaN and "
             f"infinite values, at designs between {designs.min().item():.4g} and "
             f"{designs.max().item():.4g}. Check the simulator there, or restrict the "
             "support of the design policy."
         )
-    return Batch(theta, made.x, design, made.valid, made.num_calls, made.is_complete)
+    return Batch(theta, made.x, design, made.valid, made.num_calls, is_complete)
 
 
 def check_finite(

@@ -1,6 +1,7 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -150,19 +151,16 @@ class DesignSearchConfig:
                     f"{sorted(filter(None, known))}."
                 )
         _check_numbers(self)
-        if self.method == "multi_start" and self.num_refinement_steps:
-            raise ValueError(
-                f"num_refinement_steps={self.num_refinement_steps} with "
-                "method='multi_start': its networks serve all designs and are not "
-                "refined at one. Use method='joint' or leave it out."
-            )
-        # Neither the default nor what the climb does.
-        if self.method == "multi_start" and self.gradient not in ("score", "surrogate"):
-            raise ValueError(
-                f"gradient='{self.gradient}' with method='multi_start': designs climb "
-                "the information of the learned model, through its own draws. Leave it "
-                "out, or use method='joint'."
-            )
+        # A gradient that is neither the default nor what the climb does.
+        of_joint = {"num_refinement_steps": (0,), "gradient": ("score", "surrogate")}
+        for name, allowed in of_joint.items():
+            value = getattr(self, name)
+            if self.method == "multi_start" and value not in allowed:
+                raise ValueError(
+                    f"{name}={value!r} with method='multi_start': its networks serve "
+                    "all designs, which climb the learned model through its own draws. "
+                    "Leave it out, or use method='joint'."
+                )
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""
@@ -188,7 +186,7 @@ _OF_ONE_CALL = (
 )
 
 
-def _check_numbers(config: DesignSearchConfig) -> None:
+def _check_numbers(config: Any) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
     # With trained networks a multi-start search needs no step, and no warm-up either.
     least_steps = 0 if config.method == "multi_start" else 1

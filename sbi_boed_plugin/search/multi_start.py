@@ -29,12 +29,12 @@ from tqdm.auto import tqdm
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
-from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError, estimate_eig
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.gradients import draw_data
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 
 __all__ = [
@@ -219,10 +219,7 @@ class LearnedModel:
         conditions = torch.cat([theta_rows, design_rows], dim=-1)
         own = slice(num_samples * num_designs)
         condition = conditions[own]
-        with torch.no_grad():
-            x = likelihood.sample(torch.Size((1,)), condition)[0]
-        if designs.requires_grad:
-            x = reparameterize(likelihood, x, condition)
+        x = draw_data(likelihood, condition)
         if self.objective == "info_nce":
             terms = self._contrastive_terms(x, conditions, len(theta), num_designs)
         else:

@@ -24,7 +24,12 @@ from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin.estimators.failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import choose_negligible, in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
-from sbi_boed_plugin.search.batch import Batch, check_finite, simulate_batch
+from sbi_boed_plugin.search.batch import (
+    Batch,
+    Progress,
+    check_finite,
+    simulate_batch,
+)
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.gradients import DATA_PATHS, score_loss
@@ -34,7 +39,6 @@ from sbi_boed_plugin.search.information import (
     training_losses,
 )
 from sbi_boed_plugin.search.multi_start import spread_designs, uniform_designs
-from sbi_boed_plugin.search.progress import Progress
 from sbi_boed_plugin.search.result import StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
 

@@ -47,10 +47,10 @@ def run_search(
     assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        reserve = num_samples
+        reserve = 0
         if budget is not None:
-            reserve = min(reserve, simulator.max_calls)
-        simulator.set_aside(reserve)
+            reserve = min(num_samples, simulator.max_calls)
+            simulator.max_calls -= reserve
         candidates, num_ranked, num_invalid = multi_start_search(
             networks,
             optimizer.prior,
@@ -61,7 +61,8 @@ def run_search(
             num_workers=config.num_workers,
             show_progress_bar=show_progress_bar,
         )
-        simulator.set_aside(-reserve)
+        if budget is not None:
+            simulator.max_calls += reserve
         design = candidates[0][0]
     if may_score_less and stop_reason == "max_seconds":
         # What training took four fifths of the time for takes a fifth.

@@ -16,9 +16,8 @@ from benchmarks.exact_estimators import (
 from sbi_boed_plugin import EIGEstimate
 from sbi_boed_plugin.search import assessment
 from sbi_boed_plugin.search.assessment import estimate_bounds, likelihood_mismatch
-from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.batch import Batch, Progress
 from sbi_boed_plugin.search.doubts import find_doubts, find_slope, is_steep
-from sbi_boed_plugin.search.progress import Progress
 from tests.oracles import LinearGaussian as Model
 from tests.oracles import WithConstant
 from tests.trainers.cases import on_box
