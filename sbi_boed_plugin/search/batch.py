@@ -133,7 +133,6 @@ def check_finite(
     losses: dict[str, Tensor],
     gradients: Iterable[Tensor | None],
     batch: Batch,
-    prior: Distribution,
 ) -> None:
     """Raise if a loss or gradient is not finite, with what may stand out in a batch."""
     values = [*losses.values(), *(g for g in gradients if g is not None)]
@@ -141,14 +140,10 @@ def check_finite(
         return
     described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
     parts = {"theta": batch.theta, "x": batch.x, "design": batch.design}
-    parts["log prior"] = prior.log_prob(batch.theta)
-    sizes = ", ".join(
-        f"{name} {part.detach().abs().max():.3g} ({part.detach().abs().median():.3g})"
-        for name, part in parts.items()
-    )
+    sizes = ", ".join(f"{name} {p.abs().max():.3g}" for name, p in parts.items())
     raise ValueError(
         f"A loss at step {step} or its gradient is not finite ({described}). The state "
-        f"before it is kept. Largest sizes in its batch, and medians: {sizes}. Where "
-        "theta or the log prior stands out, use a prior with shorter tails; where x "
-        "does, transform it or check the simulator; else lower learning_rate."
+        f"before it is kept. Largest sizes in its batch: {sizes}. Where theta stands "
+        "out, use a prior with shorter tails; where x does, transform it or check the "
+        "simulator; else lower learning_rate."
     )

@@ -111,13 +111,11 @@ def score_design(
 
 
 def multi_start_search(
-    estimators: DesignEstimators,
-    prior: Distribution,
+    model: "LearnedModel",
     policy: DesignPolicy,
     simulator: Callable[[Tensor, Tensor], Tensor],
-    *,
-    objective: str,
     config: MultiStartConfig,
+    *,
     num_workers: int | None = 1,
     show_progress_bar: bool = True,
 ) -> tuple[list[tuple[Tensor, EIGEstimate]], int, int]:
@@ -128,41 +126,38 @@ def multi_start_search(
     with their estimates, best first, and how many simulations scored designs and
     failed, those of designs that could not be scored included.
     """
-    estimators.train(False)
-    model = LearnedModel(estimators, prior, objective)
+    model.estimators.train(False)
     designs = _climb(model, policy, config, show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
-    candidates, failed = [], []
+    candidates, costs = [], []
     for design in designs:
         try:
             estimate = score_design(
-                estimators,
+                model.estimators,
                 simulator,
-                prior=prior,
+                prior=model.prior,
                 design=design,
-                objective=objective,
+                objective=model.objective,
                 num_samples=config.num_candidate_samples,
                 num_workers=num_workers,
                 seed=seed,
             )
             candidates.append((design, estimate))
+            costs.append(estimate)
         except NoEstimateError as error:
             # Networks know nothing of designs at which every simulation fails.
-            failed.append((design, error))
-    first = f"{failed[0][0].tolist()}: {failed[0][1]}" if failed else ""
+            costs.append(error)
+            warnings.warn(
+                f"The design {design.tolist()}, at which the search arrived, cannot be "
+                f"scored with simulations and is left out. {error}",
+                stacklevel=5,
+            )
     if not candidates:
         raise ValueError(
             "None of the designs that the search arrived at can be scored with "
-            f"simulations. {first}"
+            "simulations; the warnings before this say why."
         )
-    if failed:
-        warnings.warn(
-            f"{len(failed)} of {len(designs)} designs that the search arrived at "
-            f"cannot be scored with simulations and are left out. {first}",
-            stacklevel=5,
-        )
-    costs = [cost for _, cost in [*candidates, *failed]]
     return (
         sorted(candidates, key=lambda candidate: -candidate[1].value),
         sum(cost.num_simulations for cost in costs),
@@ -197,18 +192,16 @@ class LearnedModel:
         if self.objective == "info_nce":
             num_theta = max(num_samples, num_contrastive)
         theta = draw_parameters(self.prior, num_theta).to(designs)
-        size = max(1, self._pairs_at_once() // (num_theta * num_samples))
-        for some in designs.split(size):
-            yield self._estimates(theta, some, num_samples)
-
-    def _pairs_at_once(self) -> int:
-        """Return how many pairs of parameters and data fit into one evaluation."""
         net = self.estimators.likelihood
         num_values = net.input_shape.numel() + net.condition_shape.numel()
-        return min(rows_at_once(each, num_values) for each in self.estimators.all())
+        pairs = min(rows_at_once(each, num_values) for each in self.estimators.all())
+        for some in designs.split(max(1, pairs // (num_theta * num_samples))):
+            yield self._estimates(theta, some, num_samples, pairs)
 
-    def _estimates(self, theta: Tensor, designs: Tensor, num_samples: int) -> Tensor:
-        """Return estimates for designs that fit into one evaluation.
+    def _estimates(
+        self, theta: Tensor, designs: Tensor, num_samples: int, max_pairs: int
+    ) -> Tensor:
+        """Return the estimates of designs.
 
         The first `num_samples` parameters have data; all of them are contrasts.
         """
@@ -221,9 +214,10 @@ class LearnedModel:
         condition = conditions[own]
         x = draw_data(likelihood, condition)
         if self.objective == "info_nce":
-            terms = self._contrastive_terms(x, conditions, len(theta), num_designs)
+            terms = self._contrastive_terms(x, conditions, num_designs, max_pairs)
         else:
-            theta_rows, no_contrast = theta_rows[own], theta_rows[:0].unsqueeze(0)
+            theta_rows = theta_rows[own]
+            no_contrast = theta_rows.unsqueeze(0)[:0]
             densities = Densities(
                 self.estimators.trained,
                 self.prior,
@@ -241,18 +235,17 @@ class LearnedModel:
         return terms.mean(dim=0)
 
     def _contrastive_terms(
-        self, x: Tensor, conditions: Tensor, num_theta: int, num_designs: int
+        self, x: Tensor, conditions: Tensor, num_designs: int, max_pairs: int
     ) -> Tensor:
         """Return terms of the contrastive bound, `(num_samples, num_designs)`.
 
-        Every datum under all parameters at its own design: networks that compute
-        their condition apart from their input do so once per pair of parameters and
-        design, whatever the number of contrastive samples.
+        Networks that compute their condition apart from their input do so once for each
+        pair of parameters and design, whatever the number of data.
         """
-        num_samples = len(x) // num_designs
+        num_samples, num_theta = (len(rows) // num_designs for rows in (x, conditions))
         x_by_design = x.reshape(num_samples, 1, num_designs, *x.shape[1:])
         evaluate = self.estimators.likelihood.log_prob
-        size = max(1, self._pairs_at_once() // len(x))
+        size = max(1, max_pairs // len(x))
         # What does not fit at once is evaluated again for its gradient.
         if size < num_theta and conditions.requires_grad:
             evaluate = partial(checkpoint, evaluate, use_reentrant=False)

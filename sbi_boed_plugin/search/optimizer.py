@@ -142,17 +142,15 @@ class DesignOptimizer:
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
-        reason: StopReason = "num_steps"
+        used_up: StopReason | None = None
         try:
             with bar:
-                while not self.finished:
+                while not self.finished and used_up is None:
                     used_up = self._used_up(simulator, num_after)
-                    if used_up is None and not self._step(simulator):
+                    if used_up is None and self._step(simulator):
+                        self._report(bar, tracker)
+                    elif used_up is None:
                         used_up = "max_num_simulations"
-                    if used_up is not None:
-                        reason = used_up
-                        break
-                    self._report(bar, tracker)
         finally:
             self._learn_failures()
         if self.estimators is None or (config.num_steps and not progress.step):
@@ -162,7 +160,7 @@ class DesignOptimizer:
                 f"{config.training_batch_size} simulations and {num_after} that score "
                 "the design."
             )
-        return reason
+        return used_up or "num_steps"
 
     def _used_up(
         self, simulator: CheckedSimulator, num_after: int
@@ -254,7 +252,7 @@ class DesignOptimizer:
             if config.clip_max_norm is not None:
                 clip_grad_norm_(network.parameters(), config.clip_max_norm)
             gradients += [parameter.grad for parameter in network.parameters()]
-        check_finite(self.progress.step, losses, gradients, finite, self.prior)
+        check_finite(self.progress.step, losses, gradients, finite)
         # Nothing is updated before this point; from here on the step counts.
         with defer_interrupts():
             self.estimators, self._optimizer = networks, optimizer
@@ -359,8 +357,9 @@ class DesignOptimizer:
         last = {name: values[-1] for name, values in self.progress.history.items()}
         mode = ", ".join(f"{value:.3g}" for value in last["mode"][:4])
         more = ", …" if len(last["mode"]) > 4 else ""
-        described = f"design [{mode}{more}], EIG {last['eig']:.2f} nats"
-        bar.set_postfix_str(described, refresh=False)
+        bar.set_postfix_str(
+            f"design [{mode}{more}], EIG {last['eig']:.2f} nats", refresh=False
+        )
         bar.update()
         if tracker is not None:
             names = ("loss", "eig", "log_likelihood")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
-from sbi_boed_plugin.search.multi_start import multi_start_search
+from sbi_boed_plugin.search.multi_start import LearnedModel, multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import DesignResult
@@ -52,12 +52,10 @@ def run_search(
             reserve = min(num_samples, simulator.max_calls)
             simulator.max_calls -= reserve
         candidates, num_ranked, num_invalid = multi_start_search(
-            networks,
-            optimizer.prior,
+            LearnedModel(networks, optimizer.prior, config.objective),
             policy,
             simulator,
-            objective=config.objective,
-            config=config.multi_start,
+            config.multi_start,
             num_workers=config.num_workers,
             show_progress_bar=show_progress_bar,
         )

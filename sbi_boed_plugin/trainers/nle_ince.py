@@ -197,19 +197,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             RuntimeError: If there are no simulations.
             ValueError: If an argument is out of range, or changed on resuming.
         """
-        objective = InfoNCEObjective(num_contrastive, regularization_strength)
+        given = del_entries(locals(), ("self", "__class__"))
+        own = given.pop("num_contrastive"), given.pop("regularization_strength")
+        objective = InfoNCEObjective(*own)
         of_steps = training_batch_size, learning_rate, validation_fraction
         of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
-        numbers = check_training(*of_steps, *of_ends)
+        given |= check_training(*of_steps, *of_ends)
         self._asked = objective, resume_training
-        return super().train(
-            **numbers,
-            resume_training=resume_training,
-            discard_prior_samples=discard_prior_samples,
-            retrain_from_scratch=retrain_from_scratch,
-            show_train_summary=show_train_summary,
-            dataloader_kwargs=dataloader_kwargs,
-        )
+        return super().train(**given)
 
     def optimize_design(
         self,

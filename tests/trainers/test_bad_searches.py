@@ -4,7 +4,6 @@ import random
 import warnings
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Independent, Normal
@@ -31,11 +30,6 @@ from tests.trainers.cases import (
 FEW_STARTS = MultiStartConfig(
     num_starts=4, num_climb_steps=3, num_candidates=2, num_candidate_samples=20
 )
-
-
-@pytest.fixture
-def stored():
-    return simulations()
 
 
 # --- Arguments ------------------------------------------------------------------------
@@ -107,7 +101,8 @@ def test_budgets_too_small_for_one_step_are_refused(budget, text):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_likelihood_without_designs_cannot_tell_them_apart(stored, trained):
+def test_a_likelihood_without_designs_cannot_tell_them_apart(trained):
+    stored = simulations()
     trainer = make().append_simulations(stored["theta"], stored["x"])
     if trained:
         trainer.train(max_num_epochs=1)
@@ -123,15 +118,13 @@ def test_a_likelihood_without_designs_cannot_tell_them_apart(stored, trained):
     [
         (lambda x: x[:, 0], ValueError, ("shape (1,)", "(1, dim_x)", "vectorize")),
         (lambda x: x[:-1], ValueError, ("shape (0, 3)", "one row per row")),
-        (lambda x: x.sum(), ValueError, ("shape ()", "(1, dim_x)")),
         (lambda x: None, TypeError, ("simulator", "tensor", "NoneType")),
-        (lambda x: "x", TypeError, ("simulator", "tensor", "str")),
         (lambda x: (x, x[:-1]), TypeError, ("simulator", "tensor", "tuple")),
         (lambda x: x * torch.nan, ValueError, ("Only 0 of 16", "at designs between")),
         # As NLE does: flows and mixtures are densities of vectors.
         (lambda x: x[..., None].expand(-1, 3, 4), ValueError, ("(1, 3, 4)",)),
     ],
-    ids=["1-D", "rows", "number", "None", "text", "tuple", "NaN", "3-D"],
+    ids=["1-D", "rows", "None", "tuple", "NaN", "3-D"],
 )
 def test_simulators_that_return_nonsense_are_refused(change, error, parts):
     with pytest.raises(error, match=message(*parts)):
@@ -154,13 +147,6 @@ def test_a_simulator_must_not_change_its_mind(call, match):
         make().optimize_design(forgetful, **SEARCH)
 
 
-@pytest.mark.parametrize("name", ["numpy", "tolist", "double", "requires_grad_", "int"])
-def test_simulators_may_return_any_array(name):
-    convert = getattr(torch.Tensor, name)
-    result = make().optimize_design(lambda *args: convert(simulator(*args)), **SEARCH)
-    assert np.isfinite(result.eig.value)
-
-
 def test_invalid_simulations_are_counted():
     def sometimes_invalid(theta, design):
         x = simulator(theta, design)
@@ -178,6 +164,7 @@ def test_invalid_simulations_are_counted():
     assert result.num_invalid_simulations == 2 * steps + 2
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_designs_at_which_every_run_fails_count_as_telling_nothing():
     """The best designs are the highest ones, if they can be had."""
 
@@ -186,17 +173,11 @@ def test_designs_at_which_every_run_fails_count_as_telling_nothing():
         x[(design > 1.5).squeeze(1)] = torch.nan
         return x
 
-    settings = {
-        **SEARCH,
-        "num_steps": 120,
-        "training_batch_size": 64,
-    }
+    settings = {**SEARCH, "num_steps": 120, "training_batch_size": 64}
     modes = []
     for simulate in (simulator, fails_at_high_designs):
         seed_everything(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result = make().optimize_design(simulate, **settings)
+        result = make().optimize_design(simulate, **settings)
         assert all(torch.tensor(result.history["eig"]).isfinite())
         modes.append(result.design.item())
     assert result.num_invalid_simulations >= 4
@@ -235,15 +216,16 @@ def test_a_result_stays_as_it_was_when_the_search_goes_on():
     assert torch.equal(before, after) and torch.equal(design, result.design)
 
 
-def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
+def test_the_objective_cannot_change_by_the_batch_size_on_resuming():
+    stored = simulations()
     trainer = make(design_policy=None).append_simulations(stored["theta"], stored["x"])
     trainer.train(max_num_epochs=1)
-    expected = message("training_batch_size=3", "num_contrastive=2")
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match="num_contrastive=2 .* used .*=3"):
         trainer.train(training_batch_size=3, resume_training=True)
 
 
-def test_pooled_designs_are_warned_of(stored):
+def test_pooled_designs_are_warned_of():
+    stored = simulations()
     trainer = make().append_simulations(**stored)
     trainer.append_simulations(**stored, from_round=1)
     with pytest.warns(UserWarning, match="appended in several calls"):
@@ -257,63 +239,55 @@ def test_pooled_designs_are_warned_of(stored):
 class HeavyTails(Independent):
     """A prior of which some later draws overflow in single precision."""
 
-    def __init__(self):
-        super().__init__(Normal(torch.zeros(2), 1.0), 1)
-        self.num_draws = 0
+    num_draws = 0
 
     def sample(self, sample_shape=torch.Size()):
         draw = super().sample(sample_shape)
         self.num_draws += len(draw) == SEARCH["training_batch_size"]
-        if self.num_draws > 2:
-            draw[3:4] = 1e18
-        return draw
+        return draw if self.num_draws < 3 else draw.clamp(max=0.0) + 1e18
 
 
 def test_a_loss_that_overflows_tells_what_is_extreme():
     def bounded(theta, design):
         return simulator(theta.clamp(-1.0, 1.0), design)
 
+    prior = HeavyTails(Normal(torch.zeros(2), 1.0), 1)
     expected = message("not finite", "theta 1e+18", "x ", "design ", "shorter tails")
     with pytest.raises(ValueError, match=expected):
-        make(prior=HeavyTails()).optimize_design(bounded, **SEARCH)
+        make(prior=prior).optimize_design(bounded, **SEARCH)
 
 
 # --- What a search counts -------------------------------------------------------------
 
 
-class Counts:
-    """A simulator that raises for rows with a large parameter, and counts rows."""
+@pytest.mark.filterwarnings("ignore:.*simulations")
+@pytest.mark.parametrize("method", ["joint", "multi_start"])
+@pytest.mark.parametrize("limit", [1.95, 5.0])
+@pytest.mark.parametrize("budget", [None, 250])
+def test_simulations_reported_are_those_made_and_allowed(method, limit, budget):
+    num_rows = 0
 
-    def __init__(self, limit):
-        self.limit, self.num_rows = limit, 0
-
-    def __call__(self, theta, design):
-        self.num_rows += len(theta)
-        if (theta > self.limit).any():
+    def raises_for_large_parameters(theta, design):
+        nonlocal num_rows
+        num_rows += len(theta)
+        if (theta > limit).any():
             raise RuntimeError("the solver diverged")
         return simulator(theta, design)
 
-
-@pytest.mark.filterwarnings("ignore:.*simulations")
-@pytest.mark.parametrize("method", ["joint", "multi_start"])
-@pytest.mark.parametrize("limit", [1.95, 1.5, 5.0])
-@pytest.mark.parametrize("budget", [None, 250])
-def test_simulations_reported_are_those_made_and_allowed(method, limit, budget):
-    counts, trainer = Counts(limit), make()
     seed_everything(0)
-    result = trainer.optimize_design(
-        counts,
+    result = make().optimize_design(
+        raises_for_large_parameters,
         **{**SEARCH, "num_steps": 12, "num_eig_samples": 40},
         method=method,
         multi_start=FEW_STARTS if method == "multi_start" else None,
         max_num_simulations=budget,
     )
-    assert result.num_simulations == counts.num_rows
-    assert budget is None or counts.num_rows <= budget
+    assert result.num_simulations == num_rows
+    assert budget is None or num_rows <= budget
     if budget is not None:
         assert result.history["num_simulations"][-1] > 100
-        # What raises fails, and nothing else: by chance a tenth or a quarter does.
-        assert result.eig.num_invalid_simulations <= {1.95: 8, 1.5: 24, 5.0: 0}[limit]
+        # What raises fails, and nothing else: by chance a tenth does.
+        assert result.eig.num_invalid_simulations <= {1.95: 8, 5.0: 0}[limit]
 
 
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
