@@ -39,18 +39,18 @@ def run_search(
     num_checks = 0 if config.num_steps else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
+    left = 0
     if budget is not None:
         if optimizer.rehearsed is None:
             optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
-        simulator.max_calls = budget - progress.num_spent
+        left = budget - progress.num_spent
+        simulator.max_calls = left
     networks = optimizer.networks
     assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        reserve = 0
         if budget is not None:
-            reserve = min(num_samples, simulator.max_calls)
-            simulator.max_calls -= reserve
+            simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(
             LearnedModel(networks, optimizer.prior, config.objective),
             policy,
@@ -60,7 +60,7 @@ def run_search(
             show_progress_bar=show_progress_bar,
         )
         if budget is not None:
-            simulator.max_calls += reserve
+            simulator.max_calls = left - num_ranked
         design = candidates[0][0]
     if may_score_less and stop_reason == "max_seconds":
         # What training took four fifths of the time for takes a fifth.

@@ -75,19 +75,6 @@ def test_networks_learn_again_from_what_is_there():
     assert values[1] > values[0] + 0.2
 
 
-def test_a_search_that_goes_on_does_not_know_of_its_rehearsal():
-    trainer = make_trainer(Model.prior)
-    settings = {"num_steps": 5, "training_batch_size": 16, "num_eig_samples": 50}
-    trainer.optimize_design(Model.simulate, **settings, max_num_simulations=110)
-    optimizer = trainer.search.optimizer
-    assert trainer._neural_net is optimizer.networks.likelihood
-    assert optimizer.networks is not optimizer.estimators
-    assert not optimizer.finished
-    trainer.optimize_design(Model.simulate, resume_training=True, num_eig_samples=50)
-    assert optimizer.networks is optimizer.estimators
-    assert trainer._neural_net is optimizer.estimators.likelihood
-
-
 def test_time_is_kept_where_a_step_is_slow():
     """A step takes half a second here, and the score as long as sixteen steps."""
 

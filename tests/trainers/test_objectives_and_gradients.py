@@ -153,26 +153,3 @@ def test_multi_start_trains_over_the_box_and_once_only():
     assert second.num_simulations == CHECK + 60 + 50 * len(second.candidates)
     for key, value in trainer._neural_net.state_dict().items():
         assert torch.equal(value, weights[key])
-
-
-ENDS = torch.tensor([-2.0, 2.0])
-CANDIDATES = torch.tensor([0.2, -1.0, 3.0, -0.5])
-
-
-@pytest.mark.filterwarnings("ignore:The pce estimate")
-@pytest.mark.parametrize(
-    "policy, best",
-    [
-        (TruncatedNormalPolicy(*BOX), ENDS),
-        (CategoricalPolicy(CANDIDATES.unsqueeze(1)), CANDIDATES[2:3]),
-    ],
-    ids=["box", "candidates"],
-)
-def test_multi_start_finds_the_best_with_what_it_learned(policy, best):
-    result = make_trainer(Model.prior, policy).optimize_design(
-        Model.simulate, method="multi_start", num_steps=200, num_eig_samples=500
-    )
-    most = Model.eig(best[:1]).item()
-    assert Model.eig(result.design).item() > 0.95 * most
-    if len(best) == 1:
-        assert {d.item() for d, _ in result.candidates} <= set(CANDIDATES.tolist())

@@ -53,7 +53,7 @@ def make(prior, low, high, *args, **kwargs):
 )
 @pytest.mark.filterwarnings("ignore:.*contain NaN or infinite")
 def test_searches_find_the_same_in_other_units(kind, search):
-    found, following = [], []
+    found = []
     # Powers of two, so that all numbers are the same up to rounding.
     for theta_scale, x_scale, width in ((0, 0, 0), (-40, -66, -40), (40, 50, 40)):
         s, c, w = (2.0**power for power in (theta_scale, x_scale, width))
@@ -81,17 +81,11 @@ def test_searches_find_the_same_in_other_units(kind, search):
                 **search,
             )
         trainer.observe(result.design, torch.tensor([0.5 * c]), num_particles=500)
-        next_one = trainer.estimate_eig(simulator, result.design, num_samples=100)
         particles = trainer.belief.particles / s
         numbers = [result.design / w, torch.tensor([result.eig.value])]
         numbers += [particles.mean(0), particles.std(0)]
         found.append(torch.cat(numbers))
-        following.append(next_one)
     assert found[0][1] > 0.2
-    # Of 100 simulations from particles that rounding has sent another way.
-    for estimate in following:
-        error = math.hypot(estimate.standard_error, following[0].standard_error)
-        assert abs(estimate.value - following[0].value) < 4.0 * error
     # Rounding is enough for a particle to take another way.
     for numbers in found[1:]:
         torch.testing.assert_close(numbers, found[0], rtol=0.03, atol=0.03)
