@@ -60,18 +60,16 @@ class DesignSearchConfig:
     Attributes:
         method: With `"joint"` the policy moves at every step and narrows around its
             mode, the design that is returned. With `"multi_start"` it stays, networks
-            are trained over all designs of its support alike (if that is a box; else
-            over its draws), hundreds of designs climb the information of the learned
-            model at once, and the best are scored with simulations. Once trained,
-            networks serve every later search of that kind.
+            are trained over its support if that is a box (else over its draws),
+            hundreds of designs climb the information of the learned model, and the
+            best are scored with simulations. The networks serve later searches, too.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
-            from a posterior that is trained beside the likelihood, a lower bound
-            without a cap; `"gkl"`, the same tightened by an energy ratio;
-            `"info_nce"`, the contrastive bound of the likelihood (SBI-BOED), at most
-            :math:`\log(L + 1)`; `"marginal"`, the likelihood against a learned density
-            of the data, which is no bound. If `None`, `"barber_agakov"`, and
-            `"info_nce"` for a multi-start search after an observation, which the
-            posterior does not know of.
+            from a posterior that is trained beside the likelihood, without a cap;
+            `"gkl"`, the same tightened by an energy ratio; `"info_nce"`, the
+            contrastive bound of the likelihood (SBI-BOED), at most :math:`\log(L + 1)`;
+            `"marginal"`, the likelihood against a learned density of the data, no
+            bound. If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
+            search after an observation, which the posterior does not know of.
         gradient: Gradient of the policy in a joint search: `"score"`, unbiased for any
             simulator; `"surrogate"` and `"implicit"`, through the learned likelihood,
             at its own draws or at the simulated data; `"pathwise"`, through a
@@ -80,11 +78,10 @@ class DesignSearchConfig:
         num_steps: Number of training steps. If `None`, 1,000 or as many as
             `max_num_simulations` allows, and none for a multi-start search with
             trained networks.
-        num_warmup_steps: Number of steps in which the policy stays as it is: untrained
-            networks would lead it astray. If `None`, a twentieth of `num_steps`.
-        num_refinement_steps: Number of further steps of a joint search, after the
-            policy has stopped, in which half of the simulations are at the design
-            found. They make the information that is reported there a tighter bound.
+        num_warmup_steps: Number of first steps in which the policy does not follow
+            untrained networks. If `None`, a twentieth of `num_steps`.
+        num_refinement_steps: Number of further steps of a joint search, with half of
+            the simulations at the design found, where they tighten the reported bound.
             The learning rate starts anew from a fifth.
         training_batch_size: Number of simulations of one step. If `None`, 256, or what
             gives about 200 steps within `max_num_simulations`, at least 16.

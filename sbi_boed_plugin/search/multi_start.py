@@ -1,13 +1,10 @@
-r"""Search over designs with estimators that are trained for all of them.
+"""Search over designs with estimators that are trained for all of them.
 
-Hundreds of designs climb the information of the learned model in parallel. No
-simulation is needed for that: data are drawn from the learned likelihood and follow the
-design (the surrogate gradient). Because a climb also finds the errors of the
-estimators, the best designs are then scored with simulations of their own.
-
-References:
-    Klein et al., *Supercharging Simulation-Based Inference for Bayesian Optimal
-    Experimental Design*, 2026, https://arxiv.org/abs/2602.06900.
+Hundreds of designs climb the information of the learned model in parallel, with data
+from the learned likelihood that follow the design. Because a climb also finds the
+errors of the estimators, the best designs are then scored with simulations (Klein et
+al., *Supercharging Simulation-Based Inference for Bayesian Optimal Experimental
+Design*, 2026, https://arxiv.org/abs/2602.06900).
 """
 
 import math

@@ -143,8 +143,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         and wrong where failing depends on the parameters.
 
         Raises:
-            ValueError: If designs are missing, superfluous, of a wrong shape, not
-                finite or outside the support of the policy.
+            ValueError: If designs are missing, superfluous, not finite, of a wrong
+                shape or outside the support of the policy.
         """
         of_search = self.search.dim_design, self.search.policy
         theta, dim_design = append_design(theta, design, *of_search, "theta")
@@ -223,12 +223,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         or, after `observe`, the belief. Simulations that are NaN or infinite tell
         nothing. A further call trains the same policy and likelihood on.
 
-        `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
-        `design` of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim,
-        dim_x)`. With `resume_training` the previous call, which Ctrl-C, an error or a
-        budget has ended, goes on from its last completed step, with its settings but
-        the budgets, scoring and `multi_start` of this call. All other arguments are
-        those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
+        `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
+        `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
+        the previous call, which Ctrl-C, an error or a budget has ended, goes on from
+        its last completed step, with the budgets, scoring and `multi_start` of this
+        call. All other arguments are those of
+        :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
@@ -260,10 +260,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         by the first call.
 
         Raises:
-            RuntimeError: If there is no likelihood yet, or it has no designs.
-            ValueError: If shapes do not match, a value is not finite, the design lies
-                outside the support of the policy, the likelihood gives the data no
-                density, or the belief would collapse.
+            RuntimeError: If there is no likelihood with designs yet.
+            ValueError: If a shape or value is wrong, the design lies outside the
+                support of the policy, or the belief would collapse.
         """
         self.search.observe(design, x, num_particles)
         return self
