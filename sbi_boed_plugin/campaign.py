@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions.transforms import Transform
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._checkpoint import (
@@ -22,7 +21,6 @@ from sbi_boed_plugin._checkpoint import (
 )
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin.estimators.coordinates import INVERSE_TRANSFORM
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
@@ -299,11 +297,9 @@ def _identity(
     for progress in (0.0, 0.5, 1.0):
         policy.anneal(progress)
         draws.append(_draws(policy))
-    coordinates = search.models.coordinates
     return {
         "prior": _digest(search.prior, [_draws(search.prior)]),
         "policy": _digest(policy, draws),
-        "coordinates": repr(_plain(list(vars(coordinates).values()))),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
@@ -320,18 +316,3 @@ def _digest(distribution: Any, draws: list[Tensor]) -> str:
     """Return the kind of a distribution, with a hash of its draws."""
     numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
     return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
-
-
-def _plain(value: Any) -> Any:
-    """Return transforms as names and numbers, which tell one from another."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, INVERSE_TRANSFORM):
-        return type(value).__name__, _plain(value.inv)
-    if isinstance(value, Transform):
-        # Not what torch has computed on demand.
-        names = [k for k in vars(value) if k[0] != "_" and not hasattr(type(value), k)]
-        return type(value).__name__, {k: _plain(vars(value)[k]) for k in sorted(names)}
-    return value if isinstance(value, (bool, int, float, str)) else type(value).__name__

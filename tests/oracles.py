@@ -28,6 +28,11 @@ class LinearGaussian:
         return LinearGaussian.log_likelihood(input, theta, design)
 
     @staticmethod
+    def sample(sample_shape: torch.Size, condition: Tensor) -> Tensor:
+        mean = condition[:, :1] * condition[:, 1:]
+        return mean + torch.randn(*sample_shape, *mean.shape)
+
+    @staticmethod
     def eig(design: Tensor) -> Tensor:
         return 0.5 * torch.log1p(design.square()).sum(dim=-1)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._parallel import add_note
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
@@ -270,10 +271,20 @@ class DesignSearch:
 
         Not a search that was interrupted: that goes on from the trainer or its pickle.
         """
-        networks, policy = self.networks, self.policy
+        networks, policy, rows = self.networks, self.policy, ()
+        if networks is not None and policy is not None and self.dim_design:
+            shape = torch.Size((16,))
+            with isolated_rng(0), torch.no_grad():
+                theta, design = self.known().sample(shape), policy.sample(shape)
+                theta, design = theta.to(self._device).float(), design.float()
+                condition = torch.cat([theta, design], dim=-1)
+                x = networks.likelihood.sample(torch.Size((1,)), condition)[0]
+            rows = theta, x, design
         return {
             "networks": {} if networks is None else networks.weights(),
-            "dim_x": None if networks is None else networks.likelihood.input_shape[-1],
+            # Networks are built from these rows, and are the same if they judge alike.
+            "rows": rows,
+            "log_prob": rows and networks.log_likelihood(*rows),
             "covers_all_designs": self.covers_all_designs,
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),
@@ -287,11 +298,23 @@ class DesignSearch:
         """
         if self.policy is None:
             raise ValueError("design_policy=None: a search to load has a policy.")
+
+        def built(weights: dict[str, Any]) -> DesignEstimators:
+            return self.models.restore(weights, self.known(), rows, self._device)
+
         # Everything is built before anything changes.
-        dim_x, saved = state["dim_x"], state["measurements"]
-        networks = self._restored(state["networks"], dim_x)
+        networks, rows = None, state["rows"]
+        if state["networks"]:
+            networks = built(state["networks"])
+            rows_here = [part.to(self._device) for part in rows]
+            found = networks.log_likelihood(*rows_here).to(state["log_prob"])
+            if not torch.allclose(found, state["log_prob"], 1e-3, 1e-3, equal_nan=True):
+                raise ValueError(
+                    "The likelihood of the trainer works in other coordinates than the "
+                    "one that was saved: make the trainer as it was."
+                )
         measurements = self.measurements.restored(
-            saved, lambda weights: self._restored(weights, dim_x).likelihood
+            state["measurements"], lambda weights: built(weights).likelihood
         )
         trained = state["covers_all_designs"], state["trained_after"]
         deepcopy(self.policy).load_state_dict(state["policy"])
@@ -300,15 +323,3 @@ class DesignSearch:
         self.covers_all_designs, self.trained_after = trained
         self.networks, self.measurements = networks, measurements
         self.optimizer = None
-
-    def _restored(self, weights: dict[str, dict[str, Any]], dim_x: int) -> Any:
-        """Return networks with saved weights, built from rows of the right shape."""
-        if not weights:
-            return None
-        assert self.policy is not None
-        shape, prior = torch.Size((16,)), self.known()
-        theta, design = prior.sample(shape).cpu().float(), self.policy.sample(shape)
-        # Any data for which the coordinates of the network exist.
-        x = self.models.coordinates.to("cpu").of_x.inv(torch.randn(16, dim_x))
-        rows = theta, x, design.cpu().float()
-        return self.models.restore(weights, prior, rows, self._device)

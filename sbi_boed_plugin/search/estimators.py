@@ -73,6 +73,12 @@ class DesignEstimators:
         is_hybrid = isinstance(self.posterior, HybridEstimator)
         return self.posterior.base if is_hybrid else self.posterior
 
+    @torch.no_grad()
+    def log_likelihood(self, theta: Tensor, x: Tensor, design: Tensor) -> Tensor:
+        """Return the log-likelihood of each row, outside training."""
+        condition = torch.cat([theta, design], dim=-1)
+        return self.likelihood.eval().log_prob(x.unsqueeze(0), condition)[0]
+
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """Return the weights of each network by its name."""
         return {name: dict(net.state_dict()) for name, net in self.named().items()}
@@ -109,25 +115,23 @@ class NetworkModels:
 
     def _builders(self, prior: Distribution, dim_design: int) -> tuple[Any, Any]:
         """Return what builds the posterior and the marginal."""
+        to_real, values = self.coordinates.theta, finite_values(prior)
+        posterior: Any = self.posterior
+        if isinstance(posterior, str) and values is not None:
+            to_real, posterior = identity_transform, CategoricalPosteriorBuilder(values)
+        elif to_real is identity_transform:
+            to_real = to_real_numbers(prior)
         transforms: dict[str, Any] = {
             "dim_design": dim_design,
-            "theta_transform": self.coordinates.theta,
+            "theta_transform": to_real,
             "x_transform": self.coordinates.x,
             "design_transform": self.coordinates.design,
         }
-        if self.coordinates.theta is identity_transform:
-            transforms["theta_transform"] = to_real_numbers(prior)
-        posterior, marginal = self.posterior, self.marginal
-        values = finite_values(prior)
-        if isinstance(posterior, str) and values is not None:
-            transforms["theta_transform"] = identity_transform
-            build = CategoricalPosteriorBuilder(values)
-            posterior = transformed_posterior_nn(build, **transforms)
-        if isinstance(posterior, str):
+        if isinstance(self.posterior, str):
             posterior = transformed_posterior_nn(posterior, **transforms)
-        if isinstance(marginal, str):
-            marginal = transformed_likelihood_nn(marginal, **transforms)
-        return posterior, marginal
+        if isinstance(self.marginal, str):
+            return posterior, transformed_likelihood_nn(self.marginal, **transforms)
+        return posterior, self.marginal
 
     def complete(
         self,

@@ -28,6 +28,7 @@ from sbi_boed_plugin.search.estimators import DesignEstimators
 __all__ = ["POLICY_OBJECTIVES", "Densities", "PolicyObjective", "training_losses"]
 
 
+@dataclass(eq=False)
 class Densities:
     """Log-densities `(batch_dim,)` of simulations, evaluated when first asked for.
 
@@ -36,31 +37,24 @@ class Densities:
     `negligible` is that of `log_likelihood_matrix`.
     """
 
-    def __init__(
-        self,
-        estimators: DesignEstimators,
-        prior: Distribution,
-        theta: Tensor,
-        x: Tensor,
-        design: Tensor,
-        contrast: Tensor,
-        *,
-        negligible: float = 0.0,
-    ) -> None:
-        self._estimators, self._prior = estimators, prior
-        self._contrast, self._negligible = contrast, negligible
-        self.theta, self.x, self.design = theta, x, design
+    estimators: DesignEstimators
+    prior: Distribution
+    theta: Tensor
+    x: Tensor
+    design: Tensor
+    contrast: Tensor
+    negligible: float = 0.0
 
     @cached_property
     def log_likelihoods(self) -> Tensor:
         """Matrix of shape `(num_contrastive + 1, batch_dim)`, simulated pairs first."""
-        theta = torch.cat([self.theta.unsqueeze(0), self._contrast])
+        theta = torch.cat([self.theta.unsqueeze(0), self.contrast])
         design = self.design.expand(len(theta), *self.design.shape)
         return log_likelihood_matrix(
-            self._estimators.likelihood.log_prob,
+            self.estimators.likelihood.log_prob,
             self.x,
             torch.cat([theta, design], dim=-1),
-            negligible=self._negligible,
+            negligible=self.negligible,
         )
 
     @property
@@ -71,7 +65,7 @@ class Densities:
     @cached_property
     def log_prior(self) -> Tensor:
         """Log-density of the parameters."""
-        return self._prior.log_prob(self.theta).to(self.theta).detach()
+        return self.prior.log_prob(self.theta).to(self.theta).detach()
 
     @cached_property
     def data(self) -> Tensor:
@@ -81,35 +75,31 @@ class Densities:
     @cached_property
     def log_posterior(self) -> Tensor:
         """Log-density of the learned posterior or its base."""
-        base = self._estimators.posterior_base
+        base = self.estimators.posterior_base
         return base.log_prob(self.theta.unsqueeze(0), self.data)[0]
 
     @cached_property
     def log_ratio(self) -> Tensor:
         """Energy ratio of the hybrid posterior."""
-        hybrid = self._estimators.posterior
+        hybrid = self.estimators.posterior
         return hybrid.log_ratio(self.theta.unsqueeze(0), self.data)[0]
 
     @cached_property
     def partition(self) -> Tensor:
         """Partition function of the hybrid posterior."""
-        return self._estimators.posterior.partition(
+        return self.estimators.posterior.partition(
             self.data, whole_gradient=self.data.requires_grad
         )
 
     @cached_property
     def log_marginal(self) -> Tensor:
         """Learned log-density of the data alone."""
-        marginal = self._estimators.marginal
+        marginal = self.estimators.marginal
         return marginal.log_prob(self.x.unsqueeze(0), self.design)[0]
 
 
 def training_losses(
-    estimators: DesignEstimators,
-    densities: Densities,
-    regularization_strength: float,
-    *,
-    contrastive: bool = True,
+    densities: Densities, regularization_strength: float, *, contrastive: bool = True
 ) -> dict[str, Tensor]:
     """Return the training loss of each row for each network, in nats, by its name.
 
@@ -122,6 +112,7 @@ def training_losses(
         if contrastive
         else -(1.0 + regularization_strength) * densities.log_likelihood
     }
+    estimators = densities.estimators
     if isinstance(estimators.posterior, HybridEstimator):
         losses["posterior"] = hybrid_loss(
             densities.log_posterior, densities.log_ratio, densities.partition

@@ -229,7 +229,6 @@ class DesignOptimizer:
             negligible=self._negligible,
         )
         losses = training_losses(
-            estimators,
             densities,
             config.regularization_strength,
             contrastive=bool(batch.valid.all()),

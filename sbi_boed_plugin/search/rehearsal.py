@@ -80,7 +80,7 @@ def _rehearse(
         densities = Densities(
             estimators, optimizer.prior, theta, x, design, no_contrast
         )
-        return training_losses(estimators, densities, 0.0, contrastive=False)
+        return training_losses(densities, 0.0, contrastive=False)
 
     @torch.no_grad()
     def evaluate(chosen: Tensor) -> dict[str, Tensor]:

@@ -61,30 +61,29 @@ def densities_of(estimators, num, num_contrastive=31, rows=None):
     return Densities(estimators, PRIOR, theta, x, design, contrast)
 
 
-def test_densities_are_evaluated_once_and_only_if_asked():
-    theta, x, design = batch(10)
-    estimators = networks(theta, x, design)
-    calls = []
-    log_prob = estimators.likelihood.log_prob
+def test_densities_are_evaluated_once_and_only_if_asked(monkeypatch):
+    rows = batch(10)
+    estimators = networks(*rows)
+    calls, log_prob = [], estimators.likelihood.log_prob
 
     def counted(input, condition):
         calls.append(len(condition))
         return log_prob(input, condition)
 
-    estimators.likelihood.log_prob = counted
-    densities = densities_of(estimators, 10, 3, (theta, x, design))
+    monkeypatch.setattr(estimators.likelihood, "log_prob", counted)
+    densities = densities_of(estimators, 10, 3, rows)
     assert densities.log_posterior.shape == (10,) and not calls
-    densities.log_likelihoods, densities.log_likelihoods, densities.log_likelihood  # noqa: B018
-    assert calls == [40]  # the matrix serves its first row.
+    assert torch.equal(densities.log_likelihoods[0], densities.log_likelihood)
+    assert calls == [40]
 
 
 def test_training_losses_are_those_of_each_network():
-    theta, x, design = batch(30)
-    estimators = networks(theta, x, design)
-    densities = densities_of(estimators, 30, 3, (theta, x, design))
+    theta, x, design = rows = batch(30)
+    estimators = networks(*rows)
+    densities = densities_of(estimators, 30, 3, rows)
     data = torch.cat([x, design], dim=1)
     torch.manual_seed(2)
-    losses = training_losses(estimators, densities, 0.5)
+    losses = training_losses(densities, 0.5)
     torch.manual_seed(2)
     expected = {
         "posterior": estimators.posterior.loss(theta, data),
@@ -94,8 +93,8 @@ def test_training_losses_are_those_of_each_network():
     torch.testing.assert_close(losses, expected)
 
     plain = DesignEstimators(estimators.likelihood, estimators.posterior_base)
-    densities = densities_of(plain, 30, 3, (theta, x, design))
-    losses = training_losses(plain, densities, 0.5)
+    densities = densities_of(plain, 30, 3, rows)
+    losses = training_losses(densities, 0.5)
     assert set(losses) == {"likelihood", "posterior"}
     expected = plain.posterior.loss(theta, data)
     torch.testing.assert_close(losses["posterior"], expected)
@@ -129,11 +128,9 @@ def test_with_wrong_densities_each_is_a_lower_bound(name, wrong):
 
 
 def test_each_objective_knows_what_it_needs():
-    estimators = exact_estimators(slope, **SLOPE)
+    estimators, hybrid = exact_estimators(slope, **SLOPE), exact_hybrid()
     likelihood = DesignEstimators(estimators.likelihood)
-    hybrid = exact_hybrid()
     for name, objective in POLICY_OBJECTIVES.items():
         assert hybrid.has_networks_for(objective.needs)
         assert likelihood.has_networks_for(objective.needs) == (name == "info_nce")
         assert estimators.has_networks_for(objective.needs) == (name != "gkl")
-    assert len(hybrid.all()) == 3 and len(likelihood.all()) == 1

@@ -54,39 +54,32 @@ def test_the_belief_is_the_posterior_and_counts_no_datum_twice(inference):
     assert eig.value == pytest.approx(expected, abs=0.08)
 
     inference.observe(torch.tensor([1.0]), torch.tensor([1.5]))
-    assert_posterior(inference.belief.particles, (2.0, 2.4), (1.0, 1.5))
-
-
-def test_the_posterior_without_a_design_is_that_of_all_observations(inference):
-    both = torch.tensor([[2.0], [1.0]]), torch.tensor([[2.4], [1.5]])
-    inference.observe(*both)
-    posterior = inference.build_posterior()
-    samples = posterior.sample((1_000,), show_progress_bars=False)
-    assert_posterior(samples, (2.0, 2.4), (1.0, 1.5))
+    # Without a design, the posterior is that of all observations.
+    samples = inference.build_posterior().sample((1_000,), show_progress_bars=False)
     particles = inference.belief.particles
+    for found in (samples, particles):
+        assert_posterior(found, (2.0, 2.4), (1.0, 1.5))
     assert particles.mean().item() == pytest.approx(samples.mean().item(), abs=0.06)
 
 
 def test_each_observation_keeps_its_likelihood(inference):
-    inference.observe(DESIGN, X)
-    inference.observe(DESIGN, X)
-    first, second = inference.observations
-    assert first.likelihood_estimator is second.likelihood_estimator
-    before = first.log_likelihood(torch.zeros(1, 1))
+    # In one call or one after another, the same likelihood is kept once.
+    inference.observe(DESIGN.repeat(2, 1), X.repeat(2, 1)).observe(DESIGN, X)
+    first, *_, last = inference.observations
+    assert first.likelihood_estimator is last.likelihood_estimator
+    theta = torch.linspace(-1.0, 2.0, 5).unsqueeze(1)
+    before = first.log_likelihood(theta)
     inference.optimize_design(Model.simulate, **FEW)
     inference.observe(DESIGN, X)
-    third = inference.observations[-1]
-    assert third.likelihood_estimator is not first.likelihood_estimator
-    assert torch.equal(first.log_likelihood(torch.zeros(1, 1)), before)
+    last = inference.observations[-1]
+    assert last.likelihood_estimator is not first.likelihood_estimator
+    assert torch.equal(first.log_likelihood(theta), before)
     # One likelihood per observation, in one posterior.
-    posterior = inference.build_posterior()
-    theta = torch.linspace(-1.0, 2.0, 5).unsqueeze(1)
     expected = Model.prior.log_prob(theta) + sum(
         o.log_likelihood(theta) for o in inference.observations
     )
-    torch.testing.assert_close(
-        posterior.potential(theta), expected, rtol=1e-4, atol=1e-4
-    )
+    found = inference.build_posterior().potential(theta)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_policy_starts_again_after_an_observation(inference):
@@ -110,12 +103,10 @@ def test_the_amortised_posterior_is_there_at_once(inference):
     assert log_prob.item() == pytest.approx(expected, abs=0.3)
     batch = posterior.sample_batched((7,), x=X.repeat(3, 1), show_progress_bars=False)
     assert batch.shape == (7, 3, 1)
-    inference.observe(DESIGN, X)
-    last = inference.build_posterior(sample_with="direct")
+    last = inference.observe(DESIGN, X).build_posterior(sample_with="direct")
     assert torch.equal(last.default_x, X)
-    assert pickle.loads(pickle.dumps(last)).sample(
-        (2,), show_progress_bars=False
-    ).shape == (2, 1)
+    samples = pickle.loads(pickle.dumps(last)).sample((2,), show_progress_bars=False)
+    assert samples.shape == (2, 1)
 
 
 def test_surprising_data_are_told_and_can_be_taken_back(inference):
@@ -157,6 +148,17 @@ def test_networks_that_learned_from_what_is_forgotten_go_too(inference):
     inference.build_posterior(**direct)
 
 
+class Spike(torch.nn.Module):
+    """A likelihood that a network might have learned: of very few parameters."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.input_shape, self.sample = net, net.input_shape, net.sample
+
+    def log_prob(self, input, condition):
+        return -1e9 * (condition[..., 0] - 0.3).abs().expand(input.shape[:2])
+
+
 def test_an_update_that_would_collapse_changes_nothing(inference):
     inference.observe(DESIGN, X)
     belief, mode = inference.belief, inference.design_policy.mode.clone()
@@ -165,20 +167,6 @@ def test_an_update_that_would_collapse_changes_nothing(inference):
         inference.observe(torch.ones(2, 1), torch.ones(2, 1))
     assert inference.belief is belief and len(inference.observations) == 1
     assert torch.equal(inference.design_policy.mode, mode)
-
-
-class Spike(torch.nn.Module):
-    """A likelihood that a network might have learned: of very few parameters."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.input_shape = net, net.input_shape
-
-    def sample(self, *args):
-        return self.net.sample(*args)
-
-    def log_prob(self, input, condition):
-        return -1e9 * (condition[..., 0] - 0.3).abs().expand(input.shape[:2])
 
 
 def test_what_is_missing_is_told():
@@ -213,10 +201,9 @@ def test_observations_that_do_not_fit_are_named_and_change_nothing(
 def test_a_trainer_with_observations_pickles(inference):
     inference.observe(DESIGN, X)
     with pytest.warns(UserWarning, match="pickled"):
-        data = pickle.dumps(inference)
-    loaded = pickle.loads(data)
-    assert torch.equal(loaded.belief.particles, inference.belief.particles)
+        loaded = pickle.loads(pickle.dumps(inference))
     theta = torch.zeros(1, 1)
+    assert torch.equal(loaded.belief.particles, inference.belief.particles)
     assert torch.equal(loaded.belief.log_prob(theta), inference.belief.log_prob(theta))
 
 
