@@ -204,30 +204,27 @@ class LearnedModel:
         """
         likelihood, num_designs = self.estimators.likelihood, len(designs)
         # Rows: all designs for the first parameters, then for the second, and so on.
-        theta_rows = theta.repeat_interleave(num_designs, dim=0)
-        design_rows = designs.repeat(len(theta), 1)
-        conditions = torch.cat([theta_rows, design_rows], dim=-1)
+        rows = (
+            theta.repeat_interleave(num_designs, dim=0),
+            designs.repeat(len(theta), 1),
+        )
+        conditions = torch.cat(rows, dim=-1)
         own = slice(num_samples * num_designs)
-        condition = conditions[own]
-        x = draw_data(likelihood, condition)
+        x = draw_data(likelihood, conditions[own])
         if self.objective == "info_nce":
             terms = self._contrastive_terms(x, conditions, num_designs, max_pairs)
         else:
-            theta_rows = theta_rows[own]
-            no_contrast = theta_rows.unsqueeze(0)[:0]
+            own_theta, design = (part[own] for part in rows)
+            no_contrast = own_theta.unsqueeze(0)[:0]
+            networks = self.estimators.trained
             densities = Densities(
-                self.estimators.trained,
-                self.prior,
-                theta_rows,
-                x,
-                design_rows[own],
-                no_contrast,
+                networks, self.prior, own_theta, x, design, no_contrast
             )
             terms = POLICY_OBJECTIVES[self.objective].terms(densities)
-            terms = terms.reshape(num_samples, num_designs)
+        terms = terms.reshape(num_samples, num_designs)
         if isinstance(likelihood, LikelihoodWithFailures):
             # Data that failed would have told nothing.
-            success = likelihood.log_success(condition).exp()
+            success = likelihood.log_success(conditions[own]).exp()
             terms = terms * success.reshape(num_samples, num_designs)
         return terms.mean(dim=0)
 

@@ -356,9 +356,8 @@ class DesignOptimizer:
         last = {name: values[-1] for name, values in self.progress.history.items()}
         mode = ", ".join(f"{value:.3g}" for value in last["mode"][:4])
         more = ", …" if len(last["mode"]) > 4 else ""
-        bar.set_postfix_str(
-            f"design [{mode}{more}], EIG {last['eig']:.2f} nats", refresh=False
-        )
+        told = f"design [{mode}{more}], EIG {last['eig']:.2f} nats"
+        bar.set_postfix_str(told, refresh=False)
         bar.update()
         if tracker is not None:
             names = ("loss", "eig", "log_likelihood")

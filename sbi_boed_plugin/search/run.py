@@ -67,7 +67,15 @@ def run_search(
         num_samples = min(num_samples, max(progress.num_simulations // 4, _MIN_SCORING))
     assessed = assess_design(optimizer, simulator, design, num_samples)
     if config.objective == "info_nce" and config.method == "joint":
-        _warn_if_capped(progress.history["eig"], config.num_contrastive)
+        last = progress.history["eig"][-max(1, progress.step // 10) :]
+        mean, cap = sum(last) / len(last), math.log(config.num_contrastive + 1)
+        if mean > cap - 1.0:
+            warnings.warn(
+                f"At the end of the search the bound of {mean:.2f} nats was within a "
+                f"nat of log(num_contrastive + 1) = {cap:.2f}, the most that it can "
+                "tell. Increase num_contrastive to tell good designs apart.",
+                stacklevel=4,
+            )
     for doubt in assessed.doubts:
         warnings.warn(doubt, stacklevel=4)
     progress.num_scored += assessed.num_simulations + num_ranked
@@ -91,16 +99,3 @@ def run_search(
         seconds=progress.seconds,
         stop_reason=stop_reason,
     )
-
-
-def _warn_if_capped(bounds: list[float], num_contrastive: int) -> None:
-    """Warn if the bound was too close to its cap to tell good designs apart."""
-    last = bounds[-max(1, len(bounds) // 10) :]
-    mean, cap = sum(last) / len(last), math.log(num_contrastive + 1)
-    if mean > cap - 1.0:
-        warnings.warn(
-            f"At the end of the search the bound of {mean:.2f} nats was within a nat "
-            f"of log(num_contrastive + 1) = {cap:.2f}, the most that it can tell. "
-            "Increase num_contrastive to tell good designs apart.",
-            stacklevel=5,
-        )
