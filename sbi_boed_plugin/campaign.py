@@ -155,10 +155,7 @@ def run_experiments(
 
 @dataclass
 class _Campaign:
-    """The rounds of a sequence, with what is saved between them.
-
-    `pending` is what is known of the round that has begun: its design, then its data.
-    """
+    """The rounds of a sequence, as they are saved: the last may be unfinished."""
 
     inference: NLE_INCE
     simulator: Callable[[Tensor, Tensor], Tensor]
@@ -166,8 +163,15 @@ class _Campaign:
     settings: dict[str, Any]
     path: Path | None
     identity: dict[str, Any]
-    records: list[ExperimentRecord] = field(default_factory=list)
-    pending: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    def records(self) -> list[ExperimentRecord]:
+        """Return the records of the finished rounds."""
+        return [
+            ExperimentRecord(**{**values, "eig": EIGEstimate(**values["eig"])})
+            for values in self.rounds
+            if "log_evidence" in values
+        ]
 
     def load(self) -> int | dict[str, Any] | None:
         """Take up what was saved, if anything was, and return the random state."""
@@ -175,11 +179,8 @@ class _Campaign:
             return self.identity["seed"]
         saved = load_checkpoint(self.path, self.identity)
         with refuse_damaged(self.path):
-            self.records = [
-                ExperimentRecord(**{**r, "eig": EIGEstimate(**r["eig"])})
-                for r in saved["records"]
-            ]
-            self.pending = dict(saved["pending"])
+            self.rounds = saved["rounds"]
+            self.records()
             with isolated_rng(saved["rng"]):
                 self.inference.search.load_state_dict(saved["search"])
         return saved["rng"]
@@ -189,60 +190,52 @@ class _Campaign:
         if self.path is not None:
             state = {
                 "campaign": self.identity,
-                "records": [asdict(record) for record in self.records],
-                "pending": self.pending,
+                "rounds": self.rounds,
                 "search": self.inference.search.state_dict(),
                 "rng": get_rng_state(),
             }
             save_checkpoint(self.path, state)
 
     def run(self, num_rounds: int, show_progress_bar: bool) -> ExperimentsResult:
-        """Run the rounds that there are not yet."""
-        random_start = self.load()
-        bar = tqdm(
-            total=num_rounds,
-            initial=min(len(self.records), num_rounds),
-            disable=not show_progress_bar,
-            desc="Running experiments",
-        )
-        with isolated_rng(random_start), bar:
-            if not self.records and not self.pending:
+        """Run the rounds that there are not yet, and save after each step of one."""
+        bar_settings = {"disable": not show_progress_bar, "desc": "Running experiments"}
+        with isolated_rng(self.load()):
+            if not self.rounds:
                 self.save()  # So that the first round, too, can be repeated as it was.
-            while len(self.records) < num_rounds:
-                if "design" not in self.pending:
+            for number in tqdm(range(num_rounds), **bar_settings):
+                if number == len(self.rounds):
                     self.find_design()
                     self.save()
-                started = time.perf_counter()
-                if "x" not in self.pending:
-                    self.measure()
-                self.learn(started)
-                self.save()
-                eig = self.records[-1].eig.value
-                bar.set_postfix_str(f"EIG {eig:.2f} nats", refresh=False)
-                bar.update()
-        return ExperimentsResult(tuple(self.records[:num_rounds]))
+                values, started = self.rounds[number], time.perf_counter()
+                if "x" not in values:
+                    self.measure(values)
+                if "log_evidence" not in values:
+                    self.learn(values, started)
+                    self.save()
+        return ExperimentsResult(tuple(self.records()[:num_rounds]))
 
     def find_design(self) -> None:
-        """Search for the design of a round."""
+        """Begin a round with the search for its design."""
         started = time.perf_counter()
         settings, search = self.settings, self.inference.search
         served = settings.get("method") == "multi_start" and len(search.measurements)
         if served and search.serves_all_designs(settings.get("objective")):
             # What is trained for all designs serves every later round.
             settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
-        checked = CheckedSimulator(self.simulator, is_checked=bool(self.records))
+        checked = CheckedSimulator(self.simulator, is_checked=bool(self.rounds))
         result = self.inference.optimize_design(checked, **settings)
-        self.pending = {
+        values = {
             "design": result.design.cpu(),
             "eig": asdict(result.eig),
             "num_simulations": result.num_simulations,
             "num_invalid_simulations": result.num_invalid_simulations,
             "seconds": time.perf_counter() - started,
         }
+        self.rounds.append(values)
 
-    def measure(self) -> None:
+    def measure(self, values: dict[str, Any]) -> None:
         """Run the experiment of a round, and save its data."""
-        design = self.pending["design"]
+        design = values["design"]
         # Copies: it may change what it gets, and use again what it returned.
         x = torch.as_tensor(self.observe(design.clone())).reshape(-1)
         likelihood = self.inference.search.likelihood
@@ -253,7 +246,7 @@ class _Campaign:
                 f"{likelihood.input_shape.numel()} finite value(s). The design found "
                 "is kept: run_experiments with the same checkpoint measures again."
             )
-        self.pending = {**self.pending, "x": x.cpu().clone()}
+        values["x"] = x.cpu().clone()
         try:
             self.save()
         except OSError as error:
@@ -264,23 +257,16 @@ class _Campaign:
                 "observe(design) return it then.",
             ) from error
 
-    def learn(self, started: float) -> None:
+    def learn(self, values: dict[str, Any], started: float) -> None:
         """Take the data of a round, whose measurement started then, into account."""
-        pending, num_particles = self.pending, self.identity["num_particles"]
         inference = self.inference.observe(
-            pending["design"], pending["x"], num_particles=num_particles
+            values["design"], values["x"], num_particles=self.identity["num_particles"]
         )
         assert inference.belief is not None
-        values = {
-            **pending,
-            "x": inference.observations[-1].x[0].cpu(),
-            "eig": EIGEstimate(**pending["eig"]),
-            "posterior_samples": inference.belief.particles.cpu(),
-            "log_evidence": inference.belief.log_evidence,
-            "seconds": pending["seconds"] + time.perf_counter() - started,
-        }
-        self.records.append(ExperimentRecord(**values))
-        self.pending = {}
+        values["x"] = inference.observations[-1].x[0].cpu()
+        values["posterior_samples"] = inference.belief.particles.cpu()
+        values["log_evidence"] = inference.belief.log_evidence
+        values["seconds"] += time.perf_counter() - started
 
 
 def _identity(

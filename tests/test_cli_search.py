@@ -161,11 +161,11 @@ def test_all_settings_reach_the_search(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(design_run, "find_design", find_design)
-    options = "--policy mixture --objective gkl --gradient surrogate --num-workers 3 "
+    options = "--policy point --objective gkl --gradient surrogate --num-workers 3 "
     options += "--num-refinement-steps 7 --max-seconds 2.5 --num-steps 9"
     assert main(["design", "sir", *options.split()]) == 130
     assert asked == {
-        "policy": "TruncatedNormalMixturePolicy",
+        "policy": "PointPolicy",
         "objective": "gkl",
         "gradient": "surrogate",
         "method": "joint",

@@ -110,7 +110,7 @@ INTEGERS = [
     *cases(energy_nn, 2, "hidden_features num_blocks"),
     *cases(embedding, 2, "num_measurements dim_x output_dim"),
     *cases(mixture, 2, "num_components"),
-    *cases(information, 20, "num_samples num_contrastive max_pairs seed"),
+    *cases(information, 20, "num_samples num_contrastive seed"),
     *cases(information, 1, "num_workers"),
     *cases(simulate, 20, "num_simulations simulation_batch_size seed"),
     *cases(simulate, 1, "num_workers"),

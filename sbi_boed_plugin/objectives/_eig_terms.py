@@ -3,36 +3,23 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from sbi.utils.sbiutils import within_support
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin.objectives.bounds import (
-    generalized_kl_bound,
-    nwj_bound,
-    proposal_contrastive_bounds,
-)
-from sbi_boed_plugin.objectives.generalized_kl import partition_function
+from sbi_boed_plugin._numbers import WrongKindError
+from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.objectives.info_nce import fresh_contrast, log_likelihood_matrix
 
-__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators", "information_terms"]
+__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators"]
 
-
-Bound = Literal[
-    "pce",
-    "snmc",
-    "lace",
-    "lace_upper",
-    "exact",
-    "nwj",
-    "marginal",
-    "barber_agakov",
-    "gkl",
-]
+Bound = (
+    Literal["pce", "snmc", "lace", "lace_upper", "exact"]
+    | Literal["nwj", "marginal", "barber_agakov", "gkl"]
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +33,7 @@ class Problem:
     marginal_estimator: Any | None = None
     posterior_estimator: Any | None = None
     num_contrastive: int = 1_023
-    max_pairs: int = 0  # As many as the memory allows; chosen before any is evaluated.
+    max_pairs: int = 1  # As many as the memory allows; chosen before any is evaluated.
 
     def with_design(self, rows: Tensor) -> Tensor:
         """Return conditions in which the design follows each row."""
@@ -54,9 +41,24 @@ class Problem:
 
     def log_likelihoods(self, x: Tensor, theta: Tensor) -> Tensor:
         """Return those of data `(batch_dim, ...)` for `(num_rows, batch_dim, ...)`."""
-        log_prob = _as_conditional_log_prob(self.estimator, self.design.shape[-1])
         conditions = self.with_design(theta)
-        return log_likelihood_matrix(log_prob, x, conditions, max_pairs=self.max_pairs)
+        return log_likelihood_matrix(
+            self._log_likelihood, x, conditions, max_pairs=self.max_pairs
+        )
+
+    def _log_likelihood(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Evaluate an estimator, or a function `log_likelihood(x, theta, design)`."""
+        if hasattr(self.estimator, "log_prob"):
+            return _log_prob(self.estimator, input, condition)
+        lengths = [condition.shape[1] - self.design.shape[1], self.design.shape[1]]
+        values = self.estimator(input[0], *condition.split(lengths, dim=1))
+        if values.shape != condition.shape[:1]:
+            raise ValueError(
+                f"log_likelihood(x, theta, design) returned shape "
+                f"{tuple(values.shape)}, but must return one number per row, of shape "
+                f"({len(condition)},): sum over the data of a row."
+            )
+        return values.unsqueeze(0)
 
     def log_marginal(self, x: Tensor) -> Tensor:
         """Return the learned log-density of the data alone."""
@@ -68,8 +70,8 @@ class Problem:
 class BoundKind:
     """What an estimate of the information is."""
 
-    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or
-    # `(3, batch_dim)` as `information_terms` returns, and which of them are averaged.
+    # From a problem, parameters and data to terms of shape `(batch_dim,)`, or to lower
+    # terms, upper terms and caps of the lower ones, and which of them are averaged.
     terms: Callable[[Problem, Tensor, Tensor], Tensor]
     reports: Literal["lower", "upper", "both"] = "lower"
     # Whether it is a lower bound whatever the estimators are, hence also if failed
@@ -79,32 +81,31 @@ class BoundKind:
     has_prior_density: bool = False
 
 
-def information_terms(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
-    """Return lower terms, upper terms and caps of the lower ones, `(3, num_samples)`.
-
-    Lower and upper terms differ for the nested estimates alone.
-    """
-    # Simulations are split, too: the parameters of all pairs may not fit in memory.
-    kind = BOUNDS[problem.bound]
-    num_pairs = problem.num_contrastive + 1 if kind.has_contrasts else 1
-    rows = max(1, problem.max_pairs // num_pairs)
-    chunks = zip(theta.split(rows), x.split(rows), strict=True)
-    terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
-    if terms.dim() > 1:
-        return terms
-    return torch.stack([terms, terms, torch.full_like(terms, torch.inf)])
-
-
 def _contrasts_of_prior(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     """Return log-likelihoods of simulations, and of parameters from the prior."""
     contrast = fresh_contrast(problem.prior, problem.num_contrastive, len(x))
     return problem.log_likelihoods(x, torch.cat([theta.unsqueeze(0), contrast]))
 
 
+def _contrastive_terms(log_likelihood: Tensor, log_weights: Tensor) -> Tensor:
+    r"""Return lower terms, upper terms and caps from contrasts of any proposal.
+
+    The lower ones are a bound for any likelihood :math:`q` and proposal :math:`r`:
+    with weights :math:`f_l = q(x | \theta_l) p(\theta_l) / r(\theta_l | x)`,
+    :math:`r(\theta_0 | x) f_0` over the mean of all :math:`f_l` is, averaged over the
+    contrasts, a normalized density of :math:`\theta_0`. The caps are what the proposal
+    knows, plus that of the contrasts.
+    """
+    log_num = math.log(len(log_weights))
+    lower = log_likelihood - torch.logsumexp(log_weights, dim=0) + log_num
+    log_mean = torch.logsumexp(log_weights[1:], 0) - math.log(len(log_weights) - 1)
+    caps = log_likelihood - log_weights[0] + log_num
+    return torch.stack([lower, log_likelihood - log_mean, caps])
+
+
 def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     matrix = _contrasts_of_prior(problem, theta, x)
-    lower, upper = proposal_contrastive_bounds(matrix[0], matrix)
-    return torch.stack([lower, upper, torch.full_like(lower, math.log(len(matrix)))])
+    return _contrastive_terms(matrix[0], matrix)
 
 
 def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
@@ -113,9 +114,7 @@ def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor
     proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
     data = problem.with_design(x)
     num_rows = problem.num_contrastive + 1
-    size = max(1, problem.max_pairs // len(data))
-    condition = data.to(_precision_of(proposal, x.dtype))
-    draws = _draw(proposal, problem.num_contrastive, condition, size).to(theta)
+    draws = _draw(proposal, problem, data).to(theta)
     # A draw outside of the prior, or one that is not finite, has no weight.
     rows = torch.cat([theta, draws.flatten(0, 1)])
     inside = torch.isfinite(rows).all(dim=-1)
@@ -123,24 +122,31 @@ def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor
     rows = torch.where(inside.unsqueeze(-1), rows, theta.repeat(num_rows, 1))
     theta_all = rows.reshape(num_rows, *theta.shape)
     matrix = problem.log_likelihoods(x, theta_all)
-    parts = [_log_prob(proposal, part, data) for part in theta_all.split(size)]
+    parts = theta_all.split(max(1, problem.max_pairs // len(data)))
+    log_proposal = torch.cat([_log_prob(proposal, part, data) for part in parts])
     log_prior = problem.prior.log_prob(rows).reshape(matrix.shape)
-    weights = matrix + log_prior.to(matrix) - torch.cat(parts).to(matrix)
+    weights = matrix + log_prior.to(matrix) - log_proposal.to(matrix)
     weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
-    bounds = proposal_contrastive_bounds(matrix[0], weights)
-    # The cap is what the proposal knows, plus the cap of the contrasts.
-    return torch.stack([*bounds, math.log(num_rows) + matrix[0] - weights[0]])
+    return _contrastive_terms(matrix[0], weights)
 
 
 def _nwj(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
+    r"""Return :math:`T(\theta_0) - \frac1L \sum_l e^{T(\theta_l) - 1}`.
+
+    A lower bound for any critic that does not depend on the :math:`\theta_l`, here
+    :math:`T = 1 + \log q(x | \theta) - \log m(x)`.
+    """
     matrix = _contrasts_of_prior(problem, theta, x)
     contrasts = matrix[1:]
     if problem.marginal_estimator is not None:
-        return nwj_bound(matrix[0], contrasts, problem.log_marginal(x))
-    # The marginal comes from parameters that the critic does not see.
-    half = len(contrasts) // 2
-    log_marginal = torch.logsumexp(contrasts[:half], dim=0) - math.log(half)
-    return nwj_bound(matrix[0], contrasts[half:], log_marginal)
+        log_marginal = problem.log_marginal(x)
+    else:
+        # The marginal comes from parameters that the critic does not see.
+        half = len(contrasts) // 2
+        log_marginal = torch.logsumexp(contrasts[:half], dim=0) - math.log(half)
+        contrasts = contrasts[half:]
+    penalty = (contrasts - log_marginal).exp().mean(dim=0)
+    return 1.0 + matrix[0] - log_marginal - penalty
 
 
 def _marginal(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
@@ -159,17 +165,17 @@ def _generalized_kl(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     log_prior = problem.prior.log_prob(theta)
     dtype = _precision_of(estimator, theta.dtype)
     theta, data = theta.to(dtype), problem.with_design(x).to(dtype)
-    size = max(1, problem.max_pairs // len(data))
-    draws = _draw(estimator.base, problem.num_contrastive, data, size)
-    ratios = [estimator.log_ratio(part, data) for part in draws.split(size)]
+    draws = _draw(estimator.base, problem, data)
+    parts = draws.split(max(1, problem.max_pairs // len(data)))
+    ratios = torch.cat([estimator.log_ratio(part, data) for part in parts])
     # No parameter outside of the support of the prior was drawn or has a posterior.
     inside = estimator.with_prior(problem.prior).inside(draws)
-    return generalized_kl_bound(
+    loss = hybrid_loss(
         estimator.base.log_prob(theta.unsqueeze(0), data)[0],
         estimator.log_ratio(theta.unsqueeze(0), data)[0],
-        log_prior.to(theta),
-        partition_function(torch.cat(ratios), inside),
+        partition_function(ratios, inside),
     )
+    return 1.0 - log_prior.to(theta) - loss
 
 
 BOUNDS: dict[str, BoundKind] = {
@@ -192,71 +198,41 @@ def check_estimators(problem: Problem) -> None:
     bound, estimator = problem.bound, problem.estimator
     if bound not in BOUNDS:
         raise ValueError(f"bound='{bound}' is unknown. Use one of {tuple(BOUNDS)}.")
-    kind = type(estimator).__name__
-    if bound == "exact" and hasattr(estimator, "log_prob"):
-        raise ValueError(
-            "bound='exact' needs the true likelihood as a function log_likelihood(x, "
-            f"theta, design), got a learned one ({kind}). Use bound='pce'."
+    is_density = hasattr(estimator, "log_prob")
+    is_hybrid = hasattr(estimator, "log_ratio")
+    fault = ""
+    if not is_density and not callable(estimator):
+        fault = "estimator must be an estimator with log_prob, or a function"
+    elif bound == "exact" and is_density:
+        fault = "it needs the true likelihood, a function. Use bound='pce'"
+    elif bound == "barber_agakov" and (is_hybrid or not is_density):
+        fault = (
+            "it needs a normalized posterior, conditioned on (x, design) in one row. "
+            "For a hybrid use bound='gkl', or estimator.base for its base alone"
         )
-    if bound in ("barber_agakov", "gkl") and not hasattr(estimator, "log_prob"):
-        raise TypeError(
-            f"bound='{bound}' needs an estimator of the posterior, conditioned on "
-            f"(x, design) in one row, got {kind}."
+    elif bound == "gkl" and not (is_hybrid and is_density):
+        fault = (
+            "it needs a HybridEstimator, conditioned on (x, design) in one row. For a "
+            "normalized posterior use bound='barber_agakov'"
         )
-    if bound == "gkl" and not hasattr(estimator, "log_ratio"):
-        raise TypeError(
-            "bound='gkl' needs a HybridEstimator, a base with an energy ratio, got "
-            f"{kind}. Use bound='barber_agakov' for a normalized posterior."
-        )
-    if bound == "barber_agakov" and hasattr(estimator, "log_ratio"):
-        raise ValueError(
-            f"bound='barber_agakov' needs a normalized posterior, but {kind} has an "
-            "energy ratio. Use bound='gkl', or pass estimator.base for its base alone."
-        )
-    if bound == "marginal" and problem.marginal_estimator is None:
-        raise ValueError(
-            "bound='marginal' needs marginal_estimator, the density of the data "
-            "conditioned on the design."
-        )
-    if bound.startswith("lace") and problem.posterior_estimator is None:
-        raise ValueError(
-            f"bound='{bound}' needs posterior_estimator, from which it draws "
-            "parameters. Without one use bound='pce'."
-        )
+    elif bound == "marginal" and problem.marginal_estimator is None:
+        fault = "it needs marginal_estimator, the density of data given the design"
+    elif bound.startswith("lace") and problem.posterior_estimator is None:
+        fault = "it needs posterior_estimator to draw parameters from. Or use 'pce'"
+    if fault:
+        kind = type(estimator).__name__
+        raise WrongKindError(f"bound='{bound}' with a {kind}: {fault}.")
 
 
-def _draw(density: Any, num_samples: int, condition: Tensor, size: int) -> Tensor:
-    """Draw `num_samples` of each condition, at most `size` of them at once."""
-    parts = torch.arange(num_samples).split(size)
-    return torch.cat(
-        [density.sample(torch.Size((len(part),)), condition) for part in parts]
-    )
-
-
-def _as_conditional_log_prob(
-    likelihood: Any, dim_design: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `likelihood` in the calling convention of sbi's estimators."""
-    if hasattr(likelihood, "log_prob"):
-        return partial(_log_prob, likelihood)
-    if not callable(likelihood):
-        raise TypeError(
-            "estimator must be an estimator with log_prob(input, condition) or a "
-            f"function of (x, theta, design), got {type(likelihood).__name__}."
-        )
-
-    def log_prob(input: Tensor, condition: Tensor) -> Tensor:
-        theta, design = condition[..., :-dim_design], condition[..., -dim_design:]
-        values = cast(Tensor, likelihood(input.squeeze(0), theta, design))
-        if values.shape != theta.shape[:1]:
-            raise ValueError(
-                f"log_likelihood(x, theta, design) returned shape "
-                f"{tuple(values.shape)}, but must return one number per row, of shape "
-                f"({len(theta)},): sum over the data of a row."
-            )
-        return values.unsqueeze(0)
-
-    return log_prob
+def _draw(density: Any, problem: Problem, data: Tensor) -> Tensor:
+    """Draw the contrastive parameters of each row, not too many at once."""
+    parts = torch.arange(problem.num_contrastive)
+    condition = data.to(_precision_of(density, data.dtype))
+    draws = [
+        density.sample(torch.Size((len(part),)), condition)
+        for part in parts.split(max(1, problem.max_pairs // len(data)))
+    ]
+    return torch.cat(draws)
 
 
 def _log_prob(estimator: Any, input: Tensor, condition: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ which is least where :math:`q` is the posterior and :math:`Z = 1`. There are two
 - *hybrid*, :math:`q = b(\theta \mid x) \, e^{\rho(\theta, x)}`: a normalized base,
   corrected by an energy ratio, with :math:`Z(x) = E_{b(\theta \mid x)}[e^{\rho}]`.
 
-Since :math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`:
-the validation loss is a fair judge of a hybrid, if its :math:`Z` is not too noisy.
+Since :math:`\log Z \leq Z - 1`, the divergence is never below that of :math:`q / Z`.
 
 Log-ratios of draws have shape `(num_draws, batch_dim)`, losses and partition functions
 `(batch_dim,)`; all are in nats.
@@ -42,9 +41,8 @@ _LARGEST_EXPONENT = 40.0
 def partition_function(log_ratio: Tensor, inside: Tensor | None = None) -> Tensor:
     r"""Return unbiased estimates of :math:`Z(x)` from ratios at draws of the base.
 
-    Draws that are not `inside` the support of the prior count as nothing. Draws of
-    another density :math:`r` need :math:`\log b / r` added to their ratios. Weights
-    above :math:`e^{40}` grow linearly, lest they overflow.
+    Draws that are not `inside` the support of the prior count as nothing. Weights above
+    :math:`e^{40}` grow linearly, lest they overflow.
     """
     excess = (log_ratio - _LARGEST_EXPONENT).clamp(min=0.0)
     weights = log_ratio.clamp(max=_LARGEST_EXPONENT).exp()
@@ -55,10 +53,9 @@ def partition_function(log_ratio: Tensor, inside: Tensor | None = None) -> Tenso
 
 
 def draw_by_ratio(log_ratio: Tensor, num_draws: int) -> Tensor:
-    r"""Return indices of candidates, of shape `(num_draws, batch_dim)`.
+    r"""Return indices `(num_draws, batch_dim)`, drawn in proportion to :math:`e^\rho`.
 
-    They are drawn with replacement, with probabilities proportional to
-    :math:`e^{\rho}`. Raises a `RuntimeError` if a ratio is not finite.
+    They are drawn with replacement; a `RuntimeError` says if a ratio is not finite.
     """
     probabilities = torch.softmax(log_ratio.detach().clamp(max=_LARGEST_EXPONENT), 0)
     return torch.multinomial(probabilities.T, num_draws, replacement=True).T
@@ -89,8 +86,9 @@ def ratio_loss(log_ratio: Tensor, marginal_log_ratio: Tensor) -> Tensor:
 def hybrid_loss(log_base: Tensor, log_ratio: Tensor, partition: Tensor) -> Tensor:
     r"""Return :math:`-\log b(\theta|x) - \rho(\theta, x) + Z(x)` of each row.
 
-    If draws for the partition function carry no gradient, the base learns from its
-    likelihood alone.
+    One minus this and the log-density of the prior is a lower bound of the mutual
+    information, with any unbiased estimate of :math:`Z`; the one of Barber and Agakov
+    where :math:`\rho = 0`.
     """
     return partition - log_base - log_ratio
 

@@ -9,12 +9,11 @@ SBI-BOED [1]_ is
         - \log \frac{1}{L + 1} \sum_{l=0}^{L} q(x \mid \theta_l, \xi)\Big].
 
 At :math:`\lambda = 0` it is the prior contrastive estimate, a lower bound of the mutual
-information between :math:`\theta` and :math:`x` that never exceeds
-:math:`\log(L + 1)` nats. It is blind to any factor of :math:`q` that depends on
-:math:`(x, \xi)` alone; :math:`\lambda > 0` adds maximum likelihood, which is not.
+information that never exceeds :math:`\log(L + 1)` nats. It is blind to any factor of
+:math:`q` that depends on :math:`(x, \xi)` alone; maximum likelihood is not.
 
-Every function works on a matrix of log-likelihoods of shape ``(L + 1, batch_dim)``
-whose first row holds the parameters that generated the data.
+Log-likelihoods are matrices of shape ``(L + 1, batch_dim)`` whose first row holds the
+parameters that generated the data.
 
 .. [1] Zaballa and Hui, *Optimizing Likelihoods via Mutual Information: Bridging
     Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
@@ -45,11 +44,10 @@ NEGLIGIBLE = 1e-2
 
 
 def in_batch_contrast(theta: Tensor, num_contrastive: int) -> Tensor:
-    r"""Return other rows as contrasts, `(num_contrastive, batch_dim, *event_shape)`.
+    """Return other rows as contrasts, `(num_contrastive, batch_dim, *event_shape)`.
 
-    Row :math:`b` is contrasted with the rows :math:`b + s_1, \dots, b + s_L` (modulo
-    the batch size), for :math:`L` distinct random shifts :math:`s_l \neq 0`: draws from
-    the marginal of :math:`\theta`, as long as it is independent of the design.
+    Those of a row follow it at distinct random shifts: draws from the marginal of
+    theta, as long as it is independent of the design.
     """
     batch_dim = theta.shape[0]
     if not 0 <= num_contrastive < batch_dim:
@@ -82,24 +80,16 @@ def log_likelihood_matrix(
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})`, `(num_contrastive + 1, batch_dim)`.
 
-    The pairs are flattened into batches of at most `max_pairs`. With gradients, each of
-    several batches is evaluated again in the backward pass rather than kept, so that
-    the memory is that of one batch whatever the number of contrastive samples.
+    `x` has shape `(batch_dim, ...)`, `conditions` `(num_contrastive + 1, batch_dim,
+    ...)`, and `log_prob` is that of an estimator of sbi. At most `max_pairs` (by
+    default what takes 256 MB) are evaluated at once; where there are more, they are
+    evaluated again in the backward pass rather than kept.
 
     In the gradient of the contrastive bound, pair :math:`(l, b)` has the weight
-    :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`. Once the data are
-    informative, most weights vanish. Pairs whose weights together are at most
-    `negligible` in their column stay constants: the values are the same, a backward
-    pass costs only the pairs that matter, and the gradient is exact up to this weight.
-
-    Args:
-        log_prob: Conditional density as sbi's, from an `input` of shape `(1, pairs,
-            ...)` and a `condition` of shape `(pairs, ...)` to nats `(1, pairs)`.
-        x: Data of shape `(batch_dim, ...)`.
-        conditions: Conditions of shape `(num_contrastive + 1, batch_dim, ...)`.
-        max_pairs: Largest number of pairs evaluated at once. If `None`, what takes
-            about 256 MB, and 16,384 at most.
-        negligible: Total weight of the pairs of a column that may go without gradient.
+    :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`, and once data are
+    informative most weights vanish. Pairs whose weights together are at most
+    `negligible` in their column stay constants: the values are the same, and the
+    gradient is exact up to this weight.
     """
     num_rows, batch_dim = conditions.shape[:2]
     if max_pairs is None:
@@ -108,10 +98,9 @@ def log_likelihood_matrix(
         max_pairs = rows_at_once(network, num_values)
     pairs = conditions.flatten(0, 1)
     columns = torch.arange(batch_dim, device=x.device).repeat(num_rows)
-    sparse = negligible > 0.0 and torch.is_grad_enabled()
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
-        values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
-    if sparse:
+    if negligible > 0.0 and torch.is_grad_enabled():
+        with torch.no_grad():
+            values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
         matrix = values.reshape(num_rows, batch_dim)
         matters = torch.softmax(matrix, dim=0) > negligible / num_rows
         matters[0] = True  # The pair that was simulated also has the weight 1 + λ.
@@ -119,22 +108,18 @@ def log_likelihood_matrix(
         with_gradient = _evaluate_pairs(
             log_prob, x, columns[matters], pairs[matters], max_pairs
         )
-        before, after = values[matters], with_gradient.detach()
-        if torch.allclose(before, after, rtol=1e-3, atol=1e-3):
-            values = values.index_put((matters,), with_gradient)
-        else:
-            # With batch normalization or dropout, densities of one pass cannot be
-            # compared with those of another.
-            values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
+        # With batch normalization or dropout, densities of one pass cannot be compared
+        # with those of another: then all are evaluated in one.
+        if torch.allclose(values[matters], with_gradient, rtol=1e-3, atol=1e-3):
+            return values.index_put((matters,), with_gradient).reshape_as(matrix)
+    values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
     return values.reshape(num_rows, batch_dim)
 
 
 def choose_negligible(log_likelihoods: Tensor) -> float:
     """Return the `negligible` with which the next, similar matrix costs least.
 
-    To leave pairs out of the gradient takes a forward pass over all of them first. It
-    pays where fewer than about two thirds of the pairs matter, a backward pass taking
-    twice as long as a forward pass.
+    Leaving pairs out takes a forward pass over all of them first.
     """
     weights = torch.softmax(log_likelihoods.detach(), dim=0)
     share = (weights > NEGLIGIBLE / len(weights)).float().mean().item()
@@ -156,8 +141,6 @@ def _evaluate_pairs(
     if len(columns) <= max_pairs:
         return evaluate(x, columns, conditions)
     chunks = zip(columns.split(max_pairs), conditions.split(max_pairs), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([evaluate(x, *chunk) for chunk in chunks])
     return torch.cat(
         [checkpoint(evaluate, x, *chunk, use_reentrant=False) for chunk in chunks]
     )

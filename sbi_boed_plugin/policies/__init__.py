@@ -1,11 +1,13 @@
 """Design policies: modules that build distributions over designs."""
 
 from sbi_boed_plugin.policies.categorical import CategoricalPolicy
+from sbi_boed_plugin.policies.located import (
+    NormalPolicy,
+    PointPolicy,
+    TruncatedNormalPolicy,
+)
 from sbi_boed_plugin.policies.mixture import TruncatedNormalMixturePolicy
-from sbi_boed_plugin.policies.normal import NormalPolicy
-from sbi_boed_plugin.policies.point import PointPolicy
 from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
-from sbi_boed_plugin.policies.truncated_normal import TruncatedNormalPolicy
 
 __all__ = [
     "CategoricalPolicy",

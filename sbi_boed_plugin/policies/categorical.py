@@ -1,7 +1,5 @@
 """A choice among given designs."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
@@ -11,8 +9,8 @@ from sbi_boed_plugin.policies.policy import DesignPolicy, as_finite, check_width
 
 __all__ = ["CategoricalPolicy"]
 
-# Networks see designs in single precision: designs that agree in it are the same.
-_RELATIVE_TOLERANCE = 8 * torch.finfo(torch.float32).eps
+# Designs that agree in single precision, in which networks see them, are the same.
+_TOLERANCE = 1e-6
 
 
 class _OneOf(Constraint):
@@ -28,8 +26,8 @@ class _OneOf(Constraint):
     def __repr__(self) -> str:
         return f"OneOf({self.candidates.tolist()})"
 
-    def check(self, value: Any) -> Tensor:
-        return _matches(value, self.candidates).any(dim=-1)
+    def check(self, value: Tensor) -> Tensor:
+        return _agree(value, self.candidates).any(dim=-1)
 
 
 class CategoricalPolicy(DesignPolicy):
@@ -46,12 +44,9 @@ class CategoricalPolicy(DesignPolicy):
     Args:
         candidates: Designs to choose from, of shape `(num_candidates, dim_design)`, all
             different in single precision.
-        logits: Initial log-weights up to a constant, of shape `(num_candidates,)`, in
-            nats. If `None`, equal.
 
     Raises:
-        ValueError: If shapes are wrong, values are not finite or candidates agree in
-            single precision.
+        ValueError: If candidates are not finite, or the same in single precision.
 
     Example:
         >>> import torch
@@ -64,20 +59,11 @@ class CategoricalPolicy(DesignPolicy):
 
     candidates: Tensor
 
-    def __init__(self, candidates: Tensor, *, logits: Tensor | None = None) -> None:
+    def __init__(self, candidates: Tensor) -> None:
         candidates = _check_candidates(candidates)
         super().__init__(dim_design=candidates.shape[1])
         self.register_buffer("candidates", candidates)
-        if logits is None:
-            logits = candidates.new_zeros(len(candidates))
-        logits = torch.as_tensor(logits).to(candidates).detach().clone()
-        if logits.shape != (len(candidates),) or not torch.isfinite(logits).all():
-            raise ValueError(
-                f"logits={logits.tolist()} must be finite and have shape "
-                f"({len(candidates)},), one per candidate. Leave out a candidate that "
-                "must never be chosen."
-            )
-        self.logits = nn.Parameter(logits)
+        self.logits = nn.Parameter(candidates.new_zeros(len(candidates)))
 
     @property
     def probabilities(self) -> Tensor:
@@ -92,39 +78,34 @@ class CategoricalPolicy(DesignPolicy):
     @property
     def mode(self) -> Tensor:
         """Most probable candidate."""
-        best = self.logits.argmax(dim=0, keepdim=True)
-        return self.candidates.index_select(0, best).squeeze(0)
+        return self.candidates[self.logits.argmax(dim=0, keepdim=True)][0]
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         """Draw candidates, of shape `(*sample_shape, dim_design)`."""
         index = Categorical(logits=self.logits, validate_args=False)
-        drawn = index.sample(sample_shape).flatten()
-        drawn = self.candidates.index_select(0, drawn)
-        return drawn.reshape(*sample_shape, self.dim_design)
+        return self.candidates[index.sample(sample_shape)]
 
     def log_prob(self, design: Tensor) -> Tensor:
         """Return the log-probability of the candidate that each design agrees with."""
         check_width(design, self.dim_design)
-        matches = _matches(design, self.candidates)
-        # At most one candidate matches. Infinite terms would have NaN gradients.
-        log_prob = torch.where(matches, self.logits.log_softmax(dim=-1), 0.0)
-        return torch.where(matches.any(dim=-1), log_prob.sum(dim=-1), -torch.inf)
+        agrees = _agree(design, self.candidates)
+        # At most one candidate agrees. Infinite terms would have NaN gradients.
+        log_prob = torch.where(agrees, self.logits.log_softmax(dim=-1), 0.0)
+        return torch.where(agrees.any(dim=-1), log_prob.sum(dim=-1), -torch.inf)
 
     def describe(self) -> dict[str, Tensor]:
         """Return the most probable candidate (the mode) and all probabilities."""
-        probabilities = self.probabilities.detach().clone()
-        return {**super().describe(), "probabilities": probabilities}
+        return {**super().describe(), "probabilities": self.probabilities.detach()}
 
 
 def _check_candidates(candidates: Tensor) -> Tensor:
     """Return a copy of different designs of finite numbers, or raise."""
     candidates = as_finite("candidates", candidates, "(num_candidates, dim_design)", 2)
-    # Wide enough that no design can match two candidates.
-    same = _matches(candidates, candidates, 4 * _RELATIVE_TOLERANCE)
-    first, second = same.triu(diagonal=1).nonzero(as_tuple=True)
-    if len(first):
-        row, other = int(first[0]), int(second[0])
+    # Wide enough that no design can agree with two candidates.
+    same = _agree(candidates, candidates, 4 * _TOLERANCE).triu(diagonal=1)
+    if same.any():
+        row, other = same.nonzero()[0].tolist()
         raise ValueError(
             f"candidates[{row}]={candidates[row].tolist()} and candidates[{other}]="
             f"{candidates[other].tolist()} are the same in single precision, in which "
@@ -133,10 +114,7 @@ def _check_candidates(candidates: Tensor) -> Tensor:
     return candidates
 
 
-def _matches(
-    design: Tensor, candidates: Tensor, tolerance: float = _RELATIVE_TOLERANCE
-) -> Tensor:
+def _agree(design: Tensor, candidates: Tensor, tolerance: float = _TOLERANCE) -> Tensor:
     """Return which candidate each design agrees with, `(*batch, num_candidates)`."""
-    design = design.unsqueeze(-2)
-    largest = torch.maximum(design.abs(), candidates.abs())
-    return ((design - candidates).abs() <= tolerance * largest).all(dim=-1)
+    design = design.unsqueeze(-2).to(candidates.dtype)
+    return torch.isclose(design, candidates, rtol=tolerance, atol=0.0).all(dim=-1)

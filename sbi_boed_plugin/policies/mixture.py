@@ -8,8 +8,12 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily
 from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin.policies.located import LocatedPolicy, Scale, spread_loc
-from sbi_boed_plugin.policies.truncated_normal import TruncatedNormal
+from sbi_boed_plugin.policies.located import (
+    LocatedPolicy,
+    Scale,
+    TruncatedNormal,
+    spread_loc,
+)
 
 __all__ = ["TruncatedNormalMixturePolicy"]
 
@@ -26,13 +30,8 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
     distant designs in sight where the information has several modes, and moves weight
     to the best. All components share the scales, which follow a schedule.
 
-    `rsample` carries the gradient of locations and weights by implicit
-    reparameterisation: design values, in turn, stay at their quantile
-    :math:`F_j(\xi_j \mid \xi_{<j})` of the mixture. It is unbiased, for first
-    derivatives. To move weight between components, however, it moves designs through
-    the gap between them, where few are drawn: for two components and 256 designs its
-    standard error is a sixth of the gradient at a distance of six scales and exceeds
-    it at ten. The score, `gradient="score"`, has no such gaps and is the one to prefer.
+    Designs carry no gradient, which would have to move them through the gaps between
+    components to move weight; `gradient="score"` does not.
 
     Args:
         low: Lower corner of the box, of shape `(dim_design,)`.
@@ -45,9 +44,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
             schedule as `(start, end)`. If `None`, from 0.15 to 0.05.
 
     Raises:
-        ValueError: If `num_components` is not a positive integer, the box is empty or
-            not finite, shapes do not match, `loc` lies outside the box or a scale is
-            not positive.
+        ValueError: If the box is empty or `loc` lies outside of it.
 
     Example:
         >>> import torch
@@ -57,6 +54,8 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         >>> policy.loc.tolist(), policy.weights.tolist()
         ([[0.25], [0.75]], [0.5, 0.5])
     """
+
+    has_rsample = False
 
     low: Tensor
     high: Tensor
@@ -85,7 +84,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
         return self.logits.softmax(dim=-1)
 
     def distribution(self) -> MixtureSameFamily:
-        """Return the mixture, which does not know its mode nor `rsample`."""
+        """Return the mixture, which does not know its mode."""
         normals = TruncatedNormal(self.loc, self.scale, self.low, self.high)
         return MixtureSameFamily(
             Categorical(logits=self.logits, validate_args=False),
@@ -96,11 +95,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
     @property
     @torch.no_grad()
     def mode(self) -> Tensor:
-        """Most likely design.
-
-        Each location ascends the density by a fixed number of mean-shift steps, each of
-        which raises it and stays among the locations; the densest is returned.
-        """
+        """Most likely design, found by mean-shift steps from every location."""
         mixture = self.distribution()
         candidates = locations = self.loc.clamp(self.low, self.high)
         for _ in range(_NUM_MODE_STEPS):
@@ -109,37 +104,7 @@ class TruncatedNormalMixturePolicy(LocatedPolicy):
             candidates = (shares @ locations).clamp(self.low, self.high)
         # After rounding the result must be at least as dense as every location.
         candidates = torch.cat([locations, candidates])
-        best = mixture.log_prob(candidates).argmax(dim=0, keepdim=True)
-        return candidates.index_select(0, best).squeeze(0)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw a component, and a design of it, of shape `(*sample_shape, dim)`."""
-        mixture = Categorical(logits=self.logits, validate_args=False)
-        component = mixture.sample(sample_shape)
-        loc = self.loc.index_select(0, component.flatten())
-        drawn = TruncatedNormal(loc, self.scale, self.low, self.high).sample()
-        return drawn.reshape(*sample_shape, self.dim_design)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        """Draw designs whose values, one after the other, keep their quantiles."""
-        drawn = self.sample(sample_shape)
-        log_joint = self.logits.log_softmax(dim=-1)
-        values: list[Tensor] = []
-        for j in range(self.dim_design):
-            normals = TruncatedNormal(
-                self.loc[:, j], self.scale[j], self.low[j], self.high[j]
-            )
-            value = drawn[..., j : j + 1]
-            shares = log_joint.softmax(dim=-1)
-            below = (shares * normals.cdf(value)).sum(dim=-1)
-            density = (shares * normals.log_prob(value).exp()).sum(dim=-1).detach()
-            density = density.clamp_min(torch.finfo(density.dtype).tiny)
-            # The difference is zero: it adds a gradient and leaves the value.
-            values.append(drawn[..., j] - (below - below.detach()) / density)
-            # The weights of the next values depend on this one and its gradient.
-            log_joint = log_joint + normals.log_prob(values[-1].unsqueeze(-1))
-        return torch.stack(values, dim=-1)
+        return candidates[mixture.log_prob(candidates).argmax(dim=0, keepdim=True)][0]
 
     def describe(self) -> dict[str, Tensor]:
         """Return mode and scales, and locations and weights of the components."""

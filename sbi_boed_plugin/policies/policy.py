@@ -14,9 +14,7 @@ __all__ = ["DesignPolicy", "ScaleSchedule", "as_finite", "check_width"]
 
 @dataclass(frozen=True)
 class ScaleSchedule:
-    """Geometric schedule from `start` at progress 0 to `end` at progress 1.
-
-    Both are positive.
+    """Geometric schedule from `start` at progress 0 to `end` at progress 1, positive.
 
     Example:
         >>> ScaleSchedule(30.0, 10.0)(1.0)
@@ -98,7 +96,7 @@ class DesignPolicy(nn.Module):
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define distribution(), or rsample() (sample() "
-            "if designs are discrete), log_prob(), support and mode."
+            "if they carry no gradient), log_prob(), support and mode."
         )
 
     @property
@@ -115,7 +113,7 @@ class DesignPolicy(nn.Module):
         """Draw designs `(*sample_shape, dim_design)` with gradient of the parameters.
 
         Raises:
-            NotImplementedError: If designs are discrete (`has_rsample = False`).
+            NotImplementedError: If they carry none (`has_rsample = False`).
         """
         if self.has_rsample:
             return self.distribution().rsample(sample_shape)
@@ -169,9 +167,14 @@ def check_width(design: Tensor, dim_design: int) -> None:
         )
 
 
-def as_finite(name: str, value: Tensor, shape: str, num_dims: int) -> Tensor:
-    """Return a copy of an array of finite real numbers, or raise."""
-    value = torch.as_tensor(value).detach().clone()
+def as_finite(
+    name: str, value: Tensor, shape: str = "(dim_design,)", num_dims: int = 1
+) -> Tensor:
+    """Return a copy of an array of finite numbers, or raise.
+
+    A number stands for a vector of one value.
+    """
+    value = torch.atleast_1d(torch.as_tensor(value).detach().clone())
     if not value.is_floating_point():
         value = value.to(torch.get_default_dtype())
     if value.dim() != num_dims or value.numel() == 0:

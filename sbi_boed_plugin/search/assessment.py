@@ -1,7 +1,7 @@
 """What is known of the design that a search found."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -18,16 +18,16 @@ from sbi_boed_plugin.objectives.eig import (
     eig_of_simulations,
     simulate_design,
 )
-from sbi_boed_plugin.policies import DesignPolicy, TruncatedNormalMixturePolicy
+from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import unseen
-from sbi_boed_plugin.search.doubts import find_doubts, find_slope, tightest
+from sbi_boed_plugin.search.doubts import find_doubts, find_slope
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.simulation import CheckedSimulator
 
-__all__ = ["Assessment", "assess_design", "estimate_bounds", "likelihood_mismatch"]
+__all__ = ["assess_design", "estimate_bounds", "likelihood_mismatch"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
@@ -38,23 +38,16 @@ _MAX_PAIRS = 262_144
 _ROWS_PER_FEATURE = 5
 
 
-class Assessment(NamedTuple):
-    """What is known of the design that a search found, as in `DesignResult`."""
-
-    eig: EIGEstimate
-    bounds: dict[str, EIGEstimate]
-    doubts: list[str]
-    num_simulations: int
-    num_invalid_simulations: int
-
-
 def assess_design(
     optimizer: DesignOptimizer,
     simulator: CheckedSimulator,
     design: Tensor,
     num_samples: int,
-) -> Assessment:
-    """Return every bound of a design's information, and what contradicts them."""
+) -> tuple[dict[str, EIGEstimate], list[str], int, int]:
+    """Return every bound of a design's information, and what contradicts them.
+
+    Beside them, the numbers of simulations for it and of those that failed.
+    """
     estimators, config, prior = optimizer.networks, optimizer.config, optimizer.prior
     assert estimators is not None
     estimators.train(False)
@@ -79,8 +72,7 @@ def assess_design(
         steps = min(progress.step, config.num_steps)
         never_moved = steps <= config.num_warmup_steps
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
-        several = isinstance(policy, TruncatedNormalMixturePolicy)
-        if policy.has_rsample and not several:
+        if policy.has_rsample:
             slope = find_slope(progress, _at_edge(policy, design))
     needs = POLICY_OBJECTIVES[config.objective].needs
     network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"
@@ -94,7 +86,7 @@ def assess_design(
             estimators.likelihood, finite, designs, x[valid].float()
         ),
     )
-    return Assessment(tightest(bounds), bounds, doubts, num_calls, int((~valid).sum()))
+    return bounds, doubts, num_calls, int((~valid).sum())
 
 
 def estimate_bounds(

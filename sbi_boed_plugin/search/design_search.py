@@ -271,7 +271,8 @@ class DesignSearch:
 
         Not a search that was interrupted: that goes on from the trainer or its pickle.
         """
-        networks, policy, rows = self.networks, self.policy, ()
+        networks, policy = self.networks, self.policy
+        rows, log_prob = (), None
         if networks is not None and policy is not None and self.dim_design:
             shape = torch.Size((16,))
             with isolated_rng(0), torch.no_grad():
@@ -280,11 +281,12 @@ class DesignSearch:
                 condition = torch.cat([theta, design], dim=-1)
                 x = networks.likelihood.sample(torch.Size((1,)), condition)[0]
             rows = theta, x, design
+            log_prob = networks.log_likelihood(*rows)
         return {
             "networks": {} if networks is None else networks.weights(),
             # Networks are built from these rows, and are the same if they judge alike.
             "rows": rows,
-            "log_prob": rows and networks.log_likelihood(*rows),
+            "log_prob": log_prob,
             "covers_all_designs": self.covers_all_designs,
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),

@@ -1,15 +1,12 @@
-r"""What speaks against the result of a search, from simulations of its own.
+"""What speaks against the result of a search, from simulations of its own.
 
 A learned bound can be wrong without looking wrong. Bounds that fail in different ways
-see the same simulations, and a result says where they contradict each other.
-
-- Barber-Agakov (or its tightening by an energy) depends on the posterior network, PCE
-  on the likelihood and draws of the prior, LACE on both and on the prior's density.
-- With the true likelihood, `[pce, snmc]` and `[lace, lace_upper]` enclose the
-  information. Where they do not meet, the density of the prior and its draws do not
-  belong together, or the likelihood is far off.
-- A straight line with a parabola, fitted to half of the simulations and scored on the
-  other half, knows at most what a trained network knows.
+see the same simulations: Barber-Agakov (or its tightening by an energy) depends on the
+posterior network, PCE on the likelihood and draws of the prior, LACE on both and on the
+prior's density. With the true likelihood, `[pce, snmc]` and `[lace, lace_upper]`
+enclose the information; where they do not meet, density and draws of the prior do not
+belong together, or the likelihood is far off. A parabola that is fitted to half of the
+simulations and scored on the others knows at most what a trained network knows.
 """
 
 import math

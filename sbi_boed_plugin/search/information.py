@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
-from sbi_boed_plugin.objectives.bounds import generalized_kl_bound
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
@@ -144,11 +143,12 @@ POLICY_OBJECTIVES = {
         "barber_agakov",
     ),
     "gkl": PolicyObjective(
-        lambda densities: generalized_kl_bound(
-            densities.log_posterior,
-            densities.log_ratio,
-            densities.log_prior,
-            densities.partition,
+        lambda densities: (
+            1.0
+            - densities.log_prior
+            - hybrid_loss(
+                densities.log_posterior, densities.log_ratio, densities.partition
+            )
         ),
         "hybrid",
         "gkl",

@@ -29,16 +29,13 @@ class DesignResult:
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
             in one row.
         config: Settings of the search, with all that was chosen for it.
-        history: One list per recorded quantity with one entry per step: `"loss"` of
-            the likelihood, `"eig"` of the designs of that step as the objective
-            estimates it and its `"eig_standard_error"` (nats), `"log_likelihood"`
-            (nats), `"num_simulations"` and `"seconds"` so far, and what the policy
-            describes, such as `"mode"` and `"scale"`.
+        history: A list with an entry per step for each of: `"loss"` of the likelihood,
+            `"eig"` as the objective estimates it, its `"eig_standard_error"` and
+            `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so far, and
+            what the policy describes, such as `"mode"` and `"scale"`.
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
-            They count as experiments that tell nothing.
-        seconds: Time of the training steps, in seconds, without that of climbing and
-            scoring designs.
+        seconds: Time of the training steps, without climbing and scoring designs.
         stop_reason: The budget that was used up, else `"num_steps"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.

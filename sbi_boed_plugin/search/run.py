@@ -7,6 +7,7 @@ from typing import Any
 
 from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
+from sbi_boed_plugin.search.doubts import tightest
 from sbi_boed_plugin.search.multi_start import LearnedModel, multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
@@ -39,18 +40,15 @@ def run_search(
     num_checks = 0 if config.num_steps else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
-    left = 0
-    if budget is not None:
-        if optimizer.rehearsed is None:
-            optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
-        left = budget - progress.num_spent
-        simulator.max_calls = left
+    left = math.inf if budget is None else budget - progress.num_spent
+    simulator.max_calls = left
+    if budget is not None and optimizer.rehearsed is None:
+        optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
     networks = optimizer.networks
     assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        if budget is not None:
-            simulator.max_calls = max(0, left - num_samples)
+        simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(
             LearnedModel(networks, optimizer.prior, config.objective),
             policy,
@@ -59,13 +57,14 @@ def run_search(
             num_workers=config.num_workers,
             show_progress_bar=show_progress_bar,
         )
-        if budget is not None:
-            simulator.max_calls = left - num_ranked
+        simulator.max_calls = left - num_ranked
         design = candidates[0][0]
     if may_score_less and stop_reason == "max_seconds":
         # What training took four fifths of the time for takes a fifth.
         num_samples = min(num_samples, max(progress.num_simulations // 4, _MIN_SCORING))
-    assessed = assess_design(optimizer, simulator, design, num_samples)
+    bounds, doubts, num_calls, num_failed = assess_design(
+        optimizer, simulator, design, num_samples
+    )
     if config.objective == "info_nce" and config.method == "joint":
         last = progress.history["eig"][-max(1, progress.step // 10) :]
         mean, cap = sum(last) / len(last), math.log(config.num_contrastive + 1)
@@ -76,17 +75,17 @@ def run_search(
                 "tell. Increase num_contrastive to tell good designs apart.",
                 stacklevel=4,
             )
-    for doubt in assessed.doubts:
+    for doubt in doubts:
         warnings.warn(doubt, stacklevel=4)
-    progress.num_scored += assessed.num_simulations + num_ranked
-    num_invalid += progress.num_invalid_simulations + assessed.num_invalid_simulations
+    progress.num_scored += num_calls + num_ranked
+    num_invalid += progress.num_invalid_simulations + num_failed
     # Copies of what later searches train on.
     kept = deepcopy(networks)
     return DesignResult(
         design=design,
-        eig=assessed.eig,
-        bounds=assessed.bounds,
-        doubts=tuple(assessed.doubts),
+        eig=tightest(bounds),
+        bounds=bounds,
+        doubts=tuple(doubts),
         policy=deepcopy(policy),
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,

@@ -2,12 +2,7 @@ import pytest
 import torch
 
 from sbi_boed_plugin import TruncatedNormalMixturePolicy, TruncatedNormalPolicy
-from tests.policies.expectations import (
-    assert_unbiased,
-    by_rsample,
-    by_score,
-    grid_over,
-)
+from tests.policies.expectations import assert_unbiased, by_score, grid_over
 
 LOW, HIGH = [-1.0, 0.0], [1.0, 1.0]
 # One component in the middle, one on an edge and one in a corner.
@@ -33,7 +28,7 @@ def line(locations, weights, scale):
 
 @pytest.mark.parametrize("scale", [0.02, 0.15, 5.0])
 def test_density_integrates_to_one(scale):
-    grid, area = grid_over(LOW, HIGH, 401)
+    grid, area = grid_over(LOW, HIGH, 400)
     total = (policy(scale).log_prob(grid).exp() * area).sum()
     assert total.item() == pytest.approx(1.0, abs=1e-4)
     assert (policy(scale).log_prob(grid + 2.1) == -torch.inf).all()
@@ -47,16 +42,6 @@ def test_one_component_is_a_truncated_normal():
     design = single.sample((50,))
     torch.testing.assert_close(this.log_prob(design), single.log_prob(design))
     torch.testing.assert_close(this.mode, single.mode)
-    # With the same uniform numbers the implicit gradient is that of inversion.
-    gradients = []
-    for each in (this, single):
-        torch.manual_seed(3)
-        if each is single:
-            this.distribution().mixture_distribution.sample((50,))
-        drawn = each.rsample((50,))
-        loss = drawn.sin().prod(dim=1).sum()
-        gradients.append(torch.autograd.grad(loss, each._unit_loc)[0].flatten())
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.3])
@@ -64,13 +49,13 @@ def test_samples_follow_the_density(scale):
     this = policy(scale)
     samples = this.sample((20_000,))
     assert this.support.check(samples).all()
-    grid, area = grid_over(LOW, HIGH, 401)
+    grid, area = grid_over(LOW, HIGH, 400)
     mass = this.log_prob(grid).exp() * area
     for statistic in (
         lambda x: x[..., 0],
         lambda x: x[..., 0] * x[..., 1],
-        lambda x: (x[..., 0] > 0.5025).double(),
-        lambda x: ((x[..., 0] < -0.7525) & (x[..., 1] < 0.30125)).double(),
+        lambda x: (x[..., 0] > 0.5).double(),
+        lambda x: ((x[..., 0] < -0.75) & (x[..., 1] < 0.3)).double(),
     ):
         values = statistic(samples)
         error = values.std().item() / 20_000**0.5
@@ -78,15 +63,9 @@ def test_samples_follow_the_density(scale):
         assert values.mean().item() == pytest.approx(expected, abs=4 * error + 1e-3)
 
 
-@pytest.mark.parametrize("surrogate", [by_score, by_rsample])
 @pytest.mark.parametrize("scale", [0.15, 0.4])
-def test_gradients_are_those_of_the_expectation(scale, surrogate):
-    loc = LOCATIONS
-    if surrogate is by_rsample and scale == 0.15:
-        # Close enough for designs in the gaps between them.
-        loc = [[0.1, 0.5], [-0.4, 0.3], [1.0, 1.0]]
-    this = policy(scale, loc=loc)
-    exact = assert_unbiased(this, surrogate, LOW, HIGH, precision=0.05)
+def test_score_gradients_are_those_of_the_expectation(scale):
+    exact = assert_unbiased(policy(scale), by_score, LOW, HIGH, precision=0.05)
     assert (exact.abs() > 0.02).sum() >= 6
 
 
@@ -94,24 +73,9 @@ def test_gradients_are_those_of_the_expectation(scale, surrogate):
 @pytest.mark.parametrize("scale", [1e-3, 0.05, 5.0])
 def test_gradients_are_finite_for_narrow_and_wide_components(scale, dtype):
     this = policy(scale, dtype=dtype)
-    design = this.rsample((20_000,))
-    for loss in (design.sum(), this.log_prob(design.detach()).sum()):
-        for gradient in torch.autograd.grad(loss, list(this.parameters())):
-            assert gradient.isfinite().all()
-
-
-def test_far_components_carry_their_own_locations_and_weights():
-    this = line([0.2, 0.8], [0.25, 0.75], 0.01)
-    # Each draw follows the component it came from: dE[x]/dmu_k = w_k.
-    (gradient,) = torch.autograd.grad(this.rsample((20_000,)).mean(), this._unit_loc)
-    error = 4 * (0.25 * 0.75 / 20_000) ** 0.5
-    assert gradient.flatten().tolist() == pytest.approx([0.25, 0.75], abs=error)
-    # dE[x]/dlogit_2 = w_1 w_2 (mu_2 - mu_1): the score needs no design in the gap.
-    design = this.sample((20_000,))
-    surrogate = (design[:, 0] - design.mean()) * this.log_prob(design)
-    (gradient,) = torch.autograd.grad(surrogate.mean(), this.logits)
-    expected = 0.25 * 0.75 * 0.6
-    assert gradient.tolist() == pytest.approx([-expected, expected], abs=0.004)
+    loss = this.log_prob(this.sample((20_000,))).sum()
+    for gradient in torch.autograd.grad(loss, list(this.parameters())):
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -140,22 +104,7 @@ def test_initial_locations_cover_the_box(num_components):
     edges = torch.tensor([-1.0, *sorted(this.loc.flatten().tolist()), 1.0])
     assert (edges.diff() > 0.0).all()
     assert edges.diff().max() <= 2.0 * 2.0 / (num_components + 1)
-
-
-def test_initial_locations_differ_between_interchangeable_measurements():
-    this = TruncatedNormalMixturePolicy(-torch.ones(2), torch.ones(2))
-    assert ((this.loc[:, 0] - this.loc[:, 1]).abs() > 0.05).all()
-
-
-def test_annealing_projection_and_record():
-    this = line([0.2, 0.8], [0.25, 0.75], (0.3, 0.1))
-    assert this.scale.item() == pytest.approx(0.3)
-    this.anneal(1.0)
-    with torch.no_grad():
-        this._unit_loc.copy_(torch.tensor([[-0.5], [1.5]]))
-    this.project()
-    record = this.describe()
-    assert record["scale"].tolist() == pytest.approx([0.1])
-    assert record["loc"].flatten().tolist() == [0.0, 1.0]
-    assert record["weights"].tolist() == pytest.approx([0.25, 0.75])
-    assert record["mode"].tolist() == pytest.approx([1.0])
+    # Where measurements are interchangeable, equal values would be a saddle point.
+    box = -torch.ones(2), torch.ones(2)
+    loc = TruncatedNormalMixturePolicy(*box, num_components=num_components).loc
+    assert ((loc[:, 0] - loc[:, 1]).abs() > 0.2 / num_components).all()

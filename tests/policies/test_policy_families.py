@@ -96,27 +96,20 @@ def test_what_a_policy_says_of_its_gradients_is_true(family):
                 use()
 
 
-def assert_same(policy, other):
-    assert torch.equal(policy.mode, other.mode)
-    for name, value in policy.describe().items():
-        assert torch.equal(other.describe()[name], value)
-    torch.manual_seed(1)
-    designs = policy.sample(torch.Size((6,)))
-    torch.manual_seed(1)
-    assert torch.equal(other.sample(torch.Size((6,))), designs)
-    if policy.has_log_prob:
-        assert torch.equal(other.log_prob(designs), policy.log_prob(designs))
-
-
 @for_each_family
 def test_pickle_and_state_dict(family):
-    policy = changed(family)
-    copy = pickle.loads(pickle.dumps(policy))
-    assert_same(policy, copy)
-    copy.anneal(1.0)
-    other = FAMILIES[family]()
-    other.load_state_dict(policy.state_dict())
-    assert_same(policy, other)
+    policy, loaded = changed(family), FAMILIES[family]()
+    loaded.load_state_dict(policy.state_dict())
+    for other in (pickle.loads(pickle.dumps(policy)), loaded):
+        torch.testing.assert_close(other.describe(), policy.describe(), rtol=0, atol=0)
+        designs = []
+        for each in (policy, other):
+            torch.manual_seed(1)
+            designs.append(each.sample(torch.Size((6,))))
+        assert torch.equal(*designs)
+        if policy.has_log_prob:
+            log_probs = policy.log_prob(designs[0]), other.log_prob(designs[0])
+            assert torch.equal(*log_probs)
 
 
 @for_each_family
@@ -137,15 +130,10 @@ def test_devices_and_precision(family):
 
 @for_each_family
 def test_policies_keep_their_own_copy_of_the_arguments(family):
-    low, high, candidates = LOW.clone(), HIGH.clone(), CANDIDATES.clone()
-    policy = FAMILIES[family]()
-    before = policy.mode.clone()
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter += 0.3
-    assert torch.equal(LOW, low) and torch.equal(HIGH, high)
-    assert torch.equal(CANDIDATES, candidates)
-    assert family == "categorical" or not torch.equal(policy.mode, before)
+    before = LOW.clone(), HIGH.clone(), CANDIDATES.clone()
+    changed(family)
+    for value, old in zip((LOW, HIGH, CANDIDATES), before, strict=True):
+        assert torch.equal(value, old)
 
 
 @pytest.mark.parametrize(
@@ -182,25 +170,20 @@ def test_gradients_are_those_of_the_expectation(family, surrogate):
 
 
 class BetaPolicy(DesignPolicy):
-    """What the documentation asks of a policy, with a density that is NaN outside."""
-
-    def __init__(self):
-        super().__init__(3)
-        self.logit = nn.Parameter(torch.linspace(-0.5, 0.5, 3))
+    """A policy of a user, with a density that is NaN outside of its support."""
 
     def distribution(self):
-        m = self.logit.sigmoid()
-        beta = Beta(1 + 4 * m, 1 + 4 * (1 - m), validate_args=False)
+        beta = Beta(self.shape, 2 * self.shape, validate_args=False)
         return Independent(beta, 1, validate_args=False)
 
 
 def test_a_policy_of_ones_own_needs_a_distribution():
-    policy = BetaPolicy()
+    policy = BetaPolicy(3)
+    policy.shape = nn.Parameter(torch.tensor([1.5, 2.0, 3.0]))
     designs = policy.sample((5,))
     assert not designs.requires_grad and policy.log_prob(designs).isfinite().all()
     assert (policy.log_prob(designs + 1.0) == -torch.inf).all()
     torch.autograd.grad(policy.rsample((4,)).sum(), list(policy.parameters()))
-    torch.testing.assert_close(policy.mode, policy.logit.detach().sigmoid())
     for use in (lambda p: p.sample(), lambda p: p.mode, lambda p: p.support):
         with pytest.raises(NotImplementedError, match="DesignPolicy must define"):
             use(DesignPolicy(1))
@@ -213,37 +196,29 @@ IN_A_BOX = [
     ({"high": torch.tensor([torch.inf])}, "finite"),
     ({"loc": torch.zeros(3)}, "must have shape"),
     ({"scale": 0.0}, "must be positive"),
-    ({"scale": (0.3, -1.0)}, "end=-1.0"),
-    ({"scale": (0.3, 0.2, 0.1)}, "one number, or"),
+    ({"scale": (0.3, -1.0)}, "scale=-1.0"),
+    ({"scale": (0.3, 0.2, 0.1)}, "a tuple"),
 ]
 SAME, CLOSE = torch.tensor([[1], [2], [1]]), torch.tensor([[2.0], [2.0 + 5e-7]])
 BAD_ARGUMENTS = [
     *((TruncatedNormalPolicy, bad, match) for bad, match in IN_A_BOX),
     *((TruncatedNormalMixturePolicy, bad, match) for bad, match in IN_A_BOX),
     (TruncatedNormalPolicy, {"loc": 2 * ONE}, "lie in the box"),
-    (TruncatedNormalMixturePolicy, {"loc": ZERO}, r"must have shape \(4, 1\)"),
     (TruncatedNormalMixturePolicy, {"loc": NAN.expand(4, 1)}, "lie in the box"),
     (TruncatedNormalMixturePolicy, {"num_components": 0}, "num_components=0 must be"),
-    (TruncatedNormalMixturePolicy, {"num_components": 1.5}, "num_components=1.5 must"),
     (NormalPolicy, {"loc": torch.zeros(2, 2)}, "loc has shape"),
-    (NormalPolicy, {"loc": torch.tensor(1.0)}, "loc has shape"),
     (NormalPolicy, {"loc": NAN}, "loc=.* must be finite"),
-    (NormalPolicy, {"scale": 0.0}, "scale=0.0 must be positive"),
-    (NormalPolicy, {"scale": torch.ones(3)}, r"scale has shape \(3,\)"),
-    (NormalPolicy, {"scale": (1.0, -1.0)}, "scale=-1.0 must be positive"),
-    (NormalPolicy, {"scale": (1.0, 1.0, 1.0)}, r"a tuple \(start, end\)"),
+    (NormalPolicy, {"scale": torch.ones(3)}, "each of the 2 values"),
+    (NormalPolicy, {"scale": None}, "scale=None must be a number"),
+    (NormalPolicy, {"scale": torch.tensor([1.0, -1.0])}, "must be positive"),
     (PointPolicy, {}, "loc=None"),
     (PointPolicy, {"low": ZERO}, "high=None"),
     (PointPolicy, {"high": ZERO, "loc": ZERO}, "low=None"),
-    (PointPolicy, {"loc": torch.tensor([torch.inf])}, "loc=.* must be finite"),
-    (PointPolicy, {"low": ZERO, "high": ZERO}, "must be less than"),
     (CategoricalPolicy, {"candidates": torch.zeros(3)}, r"candidates has shape \(3,\)"),
     (CategoricalPolicy, {"candidates": torch.zeros(0, 2)}, r"has shape \(0, 2\)"),
     (CategoricalPolicy, {"candidates": NAN.unsqueeze(1)}, "must be finite"),
     (CategoricalPolicy, {"candidates": SAME}, r"candidates\[0\].*candidates\[2\]"),
     (CategoricalPolicy, {"candidates": CLOSE}, "same in single precision"),
-    (CategoricalPolicy, {"logits": torch.zeros(3)}, r"shape \(2,\)"),
-    (CategoricalPolicy, {"logits": torch.tensor([0.0, -torch.inf])}, "Leave out"),
 ]
 DEFAULTS = {
     TruncatedNormalPolicy: {"low": ZERO, "high": ONE},

@@ -163,19 +163,18 @@ def test_nothing_is_added_where_nothing_fails():
 
 
 def test_what_is_known_of_failures_is_kept(trained):
-    theta = torch.linspace(-1.5, 1.5, 7).unsqueeze(1)
-    first = copy.deepcopy(trained)
+    theta = torch.linspace(-1.5, 1.5, 63).unsqueeze(1)
+    condition = at_design(theta)
+    first, second = copy.deepcopy(trained), make()
     torch.manual_seed(0)
     first.observe(DESIGN, X, num_particles=64)
-    second = make()
     second.search.load_state_dict(first.search.state_dict())
     with pytest.warns(UserWarning, match="pickled"):
         third = pickle.loads(pickle.dumps(first))
+    expected = first._neural_net.log_success(condition)
     for other in (second, third):
         assert torch.equal(first.belief.log_prob(theta), other.belief.log_prob(theta))
-        expected = first._neural_net.log_success(at_design(theta))
-        success = other._neural_net.log_success(at_design(theta))
-        assert torch.equal(success, expected)
+        assert torch.equal(other._neural_net.log_success(condition), expected)
         (ours,), (others,) = first.observations, other.observations
         assert ours.predictive_p_value == others.predictive_p_value > 0.0
     # Later searches go on from there, those without a failure included.
@@ -184,12 +183,11 @@ def test_what_is_known_of_failures_is_kept(trained):
         assert isinstance(second._neural_net, LikelihoodWithFailures)
         second.observe(DESIGN, X)
     # What trains further is the likelihood of finite outcomes alone.
-    theta, design = theta.repeat(9, 1), torch.ones(63, 1)
-    before = second._neural_net.log_success(at_design(theta))
+    before, design = second._neural_net.log_success(condition), torch.ones(63, 1)
     x = LinearGaussian.simulate(theta, design)
     second.append_simulations(theta, x, design=design)
     second.train(training_batch_size=20, max_num_epochs=2)
-    assert torch.equal(second._neural_net.log_success(at_design(theta)), before)
+    assert torch.equal(second._neural_net.log_success(condition), before)
 
 
 def test_a_search_that_was_interrupted_learns_from_all_of_its_simulations():
