@@ -17,8 +17,7 @@ _BYTES_PER_VALUE = 16
 def rows_at_once(density: Any, num_values: int) -> int:
     """Return how many pairs of an input and a condition of `num_values` fit in memory.
 
-    A pair takes 16 bytes for each of its values and for each output of a matrix of
-    weights. The gradient of a density of sbi takes 256 MB within a factor of three.
+    A pair takes 16 bytes for each of its values and each output of a weight matrix.
     """
     if isinstance(density, nn.Module):
         # Of shape (out, in), or (num_networks, in, out) of several at once.

@@ -1,6 +1,7 @@
 """Numbers that users pass, checked before any work."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,7 +22,7 @@ __all__ = [
 # Beyond these a training overflows in single precision: a mistake, not a choice.
 MOST_LEARNING_RATE = 1e3
 MOST_WEIGHT = 1e6
-_MOST_INTEGER = 2**63 - 1
+_KINDS = {int: (Integral, "an integer"), float: (Real, "a number")}
 
 
 class WrongKindError(TypeError, ValueError):
@@ -29,31 +30,13 @@ class WrongKindError(TypeError, ValueError):
 
 
 def check_integer(
-    name: str,
-    value: Any,
-    least: int | None = None,
-    most: int | None = None,
-    *,
-    or_none: bool = False,
-    remedy: str = "",
+    name: str, value: Any, least: int = -(2**63), most: int = 2**63 - 1, **kwargs: Any
 ) -> Any:
-    """Return a whole number of Python, NumPy or a tensor of one value as an `int`.
+    """Return an integer within limits as an `int`; see `check_real`.
 
-    It must be between `least` and `most` inclusively; 3.0, `True` and "3" raise a
-    `WrongKindError`.
+    3.0, `True` and "3" raise a `WrongKindError`.
     """
-    if or_none and value is None:
-        return None
-    number = _plain(value)
-    if not isinstance(number, Integral) or isinstance(number, bool):
-        raise WrongKindError(_describe(name, value, ["an integer"], or_none, remedy))
-    number = int(number)
-    if most is None and number > _MOST_INTEGER:
-        most = _MOST_INTEGER
-    if not _is_between(number, least, most):
-        limits = _limits(least, most)
-        raise ValueError(_describe(name, value, limits, or_none, remedy))
-    return number
+    return check_real(name, value, least, most, kind=int, **kwargs)
 
 
 def check_real(
@@ -67,34 +50,39 @@ def check_real(
     or_infinite: bool = False,
     or_none: bool = False,
     remedy: str = "",
+    kind: type[int] | type[float] = float,
 ) -> Any:
-    """Return a real number of Python, NumPy or a tensor of one value as a `float`.
+    """Return a number of Python, NumPy or a tensor of one value as a `float`.
 
-    It must be between `least` and `most` inclusively, `above` and `below` exclusively,
-    and finite unless `or_infinite`; `True` and "0.1" raise a `WrongKindError`.
+    It lies between `least` and `most` inclusively, `above` and `below` exclusively;
+    `True` and "0.1" raise a `WrongKindError`.
     """
     if or_none and value is None:
         return None
-    number = _plain(value)
-    if not isinstance(number, Real) or isinstance(number, bool):
-        raise WrongKindError(_describe(name, value, ["a number"], or_none, remedy))
-    number = float(number)
-    is_allowed = (
-        _is_between(number, least, most)
-        and (above is None or number > above)
-        and (below is None or number < below)
-        and (math.isfinite(number) or (or_infinite and not math.isnan(number)))
-    )
-    if not is_allowed:
-        limits = _limits(least, most)
-        if above is not None:
-            limits.append(f"above {above:g}" if above else "positive")
-        if below is not None:
-            limits.append(f"below {below:g}")
-        if not or_infinite and None in (least, most):
-            limits.append("finite")
-        raise ValueError(_describe(name, value, limits, or_none, remedy))
-    return number
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0:
+        value = value.item()
+    number_type, description = _KINDS[kind]
+    error: type[ValueError] = ValueError
+    if not isinstance(value, number_type) or isinstance(value, bool):
+        error, faults = WrongKindError, [description]
+    else:
+        checks = [
+            (least, operator.ge, f"at least {least}"),
+            (most, operator.le, f"at most {most}"),
+            (above, operator.gt, f"above {above}" if above else "positive"),
+            (below, operator.lt, f"below {below}"),
+        ]
+        faults = [
+            text
+            for limit, is_met, text in checks
+            if limit is not None and not is_met(value, limit)
+        ]
+        if not (math.isfinite(value) or (or_infinite and not math.isnan(value))):
+            faults.append("finite")
+    if faults:
+        allowed = f"{faults[0]} or None" if or_none else faults[0]
+        raise error(f"{name}={value!r} must be {allowed}. {remedy}".rstrip())
+    return kind(value)
 
 
 def check_fields(
@@ -109,31 +97,3 @@ def check_fields(
 def check_seed(seed: Any) -> int | None:
     """Return the seed of the global generators as Python's `int`, or `None`."""
     return check_integer("seed", seed, -(2**63), 2**64 - 1, or_none=True)
-
-
-def _plain(value: Any) -> Any:
-    """Return what a tensor, an array or a number of NumPy of one value holds."""
-    is_single = isinstance(value, (Tensor, np.ndarray, np.generic)) and value.ndim == 0
-    return value.item() if is_single else value
-
-
-def _is_between(number: Any, least: float | None, most: float | None) -> bool:
-    return (least is None or number >= least) and (most is None or number <= most)
-
-
-def _limits(least: float | None, most: float | None) -> list[str]:
-    """Describe two inclusive limits, of which some may miss."""
-    low, high = (str(limit).removesuffix(".0") for limit in (least, most))
-    if least is not None and most is not None:
-        return [f"between {low} and {high}"]
-    if least is not None:
-        return [f"at least {low}"]
-    return [] if most is None else [f"at most {high}"]
-
-
-def _describe(
-    name: str, value: Any, expected: list[str], or_none: bool, remedy: str
-) -> str:
-    """Say which argument has which value, what it must be, and what to do."""
-    allowed = " and ".join(expected) + (" or None" if or_none else "")
-    return f"{name}={_plain(value)!r} must be {allowed}. {remedy}".rstrip()

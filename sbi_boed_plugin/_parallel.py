@@ -3,17 +3,17 @@
 Each chunk has a seed of its own: what it draws does not depend on the workers.
 """
 
+import math
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import cloudpickle
-import numpy as np
 import torch
 from joblib import Parallel, delayed
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -21,17 +21,25 @@ from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
+    "CONTRACT",
     "Chunk",
     "add_note",
+    "assemble",
+    "call_simulator",
     "check_num_workers",
-    "default_chunk_size",
+    "common_width",
     "describe_error",
     "map_chunks",
-    "one_thread",
+    "simulate_chunk",
 ]
 
-# Independent of the number of workers, so that results are, too.
-_NUM_CHUNKS = 16
+CONTRACT = (
+    "It must make each row of x from its own row of theta, of shape (batch_dim, "
+    "dim_theta), and design, of shape (batch_dim, dim_design). For a function of one "
+    "parameter vector and one design vector pass sbi_boed_plugin.vectorize(simulator)."
+)
+# Rows of a chunk that may raise without a success before no others are tried.
+_MAX_FAILURES_WITHOUT_SUCCESS = 32
 # The global generators belong to the process: threads of one that seed them take turns.
 _GENERATORS = threading.RLock()
 
@@ -51,19 +59,11 @@ Function = Callable[[Tensor, Tensor], Chunk]
 
 def check_num_workers(num_workers: Any) -> int | None:
     """Return a number of workers, -1 for all cores, or `None`; refuse anything else."""
-    remedy = (
-        "Use a positive number, -1 for all cores, or None for the n_jobs of "
-        "joblib.parallel_config."
-    )
+    remedy = "Use a positive number, -1 for all cores, or None for joblib's n_jobs."
     checked = check_integer("num_workers", num_workers, or_none=True, remedy=remedy)
     if checked == 0:
         raise ValueError(f"num_workers=0 starts no worker. {remedy}")
     return checked
-
-
-def default_chunk_size(num_rows: int) -> int:
-    """Return a sixteenth of the rows, rounded up."""
-    return max(1, -(-num_rows // _NUM_CHUNKS))
 
 
 def describe_error(error: BaseException) -> str:
@@ -88,48 +88,42 @@ def map_chunks(
 ) -> list[Chunk]:
     """Call a function on chunks of rows, each with a seed of its own.
 
-    Only the seeds are drawn from the caller's random state, by torch's generator. With
-    one worker `function` runs in this process on the device of `theta`; the workers of
-    `joblib.parallel_config` get and return tensors on the CPU.
+    Only the seeds are drawn from the caller's random state. With one worker `function`
+    runs in this process on the device of `theta`; other workers get tensors on the CPU.
     """
-    on_worker = num_workers != 1
-    if on_worker:
+    if num_workers != 1:
         theta, design = theta.detach().cpu(), design.detach().cpu()
-    rows = list(zip(theta.split(chunk_size), design.split(chunk_size), strict=True))
-    pairs = zip(rows, _draw_seeds(len(rows)), strict=True)
-    if on_worker:
-        _check_picklable(function)
+    start = int(torch.randint(2**32, ()))
+    rows = zip(theta.split(chunk_size), design.split(chunk_size), strict=True)
+    jobs = [
+        # Multiples of an odd number differ modulo 2**32; random seeds might coincide.
+        # Copies, since pickling a slice of a tensor sends the whole tensor.
+        (function, theta.clone(), design.clone(), (start + 0x9E3779B9 * index) % 2**32)
+        for index, (theta, design) in enumerate(rows)
+    ]
+    if num_workers == 1:
+        chunks: Any = (_run(*job) for job in jobs)
+    else:
+        try:
+            cloudpickle.dumps(function)
+        except Exception as error:
+            raise TypeError(
+                f"simulator cannot be sent to worker processes: {error}. Create files, "
+                "locks and connections inside of it, or use num_workers=1."
+            ) from error
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
-        chunks: Any = run(
-            # As arrays: pickling a slice of a tensor sends the whole tensor.
-            delayed(_run_on_worker)(function, theta.numpy(), design.numpy(), seed)
-            for (theta, design), seed in pairs
-        )
-    else:
-        chunks = (_run(function, *chunk, seed) for chunk, seed in pairs)
+        chunks = run(delayed(_run_on_worker)(*job) for job in jobs)
     results = []
     # Closed, since the traceback of an error would keep the generator and its chunks.
-    with (
-        closing(chunks),
-        tqdm(total=sum(len(t) for t, _ in rows), disable=not show_progress_bar) as bar,
-    ):
-        for chunk, (part, _) in zip(chunks, rows, strict=True):
+    with closing(chunks), tqdm(total=len(theta), disable=not show_progress_bar) as bar:
+        for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
-            bar.update(len(part))
+            bar.update(len(job[1]))
     for chunk in results:
         if chunk.is_fatal:
             raise chunk.error
     return results
-
-
-def _draw_seeds(num_seeds: int) -> list[int]:
-    """Draw different seeds: multiples of an odd number, which differ modulo 2**32.
-
-    Of some ten thousand seeds of 32 bits that are drawn one by one, two would coincide.
-    """
-    start = int(torch.randint(2**32, ()))
-    return [(start + 0x9E3779B9 * index) % 2**32 for index in range(num_seeds)]
 
 
 def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
@@ -137,49 +131,130 @@ def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:
         return function(theta, design)
 
 
-def _run_on_worker(
-    function: Function, theta: np.ndarray, design: np.ndarray, seed: int
-) -> Chunk:
+def _run_on_worker(*job: Any) -> Chunk:
     """Return the result of a chunk; errors and interrupts would break some pools."""
     try:
-        # Copies, because what joblib maps into memory and dask shares is read-only.
-        chunk = _run(function, torch.tensor(theta), torch.tensor(design), seed)
+        chunk = _run(*job)
     except BaseException as error:
         chunk = Chunk(error=error, is_fatal=True)
-    if chunk.error is not None:
-        chunk = chunk._replace(error=_picklable_error(chunk.error))
-    return chunk
-
-
-def _picklable_error(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same, with a note of where it was."""
-    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if chunk.error is None:
+        return chunk
+    trace = "".join(traceback.format_exception(chunk.error))
     try:
-        cloudpickle.loads(cloudpickle.dumps(error))
+        error = cloudpickle.loads(cloudpickle.dumps(chunk.error))
     except Exception:
-        error = RuntimeError(describe_error(error))
+        error = RuntimeError(describe_error(chunk.error))
     add_note(error, f"On the worker:\n{trace}")
-    return error
+    return chunk._replace(error=error)
 
 
-def _check_picklable(function: Function) -> None:
-    """Refuse what cannot be sent, before a backend fails over it in its own way."""
+def call_simulator(
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
+) -> tuple[Tensor | None, Exception | None]:
+    """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
+
+    It gets copies, which it may change, and what it returns is copied, too.
+    """
     try:
-        cloudpickle.dumps(function)
+        x = simulator(theta.clone(), design.clone())
     except Exception as error:
+        return None, error
+    try:
+        tensor = torch.as_tensor(x, dtype=theta.dtype, device=theta.device).clone()
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
-            f"simulator cannot be sent to worker processes: {error}. Create files, "
-            "locks, connections and the like inside of it, or use num_workers=1."
+            "simulator(theta, design) must return a tensor or an array of numbers of "
+            f"shape (batch_dim, dim_x), got {type(x).__name__}."
         ) from error
+    if tensor.dim() != 2 or tensor.shape[0] != theta.shape[0]:
+        raise ValueError(
+            f"simulator returned x of shape {tuple(tensor.shape)} for theta of shape "
+            f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
+            f"row per row of theta. {CONTRACT}"
+        )
+    return tensor, None
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: several per process would fight over the cores."""
-    with threadpool_limits(limits=1):
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+def common_width(parts: Iterable[Tensor]) -> int:
+    """Return the number of columns that all parts of the data have."""
+    dims = sorted({x.shape[1] for x in parts}) or [1]
+    if len(dims) > 1:
+        raise ValueError(
+            f"simulator returned dim_x={dims[0]} values for some rows and "
+            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
+        )
+    return dims[0]
+
+
+def simulate_chunk(
+    theta: Tensor,
+    design: Tensor,
+    *,
+    function: Callable[[Tensor, Tensor], Any],
+    one_by_one: bool,
+    keep_gradient: bool,
+    max_repeats: float,
+) -> Chunk:
+    """Simulate the rows of a chunk, and find out which of them raise.
+
+    The rows of a call that raises are halved until those to blame are alone, or are
+    taken one by one if the number of repeated rows is limited. Halves are every other
+    row, since rows next to each other may share a design that always fails.
+    """
+    todo = [torch.arange(len(theta))] if len(theta) else []
+    parts, left_out, num_calls, first_error, num_raised = [], [], 0, None, 0
+    while todo and (parts or num_raised < _MAX_FAILURES_WITHOUT_SUCCESS):
+        rows = todo.pop()
+        if one_by_one and len(rows) > 1:
+            todo += [rows[1::2], rows[::2]]
+        elif num_calls + len(rows) > len(theta) + max_repeats:
+            left_out.append(rows)
+        else:
+            num_calls += len(rows)
+            x, error = call_simulator(function, theta[rows], design[rows])
+            if x is not None:
+                parts.append((rows, x if keep_gradient else x.detach()))
+            elif keep_gradient and error is not None:
+                raise error
+            elif len(rows) > 1:
+                one_by_one |= math.isfinite(max_repeats)
+                todo += [rows[1::2], rows[::2]]
+            else:
+                num_raised += 1
+            first_error = first_error or error
+    return Chunk(parts, left_out, num_calls, first_error)
+
+
+def assemble(
+    theta: Tensor, chunks: list[Chunk], chunk_size: int, num_rows: int, warn: bool
+) -> tuple[Tensor, Tensor]:
+    """Return data of all rows, NaN where there are none, and which rows are left in.
+
+    Warns of rows that raised; if there are no others, raises what they did.
+    """
+    width = common_width(x for chunk in chunks for _, x in chunk.parts)
+    x = theta.new_full((len(theta), width), torch.nan)
+    tried = torch.arange(len(theta), device=theta.device) < num_rows
+    num_done = 0
+    for index, chunk in enumerate(chunks):
+        for rows, values in chunk.parts:
+            x[(index * chunk_size + rows).to(x.device)] = values.to(x)
+            num_done += len(rows)
+        for rows in chunk.left_out:
+            tried[(index * chunk_size + rows).to(x.device)] = False
+    error = next((chunk.error for chunk in chunks if chunk.error is not None), None)
+    if error is None:
+        return x, tried
+    num_tried = int(tried.sum())
+    num_raised = num_tried - num_done
+    if num_raised == len(theta):
+        note = f"The simulator raised for each of {len(theta)} simulations. {CONTRACT}"
+        add_note(error, note)
+        raise error
+    if warn and num_raised:
+        warnings.warn(
+            f"{num_raised} of {num_tried} simulations raised an error and are NaN. "
+            f"The first error: {describe_error(error)}",
+            stacklevel=4,
+        )
+    return x, tried

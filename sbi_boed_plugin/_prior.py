@@ -25,7 +25,7 @@ __all__ = [
 _MAX_ATTEMPTS = 100
 _SEED = 20_261_128
 # Draws that tell the kind of a prior; the share of them that may repeat others, and how
-# many may be the same: in single precision even densities have a few.
+# many may be the same, in single precision.
 _NUM_DRAWS, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
 # Smallest share of the variance that is left once the other parameters are known.
 _MIN_FREEDOM = 1e-5
@@ -43,8 +43,7 @@ def draw_parameters(
 ) -> Tensor:
     """Draw parameters of shape `(num_samples, *event_shape)` with a finite density.
 
-    In single precision a uniform draw can be rounded to the open end of its interval,
-    where the density is zero. One such row is enough to spoil a loss.
+    In single precision a uniform draw can be rounded to the open end of its interval.
     """
     theta = prior.sample(torch.Size((num_samples,)))
     theta = theta.to(dtype or theta.dtype, copy=True)  # A prior may keep what it drew.
@@ -74,24 +73,17 @@ def to_real_numbers(prior: Distribution) -> Transform:
 
 
 def _draws(prior: Distribution) -> Tensor:
-    """Draw parameters on the CPU that are the same each time."""
+    """Draw the same parameters each time, on the CPU."""
     with isolated_rng(_SEED):
         return prior.sample(torch.Size((_NUM_DRAWS,))).cpu()
 
 
 def discrete_columns(prior: Distribution) -> Tensor:
-    """Return which parameters take values that repeat, which no density describes.
-
-    Those are columns of which more than 5 % of 1,000 draws repeat another one in single
-    precision, or five or more are the same: few priors name their support.
-    """
-    counts = [
-        column.unique(return_counts=True)[1] for column in _draws(prior).float().T
-    ]
+    """Return which parameters take values that repeat, which no density describes."""
+    columns = _draws(prior).float().T
+    counts = [column.unique(return_counts=True)[1] for column in columns]
     most = (1.0 - _MAX_REPEATS) * _NUM_DRAWS
-    return torch.tensor(
-        [len(count) < most or int(count.max()) > _MAX_SAME for count in counts]
-    )
+    return torch.tensor([len(c) < most or int(c.max()) > _MAX_SAME for c in counts])
 
 
 def why_no_density(prior: Distribution) -> str | None:
@@ -99,13 +91,9 @@ def why_no_density(prior: Distribution) -> str | None:
     discrete = discrete_columns(prior).nonzero().flatten().tolist()
     if discrete:
         return f"parameters {discrete} of the prior take values that repeat"
-    if prior.event_shape.numel() > _NUM_DRAWS // 2:
-        return None  # So many always seem to depend on each other.
-    theta = _draws(prior).double()
-    # Ranks, so that heavy tails do not look like dependence.
-    ranks = theta.argsort(dim=0).argsort(dim=0).double()
-    for values in (theta, ranks):
-        correlations = torch.atleast_2d(torch.corrcoef(values.T))
+    # More parameters always seem to depend on each other.
+    if prior.event_shape.numel() <= _NUM_DRAWS // 2:
+        correlations = torch.atleast_2d(torch.corrcoef(_draws(prior).double().T))
         if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
             return "the parameters of the prior determine each other"
     return None
@@ -114,8 +102,7 @@ def why_no_density(prior: Distribution) -> str | None:
 def finite_values(prior: Distribution) -> list[Tensor] | None:
     """Return the sorted values of each parameter where the prior's support names them.
 
-    `None` if a support is not finite (a Poisson distribution) or none of torch's
-    `boolean`, `integer_interval` and combinations of them.
+    `None` if it is not torch's `boolean`, `integer_interval` or a combination of them.
     """
     shape = getattr(prior, "event_shape", torch.Size())
     values = _values(getattr(prior, "support", None), shape.numel())
@@ -140,54 +127,53 @@ def _values(support: Any, num_columns: int) -> list[Tensor]:
 
 
 def log_normalization(prior: Distribution) -> tuple[float, float]:
-    r"""Return the logarithm of what a prior's density integrates to, and its error.
+    """Return the logarithm of what a prior's density integrates to, and its error.
 
-    A kernel density :math:`g` of draws of the prior, a little wider than the prior, is
-    the proposal: the mean of :math:`\tilde p(\theta_i) / g(\theta_i)` for
-    :math:`\theta_i \sim g` is the integral. `(0.0, 0.0)` if that is one, or cannot be
-    told from the draws (many dimensions, atoms beside a density).
+    `(0.0, 0.0)` if the density is normalized, or draws cannot tell (many dimensions,
+    atoms beside a density).
     """
+    value, error, values = 0.0, 0.0, finite_values(prior)
     with isolated_rng(_SEED):
-        values = finite_values(prior)
         if values is not None and math.prod(map(len, values)) <= _MAX_GRID:
             grid = torch.cartesian_prod(*values).reshape(-1, len(values))
             log_prob = prior.log_prob(grid.to(prior.sample(torch.Size((1,))).device))
-            total = float(torch.logsumexp(log_prob.cpu().double(), 0))
-            return (total, 0.0) if abs(total) > _NEGLIGIBLE else (0.0, 0.0)
-        if prior.event_shape.numel() > _MAX_DIM or bool(discrete_columns(prior).any()):
-            return 0.0, 0.0
-        log_weights = _log_weights(prior)
-    if log_weights is None or not torch.isfinite(log_weights.max()):
-        return 0.0, 0.0
-    ratios = (log_weights - log_weights.max()).exp()
-    effective = float(ratios.sum() ** 2 / ratios.square().sum())
-    error = math.sqrt((len(ratios) / effective - 1.0) / len(ratios))
-    value = float(log_weights.logsumexp(0)) - math.log(len(ratios))
-    is_told = effective >= _MIN_EFFECTIVE and abs(value) > max(_NEGLIGIBLE, 5.0 * error)
+            value = float(torch.logsumexp(log_prob.cpu().double(), 0))
+        elif (
+            prior.event_shape.numel() <= _MAX_DIM and not discrete_columns(prior).any()
+        ):
+            value, error = _log_integral(prior)
+    is_told = abs(value) > max(_NEGLIGIBLE, 5.0 * error)
     return (value, error) if is_told else (0.0, 0.0)
 
 
-def _log_weights(prior: Distribution) -> Tensor | None:
-    """Return log-ratios of a prior's density to that of a proposal, at its draws."""
+def _log_integral(prior: Distribution) -> tuple[float, float]:
+    """Return the logarithm of a density's integral, and its error.
+
+    The integral is the mean ratio to a kernel density of its draws, at draws of that.
+    """
     to_real: Any = to_real_numbers(prior)
     centres = to_real(draw_parameters(prior, _NUM_CENTRES)).cpu().double()
     centres = centres[torch.isfinite(centres).all(dim=-1)]
-    if len(centres) < _NUM_CENTRES // 2:
-        return None
     try:
         proposal = gaussian_kde(centres.T.numpy())
-    except LinAlgError:  # Parameters that depend on each other: nothing can be told.
-        return None
+    except (LinAlgError, ValueError):  # Too few, or they depend on each other.
+        return 0.0, 0.0
     points = proposal.resample(_NUM_POINTS, seed=_SEED)
     real = torch.from_numpy(points.T).to(prior.sample(torch.Size((1,))))
     theta = to_real.inv(real)
     inside = torch.isfinite(theta).all(dim=-1)
-    inside[inside.clone()] = within_support(prior, theta[inside])
+    inside &= within_support(prior, theta.nan_to_num())
     theta, real = theta[inside], real[inside]
     log_det = to_real.log_abs_det_jacobian(theta, real)
     log_det = log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
     log_prior = (prior.log_prob(theta) - log_det).cpu().double()
-    log_weights = torch.full((_NUM_POINTS,), -torch.inf, dtype=torch.float64)
-    log_proposal = torch.from_numpy(proposal.logpdf(points))[inside.cpu()]
-    log_weights[inside.cpu()] = log_prior - log_proposal
-    return log_weights.nan_to_num(nan=-torch.inf)
+    log_weights = log_prior - torch.from_numpy(proposal.logpdf(points))[inside.cpu()]
+    log_weights = log_weights[log_weights.isfinite()]
+    if len(log_weights) == 0:
+        return 0.0, 0.0
+    ratios = (log_weights - log_weights.max()).exp()
+    effective = float(ratios.sum() ** 2 / ratios.square().sum())
+    if effective < _MIN_EFFECTIVE:
+        return 0.0, 0.0
+    error = math.sqrt((_NUM_POINTS / effective - 1.0) / _NUM_POINTS)
+    return float(log_weights.logsumexp(0)) - math.log(_NUM_POINTS), error

@@ -1,19 +1,14 @@
-"""Random states of torch, NumPy and Python, saved and restored together.
-
-Simulators draw from any of the three. Seeded or resumed work happens inside
-`isolated_rng`, which restores the state that the caller's generators had.
-"""
+"""Random states of torch, NumPy and Python, saved and restored together."""
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["get_rng_state", "isolated_rng", "same_rng_state"]
+__all__ = ["get_rng_state", "isolated_rng"]
 
 
 def get_rng_state() -> dict[str, Any]:
@@ -42,16 +37,6 @@ def _set_rng_state(state: dict[str, Any]) -> None:
         torch.mps.set_rng_state(state["mps"][0])
 
 
-def same_rng_state(state: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two states are the same."""
-
-    def plain(state: dict[str, Any]) -> tuple[Any, ...]:
-        tensors = [state["torch"], *state.get("cuda", ()), *state.get("mps", ())]
-        return state["numpy"], state["python"], [each.tolist() for each in tensors]
-
-    return plain(state) == plain(other)
-
-
 @contextmanager
 def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
     """Run a block from a seed or a saved state, then restore the caller's state.
@@ -63,13 +48,12 @@ def isolated_rng(start: int | dict[str, Any] | None) -> Iterator[None]:
         return
     outer, outer_seed = get_rng_state(), torch.initial_seed()
     try:
-        if isinstance(start, Integral):
-            start = int(start)
+        if isinstance(start, dict):
+            _set_rng_state(start)
+        else:
             torch.manual_seed(start)
             np.random.seed(start % 2**32)
-            random.seed(start)
-        else:
-            _set_rng_state(start)
+            random.seed(int(start))
         yield
     finally:
         _set_rng_state(outer)

@@ -8,6 +8,7 @@ import torch
 
 __all__ = [
     "ConditionalEstimatorBuilder",
+    "KeepsTracker",
     "LikelihoodEstimatorTrainer",
     "check_default_dtype",
     "check_sbi_version",
@@ -18,10 +19,7 @@ _SUPPORTED_SBI = "0.27"
 
 
 def check_sbi_version(version: str) -> None:
-    """Raise an `ImportError` for another minor version than the one we support.
-
-    The trainers subclass private parts of sbi, whose meaning another may change.
-    """
+    """Refuse other minor versions: the trainers subclass private parts of sbi."""
     if version.split(".")[:2] != _SUPPORTED_SBI.split("."):
         raise ImportError(
             f"sbi_boed_plugin needs sbi {_SUPPORTED_SBI}.x, but sbi {version} is "
@@ -56,3 +54,19 @@ def check_default_dtype() -> None:
             "it keeps data in torch.float32. Call "
             "torch.set_default_dtype(torch.float32) before training."
         )
+
+
+class KeepsTracker:
+    """A trainer that is pickled with its tracker if that pickles, which sbi drops."""
+
+    _tracker: Any
+
+    def __getstate__(self) -> dict[str, Any]:
+        trainer: Any = super()
+        return {**trainer.__getstate__(), "_tracker": if_it_pickles(self._tracker)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._tracker is None:
+            trainer: Any = self
+            self._tracker = trainer._default_tracker()

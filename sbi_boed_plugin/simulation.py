@@ -1,30 +1,29 @@
 """The boundary to a user's simulator: who runs it, what fails, what comes out."""
 
+import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import (
+    CONTRACT,
     Chunk,
-    check_num_workers,
-    default_chunk_size,
-    map_chunks,
-)
-from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._simulator_calls import (
-    MOST_CHECK_CALLS,
-    NUM_CHECKED,
     assemble,
-    check_contract,
-    report_errors,
+    call_simulator,
+    check_num_workers,
+    common_width,
+    map_chunks,
     simulate_chunk,
 )
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.policies.policy import DesignPolicy
 
 __all__ = [
@@ -36,68 +35,66 @@ __all__ = [
     "vectorize",
 ]
 
+# Independent of the number of workers, so that results are, too.
+_NUM_CHUNKS = 16
+# Calls with one row, all of which raise only if one row is what a simulator cannot do.
+_NUM_ALONE = 8
+# Rows that a check takes, and that it takes at most.
+_NUM_CHECK_CALLS, _MOST_CHECK_CALLS = 1 + 2 * 3, _NUM_ALONE + 3 * 3
+# What a row may change by when the others do, relative to its column: solvers choose
+# the steps of all rows of a batch together.
+_TOLERANCE = 0.01
+
 
 @dataclass
 class CheckedSimulator:
     """A user's simulator during one public call, which checks it once.
 
-    It may get `max_calls` more rows, or any number if `None`. It gets them one by one
-    if it is made by `vectorize`, raised whenever it was checked, or has raised while
-    there is a limit.
+    It may get `max_calls` more rows. It gets them one by one if it is made by
+    `vectorize`, raised whenever it was checked, or has raised while there is a limit.
     """
 
     function: Callable[[Tensor, Tensor], Any]
-    max_calls: int | None = None
+    max_calls: float = math.inf
     is_checked: bool = False
     one_by_one: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
-            self.is_checked = self.is_checked or self.function.is_checked
+            self.is_checked |= self.function.is_checked
             self.function = self.function.function
         if not callable(self.function):
             raise TypeError(
                 f"simulator must be a function of theta and design, got "
                 f"{type(self.function).__name__}."
             )
-        if isinstance(self.function, _RowByRow):
+        if isinstance(self.function, vectorize):
             self.is_checked = self.one_by_one = True
-
-    def count(self, chunks: list[Chunk]) -> int:
-        """Subtract the rows of chunks from the limit, and return their number."""
-        num_calls = sum(chunk.num_calls for chunk in chunks)
-        if self.max_calls is not None:
-            self.max_calls -= num_calls
-            self.one_by_one |= any(chunk.error is not None for chunk in chunks)
-        return num_calls
-
-    def set_aside(self, num_calls: int) -> None:
-        """Leave some of the calls for later."""
-        if self.max_calls is not None:
-            self.max_calls = max(0, self.max_calls - num_calls)
 
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes, unless there are errors or other generators."""
-        return 0 if self.is_checked else 1 + 2 * NUM_CHECKED
+        return 0 if self.is_checked else _NUM_CHECK_CALLS
+
+    def count(self, chunks: list[Chunk]) -> int:
+        """Subtract the rows of chunks from the limit, and return their number."""
+        num_calls = sum(chunk.num_calls for chunk in chunks)
+        self.max_calls -= num_calls
+        raised = any(chunk.error is not None for chunk in chunks)
+        self.one_by_one |= raised and self.max_calls < math.inf
+        return num_calls
 
 
 Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
 
 
-@dataclass(frozen=True)
-class Simulations:
+class Simulations(NamedTuple):
     """What came out of a simulator."""
 
     x: Tensor  # Of shape (batch_dim, dim_x), NaN where it failed.
     valid: Tensor  # Rows free of NaN and infinite values, of shape (batch_dim,).
     num_calls: int  # Rows that it got, those of its check and repeated ones included.
     tried: Tensor  # Rows that the limit of calls left in, of shape (batch_dim,).
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether no row was left out."""
-        return bool(self.tried.all())
 
 
 def run_simulator(
@@ -114,10 +111,9 @@ def run_simulator(
     """Simulate one experiment per row, with copies in and copies out.
 
     With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
-    there is a single call in this process, which draws from the global generators as
-    they are. Otherwise rows go in chunks, each with a seed: results depend on the size
-    of the chunks, not on the number, kind and order of workers. Rows that raise an
-    `Exception` become NaN, unless all of them do or a gradient is kept.
+    there is a single call, which draws from the global generators as they are.
+    Otherwise rows go in chunks with seeds: results depend on the size of the chunks,
+    not on the workers. Rows that raise become NaN, unless all do or a gradient is kept.
     """
     for name, rows in (("prior", theta), ("design_policy", design)):
         if rows.dim() != 2:
@@ -128,10 +124,9 @@ def run_simulator(
     if not isinstance(simulator, CheckedSimulator):
         simulator = CheckedSimulator(simulator)
     num_calls = _check_once(simulator, theta, design, num_workers)
-    left = simulator.max_calls
-    num_rows = len(theta) if left is None else min(len(theta), left)
+    num_rows = int(min(len(theta), simulator.max_calls))
     one_call = keep_gradient or (num_workers == 1 and simulation_batch_size is None)
-    chunk_size = simulation_batch_size or default_chunk_size(num_rows)
+    chunk_size = simulation_batch_size or max(1, -(-num_rows // _NUM_CHUNKS))
     num_chunks = 1 if one_call else max(1, -(-num_rows // chunk_size))
     simulate = partial(
         simulate_chunk,
@@ -139,7 +134,7 @@ def run_simulator(
         one_by_one=simulator.one_by_one,
         keep_gradient=keep_gradient,
         # The same for all chunks, whichever is first.
-        num_repeats=None if left is None else (left - num_rows) // num_chunks,
+        max_repeats=(simulator.max_calls - num_rows) / num_chunks,
     )
     rows = theta[:num_rows], design[:num_rows]
     if one_call:
@@ -153,9 +148,7 @@ def run_simulator(
             show_progress_bar=show_progress_bar,
         )
     num_calls += simulator.count(chunks)
-    x, tried = assemble(theta, chunks, chunk_size)
-    tried[num_rows:] = False
-    report_errors(chunks, tried, warn)
+    x, tried = assemble(theta, chunks, chunk_size, num_rows, warn)
     return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried)
 
 
@@ -163,24 +156,77 @@ def _check_once(
     simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
 ) -> int:
     """Check a simulator before its first use, and return how many rows that took."""
-    left = simulator.max_calls
-    if simulator.is_checked or (left is not None and left < MOST_CHECK_CALLS):
+    if simulator.is_checked or simulator.max_calls < _MOST_CHECK_CALLS:
         return 0
-    # A single row is checked beside copies of itself.
-    num_rows = 2 if len(theta) == 2 else NUM_CHECKED
-    # First, last and between, since neighbours may share a design.
-    rows = torch.linspace(0, len(theta) - 1, num_rows).round().long()
+    # The second one is checked beside others, which may share a design if next to it.
+    rows = [0, len(theta) - 1, (len(theta) - 1) // 2]
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
         chunks = map_chunks(
-            partial(check_contract, simulator.function),
+            partial(_check_contract, simulator.function),
             theta[rows].detach(),
             design[rows].detach(),
             num_workers=num_workers,
-            chunk_size=num_rows,
+            chunk_size=3,
         )
     simulator.is_checked = True
     simulator.one_by_one |= chunks[0].error is not None
     return simulator.count(chunks)
+
+
+def _check_contract(
+    simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
+) -> Chunk:
+    """Check that a simulator takes one row as well as three, and keeps rows apart.
+
+    With the same random numbers, the second row must be the same beside copies of
+    itself. A simulator that takes others cannot be compared, and is taken. Returns how
+    many rows the simulator got, and an error if each call raised.
+    """
+    alone, error, num_calls = None, None, 0
+    while alone is None and num_calls < _NUM_ALONE:
+        row = [num_calls % 3]
+        alone, error = call_simulator(simulator, theta[row], design[row])
+        num_calls += 1
+    start = get_rng_state()
+
+    def simulate(rows: list[int]) -> tuple[Tensor | None, list[float]]:
+        """Return data from the same state, and the next random numbers."""
+        with isolated_rng(start):
+            x, _ = call_simulator(simulator, theta[rows], design[rows])
+            of_torch = torch.rand((), device=theta.device).item()
+            return x, [of_torch, np.random.rand(), random.random()]
+
+    together, end = simulate([0, 1, 2])
+    if together is None:
+        return Chunk(error=error, num_calls=num_calls + 3)
+    if alone is None:
+        raise ValueError(
+            "simulator simulates several rows together, but raises for one row alone "
+            f"({error!r}). {CONTRACT}"
+        ) from error
+    changed, end_of_changed = simulate([1, 1, 1])
+    num_calls += 6
+    common_width(x for x in (alone, together, changed) if x is not None)
+    has_one_row = torch.equal(theta[0], theta[1])
+    if changed is None or end_of_changed != end or has_one_row:
+        return Chunk(num_calls=num_calls)
+    # Columns of integers, or of which rows are equal, may repeat by chance.
+    different = together[: 2 if torch.equal(theta[0], theta[2]) else 3]
+    tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
+    tells &= together.ne(together.round()).any(dim=0)
+    gaps = (changed[1] - together[1]).abs()
+    if not bool((tells & (gaps > _TOLERANCE * together.abs().amax(dim=0))).any()):
+        return Chunk(num_calls=num_calls)
+    # A row that depends on others, or noise from a generator of its own.
+    repeated, _ = simulate([0, 1, 2])
+    if repeated is not None and torch.equal(repeated, together):
+        raise ValueError(
+            "simulator mixes rows: with the same random numbers, the row of x for "
+            f"theta={theta[1].tolist()} and design={design[1].tolist()} is "
+            f"{together[1].tolist()} beside some rows and {changed[1].tolist()} beside "
+            f"others. {CONTRACT}"
+        )
+    return Chunk(num_calls=num_calls + 3)
 
 
 def simulate_for_boed(
@@ -197,27 +243,24 @@ def simulate_for_boed(
     """Draw parameters and designs and simulate them, on several workers if asked.
 
     The counterpart of sbi's `simulate_for_sbi`. The same seed and
-    `simulation_batch_size` give the same simulations with any number of workers. Those
-    are processes of this machine; inside of `with
-    joblib.parallel_config(backend="dask"):` they are those of a cluster, where only
-    random numbers of torch and NumPy are the same: dask draws from Python's `random`.
+    `simulation_batch_size` give the same simulations with any number of workers, which
+    are processes or, inside of `with joblib.parallel_config(backend="dask"):`, those of
+    a cluster. There Python's `random` differs, from which dask draws as well.
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
             of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            With several workers it has to be picklable, and gets tensors on the CPU.
-            Rows for which it raises an `Exception` become NaN; it is called again with
-            parts of the rows to find out which these are. Before that it is called with
-            one row and twice with three, to see that rows do not depend on each other.
-            For a function of one vector see :func:`vectorize`.
+            Workers get it pickled, and tensors on the CPU. Rows for which it raises an
+            `Exception` become NaN, found by calls with parts of the rows. The first
+            calls check that rows do not depend on each other. For a function of one
+            vector see :class:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
         num_simulations: Number of simulations.
         num_workers: Number of workers. 1 means this process, -1 as many as there are
             cores, `None` the `n_jobs` of `joblib.parallel_config`. A dask cluster
-            lends all of its workers to any number but 1. Threads take turns, because
-            they share the random generators.
+            lends all of its workers to any number but 1. Threads take turns.
         simulation_batch_size: Number of rows that `simulator` gets per call. If
             `None`, a sixteenth of `num_simulations`.
         seed: Seed of everything that is drawn. The global random state is left as it
@@ -225,9 +268,8 @@ def simulate_for_boed(
         show_progress_bar: Whether to show how many simulations are done.
 
     Returns:
-        Parameters of shape `(num_simulations, dim_theta)`, designs of shape
-        `(num_simulations, dim_design)` and data of shape `(num_simulations, dim_x)` in
-        single precision. Data of failed simulations are NaN:
+        Parameters, designs and data in single precision, each of shape
+        `(num_simulations, dim)`. Data of failed simulations are NaN:
         `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
@@ -240,13 +282,11 @@ def simulate_for_boed(
         >>> from sbi.utils import BoxUniform
         >>> def simulator(theta, design):
         ...     return theta * design + torch.randn_like(theta)
+        >>> prior = BoxUniform(-torch.ones(2), torch.ones(2))
+        >>> designs = BoxUniform(torch.zeros(1), torch.ones(1))
+        >>> settings = {"seed": 0, "show_progress_bar": False}
         >>> theta, design, x = simulate_for_boed(
-        ...     simulator,
-        ...     prior=BoxUniform(-torch.ones(2), torch.ones(2)),
-        ...     design_policy=BoxUniform(torch.zeros(1), torch.ones(1)),
-        ...     num_simulations=100,
-        ...     seed=0,
-        ...     show_progress_bar=False,
+        ...     simulator, prior, designs, 100, **settings
         ... )
         >>> theta.shape, design.shape, x.shape
         (torch.Size([100, 2]), torch.Size([100, 1]), torch.Size([100, 2]))
@@ -263,7 +303,7 @@ def simulate_for_boed(
         "simulation_batch_size", simulation_batch_size, 1, or_none=True
     )
     # Always chunks, so that results do not depend on the number of workers.
-    chunk_size = simulation_batch_size or default_chunk_size(num_simulations)
+    chunk_size = simulation_batch_size or -(-num_simulations // _NUM_CHUNKS)
     shape = torch.Size((num_simulations,))
     with torch.no_grad(), isolated_rng(seed):
         # Copies, since a prior or policy may keep what it returned.
@@ -280,22 +320,43 @@ def simulate_for_boed(
     return theta, design, made.x
 
 
-class _RowByRow:
-    """What `vectorize` returns."""
+class vectorize:
+    """Make a simulator of many rows from a function of one parameter vector.
+
+    The counterpart of sbi's `process_simulator`: a function from `theta` of shape
+    `(batch_dim, dim_theta)` and `design` of shape `(batch_dim, dim_design)` to `x` of
+    shape `(batch_dim, dim_x)`, which carries gradients if `simulator` does. Rows are
+    simulated one after another, or on several processes with `num_workers`; a row that
+    raises costs no other row.
+
+    Args:
+        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
+            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
+            array or a list. To run on several processes it has to be picklable.
+
+    Raises:
+        TypeError: If `simulator` is not a function.
+
+    Example:
+        >>> def decay(theta, design):
+        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
+        >>> simulator = vectorize(decay)
+        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
 
     def __init__(self, simulator: Callable[[Tensor, Tensor], Any]) -> None:
+        if not callable(simulator):
+            raise TypeError(
+                "simulator must be a function of one parameter vector and one design, "
+                f"got {type(simulator).__name__}."
+            )
         self.simulator = simulator
 
     def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Simulate rows one after another."""
         pairs = zip(theta, design, strict=True)
-        rows = [_as_vector(self.simulator(*pair), theta) for pair in pairs]
-        lengths = sorted({len(row) for row in rows})
-        if len(lengths) > 1:
-            raise ValueError(
-                f"simulator returned vectors of different lengths: {lengths}. Pad with "
-                "NaN what has not been measured."
-            )
-        return torch.stack(rows)
+        return torch.stack([_as_vector(self.simulator(*pair), theta) for pair in pairs])
 
 
 def _as_vector(x: Any, theta: Tensor) -> Tensor:
@@ -309,39 +370,3 @@ def _as_vector(x: Any, theta: Tensor) -> Tensor:
             "vector and one design, but must return a number or a vector."
         )
     return vector.reshape(-1)
-
-
-def vectorize(
-    simulator: Callable[[Tensor, Tensor], Any],
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make a simulator of many rows from a function of one parameter vector.
-
-    The counterpart of sbi's `process_simulator`. Rows are simulated one after another,
-    or on several processes with `num_workers`; a row that raises costs no other row.
-
-    Args:
-        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
-            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
-            array or a list. To run on several processes it has to be picklable.
-
-    Returns:
-        Function from `theta` of shape `(batch_dim, dim_theta)` and `design` of shape
-        `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`. It carries
-        gradients if `simulator` does.
-
-    Raises:
-        TypeError: If `simulator` is not a function.
-
-    Example:
-        >>> def decay(theta, design):
-        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
-        >>> simulator = vectorize(decay)
-        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
-        torch.Size([5, 1])
-    """
-    if not callable(simulator):
-        raise TypeError(
-            "simulator must be a function of one parameter vector and one design, got "
-            f"{type(simulator).__name__}."
-        )
-    return _RowByRow(simulator)

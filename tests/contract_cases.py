@@ -5,7 +5,7 @@ trainers is in the subclasses; the tests themselves name none of them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,6 @@ from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
     ImportanceSamplingPosteriorParameters,
     MCMCPosteriorParameters,
-    PosteriorParameters,
     RejectionPosteriorParameters,
     VIPosteriorParameters,
 )
@@ -35,34 +34,20 @@ QUIET = {"show_progress_bars": False}
 SHORT = {"max_num_epochs": 2, "training_batch_size": 50, "learning_rate": 5e-3}
 
 # Cheapest settings of each sampler; the samples need not be good ones.
-_FEW_CHAINS = {
-    "warmup_steps": 2,
-    "thin": 1,
-    "init_strategy_parameters": {"num_candidate_samples": 50},
-}
-SAMPLERS: dict[str, tuple[str, PosteriorParameters]] = {
-    "direct": ("direct", DirectPosteriorParameters()),
-    "slice_np": (
-        "mcmc",
-        MCMCPosteriorParameters(method="slice_np", num_chains=1, **_FEW_CHAINS),
+SAMPLERS = {
+    "direct": DirectPosteriorParameters(),
+    "mcmc": MCMCPosteriorParameters(
+        method="slice_np_vectorized",
+        num_chains=2,
+        warmup_steps=2,
+        thin=1,
+        init_strategy_parameters={"num_candidate_samples": 50},
     ),
-    "slice_np_vectorized": (
-        "mcmc",
-        MCMCPosteriorParameters(
-            method="slice_np_vectorized", num_chains=2, **_FEW_CHAINS
-        ),
+    "rejection": RejectionPosteriorParameters(
+        num_samples_to_find_max=100, num_iter_to_find_max=2
     ),
-    "rejection": (
-        "rejection",
-        RejectionPosteriorParameters(
-            num_samples_to_find_max=100, num_iter_to_find_max=2
-        ),
-    ),
-    "vi": ("vi", VIPosteriorParameters(q="gaussian")),
-    "importance": (
-        "importance",
-        ImportanceSamplingPosteriorParameters(oversampling_factor=4),
-    ),
+    "vi": VIPosteriorParameters(q="gaussian"),
+    "importance": ImportanceSamplingPosteriorParameters(oversampling_factor=4),
 }
 
 
@@ -81,9 +66,6 @@ class Simulations:
             return self.theta
         return torch.cat([self.theta, self.design], dim=-1)
 
-    def replace(self, **values: Tensor | None) -> "Simulations":
-        return replace(self, **values)
-
 
 def split_design(parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Move designs from the rows of parameters to those of data."""
@@ -95,7 +77,7 @@ class TrainerCase:
     """One trainer and what sbi's users may expect of it, with designs or without.
 
     Subclasses also have `log_term`, what each observation adds to the log-potential,
-    `losses` of training, and `sample_estimator` if their networks can be sampled.
+    and `losses` of training.
     """
 
     trainer: type
@@ -106,7 +88,6 @@ class TrainerCase:
     models = ("mdn", "made", "maf", "nsf", "zuko_maf", "zuko_nsf")  # by name.
     fast_model = "mdn"
     samplers = tuple(name for name in SAMPLERS if name != "direct")
-    in_potential: str  # What potentials call the network.
     renamed_defaults: dict[str, Any] = {}  # that differ from the peer's on purpose.
 
     train_kwargs: dict[str, Any] = {}  # of every training,
@@ -119,17 +100,16 @@ class TrainerCase:
     own_summary: tuple[str, ...] = ()
     own_summary_per_epoch: tuple[str, ...] = ()
 
-    condition_index: int | None  # What embedding nets see of `stored()`, if any.
-    later_rounds_by_proposal = False  # rather than by `from_round`.
-    refuses_invalid = True  # Whether invalid simulations are an error by default.
-    repeats = True  # Whether several rows are observations of the same parameters.
-    fixed_validation = True  # with the same draws each time.
+    condition_index: int | None = None  # What embedding nets see of `stored()`.
+    # Whether it is like NPE: later rounds are told by their proposal rather than by
+    # `from_round`, invalid simulations are left out by default, several rows are no
+    # observations of the same parameters, and validation draws anew each time.
+    like_npe = False
 
     def __init__(self, dim_design: int) -> None:
         self.dim_design = dim_design
         self.has_designs = dim_design > 0
         self.name = self.trainer.__name__ + ("-design" if dim_design else "")
-        self.method = self.trainer.__name__.lower()  # in sbi's simple interface.
 
     def user_builder(self, parameters: Tensor, data: Tensor) -> nn.Module:
         """A builder as users write them, with a network of sbi inside."""
@@ -150,8 +130,7 @@ class TrainerCase:
 
     def proposal(self) -> Any:
         """Where parameters of a later round come from; the loss does not ask."""
-        posterior = self.build_posterior(trained(self), "rejection")
-        return posterior.set_default_x(self.observe())
+        return self.build_posterior(trained(self)).set_default_x(self.observe())
 
     def simulator(self, theta: Tensor, design: Tensor | None = None) -> Tensor:
         """Noisy data of another size than the parameters; a design scales them."""
@@ -159,12 +138,9 @@ class TrainerCase:
         mean = torch.cat([theta * scale, theta.sum(dim=-1, keepdim=True)], dim=-1)
         return mean + 0.3 * torch.randn_like(mean)
 
-    def simulate(
-        self, num_simulations: int = 200, theta: Tensor | None = None
-    ) -> Simulations:
+    def simulate(self, num: int = 200, theta: Tensor | None = None) -> Simulations:
         """Simulations at parameters from the prior, or at given ones."""
-        if theta is None:
-            theta = self.prior().sample((num_simulations,))
+        theta = self.prior().sample((num,)) if theta is None else theta
         design = None
         if self.has_designs:
             design = 0.5 + 1.5 * torch.rand(len(theta), self.dim_design)
@@ -184,15 +160,24 @@ class TrainerCase:
         return self.trainer(kwargs.pop("prior", self.prior()), **kwargs)
 
     def append(
-        self, trainer: Any, simulations: Simulations, proposal: Any = None, **kwargs
+        self,
+        trainer: Any,
+        simulations: Simulations,
+        proposal: Any = None,
+        in_one_row: bool = False,
+        **kwargs: Any,
     ) -> Any:
-        if simulations.design is not None:
+        """Store simulations, with designs as ours take them or as sbi's own do."""
+        theta, x = simulations.theta, simulations.x
+        if in_one_row:
+            theta, x = self.stored(simulations)
+        elif simulations.design is not None:
             kwargs["design"] = simulations.design
-        if self.later_rounds_by_proposal:
+        if self.like_npe:
             if kwargs.pop("from_round", 0) and proposal is None:
                 proposal = self.proposal()
             kwargs["proposal"] = proposal
-        return trainer.append_simulations(simulations.theta, simulations.x, **kwargs)
+        return trainer.append_simulations(theta, x, **kwargs)
 
     def train(self, trainer: Any, **kwargs: Any) -> Any:
         """Train shortly, and return the estimator."""
@@ -200,15 +185,20 @@ class TrainerCase:
             kwargs = {**self.train_again, **kwargs}
         return trainer.train(**{**SHORT, **self.train_kwargs, **kwargs})
 
+    def trainer_of(self, num: int = 60, model: Any = None, **kwargs: Any) -> Any:
+        """A trainer of its own, trained shortly."""
+        trainer = self.append(self.make(model), self.simulate(num))
+        self.train(trainer, **kwargs)
+        return trainer
+
     def build_posterior(
         self, trainer: Any, sampler: str = "rejection", num_designs: int = 1
     ) -> Any:
         """Posterior at as many designs, with the cheapest settings."""
-        sample_with, parameters = SAMPLERS[sampler]
-        num_designs = num_designs if self.repeats else 1
+        num_designs = 1 if self.like_npe else num_designs
         kwargs = {"design": self.designs(num_designs)} if self.has_designs else {}
         return trainer.build_posterior(
-            sample_with=sample_with, posterior_parameters=parameters, **kwargs
+            sample_with=sampler, posterior_parameters=SAMPLERS[sampler], **kwargs
         )
 
     def observe(self, num_rows: int = 1) -> Tensor:
@@ -221,7 +211,6 @@ class NLEInceCase(TrainerCase):
     trainer, peer = NLE_INCE, NLE
     builder = staticmethod(likelihood_nn)
     condition_index = 0
-    in_potential = "likelihood_estimator"
     renamed_defaults = {"algorithm": "NLE_INCE"}
     as_peer = {"num_contrastive": 0, "regularization_strength": 1.0}
     objective = {"regularization_strength": 0.5}
@@ -229,9 +218,6 @@ class NLEInceCase(TrainerCase):
 
     def stored(self, simulations):
         return simulations.parameters, simulations.x
-
-    def sample_estimator(self, estimator, parameters, x):
-        return estimator.sample(torch.Size((3,)), condition=parameters)
 
     def log_term(self, estimator, parameters, x):
         return estimator.log_prob(x.unsqueeze(0), condition=parameters)[0]
@@ -245,21 +231,13 @@ class NPEGklCase(TrainerCase):
     builder = staticmethod(posterior_nn)
     condition_index = 1
     samplers = tuple(SAMPLERS)
-    in_potential = "posterior_estimator"
     train_kwargs = {"energy": EnergyConfig(max_num_epochs=3)}
     train_again = {"force_first_round_loss": True}
     as_peer = {"energy": EnergyConfig(max_num_epochs=1)}
     objective = {"training": "joint"}
     own_summary = ("energy_epochs_trained", "energy_gain", "energy_gain_standard_error")
     own_summary_per_epoch = ("energy_training_loss", "energy_validation_loss")
-    later_rounds_by_proposal = True
-    refuses_invalid = False
-    repeats = False
-    fixed_validation = False  # As that of its peer, which draws validation rows anew.
-
-    def sample_estimator(self, estimator, parameters, x):
-        _, data = split_design(parameters, x)
-        return estimator.sample(torch.Size((3,)), condition=data)
+    like_npe = True
 
     def log_term(self, estimator, parameters, x):
         """Unnormalized, as potentials are, and without the prior."""
@@ -268,7 +246,7 @@ class NPEGklCase(TrainerCase):
         return log_prob - estimator.prior.log_prob(theta)
 
     def losses(self, trainer, new):
-        return trainer._stage.hybrid.loss(*self.stored(new))
+        return trainer._hybrid.loss(*self.stored(new))
 
     def trained_by_sbi(self, estimator):
         return estimator.base
@@ -280,9 +258,7 @@ class NREGklCase(TrainerCase):
     estimator_argument = "classifier"
     models = ("linear", "mlp", "resnet")
     fast_model = "mlp"
-    in_potential = "ratio_estimator"
     renamed_defaults = {"algorithm": "NRE_GKL"}
-    condition_index = None
     user_options = {}
 
     def log_term(self, estimator, parameters, x):
@@ -327,15 +303,13 @@ def trained(case: TrainerCase) -> Any:
     """A trained trainer to build posteriors from; tests must not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        trainer = case.append(case.make(), case.simulate(300))
-        case.train(trainer, max_num_epochs=10)
-    return trainer
+        return case.trainer_of(300, max_num_epochs=10)
 
 
 def trained_estimator(case: TrainerCase) -> Any:
     """The network of the trained trainer."""
     trainer = trained(case)
-    return trainer._stage.hybrid if case.trainer is NPE_GKL else trainer._neural_net
+    return trainer._hybrid if case.trainer is NPE_GKL else trainer._neural_net
 
 
 def seed_everything(seed: int = 0) -> None:

@@ -42,14 +42,7 @@ aten = torch.ops.aten
 CPU, META = torch.device("cpu"), torch.device("meta")
 READ_AS = {torch.float32: 1.0, torch.bool: True, torch.int64: 0}
 # Copies, and rows that are chosen by indices on the CPU.
-MAY_MIX = (
-    aten.copy_.default,
-    aten._to_copy.default,
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    aten._index_put_impl_.default,
-)
+MAY_MIX = ["copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_"]
 
 
 class OnDevice(TorchDispatchMode):
@@ -69,7 +62,7 @@ class OnDevice(TorchDispatchMode):
         if func is aten._to_copy.default and there and kwargs.get("device") == CPU:
             dtype = kwargs.get("dtype") or args[0].dtype
             return torch.ones(args[0].shape, dtype=dtype)
-        if there and func not in MAY_MIX:
+        if there and func.__name__.split(".")[0] not in MAY_MIX:
             here = [t for t in given if not t.is_meta and t.dim() > 0]
             assert not here, f"{func} got tensors of two devices."
         if there and func is aten.unique_dim.default:  # All rows are different.
@@ -101,17 +94,6 @@ def on_device(*shape):
     return torch.empty(shape, device=META)
 
 
-def test_the_helper_finds_what_fails_on_such_a_device():
-    with OnDevice():
-        assert on_device(3).sum().item() == 1.0
-        assert on_device(3).cpu().double().sum() == 3.0
-        assert on_device(3).to("cpu", torch.float64).dtype == torch.float64
-        with pytest.raises(AssertionError, match="float64"):
-            on_device(3).double()
-        with pytest.raises(AssertionError, match="two devices"):
-            on_device(3) + torch.ones(3)
-
-
 SCALED = AffineTransform(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
 TRANSFORMS = [
     SCALED,
@@ -125,8 +107,7 @@ TRANSFORMS = [
 def test_a_moved_transform_is_the_same_elsewhere(transform):
     value = torch.rand(4, 3 if isinstance(transform, CatTransform) else 2) + 0.5
     double = move_transform(transform, Tensor.double)
-    torch.testing.assert_close(double(value).float(), transform(value))
-    assert double(value).dtype == torch.float64
+    torch.testing.assert_close(double(value), transform(value).double())
     torch.testing.assert_close(double.inv(double(value)), value.double())
     assert transform(value).dtype == torch.float32, "the original has changed"
     assert move_transform(identity_transform, Tensor.double) is identity_transform
@@ -158,9 +139,8 @@ def test_a_transform_that_is_a_module_stays_the_same_object():
     network = likelihood_nn("mdn")(torch.randn(50, 1), torch.randn(50, 1))
     estimator = TransformedEstimator(network, learned).double()
     assert estimator.input_transform is learned
-    assert learned.loc.dtype == torch.float64 and "input_transform.loc" in dict(
-        estimator.named_parameters()
-    )
+    assert learned.loc.dtype == torch.float64
+    assert any(each is learned.loc for each in estimator.parameters())
 
 
 @pytest.mark.parametrize("build", [transformed_likelihood_nn, transformed_posterior_nn])

@@ -3,22 +3,7 @@
 import pytest
 import torch
 from sbi.utils import BoxUniform, MultipleIndependent
-from torch.distributions import (
-    Bernoulli,
-    Cauchy,
-    Dirichlet,
-    Exponential,
-    Gamma,
-    HalfCauchy,
-    Independent,
-    LogNormal,
-    MixtureSameFamily,
-    MultivariateNormal,
-    Normal,
-    Poisson,
-    StudentT,
-)
-from torch.distributions.categorical import Categorical
+from torch import distributions as td
 
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin._prior import (
@@ -31,16 +16,16 @@ from tests.oracles import WithConstant
 
 
 def independent(distribution):
-    return Independent(distribution, 1)
+    return td.Independent(distribution, 1)
 
 
 def joint(*parts):
     return MultipleIndependent(list(parts), validate_args=False)
 
 
-BOX, COIN = BoxUniform(torch.zeros(1), torch.ones(1)), Bernoulli(torch.ones(1) / 2)
+BOX, COIN = BoxUniform(torch.zeros(1), torch.ones(1)), td.Bernoulli(torch.ones(1) / 2)
 MODES = independent(
-    Normal(
+    td.Normal(
         torch.tensor([[-10.0, 0.0], [0.0, 5.0], [10.0, 0.0]]),
         torch.tensor([[0.1], [1.0], [0.3]]),
     )
@@ -50,16 +35,16 @@ DENSITIES = {
     "box": (BoxUniform(torch.zeros(2), torch.ones(2)), True),
     "box10": (BoxUniform(torch.zeros(10), torch.ones(10)), True),
     "tiny": (BoxUniform(torch.zeros(2), torch.full((2,), 1e-12)), True),
-    "normal5": (MultivariateNormal(torch.zeros(5), torch.eye(5)), True),
-    "normal20": (MultivariateNormal(torch.zeros(20), torch.eye(20)), True),
-    "half_cauchy": (independent(HalfCauchy(torch.ones(1))), True),
-    "cauchy": (independent(Cauchy(torch.zeros(2), 1.0)), False),
-    "student": (independent(StudentT(torch.full((2,), 1.5))), True),
-    "log_normal": (independent(LogNormal(torch.zeros(2), 2.0)), True),
-    "exponential": (independent(Exponential(torch.ones(3))), True),
-    "gamma": (independent(Gamma(torch.full((2,), 0.1), 1.0)), True),
-    "mixture": (MixtureSameFamily(Categorical(torch.ones(3)), MODES), False),
-    "multiple": (joint(BOX, Gamma(torch.ones(1), 1.0)), True),
+    "normal5": (td.MultivariateNormal(torch.zeros(5), torch.eye(5)), True),
+    "normal20": (td.MultivariateNormal(torch.zeros(20), torch.eye(20)), True),
+    "half_cauchy": (independent(td.HalfCauchy(torch.ones(1))), True),
+    "cauchy": (independent(td.Cauchy(torch.zeros(2), 1.0)), False),
+    "student": (independent(td.StudentT(torch.full((2,), 1.5))), True),
+    "log_normal": (independent(td.LogNormal(torch.zeros(2), 2.0)), True),
+    "exponential": (independent(td.Exponential(torch.ones(3))), True),
+    "gamma": (independent(td.Gamma(torch.full((2,), 0.1), 1.0)), True),
+    "mixture": (td.MixtureSameFamily(td.Categorical(torch.ones(3)), MODES), False),
+    "multiple": (joint(BOX, td.Gamma(torch.ones(1), 1.0)), True),
     **{name: (tasks.get_task(name).prior, True) for name in tasks.available_tasks()},
 }
 
@@ -75,27 +60,27 @@ def test_the_constant_of_a_density(name):
 
 
 def test_a_constant_of_probabilities_is_a_sum():
-    prior = independent(Bernoulli(torch.full((3,), 0.3)))
+    prior = independent(td.Bernoulli(torch.full((3,), 0.3)))
     assert log_normalization(prior) == (0.0, 0.0)
     assert log_normalization(WithConstant(prior, 0.7))[0] == pytest.approx(0.7)
 
 
 def test_kinds_of_parameters():
-    mixed, poisson = joint(BOX, COIN), independent(Poisson(torch.ones(1)))
+    mixed, poisson = joint(BOX, COIN), independent(td.Poisson(torch.ones(1)))
     assert discrete_columns(mixed).tolist() == [False, True]
     assert discrete_columns(poisson).tolist() == [True]
     assert finite_values(mixed) is finite_values(poisson) is None
     both = finite_values(joint(COIN, COIN))
     assert [values.tolist() for values in both] == [[0.0, 1.0]] * 2
-    dice = independent(Categorical(torch.ones(2, 6)))
+    dice = independent(td.Categorical(torch.ones(2, 6)))
     assert [len(values) for values in finite_values(dice)] == [6, 6]
 
 
 def test_parameters_without_a_density():
     for prior, _ in DENSITIES.values():
         assert why_no_density(prior) is None
-    assert "determine each other" in why_no_density(Dirichlet(torch.ones(3)))
-    assert "[0, 1]" in why_no_density(independent(Poisson(torch.ones(2))))
+    assert "determine each other" in why_no_density(td.Dirichlet(torch.ones(3)))
+    assert "[0, 1]" in why_no_density(independent(td.Poisson(torch.ones(2))))
     assert why_no_density(BoxUniform(torch.zeros(300), torch.ones(300))) is None
 
     class WithAtom(BoxUniform):

@@ -1,5 +1,6 @@
 """Simulations on workers: the same numbers everywhere, and failures that cost a row."""
 
+import math
 import os
 import random
 import threading
@@ -13,8 +14,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch.distributions import Uniform
 
-from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
-from sbi_boed_plugin._parallel import _draw_seeds
+from sbi_boed_plugin import TruncatedNormalPolicy
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.simulation import (
     CheckedSimulator,
@@ -27,14 +27,13 @@ from tests.trainers.cases import message
 PRIOR = BoxUniform(-2 * torch.ones(2), 2 * torch.ones(2))
 POLICY = TruncatedNormalPolicy(torch.tensor([0.5]), torch.tensor([2.0]))
 WORKERS = {"num_workers": 2, "simulation_batch_size": 8}
+UNSENDABLE = {"simulator": vectorize(threading.Lock().acquire), **WORKERS}
 BAD = [3, 17, 18, 40]
 
 
 def noisy(theta, design):
     """Noise from every generator that a simulator may use."""
-    noise = torch.randn(len(theta), 1) + torch.from_numpy(
-        np.random.randn(len(theta), 1)
-    )
+    noise = torch.tensor(np.random.randn(len(theta), 1)) + torch.randn(len(theta), 1)
     return torch.cat([theta * design, noise + random.random()], dim=1)
 
 
@@ -54,6 +53,10 @@ def raises_for_negative(theta, design):
     if (theta[:, 0] < 0).any():
         raise ZeroDivisionError("negative rate")
     return echo(theta, design)
+
+
+def nan_for_negative(theta, design):
+    return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
 
 
 def simulate(simulator=noisy, num_workers=1, prior=PRIOR, policy=POLICY, **kwargs):
@@ -84,30 +87,22 @@ def assert_only_bad_rows_are_missing(made, theta, design):
 # --- The same numbers -----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def reference():
-    return simulate()
-
-
 @pytest.mark.parametrize(
     "backend, num_workers", [("loky", 1), ("loky", 2), ("loky", None), ("threading", 2)]
 )
-def test_a_seed_gives_the_same_with_any_workers(reference, backend, num_workers):
-    before = global_states()
-    with joblib.parallel_config(backend=backend):
-        results = simulate(noisy, num_workers)
-    assert all(map(torch.equal, results, reference))
-    assert global_states() == before
-
-
-def test_the_order_of_the_workers_does_not_matter(reference):
+def test_a_seed_gives_the_same_with_any_workers(backend, num_workers):
+    reference = simulate()
     first = reference[0][0, 0]
 
-    def slow_at_first(theta, design):
+    def slow_at_first(theta, design):  # Later chunks are done before the first.
         time.sleep(0.2 * bool(theta[0, 0] == first))
         return noisy(theta, design)
 
-    assert all(map(torch.equal, simulate(slow_at_first, 2), reference))
+    before = global_states()
+    with joblib.parallel_config(backend=backend):
+        results = simulate(slow_at_first, num_workers)
+    assert all(map(torch.equal, results, reference))
+    assert global_states() == before
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -115,39 +110,56 @@ def test_no_noise_is_used_twice(num_workers):
     settings = {"num_workers": num_workers, "simulation_batch_size": 1, "seed": None}
     x = torch.cat([simulate(**settings)[2] for _ in range(2)])
     assert len(x[:, 2].unique()) == len(x) == 100
-    seeds = _draw_seeds(100_000)
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**32 for seed in seeds)
-
-
-def test_one_worker_is_one_plain_call():
-    theta, design = rows()
-    torch.manual_seed(1)
-    made = run_simulator(lambda t, d: t + torch.randn_like(t), theta, design)
-    torch.manual_seed(1)
-    assert torch.equal(made.x, theta + torch.randn_like(theta))
 
 
 # --- What the caller gets -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [POLICY, BoxUniform(torch.zeros(3), torch.ones(3))])
-def test_rows_belong_together(policy):
-    theta, design, x = simulate(echo, policy=policy)
+class Storage(BoxUniform):
+    """A distribution that returns the same tensor at each draw."""
+
+    def sample(self, sample_shape=torch.Size()):
+        if not hasattr(self, "kept"):
+            self.kept = super().sample(torch.Size((100,)))
+        draw = self.kept[: torch.Size(sample_shape).numel()]
+        return draw.copy_(super().sample(sample_shape))
+
+
+@pytest.mark.parametrize("policy", [POLICY, Storage(torch.zeros(3), torch.ones(3))])
+def test_rows_belong_together_and_what_is_returned_is_copied(policy):
+    prior = Storage(torch.zeros(2), torch.ones(2))
+    theta, design, x = simulate(echo, prior=prior, policy=policy)
+    prior.sample((50,)), policy.sample((50,))
     assert torch.equal(x, echo(theta, design))
     assert not design.requires_grad and design.dtype == torch.float32
-    assert POLICY.support.check(design).all() or policy is not POLICY
+    theta = draw_parameters(prior, 50)
+    before = theta.clone()
+    prior.sample((50,))
+    assert torch.equal(theta, before)
 
 
-def test_failed_rows_can_be_left_out(tracker):
-    with pytest.warns(UserWarning, match="simulations raised an error"):
-        theta, design, x = simulate(raises_for_negative, num_workers=2)
-    assert torch.equal(x.isnan().any(dim=1), theta[:, 0] < 0)
-    inference = NLE_INCE(PRIOR, "mdn", tracker=tracker, show_progress_bars=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        inference.append_simulations(theta, x, design=design, exclude_invalid_x=True)
-        inference.train(max_num_epochs=1)
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("batch_size", [None, 1, 7])
+def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
+    buffer = torch.zeros(100, 3)
+
+    def in_place(theta, design):
+        out = buffer[: len(theta)]
+        out.copy_(torch.cat([theta, design], dim=1))
+        theta.mul_(2.0), design.add_(10.0)
+        return out
+
+    settings = {"num_workers": num_workers, "simulation_batch_size": batch_size}
+    with joblib.parallel_config(backend="threading"):  # Threads share the buffer.
+        changed, kept = (simulate(f, **settings) for f in (in_place, echo))
+    assert all(map(torch.equal, changed, kept))
+
+
+def test_simulators_may_write_to_what_joblib_maps_into_memory():
+    theta = torch.zeros(200_000, 3)
+    settings = {"num_workers": 2, "simulation_batch_size": 10**5}
+    x = run_simulator(lambda t, d: t.add_(1.0), theta, theta, **settings).x
+    assert x.eq(1.0).all() and theta.eq(0.0).all()
 
 
 @pytest.mark.parametrize(
@@ -167,21 +179,9 @@ def test_data_have_the_precision_and_device_of_theta(to, kwargs):
     assert made.x.device == made.valid.device == theta.device
 
 
-def test_simulators_may_write_to_what_they_get():
-    theta = torch.zeros(200_000, 3)  # large enough for joblib to map it into memory.
-    settings = {"num_workers": 2, "simulation_batch_size": 10**5}
-    x = run_simulator(lambda t, d: t.add_(1.0), theta, theta, **settings).x
-    assert x.eq(1.0).all() and theta.eq(0.0).all()
-
-
-def test_workers_do_not_compete_for_cores():
-    num_threads = torch.get_num_threads()
-
-    def count(theta, design):
-        return torch.full((len(theta), 1), torch.get_num_threads())
-
-    assert run_simulator(count, *rows(), num_workers=joblib.cpu_count()).x.eq(1).all()
-    assert torch.get_num_threads() == num_threads
+def test_progress_counts_rows(capsys):
+    simulate(num_workers=2, show_progress_bar=True)
+    assert "50/50" in capsys.readouterr().err
 
 
 # --- Failures -------------------------------------------------------------------------
@@ -206,16 +206,9 @@ def test_rows_that_raise_are_the_only_ones_missing(simulator, kwargs):
     assert caught[0].filename != run_simulator.__code__.co_filename
     assert_only_bad_rows_are_missing(made, theta, design)
     assert (made.num_calls == 50) == (simulator is not raises_for_negative)
-
-
-def test_nan_rows_are_invalid_without_a_warning():
-    def nan_for_negative(theta, design):
-        return torch.where(theta[:, :1] < 0, torch.nan, echo(theta, design))
-
-    theta, design = rows(BAD)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = run_simulator(nan_for_negative, theta, design, **WORKERS)
+        made = run_simulator(nan_for_negative, theta, design, **kwargs)
     assert_only_bad_rows_are_missing(made, theta, design)
 
 
@@ -254,6 +247,7 @@ def test_errors_arrive_as_text_or_where_a_gradient_is_kept_as_they_are():
         run_simulator(raises_for_negative, *rows(BAD), keep_gradient=True)
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize(
     "wrong, size, error, parts",
     [
@@ -263,7 +257,6 @@ def test_errors_arrive_as_text_or_where_a_gradient_is_kept_as_they_are():
     ],
     ids=["shape", "type", "width"],
 )
-@pytest.mark.parametrize("num_workers", [1, 2])
 def test_nonsense_is_refused_rather_than_counted(
     wrong, size, error, parts, num_workers
 ):
@@ -271,25 +264,15 @@ def test_nonsense_is_refused_rather_than_counted(
         simulate(wrong, num_workers, simulation_batch_size=size)
 
 
-def test_simulators_that_cannot_be_sent_are_refused():
-    lock = threading.Lock()
-
-    def locked(theta, design):
-        with lock:
-            return theta
-
-    with pytest.raises(TypeError, match=message("simulator", "num_workers=1")):
-        simulate(locked, num_workers=2)
-    simulate(locked)
-
-
 @pytest.mark.parametrize(
     "wrong, error, parts",
     [
         ({"num_workers": 0}, ValueError, ("num_workers=0", "-1", "None")),
-        ({"num_workers": 1.5}, ValueError, ("num_workers=1.5",)),
-        ({"simulation_batch_size": 0}, ValueError, ("simulation_batch_size=0",)),
-        ({"num_simulations": 0}, ValueError, ("num_simulations=0", "at least 1")),
+        (
+            {"simulator": vectorize(threading.Lock().acquire), **WORKERS},
+            TypeError,
+            ("num_workers=1",),
+        ),
         ({"policy": "box"}, TypeError, ("design_policy", "got str", "Policy(")),
         ({"policy": Uniform(0.0, 1.0)}, ValueError, ("(9,)", "Independent")),
         ({"prior": Uniform(0.0, 1.0)}, ValueError, ("prior", "(9,)", "Independent")),
@@ -297,12 +280,7 @@ def test_simulators_that_cannot_be_sent_are_refused():
 )
 def test_arguments_that_make_no_sense(wrong, error, parts):
     with pytest.raises(error, match=message(*parts)):
-        simulate(echo, **{"num_simulations": 9, **wrong})
-
-
-def test_progress_counts_rows(capsys):
-    simulate(num_workers=2, show_progress_bar=True)
-    assert "50/50" in capsys.readouterr().err
+        simulate(**{"num_simulations": 9, **wrong})
 
 
 # --- What a simulator promises --------------------------------------------------------
@@ -354,6 +332,12 @@ def rejects(theta, design):
     return x + design
 
 
+def unlucky(theta, design):
+    if random.random() < 0.3:
+        raise RuntimeError("diverged")
+    return theta * design
+
+
 RIGHT = {
     "own generator": own_generator(lambda u, mean: mean + u),
     "own generator, yes or no": own_generator(lambda u, mean: (u < 0.5).float()),
@@ -362,27 +346,16 @@ RIGHT = {
     "common noise": lambda t, d: t * d + torch.randn(2),
     "count": lambda t, d: torch.poisson(t.abs() * d),
     "steps for all rows": lambda t, d: t * d * (1 + 1e-4 * t.max()),
+    "raises by chance": unlucky,
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*raised an error")
 @pytest.mark.parametrize("name", RIGHT)
 def test_simulators_of_rows_are_taken_whatever_their_noise(name):
     for seed in range(20):
-        simulate(RIGHT[name], seed=seed, num_simulations=20)
-
-
-@pytest.mark.filterwarnings("ignore:.*raised an error")
-def test_simulators_that_often_raise_by_chance_are_taken():
-    def unlucky(theta, design):
-        if random.random() < 0.3:
-            raise RuntimeError("diverged")
-        return theta * design
-
-    for seed in range(20):
-        theta, design, x = simulate(unlucky, seed=seed)
-        valid = x.isfinite().all(dim=1)
-        assert valid.any()
-        assert torch.equal(x[valid], (theta * design)[valid])
+        x = simulate(RIGHT[name], seed=seed, num_simulations=20)[2]
+        assert x.isfinite().all() or name == "raises by chance"
 
 
 @pytest.mark.filterwarnings("ignore:.*raised an error")
@@ -443,57 +416,16 @@ def test_vectorized_functions_may_return_a_number_and_run_on_workers():
         vectorize(3)
 
 
-# --- Values that are changed in place -------------------------------------------------
-
-
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("batch_size", [None, 1, 7])
-def test_what_a_simulator_changes_is_its_own(num_workers, batch_size):
-    buffer = torch.zeros(100, 3)
-
-    def in_place(theta, design):
-        out = buffer[: len(theta)]
-        out.copy_(torch.cat([theta, design], dim=1))
-        theta.mul_(2.0), design.add_(10.0)
-        return out
-
-    settings = {"num_workers": num_workers, "simulation_batch_size": batch_size}
-    with joblib.parallel_config(backend="threading"):  # Threads share the buffer.
-        changed, kept = (simulate(f, **settings) for f in (in_place, echo))
-    assert all(map(torch.equal, changed, kept))
-
-
-class Storage(BoxUniform):
-    """A distribution that returns the same tensor at each draw."""
-
-    def sample(self, sample_shape=torch.Size()):
-        if not hasattr(self, "kept"):
-            self.kept = super().sample(torch.Size((100,)))
-        draw = self.kept[: torch.Size(sample_shape).numel()]
-        return draw.copy_(super().sample(sample_shape))
-
-
-def test_what_priors_and_policies_return_is_copied():
-    prior = Storage(torch.zeros(2), torch.ones(2))
-    policy = Storage(torch.zeros(1), torch.ones(1))
-    theta, design, x = simulate(echo, prior=prior, policy=policy)
-    prior.sample((50,)), policy.sample((50,))
-    assert torch.equal(x, echo(theta, design))
-    theta = draw_parameters(prior, 50)
-    before = theta.clone()
-    prior.sample((50,))
-    assert torch.equal(theta, before)
-
-
 # --- What is counted ------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*raised an error")
-@pytest.mark.parametrize("max_calls", [None, 0, 5, 20, 50, 60, 100, 300])
+@pytest.mark.parametrize("max_calls", [math.inf, 0, 5, 20, 50, 60, 100, 300])
 @pytest.mark.parametrize("batch_size", [None, 7])
 @pytest.mark.parametrize("limit", [0.5, 0.95, 2.0])
+@pytest.mark.parametrize("one_by_one", [False, True])
 def test_the_calls_that_are_counted_are_the_calls_that_are_made(
-    max_calls, batch_size, limit
+    max_calls, batch_size, limit, one_by_one
 ):
     torch.manual_seed(0)
     theta, design, sizes = torch.rand(50, 2), torch.rand(50, 1), []
@@ -504,23 +436,15 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
             raise RuntimeError("the solver diverged")
         return echo(theta, design)
 
-    simulator = CheckedSimulator(diverges, max_calls)
+    simulator = CheckedSimulator(diverges, max_calls, one_by_one, one_by_one)
     made = run_simulator(simulator, theta, design, simulation_batch_size=batch_size)
-    assert made.num_calls == sum(sizes)
-    assert max_calls is None or made.num_calls <= max_calls
+    assert made.num_calls == sum(sizes) <= max_calls
     works = (theta <= limit).all(dim=1)
     assert not (made.valid & ~works).any()
-    if made.is_complete:
+    if made.tried.all():
         assert torch.equal(made.valid, works)
-    assert made.is_complete or max_calls is not None
-    if max_calls == 300 and batch_size is None:
-        assert made.is_complete
-
-
-def test_a_vectorized_simulator_without_calls_left_is_not_called():
-    simulator = CheckedSimulator(vectorize(raises(RuntimeError)), max_calls=0)
-    made = run_simulator(simulator, *rows())
-    assert made.num_calls == 0 and not made.tried.any()
+    else:
+        assert max_calls < (300 if batch_size is None else math.inf)
 
 
 # --- A cluster ------------------------------------------------------------------------
@@ -544,14 +468,18 @@ def cluster(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_dask_cluster_gives_the_same():
+def test_a_dask_cluster_gives_the_same_unless_there_is_one_worker():
     def slow(theta, design):
         time.sleep(0.1)
         noise = torch.from_numpy(np.random.randn(len(theta), 1))
-        return theta * design + torch.randn_like(theta) + noise
+        process = torch.full((len(theta), 1), os.getpid())
+        return torch.cat([theta * design + torch.randn_like(theta) + noise, process], 1)
 
-    here, there = (simulate(slow, num_workers) for num_workers in (1, 2))
-    assert all(map(torch.equal, here, there))
+    here, *there = (simulate(slow, num_workers)[2] for num_workers in (1, 2, None))
+    assert here[:, 2].eq(os.getpid()).all()
+    for x in there:
+        assert torch.equal(here[:, :2], x[:, :2])
+        assert not x[:, 2].eq(os.getpid()).any()
 
 
 @pytest.mark.usefixtures("cluster")
@@ -563,13 +491,3 @@ def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     with pytest.raises(KeyboardInterrupt, match="stop"):
         simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
     simulate(num_workers=2)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_dask_cluster_is_used_unless_there_is_one_worker():
-    def process(theta, design):
-        return torch.full((len(theta), 1), os.getpid())
-
-    assert simulate(process, num_workers=1)[2].eq(os.getpid()).all()
-    for num_workers in (None, 2):
-        assert not simulate(process, num_workers)[2].eq(os.getpid()).any()

@@ -30,10 +30,12 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle
+import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin._parallel import describe_error, one_thread
+from sbi_boed_plugin._parallel import describe_error
 from sbi_boed_plugin._results import finite_or_none
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._versions import installed_versions
@@ -267,13 +269,14 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.environ.update(environment)
+    torch.set_num_threads(1)  # Several per process would fight over the cores.
     settings = json.loads(job)
     found: dict[str, Any] = {}
     output = io.StringIO()
     connection.send(None)
     started = time.monotonic()
     with (
-        one_thread(),
+        threadpool_limits(limits=1),
         isolated_rng(settings.get("seed")),
         warnings.catch_warnings(record=True) as caught,
         contextlib.redirect_stdout(output),

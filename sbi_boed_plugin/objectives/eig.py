@@ -45,7 +45,7 @@ from sbi_boed_plugin.objectives._eig_terms import (
     Problem,
     check_estimators,
 )
-from sbi_boed_plugin.simulation import run_simulator
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
 
 __all__ = [
     "LOWER_BOUNDS",
@@ -232,7 +232,8 @@ def simulate_design(
     """
     theta = draw_parameters(prior, num_samples)
     # Under a limit calls are small: an error in a large one could use up the budget.
-    is_limited = getattr(simulator, "max_calls", None) is not None
+    is_checked = isinstance(simulator, CheckedSimulator)
+    is_limited = is_checked and simulator.max_calls < math.inf
     made = run_simulator(
         simulator,
         theta,

@@ -40,18 +40,15 @@ def run_search(
     num_checks = 0 if config.num_steps else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
-    left = 0
-    if budget is not None:
-        if optimizer.rehearsed is None:
-            optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
-        left = budget - progress.num_spent
-        simulator.max_calls = left
+    if budget is not None and optimizer.rehearsed is None:
+        optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
+    left = math.inf if budget is None else budget - progress.num_spent
+    simulator.max_calls = left
     networks = optimizer.networks
     assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
     if config.method == "multi_start":
-        if budget is not None:
-            simulator.max_calls = max(0, left - num_samples)
+        simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(
             LearnedModel(networks, optimizer.prior, config.objective),
             policy,
@@ -60,8 +57,7 @@ def run_search(
             num_workers=config.num_workers,
             show_progress_bar=show_progress_bar,
         )
-        if budget is not None:
-            simulator.max_calls = left - num_ranked
+        simulator.max_calls = left - num_ranked
         design = candidates[0][0]
     if may_score_less and stop_reason == "max_seconds":
         # What training took four fifths of the time for takes a fifth.

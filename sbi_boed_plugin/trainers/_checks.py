@@ -5,21 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sbi_boed_plugin._numbers import (
-    MOST_LEARNING_RATE,
-    check_integer,
-    check_real,
-)
+from sbi_boed_plugin._numbers import MOST_LEARNING_RATE, check_integer, check_real
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.checks import check_design as check_design
 
-__all__ = [
-    "append_design",
-    "check_design",
-    "check_designs_given",
-    "check_training",
-    "one_design",
-]
+__all__ = ["append_design", "check_design", "check_designs_given", "check_training"]
 
 
 def append_design(
@@ -31,8 +21,7 @@ def append_design(
 ) -> tuple[Tensor, int]:
     """Return `(values, design)` in one row each and the size of a design, or raise.
 
-    Without a design the size is 0. That of earlier simulations is `None` if there are
-    none.
+    Without a design it is 0; `dim_design` is that of earlier simulations, if any.
     """
     check_designs_given(design, dim_design)
     if design is None:
@@ -47,17 +36,6 @@ def append_design(
             "one row per simulation. One number per design is design.unsqueeze(1)."
         )
     return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
-
-
-def one_design(design: Tensor, dim_design: int | None) -> Tensor:
-    """Return a design of shape `(dim_design,)`; of several there is no posterior."""
-    design = check_design(design, dim_design, None)
-    if len(design) != 1:
-        raise ValueError(
-            f"design has shape {tuple(design.shape)}, but an amortised posterior has "
-            "one design, of shape (dim_design,). For several observations use NLE_INCE."
-        )
-    return design[0]
 
 
 def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:
@@ -82,7 +60,7 @@ def check_training(
     max_num_epochs: int,
     clip_max_norm: float | None,
 ) -> dict[str, Any]:
-    """Return the numbers that sbi's training takes by name, or raise."""
+    """Return the numbers of a training by name, or raise."""
     size = check_integer("training_batch_size", training_batch_size, 1)
     rate = check_real("learning_rate", learning_rate, None, MOST_LEARNING_RATE, above=0)
     fraction = check_real("validation_fraction", validation_fraction, above=0, below=1)

@@ -23,7 +23,7 @@ def likelihood_at(
     estimator: ConditionalDensityEstimator | None,
     design: Tensor | None,
 ) -> tuple[ConditionalDensityEstimator | None, Tensor | None]:
-    """Return the likelihood at a design or of all observations, and their data.
+    """Return a likelihood at a design or of all observations, and their data.
 
     `None` stands for the trainer's own likelihood, and for no data.
     """
@@ -50,13 +50,13 @@ def direct_posterior(
     device: str,
 ) -> NeuralPosterior:
     """Return the amortised posterior at a design, by default the last observed."""
-    known = search.networks
-    estimator = estimator or (None if known is None else known.posterior)
+    if estimator is None and search.networks is not None:
+        estimator = search.networks.posterior
     if estimator is None:
         raise RuntimeError(
             "sample_with='direct' needs the posterior that optimize_design("
-            "objective='barber_agakov' or 'gkl') trains beside the likelihood, and "
-            "there is none yet. Call it first, or use sample_with='mcmc'."
+            "objective='barber_agakov' or 'gkl') trains. Call it first, or use "
+            "sample_with='mcmc'."
         )
     prior = prior or search.prior
     if prior is None:
@@ -65,10 +65,7 @@ def direct_posterior(
     if design is not None:
         design = search.check(design)
     elif not num_observations:
-        raise ValueError(
-            "design=None, but the posterior depends on designs of "
-            f"{search.dim_design} values. Pass design=..."
-        )
+        check_designs_given(design, search.dim_design)
     elif search.trained_after != num_observations - 1:
         raise ValueError(
             f"There are {num_observations} observations, but the posterior of "

@@ -6,15 +6,15 @@ estimate the partition function. An epoch costs as much as that of a small netwo
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sbi.utils.torchutils import assert_all_finite
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adamw import AdamW
@@ -37,8 +37,8 @@ from sbi_boed_plugin.objectives.generalized_kl import atomic_hybrid_loss, ratio_
 
 __all__ = ["EnergyConfig", "EnergyHistory", "train_energy"]
 
-# Draws of the base for each simulation: to train with, and to validate with after each
-# epoch; at least four, however little memory there is.
+# Draws of the base for each simulation: to train with, to validate with after each
+# epoch, and at least, however little memory there is.
 _POOL_SIZE, _VALIDATION_POOL, _LEAST_POOL = 24, 32, 4
 # Draws that decide in the end whether the energy helps: of all simulations, and the
 # least and most of each.
@@ -46,6 +46,11 @@ _NUM_FINAL_DRAWS, _LEAST_FINAL_POOL, _MOST_FINAL_POOL = 2**18, 128, 1_024
 # Validation simulations from which on those that decide are not those that choose.
 _MIN_ROWS_TO_SPLIT = 4
 _VALIDATION_SEED = 20_231_002
+
+# What is known of simulations before the energy is. Of their own parameters and draws,
+# values and noise `(num_rows, 1 + num_draws, dim_theta)` and log-weights: 0, `-inf`
+# outside of the prior's support, or `log b - log p` of atoms. And features of the data.
+_Rows = list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,10 @@ class EnergyConfig:
             of each simulation in each step.
         learning_rate: Largest learning rate of a one-cycle schedule.
         max_num_epochs: Length of the schedule in epochs.
-        stop_after_epochs: Epochs without improvement of the validation loss after which
-            training stops.
+        stop_after_epochs: Epochs without a lower validation loss that end the training.
         training_batch_size: Simulations per step. If `None`, 64 for fewer than 3,000
             simulations to train with, else 200.
-        weight_decay: Decay of the weights by AdamW. If `None`, 1e-2 for fewer than
-            3,000 simulations, else 1e-4.
+        weight_decay: That of AdamW. If `None`, 1e-2 for fewer than 3,000, else 1e-4.
         clip_max_norm: Largest norm of the gradient, `None` for no clipping.
         min_standard_errors: Standard errors by which the energy must improve held-out
             log-densities. Otherwise, or if it worsens the held-out objective, the base
@@ -90,25 +93,13 @@ class EnergyConfig:
         real(["weight_decay"], 0.0, MOST_WEIGHT, or_none=True)
         real(["min_standard_errors"])
 
-    def for_data(self, num_simulations: int) -> tuple[int, float]:
-        """Return batch size and weight decay for a number of simulations."""
-        small = num_simulations < SMALL_DATA
-        batch_size = self.training_batch_size or (64 if small else 200)
-        decay = self.weight_decay
-        if decay is None:
-            decay = 1e-2 if small else 1e-4
-        return min(batch_size, num_simulations), decay
-
 
 class EnergyHistory(NamedTuple):
-    """Losses of epochs without those of the base, and gains over the base, in nats.
-
-    Gains are means of held-out simulations, in log-density and in the objective.
-    """
+    """Losses of epochs without those of the base, and held-out gains, in nats."""
 
     training_loss: list[float]
     validation_loss: list[float]
-    gain: float
+    gain: float  # in log-density
     gain_standard_error: float
     objective_gain: float
     kept: bool
@@ -123,7 +114,6 @@ def train_energy(
     validation_rows: Tensor,
     config: EnergyConfig,
     atomic_prior: Distribution | None = None,
-    calibration_kernel: Callable[[Tensor], Tensor] | None = None,
     show_progress_bar: bool = False,
 ) -> EnergyHistory:
     """Train the energy of a hybrid in place, and judge whether it should be kept.
@@ -132,61 +122,40 @@ def train_energy(
     simulations take the place of draws from the base.
     """
     hybrid.base.eval()
-
-    def prepare(rows: Tensor, wanted: int, least: int = _LEAST_POOL) -> _Rows:
-        """Take as many draws of each row as are wanted, if they fit into memory."""
-        bytes_of_draw = 4 * (2 * theta.shape[1] + 1)
-        affordable = MEMORY_BYTES // (bytes_of_draw * len(rows))
-        num_draws = max(least, min(wanted, affordable))
-        given = (num_draws, atomic_prior, calibration_kernel)
-        return _prepare(hybrid, theta[rows], x[rows], *given)
-
     choosing = deciding = validation_rows
     if len(validation_rows) >= _MIN_ROWS_TO_SPLIT:
         choosing, deciding = validation_rows[::2], validation_rows[1::2]
+
+    def prepare(rows: Tensor, num_draws: int, least: int = _LEAST_POOL) -> _Rows:
+        affordable = MEMORY_BYTES // (4 * (2 * theta.shape[1] + 1) * len(rows))
+        num_draws = max(least, min(num_draws, affordable))
+        return _prepare(hybrid, theta[rows], x[rows], num_draws, atomic_prior)
+
     least = max(_LEAST_POOL, config.num_partition_samples)
     training = prepare(train_rows, _POOL_SIZE, least)
     with isolated_rng(_VALIDATION_SEED):
         validation = prepare(choosing, _VALIDATION_POOL)
-    losses = _fit(hybrid, training, validation, config, show_progress_bar)
+    is_atomic = atomic_prior is not None
+
+    def training_loss(rows: Tensor) -> Tensor:
+        draws = torch.randperm(training[0].shape[1] - 1)
+        draws = draws[: config.num_partition_samples]
+        batch = [values[rows] for values in training]
+        return _losses(*_ratios(hybrid, batch, draws), is_atomic).mean()
+
+    @torch.no_grad()
+    def validation_loss() -> float:
+        parts = (_ratios(hybrid, part) for part in _in_parts(validation))
+        losses = [_losses(*part, is_atomic) for part in parts]
+        return float(torch.cat(losses).mean())
+
+    given = training_loss, validation_loss, len(train_rows), config
+    losses = _fit(hybrid.energy, *given, show_progress_bar)
     num_draws = min(_NUM_FINAL_DRAWS // len(deciding), _MOST_FINAL_POOL)
     with isolated_rng(_VALIDATION_SEED + 1):
         final = prepare(deciding, max(_LEAST_FINAL_POOL, num_draws))
-    judgement = _judge(*_gains(hybrid, final), config.min_standard_errors)
-    return EnergyHistory(*losses, *judgement)
-
-
-@dataclass
-class _Rows:
-    """What is known of some simulations before the energy is.
-
-    Of draws the first is the simulation's own parameter, the others are its pool.
-    Log-weights are 0 for draws of the base, or `-inf` outside of the prior's support;
-    for atoms they are `log b - log p`.
-    """
-
-    theta: Tensor  # (1 + num_draws, num_rows, dim_theta)
-    noise: Tensor  # (1 + num_draws, num_rows, dim_theta), or with no values
-    log_weight: Tensor  # (1 + num_draws, num_rows)
-    features: Tensor  # (num_rows, num_features)
-    kernel: Tensor  # (num_rows,), weights of the rows
-    atomic: bool = False
-    device: Any = "cpu"  # where the energy is
-
-    def take(self, rows: Tensor, draws: Tensor) -> "_Rows":
-        """Return some rows with some draws of their pools, on the energy's device."""
-        # One index of both: two in succession would copy all rows first.
-        draws = torch.cat([draws.new_zeros(1), draws + 1]).unsqueeze(1)
-        taken = [v[draws, rows] for v in (self.theta, self.noise, self.log_weight)]
-        taken += [self.features[rows], self.kernel[rows]]
-        return _Rows(*(values.to(self.device) for values in taken), self.atomic)
-
-    def chunks(self) -> Iterator["_Rows"]:
-        """Return all rows with all of their draws, in parts."""
-        draws = torch.arange(len(self.theta) - 1)
-        rows = torch.arange(len(self.kernel))
-        for part in rows.split(max(1, MAX_ROWS // len(draws))):
-            yield self.take(part, draws)
+    gains = _gains(hybrid, final, is_atomic)
+    return EnergyHistory(*losses, *_judge(*gains, config.min_standard_errors))
 
 
 @torch.no_grad()
@@ -196,7 +165,6 @@ def _prepare(
     x: Tensor,
     num_draws: int,
     atomic_prior: Distribution | None,
-    calibration_kernel: Callable[[Tensor], Tensor] | None,
 ) -> _Rows:
     """Compute what does not change while the energy learns, in chunks of rows."""
     parts, device = [], next(hybrid.energy.parameters()).device
@@ -204,131 +172,136 @@ def _prepare(
     for rows in torch.arange(len(theta)).split(size):
         own, data = theta[rows].to(device).unsqueeze(0), x[rows].to(device)
         if atomic_prior is None:
-            pool, pool_noise = hybrid.draw(num_draws, data)
+            pool = hybrid.base.sample(torch.Size((num_draws,)), data)
             both = torch.cat([own, pool])
-            noise = torch.cat([hybrid.latent(own, data), pool_noise])
             log_weight = torch.zeros(both.shape[:2], device=device)
             log_weight[1:] = hybrid.fill_outside(log_weight[1:], pool, -torch.inf)
         else:
             # Any row but the own one.
             shift = torch.randint(1, max(2, len(theta)), (num_draws, len(rows)))
             both = torch.cat([own, theta[(rows + shift) % len(theta)].to(device)])
-            noise = hybrid.latent(both, data)
             log_prior = atomic_prior.log_prob(both.flatten(0, 1))
             assert_all_finite(log_prior, "prior eval")
             log_base = hybrid.base.log_prob(both, data)
             log_weight = log_base - log_prior.reshape(log_base.shape)
-        kernel = torch.ones(len(rows), device=device)
-        if calibration_kernel is not None:
-            kernel = calibration_kernel(data).to(device)
-        part = (both, noise, log_weight, hybrid.condition_features(data), kernel)
+        of_draws = both, hybrid.latent(both, data), log_weight
+        part = [values.transpose(0, 1) for values in of_draws]
+        part.append(hybrid.condition_features(data))
         parts.append([values.to(theta.device) for values in part])
-    *of_draws, features, kernel = zip(*parts, strict=True)
-    of_draws = [torch.cat(values, dim=1) for values in of_draws]
-    of_rows = [torch.cat(features), torch.cat(kernel)]
-    return _Rows(*of_draws, *of_rows, atomic_prior is not None, device)
+    return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 
 def _fit(
-    hybrid: HybridEstimator,
-    training: _Rows,
-    validation: _Rows,
+    energy: nn.Module,
+    training_loss: Callable[[Tensor], Tensor],
+    validation_loss: Callable[[], float],
+    num_rows: int,
     config: EnergyConfig,
     show_progress_bar: bool,
 ) -> tuple[list[float], list[float]]:
     """Minimise the loss, keep the best epoch, and return the losses of all epochs."""
-    energy, num_rows = hybrid.energy, len(training.kernel)
-    batch_size, decay = config.for_data(num_rows)
-    num_batches = num_rows // batch_size
-    rate, num_epochs = config.learning_rate, config.max_num_epochs
+    small = num_rows < SMALL_DATA
+    batch_size = min(config.training_batch_size or (64 if small else 200), num_rows)
+    num_batches, num_epochs = num_rows // batch_size, config.max_num_epochs
+    rate, decay = config.learning_rate, config.weight_decay
+    if decay is None:
+        decay = 1e-2 if small else 1e-4
     optimizer = AdamW(energy.parameters(), rate, weight_decay=decay)
     schedule = OneCycleLR(optimizer, rate, total_steps=num_epochs * num_batches)
-    training_loss, validation_loss, since_best = [], [], 0
-    best, best_loss = deepcopy(energy.state_dict()), _mean_loss(hybrid, validation)
+    trained, validated, since_best = [], [], 0
+    best, best_loss = deepcopy(energy.state_dict()), validation_loss()
     bar = tqdm(range(num_epochs), "Training energy", disable=not show_progress_bar)
-    try:
-        for _ in bar:
-            energy.train()
-            total = 0.0
-            for rows in torch.randperm(num_rows).split(batch_size)[:num_batches]:
-                draws = torch.randperm(len(training.theta) - 1)
-                chosen = training.take(rows, draws[: config.num_partition_samples])
-                loss = (chosen.kernel * _losses(hybrid, chosen)).mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.clip_max_norm is not None:
-                    clip_grad_norm_(energy.parameters(), config.clip_max_norm)
-                optimizer.step()
-                schedule.step()
-                total += loss.item()
-            energy.eval()
-            training_loss.append(total / num_batches)
-            validation_loss.append(_mean_loss(hybrid, validation))
-            bar.set_postfix(loss=f"{validation_loss[-1]:.4f}")
-            since_best += 1
-            if validation_loss[-1] < best_loss:
-                best, best_loss = deepcopy(energy.state_dict()), validation_loss[-1]
-                since_best = 0
-            if since_best >= config.stop_after_epochs:
-                break
-    finally:
-        energy.load_state_dict(best)
-        energy.zero_grad(set_to_none=True)
+    for _ in bar:
+        energy.train()
+        total = 0.0
+        for rows in torch.randperm(num_rows).split(batch_size)[:num_batches]:
+            loss = training_loss(rows)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.clip_max_norm is not None:
+                clip_grad_norm_(energy.parameters(), config.clip_max_norm)
+            optimizer.step()
+            schedule.step()
+            total += loss.item()
         energy.eval()
-    return training_loss, validation_loss
+        trained.append(total / num_batches)
+        validated.append(validation_loss())
+        bar.set_postfix(loss=f"{validated[-1]:.4f}")
+        since_best += 1
+        if validated[-1] < best_loss:
+            best, best_loss = deepcopy(energy.state_dict()), validated[-1]
+            since_best = 0
+        if since_best >= config.stop_after_epochs:
+            break
+    energy.load_state_dict(best)
+    energy.zero_grad(set_to_none=True)
+    return trained, validated
 
 
-def _losses(hybrid: HybridEstimator, rows: _Rows) -> Tensor:
-    """Return the loss of each row without that of the base, of shape `(num_rows,)`."""
-    ratio = hybrid.ratio_of_features(rows.theta, rows.features, rows.noise)
-    if rows.atomic:
-        return atomic_hybrid_loss(rows.log_weight + ratio)
-    return ratio_loss(ratio[0], ratio[1:] + rows.log_weight[1:])
+def _in_parts(rows: _Rows) -> Iterator[tuple[Tensor, ...]]:
+    """Return all rows with all of their draws, a part at a time."""
+    size = max(1, MAX_ROWS // rows[0].shape[1])
+    return zip(*(values.split(size) for values in rows), strict=True)
+
+
+def _ratios(
+    hybrid: HybridEstimator, rows: Sequence[Tensor], draws: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ratios and log-weights of own parameters and draws, a column of a row."""
+    device = next(hybrid.energy.parameters()).device
+    *of_draws, features = (values.to(device) for values in rows)
+    if draws is not None:
+        with_own = torch.cat([draws.new_zeros(1), draws + 1])
+        of_draws = [values[:, with_own] for values in of_draws]
+    theta, noise, log_weight = (values.transpose(0, 1) for values in of_draws)
+    return hybrid.ratio_of_features(theta, features, noise), log_weight
+
+
+def _losses(ratio: Tensor, log_weight: Tensor, is_atomic: bool) -> Tensor:
+    """Return losses of rows without those of the base."""
+    if is_atomic:
+        return atomic_hybrid_loss(log_weight + ratio)
+    return ratio_loss(ratio[0], ratio[1:] + log_weight[1:])
 
 
 @torch.no_grad()
-def _mean_loss(hybrid: HybridEstimator, rows: _Rows) -> float:
-    """Return the mean loss of all rows with all draws, weighted by their kernels."""
-    losses = [chunk.kernel * _losses(hybrid, chunk) for chunk in rows.chunks()]
-    return float(torch.cat(losses).mean())
-
-
-@torch.no_grad()
-def _gains(hybrid: HybridEstimator, rows: _Rows) -> tuple[Tensor, Tensor]:
+def _gains(
+    hybrid: HybridEstimator, rows: _Rows, is_atomic: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return what the energy gains of each row: in log-density, and in the objective.
 
     Base and hybrid are normalized over the support of the prior; the objective has the
     partition function itself in the place of its logarithm. With atoms, both gains are
     that of their objective.
     """
-    parts = []
-    for chunk in rows.chunks():
-        ratio = hybrid.ratio_of_features(chunk.theta, chunk.features, chunk.noise)
-        of_base, of_hybrid = chunk.log_weight, chunk.log_weight + ratio
-        if rows.atomic:
-            gain = atomic_hybrid_loss(of_base) - atomic_hybrid_loss(of_hybrid)
-            objective = gain
-        else:
-            # One draw inside, where there is none: that much may be there.
-            least = -math.log(len(ratio) - 1)
-            log_partition = torch.logsumexp(of_hybrid[1:], dim=0) + least
-            base = (torch.logsumexp(of_base[1:], dim=0) + least).clamp(min=least)
-            gain = ratio[0] - log_partition.clamp(min=least) + base
-            objective = ratio[0] - log_partition.expm1() + base
-        parts.append(chunk.kernel * torch.stack([gain, objective]))
-    gains, objective_gains = torch.cat(parts, dim=1) / rows.kernel.mean().item()
-    return gains, objective_gains
+    gains, objective_gains = [], []
+    for part in _in_parts(rows):
+        ratio, of_base = _ratios(hybrid, part)
+        of_hybrid = of_base + ratio
+        if is_atomic:
+            gains.append(atomic_hybrid_loss(of_base) - atomic_hybrid_loss(of_hybrid))
+            objective_gains.append(gains[-1])
+            continue
+        # One draw inside, where there is none: that much may be there.
+        least = -math.log(len(ratio) - 1)
+        log_partition = torch.logsumexp(of_hybrid[1:], dim=0) + least
+        base = (torch.logsumexp(of_base[1:], dim=0) + least).clamp(min=least)
+        gains.append(ratio[0] - log_partition.clamp(min=least) + base)
+        objective_gains.append(ratio[0] - log_partition.expm1() + base)
+    return torch.cat(gains), torch.cat(objective_gains)
 
 
 def _judge(
     gains: Tensor, objective_gains: Tensor, min_standard_errors: float
 ) -> tuple[float, float, float, bool]:
-    """Return the gain, its error, that of the objective, and whether they suffice."""
+    """Return the gain, its error, that of the objective, and whether they suffice.
+
+    Logarithms hide rare draws with huge ratios, of which samples would then be full;
+    the objective, which has the partition function itself, shows them.
+    """
     gain, error = float(gains.mean()), math.inf
     if len(gains) > 1:
         error = float(gains.std() / len(gains) ** 0.5)
-    # Logarithms hide rare draws with huge ratios, of which samples would then be full;
-    # the objective, which has the partition function itself, shows them.
     objective_gain = float(objective_gains.mean())
-    threshold = max(min_standard_errors * error, 0.0)
-    return gain, error, objective_gain, gain > threshold and objective_gain > 0.0
+    enough = gain > max(min_standard_errors * error, 0.0)
+    return gain, error, objective_gain, enough and objective_gain > 0.0

@@ -1,7 +1,7 @@
-"""The second stage of `NPE_GKL`, and what it checks and reports."""
+"""Around the second stage of `NPE_GKL`: what it starts from, and what it reports."""
 
 import warnings
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 import torch
@@ -11,29 +11,20 @@ from sbi.sbi_types import Tracker
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import has_noise
 from sbi_boed_plugin.estimators.weights import draws_at_once
-from sbi_boed_plugin.trainers import _energy_training as _training
-from sbi_boed_plugin.trainers._checks import (
-    check_designs_given,
-    check_training,
-    one_design,
-)
+from sbi_boed_plugin.trainers._checks import check_design, check_designs_given
+from sbi_boed_plugin.trainers._energy_training import EnergyHistory
 
 __all__ = [
     "SUMMARY_KEYS",
-    "EnergyStage",
+    "EnergyModel",
     "at_design",
-    "check_arguments",
-    "check_kind_of_training",
-    "check_resumption",
-    "check_split",
+    "check_kind",
     "refuse_to_build",
     "report_energy",
     "to_refine",
@@ -49,29 +40,12 @@ SUMMARY_KEYS = (
     "energy_gain",
     "energy_gain_standard_error",
 )
-_NUMBERS = (
-    "training_batch_size",
-    "learning_rate",
-    "validation_fraction",
-    "stop_after_epochs",
-    "max_num_epochs",
-    "clip_max_norm",
-)
 
 
-def check_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments of sbi's training with plain numbers, or raise if one is wrong.
-
-    A default precision in which sbi would build other networks is refused, too.
-    """
-    check_default_dtype()
-    numbers = check_training(**{name: given[name] for name in _NUMBERS})
-    num_atoms = check_integer("num_atoms", given["num_atoms"], 1)
-    return {**given, **numbers, "num_atoms": num_atoms}
-
-
-def check_kind_of_training(training: str, atomic: bool) -> None:
-    """Raise if there is no such training, or not for these simulations."""
+def check_kind(
+    training: str, atomic: bool, network: nn.Module | None, resume: bool
+) -> None:
+    """Raise if there is no such training, for these simulations or after the last."""
     if training not in ("two_stage", "joint"):
         raise ValueError(f"training='{training}' is unknown: use 'two_stage', 'joint'.")
     if training == "joint" and atomic:
@@ -79,21 +53,16 @@ def check_kind_of_training(training: str, atomic: bool) -> None:
             "training='joint' with simulations from a proposal: its loss holds for "
             "simulations from the prior. Use training='two_stage'."
         )
-
-
-def check_resumption(training: str, network: nn.Module | None) -> None:
-    """Raise if there is no network to go on with, or one that had another loss."""
-    if network is None:
+    if resume and network is None:
         raise RuntimeError(
             "resume_training=True, but this trainer has not trained a base. After "
             "refine(), call refine() again."
         )
     before = "joint" if isinstance(network, HybridEstimator) else "two_stage"
-    if training != before:
+    if resume and training != before:
         raise ValueError(
-            f"resume_training=True with training='{training}', but the training to "
-            f"resume was '{before}': their losses cannot be compared. Pass the same "
-            "value or start a new training."
+            f"resume_training=True with training='{training}' after '{before}': their "
+            "losses cannot be compared. Pass the same value or start a new training."
         )
 
 
@@ -111,8 +80,7 @@ def to_refine(
     if not isinstance(estimator, ConditionalDensityEstimator):
         raise TypeError(
             f"posterior is a {type(posterior).__name__}: refine() corrects what "
-            "NPE.train() or NPE.build_posterior() return. Those of NLE and NRE have no "
-            "normalized density to correct."
+            "NPE.train() or NPE.build_posterior() return."
         )
     if prior is None:
         raise ValueError("prior=None, and an estimator knows none: pass prior=...")
@@ -127,23 +95,10 @@ def to_refine(
     return estimator, prior
 
 
-def check_split(validation_fraction: float, num_simulations: int) -> None:
-    """Raise if there are no simulations to train with, or none to validate with."""
-    fraction = check_real("validation_fraction", validation_fraction)
-    num_training = int((1.0 - fraction) * num_simulations)
-    if not 0 < num_training < num_simulations:
-        raise ValueError(
-            f"validation_fraction={fraction} leaves {num_training} of "
-            f"{num_simulations} valid simulations to train with, and the rest to "
-            "validate with. Both need some."
-        )
-
-
 def refuse_to_build(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
     """Stand in for the builder of a base that was trained elsewhere."""
     raise RuntimeError(
-        "This trainer refines an estimator that was trained elsewhere, and cannot "
-        "build another one. Start with NPE_GKL(prior, density_estimator=...)."
+        "A trainer of refine() cannot build another one: use NPE_GKL(prior, ...)."
     )
 
 
@@ -159,13 +114,16 @@ def at_design(
     if not isinstance(estimator.base, DesignConditionedEstimator):
         check_designs_given(design, dim_design)
     elif design is not None:
-        raise ValueError(
-            f"design={design.tolist()} was given, but density_estimator has a "
-            "design already. Leave one of them out."
-        )
+        raise ValueError("density_estimator has a design already: pass no other one.")
     if design is None:
         return estimator
-    return estimator.at_design(one_design(design, dim_design))
+    design = check_design(design, dim_design, None)
+    if len(design) != 1:
+        raise ValueError(
+            f"design has shape {tuple(design.shape)}, but an amortised posterior has "
+            "one design, of shape (dim_design,). For several observations use NLE_INCE."
+        )
+    return estimator.at_design(design[0])
 
 
 def without_idle_energy(proposal: Any) -> Any:
@@ -182,15 +140,13 @@ def without_idle_energy(proposal: Any) -> Any:
     return proposal
 
 
-class EnergyStage:
-    """The second stage of a trainer: how an energy is built, and what came of it."""
-
-    # The trained base with its energy, if the base was not trained since.
-    hybrid: HybridEstimator | None = None
-    num_partition_samples: int = _training.EnergyConfig.num_partition_samples
+class EnergyModel:
+    """How the energy of a trainer is built, from arguments of the user."""
 
     def __init__(self, energy_net: Any, latent_features: Any) -> None:
-        if not (isinstance(energy_net, str) or callable(energy_net)):
+        if isinstance(energy_net, str):
+            energy_net = energy_nn(energy_net)
+        if not callable(energy_net):
             raise TypeError(
                 "energy_net must be a string or a function that builds a network, got "
                 f"{type(energy_net).__name__}."
@@ -198,38 +154,39 @@ class EnergyStage:
         if not isinstance(latent_features, bool | None):
             kind = type(latent_features).__name__
             raise TypeError(f"latent_features must be True, False or None, got {kind}.")
-        is_name = isinstance(energy_net, str)
-        self._build_energy = energy_nn(energy_net) if is_name else energy_net
+        self._build = energy_net
         self._latent_features = latent_features
 
-    def check_base(self, base: nn.Module, theta: Tensor, x: Tensor) -> bool:
-        """Return whether the energy is shown the noise of a base on the CPU."""
+    def shows_noise(self, base: nn.Module, theta: Tensor, x: Tensor) -> bool:
+        """Return whether an energy on this base is shown noise, or raise."""
         if self._latent_features is False:
             return False
-        is_known = has_noise(base.eval(), theta.cpu(), x.cpu())
+        device = next(base.parameters()).device
+        is_known = has_noise(base.cpu().eval(), theta.cpu(), x.cpu())
+        base.to(device)
         if self._latent_features and not is_known:
             raise ValueError(
-                f"latent_features=True, but a {type(base).__name__} cannot tell which "
-                "noise it makes parameters of. Give it a method "
+                f"latent_features=True, but a {type(base).__name__} cannot tell "
+                "which noise it makes parameters of. Give it a method "
                 "to_noise(input, condition), or pass latent_features=None."
             )
         return is_known
 
-    def build(
+    def put_on(
         self, base: Any, theta: Tensor, x: Tensor, prior: Prior, *, frozen: bool = False
     ) -> HybridEstimator:
         """Put a new energy on a base, for the simulations that will train it."""
-        if self._build_energy is None:
+        if self._build is None:
             raise RuntimeError(
-                "The trainer was pickled, and pickling leaves out energy_net: a new "
-                "energy cannot be built. Start again with a new trainer."
+                "The trainer was pickled, and pickling leaves out energy_net. Start "
+                "again with a new trainer."
             )
-        theta, x, device = theta.cpu(), x.cpu(), next(base.parameters()).device
-        latent_features = self.check_base(base.cpu(), theta, x)
+        device = next(base.parameters()).device
+        latent_features = self.shows_noise(base, theta, x)
+        theta, x, base = theta.cpu(), x.cpu(), base.cpu()
         hybrid = HybridEstimator(
             base,
             nn.Identity(),
-            num_partition_samples=self.num_partition_samples,
             prior=prior,
             embedded=True,
             latent_features=latent_features,
@@ -243,85 +200,40 @@ class EnergyStage:
                 noise = hybrid.latent(theta[rows].unsqueeze(0), x[rows])[0]
                 features = hybrid.condition_features(x[rows])
                 parts.append(torch.cat([features, noise], dim=-1))
-        energy = self._build_energy(theta, torch.cat(parts))
+        energy = self._build(theta, torch.cat(parts))
         if not isinstance(energy, nn.Module):
             kind = type(energy).__name__
             raise TypeError(f"energy_net must build a torch.nn.Module, built a {kind}.")
-        if not (latent_features or getattr(energy, "sees_parameters", True)):
-            raise ValueError(
-                "energy_net is shown neither parameters nor, with latent_features="
-                f"{self._latent_features} and a {type(base).__name__} as base, their "
-                "noise. Use energy_nn(sees_parameters=True)."
-            )
         hybrid.energy = energy
         return hybrid.to(device)
 
-    def join(
-        self, network: Any, theta: Tensor, x: Tensor, prior: Prior
-    ) -> HybridEstimator:
-        """Return a base with a new energy, to learn together, unless it has one."""
-        if not isinstance(network, HybridEstimator):
-            return self.build(network, theta, x, prior)
-        network.num_partition_samples = self.num_partition_samples
-        return network
-
-    def train(
-        self,
-        base: Any,
-        theta: Tensor,
-        x: Tensor,
-        prior: Prior,
-        *,
-        atomic: bool,
-        train_rows: Tensor,
-        **settings: Any,
-    ) -> tuple[HybridEstimator, _training.EnergyHistory]:
-        """Put an energy on a copy of a trained base, and train it.
-
-        The random numbers are its own: those of the base's training go on as if nothing
-        came between, and whoever draws from them gets none that were used here.
-        """
-        with isolated_rng(get_rng_state()):
-            seed = int(torch.randint(2**62, ()))
-        settings["train_rows"] = train_rows
-        settings["atomic_prior"] = prior if atomic else None
-        with isolated_rng(seed):
-            rows = theta[train_rows], x[train_rows], prior
-            hybrid = self.hybrid = self.build(deepcopy(base), *rows, frozen=True)
-            history = _training.train_energy(hybrid, theta, x, **settings)
-        # Without an energy log Z is the share of the base inside of the prior.
-        hybrid.trained_partition = history.kept and not atomic
-        hybrid.corrects = history.kept
-        return hybrid, history
-
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to be pickled, without a function that cannot be."""
-        return {**vars(self), "_build_energy": if_it_pickles(self._build_energy)}
+        return {**vars(self), "_build": if_it_pickles(self._build)}
 
 
 def report_energy(
-    history: _training.EnergyHistory, summary: dict, tracker: Tracker, round_: int
+    history: EnergyHistory, summary: dict, tracker: Tracker, round_: int
 ) -> None:
     """Write losses and gain into the summary and the tracker; warn if it has none."""
-    num_epochs, first = len(history.training_loss), sum(summary[SUMMARY_KEYS[0]])
-    gain = history.gain if history.kept else 0.0
+    gain, error = history.gain, history.gain_standard_error
     losses = history.training_loss, history.validation_loss
-    values = [num_epochs], *losses, [gain], [history.gain_standard_error]
-    for key, new in zip(SUMMARY_KEYS, values, strict=True):
-        summary[key].extend(new)
+    first = sum(summary["energy_epochs_trained"])
+    of_round = [len(losses[0])], *losses, [gain if history.kept else 0.0], [error]
+    for key, values in zip(SUMMARY_KEYS, of_round, strict=True):
+        summary[key].extend(values)
         start = first if key.endswith("loss") else round_ + 1
-        for step, value in enumerate(new, start):
+        for step, value in enumerate(values, start):
             tracker.log_metric(name=key, value=value, step=step)
     tracker.flush()
     if history.kept:
         return
-    what = "held-out log-densities"
-    told = f"{history.gain:.3f} ± {history.gain_standard_error:.3f} nats"
-    if history.objective_gain <= 0.0 < history.gain:
+    what, told = "held-out log-densities", f"{gain:.3f} ± {error:.3f} nats"
+    if history.objective_gain <= 0.0 < gain:
         what = "the held-out objective"
         told = (
-            f"{history.objective_gain:.3g} nats, since rare draws of the base have "
-            f"huge ratios (in log-densities {told})"
+            f"{history.objective_gain:.3g} nats, as rare draws of the base have huge "
+            f"ratios (in log-densities {told})"
         )
     warnings.warn(
         f"The energy does not improve {what}: {told}. The posterior is that of the "

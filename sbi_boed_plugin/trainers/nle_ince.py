@@ -18,9 +18,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
+    KeepsTracker,
     LikelihoodEstimatorTrainer,
     check_default_dtype,
-    if_it_pickles,
 )
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.objectives.eig import EIGEstimate
@@ -38,7 +38,7 @@ from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(LikelihoodEstimatorTrainer):
+class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -364,13 +364,3 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         for key, value in self._objective.metrics.items():
             self._tracker.log_metric(key, value, step=len(self._summary[key]))
             self._summary[key].append(value)
-
-    # A tracker that can be pickled is kept, where sbi makes a new one.
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["_tracker"] is None:
-            super().__setstate__(state)
-        else:
-            vars(self).update(state)

@@ -1,7 +1,7 @@
 """NRE_GKL: neural ratio estimation with the generalized Kullback-Leibler divergence."""
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from sbi.inference import NRE_B
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._sbi_compat import check_default_dtype, if_it_pickles
+from sbi_boed_plugin._sbi_compat import KeepsTracker, check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.ratio import (
     DesignConditionedRatio,
@@ -24,17 +24,9 @@ from sbi_boed_plugin.estimators.ratio import (
     RatioPairs,
     embed_parameters,
 )
-from sbi_boed_plugin.objectives.generalized_kl import (
-    draw_by_ratio,
-    partition_by_draws,
-    ratio_loss,
-)
+from sbi_boed_plugin.objectives import generalized_kl
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
-from sbi_boed_plugin.trainers._checks import (
-    append_design,
-    check_design,
-    check_designs_given,
-)
+from sbi_boed_plugin.trainers import _checks
 
 __all__ = ["NRE_GKL"]
 
@@ -46,7 +38,7 @@ _NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 200, 1_000, 10_000
 _VALIDATION_SEED = 20_231_005
 
 
-class NRE_GKL(NRE_B):
+class NRE_GKL(KeepsTracker, NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
     It takes the place of `sbi.inference.NRE` in any pipeline. The ratio-only variant of
@@ -58,10 +50,9 @@ class NRE_GKL(NRE_B):
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
     :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The second
     term is estimated from the parameters of all other simulations of the batch, up to
-    200, and its gradient from `num_atoms - 1` of these for each row, drawn with
-    probabilities proportional to :math:`e^{\rho}`, which leaves its expectation as it
-    is. Where posteriors are so narrow that 200 draws of the prior tell little,
-    `NPE_GKL` is the better choice, whose draws come from a base.
+    200, and its gradient without bias from `num_atoms - 1` of these for each row, drawn
+    with probabilities proportional to :math:`e^{\rho}`. Where posteriors are so narrow
+    that 200 draws of the prior tell little, `NPE_GKL` is the better choice.
 
     [1] Miller et al., *Simulation-based Inference with the Generalized
         Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
@@ -81,7 +72,7 @@ class NRE_GKL(NRE_B):
     # Atoms of validation, while it goes on.
     _validation_atoms: Tensor | None = None
 
-    def append_simulations(  # noqa: D417
+    def append_simulations(
         self,
         theta: Tensor,
         x: Tensor,
@@ -92,19 +83,15 @@ class NRE_GKL(NRE_B):
         *,
         design: Tensor | None = None,
     ) -> Self:
-        r"""Store simulations, and return the trainer. The rest is as for `NRE`.
+        """Store simulations as `NRE` does, and return the trainer.
 
-        Args:
-            x: Simulation outputs of shape `(num_simulations, *x_event_shape)`; with
-                designs of shape `(num_simulations, dim_x)`.
-            design: Designs of shape `(num_simulations, dim_design)`, or `None` if the
-                experiment has none. They must be drawn independently of `theta`. Data
-                are stored as `(x, design)` in one row.
+        With `design` of shape `(num_simulations, dim_design)`, drawn independently of
+        `theta`, or `None` if the experiment has none; `(x, design)` is one row then.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        x, dim_design = append_design(x, design, self._dim_design)
+        x, dim_design = _checks.append_design(x, design, self._dim_design)
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -112,13 +99,13 @@ class NRE_GKL(NRE_B):
         warn_of_scales(self._build_neural_net, theta, x)
         return self
 
-    def build_posterior(  # noqa: D417
+    def build_posterior(
         self,
         density_estimator: RatioEstimator | None = None,
         prior: Distribution | None = None,
-        sample_with: Literal["mcmc", "rejection", "vi", "importance"] = "mcmc",
+        sample_with: Any = "mcmc",
         mcmc_method: Any = "slice_np_vectorized",
-        vi_method: Literal["rKL", "fKL", "IW", "alpha"] = "rKL",
+        vi_method: Any = "rKL",
         mcmc_parameters: dict[str, Any] | None = None,
         vi_parameters: dict[str, Any] | None = None,
         rejection_sampling_parameters: dict[str, Any] | None = None,
@@ -127,34 +114,22 @@ class NRE_GKL(NRE_B):
         *,
         design: Tensor | None = None,
     ) -> NeuralPosterior:
-        r"""Build the posterior. Arguments not listed are those of `NRE`.
+        """Build the posterior as `NRE` does.
 
-        Args:
-            density_estimator: A ratio. If `None`, the latest that was trained.
-            design: Designs at which the observation was or will be made: shape
-                `(dim_design,)`, or `(num_designs, dim_design)` with one row for each
-                row of `x_o`. Needed if and only if the simulations have designs.
-
-        Returns:
-            Posterior :math:`p(\theta|x)` with `.sample()` and `.log_prob()` methods
-            (the returned log-probability is unnormalized).
+        At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
+        row for each row of `x_o`: needed if and only if the simulations have designs.
 
         Raises:
             ValueError: If a design is missing, superfluous or of a wrong shape.
             RuntimeError: If a design is given and nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        if not isinstance(density_estimator, DesignConditionedRatio):
-            # With an estimator handed over, the trainer may know of no designs.
-            check_designs_given(design, self._dim_design)
+        _checks.check_designs_given(design, self._dim_design)
         if design is not None:
             ratio = density_estimator or self._neural_net
             if ratio is None:
-                raise RuntimeError(
-                    "There is no ratio yet: call append_simulations() and train() "
-                    "before build_posterior()."
-                )
-            design = check_design(design, self._dim_design, None)
+                raise RuntimeError("There is no ratio yet: call train() first.")
+            design = _checks.check_design(design, self._dim_design, None)
             given["density_estimator"] = DesignConditionedRatio(ratio, design)
         return super().build_posterior(**given)
 
@@ -169,23 +144,32 @@ class NRE_GKL(NRE_B):
         The mean of exponentials is taken over many atoms, of which few are within a
         narrow posterior, and its gradient from those that make up the mean.
         """
-        validates = self._validation_atoms is not None
-        num_candidates = _NUM_VALIDATION if validates else _NUM_CANDIDATES
+        stored = self._validation_atoms
         pairs = RatioPairs(self._neural_net, theta, x)
-        own = pairs.theta.unsqueeze(0)
-        atoms = self._atoms(pairs.theta, max(num_atoms, num_candidates) - 1)
+        own, num_rows = pairs.theta.unsqueeze(0), len(theta)
+        if stored is not None:
+            size = (max(num_atoms, _NUM_VALIDATION) - 1, num_rows)
+            atoms = stored[torch.randint(len(stored), size).to(stored.device)]
+        elif num_rows > 1:
+            most = max(num_atoms, _NUM_CANDIDATES) - 1
+            atoms = in_batch_contrast(pairs.theta, min(most, num_rows - 1))
+        else:
+            raise ValueError(
+                "A batch of one row has no other parameters to contrast with: use a "
+                "larger training_batch_size, and batches that drop_last."
+            )
         with torch.no_grad():
             log_ratio = pairs.evaluate(atoms)
         assert_all_finite(log_ratio, "NRE-GKL ratio")
-        if validates:
-            return ratio_loss(pairs.evaluate(own)[0], log_ratio)
+        if stored is not None:
+            return generalized_kl.ratio_loss(pairs.evaluate(own)[0], log_ratio)
         num_drawn = min(num_atoms - 1, len(atoms))
-        chosen = draw_by_ratio(log_ratio, num_drawn)
-        rows = torch.arange(len(theta), device=atoms.device)
+        chosen = generalized_kl.draw_by_ratio(log_ratio, num_drawn)
+        rows = torch.arange(num_rows, device=atoms.device)
         drawn = pairs.evaluate(torch.cat([own, atoms[chosen, rows]]))
         before = log_ratio[chosen, rows]
         if torch.allclose(before, drawn[1:].detach(), rtol=1e-3, atol=1e-3):
-            loss = partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
+            loss = generalized_kl.partition_by_draws(log_ratio, drawn[1:]) - drawn[0]
         else:
             # Ratios of one pass cannot be compared with those of another.
             warnings.warn(
@@ -195,27 +179,9 @@ class NRE_GKL(NRE_B):
                 stacklevel=2,
             )
             ratios = pairs.evaluate(torch.cat([own, atoms[:num_drawn]]))
-            loss = ratio_loss(ratios[0], ratios[1:])
+            loss = generalized_kl.ratio_loss(ratios[0], ratios[1:])
         assert_all_finite(loss, "NRE-GKL loss")
         return loss
-
-    def _atoms(self, theta: Tensor, num_atoms: int) -> Tensor:
-        """Return parameters of other rows, of shape `(num_atoms, batch_dim, ...)`."""
-        stored, batch_dim = self._validation_atoms, len(theta)
-        if stored is None and batch_dim > 1:
-            return in_batch_contrast(theta, min(num_atoms, batch_dim - 1))
-        if stored is None:
-            # A batch of one: all training rows but one that equals its own.
-            stored = self._some_stored()
-            equal = (stored == theta).flatten(1).all(dim=1)
-            stored = stored[~equal | (equal.cumsum(0) > 1)]
-            if not len(stored):
-                raise ValueError(
-                    "There is one training row, and no other whose parameters could be "
-                    "contrasted with its own: append more simulations."
-                )
-        rows = torch.randint(len(stored), (num_atoms, batch_dim))
-        return stored[rows.to(stored.device)]
 
     def _some_stored(self) -> Tensor:
         """Return parameters of training rows, as the ratio embeds them.
@@ -225,8 +191,8 @@ class NRE_GKL(NRE_B):
         """
         theta, _, _ = self.get_simulations(self._first_round)
         rows = self.train_indices
-        rows = rows[torch.randperm(len(rows))[:_NUM_STORED]]
-        theta = theta[rows.to(theta.device)].to(self._device)
+        rows = rows[torch.randperm(len(rows))[:_NUM_STORED]].to(theta.device)
+        theta = theta[rows].to(self._device)
         return embed_parameters(self._neural_net, theta)
 
     def get_dataloaders(
@@ -246,13 +212,3 @@ class NRE_GKL(NRE_B):
                 return super()._validate_epoch(val_loader, loss_args)
             finally:
                 self._validation_atoms = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state to be pickled, with the tracker if it pickles."""
-        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
-
-    def __setstate__(self, state_dict: dict[str, Any]) -> None:
-        """Set the state, with a new tracker if there is none."""
-        vars(self).update(state_dict)
-        if self._tracker is None:
-            self._tracker = self._default_tracker()

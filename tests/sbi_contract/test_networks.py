@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbi_boed_plugin import NLE_INCE, DesignConditionedEstimator, TruncatedNormalPolicy
+from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy
 from tests.contract_cases import (
     draw,
     for_cases,
@@ -25,32 +25,14 @@ def assert_learns(case, model):
     losses = torch.tensor(trainer.summary["training_loss"])
     assert losses.isfinite().all()
     assert losses[-1] < losses[0]
-
-    if hasattr(case, "sample_estimator"):
-        new = case.simulate(4)
-        samples = case.sample_estimator(estimator, new.parameters, new.x)
-        assert samples.shape[:2] == (3, 4)
-        assert samples.isfinite().all()
     posterior = case.build_posterior(trainer, "importance")
     assert draw(posterior, 5, x=case.observe()).isfinite().all()
     return estimator
 
 
-@for_each("model", lambda case: case.models)
-def test_models_learn_by_their_names(case, model):
+@for_each("model", lambda case: (*case.models, case.user_builder))
+def test_models_learn_by_their_names_or_as_builders(case, model):
     assert_learns(case, model)
-
-
-@for_cases(lambda case: "mdn" in case.models)
-def test_a_builder_of_sbi_learns(case):
-    # Two components tell it from the network of that name.
-    estimator = assert_learns(case, case.builder("mdn", num_components=2))
-    assert case.trained_by_sbi(estimator).net.num_components == 2
-
-
-@for_each_case
-def test_a_builder_of_the_user_learns(case):
-    assert_learns(case, case.user_builder)
 
 
 @for_cases(lambda case: case.condition_index is not None)
@@ -58,16 +40,15 @@ def test_an_embedding_net_learns_with_the_rest(case):
     stored = case.stored(case.simulate(10))
     dim_condition = stored[case.condition_index].shape[-1]
     net = nn.Sequential(nn.Linear(dim_condition, 7), nn.Tanh())
-    builder = case.builder("mdn", embedding_net=net)
+    # Two components tell it from the network of that name.
+    builder = case.builder("mdn", embedding_net=net, num_components=2)
     shared = builder(*stored).embedding_net
     before = [parameter.clone() for parameter in shared.parameters()]
     estimator = assert_learns(case, builder)
+    assert case.trained_by_sbi(estimator).net.num_components == 2
     after = list(estimator.embedding_net.parameters())
     assert len(after) == len(before) > 0
     assert not any(torch.equal(*pair) for pair in zip(after, before, strict=True))
-
-
-# --- Devices --------------------------------------------------------------------------
 
 
 @on_each_device
@@ -85,52 +66,18 @@ def test_everything_follows_the_device(case, device):
 
 @for_each_case
 def test_losses_do_not_depend_on_the_default_device(case):
-    new = case.simulate(20)
-    trainer = case.append(case.make(case.user_builder), case.simulate(60))
-    case.train(trainer)
+    new, trainer = case.simulate(20), case.trainer_of(60, case.user_builder)
     with torch.device("meta"):
         losses = case.losses(trainer, new)
     assert losses.device.type == "cpu"
     assert losses.isfinite().all()
 
 
-def test_designs_are_on_the_device_of_the_estimator():
-    class OnMeta(nn.Module):
-        """A stand-in for an estimator: what DesignConditionedEstimator needs of it."""
-
-        input_shape, condition_shape = torch.Size((3,)), torch.Size((3,))
-
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones((), device="meta"))
-
-        def log_prob(self, input, condition):
-            return self.weight * (input - condition).square().sum(dim=-1)
-
-    fixed = DesignConditionedEstimator(OnMeta(), torch.tensor([[0.5], [1.0]]))
-    x, theta = torch.empty(2, 1, 3, device="meta"), torch.empty(4, 2, device="meta")
-    assert fixed.design.device.type == "meta"
-    assert fixed.log_prob(x, theta).device.type == "meta"
-
-
-def test_a_policy_does_not_depend_on_the_default_device():
-    policy = TruncatedNormalPolicy(torch.zeros(2), torch.ones(2))
-    with torch.device("meta"):
-        policy.anneal(0.5)
-        design = policy.sample((4,))
-        log_prob = policy.log_prob(design)
-        policy.project()
-    tensors = [design, log_prob, policy.mode, *policy.describe().values()]
-    assert {tensor.device.type for tensor in tensors} == {"cpu"}
-    assert log_prob.isfinite().all()
-
-
 @on_each_device
 @for_cases(lambda case: case.has_designs and case.trainer is NLE_INCE)
 def test_learned_designs_follow_the_device(case, device):
-    policy = TruncatedNormalPolicy(
-        0.5 * torch.ones(case.dim_design), 2.0 * torch.ones(case.dim_design)
-    )
+    box = torch.tensor([[0.5], [2.0]]).expand(2, case.dim_design)
+    policy = TruncatedNormalPolicy(*box)
     trainer = case.make(prior=case.prior(device), device=device, design_policy=policy)
     seen = set()
 

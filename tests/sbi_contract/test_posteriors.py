@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from sbi.diagnostics import run_sbc
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 
 from tests.contract_cases import (
     DIM_THETA,
+    QUIET,
     draw,
     for_cases,
-    for_each,
     for_each_case,
     for_each_sampler,
     seed_everything,
@@ -17,7 +16,7 @@ from tests.contract_cases import (
     trained_estimator,
 )
 
-with_designs = for_cases(lambda case: case.has_designs and case.repeats)
+with_designs = for_cases(lambda case: case.has_designs and not case.like_npe)
 
 
 def log_potential(case, theta, x_o, design=None):
@@ -33,9 +32,6 @@ def log_potential(case, theta, x_o, design=None):
     return total
 
 
-# --- Every sampler --------------------------------------------------------------------
-
-
 @for_each_sampler
 def test_samples_are_parameters_and_the_default_x_is_used_where_none_is_given(
     case, sampler
@@ -44,7 +40,7 @@ def test_samples_are_parameters_and_the_default_x_is_used_where_none_is_given(
     posterior = case.build_posterior(trained(case), sampler)
     assert isinstance(posterior, NeuralPosterior)
     with pytest.raises(ValueError, match="default"):
-        posterior.sample((2,), show_progress_bars=False)
+        posterior.sample((2,), **QUIET)
     assert posterior.set_default_x(x_o) is posterior
     seed_everything()
     samples = draw(posterior, 8)
@@ -65,60 +61,41 @@ def test_densities_can_be_evaluated_and_maximised(case, sampler):
     theta = case.prior().sample((200,))
     potential = posterior.potential(theta)
     assert potential.shape == posterior.log_prob(theta[:5]).repeat(40).shape == (200,)
-    assert torch.allclose(
-        potential, log_potential(case, theta, case.observe(), case.designs()), atol=1e-4
-    )
+    expected = log_potential(case, theta, case.observe(), case.designs())
+    assert torch.allclose(potential, expected, atol=1e-4)
     assert posterior.potential(torch.full((1, DIM_THETA), 9.0)).item() == -torch.inf
-    mode = posterior.map(
-        num_iter=10, num_to_optimize=10, num_init_samples=50, show_progress_bars=False
-    )
+    few = {"num_iter": 10, "num_to_optimize": 10, "num_init_samples": 50}
+    mode = posterior.map(**few, **QUIET)
     assert mode.shape == (1, DIM_THETA)
     assert posterior.potential(mode) >= potential.quantile(0.9)
 
 
 @for_each_case
 def test_the_posterior_does_not_follow_later_training(case):
-    x_o = case.observe()
-    trainer = case.append(case.make(), case.simulate(60))
-    case.train(trainer)
-    posterior = case.build_posterior(trainer).set_default_x(x_o)
+    trainer = case.trainer_of(60)
+    posterior = case.build_posterior(trainer).set_default_x(case.observe())
     theta = case.prior().sample((5,))
     before = posterior.potential(theta)
     case.train(trainer)
     assert torch.equal(posterior.potential(theta), before)
-    after = case.build_posterior(trainer).set_default_x(x_o).potential(theta)
-    assert not torch.equal(after, before)
+    later = case.build_posterior(trainer).set_default_x(case.observe())
+    assert not torch.equal(later.potential(theta), before)
 
 
 @for_each_case
 def test_an_estimator_and_a_prior_can_be_handed_over(case):
-    kwargs = {"design": case.designs()} if case.has_designs else {}
+    # One design may come without its batch dimension.
+    kwargs = {"design": case.designs()[0]} if case.has_designs else {}
     posterior = case.make(prior=None).build_posterior(
         trained_estimator(case), case.prior(), "rejection", **kwargs
     )
     theta, x_o = case.prior().sample((5,)), case.observe()
-    assert torch.allclose(
-        posterior.set_default_x(x_o).potential(theta),
-        log_potential(case, theta, x_o, case.designs()),
-        atol=1e-4,
-    )
+    potential = posterior.set_default_x(x_o).potential(theta)
+    expected = log_potential(case, theta, x_o, case.designs())
+    assert torch.allclose(potential, expected, atol=1e-4)
 
 
-@for_each_case
-def test_settings_may_come_in_either_of_sbis_forms(case):
-    kwargs = {"design": case.designs()} if case.has_designs else {}
-    old = {"mcmc_method": "slice_np", "mcmc_parameters": {"num_chains": 3}}
-    with pytest.warns(FutureWarning, match="mcmc_parameters"):
-        posterior = trained(case).build_posterior(sample_with="mcmc", **old, **kwargs)
-    assert (posterior.method, posterior.num_chains) == ("slice_np", 3)
-    posterior = case.build_posterior(trained(case), "slice_np_vectorized")
-    assert (posterior.method, posterior.num_chains) == ("slice_np_vectorized", 2)
-
-
-# --- Several observations -------------------------------------------------------------
-
-
-@for_cases(lambda case: case.repeats)
+@for_cases(lambda case: not case.like_npe)
 def test_repeated_observations_add_up(case):
     theta, x_o = case.prior().sample((6,)), case.observe(4)
     posterior = case.build_posterior(trained(case)).set_default_x(x_o)
@@ -136,69 +113,20 @@ def test_each_observation_has_its_own_design(case):
     # Exchanging designs changes the answer: each belongs to one row.
     other = log_potential(case, theta, x_o, designs.flip(0))
     assert not torch.allclose(other, expected, atol=1e-2)
-
-
-@for_each(
-    "sampler",
-    lambda case: case.samplers if case.has_designs and case.repeats else (),
-)
-def test_every_sampler_takes_one_row_per_design(case, sampler):
-    posterior = case.build_posterior(trained(case), sampler, num_designs=3)
-    assert draw(posterior, 4, x=case.observe(3)).shape == (4, DIM_THETA)
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 4])
-@with_designs
-def test_another_number_of_rows_than_designs_is_refused(case, num_rows):
-    posterior = case.build_posterior(trained(case), num_designs=3)
-    with pytest.raises(
-        ValueError, match=f"has {num_rows} rows.*3 designs.*one row per"
-    ):
-        draw(posterior, x=case.observe(num_rows))
-
-
-@with_designs
-def test_the_design_may_come_without_its_batch_dimension(case):
-    theta, x_o = case.prior().sample((6,)), case.observe()
-    potentials = [
-        trained(case).build_posterior(design=design).set_default_x(x_o).potential(theta)
-        for design in (case.designs(), case.designs()[0])
-    ]
-    assert torch.equal(*potentials)
+    for num_rows in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"has {num_rows} rows.*3 designs"):
+            draw(posterior, x=case.observe(num_rows))
 
 
 @for_each_case
-def test_batched_sampling_serves_many_observations(case):
-    posterior = case.build_posterior(trained(case), "slice_np_vectorized")
-    samples = posterior.sample_batched(
-        (3,), x=case.observe(2), show_progress_bars=False
-    )
+def test_batches_pair_parameters_with_observations(case):
+    posterior = case.build_posterior(trained(case), "mcmc")
+    samples = posterior.sample_batched((3,), x=case.observe(2), **QUIET)
     assert samples.shape == (3, 2, DIM_THETA)
     assert case.prior().log_prob(samples).isfinite().all()
-
-
-@for_each_case
-def test_a_batched_potential_pairs_parameters_with_observations(case):
     theta, x_o = case.prior().sample((3,)), case.observe(3)
-    potential = case.build_posterior(trained(case)).potential_fn
+    potential = posterior.potential_fn
     potential.set_x(x_o, x_is_iid=False)
-    expected = [
-        log_potential(case, theta[i : i + 1], x_o[i : i + 1], case.designs())
-        for i in range(3)
-    ]
+    pairs = [(theta[i : i + 1], x_o[i : i + 1]) for i in range(3)]
+    expected = [log_potential(case, *pair, case.designs()) for pair in pairs]
     assert torch.allclose(potential(theta).flatten(), torch.cat(expected), atol=1e-4)
-
-
-# --- Analysis -------------------------------------------------------------------------
-
-
-@for_each_case
-def test_calibration_runs(case):
-    theta = case.prior().sample((4,))
-    x = case.simulator(theta, case.designs())
-    posterior = case.build_posterior(trained(case))
-    ranks, _ = run_sbc(
-        theta, x, posterior, num_posterior_samples=6, show_progress_bar=False
-    )
-    assert ranks.shape == (4, DIM_THETA)
-    assert ((ranks >= 0) & (ranks <= 6)).all()

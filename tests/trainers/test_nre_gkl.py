@@ -140,18 +140,11 @@ def test_no_row_is_an_atom_of_its_own():
     assert loss == pytest.approx(exact, abs=margin)
 
 
-def test_a_batch_of_one_is_contrasted_with_other_rows():
+def test_a_batch_of_one_has_nothing_to_contrast_with():
     trainer, _ = narrow(3, validation_fraction=0.3)
     theta, x, _ = trainer.get_simulations()
-    row, other = trainer.train_indices[:1], trainer.train_indices[1:]
-    found = trainer._loss(theta[row], x[row], 10)
-    pair = trainer._neural_net(theta[other], x[row])
-    assert len(other) == 1
-    own = trainer._neural_net(theta[row], x[row])
-    torch.testing.assert_close(found, pair.exp() - own)
-    trainer.train_indices = row
-    with pytest.raises(ValueError, match="one training row.*append more simulations"):
-        trainer._loss(theta[row], x[row], 10)
+    with pytest.raises(ValueError, match="batch of one row"):
+        trainer._loss(theta[:1], x[:1], 10)
 
 
 def test_later_rounds_have_their_own_atoms():
@@ -197,35 +190,12 @@ def test_few_atoms_have_the_gradient_of_all_on_average(gaussian, batch):
     assert error.norm() < 0.1 * expected.norm()
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_mode_without_gradients_does_not_change_the_loss(gaussian, batch, mode):
-    """It is not taken for validation, which has other atoms."""
-    torch.manual_seed(0)
-    expected = gaussian._loss(*batch, 10).detach()
-    torch.manual_seed(0)
-    with mode():
-        assert torch.equal(gaussian._loss(*batch, 10), expected)
-
-
-def test_networks_that_differ_from_pass_to_pass_are_evaluated_in_one(batch):
-    class Noisy(nn.Module):
-        """What is dropped differs from pass to pass."""
-
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
-            self.num_pairs = []
-
-        def forward(self, theta, x):
-            self.num_pairs.append(len(theta))
-            return self.net(torch.cat([theta, x], dim=-1)).squeeze(-1)
-
-    trainer = make(network=Noisy())
+def test_networks_that_differ_from_pass_to_pass_are_warned_of(batch):
+    net = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    trainer = make(network=RatioEstimator(net, (1,), (1,)))
     with pytest.warns(UserWarning, match="as with dropout.*from 9 atoms"):
         losses = trainer._loss(*batch, 10)
     assert losses.isfinite().all()
-    # All candidates, those that were drawn, and then a pass that stands alone.
-    assert trainer._neural_net.num_pairs == [60 * 59, 60 * 10, 60 * 10]
     losses.mean().backward()
 
 

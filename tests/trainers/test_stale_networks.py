@@ -15,8 +15,8 @@ SEARCH = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_sample
 MANY = {**FEW, "method": "multi_start", "multi_start": SEARCH}
 
 
-def make(low=0.5, high=3.0):
-    return on_box(low, high)
+def make():
+    return on_box(0.5, 3.0)
 
 
 def test_a_multi_start_search_trains_again_where_networks_are_stale():
@@ -46,7 +46,6 @@ def test_direct_takes_one_observation_into_account_and_says_so():
     inference.optimize_design(Model.simulate, **FEW)
     assert torch.equal(before.log_prob(theta), value), "a later search changed it"
     inference.observe(DESIGN, X)
-    assert inference.build_posterior(sample_with="direct") is not None
     inference.observe(DESIGN, X)
     with pytest.raises(ValueError, match="3 observations.*trained after 1"):
         inference.build_posterior(sample_with="direct")
@@ -69,11 +68,11 @@ def test_draws_on_the_edge_of_a_prior_are_drawn_again():
     prior = BoxUniform(torch.tensor([1_000.0]), torch.tensor([1_001.0]))
     torch.manual_seed(0)
     plain = prior.sample((400_000,))
-    assert not torch.isfinite(prior.log_prob(plain)).all(), "the trap is gone"
+    same = torch.isfinite(prior.log_prob(plain))
+    assert not same.all(), "the trap is gone"
     torch.manual_seed(0)
     theta = draw_parameters(prior, 400_000)
     assert torch.isfinite(prior.log_prob(theta)).all()
-    same = torch.isfinite(prior.log_prob(plain))
     assert torch.equal(theta[same], plain[same])
 
 
@@ -101,13 +100,10 @@ def test_failures_do_not_bend_the_likelihood():
 
 
 def test_a_multi_start_search_stays_inside_the_box():
-    torch.manual_seed(0)
-    inference = make(low=0.1, high=0.7)
-    inference.optimize_design(Model.simulate, **MANY)
-    for _ in range(5):
-        result = inference.optimize_design(
-            Model.simulate, **{**MANY, "num_steps": None}
-        )
+    inference = on_box(0.1, 0.7)
+    for num_steps in (5, 0, 0, 0, 0):
+        settings = {**MANY, "num_steps": num_steps or None}
+        result = inference.optimize_design(Model.simulate, **settings)
         support = inference.design_policy.support
         assert all(support.check(design) for design, _ in result.candidates)
 
