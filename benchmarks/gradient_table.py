@@ -59,22 +59,21 @@ def batch_gradients(
     terms_of = POLICY_OBJECTIVES[objective].terms
     gradients = []
     for _ in range(num_batches):
+        path = DATA_PATHS.get(method)
+        draw = policy.sample if path is None else policy.rsample
+        designs = draw(torch.Size((batch_size,)))
         batch = simulate_batch(
             CheckedSimulator(simulate, is_checked=True),
-            policy,
             PRIOR,
-            num_simulations=batch_size,
-            num_simulations_per_design=1,
-            gradient=method,
-            device="cpu",
+            designs,
+            keep_gradient=method == "pathwise",
         )
-        path = DATA_PATHS.get(method)
         x = batch.x.detach() if path is None else path(batch, estimators)
         contrast = in_batch_contrast(batch.theta, num_contrastive)
         densities = Densities(estimators, PRIOR, batch.theta, x, batch.design, contrast)
         terms = terms_of(densities)
         if path is None:
-            loss = score_loss(terms, policy.log_prob(batch.designs))
+            loss = score_loss(terms, policy.log_prob(designs))
         else:
             loss = -terms.mean()
         (gradient,) = torch.autograd.grad(loss, list(policy.parameters()))

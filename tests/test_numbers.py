@@ -81,7 +81,7 @@ def cases(function, value, names, *also):
 
 INTEGERS = [
     *cases(search, 6, "num_steps num_refinement_steps num_contrastive"),
-    *cases(search, 2, "num_warmup_steps num_simulations_per_design stop_after_steps"),
+    *cases(search, 2, "num_warmup_steps"),
     *cases(search, 16, "training_batch_size num_eig_samples num_eig_contrastive"),
     *cases(search, 1_000, "max_num_simulations"),
     *cases(MultiStartConfig, 2, "num_starts num_samples num_climb_steps"),

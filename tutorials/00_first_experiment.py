@@ -224,8 +224,7 @@ for when, rate in rates.items():
 #
 # - Several measurements are one design of several values: give `low` and `high` that
 #   many entries. The simulator then returns one value per measurement.
-# - `max_num_simulations` and `max_seconds` bound the search, and `stop_after_steps`
-#   ends it when the bound no longer grows. After an interruption,
+# - `max_num_simulations` and `max_seconds` bound the search. After an interruption,
 #   `optimize_design(simulator, resume_training=True)` goes on where it stopped.
 # - Data that span decades are noticed in the first simulations and learned nearly as
 #   logarithms. `NLE_INCE(x_transform=...)` and `transformed_likelihood_nn` take others.

@@ -69,7 +69,7 @@ def assess_design(
     slope, never_moved = None, False
     if config.method == "joint":
         progress, policy = optimizer.progress, optimizer.policy
-        steps = progress.search_ended or progress.step
+        steps = min(progress.step, config.num_steps)
         never_moved = steps <= config.num_warmup_steps
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
         if policy.has_rsample:

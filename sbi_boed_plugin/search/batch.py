@@ -1,38 +1,36 @@
-"""Simulations of one step of a design search."""
+"""Simulations of a design search, and how far it has come."""
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.simulation import Simulator, run_simulator
 
-__all__ = ["Batch", "Designs", "DesignsAtMode", "check_finite", "simulate_batch"]
+__all__ = ["Batch", "Progress", "check_finite", "simulate_batch"]
+
+# Simulations, the last ones, that are kept: they tell when one fails, whether the
+# policy arrived, and are learned from again.
+_MAX_STORED = 16_384
 
 
 @dataclass(frozen=True)
 class Batch:
     """Simulations of one step, those that failed included.
 
-    Attributes:
-        theta: Parameters of shape `(batch_dim, dim_theta)`.
-        x: Data of shape `(batch_dim, dim_x)`.
-        designs: Different designs, of shape `(num_designs, dim_design)`.
-        design: Design of each row, of shape `(batch_dim, dim_design)`.
-        valid: Rows without NaN and infinite values, of shape `(batch_dim,)`.
-        num_calls: Number of rows that the simulator got, those repeated included.
-        is_complete: Whether its limit of calls left every row its chance.
-        information: What each row told, in nats, of shape `(batch_dim,)`, if the policy
-            learned from it.
+    Tensors have a row for each, and `valid` are those without NaN and infinite values.
+    `num_calls` is the number of rows that the simulator got, those repeated included,
+    `is_complete` whether its limit left every row its chance, and `information` what
+    each row told, in nats, if the policy learned from it.
     """
 
     theta: Tensor
     x: Tensor
-    designs: Tensor
     design: Tensor
     valid: Tensor
     num_calls: int = 0
@@ -42,73 +40,81 @@ class Batch:
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
         """Return all rows of several batches as one, without what they told."""
-        names = ("theta", "x", "designs", "design", "valid")
+        names = ("theta", "x", "design", "valid")
         return cls(*(torch.cat([getattr(b, name) for b in batches]) for name in names))
 
     def finite(self) -> "Batch":
         """Return the simulations that did not fail."""
         rows = self.valid
-        return replace(
-            self,
-            theta=self.theta[rows],
-            x=self.x[rows],
-            design=self.design[rows],
-            valid=rows[rows],
-        )
+        theta, x, design = self.theta[rows], self.x[rows], self.design[rows]
+        return replace(self, theta=theta, x=x, design=design, valid=rows[rows])
 
 
-class DesignsAtMode:
-    """Designs of which every other one is the policy's mode, the rest its draws.
+@dataclass
+class Progress:
+    """All that changes during a search beside weights and optimizers.
 
-    For networks that are to know one design well and not to forget its surroundings.
+    `seconds` are those of completed steps and of learning again from the `stored`
+    simulations of the last steps, which took `rehearsal_seconds` of them. `overfit` is
+    how much more each network knows of these than of others, in nats, with its standard
+    error, and `num_scored` the number of simulations that ranked and scored designs.
     """
 
-    def __init__(self, policy: DesignPolicy) -> None:
-        self.policy = policy
+    step: int = 0
+    num_simulations: int = 0
+    num_invalid_simulations: int = 0
+    seconds: float = 0.0
+    history: dict[str, list[Any]] = field(default_factory=dict)
+    stored: list[Batch] = field(default_factory=list)
+    rehearsal_seconds: float = 0.0
+    overfit: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num_scored: int = 0
 
-    def sample(self, sample_shape: torch.Size) -> Tensor:
-        """Return designs of shape `(*sample_shape, dim_design)`."""
-        designs = self.policy.sample(sample_shape).clone()
-        designs[::2] = self.policy.mode.to(designs)
-        return designs
+    @property
+    def num_spent(self) -> int:
+        """Number of all simulations so far."""
+        return self.num_simulations + self.num_scored
 
+    def keep(self, batch: Batch, information: Tensor | None, seconds: float) -> None:
+        """Count a step, and keep its simulations beside the last ones."""
+        self.step += 1
+        self.num_simulations += batch.num_calls
+        self.num_invalid_simulations += int((~batch.valid).sum())
+        self.seconds += seconds
+        x, design = batch.x.detach(), batch.design.detach()
+        self.stored.append(replace(batch, x=x, design=design, information=information))
+        del self.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
 
-Designs = DesignPolicy | Distribution | DesignsAtMode
+    def record(self, **values: Any) -> None:
+        """Append one entry for each quantity."""
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
 
 
 def simulate_batch(
     simulator: Simulator,
-    policy: Designs,
     prior: Distribution,
+    designs: Tensor,
     *,
-    num_simulations: int,
-    num_simulations_per_design: int,
-    gradient: str,
-    device: str,
+    keep_gradient: bool = False,
+    device: str = "cpu",
     num_workers: int | None = 1,
     warn: bool = True,
 ) -> Batch:
-    """Draw designs and parameters and simulate them.
+    """Draw parameters for designs of shape `(batch_dim, dim_design)` and simulate them.
 
-    The designs carry the policy's gradient unless `gradient` is the score function. A
-    `ValueError` says if hardly any value is finite.
+    The gradient of the designs stays with the batch, and with its data if they are to
+    keep it. A `ValueError` says if hardly any value is finite.
     """
-    shape = torch.Size((num_simulations // num_simulations_per_design,))
-    if gradient == "score" or isinstance(policy, DesignsAtMode):
-        designs = policy.sample(shape)
-    else:
-        designs = policy.rsample(shape)
-    designs = designs.clone()  # A policy may return a view of what it keeps.
     # The networks of sbi are in single precision, whatever prior and policy are.
-    theta = draw_parameters(prior, num_simulations, torch.float32).to(device)
-    design = designs.repeat_interleave(num_simulations_per_design, dim=0).to(theta)
-    pathwise = gradient == "pathwise"
+    theta = draw_parameters(prior, len(designs), torch.float32).to(device)
+    design = designs.to(theta)
     made = run_simulator(
         simulator,
         theta,
-        design if pathwise else design.detach(),
+        design if keep_gradient else design.detach(),
         num_workers=num_workers,
-        keep_gradient=pathwise,
+        keep_gradient=keep_gradient,
         warn=warn,
     )
     num_valid, is_complete = int(made.valid.sum()), bool(made.tried.all())
@@ -119,9 +125,7 @@ def simulate_batch(
             f"{designs.max().item():.4g}. Check the simulator there, or restrict the "
             "support of the design policy."
         )
-    return Batch(
-        theta, made.x, designs, design, made.valid, made.num_calls, is_complete
-    )
+    return Batch(theta, made.x, design, made.valid, made.num_calls, is_complete)
 
 
 def check_finite(
@@ -129,22 +133,17 @@ def check_finite(
     losses: dict[str, Tensor],
     gradients: Iterable[Tensor | None],
     batch: Batch,
-    prior: Distribution,
 ) -> None:
     """Raise if a loss or gradient is not finite, with what may stand out in a batch."""
     values = [*losses.values(), *(g for g in gradients if g is not None)]
     if all(bool(torch.isfinite(value).all()) for value in values):
         return
     described = ", ".join(f"{key} {loss.item()}" for key, loss in losses.items())
-    parts = {"theta": batch.theta, "x": batch.x.detach()}
-    parts |= {"design": batch.design.detach(), "log prior": prior.log_prob(batch.theta)}
-    sizes = ", ".join(
-        f"{name} {values.abs().max():.3g} ({values.abs().median():.3g})"
-        for name, values in parts.items()
-    )
+    parts = {"theta": batch.theta, "x": batch.x, "design": batch.design}
+    sizes = ", ".join(f"{name} {p.abs().max():.3g}" for name, p in parts.items())
     raise ValueError(
         f"A loss at step {step} or its gradient is not finite ({described}). The state "
-        f"before it is kept. Largest sizes in its batch, and medians: {sizes}. Where "
-        "theta or the log prior stands out, use a prior with shorter tails; where x "
-        "does, transform it or check the simulator; else lower learning_rate."
+        f"before it is kept. Largest sizes in its batch: {sizes}. Where theta stands "
+        "out, use a prior with shorter tails; where x does, transform it or check the "
+        "simulator; else lower learning_rate."
     )

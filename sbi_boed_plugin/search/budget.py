@@ -1,5 +1,6 @@
 """Numbers that a search chooses for itself: shares of its budget, and defaults."""
 
+import math
 from dataclasses import replace
 
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
@@ -16,12 +17,9 @@ _MAX_STEPS, _MAX_SCORING = 1_000, 4_000
 _NUM_CONTRASTIVE = {True: 31, False: 3}
 
 
-def num_ranking(config: DesignSearchConfig) -> int:
+def num_ranking(search: MultiStartConfig | None) -> int:
     """Return the number of simulations that rank the candidates of a search."""
-    search = config.multi_start
-    if search is None:
-        return 0
-    return search.num_candidates * search.num_candidate_samples
+    return 0 if search is None else search.num_candidates * search.num_candidate_samples
 
 
 def with_all_numbers(
@@ -36,81 +34,54 @@ def with_all_numbers(
     search with `has_networks` needs no training, and the check of its simulator takes
     `num_check_calls`.
     """
-    if config.max_num_simulations is not None:
-        config = _divided(config, has_networks, num_check_calls)
-    else:
-        num_steps = 0 if has_networks else _MAX_STEPS
-        config = replace(
-            config,
-            num_steps=num_steps if config.num_steps is None else config.num_steps,
-            training_batch_size=config.training_batch_size or _divisible(config, 256),
-            num_eig_samples=config.num_eig_samples or _MAX_SCORING,
-        )
-    assert config.num_steps is not None and config.training_batch_size is not None
-    num_contrastive, num_warmup_steps = config.num_contrastive, config.num_warmup_steps
-    if num_contrastive is None:
-        usual = _NUM_CONTRASTIVE[config.objective == "info_nce"]
-        num_contrastive = min(usual, config.training_batch_size - 1)
-    if num_warmup_steps is None:
-        num_warmup_steps = config.num_steps // 20
-    is_joint = config.method == "joint"
-    return replace(
-        config,
-        num_contrastive=num_contrastive,
-        num_warmup_steps=num_warmup_steps,
-        multi_start=None if is_joint else config.multi_start or MultiStartConfig(),
-    )
-
-
-def _divided(
-    config: DesignSearchConfig, has_networks: bool, num_check_calls: int
-) -> DesignSearchConfig:
-    """Return the settings with the parts of their budget."""
     budget, num_steps = config.max_num_simulations, config.num_steps
-    assert budget is not None
     size, num_eig_samples = config.training_batch_size, config.num_eig_samples
-    search = config.multi_start
     idle = num_steps == 0 or (num_steps is None and has_networks)
-    left = budget - num_check_calls
+    left = (budget or math.inf) - num_check_calls
     if num_eig_samples is None:
         share = 0.5 if idle else _SCORING_SHARE
-        num_eig_samples = max(2, min(_MAX_SCORING, int(share * left)))
+        num_eig_samples = max(2, int(min(_MAX_SCORING, share * left)))
     left -= num_eig_samples
+    search = None
     if config.method == "multi_start":
-        if search is None:
-            search, share = MultiStartConfig(), 1.0 if idle else _RANKING_SHARE
-            each = int(share * left) // search.num_candidates
-            each = max(2, min(search.num_candidate_samples, each))
+        search = config.multi_start or MultiStartConfig()
+        if config.multi_start is None:
+            share = 1.0 if idle else _RANKING_SHARE
+            each = share * left / search.num_candidates
+            each = max(2, int(min(search.num_candidate_samples, each)))
             search = replace(search, num_candidate_samples=each)
-        left -= search.num_candidates * search.num_candidate_samples
+    left -= num_ranking(search)
     refinement = config.num_refinement_steps
     if size is None:
         steps = _STEPS_WANTED if num_steps is None else max(1, num_steps)
         low, high = _BATCH_SIZES
-        size = _divisible(config, min(max(low, left // (steps + refinement)), high))
+        size = int(min(max(low, left / (steps + refinement)), high))
     least = 0 if idle else size
     if num_steps is None:
         least *= 1 + refinement
         most = 0 if has_networks else _MAX_STEPS
-        num_steps = min(most, max(0, left) // size - refinement)
+        num_steps = max(0, int(min(most, left / size - refinement)))
     if left < least:
-        other = budget - left
+        assert budget is not None
+        other = int(budget - left)
         raise ValueError(
             f"max_num_simulations={budget} is too few: {least} "
             f"simulations of training and {other} that check the simulator and score "
             f"designs need {least + other}. Raise it, or lower training_batch_size, "
             "num_refinement_steps, num_eig_samples or the candidates of multi_start."
         )
+    num_contrastive, num_warmup_steps = config.num_contrastive, config.num_warmup_steps
+    if num_contrastive is None:
+        usual = _NUM_CONTRASTIVE[config.objective == "info_nce"]
+        num_contrastive = min(usual, size - 1)
     return replace(
         config,
         num_steps=num_steps,
+        num_warmup_steps=num_steps // 20
+        if num_warmup_steps is None
+        else num_warmup_steps,
         training_batch_size=size,
+        num_contrastive=num_contrastive,
         num_eig_samples=num_eig_samples,
         multi_start=search,
     )
-
-
-def _divisible(config: DesignSearchConfig, size: int) -> int:
-    """Return the batch size nearest to a number that has two designs at least."""
-    divisor = config.num_simulations_per_design
-    return max(2, round(size / divisor)) * divisor

@@ -38,8 +38,7 @@ def check_design(
             outside = design[~inside.to(design.device)][0].tolist()
             raise ValueError(
                 f"design={outside} lies outside the support of the design policy, "
-                f"{support}. Use a policy whose support holds every design, or leave "
-                "such designs out."
+                f"{support}. Use a policy with a larger support, or leave it out."
             )
     return design.to(torch.float32)
 
@@ -50,14 +49,12 @@ def check_gradient(gradient: str, policy: DesignPolicy) -> None:
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         raise ValueError(
             f"design_policy: a {name} without parameters to learn stays as it is. Use "
-            "method='multi_start', which searches its support, or a policy with "
-            "parameters, such as TruncatedNormalPolicy."
+            "method='multi_start', which searches its support."
         )
     if gradient == "score" and not policy.has_log_prob:
         raise ValueError(
             f"gradient='score' needs the density of the policy, and a {name} has none. "
-            "Use gradient='surrogate', or 'pathwise' with a differentiable simulator, "
-            "or a policy with a density, such as TruncatedNormalPolicy."
+            "Use gradient='surrogate', or a policy such as TruncatedNormalPolicy."
         )
     if gradient in DATA_PATHS and not policy.has_rsample:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -59,18 +60,16 @@ class DesignSearchConfig:
     Attributes:
         method: With `"joint"` the policy moves at every step and narrows around its
             mode, the design that is returned. With `"multi_start"` it stays, networks
-            are trained over all designs of its support alike (if that is a box; else
-            over its draws), hundreds of designs climb the information of the learned
-            model at once, and the best are scored with simulations. Once trained,
-            networks serve every later search of that kind.
+            are trained over its support if that is a box (else over its draws),
+            hundreds of designs climb the information of the learned model, and the
+            best are scored with simulations. The networks serve later searches, too.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
-            from a posterior that is trained beside the likelihood, a lower bound
-            without a cap; `"gkl"`, the same tightened by an energy ratio;
-            `"info_nce"`, the contrastive bound of the likelihood (SBI-BOED), at most
-            :math:`\log(L + 1)`; `"marginal"`, the likelihood against a learned density
-            of the data, which is no bound. If `None`, `"barber_agakov"`, and
-            `"info_nce"` for a multi-start search after an observation, which the
-            posterior does not know of.
+            from a posterior that is trained beside the likelihood, without a cap;
+            `"gkl"`, the same tightened by an energy ratio; `"info_nce"`, the
+            contrastive bound of the likelihood (SBI-BOED), at most :math:`\log(L + 1)`;
+            `"marginal"`, the likelihood against a learned density of the data, no
+            bound. If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
+            search after an observation, which the posterior does not know of.
         gradient: Gradient of the policy in a joint search: `"score"`, unbiased for any
             simulator; `"surrogate"` and `"implicit"`, through the learned likelihood,
             at its own draws or at the simulated data; `"pathwise"`, through a
@@ -79,15 +78,13 @@ class DesignSearchConfig:
         num_steps: Number of training steps. If `None`, 1,000 or as many as
             `max_num_simulations` allows, and none for a multi-start search with
             trained networks.
-        num_warmup_steps: Number of steps in which the policy stays as it is: untrained
-            networks would lead it astray. If `None`, a twentieth of `num_steps`.
-        num_refinement_steps: Number of further steps of a joint search, after the
-            policy has stopped, in which half of the simulations are at the design
-            found. They make the information that is reported there a tighter bound.
+        num_warmup_steps: Number of first steps in which the policy does not follow
+            untrained networks. If `None`, a twentieth of `num_steps`.
+        num_refinement_steps: Number of further steps of a joint search, with half of
+            the simulations at the design found, where they tighten the reported bound.
             The learning rate starts anew from a fifth.
         training_batch_size: Number of simulations of one step. If `None`, 256, or what
             gives about 200 steps within `max_num_simulations`, at least 16.
-        num_simulations_per_design: How many of them share a design.
         num_contrastive: Number :math:`L` of contrastive parameters of each simulation,
             other rows of the batch. If `None`, 31 where they drive the policy and 3
             where they are for the likelihood's loss alone.
@@ -97,8 +94,6 @@ class DesignSearchConfig:
             along half a cosine.
         design_learning_rate: Learning rate of Adam for the policy; likewise.
         clip_max_norm: Value at which to clip the gradient norm of each network.
-        stop_after_steps: End the search when the information, averaged over this many
-            steps, is a standard error lower than over as many before. Never if `None`.
         max_num_simulations: Largest number of simulations, those that score the design
             and those of a call that is resumed included. What is not given otherwise
             is a share of it: a fifth scores the design, and a fifth of the rest ranks
@@ -106,13 +101,14 @@ class DesignSearchConfig:
             learn again from the simulations of the search, until they have seen
             256,000 rows or gain no more on rows left out.
         max_seconds: Time in seconds of training and scoring, that of a call that is
-            resumed included. No step but the first is started that would end later, at
-            the pace of those before.
+            resumed included. A fifth is for the score: no step but the first is
+            started that would end in it, at the pace of those before.
         num_workers: Number of processes that simulate, through joblib. With
             `gradient="pathwise"` only what scores designs: gradients do not come back
             from other processes.
         num_eig_samples: Number of simulations that score the design found. If `None`,
-            4,000, or what `max_num_simulations` and `max_seconds` leave.
+            4,000, or what `max_num_simulations` leaves; if time ended the training, at
+            most a quarter as many as it took, but at least 100.
         num_eig_contrastive: Number of contrastive parameters of each of them.
         multi_start: Settings of the search with `method="multi_start"`.
 
@@ -127,13 +123,11 @@ class DesignSearchConfig:
     num_warmup_steps: int | None = None
     num_refinement_steps: int = 0
     training_batch_size: int | None = None
-    num_simulations_per_design: int = 1
     num_contrastive: int | None = None
     regularization_strength: float = 0.1
     learning_rate: float = 5e-3
     design_learning_rate: float = 3e-2
     clip_max_norm: float | None = 5.0
-    stop_after_steps: int | None = None
     max_num_simulations: int | None = None
     max_seconds: float | None = None
     num_workers: int | None = 1
@@ -142,43 +136,44 @@ class DesignSearchConfig:
     multi_start: MultiStartConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_names(self)
+        names = {
+            "method": ("joint", "multi_start"),
+            "objective": (None, *POLICY_OBJECTIVES),
+            "gradient": POLICY_GRADIENTS,
+        }
+        for name, known in names.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}='{getattr(self, name)}' is unknown. Use one of "
+                    f"{sorted(filter(None, known))}."
+                )
         _check_numbers(self)
-        _check_batch(self)
-        if self.method == "multi_start" and self.num_refinement_steps:
-            raise ValueError(
-                f"num_refinement_steps={self.num_refinement_steps} with "
-                "method='multi_start': its networks serve all designs and are not "
-                "refined at one. Use method='joint' or leave it out."
-            )
-        # Neither the default nor what the climb does.
-        if self.method == "multi_start" and self.gradient not in ("score", "surrogate"):
-            raise ValueError(
-                f"gradient='{self.gradient}' with method='multi_start': designs climb "
-                "the information of the learned model, through its own draws. Leave it "
-                "out, or use method='joint'."
-            )
+        # A gradient that is neither the default nor what the climb does.
+        of_joint = {"num_refinement_steps": (0,), "gradient": ("score", "surrogate")}
+        for name, allowed in of_joint.items():
+            value = getattr(self, name)
+            if self.method == "multi_start" and value not in allowed:
+                raise ValueError(
+                    f"{name}={value!r} with method='multi_start': its networks serve "
+                    "all designs, which climb the learned model through its own draws. "
+                    "Leave it out, or use method='joint'."
+                )
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""
-        schedule = {}
         for field in fields(self):
-            if field.name in _OF_ONE_CALL:
-                continue
             value, before = getattr(self, field.name), getattr(earlier, field.name)
-            if value not in (before, field.default):
+            if field.name not in _OF_ONE_CALL and value not in (before, field.default):
                 raise ValueError(
                     f"{field.name}={value} with resume_training=True, but the search "
                     f"to resume has {field.name}={before}, on which its schedules "
                     "depend. Leave it out, or start a new search."
                 )
-            schedule[field.name] = before
-        return replace(self, **schedule)
+        return replace(earlier, **{name: getattr(self, name) for name in _OF_ONE_CALL})
 
 
 # What a call that resumes a search may change.
 _OF_ONE_CALL = (
-    "stop_after_steps",
     "max_num_simulations",
     "max_seconds",
     "num_workers",
@@ -188,33 +183,17 @@ _OF_ONE_CALL = (
 )
 
 
-def _check_names(config: DesignSearchConfig) -> None:
-    """Raise if a name is unknown."""
-    if config.method not in ("joint", "multi_start"):
-        raise ValueError(
-            f"method='{config.method}' is unknown. Use 'joint' or 'multi_start'."
-        )
-    known = {"objective": (None, *POLICY_OBJECTIVES), "gradient": POLICY_GRADIENTS}
-    for name, names in known.items():
-        if getattr(config, name) not in names:
-            raise ValueError(
-                f"{name}='{getattr(config, name)}' is unknown. Use one of "
-                f"{sorted(filter(None, names))}."
-            )
-
-
-def _check_numbers(config: DesignSearchConfig) -> None:
+def _check_numbers(config: Any) -> None:
     """Put plain numbers in the places of numbers, or raise if one is out of range."""
-    # With trained networks a multi-start search needs no further step.
+    # With trained networks a multi-start search needs no step, and no warm-up either.
     least_steps = 0 if config.method == "multi_start" else 1
     check_fields(config, check_integer, ["num_refinement_steps"], 0)
-    of_one = ["num_simulations_per_design", "num_eig_contrastive"]
-    check_fields(config, check_integer, of_one, 1)
+    check_fields(config, check_integer, ["num_eig_contrastive"], 1)
     for least, names in (
         (least_steps, ["num_steps"]),
         (0, ["num_warmup_steps"]),
-        (1, ["training_batch_size", "num_contrastive", "max_num_simulations"]),
-        (2, ["stop_after_steps", "num_eig_samples"]),
+        (1, ["num_contrastive", "max_num_simulations"]),
+        (2, ["training_batch_size", "num_eig_samples"]),
     ):
         check_fields(config, check_integer, names, least, or_none=True)
     optional = {"or_infinite": True, "or_none": True}
@@ -225,33 +204,14 @@ def _check_numbers(config: DesignSearchConfig) -> None:
     check_fields(config, check_real, rates, **_RATE)
     check_fields(config, check_real, ["regularization_strength"], 0.0, MOST_WEIGHT)
     object.__setattr__(config, "num_workers", check_num_workers(config.num_workers))
-
-
-def _check_batch(config: DesignSearchConfig) -> None:
-    """Raise if the numbers of a batch and of steps do not go together."""
     steps, warmup = config.num_steps, config.num_warmup_steps
-    # A search that takes no step has no warm-up either.
-    extra = config.method == "multi_start"
-    if steps is not None and warmup is not None and warmup >= steps + extra:
+    if None not in (steps, warmup) and warmup > steps - least_steps:
         raise ValueError(
             f"num_warmup_steps={warmup} must be less than num_steps={steps}."
         )
-    size, per_design = config.training_batch_size, config.num_simulations_per_design
-    if size is None:
-        return
-    if size % per_design:
+    size, contrasts = config.training_batch_size, config.num_contrastive
+    if None not in (size, contrasts) and contrasts >= size:
         raise ValueError(
-            f"training_batch_size={size} must be a multiple of "
-            f"num_simulations_per_design={per_design}."
-        )
-    if size // per_design < 2:
-        raise ValueError(
-            f"training_batch_size={size} gives fewer than two designs a step to "
-            "compare. Increase it or decrease num_simulations_per_design."
-        )
-    if config.num_contrastive is not None and config.num_contrastive >= size:
-        raise ValueError(
-            f"num_contrastive={config.num_contrastive} must be less than "
-            f"training_batch_size={size}: contrastive parameters are other rows of the "
-            "batch."
+            f"num_contrastive={contrasts} must be less than training_batch_size="
+            f"{size}: contrastive parameters are other rows of the batch."
         )

@@ -25,10 +25,10 @@ from sbi_boed_plugin.search.estimators import (
 )
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.measurements import Measurements
+from sbi_boed_plugin.search.multi_start import score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.run import run_search
-from sbi_boed_plugin.search.scoring import score_design
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignSearch"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.progress import Progress
+from sbi_boed_plugin.search.batch import Progress
 
 __all__ = ["find_doubts", "find_slope", "is_steep", "tightest"]
 

@@ -10,34 +10,33 @@ attached to its designs.
 from collections.abc import Callable
 
 import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 
 from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 
-__all__ = ["DATA_PATHS", "POLICY_GRADIENTS", "leave_one_out_baseline", "score_loss"]
-
-
-def leave_one_out_baseline(information: Tensor) -> Tensor:
-    """Return, for each of at least two designs, the mean over all other designs.
-
-    Independent of the design's own draw, hence it reduces the variance of the
-    score-function gradient and leaves its expectation as it is.
-    """
-    return (information.sum() - information) / (len(information) - 1)
+__all__ = ["DATA_PATHS", "POLICY_GRADIENTS", "draw_data", "score_loss"]
 
 
 def score_loss(information: Tensor, log_prob: Tensor) -> Tensor:
     r"""Return minus :math:`E[(g - b) \log \pi_\psi(\xi)]`, with :math:`g, b` constant.
 
-    The gradient is unbiased for the bound of the current estimators and valid for any
-    simulator. Arguments are the mean of the terms of each design, of shape
-    `(num_designs,)`, and the log-density of the designs under the policy.
+    From the terms of at least two designs and their log-densities under the policy. The
+    gradient is unbiased for any simulator: the baseline :math:`b`, the mean over all
+    other designs, is independent of the design's own draw and reduces the variance.
     """
     information = information.detach()
-    advantage = information - leave_one_out_baseline(information)
-    return -(advantage * log_prob).mean()
+    baseline = (information.sum() - information) / (len(information) - 1)
+    return -((information - baseline) * log_prob).mean()
+
+
+def draw_data(likelihood: ConditionalDensityEstimator, condition: Tensor) -> Tensor:
+    """Return a datum for each condition, moving with it if that carries a gradient."""
+    with torch.no_grad():
+        x = likelihood.sample(torch.Size((1,)), condition)[0]
+    return reparameterize(likelihood, x, condition) if condition.requires_grad else x
 
 
 def _partial_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
@@ -76,9 +75,7 @@ def _implicit_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
 def _surrogate_path(batch: Batch, estimators: DesignEstimators) -> Tensor:
     """Return new data, drawn from the learned likelihood and moving with the design."""
     condition = torch.cat([batch.theta, batch.design], dim=-1)
-    with torch.no_grad():
-        x = estimators.likelihood.sample(torch.Size((1,)), condition)[0]
-    return reparameterize(estimators.likelihood, x, condition)
+    return draw_data(estimators.likelihood, condition)
 
 
 DATA_PATHS: dict[str, Callable[[Batch, DesignEstimators], Tensor]] = {

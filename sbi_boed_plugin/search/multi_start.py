@@ -1,20 +1,18 @@
-r"""Search over designs with estimators that are trained for all of them.
+"""Search over designs with estimators that are trained for all of them.
 
-Hundreds of designs climb the information of the learned model in parallel. No
-simulation is needed for that: data are drawn from the learned likelihood and follow the
-design (the surrogate gradient). Because a climb also finds the errors of the
-estimators, the best designs are then scored with simulations of their own.
-
-References:
-    Klein et al., *Supercharging Simulation-Based Inference for Bayesian Optimal
-    Experimental Design*, 2026, https://arxiv.org/abs/2602.06900.
+Hundreds of designs climb the information of the learned model in parallel, with data
+from the learned likelihood that follow the design. Because a climb also finds the
+errors of the estimators, the best designs are then scored with simulations (Klein et
+al., *Supercharging Simulation-Based Inference for Bayesian Optimal Experimental
+Design*, 2026, https://arxiv.org/abs/2602.06900).
 """
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from sbi.utils import BoxUniform
@@ -28,23 +26,24 @@ from tqdm.auto import tqdm
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
-from sbi_boed_plugin.estimators.noise import reparameterize
-from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError
+from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError, estimate_eig
 from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
+from sbi_boed_plugin.search.gradients import draw_data
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
-from sbi_boed_plugin.search.scoring import score_design
 
 __all__ = [
-    "model_information",
+    "LearnedModel",
     "multi_start_search",
+    "score_design",
     "spread_designs",
     "uniform_designs",
 ]
 
 # Contrastive parameters of a climb, at most. Their logarithm caps its estimates.
-MAX_CONTRASTIVE = 4_096
+_MAX_CONTRASTIVE = 4_096
 # Starts that tell how many contrastive parameters there must be.
 _NUM_TO_SET_CONTRASTIVE = 64
 # Share of the width of the space within which two designs count as the same.
@@ -53,9 +52,7 @@ _SAME = 0.02
 
 def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
     """Return the uniform distribution over the policy's support, if it is a box."""
-    support = policy.support
-    if isinstance(support, independent):
-        support = support.base_constraint
+    support = _constraint_of_values(policy)
     if not isinstance(support, type(interval(0.0, 1.0))):
         return None
     low, high = (
@@ -63,6 +60,12 @@ def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
         for bound in (support.lower_bound, support.upper_bound)
     )
     return BoxUniform(low, high, device=str(low.device))
+
+
+def _constraint_of_values(policy: DesignPolicy) -> Any:
+    """Return the constraint of each value of a design."""
+    support = policy.support
+    return support.base_constraint if isinstance(support, independent) else support
 
 
 def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
@@ -81,14 +84,35 @@ def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
     return torch.where(same, spread, design)
 
 
-def multi_start_search(
+def score_design(
     estimators: DesignEstimators,
-    prior: Distribution,
-    policy: DesignPolicy,
     simulator: Callable[[Tensor, Tensor], Tensor],
     *,
+    prior: Distribution,
     objective: str,
+    **kwargs: Any,
+) -> EIGEstimate:
+    """Estimate the information of a design by the bound that goes with an objective.
+
+    `kwargs` are `design` and what else :func:`~sbi_boed_plugin.estimate_eig` takes.
+    """
+    bound = POLICY_OBJECTIVES[objective].bound
+    estimators.train(False)
+    if bound == "pce":
+        estimator = estimators.likelihood
+    else:
+        is_hybrid = bound == "gkl"
+        estimator = estimators.posterior if is_hybrid else estimators.posterior_base
+        prior = unseen(prior)
+    return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
+
+
+def multi_start_search(
+    model: "LearnedModel",
+    policy: DesignPolicy,
+    simulator: Callable[[Tensor, Tensor], Tensor],
     config: MultiStartConfig,
+    *,
     num_workers: int | None = 1,
     show_progress_bar: bool = True,
 ) -> tuple[list[tuple[Tensor, EIGEstimate]], int, int]:
@@ -99,41 +123,37 @@ def multi_start_search(
     with their estimates, best first, and how many simulations scored designs and
     failed, those of designs that could not be scored included.
     """
-    estimators.train(False)
-    model = _LearnedModel(estimators, prior, objective)
-    designs = _Climb(model, policy, config).run(show_progress_bar)
+    model.estimators.train(False)
+    designs = _climb(model, policy, config, show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
-    candidates, errors, costs = [], [], []
+    candidates, costs = [], []
     for design in designs:
         try:
             estimate = score_design(
-                estimators,
+                model.estimators,
                 simulator,
-                prior=prior,
+                prior=model.prior,
                 design=design,
-                objective=objective,
+                objective=model.objective,
                 num_samples=config.num_candidate_samples,
                 num_workers=num_workers,
                 seed=seed,
             )
+            candidates.append((design, estimate))
+            costs.append(estimate)
         except NoEstimateError as error:
             # Networks know nothing of designs at which every simulation fails.
-            errors.append(f"{design.tolist()}: {error}")
             costs.append(error)
-            continue
-        candidates.append((design, estimate))
-        costs.append(estimate)
+            warnings.warn(
+                f"The design {design.tolist()}, at which the search arrived, cannot be "
+                f"scored with simulations and is left out. {error}",
+                stacklevel=5,
+            )
     if not candidates:
         raise ValueError(
             "None of the designs that the search arrived at can be scored with "
-            f"simulations. {errors[0]}"
-        )
-    if errors:
-        warnings.warn(
-            f"{len(errors)} of {len(designs)} designs that the search arrived at "
-            f"cannot be scored with simulations and are left out. {errors[0]}",
-            stacklevel=5,
+            "simulations; the warnings before this say why."
         )
     return (
         sorted(candidates, key=lambda candidate: -candidate[1].value),
@@ -142,121 +162,84 @@ def multi_start_search(
     )
 
 
-def model_information(
-    estimators: DesignEstimators,
-    prior: Distribution,
-    designs: Tensor,
-    *,
-    objective: str,
-    num_samples: int,
-    num_contrastive: int = 0,
-) -> Tensor:
-    """Return the information of designs under the learned model, differentiably.
-
-    In nats, from `num_samples` parameters. The same serve all designs: differences are
-    more accurate than values. The contrastive bound has `num_contrastive` parameters in
-    its mean, if that is more; its estimates are at most the logarithm of it.
-    """
-    model = _LearnedModel(estimators, prior, objective)
-    return model.information(designs, num_samples, num_contrastive)
-
-
 @dataclass(frozen=True)
-class _LearnedModel:
-    """The information of designs where data come from the learned likelihood."""
+class LearnedModel:
+    """The information of designs where data come from the learned likelihood.
+
+    `num_samples` parameters serve all designs alike: differences are more accurate than
+    values. The contrastive bound has `num_contrastive` parameters in its mean, if that
+    is more; its estimates are at most the logarithm of it.
+    """
 
     estimators: DesignEstimators
     prior: Distribution
     objective: str
 
     def information(
-        self, designs: Tensor, num_samples: int, num_contrastive: int
+        self, designs: Tensor, num_samples: int, num_contrastive: int = 0
     ) -> Tensor:
-        """Return estimates of shape `(num_designs,)`, in nats."""
-        theta, size = self._parameters(designs, num_samples, num_contrastive)
-        parts = [self._estimates(theta, d, num_samples) for d in designs.split(size)]
-        return torch.cat(parts)
+        """Return differentiable estimates of shape `(num_designs,)`, in nats."""
+        return torch.cat([*self.parts(designs, num_samples, num_contrastive)])
 
-    def slopes(self, designs: Tensor, num_samples: int, num_contrastive: int) -> Tensor:
-        """Return the gradient of the information at each design."""
-        theta, size = self._parameters(designs, num_samples, num_contrastive)
-        gradients = []
-        # Each chunk's graph is gone before the next: memory is that of one chunk.
-        for rows in designs.split(size):
-            rows = rows.detach().requires_grad_()
-            values = self._estimates(theta, rows, num_samples)
-            gradients += torch.autograd.grad(values.sum(), [rows])
-        return torch.cat(gradients)
-
-    def _parameters(
+    def parts(
         self, designs: Tensor, num_samples: int, num_contrastive: int
-    ) -> tuple[Tensor, int]:
-        """Draw parameters of data and behind them further contrastive ones.
-
-        Beside them, the number of designs that fit into one evaluation.
-        """
+    ) -> Iterator[Tensor]:
+        """Yield the estimates of as many designs as fit into one evaluation."""
         num_theta = num_samples
         if self.objective == "info_nce":
             num_theta = max(num_samples, num_contrastive)
         theta = draw_parameters(self.prior, num_theta).to(designs)
-        return theta, max(1, self._pairs_at_once() // (num_theta * num_samples))
-
-    def _pairs_at_once(self) -> int:
-        """Return how many pairs of parameters and data fit into one evaluation."""
         net = self.estimators.likelihood
         num_values = net.input_shape.numel() + net.condition_shape.numel()
-        return min(rows_at_once(each, num_values) for each in self.estimators.all())
+        pairs = min(rows_at_once(each, num_values) for each in self.estimators.all())
+        for some in designs.split(max(1, pairs // (num_theta * num_samples))):
+            yield self._estimates(theta, some, num_samples, pairs)
 
-    def _estimates(self, theta: Tensor, designs: Tensor, num_samples: int) -> Tensor:
-        """Return estimates for designs that fit into one evaluation.
+    def _estimates(
+        self, theta: Tensor, designs: Tensor, num_samples: int, max_pairs: int
+    ) -> Tensor:
+        """Return the estimates of designs.
 
         The first `num_samples` parameters have data; all of them are contrasts.
         """
         likelihood, num_designs = self.estimators.likelihood, len(designs)
         # Rows: all designs for the first parameters, then for the second, and so on.
-        theta_rows = theta.repeat_interleave(num_designs, dim=0)
-        design_rows = designs.repeat(len(theta), 1)
-        conditions = torch.cat([theta_rows, design_rows], dim=-1)
+        rows = (
+            theta.repeat_interleave(num_designs, dim=0),
+            designs.repeat(len(theta), 1),
+        )
+        conditions = torch.cat(rows, dim=-1)
         own = slice(num_samples * num_designs)
-        condition = conditions[own]
-        with torch.no_grad():
-            x = likelihood.sample(torch.Size((1,)), condition)[0]
-        if designs.requires_grad:
-            x = reparameterize(likelihood, x, condition)
+        x = draw_data(likelihood, conditions[own])
         if self.objective == "info_nce":
-            terms = self._contrastive_terms(x, conditions, len(theta), num_designs)
+            terms = self._contrastive_terms(x, conditions, num_designs, max_pairs)
         else:
-            theta_rows = theta_rows[own]
-            no_contrast = theta_rows.unsqueeze(0)[:0]
+            own_theta, design = (part[own] for part in rows)
+            no_contrast = own_theta.unsqueeze(0)[:0]
+            networks = self.estimators.trained
             densities = Densities(
-                self.estimators.trained,
-                self.prior,
-                theta_rows,
-                x,
-                design_rows[own],
-                no_contrast,
+                networks, self.prior, own_theta, x, design, no_contrast
             )
             terms = POLICY_OBJECTIVES[self.objective].terms(densities)
-            terms = terms.reshape(num_samples, num_designs)
+        terms = terms.reshape(num_samples, num_designs)
         if isinstance(likelihood, LikelihoodWithFailures):
             # Data that failed would have told nothing.
-            success = likelihood.log_success(condition).exp()
+            success = likelihood.log_success(conditions[own]).exp()
             terms = terms * success.reshape(num_samples, num_designs)
         return terms.mean(dim=0)
 
     def _contrastive_terms(
-        self, x: Tensor, conditions: Tensor, num_theta: int, num_designs: int
+        self, x: Tensor, conditions: Tensor, num_designs: int, max_pairs: int
     ) -> Tensor:
         """Return terms of the contrastive bound, `(num_samples, num_designs)`.
 
-        Every datum under all parameters at its own design: networks that compute
-        their condition apart from their input do so once per pair of parameters and
-        design, whatever the number of contrastive samples.
+        Networks that compute their condition apart from their input do so once for each
+        pair of parameters and design, whatever the number of data.
         """
-        num_samples = len(x) // num_designs
+        num_samples, num_theta = (len(rows) // num_designs for rows in (x, conditions))
         x_by_design = x.reshape(num_samples, 1, num_designs, *x.shape[1:])
         evaluate = self.estimators.likelihood.log_prob
-        size = max(1, self._pairs_at_once() // len(x))
+        size = max(1, max_pairs // len(x))
         # What does not fit at once is evaluated again for its gradient.
         if size < num_theta and conditions.requires_grad:
             evaluate = partial(checkpoint, evaluate, use_reentrant=False)
@@ -270,96 +253,81 @@ class _LearnedModel:
         return (own - mean).T
 
 
-class _Climb:
-    """A climb of many designs, in units of the width of the space."""
-
-    def __init__(
-        self, model: _LearnedModel, policy: DesignPolicy, config: MultiStartConfig
-    ) -> None:
-        self.model, self.config = model, config
-        self.box = uniform_designs(policy)
-        self.designs, self.width = _starts(policy, self.box, config.num_starts)
-        # Without a box only where every step stays inside.
-        support = policy.support
-        base = support.base_constraint if isinstance(support, independent) else support
-        is_real = support.event_dim == 1 and isinstance(base, type(real))
-        climbs = self.box is not None or is_real
-        self.num_steps = config.num_climb_steps if climbs else 0
-        self.num_contrastive = 0
-
-    def run(self, show_progress_bar: bool) -> list[Tensor]:
-        """Return the best designs after a climb that fewer and fewer finish."""
-        config, designs = self.config, self.designs
-        self._judge(designs[:_NUM_TO_SET_CONTRASTIVE], config.num_samples)
-        bar = tqdm(
-            total=self.num_steps,
-            disable=not show_progress_bar,
-            desc="Climbing designs",
+def _climb(
+    model: LearnedModel,
+    policy: DesignPolicy,
+    config: MultiStartConfig,
+    show_progress_bar: bool,
+) -> list[Tensor]:
+    """Return the best designs after a climb that fewer and fewer finish."""
+    box = uniform_designs(policy)
+    designs, width = _starts(policy, box, config.num_starts)
+    # Without a box only where every step stays inside.
+    is_real = isinstance(_constraint_of_values(policy), type(real))
+    num_steps = config.num_climb_steps // 3
+    if box is None and not is_real:
+        num_steps = 0
+    first = designs[:_NUM_TO_SET_CONTRASTIVE]
+    values, num_contrastive = _judge(model, first, config.num_samples, 0)
+    bar = tqdm(
+        total=3 * num_steps, disable=not show_progress_bar, desc="Climbing designs"
+    )
+    with bar:
+        # As designs become fewer, each gets more: a step costs the same throughout.
+        for stage in range(3):
+            num_samples = config.num_samples * 2**stage
+            unit = designs / width
+            optimizer = Adam([unit], lr=config.learning_rate)
+            for _ in range(num_steps):
+                designs.requires_grad_()
+                # The graph of a part is gone before the next: memory is that of one.
+                for part in model.parts(designs, num_samples, num_contrastive):
+                    part.sum().backward(inputs=[designs])
+                assert designs.grad is not None
+                unit.grad = -designs.grad * width
+                optimizer.step()
+                designs = unit * width
+                if box is not None:
+                    designs = designs.clamp(box.base_dist.low, box.base_dist.high)
+                    unit.copy_(designs / width)
+                bar.update()
+            last = stage == 2
+            values, num_contrastive = _judge(
+                model, designs, num_samples * (4 if last else 2), num_contrastive
+            )
+            designs = designs[values.argsort(descending=True)]
+            keep = config.num_candidates if last else len(designs) // 4
+            keep = max(config.num_candidates, keep)
+            # Different ones, or all would climb the same hill.
+            if num_steps:
+                designs = torch.stack(_different(designs, width, keep))
+            designs = designs[:keep]
+    cap = math.log(max(16 * config.num_samples, num_contrastive))
+    if model.objective == "info_nce" and values.max() > cap - 1.0:
+        warnings.warn(
+            f"The information of the learned model, {float(values.max()):.2f} nats "
+            f"at the best design, is within a nat of its cap {cap:.2f}: the search "
+            "cannot tell the best designs apart. Use objective='barber_agakov', "
+            "which has no cap.",
+            stacklevel=6,
         )
-        with bar:
-            # As designs become fewer, each gets more: a step costs the same throughout.
-            for stage in range(3):
-                num_samples = config.num_samples * 2**stage
-                designs = self._ascend(designs, num_samples, bar)
-                last = stage == 2
-                values = self._judge(designs, num_samples * (4 if last else 2))
-                designs = designs[values.argsort(descending=True)]
-                keep = config.num_candidates if last else len(designs) // 4
-                keep = max(config.num_candidates, keep)
-                # Different ones, or all would climb the same hill.
-                if self.num_steps:
-                    designs = torch.stack(_different(designs, self.width, keep))
-                designs = designs[:keep]
-        cap = math.log(max(16 * config.num_samples, self.num_contrastive))
-        if self.model.objective == "info_nce" and values.max() > cap - 1.0:
-            warnings.warn(
-                f"The information of the learned model, {float(values.max()):.2f} nats "
-                f"at the best design, is within a nat of its cap {cap:.2f}: the search "
-                "cannot tell the best designs apart. Use objective='barber_agakov', "
-                "which has no cap.",
-                stacklevel=6,
-            )
-        return list(designs)
+    return list(designs)
 
-    def _judge(self, designs: Tensor, num_samples: int) -> Tensor:
-        """Return the information, with as many contrasts as keep it below its cap."""
-        while True:
-            with torch.no_grad():
-                values = self.model.information(
-                    designs, num_samples, self.num_contrastive
-                ).nan_to_num(nan=-torch.inf)
-            num_terms = max(num_samples, self.num_contrastive)
-            is_contrastive = self.model.objective == "info_nce"
-            capped = is_contrastive and values.max() > math.log(num_terms) - 1
-            if not capped or num_terms >= MAX_CONTRASTIVE:
-                return values
-            self.num_contrastive = min(4 * num_terms, MAX_CONTRASTIVE)
 
-    def _ascend(self, designs: Tensor, num_samples: int, bar: tqdm) -> Tensor:
-        """Return the designs after a third of the steps, unchanged without any."""
-        num_steps = self.num_steps // 3
-        if not num_steps:
-            return designs
-        unit = (designs / self.width).detach().requires_grad_()
-        optimizer = Adam([unit], lr=self.config.learning_rate)
-        for _ in range(num_steps):
-            slopes = self.model.slopes(
-                unit.detach() * self.width, num_samples, self.num_contrastive
-            )
-            unit.grad = -slopes * self.width
-            optimizer.step()
-            with torch.no_grad():
-                self._clamp(unit, self.width)
-            bar.update()
-        # Rounding may leave the box again.
-        return self._clamp(unit.detach() * self.width)
-
-    def _clamp(self, designs: Tensor, unit: Tensor | float = 1.0) -> Tensor:
-        """Move designs of some unit into the box, if there is one, in place."""
-        if self.box is not None:
-            base = self.box.base_dist
-            designs.clamp_(base.low / unit, base.high / unit)
-        return designs
+@torch.no_grad()
+def _judge(
+    model: LearnedModel, designs: Tensor, num_samples: int, num_contrastive: int
+) -> tuple[Tensor, int]:
+    """Return the information, and as many contrasts as keep it below its cap."""
+    while True:
+        values = model.information(designs, num_samples, num_contrastive)
+        values = values.nan_to_num(nan=-torch.inf)
+        num_terms = max(num_samples, num_contrastive)
+        capped = values.max() > math.log(num_terms) - 1
+        capped = capped and model.objective == "info_nce"
+        if not capped or num_terms >= _MAX_CONTRASTIVE:
+            return values, num_contrastive
+        num_contrastive = min(4 * num_terms, _MAX_CONTRASTIVE)
 
 
 def _starts(

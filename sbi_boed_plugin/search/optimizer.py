@@ -26,8 +26,7 @@ from sbi_boed_plugin.objectives.info_nce import choose_negligible, in_batch_cont
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import (
     Batch,
-    Designs,
-    DesignsAtMode,
+    Progress,
     check_finite,
     simulate_batch,
 )
@@ -40,11 +39,15 @@ from sbi_boed_plugin.search.information import (
     training_losses,
 )
 from sbi_boed_plugin.search.multi_start import spread_designs, uniform_designs
-from sbi_boed_plugin.search.progress import Progress
 from sbi_boed_plugin.search.result import StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignOptimizer"]
+
+# Share of the time for training; the rest is for the score.
+_TRAINING_TIME = 0.8
+# Learning rate of the networks, relative to that of the search, when refinement starts.
+_REFINEMENT_RATE = 0.2
 
 
 class DesignOptimizer:
@@ -67,7 +70,7 @@ class DesignOptimizer:
     ) -> None:
         self.policy = policy.to(device)
         self.config: Any = config  # All that could be None has been chosen.
-        self.progress = Progress(search_ended=None if config.num_steps else 0)
+        self.progress = Progress()
         self.estimators = estimators
         self.prior = prior
         self._models = models
@@ -98,68 +101,82 @@ class DesignOptimizer:
     @property
     def finished(self) -> bool:
         """Whether all steps are done."""
-        ended, refinement = self.progress.search_ended, self.config.num_refinement_steps
-        return ended is not None and self.progress.step >= ended + refinement
+        config = self.config
+        return self.progress.step >= config.num_steps + config.num_refinement_steps
+
+    @property
+    def training_seconds(self) -> float:
+        """The time at which training ends, in seconds."""
+        limit = self.config.max_seconds
+        return math.inf if limit is None else _TRAINING_TIME * limit
 
     @property
     def _moves_policy(self) -> bool:
         """Whether the policy is trained, not only the estimators."""
-        return self.config.method == "joint" and self.progress.search_ended is None
+        config = self.config
+        return config.method == "joint" and self.progress.step < config.num_steps
 
     def run(
         self,
         simulator: CheckedSimulator,
-        num_scoring: int,
-        max_scoring_seconds: float,
-        *,
+        num_after: int,
         tracker: Any | None,
         show_progress_bar: bool,
     ) -> StopReason:
-        """Take steps until all are done or a budget of the settings is used up.
+        """Take steps until all are done or a budget is used up, and return which.
 
-        Both budgets leave room for `num_scoring` simulations after the last step, the
-        time at most `max_scoring_seconds` for them. Returned is the budget that is used
-        up, or else what ended the search.
+        The budget of simulations leaves room for `num_after` after the last step. A
+        `ValueError` says if the budgets do not allow for a single step.
         """
-        config, ended = self.config, self.progress.search_ended
-        stopped_early = ended is not None and ended < config.num_steps
-        if stopped_early and not config.num_refinement_steps:
-            self.progress.search_ended = None  # A resumed search leaves its plateau.
+        config, progress = self.config, self.progress
+        budget, spent = config.max_num_simulations, progress.num_spent
+        if spent and budget is not None and spent + num_after > budget:
+            raise ValueError(
+                f"max_num_simulations={budget} is too few: the search to resume has "
+                f"had {spent}, and {num_after} score the design. Raise it, or lower "
+                "num_eig_samples."
+            )
         bar = tqdm(
             total=config.num_steps + config.num_refinement_steps,
-            initial=self.progress.step,
+            initial=progress.step,
             disable=not show_progress_bar,
             desc="Optimizing design",
         )
+        used_up: StopReason | None = None
         try:
             with bar:
-                while not self.finished:
-                    reason = self._used_up(simulator, num_scoring, max_scoring_seconds)
-                    if reason is None and not self._step(simulator):
-                        reason = "max_num_simulations"
-                    if reason is not None:
-                        return reason
-                    self._report(bar, tracker)
+                while not self.finished and used_up is None:
+                    used_up = self._used_up(simulator, num_after)
+                    if used_up is None and self._step(simulator):
+                        self._report(bar, tracker)
+                    elif used_up is None:
+                        used_up = "max_num_simulations"
         finally:
             self._learn_failures()
-        is_early = self.progress.search_ended != config.num_steps
-        return "plateau" if is_early else "num_steps"
+        if self.estimators is None or (config.num_steps and not progress.step):
+            raise ValueError(
+                f"No step was taken: max_num_simulations={budget} and max_seconds="
+                f"{config.max_seconds} must allow for a batch of "
+                f"{config.training_batch_size} simulations and {num_after} that score "
+                "the design."
+            )
+        return used_up or "num_steps"
 
     def _used_up(
-        self, simulator: CheckedSimulator, num_scoring: int, max_scoring_seconds: float
+        self, simulator: CheckedSimulator, num_after: int
     ) -> StopReason | None:
         """Return the budget that another step would exceed, if any."""
         config, progress = self.config, self.progress
+        size = config.training_batch_size
         if config.max_num_simulations is not None:
-            left = config.max_num_simulations - num_scoring - progress.num_spent
-            if config.training_batch_size + simulator.num_check_calls > left:
+            left = config.max_num_simulations - num_after - progress.num_spent
+            if size + simulator.num_check_calls > left:
                 return "max_num_simulations"
             simulator.max_calls = left
-        if config.max_seconds is not None:
-            ends = progress.seconds + progress.pace * config.training_batch_size
-            ends += min(progress.pace * num_scoring, max_scoring_seconds)
-            if ends > config.max_seconds or not config.max_seconds:
-                return "max_seconds"
+        seconds = progress.seconds - progress.rehearsal_seconds
+        seconds_of_step = seconds * size / max(1, progress.num_simulations)
+        if progress.seconds + seconds_of_step >= self.training_seconds:
+            return "max_seconds"
         return None
 
     def _learn_failures(self) -> None:
@@ -180,7 +197,17 @@ class DesignOptimizer:
         self.rehearsed, self.progress.overfit = None, {}
         if moves_policy:
             self.policy.anneal(self.progress.step / max(1, config.num_steps - 1))
-        batch = self._simulate(simulator)
+        designs = self._draw_designs()
+        batch = simulate_batch(
+            simulator,
+            self.prior,
+            designs,
+            keep_gradient=moves_policy and config.gradient == "pathwise",
+            device=self._device,
+            num_workers=config.num_workers,
+            # Once is enough: the result counts them all.
+            warn=self.progress.num_invalid_simulations == 0,
+        )
         if not batch.is_complete:
             self.progress.num_simulations += batch.num_calls
             return False
@@ -213,8 +240,9 @@ class DesignOptimizer:
         information = information.masked_scatter(batch.valid, terms)
         policy_gradients: Sequence[Tensor | None] = ()
         if moves_policy:
-            policy_gradients = self._policy_gradients(
-                batch, estimators, contrast, information
+            loss = self._policy_loss(designs, finite, estimators, contrast, information)
+            policy_gradients = torch.autograd.grad(
+                loss, self._policy_parameters(), allow_unused=True
             )
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
@@ -223,39 +251,44 @@ class DesignOptimizer:
             if config.clip_max_norm is not None:
                 clip_grad_norm_(network.parameters(), config.clip_max_norm)
             gradients += [parameter.grad for parameter in network.parameters()]
-        check_finite(self.progress.step, losses, gradients, finite, self.prior)
+        check_finite(self.progress.step, losses, gradients, finite)
         # Nothing is updated before this point; from here on the step counts.
         with defer_interrupts():
             self.estimators, self._optimizer = networks, optimizer
             self._set_learning_rates()
             optimizer.step()
-            if moves_policy:
+            if moves_policy and self.progress.step >= config.num_warmup_steps:
                 self._move_policy(policy_gradients)
             self._negligible = choose_negligible(densities.log_likelihoods)
+            progress = self.progress
             seconds = time.perf_counter() - started
-            self._record(losses["likelihood"], information, densities, batch, seconds)
+            progress.keep(batch, information if moves_policy else None, seconds)
+            error = information.std() / math.sqrt(len(information))
+            progress.record(
+                loss=losses["likelihood"].item(),
+                eig=information.mean().item(),
+                eig_standard_error=error.item(),
+                log_likelihood=densities.log_likelihood.mean().item(),
+                num_simulations=progress.num_simulations,
+                seconds=progress.seconds,
+                **{key: v.tolist() for key, v in self.policy.describe().items()},
+            )
         return True
 
-    def _simulate(self, simulator: CheckedSimulator) -> Batch:
-        """Simulate the batch of a step."""
-        config = self.config
-        designs: Designs = self.policy
+    def _draw_designs(self) -> Tensor:
+        """Draw the designs of a step."""
+        config, policy = self.config, self.policy
+        shape = torch.Size((config.training_batch_size,))
         if config.method == "multi_start":
-            designs = uniform_designs(self.policy) or self.policy
-        elif self.progress.search_ended is not None:
-            designs = DesignsAtMode(self.policy)
-        return simulate_batch(
-            simulator,
-            designs,
-            self.prior,
-            num_simulations=config.training_batch_size,
-            num_simulations_per_design=config.num_simulations_per_design,
-            gradient=config.gradient if self._moves_policy else "score",
-            device=self._device,
-            num_workers=config.num_workers,
-            # Once is enough: the result counts them all.
-            warn=self.progress.num_invalid_simulations == 0,
-        )
+            return (uniform_designs(policy) or policy).sample(shape).clone()
+        if self._moves_policy and config.gradient != "score":
+            return policy.rsample(shape).clone()
+        # A policy may return a view of what it keeps.
+        designs = policy.sample(shape).clone()
+        if not self._moves_policy:
+            # The networks are to know one design well, not to forget its surroundings.
+            designs[::2] = policy.mode.to(designs)
+        return designs
 
     def _networks_and_optimizer(self, batch: Batch) -> tuple[DesignEstimators, Adam]:
         """Return the networks and their optimizer, built from the first batch."""
@@ -266,94 +299,65 @@ class DesignOptimizer:
         networks = self._models.complete(
             self.estimators, needs, self.prior, rows, self._device
         )
-        return networks, self._new_optimizer(networks)
-
-    def _new_optimizer(self, networks: DesignEstimators) -> Adam:
         groups = [{"params": net.parameters()} for net in networks.trained.all()]
-        return Adam(groups, lr=self.config.learning_rate)
+        return networks, Adam(groups, lr=self.config.learning_rate)
 
-    def _policy_gradients(
+    def _policy_loss(
         self,
-        batch: Batch,
+        designs: Tensor,
+        finite: Batch,
         estimators: DesignEstimators,
         contrast: Tensor,
         information: Tensor,
-    ) -> Sequence[Tensor | None]:
-        """Return the gradient of the policy's loss for each parameter to train."""
+    ) -> Tensor:
+        """Return what the policy minimizes: minus the mean information of designs."""
         config = self.config
         if config.gradient == "score":
-            per_design = information.reshape(len(batch.designs), -1).mean(dim=1)
-            log_prob = self.policy.log_prob(batch.designs.detach())
-            loss = score_loss(per_design, log_prob)
-        else:
-            finite = batch.finite()
-            x = DATA_PATHS[config.gradient](finite, estimators)
-            densities = Densities(
-                estimators, self.prior, finite.theta, x, finite.design, contrast
-            )
-            terms = POLICY_OBJECTIVES[config.objective].terms(densities)
-            loss = -terms.sum() / len(batch.theta)
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        return torch.autograd.grad(loss, parameters, allow_unused=True)
+            return score_loss(information, self.policy.log_prob(designs.detach()))
+        x = DATA_PATHS[config.gradient](finite, estimators)
+        theta, design = finite.theta, finite.design
+        densities = Densities(estimators, self.prior, theta, x, design, contrast)
+        terms = POLICY_OBJECTIVES[config.objective].terms(densities)
+        return -terms.sum() / len(information)
+
+    def _policy_parameters(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.policy.parameters() if p.requires_grad]
 
     def _move_policy(self, gradients: Sequence[Tensor | None]) -> None:
-        """Let the policy take its step, after those of the warm-up."""
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        """Let the policy take its step."""
+        for parameter, gradient in zip(
+            self._policy_parameters(), gradients, strict=True
+        ):
             parameter.grad = gradient
-        if self.progress.step >= self.config.num_warmup_steps:
-            assert self._policy_optimizer is not None
-            self._policy_optimizer.step()
-            self.policy.project()
+        assert self._policy_optimizer is not None
+        self._policy_optimizer.step()
+        self.policy.project()
 
     def _set_learning_rates(self) -> None:
-        """Let learning rates fall with the steps."""
-        config = self.config
-        factor = self.progress.learning_rate_factor(
-            config.num_steps, config.num_refinement_steps
-        )
+        """Let learning rates fall to a hundredth along half a cosine.
+
+        That of the networks starts anew, lower, with refinement.
+        """
+        config, step, start = self.config, self.progress.step, 1.0
+        num_steps = config.num_steps
+        if step >= num_steps:
+            step, start = step - num_steps, _REFINEMENT_RATE
+            num_steps = config.num_refinement_steps
+        cosine = 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+        factor = 0.01 + (start - 0.01) * cosine
         optimizers = (self._optimizer, self._policy_optimizer)
         rates = (config.learning_rate, config.design_learning_rate)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in [] if optimizer is None else optimizer.param_groups:
                 group["lr"] = rate * factor
 
-    def _record(
-        self,
-        loss: Tensor,
-        information: Tensor,
-        densities: Densities,
-        batch: Batch,
-        seconds: float,
-    ) -> None:
-        """Keep the simulations of a step and what they told."""
-        progress, config = self.progress, self.config
-        progress.keep(batch, information if self._moves_policy else None, seconds)
-        error = information.std() / math.sqrt(len(information))
-        progress.record(
-            loss=loss.item(),
-            eig=information.mean().item(),
-            eig_standard_error=error.item(),
-            log_likelihood=densities.log_likelihood.mean().item(),
-            num_simulations=progress.num_simulations,
-            seconds=progress.seconds,
-            **{key: v.tolist() for key, v in self.policy.describe().items()},
-        )
-        window = config.stop_after_steps
-        if progress.search_ended is None and (
-            progress.step >= config.num_steps
-            or (window and progress.on_plateau(window, config.num_warmup_steps))
-        ):
-            progress.search_ended = progress.step
-
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Show the last step on the progress bar and to the tracker."""
         last = {name: values[-1] for name, values in self.progress.history.items()}
         mode = ", ".join(f"{value:.3g}" for value in last["mode"][:4])
-        if len(last["mode"]) > 4:
-            mode += ", …"
-        described = f"design [{mode}], EIG {last['eig']:.2f} nats"
-        bar.set_postfix_str(described, refresh=False)
+        more = ", …" if len(last["mode"]) > 4 else ""
+        told = f"design [{mode}{more}], EIG {last['eig']:.2f} nats"
+        bar.set_postfix_str(told, refresh=False)
         bar.update()
         if tracker is not None:
             names = ("loss", "eig", "log_likelihood")

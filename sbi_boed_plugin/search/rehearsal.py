@@ -11,7 +11,6 @@ from copy import deepcopy
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.nn.utils.clip_grad import clip_grad_norm_
 from torch.optim.adamw import AdamW
 from tqdm.auto import tqdm
@@ -32,12 +31,13 @@ _SEED = 20_261_129
 
 
 def rehearsed_copy(
-    optimizer: DesignOptimizer, max_seconds: float, show_progress_bar: bool
+    optimizer: DesignOptimizer, show_progress_bar: bool
 ) -> DesignEstimators | None:
     """Return networks that learned again from the simulations that a search kept.
 
-    So often that they see 256,000 rows in all, as in 1,000 steps of 256, or until the
-    search has taken `max_seconds`. `None` if they have seen as many already.
+    So often that they see 256,000 rows in all, as in 1,000 steps of 256, until the time
+    for training is over, or until none has gained for twenty passes. `None` if they
+    have seen as many already.
     """
     progress = optimizer.progress
     if not progress.stored:
@@ -48,18 +48,11 @@ def rehearsed_copy(
     if num_passes < 1 or len(rows.theta) < 2:
         return None
     started = time.perf_counter()
-    deadline = started + max_seconds - progress.seconds
     copies = deepcopy(optimizer.estimators)
     assert copies is not None
-    bar = tqdm(
-        total=num_passes, disable=not show_progress_bar, desc="Rehearsing simulations"
-    )
-    clip_max_norm = optimizer.config.clip_max_norm
     # What comes after it is drawn as if it had not been.
-    with isolated_rng(_SEED), bar:
-        progress.overfit = _rehearse(
-            copies.trained, optimizer.prior, rows, clip_max_norm, deadline, bar
-        )
+    with isolated_rng(_SEED):
+        _rehearse(optimizer, copies.trained, rows, num_passes, show_progress_bar)
     seconds = time.perf_counter() - started
     progress.rehearsal_seconds += seconds
     progress.seconds += seconds
@@ -67,85 +60,69 @@ def rehearsed_copy(
 
 
 def _rehearse(
+    optimizer: DesignOptimizer,
     estimators: DesignEstimators,
-    prior: Distribution,
     rows: Batch,
-    clip_max_norm: float | None,
-    deadline: float,
-    bar: tqdm,
-) -> dict[str, tuple[float, float]]:
-    """Train networks in place, each to its best on rows left out, for a bar's steps.
+    num_passes: int,
+    show_progress_bar: bool,
+) -> None:
+    """Train networks in place, each to its best on rows left out."""
+    clip_max_norm, progress = optimizer.config.clip_max_norm, optimizer.progress
+    deadline = time.perf_counter() + optimizer.training_seconds - progress.seconds
 
-    It ends sooner if no network gains for twenty. Returned is for each how much smaller
-    its loss is on the rows that it learned from than on those left out, in nats, and
-    the standard error of that.
-    """
+    def losses_of(chosen: Tensor) -> dict[str, Tensor]:
+        """Return the loss of each row by maximum likelihood, for each network.
+
+        On rows that are few, contrasts overfit long before maximum likelihood does.
+        """
+        theta, x, design = rows.theta[chosen], rows.x[chosen], rows.design[chosen]
+        no_contrast = theta.unsqueeze(0)[:0]
+        densities = Densities(
+            estimators, optimizer.prior, theta, x, design, no_contrast
+        )
+        return training_losses(densities, 0.0, contrastive=False)
+
+    @torch.no_grad()
+    def evaluate(chosen: Tensor) -> dict[str, Tensor]:
+        estimators.train(False)
+        parts = [losses_of(some) for some in chosen.split(1_024)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     networks = estimators.named()
     order = torch.randperm(len(rows.theta))
     num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
     held_out, training = order[:num_held_out], order[num_held_out:]
     groups = [{"params": network.parameters()} for network in networks.values()]
-    optimizer = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, bar.total)
+    adam = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, num_passes)
     best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
-    losses = _row_losses(estimators, prior, rows, held_out)
-    since_best = 0
-    for _ in range(bar.total):
+    losses, since_best = evaluate(held_out), 0
+    hidden = not show_progress_bar
+    for _ in tqdm(range(num_passes), "Rehearsing simulations", disable=hidden):
         if since_best >= _PATIENCE or time.perf_counter() > deadline:
             break
         estimators.train()
         for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
             if len(some) < 2:
                 continue  # Batch normalization needs two.
-            values = _losses(estimators, prior, rows, some)
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(values.values())).mean(dim=1).sum().backward()
+            adam.zero_grad(set_to_none=True)
+            torch.stack([*losses_of(some).values()]).mean(dim=1).sum().backward()
             for network in networks.values():
                 if clip_max_norm is not None:
                     clip_grad_norm_(network.parameters(), clip_max_norm)
-            optimizer.step()
+            adam.step()
         schedule.step()
         since_best += 1
-        new = _row_losses(estimators, prior, rows, held_out)
-        for name, value in new.items():
+        for name, value in evaluate(held_out).items():
             if value.mean() < losses[name].mean():
                 losses[name], since_best = value, 0
                 best[name] = deepcopy(networks[name].state_dict())
-        bar.set_postfix(loss=f"{losses['likelihood'].mean():.3f}", refresh=False)
-        bar.update()
     for name, network in networks.items():
         network.load_state_dict(best[name])
         network.zero_grad(set_to_none=True)
-    known = _row_losses(estimators, prior, rows, training[: 4 * num_held_out])
-    return {name: _difference(losses[name], known[name]) for name in known}
-
-
-def _difference(first: Tensor, second: Tensor) -> tuple[float, float]:
-    """Return the difference of two means, and its standard error."""
-    variance = sum(
-        float(v.var()) / len(v) if len(v) > 1 else 0.0 for v in (first, second)
-    )
-    return float(first.mean() - second.mean()), math.sqrt(variance)
-
-
-def _losses(
-    estimators: DesignEstimators, prior: Distribution, rows: Batch, some: Tensor
-) -> dict[str, Tensor]:
-    """Return the loss of each row by maximum likelihood, for each network.
-
-    On rows that are few, contrasts overfit long before maximum likelihood does.
-    """
-    theta, x, design = rows.theta[some], rows.x[some], rows.design[some]
-    no_contrast = theta.unsqueeze(0)[:0]
-    densities = Densities(estimators, prior, theta, x, design, no_contrast)
-    return training_losses(densities, 0.0, contrastive=False)
-
-
-@torch.no_grad()
-def _row_losses(
-    estimators: DesignEstimators, prior: Distribution, rows: Batch, chosen: Tensor
-) -> dict[str, Tensor]:
-    """Return the losses of trained networks, row by row."""
-    estimators.train(False)
-    parts = [_losses(estimators, prior, rows, some) for some in chosen.split(1_024)]
-    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    for name, known in evaluate(training[: 4 * num_held_out]).items():
+        parts = [part.cpu().double() for part in (losses[name], known)]
+        gap = float(parts[0].mean() - parts[1].mean())
+        # The variance of a single row is unknown, and counts as zero.
+        errors = [float(p.std() / len(p) ** 0.5) for p in parts if len(p) > 1]
+        progress.overfit[name] = gap, math.hypot(*errors)

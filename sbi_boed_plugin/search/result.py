@@ -13,7 +13,7 @@ from sbi_boed_plugin.search.config import DesignSearchConfig
 
 __all__ = ["DesignResult", "StopReason"]
 
-StopReason = Literal["num_steps", "plateau", "max_num_simulations", "max_seconds"]
+StopReason = Literal["num_steps", "max_num_simulations", "max_seconds"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DesignResult:
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
         seconds: Time of the training steps, without climbing and scoring designs.
-        stop_reason: The budget that was used up, or else what ended the search.
+        stop_reason: The budget that was used up, else `"num_steps"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.
         doubts: What speaks against the result; each was also a warning.

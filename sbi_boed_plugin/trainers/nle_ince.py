@@ -1,5 +1,6 @@
 """NLE_INCE: neural likelihood estimation with the InfoNCE-λ objective and designs."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,18 +8,19 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
+from sbi.utils.sbiutils import del_entries
 from sbi.utils.torchutils import process_device
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform
-from torch.utils import data
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
+    KeepsTracker,
     LikelihoodEstimatorTrainer,
     check_default_dtype,
-    if_it_pickles,
 )
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.objectives.eig import EIGEstimate
@@ -36,7 +38,7 @@ from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(LikelihoodEstimatorTrainer):
+class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -57,7 +59,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         https://arxiv.org/abs/2502.08004
 
     The attribute `search` holds what is learned and kept between searches and
-    experiments, with `state_dict()` and `load_state_dict()`.
+    experiments, with `state_dict()` and `load_state_dict()`. Pickling the trainer also
+    keeps a search that is not finished.
     """
 
     def __init__(
@@ -77,14 +80,14 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
     ):
         """Initialize as `sbi.inference.NLE`, with designs.
 
-        `posterior_estimator` and `marginal_estimator` are the networks of parameters
-        and of data alone that a search trains where its objective needs one: models of
-        `posterior_nn` and `likelihood_nn`, or functions that build them from `theta`
-        and `(x, design)` in one row, and from `design` and `x`. A `density_estimator`
-        gets `(theta, design)` in one row in the place of `theta`; with one value of `x`
-        a maf is no more than a Gaussian. `x_transform` is where networks that are given
-        by name work, with designs: a `Transform` of the data, `None` for natural units,
-        or `"auto"` for (almost) logarithms of data that spread over decades.
+        A `density_estimator` gets `(theta, design)` in one row in the place of `theta`;
+        with one value of `x` a maf is no more than a Gaussian. `posterior_estimator`
+        and `marginal_estimator` are the networks that a search trains where its
+        objective needs one: models of `posterior_nn` and `likelihood_nn`, or functions
+        that build them from `theta` and `(x, design)` in one row, and from `design` and
+        `x`. `x_transform` is where networks that are given by name work, with designs:
+        a `Transform` of the data, `None` for natural units, or `"auto"` for (almost)
+        logarithms of data that spread over decades.
         """
         networks = density_estimator, posterior_estimator, marginal_estimator
         models = NetworkModels(*networks, x_transform)
@@ -93,6 +96,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
         super().__init__(prior, density_estimator, device, *of_sbi)
         self._objective = InfoNCEObjective()
+        # What `train` was asked for, and whether it goes on.
+        self._asked = self._objective, False
         self._summary.update({key: [] for key in EPOCH_KEYS})
 
     @property
@@ -138,8 +143,8 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         and wrong where failing depends on the parameters.
 
         Raises:
-            ValueError: If designs are missing, superfluous, of a wrong shape, not
-                finite or outside the support of the policy.
+            ValueError: If designs are missing, superfluous, not finite, of a wrong
+                shape or outside the support of the policy.
         """
         of_search = self.search.dim_design, self.search.policy
         theta, dim_design = append_design(theta, design, *of_search, "theta")
@@ -184,30 +189,22 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         `regularization_strength` of maximum likelihood. Other arguments are sbi's.
 
         Early stopping uses the same objective on the validation set, with contrastive
-        parameters that stay the same. The summary and the tracker also get the
-        `validation_log_likelihood` and the `eig_lower_bound` (nats) of each epoch, at
-        most :math:`\log(L + 1)` and averaged over the designs of the simulations.
+        parameters that stay the same. Summary and tracker also get, for each epoch, the
+        `validation_log_likelihood` and the `eig_lower_bound`, in nats, at most
+        :math:`\log(L + 1)` and averaged over the designs of the simulations.
 
         Raises:
             RuntimeError: If there are no simulations.
             ValueError: If an argument is out of range, or changed on resuming.
         """
-        objective = InfoNCEObjective(num_contrastive, regularization_strength)
+        given = del_entries(locals(), ("self", "__class__"))
+        own = given.pop("num_contrastive"), given.pop("regularization_strength")
+        objective = InfoNCEObjective(*own)
         of_steps = training_batch_size, learning_rate, validation_fraction
         of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
-        numbers = check_training(*of_steps, *of_ends)
-        if resume_training and self._objective.metrics:
-            objective.check_resumes(self._objective)
-        else:
-            self._objective = objective
-        return super().train(
-            **numbers,
-            resume_training=resume_training,
-            discard_prior_samples=discard_prior_samples,
-            retrain_from_scratch=retrain_from_scratch,
-            show_train_summary=show_train_summary,
-            dataloader_kwargs=dataloader_kwargs,
-        )
+        given |= check_training(*of_steps, *of_ends)
+        self._asked = objective, resume_training
+        return super().train(**given)
 
     def optimize_design(
         self,
@@ -226,28 +223,27 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         or, after `observe`, the belief. Simulations that are NaN or infinite tell
         nothing. A further call trains the same policy and likelihood on.
 
-        `simulator` is a function from `theta` of shape `(batch_dim, dim_theta)` and
-        `design` of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim,
-        dim_x)`. With `resume_training` the previous call, which Ctrl-C, an error or a
-        budget has ended, goes on from its last completed step, with its settings but
-        the budgets, scoring and `multi_start` of this call. All other arguments are
-        those of :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
+        `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
+        `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
+        the previous call, which Ctrl-C, an error or a budget has ended, goes on from
+        its last completed step, with the budgets, scoring and `multi_start` of this
+        call. All other arguments are those of
+        :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        config = DesignSearchConfig(
-            method=method,
-            objective=objective,
-            num_steps=num_steps,
-            max_num_simulations=max_num_simulations,
-            **settings,
-        )
         return self.search.run(
             simulator,
-            config,
+            DesignSearchConfig(
+                method=method,
+                objective=objective,
+                num_steps=num_steps,
+                max_num_simulations=max_num_simulations,
+                **settings,
+            ),
             resume=resume_training,
             tracker=self._tracker,
             show_progress_bar=self._show_progress_bars,
@@ -264,10 +260,9 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
         by the first call.
 
         Raises:
-            RuntimeError: If there is no likelihood yet, or it has no designs.
-            ValueError: If shapes do not match, a value is not finite, the design lies
-                outside the support of the policy, the likelihood gives the data no
-                density, or the belief would collapse.
+            RuntimeError: If there is no likelihood with designs yet.
+            ValueError: If a shape or value is wrong, the design lies outside the
+                support of the policy, or the belief would collapse.
         """
         self.search.observe(design, x, num_particles)
         return self
@@ -323,53 +318,36 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
-        given = self.search, density_estimator, design
+        given = del_entries(locals(), ("self", "__class__", "design"))
+        of_design = self.search, density_estimator, design
         if sample_with == "direct":
-            return direct_posterior(*given, prior, self._device)
-        estimator, x_o = likelihood_at(*given)
-        posterior = super().build_posterior(
-            estimator,
-            prior,
-            sample_with,
-            mcmc_method,
-            vi_method,
-            mcmc_parameters,
-            vi_parameters,
-            rejection_sampling_parameters,
-            importance_sampling_parameters,
-            posterior_parameters,
-        )
+            return direct_posterior(*of_design, prior, self._device)
+        given["density_estimator"], x_o = likelihood_at(*of_design)
+        posterior = super().build_posterior(**given)
         return posterior if x_o is None else posterior.set_default_x(x_o)
 
     def get_dataloaders(
-        self,
-        starting_round: int = 0,
-        training_batch_size: int = 200,
-        validation_fraction: float = 0.1,
-        resume_training: bool = False,
-        dataloader_kwargs: dict | None = None,
-    ) -> tuple[data.DataLoader, data.DataLoader]:
-        """Return sbi's dataloaders; with contrasts validation has a fixed order."""
+        self, starting_round: int = 0, *args: Any, **kwargs: Any
+    ) -> tuple[DataLoader, DataLoader]:
+        """Return loaders as `sbi.inference.NLE` does, with the same arguments."""
         check_default_dtype()
-        train_loader, val_loader = super().get_dataloaders(
-            starting_round,
-            training_batch_size,
-            validation_fraction,
-            resume_training,
-            dataloader_kwargs,
-        )
-        objective = self._objective
-        objective.fit_to_batches(train_loader.batch_size, resume_training)
+        loaders = super().get_dataloaders(starting_round, *args, **kwargs)
+        objective, resumes = self._asked
+        earlier = self._objective if resumes else None
+        objective.fit_to_batches(loaders[0].batch_size, earlier)
         objective.dim_design = self.search.dim_design or 0
-        if not objective.num_contrastive:
-            return train_loader, val_loader
-        rounds = [r for r in self._data_round_index if r >= starting_round]
-        objective.warn_of_pooled_designs(len(rounds))
         stored, _, _ = self.get_simulations(starting_round)
-        rows = self.train_indices, self.val_indices
-        return train_loader, objective.fix_validation(
-            val_loader, stored, *rows, dataloader_kwargs
-        )
+        objective.parameters = stored[self.train_indices]
+        self._objective = objective
+        num_rounds = sum(r >= starting_round for r in self._data_round_index)
+        if objective.num_contrastive and objective.dim_design and num_rounds > 1:
+            warnings.warn(
+                "Simulations with designs were appended in several calls: if theta or "
+                "design followed another distribution in each, contrasting biases the "
+                "likelihood. Then use num_contrastive=0, regularization_strength=1.",
+                stacklevel=4,
+            )
+        return loaders
 
     def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._objective.num_contrastive == 0:
@@ -377,24 +355,12 @@ class NLE_INCE(LikelihoodEstimatorTrainer):
             return self._objective.regularization_strength * super()._loss(theta, x)
         return self._objective.loss(self._neural_net, theta, x)
 
-    def _validate_epoch(self, val_loader: Any, loss_args: Any = None) -> float:
-        if self._objective.num_contrastive == 0:
-            loss = super()._validate_epoch(val_loader, loss_args)
-            return self._objective.report_likelihood(loss)
-        return self._objective.validate(self._neural_net, val_loader, self._device)
+    def _validate_epoch(self, *args: Any, **kwargs: Any) -> float:
+        validate = super()._validate_epoch
+        return self._objective.validate(lambda: validate(*args, **kwargs))
 
     def _summarize_epoch(self, *args: Any, **kwargs: Any) -> None:
         super()._summarize_epoch(*args, **kwargs)
         for key, value in self._objective.metrics.items():
             self._tracker.log_metric(key, value, step=len(self._summary[key]))
             self._summary[key].append(value)
-
-    # A tracker that can be pickled is kept, where sbi makes a new one.
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_tracker": if_it_pickles(self._tracker)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if state["_tracker"] is None:
-            super().__setstate__(state)
-        else:
-            vars(self).update(state)

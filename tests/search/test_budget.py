@@ -20,18 +20,16 @@ def shares(budget, has_networks=False, **settings):
 
 
 @pytest.mark.parametrize("ready", [False, True])
-@pytest.mark.parametrize("per_design", [1, 4])
 @pytest.mark.parametrize("method", ["joint", "multi_start"])
 @pytest.mark.parametrize("budget", [200, 300, 1_000, 5_000, 20_000, 10**6])
-def test_shares_use_the_budget_and_no_more(budget, method, per_design, ready):
+def test_shares_use_the_budget_and_no_more(budget, method, ready):
     ready = ready and method == "multi_start"
-    config = shares(budget, ready, method=method, num_simulations_per_design=per_design)
+    config = shares(budget, ready, method=method)
     spent = config.num_steps * config.training_batch_size
-    spent += config.num_eig_samples + num_ranking(config) + CHECK
+    spent += config.num_eig_samples + num_ranking(config.multi_start) + CHECK
     assert spent <= budget
     if budget <= 20_000 and not ready:
         assert spent > 0.9 * budget - config.training_batch_size
-    assert config.training_batch_size % per_design == 0
     assert ready == (config.num_steps == 0)
 
 
@@ -45,7 +43,7 @@ def test_what_is_given_stays_and_the_rest_is_as_usual():
     assert {name: getattr(config, name) for name in given} == given
     search = MultiStartConfig(num_candidates=2, num_candidate_samples=11)
     config = shares(10_000, method="multi_start", multi_start=search)
-    assert config.multi_start == search and num_ranking(config) == 22
+    assert config.multi_start == search and num_ranking(config.multi_start) == 22
     config = shares(2_000, num_refinement_steps=20)
     training = 2_000 - config.num_eig_samples - CHECK
     assert config.num_steps > 0
@@ -77,19 +75,6 @@ def test_networks_learn_again_from_what_is_there():
     assert values[1] > values[0] + 0.2
 
 
-def test_a_search_that_goes_on_does_not_know_of_its_rehearsal():
-    trainer = make_trainer(Model.prior)
-    settings = {"num_steps": 5, "training_batch_size": 16, "num_eig_samples": 50}
-    trainer.optimize_design(Model.simulate, **settings, max_num_simulations=110)
-    optimizer = trainer.search.optimizer
-    assert trainer._neural_net is optimizer.networks.likelihood
-    assert optimizer.networks is not optimizer.estimators
-    assert not optimizer.finished
-    trainer.optimize_design(Model.simulate, resume_training=True, num_eig_samples=50)
-    assert optimizer.networks is optimizer.estimators
-    assert trainer._neural_net is optimizer.estimators.likelihood
-
-
 def test_time_is_kept_where_a_step_is_slow():
     """A step takes half a second here, and the score as long as sixteen steps."""
 
@@ -103,8 +88,8 @@ def test_time_is_kept_where_a_step_is_slow():
     )
     seconds = time.monotonic() - started
     assert result.stop_reason == "max_seconds"
-    # At least one step and a hundred simulations that score, of three seconds.
-    assert result.num_simulations < 400 and result.seconds < 4.0
+    # Steps of at most 3.2 seconds, and the hundred simulations that score at least.
+    assert result.num_simulations < 300 and result.seconds < 4.0
     assert len(result.history["loss"]) > 3
     assert seconds < 60.0  # On a busy machine; without the limit it were 120.
 
@@ -113,16 +98,10 @@ def test_a_resumed_search_pays_for_what_was_spent_before():
     trainer = make_trainer(Model.prior)
     settings = {"num_steps": 40, "training_batch_size": 16, "num_eig_samples": 50}
     trainer.optimize_design(Model.simulate, **settings, max_num_simulations=200)
+    again = {"resume_training": True, "num_eig_samples": 50}
     with pytest.raises(ValueError, match="to resume has had 1[89]"):
-        trainer.optimize_design(
-            Model.simulate, resume_training=True, max_num_simulations=200
-        )
-    result = trainer.optimize_design(
-        Model.simulate,
-        resume_training=True,
-        max_num_simulations=400,
-        num_eig_samples=50,
-    )
+        trainer.optimize_design(Model.simulate, **again, max_num_simulations=200)
+    result = trainer.optimize_design(Model.simulate, **again, max_num_simulations=400)
     assert 300 < result.num_simulations <= 400
 
 

@@ -16,9 +16,8 @@ from benchmarks.exact_estimators import (
 from sbi_boed_plugin import EIGEstimate
 from sbi_boed_plugin.search import assessment
 from sbi_boed_plugin.search.assessment import estimate_bounds, likelihood_mismatch
-from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.batch import Batch, Progress
 from sbi_boed_plugin.search.doubts import find_doubts, find_slope, is_steep
-from sbi_boed_plugin.search.progress import Progress
 from tests.oracles import LinearGaussian as Model
 from tests.oracles import WithConstant
 from tests.trainers.cases import on_box
@@ -77,12 +76,12 @@ def progress_with(coefficients, num_rows, noise=1.0):
     design = 3.0 + 0.5 * torch.randn(num_rows, len(coefficients))
     terms = (design / 0.5) @ coefficients + noise * torch.randn(num_rows)
     rows = torch.zeros(num_rows, 1)
-    parts = (rows, rows, design, design, rows[:, 0] == 0, terms)
+    parts = (rows, rows, design, rows[:, 0] == 0, terms)
     stored = [
         Batch(*values, information=information)
         for *values, information in zip(*(t.chunk(20) for t in parts), strict=True)
     ]
-    return Progress(step=40, search_ended=40, stored=stored)
+    return Progress(step=40, stored=stored)
 
 
 def test_a_slope_is_found_with_its_error():

@@ -14,17 +14,11 @@ from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.gradients import (
     DATA_PATHS,
     POLICY_GRADIENTS,
-    leave_one_out_baseline,
     score_loss,
 )
 from tests.oracles import LinearGaussian as Model
 
 FULL = [method for method in POLICY_GRADIENTS if method != "partial"]
-
-
-def test_there_are_five_gradients():
-    names = {"score", "surrogate", "implicit", "pathwise", "partial"}
-    assert set(POLICY_GRADIENTS) == names
 
 
 @pytest.mark.parametrize("loc", [1.0, 3.0])
@@ -87,7 +81,7 @@ def linear_batch(design):
     theta = Model.prior.sample((len(design),))
     noise = torch.randn_like(theta)
     x = theta * design + noise
-    return Batch(theta, x, design, design, torch.ones(len(design), dtype=torch.bool))
+    return Batch(theta, x, design, torch.ones(len(design), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("method", sorted(DATA_PATHS))
@@ -114,9 +108,12 @@ def test_pathwise_needs_a_simulator_with_a_gradient():
 
 
 def test_baseline_leaves_the_expectation_and_lowers_the_variance():
-    values = torch.tensor([1.0, 2.0, 6.0])
-    expected = torch.tensor([(2 + 6) / 2, (1 + 6) / 2, (1 + 2) / 2])
-    torch.testing.assert_close(leave_one_out_baseline(values), expected)
+    terms = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
+    log_prob = torch.zeros(3, requires_grad=True)
+    score_loss(terms, log_prob).backward()
+    baseline = torch.tensor([(2 + 6) / 2, (1 + 6) / 2, (1 + 2) / 2])
+    torch.testing.assert_close(log_prob.grad, (baseline - terms.detach()) / 3)
+    assert terms.grad is None  # The information is a constant there.
 
     policy = policy_at(1.0, 1.0)
     parameters = list(policy.parameters())
@@ -134,11 +131,3 @@ def test_baseline_leaves_the_expectation_and_lowers_the_variance():
     assert with_baseline.std() < 0.2 * without.std()
     error = without.std().item() / 300**0.5
     assert abs(with_baseline.mean() - without.mean()) < 4 * error
-
-
-def test_score_does_not_differentiate_the_information():
-    designs = torch.rand(8, 1, requires_grad=True)
-    log_prob = torch.randn(8, requires_grad=True)
-    score_loss(designs.squeeze(1) ** 2, log_prob).backward()
-    assert designs.grad is None
-    assert log_prob.grad is not None

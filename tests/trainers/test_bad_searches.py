@@ -1,10 +1,8 @@
 """What users get wrong when they optimize a design, simulators included."""
 
-import random
 import warnings
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Independent, Normal
@@ -18,7 +16,6 @@ from sbi_boed_plugin import (
 from tests.contract_cases import seed_everything
 from tests.trainers.cases import (
     CHECK,
-    HIGH,
     LOW,
     SEARCH,
     FailsAt,
@@ -31,11 +28,6 @@ from tests.trainers.cases import (
 FEW_STARTS = MultiStartConfig(
     num_starts=4, num_climb_steps=3, num_candidates=2, num_candidate_samples=20
 )
-
-
-@pytest.fixture
-def stored():
-    return simulations()
 
 
 # --- Arguments ------------------------------------------------------------------------
@@ -61,9 +53,7 @@ def test_policy_and_prior_are_needed(given, parts):
         ({"num_warmup_steps": 6}, ("num_warmup_steps=6", "less than num_steps=6")),
         ({"gradient": "full"}, ("gradient='full'", "Use one of", "score")),
         ({"objective": "magic"}, ("objective='magic'", "Use one of", "gkl")),
-        ({"method": "magic"}, ("method='magic'", "Use 'joint' or")),
-        ({"num_simulations_per_design": 5}, ("training_batch_size=16", "design=5")),
-        ({"num_simulations_per_design": 16}, ("fewer than two designs", "Increase")),
+        ({"method": "magic"}, ("method='magic'", "Use one of", "joint")),
         (
             {"method": "multi_start", "num_refinement_steps": 5},
             ("steps=5 with method",),
@@ -109,7 +99,8 @@ def test_budgets_too_small_for_one_step_are_refused(budget, text):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_likelihood_without_designs_cannot_tell_them_apart(stored, trained):
+def test_a_likelihood_without_designs_cannot_tell_them_apart(trained):
+    stored = simulations()
     trainer = make().append_simulations(stored["theta"], stored["x"])
     if trained:
         trainer.train(max_num_epochs=1)
@@ -125,15 +116,13 @@ def test_a_likelihood_without_designs_cannot_tell_them_apart(stored, trained):
     [
         (lambda x: x[:, 0], ValueError, ("shape (1,)", "(1, dim_x)", "vectorize")),
         (lambda x: x[:-1], ValueError, ("shape (0, 3)", "one row per row")),
-        (lambda x: x.sum(), ValueError, ("shape ()", "(1, dim_x)")),
         (lambda x: None, TypeError, ("simulator", "tensor", "NoneType")),
-        (lambda x: "x", TypeError, ("simulator", "tensor", "str")),
         (lambda x: (x, x[:-1]), TypeError, ("simulator", "tensor", "tuple")),
         (lambda x: x * torch.nan, ValueError, ("Only 0 of 16", "at designs between")),
         # As NLE does: flows and mixtures are densities of vectors.
         (lambda x: x[..., None].expand(-1, 3, 4), ValueError, ("(1, 3, 4)",)),
     ],
-    ids=["1-D", "rows", "number", "None", "text", "tuple", "NaN", "3-D"],
+    ids=["1-D", "rows", "None", "tuple", "NaN", "3-D"],
 )
 def test_simulators_that_return_nonsense_are_refused(change, error, parts):
     with pytest.raises(error, match=message(*parts)):
@@ -155,13 +144,6 @@ def test_a_simulator_must_not_change_its_mind(call, match):
         make().optimize_design(forgetful, **SEARCH)
 
 
-@pytest.mark.parametrize("name", ["numpy", "tolist", "double", "requires_grad_", "int"])
-def test_simulators_may_return_any_array(name):
-    convert = getattr(torch.Tensor, name)
-    result = make().optimize_design(lambda *args: convert(simulator(*args)), **SEARCH)
-    assert np.isfinite(result.eig.value)
-
-
 def test_invalid_simulations_are_counted():
     def sometimes_invalid(theta, design):
         x = simulator(theta, design)
@@ -179,6 +161,7 @@ def test_invalid_simulations_are_counted():
     assert result.num_invalid_simulations == 2 * steps + 2
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_designs_at_which_every_run_fails_count_as_telling_nothing():
     """The best designs are the highest ones, if they can be had."""
 
@@ -187,18 +170,11 @@ def test_designs_at_which_every_run_fails_count_as_telling_nothing():
         x[(design > 1.5).squeeze(1)] = torch.nan
         return x
 
-    settings = {
-        **SEARCH,
-        "num_steps": 120,
-        "training_batch_size": 64,
-        "num_simulations_per_design": 4,
-    }
+    settings = {**SEARCH, "num_steps": 120, "training_batch_size": 64}
     modes = []
     for simulate in (simulator, fails_at_high_designs):
         seed_everything(1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            result = make().optimize_design(simulate, **settings)
+        result = make().optimize_design(simulate, **settings)
         assert all(torch.tensor(result.history["eig"]).isfinite())
         modes.append(result.design.item())
     assert result.num_invalid_simulations >= 4
@@ -216,16 +192,6 @@ def test_policies_and_priors_of_any_precision(dtype):
     trainer.build_posterior(design=policy.high)
 
 
-def test_policies_may_have_parameters_that_are_not_used():
-    policy = TruncatedNormalPolicy(LOW, HIGH)
-    policy.unused = torch.nn.Parameter(torch.zeros(1))
-    policy.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-    before = policy.mode
-    make(design_policy=policy).optimize_design(simulator, **SEARCH)
-    assert policy.unused.item() == policy.frozen.item() == 0.0
-    assert policy.mode != before
-
-
 def test_a_result_stays_as_it_was_when_the_search_goes_on():
     trainer = make(design_policy=NormalPolicy(torch.ones(1), scale=0.1))
     result = trainer.optimize_design(simulator, **SEARCH)
@@ -237,15 +203,16 @@ def test_a_result_stays_as_it_was_when_the_search_goes_on():
     assert torch.equal(before, after) and torch.equal(design, result.design)
 
 
-def test_the_objective_cannot_change_by_the_batch_size_on_resuming(stored):
+def test_the_objective_cannot_change_by_the_batch_size_on_resuming():
+    stored = simulations()
     trainer = make(design_policy=None).append_simulations(stored["theta"], stored["x"])
     trainer.train(max_num_epochs=1)
-    expected = message("training_batch_size=3", "num_contrastive=2")
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(ValueError, match="num_contrastive=2 .* used .*=3"):
         trainer.train(training_batch_size=3, resume_training=True)
 
 
-def test_pooled_designs_are_warned_of(stored):
+def test_pooled_designs_are_warned_of():
+    stored = simulations()
     trainer = make().append_simulations(**stored)
     trainer.append_simulations(**stored, from_round=1)
     with pytest.warns(UserWarning, match="appended in several calls"):
@@ -259,63 +226,55 @@ def test_pooled_designs_are_warned_of(stored):
 class HeavyTails(Independent):
     """A prior of which some later draws overflow in single precision."""
 
-    def __init__(self):
-        super().__init__(Normal(torch.zeros(2), 1.0), 1)
-        self.num_draws = 0
+    num_draws = 0
 
     def sample(self, sample_shape=torch.Size()):
         draw = super().sample(sample_shape)
         self.num_draws += len(draw) == SEARCH["training_batch_size"]
-        if self.num_draws > 2:
-            draw[3:4] = 1e18
-        return draw
+        return draw if self.num_draws < 3 else draw.clamp(max=0.0) + 1e18
 
 
 def test_a_loss_that_overflows_tells_what_is_extreme():
     def bounded(theta, design):
         return simulator(theta.clamp(-1.0, 1.0), design)
 
+    prior = HeavyTails(Normal(torch.zeros(2), 1.0), 1)
     expected = message("not finite", "theta 1e+18", "x ", "design ", "shorter tails")
     with pytest.raises(ValueError, match=expected):
-        make(prior=HeavyTails()).optimize_design(bounded, **SEARCH)
+        make(prior=prior).optimize_design(bounded, **SEARCH)
 
 
 # --- What a search counts -------------------------------------------------------------
 
 
-class Counts:
-    """A simulator that raises for rows with a large parameter, and counts rows."""
+@pytest.mark.filterwarnings("ignore:.*simulations")
+@pytest.mark.parametrize("method", ["joint", "multi_start"])
+@pytest.mark.parametrize("limit", [1.95, 5.0])
+@pytest.mark.parametrize("budget", [None, 250])
+def test_simulations_reported_are_those_made_and_allowed(method, limit, budget):
+    num_rows = 0
 
-    def __init__(self, limit):
-        self.limit, self.num_rows = limit, 0
-
-    def __call__(self, theta, design):
-        self.num_rows += len(theta)
-        if (theta > self.limit).any():
+    def raises_for_large_parameters(theta, design):
+        nonlocal num_rows
+        num_rows += len(theta)
+        if (theta > limit).any():
             raise RuntimeError("the solver diverged")
         return simulator(theta, design)
 
-
-@pytest.mark.filterwarnings("ignore:.*simulations")
-@pytest.mark.parametrize("method", ["joint", "multi_start"])
-@pytest.mark.parametrize("limit", [1.95, 1.5, 5.0])
-@pytest.mark.parametrize("budget", [None, 250])
-def test_simulations_reported_are_those_made_and_allowed(method, limit, budget):
-    counts, trainer = Counts(limit), make()
     seed_everything(0)
-    result = trainer.optimize_design(
-        counts,
+    result = make().optimize_design(
+        raises_for_large_parameters,
         **{**SEARCH, "num_steps": 12, "num_eig_samples": 40},
         method=method,
         multi_start=FEW_STARTS if method == "multi_start" else None,
         max_num_simulations=budget,
     )
-    assert result.num_simulations == counts.num_rows
-    assert budget is None or counts.num_rows <= budget
+    assert result.num_simulations == num_rows
+    assert budget is None or num_rows <= budget
     if budget is not None:
         assert result.history["num_simulations"][-1] > 100
-        # What raises fails, and nothing else: by chance a tenth or a quarter does.
-        assert result.eig.num_invalid_simulations <= {1.95: 8, 1.5: 24, 5.0: 0}[limit]
+        # What raises fails, and nothing else: by chance a tenth does.
+        assert result.eig.num_invalid_simulations <= {1.95: 8, 5.0: 0}[limit]
 
 
 @pytest.mark.parametrize("gradient", ["score", "pathwise"])
@@ -329,18 +288,3 @@ def test_functions_of_one_vector_are_refused_or_vectorized(gradient):
     result = make().optimize_design(vectorize(one_vector), **settings)
     # They need no check.
     assert result.history["num_simulations"] == [16 * k for k in range(1, 7)]
-
-
-def test_what_a_simulator_changes_in_place_is_its_own():
-    def in_place(theta, design):
-        x = simulator(theta, design)
-        theta.mul_(100.0), design.add_(100.0)
-        return x
-
-    results = []
-    for simulate in (simulator, in_place):
-        seed_everything(0)
-        random.seed(0)  # Which the simulator draws from, too.
-        result = make().optimize_design(simulate, **SEARCH)
-        results.append((result.design, result.eig, result.history["loss"]))
-    assert results[0] == results[1]

@@ -12,7 +12,7 @@ from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.search.multi_start import model_information
+from sbi_boed_plugin.search.multi_start import LearnedModel
 from tests.oracles import LinearGaussian
 from tests.trainers.cases import on_box
 
@@ -124,9 +124,8 @@ def exact_information():
 
 
 def of_model(likelihood, prior, designs, num_samples):
-    estimators = DesignEstimators(likelihood)
-    settings = {"objective": "info_nce", "num_samples": num_samples}
-    return model_information(estimators, prior, designs, **settings)
+    model = LearnedModel(DesignEstimators(likelihood), prior, "info_nce")
+    return model.information(designs, num_samples)
 
 
 def test_the_information_counts_that_a_datum_is_finite(learned):

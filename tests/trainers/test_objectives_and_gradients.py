@@ -98,30 +98,24 @@ def test_a_choice_among_candidates_ends_at_the_best():
     assert result.policy.probabilities[2] > 0.6
 
 
-def test_a_policy_without_density_has_no_score():
-    trainer = make_trainer(Model.prior, PointPolicy(*BOX))
-    expected = message("gradient='score'", "PointPolicy", "'surrogate'")
-    for kwargs in ({}, {"gradient": "score"}):
-        with pytest.raises(ValueError, match=expected):
-            trainer.optimize_design(NEVER_CALLED, **SHORT, **kwargs)
-    with pytest.raises(RuntimeError, match="no design optimization to resume"):
-        trainer.optimize_design(NEVER_CALLED, resume_training=True)
+CHOICE = CategoricalPolicy(torch.tensor([[0.0], [1.0]]))
 
 
-@pytest.mark.parametrize("gradient", sorted(DATA_PATHS))
-def test_discrete_designs_have_no_gradient(gradient):
-    trainer = make_trainer(Model.prior, CategoricalPolicy(torch.tensor([[0.0], [1.0]])))
-    expected = message(f"gradient='{gradient}'", "Categorical", "gradient='score'")
-    with pytest.raises(ValueError, match=expected):
+@pytest.mark.parametrize(
+    "policy, gradient, other",
+    [
+        (PointPolicy(*BOX), "score", "surrogate"),
+        *((CHOICE, gradient, "score") for gradient in DATA_PATHS),
+    ],
+)
+def test_policies_are_refused_gradients_that_they_do_not_have(policy, gradient, other):
+    trainer = make_trainer(Model.prior, policy)
+    parts = f"gradient='{gradient}'", type(policy).__name__, f"gradient='{other}'"
+    with pytest.raises(ValueError, match=message(*parts)):
         trainer.optimize_design(NEVER_CALLED, gradient=gradient, **SHORT)
 
 
-def test_what_carries_no_gradient_is_refused():
-    def detached(theta, design):
-        return simulator(theta, design.detach())
-
-    with pytest.raises(ValueError, match="(?s)gradient='pathwise'.*gradient='score'"):
-        make().optimize_design(detached, gradient="pathwise", **SHORT)
+def test_a_likelihood_without_a_gradient_is_refused_one():
     made = make(density_estimator="made")
     with pytest.raises(NotImplementedError, match="gradient='score'"):
         made.optimize_design(simulator, gradient="surrogate", **SHORT)
@@ -159,26 +153,3 @@ def test_multi_start_trains_over_the_box_and_once_only():
     assert second.num_simulations == CHECK + 60 + 50 * len(second.candidates)
     for key, value in trainer._neural_net.state_dict().items():
         assert torch.equal(value, weights[key])
-
-
-ENDS = torch.tensor([-2.0, 2.0])
-CANDIDATES = torch.tensor([0.2, -1.0, 3.0, -0.5])
-
-
-@pytest.mark.filterwarnings("ignore:The pce estimate")
-@pytest.mark.parametrize(
-    "policy, best",
-    [
-        (TruncatedNormalPolicy(*BOX), ENDS),
-        (CategoricalPolicy(CANDIDATES.unsqueeze(1)), CANDIDATES[2:3]),
-    ],
-    ids=["box", "candidates"],
-)
-def test_multi_start_finds_the_best_with_what_it_learned(policy, best):
-    result = make_trainer(Model.prior, policy).optimize_design(
-        Model.simulate, method="multi_start", num_steps=200, num_eig_samples=500
-    )
-    most = Model.eig(best[:1]).item()
-    assert Model.eig(result.design).item() > 0.95 * most
-    if len(best) == 1:
-        assert {d.item() for d, _ in result.candidates} <= set(CANDIDATES.tolist())

@@ -1,12 +1,10 @@
 """Searches in other units, over decades, and with priors of heavy tails."""
 
 import math
-import pickle
 import warnings
 
 import pytest
 import torch
-from sbi.inference import NLE
 from sbi.neural_nets import likelihood_nn
 from sbi.utils import BoxUniform
 from torch.distributions import (
@@ -26,7 +24,6 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
-from sbi_boed_plugin.campaign import run_experiments
 from sbi_boed_plugin.search.multi_start import MultiStartConfig
 from tests.conftest import NoOpTracker
 from tests.trainers.cases import on_box
@@ -56,7 +53,7 @@ def make(prior, low, high, *args, **kwargs):
 )
 @pytest.mark.filterwarnings("ignore:.*contain NaN or infinite")
 def test_searches_find_the_same_in_other_units(kind, search):
-    found, following = [], []
+    found = []
     # Powers of two, so that all numbers are the same up to rounding.
     for theta_scale, x_scale, width in ((0, 0, 0), (-40, -66, -40), (40, 50, 40)):
         s, c, w = (2.0**power for power in (theta_scale, x_scale, width))
@@ -84,17 +81,11 @@ def test_searches_find_the_same_in_other_units(kind, search):
                 **search,
             )
         trainer.observe(result.design, torch.tensor([0.5 * c]), num_particles=500)
-        next_one = trainer.estimate_eig(simulator, result.design, num_samples=100)
         particles = trainer.belief.particles / s
         numbers = [result.design / w, torch.tensor([result.eig.value])]
         numbers += [particles.mean(0), particles.std(0)]
         found.append(torch.cat(numbers))
-        following.append(next_one)
     assert found[0][1] > 0.2
-    # Of 100 simulations from particles that rounding has sent another way.
-    for estimate in following:
-        error = math.hypot(estimate.standard_error, following[0].standard_error)
-        assert abs(estimate.value - following[0].value) < 4.0 * error
     # Rounding is enough for a particle to take another way.
     for numbers in found[1:]:
         torch.testing.assert_close(numbers, found[0], rtol=0.03, atol=0.03)
@@ -139,31 +130,16 @@ def test_data_over_decades_show_their_design():
 
 
 @pytest.mark.filterwarnings("ignore:Column")
-def test_a_sequence_over_decades_is_resumed_to_the_last_bit(tmp_path):
-    def run(num_rounds, checkpoint):
-        trainer = make(GROWTH_PRIOR, 0.0, 10.0)
-        settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False}
-        settings |= {"num_steps": 8, "num_eig_samples": 40, "objective": "gkl"}
-        return trainer, run_experiments(
-            trainer,
-            grow,
-            lambda design: grow(torch.tensor([[0.0, 1.0]]), design),
-            num_rounds,
-            checkpoint=checkpoint,
-            **settings,
-        )
-
-    path = tmp_path / "campaign.pt"
-    run(1, path)
-    trainer, resumed = run(2, path)
-    once, expected = run(2, None)
-    assert torch.equal(resumed.designs, expected.designs)
-    assert torch.equal(resumed.posterior_samples, expected.posterior_samples)
-    assert trainer.search.networks.posterior is not None
-    for name, value in once.search.networks.posterior.state_dict().items():
-        assert torch.equal(trainer.search.networks.posterior.state_dict()[name], value)
-    # The posterior network, too, is that of the data, not of those it was rebuilt from.
-    skewed = trainer.search.networks.posterior.base.net.condition_transform.skewed
+def test_networks_over_decades_are_restored_in_their_coordinates():
+    trainer, other = (make(GROWTH_PRIOR, 0.0, 10.0) for _ in range(2))
+    trainer.optimize_design(grow, num_steps=3, num_eig_samples=40, objective="gkl")
+    other.search.load_state_dict(trainer.search.state_dict())
+    for name, network in trainer.search.networks.named().items():
+        state = other.search.networks.named()[name].state_dict()
+        for key, value in network.state_dict().items():
+            assert torch.equal(state[key], value)
+    # The data are skewed, not those that the network was rebuilt from.
+    skewed = other.search.networks.posterior.base.net.condition_transform.skewed
     assert skewed.tolist() == [True, False]
 
 
@@ -207,33 +183,6 @@ def test_heavy_tails_leave_a_tight_lower_bound(prior):
 def stored(num=400):
     theta, design = torch.rand(num, 1), torch.rand(num, 1) + 0.5
     return theta, (10.0 ** (6.0 * theta * design)) * (1 + torch.rand(num, 1)), design
-
-
-@pytest.mark.filterwarnings("ignore:Column")
-def test_stored_simulations_train_the_network_of_a_search():
-    theta, x, design = stored()
-    trainer = make(UNIT, 0.5, 1.5)
-    trainer.append_simulations(theta, x, design=design)
-    network = trainer.train(max_num_epochs=1)
-    assert network.net.input_transform.skewed.all()
-    again = pickle.loads(pickle.dumps(trainer))
-    args = x[:9].unsqueeze(0), torch.cat([theta, design], dim=1)[:9]
-    assert torch.equal(again._neural_net.log_prob(*args), network.log_prob(*args))
-
-
-def test_without_designs_the_network_is_that_of_sbi():
-    """Whatever the data, as long as sbi can standardize them."""
-    theta, x, _ = stored()
-    values = []
-    for trainer in (NLE(), NLE_INCE()):
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Column")
-            trainer.append_simulations(theta, x)
-        plain = {"num_contrastive": 0} if isinstance(trainer, NLE_INCE) else {}
-        network = trainer.train(max_num_epochs=1, **plain)
-        values.append(network.log_prob(x.unsqueeze(0), theta))
-    assert torch.equal(*values)
 
 
 @pytest.mark.parametrize("trainer", [NLE_INCE, NPE_GKL, NRE_GKL])
