@@ -21,7 +21,7 @@ from sbi_boed_plugin import (
     simulate_for_boed,
 )
 from sbi_boed_plugin._numbers import check_integer, check_real
-from sbi_boed_plugin.benchmark.jobs import expand_jobs
+from sbi_boed_plugin.benchmark import run_benchmark
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.tasks import get_task
 from tests.trainers.cases import SEARCH, make
@@ -60,7 +60,8 @@ policy = TruncatedNormalPolicy(*BOX)
 simulate = partial(simulate_for_boed, simulator, PRIOR, policy, **few)
 belief = partial(ParticleBelief, PRIOR)
 lists = {"num_simulations": [9], "seeds": [0], "observations": [1]}
-jobs = partial(expand_jobs, ["sir"], ["npe"], **lists)
+lists |= {"metrics": [], "output": "never", "show_progress": False}
+jobs = partial(run_benchmark, ["sir"], ["npe"], **lists)
 embedding = partial(MeasurementSetEmbedding, num_measurements=2)
 mixture = partial(TruncatedNormalMixturePolicy, *BOX)
 
