@@ -284,7 +284,7 @@ def for_cases(wanted: Callable[[TrainerCase], Any]) -> Any:
 def for_each(name: str, values: Callable[[TrainerCase], Any]) -> Any:
     """Run a test for every trainer with each of `values(case)`."""
     rows = [
-        pytest.param(case, value, id=f"{case.name}-{value}")
+        pytest.param(case, value, id=f"{case.name}-{getattr(value, '__name__', value)}")
         for case in CASES
         for value in values(case)
     ]
