@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbi_boed_plugin import (
-    NLE_INCE,
     MeasurementSetEmbedding,
     estimate_eig,
     transformed_likelihood_nn,
@@ -35,7 +34,6 @@ from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.tasks import get_task
 from sbi_boed_plugin.tasks.sir import unbiased_entropy
-from tests.conftest import NoOpTracker
 
 aten = torch.ops.aten
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -225,16 +223,6 @@ def test_the_constant_of_a_discrete_prior_is_summed_on_its_device():
         # Two values with a log-density that reads as one nat.
         value, error = log_normalization(Independent(prior, 1, validate_args=False))
     assert (value, error) == (pytest.approx(1.0 + math.log(2.0)), 0.0)
-
-
-def test_validation_losses_are_summed_on_the_cpu():
-    inference = NLE_INCE(density_estimator="mdn", tracker=NoOpTracker())
-    theta, x = torch.randn(40, 1), torch.randn(40, 1)
-    inference.append_simulations(theta, x).train(max_num_epochs=1)
-    inference._neural_net.to(META)
-    inference._device = "meta"
-    with OnDevice():
-        assert inference._validate_epoch([(theta[:4], x[:4])]) == 0.25
 
 
 def test_measurements_are_standardized_on_their_device():

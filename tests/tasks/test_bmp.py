@@ -76,5 +76,5 @@ def test_without_noise_the_response_is_a_function():
 
 @pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf])
 def test_noise_must_be_a_standard_deviation(noise):
-    with pytest.raises(ValueError, match=f"noise={noise} must be at least 0"):
+    with pytest.raises(ValueError, match=f"noise={noise} must be"):
         BMP(noise=noise)
