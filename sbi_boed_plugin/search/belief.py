@@ -66,6 +66,11 @@ class ParticleBelief(Distribution):
         self._independent: ParticleBelief | None = None
 
     @property
+    def num_particles(self) -> int:
+        """Number of particles, which limits what draws of the belief can tell."""
+        return len(self.particles)
+
+    @property
     def support(self) -> Any:
         """Support of the prior: no observation excludes any of it."""
         return self.base_prior.support

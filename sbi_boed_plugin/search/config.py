@@ -107,8 +107,8 @@ class DesignSearchConfig:
             `gradient="pathwise"` only what scores designs: gradients do not come back
             from other processes.
         num_eig_samples: Number of simulations that score the design found. If `None`,
-            4,000, or what `max_num_simulations` leaves; if time ended the training, at
-            most a quarter as many as it took, but at least 100.
+            4,000, or what `max_num_simulations` and `max_seconds` leave, but at least
+            100.
         num_eig_contrastive: Number of contrastive parameters of each of them.
         multi_start: Settings of the search with `method="multi_start"`.
 

@@ -125,7 +125,7 @@ class NetworkModels:
         if isinstance(posterior, str) and values is not None:
             transforms["theta_transform"] = identity_transform
             posterior = partial(build_categorical, values=values)
-        elif transforms["theta_transform"] is identity_transform:
+        elif identity_transform == transforms["theta_transform"]:
             transforms["theta_transform"] = to_real_numbers(prior)
         if isinstance(self.posterior, str):
             posterior = transformed_posterior_nn(posterior, **transforms)

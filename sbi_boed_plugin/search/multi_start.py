@@ -265,7 +265,7 @@ def _climb(
     # Without a box only where every step stays inside.
     is_real = isinstance(_constraint_of_values(policy), type(real))
     num_steps = config.num_climb_steps // 3
-    if box is None and not is_real:
+    if box is None and not (is_real and policy.has_rsample):
         num_steps = 0
     first = designs[:_NUM_TO_SET_CONTRASTIVE]
     values, num_contrastive = _judge(model, first, config.num_samples, 0)

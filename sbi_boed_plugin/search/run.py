@@ -59,9 +59,12 @@ def run_search(
         )
         simulator.max_calls = left - num_ranked
         design = candidates[0][0]
-    if may_score_less and stop_reason == "max_seconds":
-        # What training took four fifths of the time for takes a fifth.
-        num_samples = min(num_samples, max(progress.num_simulations // 4, _MIN_SCORING))
+    if may_score_less and config.max_seconds is not None and progress.num_simulations:
+        # As many as the time that is left allows for, at the pace of training.
+        seconds = progress.seconds - progress.rehearsal_seconds
+        pace = seconds / progress.num_simulations
+        affordable = int((config.max_seconds - progress.seconds) / pace)
+        num_samples = min(num_samples, max(affordable, _MIN_SCORING))
     bounds, doubts, num_calls, num_failed = assess_design(
         optimizer, simulator, design, num_samples
     )

@@ -7,6 +7,7 @@ import torch
 from sbi.utils import BoxUniform
 from torch.distributions import Independent, MultivariateNormal, Normal, Poisson
 
+from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.measurements import SURPRISING, predictive_p_value
 from tests.oracles import LinearGaussian
@@ -217,3 +218,17 @@ def test_data_far_from_all_that_is_predicted_are_told(distance, likelihood):
     x = torch.tensor([[5.0**0.5 * distance]])
     p_value = predictive_p_value(likelihood, theta, torch.tensor([2.0]), x)
     assert p_value < SURPRISING
+
+
+def test_information_beyond_a_belief_is_known_to_its_particles_alone():
+    """They are contrasted with one another, however many simulations there are."""
+    torch.manual_seed(0)
+    belief = ParticleBelief(LinearGaussian.prior, num_particles=16)
+    settings = {"design": torch.tensor([30.0]), "bound": "pce"}
+    model = LinearGaussian.log_likelihood, LinearGaussian.simulate
+    with pytest.warns(UserWarning, match="largest value"):
+        eig = estimate_eig(*model, prior=belief, **settings)
+    assert eig.cap == pytest.approx(math.log(16), abs=1e-5)
+    # 16 independent terms, of whatever many there are for a prior.
+    of_prior = estimate_eig(*model, prior=LinearGaussian.prior, **settings)
+    assert eig.standard_error > 3.0 * of_prior.standard_error

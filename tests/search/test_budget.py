@@ -94,6 +94,18 @@ def test_time_is_kept_where_a_step_is_slow():
     assert seconds < 60.0  # On a busy machine; without the limit it were 120.
 
 
+def test_the_score_takes_the_time_that_steps_leave():
+    def slow(theta, design):
+        time.sleep(0.005 * len(theta))
+        return Model.simulate(theta, design)
+
+    result = make_trainer(Model.prior).optimize_design(
+        slow, num_steps=10, training_batch_size=16, max_seconds=3.0
+    )
+    # A pace of at least 5 ms a simulation; without the limit 4,000 would score.
+    assert result.stop_reason == "num_steps" and result.num_simulations < 800
+
+
 def test_a_resumed_search_pays_for_what_was_spent_before():
     trainer = make_trainer(Model.prior)
     settings = {"num_steps": 40, "training_batch_size": 16, "num_eig_samples": 50}
