@@ -77,7 +77,8 @@ def check_real(
             for limit, is_met, text in checks
             if limit is not None and not is_met(value, limit)
         ]
-        if not (math.isfinite(value) or (or_infinite and not math.isnan(value))):
+        is_finite = faults or math.isfinite(value)
+        if not (is_finite or (or_infinite and not math.isnan(value))):
             faults.append("finite")
     if faults:
         allowed = f"{faults[0]} or None" if or_none else faults[0]

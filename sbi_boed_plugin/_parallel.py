@@ -251,9 +251,11 @@ def assemble(
         note = f"The simulator raised for each of {len(theta)} simulations. {CONTRACT}"
         add_note(error, note)
         raise error
-    if warn and num_raised:
+    if warn and (num_raised or num_tried < num_rows):
+        limit = f" and {num_rows - num_tried} were left out at the limit of calls"
         warnings.warn(
-            f"{num_raised} of {num_tried} simulations raised an error and are NaN. "
+            f"{num_raised} of {num_tried} simulations raised an error"
+            f"{limit * (num_tried < num_rows)}: they are NaN. "
             f"The first error: {describe_error(error)}",
             stacklevel=4,
         )

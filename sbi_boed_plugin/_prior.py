@@ -93,9 +93,12 @@ def why_no_density(prior: Distribution) -> str | None:
         return f"parameters {discrete} of the prior take values that repeat"
     # More parameters always seem to depend on each other.
     if prior.event_shape.numel() <= _NUM_DRAWS // 2:
-        correlations = torch.atleast_2d(torch.corrcoef(_draws(prior).double().T))
-        if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
-            return "the parameters of the prior determine each other"
+        theta = _draws(prior).double()
+        # Ranks tell dependence along a curve, and despite heavy tails.
+        for values in (theta, theta.argsort(dim=0).argsort(dim=0).double()):
+            correlations = torch.atleast_2d(torch.corrcoef(values.T))
+            if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
+                return "the parameters of the prior determine each other"
     return None
 
 

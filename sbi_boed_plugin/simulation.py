@@ -193,8 +193,9 @@ def _check_contract(
         """Return data from the same state, and the next random numbers."""
         with isolated_rng(start):
             x, _ = call_simulator(simulator, theta[rows], design[rows])
-            of_torch = torch.rand((), device=theta.device).item()
-            return x, [of_torch, np.random.rand(), random.random()]
+            devices = {"cpu", *(["cuda"] if torch.cuda.is_initialized() else [])}
+            of_torch = [torch.rand((), device=device).item() for device in devices]
+            return x, [*of_torch, np.random.rand(), random.random()]
 
     together, end = simulate([0, 1, 2])
     if together is None:
@@ -207,11 +208,12 @@ def _check_contract(
     changed, end_of_changed = simulate([1, 1, 1])
     num_calls += 6
     common_width(x for x in (alone, together, changed) if x is not None)
-    has_one_row = torch.equal(theta[0], theta[1])
+    rows = torch.cat([theta, design], dim=1)
+    has_one_row = torch.equal(rows[0], rows[1])
     if changed is None or end_of_changed != end or has_one_row:
         return Chunk(num_calls=num_calls)
     # Columns of integers, or of which rows are equal, may repeat by chance.
-    different = together[: 2 if torch.equal(theta[0], theta[2]) else 3]
+    different = together[: 2 if torch.equal(rows[0], rows[2]) else 3]
     tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
     tells &= together.ne(together.round()).any(dim=0)
     gaps = (changed[1] - together[1]).abs()

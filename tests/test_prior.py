@@ -76,10 +76,23 @@ def test_kinds_of_parameters():
     assert [len(values) for values in finite_values(dice)] == [6, 6]
 
 
+class OnACurve(td.Uniform):
+    """Of two parameters the second is the cube of the first."""
+
+    def __init__(self):
+        super().__init__(-1.0, 1.0)
+        self._event_shape = torch.Size((2,))
+
+    def sample(self, sample_shape=torch.Size()):
+        values = super().sample(sample_shape)[..., 0]
+        return torch.stack([values, values**3], dim=-1)
+
+
 def test_parameters_without_a_density():
     for prior, _ in DENSITIES.values():
         assert why_no_density(prior) is None
-    assert "determine each other" in why_no_density(td.Dirichlet(torch.ones(3)))
+    for prior in (td.Dirichlet(torch.ones(3)), OnACurve()):
+        assert "determine each other" in why_no_density(prior)
     assert "[0, 1]" in why_no_density(independent(td.Poisson(torch.ones(2))))
     assert why_no_density(BoxUniform(torch.zeros(300), torch.ones(300))) is None
 

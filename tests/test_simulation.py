@@ -317,6 +317,12 @@ def test_functions_of_one_vector_are_refused_for_every_size(name, number):
         assert "vectorize" in str(caught.value) + "".join(notes)
 
 
+def test_rows_that_differ_in_their_design_alone_are_compared():
+    theta, design = torch.ones(20, 1), torch.rand(20, 1)
+    with pytest.raises(ValueError, match="mixes rows"):
+        run_simulator(lambda t, d: t + 0.3 + d - d.mean(), theta, design)
+
+
 def own_generator(make_x):
     generator = np.random.default_rng(0)
     return lambda t, d: make_x(
