@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from sbi.neural_nets import likelihood_nn
+from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent, Normal, Uniform, constraints
 from torch.distributions.transforms import (
@@ -25,7 +26,7 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
-from sbi_boed_plugin._prior import log_normalization
+from sbi_boed_plugin._prior import log_normalization, to_real_numbers
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.coordinates import move_transform
 from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
@@ -103,8 +104,8 @@ TRANSFORMS = [
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_moved_transform_is_the_same_elsewhere(transform):
     value = torch.rand(4, 3 if isinstance(transform, CatTransform) else 2) + 0.5
-    assert move_transform(identity_transform, META) is identity_transform
-    there = move_transform(transform, META)
+    assert move_transform(identity_transform, Tensor.double) is identity_transform
+    there = move_transform(transform, lambda tensor: tensor.to(META))
     assert not transform(value).is_meta, "the original has changed"
     with OnDevice():
         assert there(value.to(META)).is_meta
@@ -223,6 +224,16 @@ def test_the_constant_of_a_discrete_prior_is_summed_on_its_device():
         # Two values with a log-density that reads as one nat.
         value, error = log_normalization(Independent(prior, 1, validate_args=False))
     assert (value, error) == (pytest.approx(1.0 + math.log(2.0)), 0.0)
+
+
+def test_networks_are_built_where_their_data_are():
+    """The support of a prior on a device, and rows of simulations on the CPU."""
+    prior = BoxUniform(torch.zeros(2), torch.ones(2), device="meta")
+    with OnDevice():
+        theta_transform = to_real_numbers(prior)
+        build = transformed_likelihood_nn("mdn", theta_transform=theta_transform)
+        theta, x = torch.rand(50, 2), torch.randn(50, 1)
+        assert build(theta, x).log_prob(x.unsqueeze(0), theta).shape == (1, 50)
 
 
 def test_measurements_are_standardized_on_their_device():

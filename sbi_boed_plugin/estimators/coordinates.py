@@ -3,12 +3,13 @@
 import math
 import warnings
 from collections.abc import Callable
-from io import BytesIO
+from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions.transforms import ExpTransform, Transform, identity_transform
 
 __all__ = [
     "Units",
@@ -17,6 +18,7 @@ __all__ = [
     "warn_of_scales",
 ]
 
+_INVERSE = type(ExpTransform().inv)
 # A column of one sign is skewed if its largest size exceeds this many times the size
 # below which a twentieth lies; one of both signs, if its largest distance from the
 # median exceeds this many times the median distance (5 in 256 draws of a Normal, 163 of
@@ -30,17 +32,25 @@ _CONSTANT = 1e-7
 _LEAST, _MOST = 1e-6, 1e15
 
 
-def move_transform(transform: Transform, device: str | torch.device) -> Transform:
-    """Return a copy of a transform, with its tensors on a device.
+def move_transform(transform: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of a transform with a function applied to every tensor in it.
 
     The identity is returned itself, and so are modules, which move with their network.
     """
-    if transform is identity_transform or isinstance(transform, nn.Module):
+    if isinstance(transform, Tensor):
+        return fn(transform)
+    if type(transform) in (list, tuple):
+        return type(transform)(move_transform(part, fn) for part in transform)
+    is_transform = isinstance(transform, Transform)
+    is_module = isinstance(transform, nn.Module)
+    if is_module or not is_transform or transform is identity_transform:
         return transform
-    buffer = BytesIO()
-    torch.save(transform, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, map_location=device, weights_only=False)
+    if isinstance(transform, _INVERSE):
+        return move_transform(transform.inv, fn).inv
+    moved = copy(transform)
+    moved._inv = None  # The inverse that torch keeps is of the original.
+    vars(moved).update({k: move_transform(v, fn) for k, v in vars(moved).items()})
+    return moved
 
 
 class Units(Transform, nn.Module):

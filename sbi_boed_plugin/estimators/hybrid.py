@@ -34,7 +34,11 @@ from sbi_boed_plugin.estimators.rejection import (
     draws_at_once,
     measure_weights,
 )
-from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
+from sbi_boed_plugin.objectives.generalized_kl import (
+    draw_by_ratio,
+    hybrid_loss,
+    partition_function,
+)
 
 __all__ = ["HybridEstimator", "UnnormalizedHybrid"]
 
@@ -332,10 +336,17 @@ class HybridEstimator(ConditionalDensityEstimator):
         weights.check_not_empty()
         if not torch.is_grad_enabled():
             return weights.log_partition
-        num_samples = max(1, draws_at_once(self, condition) // len(condition))
-        shape = torch.Size((min(num_samples, _NUM_GRADIENT_SAMPLES),))
+        at_once = draws_at_once(self, condition)
+        num_samples = max(1, min(at_once // len(condition), _NUM_GRADIENT_SAMPLES))
+        num_draws = min(at_once, weights.num_draws)
+        parts = []
         with torch.no_grad(), isolated_rng(_GRADIENT_SEED):
-            samples = self.sample(shape, condition, weights=weights)
+            for rows in condition.split(max(1, at_once // num_draws)):
+                draws, log_weights = self.draw_weighted(num_draws, rows)
+                # Where none of these draws is inside, any of them stands for one.
+                chosen = draw_by_ratio(log_weights.clamp(min=-100.0), num_samples)
+                parts.append(draws.take_along_dim(chosen.unsqueeze(-1), dim=0))
+        samples = torch.cat(parts, dim=1)
         mean = self.log_unnormalized(samples, condition).mean(dim=0)
         return weights.log_partition + mean - mean.detach()
 

@@ -206,7 +206,9 @@ class Sampler:
         if not num_samples:
             return condition.new_empty(0, len(condition), *self.hybrid.input_shape)
         weights.check_not_empty()
+        # Without a correction rejection is exact, however few draws are inside.
         hopeless = weights.acceptance_rate < self.min_acceptance_rate
+        hopeless &= self.hybrid.corrects
         if hopeless.any():
             self._warn_of_resampling(weights, hopeless)
         seconds = self.max_sampling_time
@@ -284,11 +286,15 @@ class Sampler:
         pool = []
         for start in range(0, num_pool, size):
             if start and time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"max_sampling_time is over after {start:,} of {num_pool:,} draws "
-                    "of the base to resample from. Raise it, or use "
-                    "build_posterior(..., sample_with='mcmc')."
-                )
+                over = f"max_sampling_time is over after {start:,} of {num_pool:,} "
+                over += "draws of the base to resample from"
+                if not self.return_partial_on_timeout:
+                    raise RuntimeError(
+                        f"{over}. Raise it, or use "
+                        "build_posterior(..., sample_with='mcmc')."
+                    )
+                warnings.warn(f"{over}: fewer stand for the posterior.", stacklevel=5)
+                break
             num = min(size, num_pool - start)
             pool.append(
                 self.hybrid.draw_weighted(num, condition, reject_outside_prior=outside)

@@ -52,9 +52,8 @@ class TransformedEstimator(EstimatorView):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True):
         """Move the tensors of the transforms as those of the network."""
         super()._apply(fn, recurse)
-        device = next(self.parameters()).device
-        self.input_transform = move_transform(self.input_transform, device)
-        self.condition_transform = move_transform(self.condition_transform, device)
+        self.input_transform = move_transform(self.input_transform, fn)
+        self.condition_transform = move_transform(self.condition_transform, fn)
         return self
 
     def input_of_net(self, input: Tensor) -> Tensor:
@@ -135,7 +134,9 @@ class _TransformedBuilder:
 
     def __call__(self, theta: Tensor, x: Tensor) -> TransformedEstimator:
         of_theta, of_x, of_design = (
-            move_transform(as_transform(self.coordinates[name]), theta.device)
+            move_transform(
+                as_transform(self.coordinates[name]), lambda v: v.to(theta.device)
+            )
             for name in ("theta_transform", "x_transform", "design_transform")
         )
         if self.condition == "theta":

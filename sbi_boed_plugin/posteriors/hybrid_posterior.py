@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import joblib
 import torch
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
@@ -81,7 +80,7 @@ class HybridPosterior(DirectPosterior):
 
     posterior_estimator: HybridEstimator
     # Observations, weights of networks and settings, and what was measured of them.
-    _measured: tuple[object, dict[object, WeightDiagnostics]] | None = None
+    _measured: tuple[list, list[Tensor], dict] | None = None
 
     def __init__(  # noqa: D417
         self,
@@ -300,12 +299,14 @@ class HybridPosterior(DirectPosterior):
     ) -> WeightDiagnostics:
         """Return the weights given observations, measured if anything has changed."""
         hybrid, quantile = self.posterior_estimator, self.ceiling_quantile
-        tensors = [rows, *hybrid.state_dict().values()]
-        numbers = joblib.hash([tensor.detach().cpu().numpy() for tensor in tensors])
-        parts = id(hybrid.energy), id(hybrid.prior), hybrid.corrects, quantile
-        if self._measured is None or self._measured[0] != (numbers, parts):
-            self._measured = (numbers, parts), {}
-        known, how = self._measured[1], (num_draws, reject_outside_prior)
+        # Observations and weights of networks may be changed in place.
+        tensors = [rows.detach(), *hybrid.state_dict().values()]
+        parts = [hybrid.energy, hybrid.prior, hybrid.corrects, quantile]
+        before = self._measured
+        if before is None or before[0] != parts or not _are_same(before[1], tensors):
+            before = parts, [tensor.clone() for tensor in tensors], {}
+            self._measured = before
+        known, how = before[2], (num_draws, reject_outside_prior)
         if how not in known:
             known[how] = hybrid.measure_weights(
                 rows,
@@ -340,3 +341,8 @@ class HybridPosterior(DirectPosterior):
                 "is probably far from the simulations: do not trust its posterior.",
                 stacklevel=5,
             )
+
+
+def _are_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
+    pairs = zip(tensors, others, strict=True)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
