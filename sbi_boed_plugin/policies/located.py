@@ -300,8 +300,8 @@ def _check_scales(scale: Scale | None, loc: Tensor) -> Tensor:
     """Return first and last scales, `(2, dim_design)`, or raise if they are none."""
     if isinstance(scale, ScaleSchedule):
         scale = scale.start, scale.end
-    ends = scale if isinstance(scale, (tuple, list)) else (scale, scale)
-    if len(ends) != 2:
+    ends = scale if isinstance(scale, tuple) else (scale, scale)
+    if len(ends) != 2 or isinstance(scale, list):
         raise ValueError(
             f"scale={scale} must be one number, or a tuple (start, end). For one scale "
             "per design value pass a tensor."

@@ -65,7 +65,10 @@ def direct_posterior(
     if design is not None:
         design = search.check(design)
     elif not num_observations:
-        check_designs_given(design, search.dim_design)
+        raise ValueError(
+            "design=None, and there are no observations: pass design=... to say at "
+            "which design the posterior is asked for."
+        )
     elif search.trained_after != num_observations - 1:
         raise ValueError(
             f"There are {num_observations} observations, but the posterior of "

@@ -335,6 +335,8 @@ class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
         objective, resumes = self._asked
         earlier = self._objective if resumes else None
         objective.fit_to_batches(loaders[0].batch_size, earlier)
+        if earlier is not None:
+            objective.metrics = dict(earlier.metrics)
         objective.dim_design = self.search.dim_design or 0
         stored, _, _ = self.get_simulations(starting_round)
         objective.parameters = stored[self.train_indices]

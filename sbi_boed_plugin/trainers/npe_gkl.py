@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
-from sbi_boed_plugin._numbers import check_integer
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin._sbi_compat import (
     ConditionalEstimatorBuilder,
@@ -158,6 +158,8 @@ class NPE_GKL(KeepsTracker, NPE_C):
             ValueError: If there is no prior, shapes do not match, there are too few
                 simulations, or the noise for `latent_features=True` is not known.
         """
+        share = "validation_fraction"
+        validation_fraction = check_real(share, validation_fraction, above=0, below=1)
         rows, _ = append_design(x, design, None)
         estimator, prior = _stage.to_refine(posterior, prior, theta, rows)
         kwargs.setdefault("device", str(next(estimator.parameters()).device))

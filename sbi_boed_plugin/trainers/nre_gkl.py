@@ -124,7 +124,8 @@ class NRE_GKL(KeepsTracker, NRE_B):
             RuntimeError: If a design is given and nothing was trained.
         """
         given = del_entries(locals(), ("self", "__class__", "design"))
-        _checks.check_designs_given(design, self._dim_design)
+        if not isinstance(density_estimator, DesignConditionedRatio):
+            _checks.check_designs_given(design, self._dim_design)
         if design is not None:
             ratio = density_estimator or self._neural_net
             if ratio is None:
@@ -150,14 +151,9 @@ class NRE_GKL(KeepsTracker, NRE_B):
         if stored is not None:
             size = (max(num_atoms, _NUM_VALIDATION) - 1, num_rows)
             atoms = stored[torch.randint(len(stored), size).to(stored.device)]
-        elif num_rows > 1:
+        else:
             most = max(num_atoms, _NUM_CANDIDATES) - 1
             atoms = in_batch_contrast(pairs.theta, min(most, num_rows - 1))
-        else:
-            raise ValueError(
-                "A batch of one row has no other parameters to contrast with: use a "
-                "larger training_batch_size, and batches that drop_last."
-            )
         with torch.no_grad():
             log_ratio = pairs.evaluate(atoms)
         assert_all_finite(log_ratio, "NRE-GKL ratio")
@@ -201,7 +197,15 @@ class NRE_GKL(KeepsTracker, NRE_B):
         """Return loaders as `sbi.inference.NRE` does, with the same arguments."""
         check_default_dtype()
         self._first_round = starting_round
-        return super().get_dataloaders(starting_round, *args, **kwargs)
+        loaders = super().get_dataloaders(starting_round, *args, **kwargs)
+        size, num_rows = loaders[0].batch_size or 1, len(self.train_indices)
+        if size == 1 or (num_rows % size == 1 and not loaders[0].drop_last):
+            raise ValueError(
+                f"{num_rows} training rows in batches of {size} give a batch of one, "
+                "which has no other parameters to contrast with: use another "
+                "training_batch_size, or batches that drop_last."
+            )
+        return loaders
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
         """Validate with the same atoms each time, so that epochs can be compared."""

@@ -198,6 +198,7 @@ IN_A_BOX = [
     ({"scale": 0.0}, "must be positive"),
     ({"scale": (0.3, -1.0)}, "scale=-1.0"),
     ({"scale": (0.3, 0.2, 0.1)}, "a tuple"),
+    ({"scale": [0.3, 0.1]}, "a tuple"),
 ]
 SAME, CLOSE = torch.tensor([[1], [2], [1]]), torch.tensor([[2.0], [2.0 + 5e-7]])
 BAD_ARGUMENTS = [

@@ -141,10 +141,12 @@ def test_no_row_is_an_atom_of_its_own():
 
 
 def test_a_batch_of_one_has_nothing_to_contrast_with():
-    trainer, _ = narrow(3, validation_fraction=0.3)
-    theta, x, _ = trainer.get_simulations()
-    with pytest.raises(ValueError, match="batch of one row"):
-        trainer._loss(theta[:1], x[:1], 10)
+    for settings in (
+        {"training_batch_size": 1},
+        {"training_batch_size": 5, "dataloader_kwargs": {"drop_last": False}},
+    ):
+        with pytest.raises(ValueError, match="a batch of one"):
+            narrow(30, validation_fraction=0.3, **settings)
 
 
 def test_later_rounds_have_their_own_atoms():
