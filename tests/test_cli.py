@@ -188,6 +188,7 @@ def test_an_interrupted_search_leaves_earlier_results(tmp_path, capsys, interrup
         ("design sir --max-seconds 0", "positive"),
         ("design sir --density-estimator nfs", "nsf"),
         ("design sir --policy point", "gradient='score'"),
+        ("design sir --gradient pathwise", "not differentiable"),
         ("design sir --method multi_start --num-refinement-steps 7", "Leave it out"),
         ("design no_such_module:task", "cannot load no_such_module:task"),
         ("design math:pi", "must be a sbi_boed_plugin.tasks.Task"),

@@ -1,6 +1,7 @@
 """The options of the command that say how to search, and what it then draws."""
 
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -86,6 +87,17 @@ def test_the_options_of_the_search_reach_it(policy, gradient, tmp_path, capsys, 
         assert header[11:14] == ["loc_1_1", "loc_1_2", "loc_2_1"]
         assert header[-4:] == [f"weights_{k}" for k in (1, 2, 3, 4)]
     assert not (tmp_path / "eig_over_design.png").exists()
+
+
+@pytest.mark.parametrize("stage", ["_save_posterior", "_compare_designs"])
+def test_results_are_complete_once_all_is_written(stage, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(design_run, stage, Mock(side_effect=KeyboardInterrupt))
+    arguments = ["gaussian_linear", "--density-estimator", "mdn", "--num-steps", "3"]
+    assert main(["design", *arguments, "--output", str(tmp_path)]) == 130
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    assert not kept["complete"]
+    has_samples = (tmp_path / "posterior_samples.csv").exists()
+    assert ("posterior_mean" in kept) == has_samples == (stage == "_compare_designs")
 
 
 @pytest.mark.parametrize("given", ["Speed", "SPEED"])

@@ -44,7 +44,7 @@ __all__ = ["describe_versions", "run_jobs"]
 
 Run = Callable[[Settings], Mapping[str, Any]]
 
-# How long a process whose job has ended may take to end.
+# How long a process whose job has ended may take to end, while others go on.
 _GRACE_SECONDS = 5.0
 # How often jobs that take too long are looked for.
 _POLL_SECONDS = 0.2
@@ -153,6 +153,7 @@ class _Process:
     key: str
     process: Any
     begun: float | None = None  # When the job has begun.
+    ended: float = 0.0  # When its record was there.
 
 
 def _in_processes(
@@ -168,9 +169,11 @@ def _in_processes(
         context.set_forkserver_preload(["sbi_boed_plugin.sbibm"])
     waiting = list(jobs)
     running: dict[Connection, _Process] = {}
+    ending: list[_Process] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < num_workers:
+        while waiting or running or ending:
+            ending = [job for job in ending if not _has_left(job)]
+            while waiting and len(running) + len(ending) < num_workers:
                 key = waiting.pop(0)
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (theirs, code, json.dumps(jobs[key]), dict(os.environ))
@@ -178,18 +181,19 @@ def _in_processes(
                 running[ours] = _Process(key, process)
                 _start(process)
                 theirs.close()
-            ready = wait(list(running), timeout=_POLL_SECONDS)
+            sentinels = [job.process.sentinel for job in ending]
+            wait([*running, *sentinels], timeout=_POLL_SECONDS)
             for connection, job in list(running.items()):
-                record = _ended(connection, job, connection in ready, time_limit)
+                record = _ended(connection, job, time_limit)
                 if record is None:
                     continue
                 del running[connection]
                 connection.close()
-                job.process.kill()
-                job.process.join()
+                job.ended = time.monotonic()
+                ending.append(job)
                 yield job.key, record
     finally:
-        for job in running.values():
+        for job in (*running.values(), *ending):
             if job.process.is_alive():
                 job.process.kill()
 
@@ -207,15 +211,27 @@ def _start(process: Any) -> None:
         sys.modules["__main__"] = main
 
 
+def _has_left(job: _Process) -> bool:
+    """Return whether the process of an ended job is gone, by force after a while."""
+    if job.process.is_alive() and time.monotonic() < job.ended + _GRACE_SECONDS:
+        return False
+    job.process.kill()
+    job.process.join()
+    return True
+
+
 def _ended(
-    connection: Connection, job: _Process, is_ready: bool, time_limit: float | None
+    connection: Connection, job: _Process, time_limit: float | None
 ) -> Record | None:
-    """Return the record of a job that has ended or takes too long, `None` before."""
+    """Return the record of a job that has ended or takes too long, `None` before.
+
+    A record that is there counts, however long ago the last look was.
+    """
     now = time.monotonic()
     seconds = 0.0 if job.begun is None else now - job.begun
     try:
+        is_ready = connection.poll()
         if is_ready and (record := connection.recv()) is not None:
-            job.process.join(_GRACE_SECONDS)
             return record
         if is_ready:
             job.begun = now
@@ -226,6 +242,7 @@ def _ended(
     else:
         if time_limit is None or seconds <= time_limit:
             return None
+        job.process.kill()
         error = f"it took longer than {time_limit:g} s"
     return _record(json.loads(job.key), seconds, error=error)
 

@@ -5,8 +5,11 @@ import inspect
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._results import ResultFolder
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
 from sbi_boed_plugin.experiment import POLICIES
@@ -111,6 +114,11 @@ def _design(options: argparse.Namespace) -> int:
         if options.method == "joint":
             policy = POLICIES[options.policy](task.design_low, task.design_high)
             check_gradient(options.gradient, policy)
+            if options.gradient == "pathwise" and not _is_differentiable(task):
+                raise ValueError(
+                    f"the simulator of {task.name} is not differentiable, as "
+                    "--gradient pathwise needs: choose score, surrogate or implicit"
+                )
     except ValueError as error:
         raise InputError(error) from error
     path = options.output or Path("results", task.name)
@@ -137,6 +145,14 @@ def _design(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt(kept) from None
     print(f"\nWrote to {path}: {', '.join(folder.written)}")
     return 0
+
+
+def _is_differentiable(task: Task) -> bool:
+    """Return whether data of the simulator carry a gradient of the design."""
+    with isolated_rng(0):
+        theta = task.prior.sample(torch.Size((1,)))
+        design = task.design_space.sample(torch.Size((1,))).requires_grad_()
+        return task.simulator(theta, design).requires_grad
 
 
 def _load_task(name: str, dim_design: int | None) -> Task:

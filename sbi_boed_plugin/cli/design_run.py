@@ -87,19 +87,20 @@ def run_design(
             trainer, result.design, x_o, show_progress_bars=show_progress
         )
         summary |= {
-            "complete": True,
             "x_o": x_o[0].tolist(),
             "posterior_mean": samples.mean(dim=0).tolist(),
             "posterior_std": samples.std(dim=0).tolist(),
         }
-        save_summary()
         _save_posterior(folder, task, result.design, x_o, samples)
+        save_summary()
         print(_describe_posterior(summary), flush=True)
 
         if task.dim_design == 1:
             say("Comparing with other designs ...")
             summary["reference_eig"] = _compare_designs(folder, task, result, trainer)
-            save_summary()
+        # Said last: all tables and figures are there.
+        summary["complete"] = True
+        save_summary()
 
 
 def _summary(task: Task, result: DesignResult) -> dict[str, Any]:

@@ -108,5 +108,12 @@ def kept_or_made(
         made = make()
         content = io.BytesIO()
         torch.save(made, content)
-        write_bytes(path, content.getvalue())
+        try:
+            write_bytes(path, content.getvalue())
+        except OSError as error:  # As on a full disk, which costs no training.
+            warnings.warn(
+                f"{path} cannot be written ({error}): the training is used, but not "
+                "kept.",
+                stacklevel=2,
+            )
     return made, False

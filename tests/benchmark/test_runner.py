@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -47,6 +48,11 @@ def misbehave(settings):
         raise SystemExit("no configuration")
     if does == "tensor":
         return {"eig": torch.zeros(())}
+    if does == "linger":  # after its result is there.
+        threading.Thread(target=time.sleep, args=(60.0,)).start()
+        time.sleep(0.5)
+    if does == "nap":
+        time.sleep(1.0)
     if does == "warn":
         for number in (0, 0, *range(30)):
             warnings.warn(f"{number} " + "x" * 1_000, stacklevel=2)
@@ -112,6 +118,14 @@ def test_jobs_that_take_too_long_are_ended(tmp_path):
     assert time.monotonic() - started < 40.0
     errors = [record["error"] for record in records]
     assert errors == ["it took longer than 5 s"] * 2 + [""] * 2
+
+
+def test_a_process_that_is_slow_to_end_costs_no_other_job_its_result(tmp_path):
+    jobs = [{"does": "linger"}, {"does": "nap"}]
+    started = time.monotonic()
+    records = run(tmp_path, misbehave, jobs, num_workers=2, time_limit=3.0)
+    assert time.monotonic() - started < 40.0
+    assert [record["error"] for record in records] == ["", ""]
 
 
 def test_results_of_other_versions_are_kept_and_told_of(tmp_path, capfd):

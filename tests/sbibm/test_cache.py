@@ -34,6 +34,13 @@ def test_a_file_holds_what_was_made_once_and_is_made_again_if_damaged(tmp_path, 
     assert kept_or_made("key", make, tmp_path)[1]
 
 
+def test_a_full_disk_costs_no_training(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(_cache, "write_bytes", Mock(side_effect=OSError("disk full")))
+    with pytest.warns(UserWarning, match=r"key\.pt cannot be written \(disk full\)"):
+        made, was_kept = kept_or_made("key", make, tmp_path)
+    assert torch.equal(made, torch.arange(3.0)) and not was_kept
+
+
 # --- Under which key ------------------------------------------------------------------
 
 
