@@ -8,6 +8,7 @@ variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 __version__ = "0.1.0.dev0"
 
 from sbi_boed_plugin import tasks
+from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin.campaign import (
     ExperimentRecord,
     ExperimentsResult,
@@ -52,6 +53,7 @@ __all__ = [
     "NLE_INCE",
     "NPE_GKL",
     "NRE_GKL",
+    "AveragedSchedule",
     "CategoricalPolicy",
     "DesignConditionedEstimator",
     "DesignPolicy",

@@ -18,7 +18,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
-    KeepsTracker,
     LikelihoodEstimatorTrainer,
     check_default_dtype,
 )
@@ -34,11 +33,12 @@ from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
 from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
+from sbi_boed_plugin.trainers._scheduled import Schedule, ScheduledTrainer
 
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
+class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -180,6 +180,7 @@ class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
         *,
         num_contrastive: int | None = None,
         regularization_strength: float = 1.0,
+        schedule: Schedule = "constant",
     ) -> ConditionalDensityEstimator:
         r"""Train and return the density estimator of the stored simulations.
 
@@ -187,6 +188,8 @@ class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
         other rows of its batch (`None`: 3, or as many as it allows; 0: the objective is
         :math:`\lambda` times the log-likelihood), and the weight :math:`\lambda` =
         `regularization_strength` of maximum likelihood. Other arguments are sbi's.
+        `schedule="averaged"` trains better networks in less time than sbi's loop, which
+        is the default: :class:`~sbi_boed_plugin.AveragedSchedule` has its settings.
 
         Early stopping uses the same objective on the validation set, with contrastive
         parameters that stay the same. Summary and tracker also get, for each epoch, the
@@ -198,6 +201,7 @@ class NLE_INCE(KeepsTracker, LikelihoodEstimatorTrainer):
             ValueError: If an argument is out of range, or changed on resuming.
         """
         given = del_entries(locals(), ("self", "__class__"))
+        self._choose_schedule(given.pop("schedule"), given)
         own = given.pop("num_contrastive"), given.pop("regularization_strength")
         objective = InfoNCEObjective(*own)
         of_steps = training_batch_size, learning_rate, validation_fraction

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._sbi_compat import KeepsTracker, check_default_dtype
+from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.ratio import (
     DesignConditionedRatio,
@@ -27,6 +27,7 @@ from sbi_boed_plugin.estimators.ratio import (
 from sbi_boed_plugin.objectives import generalized_kl
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.trainers import _checks
+from sbi_boed_plugin.trainers._scheduled import Schedule, ScheduledTrainer
 
 __all__ = ["NRE_GKL"]
 
@@ -38,7 +39,7 @@ _NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 200, 1_000, 10_000
 _VALIDATION_SEED = 20_231_005
 
 
-class NRE_GKL(KeepsTracker, NRE_B):
+class NRE_GKL(ScheduledTrainer, NRE_B):
     r"""Neural ratio estimation with the generalized-KL objective [1].
 
     It takes the place of `sbi.inference.NRE` in any pipeline. The ratio-only variant of
@@ -98,6 +99,32 @@ class NRE_GKL(KeepsTracker, NRE_B):
         self._dim_design = dim_design
         warn_of_scales(self._build_neural_net, theta, x)
         return self
+
+    def train(
+        self,
+        num_atoms: int = 10,
+        training_batch_size: int = 200,
+        learning_rate: float = 5e-4,
+        validation_fraction: float = 0.1,
+        stop_after_epochs: int = 20,
+        max_num_epochs: int = 2**31 - 1,
+        clip_max_norm: float | None = 5.0,
+        resume_training: bool = False,
+        discard_prior_samples: bool = False,
+        retrain_from_scratch: bool = False,
+        show_train_summary: bool = False,
+        dataloader_kwargs: dict | None = None,
+        *,
+        schedule: Schedule = "constant",
+    ) -> RatioEstimator:
+        """Train and return the ratio, with the arguments of `NRE`.
+
+        `schedule="averaged"` takes the place of sbi's loop, which is the default:
+        :class:`~sbi_boed_plugin.AveragedSchedule` has its settings.
+        """
+        given = del_entries(locals(), ("self", "__class__", "schedule"))
+        self._choose_schedule(schedule, given)
+        return super().train(**given)
 
     def build_posterior(
         self,

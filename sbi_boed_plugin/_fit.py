@@ -1,0 +1,235 @@
+r"""The routine that trains networks on rows in memory.
+
+The rate is constant after a short warm-up, and an average of the weights over about the
+last tenth of the steps is validated after each epoch: it has the quality of a rate that
+has fallen to zero, at any time. Where a fifth of the steps so far brings no gain, the
+rate falls to a third, from the best average on; where a rate brought none, training
+ends with the best average of all. So the number of steps follows the data.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.clip_grad import clip_grad_norm_
+from torch.optim.adamw import AdamW
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from sbi_boed_plugin._numbers import (
+    MOST_LEARNING_RATE,
+    MOST_WEIGHT,
+    check_fields,
+    check_integer,
+    check_real,
+)
+
+__all__ = ["AveragedSchedule", "Batches", "Fit"]
+
+# The average of the weights spans this share of the steps of a rate.
+_HORIZON = 0.1
+# Steps without a gain after which a rate may end.
+_MIN_PATIENCE = 200
+_RATE_FACTOR = 1.0 / 3.0
+_NUM_WARMUP_STEPS = 100
+# The second moment of gradients has a short memory, as rates are high.
+_BETAS = (0.9, 0.99)
+# Devices that have a fused optimizer.
+_FUSED = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class AveragedSchedule:
+    """How `train(schedule=...)` trains networks, in the place of sbi's loop.
+
+    The rate is constant after a short warm-up, and an average of the weights over about
+    the last tenth of the steps is validated after each epoch. Where the validation loss
+    gains no more, the rate falls to a third, and training goes on from the best
+    average; it ends where a rate brought no gain.
+
+    Attributes:
+        learning_rate: First learning rate, of AdamW.
+        patience: Steps without a gain that end a rate, as a share of all steps so far;
+            at least 200.
+        min_gain: Smallest decrease of the validation loss that is a gain, in nats.
+        max_num_rates: Number of rates at most.
+        weight_decay: Decay of the weights by AdamW.
+    """
+
+    learning_rate: float = 6e-3
+    patience: float = 0.2
+    min_gain: float = 0.01
+    max_num_rates: int = 4
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_fields(
+            self,
+            check_real,
+            ["learning_rate"],
+            most=MOST_LEARNING_RATE,
+            above=0.0,
+        )
+        check_fields(self, check_real, ["patience"], above=0.0)
+        check_fields(self, check_real, ["min_gain"], 0.0)
+        check_fields(self, check_real, ["weight_decay"], 0.0, MOST_WEIGHT)
+        check_fields(self, check_integer, ["max_num_rates"], 1)
+
+
+class Batches:
+    """Some rows of tensors in batches of one size, each time in another order.
+
+    As from sbi's loaders the rest of an epoch is left out. Without `shuffle` batches
+    are as even as they can be.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        rows: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+    ) -> None:
+        if not shuffle:
+            batch_size = len(rows) // math.ceil(len(rows) / batch_size)
+        self.tensors, self.rows, self.shuffle = tensors, rows, shuffle
+        self.batch_size = min(batch_size, len(rows))
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.rows) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Return the batches of an epoch."""
+        rows = self.rows
+        if self.shuffle:
+            rows = rows[torch.randperm(len(rows)).to(rows.device)]
+        for chosen in rows.split(self.batch_size)[: len(self)]:
+            yield tuple(t[chosen.to(t.device)] for t in self.tensors)
+
+
+class Fit:
+    """A training of networks, which goes on from where it ended or was interrupted.
+
+    Between calls of `run` the networks have the weights of the best average.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: AveragedSchedule,
+        clip_max_norm: float | None = 5.0,
+    ) -> None:
+        self.network, self.schedule = network, schedule
+        self.clip_max_norm = clip_max_norm
+        self.rate, self.epoch, self.num_steps = schedule.learning_rate, 0, 0
+        self.best_loss, self.finished = math.inf, False
+        self._num_rates, self._loss_of_rate = 0, math.inf
+        self._best = self._copy()
+        self._start_rate()
+
+    def run(
+        self,
+        batches: Batches,
+        losses: Callable[[tuple[Tensor, ...]], Tensor],
+        validate: Callable[[], float],
+        *,
+        max_num_epochs: int,
+        after_epoch: Callable[[float, float], None] = lambda *_: None,
+    ) -> None:
+        """Train until validation gains no more, or for `max_num_epochs` in all.
+
+        `losses` are those of the rows of a batch, `validate` returns a mean loss of the
+        networks as they are. `after_epoch` is told the losses of training and
+        validation.
+        """
+        self._load(self._weights)
+        try:
+            while not self.finished and self.epoch < max_num_epochs:
+                training_loss = self._train_epoch(batches, losses)
+                validation_loss = self._validate(validate)
+                self.epoch += 1
+                patience = self.schedule.patience * self.num_steps
+                if self.num_steps - self._last_gain >= max(_MIN_PATIENCE, patience):
+                    self._end_rate()
+                after_epoch(training_loss, validation_loss)
+        finally:
+            self._weights = self._copy()
+            self._load(self._best)
+            self.network.zero_grad(set_to_none=True)
+            self.network.eval()
+
+    def _train_epoch(self, batches: Batches, losses: Callable) -> float:
+        self.network.train()
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        most = math.inf if self.clip_max_norm is None else self.clip_max_norm
+        tensors, total = self._tensors(), 0.0
+        for batch in batches:
+            since = self.num_steps - self._first_step + 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * min(1.0, since / _NUM_WARMUP_STEPS)
+            loss = losses(batch).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # A step whose gradient is not finite would end the training.
+            if bool(clip_grad_norm_(parameters, most).isfinite()):
+                self.optimizer.step()
+            self.num_steps += 1
+            decay = 1.0 - 1.0 / (1.0 + _HORIZON * since)
+            get_ema_multi_avg_fn(decay)(self._average, tensors, None)
+            total += loss.item()
+        return total / len(batches)
+
+    def _validate(self, validate: Callable[[], float]) -> float:
+        """Validate the average, and keep it if it is the best."""
+        weights = self._copy()
+        self._load(self._average)
+        self.network.eval()
+        with torch.no_grad():
+            loss = validate()
+        if loss < self.best_loss:
+            self.best_loss, self._best = loss, self._copy()
+        if loss < self._gained_loss - self.schedule.min_gain:
+            self._gained_loss, self._last_gain = loss, self.num_steps
+        self._load(weights)
+        return loss
+
+    def _end_rate(self) -> None:
+        """Go on at a lower rate from the best average, or finish."""
+        self._num_rates += 1
+        has_gained = self.best_loss < self._loss_of_rate - self.schedule.min_gain
+        is_last = self._num_rates == self.schedule.max_num_rates
+        self.finished = is_last or not has_gained
+        self._loss_of_rate = self.best_loss
+        self.rate *= _RATE_FACTOR
+        self._load(self._best)
+        self._start_rate()
+
+    def _start_rate(self) -> None:
+        self._first_step = self._last_gain = self.num_steps
+        self._gained_loss = self.best_loss
+        self._average, self._weights = self._copy(), self._copy()
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = AdamW(
+            parameters,
+            lr=self.rate,
+            betas=_BETAS,
+            weight_decay=self.schedule.weight_decay,
+            fused=all(p.device.type in _FUSED for p in parameters),
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        """Return the weights, and what batch normalization keeps."""
+        state = self.network.state_dict().values()
+        return [tensor for tensor in state if tensor.is_floating_point()]
+
+    def _copy(self) -> list[Tensor]:
+        return [tensor.clone() for tensor in self._tensors()]
+
+    @torch.no_grad()
+    def _load(self, tensors: list[Tensor]) -> None:
+        for tensor, value in zip(self._tensors(), tensors, strict=True):
+            tensor.copy_(value)
