@@ -33,6 +33,7 @@ MODULES = {
     "memory": "memory",
     "objective-defaults": "objective_defaults",
     "sir-check": "sir_check",
+    "training": "training",
 }
 
 _DESCRIPTION = """\
