@@ -29,8 +29,6 @@ __all__ = ["AveragedSchedule", "Batches", "Fit"]
 
 # The average of the weights spans this share of the steps of a rate.
 _HORIZON = 0.1
-# Steps without a gain after which a rate may end.
-_MIN_PATIENCE = 200
 _RATE_FACTOR = 1.0 / 3.0
 _NUM_WARMUP_STEPS = 100
 # The second moment of gradients has a short memory, as rates are high.
@@ -50,8 +48,8 @@ class AveragedSchedule:
 
     Attributes:
         learning_rate: First learning rate, of AdamW.
-        patience: Steps without a gain that end a rate, as a share of all steps so far;
-            at least 200.
+        patience: Steps without a gain that end a rate, as a share of all steps so far.
+        min_patience: Least number of steps without a gain that end a rate.
         min_gain: Smallest decrease of the validation loss that is a gain, in nats.
         max_num_rates: Number of rates at most.
         weight_decay: Decay of the weights by AdamW.
@@ -59,6 +57,7 @@ class AveragedSchedule:
 
     learning_rate: float = 6e-3
     patience: float = 0.2
+    min_patience: int = 200
     min_gain: float = 0.01
     max_num_rates: int = 4
     weight_decay: float = 0.0
@@ -75,7 +74,7 @@ class AveragedSchedule:
         check_fields(self, check_real, ["patience"], above=0.0)
         check_fields(self, check_real, ["min_gain"], 0.0)
         check_fields(self, check_real, ["weight_decay"], 0.0, MOST_WEIGHT)
-        check_fields(self, check_integer, ["max_num_rates"], 1)
+        check_fields(self, check_integer, ["min_patience", "max_num_rates"], 1)
 
 
 class Batches:
@@ -147,13 +146,16 @@ class Fit:
         validation.
         """
         self._load(self._weights)
+        if self.best_loss == math.inf:
+            self._validate(validate)  # Where nothing is gained, networks stay.
         try:
             while not self.finished and self.epoch < max_num_epochs:
                 training_loss = self._train_epoch(batches, losses)
                 validation_loss = self._validate(validate)
                 self.epoch += 1
                 patience = self.schedule.patience * self.num_steps
-                if self.num_steps - self._last_gain >= max(_MIN_PATIENCE, patience):
+                patience = max(patience, self.schedule.min_patience)
+                if self.num_steps - self._last_gain >= patience:
                     self._end_rate()
                 after_epoch(training_loss, validation_loss)
         finally:

@@ -8,15 +8,16 @@ probability of one, by a classifier from all outcomes.
 
 import math
 from copy import deepcopy
+from functools import partial
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import Standardize
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
-from torch.optim.adamw import AdamW
 from zuko.nn import MLP
 
+from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
@@ -24,11 +25,13 @@ from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 __all__ = ["LikelihoodWithFailures", "without_failures"]
 
 _HIDDEN_FEATURES = [32, 32]
-_LEARNING_RATE = 1e-3
+# Differences of cross-entropies are small, and steps of a small network are cheap.
+_SCHEDULE = AveragedSchedule(
+    learning_rate=2e-2, min_patience=500, min_gain=5e-4, weight_decay=1e-2
+)
 # Share of the rows that are left out, to judge by.
 _LEFT_OUT = 0.2
-# Passes over the rows without a gain on those left out, and passes in all.
-_PATIENCE, _MAX_EPOCHS = 10, 100
+_MAX_EPOCHS = 1_000
 # First weights, rows left out and batches are the same whenever rows are the same.
 _SEED = 5_003
 
@@ -105,32 +108,27 @@ def _train(network: nn.Module, features: Tensor, valid: Tensor) -> nn.Module:
     That is the first one if no other is better by two standard errors.
     """
 
-    def losses(rows: Tensor) -> Tensor:
-        log_odds = network(features[rows]).squeeze(-1)
-        return binary_cross_entropy_with_logits(log_odds, valid[rows], reduction="none")
+    def losses(network: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        log_odds = network(batch[0]).squeeze(-1)
+        return binary_cross_entropy_with_logits(log_odds, batch[1], reduction="none")
 
     start = deepcopy(network)
-    network.requires_grad_(True)
-    optimizer = AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=1e-2)
     order = torch.randperm(len(valid))
     num_left_out = math.ceil(_LEFT_OUT * len(valid))
-    left_out, used = order[:num_left_out], order[num_left_out:]
+    rows = order[:num_left_out].to(valid.device)
+    left_out = features[rows], valid[rows]
     batch_size = min(1_024, max(32, len(valid) // 25))
-    at_start = losses(left_out).detach()
-    best, best_gain, waited = start, torch.zeros_like(at_start), 0
-    for _ in range(_MAX_EPOCHS):
-        for rows in used[torch.randperm(len(used))].split(batch_size):
-            optimizer.zero_grad()
-            losses(rows).mean().backward()
-            optimizer.step()
-        gain = at_start - losses(left_out).detach()
-        waited += 1
-        if gain.mean() > best_gain.mean():
-            best, best_gain, waited = deepcopy(network), gain, 0
-        if waited == _PATIENCE:
-            break
-    standard_error = best_gain.std() / math.sqrt(len(best_gain))
-    chosen = best if best_gain.mean() > 2.0 * standard_error else start
+    fit = Fit(network.requires_grad_(True), _SCHEDULE)
+    fit.run(
+        Batches((features, valid), order[num_left_out:], batch_size),
+        partial(losses, network),
+        lambda: float(losses(network, left_out).mean()),
+        max_num_epochs=_MAX_EPOCHS,
+    )
+    with torch.no_grad():
+        gain = losses(start, left_out) - losses(network, left_out)
+    standard_error = gain.std() / math.sqrt(len(gain))
+    chosen = network if gain.mean() > 2.0 * standard_error else start
     return chosen.requires_grad_(False)
 
 

@@ -8,23 +8,22 @@ networks that are conditioned on the design.
 import math
 import time
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.clip_grad import clip_grad_norm_
-from torch.optim.adamw import AdamW
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.search.information import Densities, training_losses
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 
 __all__ = ["rehearsed_copy"]
 
-_LEARNING_RATE, _WEIGHT_DECAY, _BATCH_SIZE = 2e-3, 1e-3, 128
-_VALIDATION_SHARE, _PATIENCE = 0.15, 20
+_SCHEDULE = AveragedSchedule(learning_rate=6e-3, weight_decay=1e-3)
+_VALIDATION_SHARE, _BATCH_SIZE, _LEAST_ROWS = 0.15, 128, 10
 # Rows that networks learn from, new ones or again.
 _NUM_ROWS_WANTED = 256_000
 _SEED = 20_261_129
@@ -36,8 +35,8 @@ def rehearsed_copy(
     """Return networks that learned again from the simulations that a search kept.
 
     So often that they see 256,000 rows in all, as in 1,000 steps of 256, until the time
-    for training is over, or until none has gained for twenty passes. `None` if they
-    have seen as many already.
+    for training is over, or until none gains any more. `None` if they have seen as many
+    already.
     """
     progress = optimizer.progress
     if not progress.stored:
@@ -45,7 +44,7 @@ def rehearsed_copy(
     rows = Batch.join(progress.stored).finite()
     missing = _NUM_ROWS_WANTED - progress.num_simulations
     num_passes = missing // max(1, len(rows.theta))
-    if num_passes < 1 or len(rows.theta) < 2:
+    if num_passes < 1 or len(rows.theta) < _LEAST_ROWS:
         return None
     started = time.perf_counter()
     copies = deepcopy(optimizer.estimators)
@@ -66,62 +65,48 @@ def _rehearse(
     num_passes: int,
     show_progress_bar: bool,
 ) -> None:
-    """Train networks in place, each to its best on rows left out."""
-    clip_max_norm, progress = optimizer.config.clip_max_norm, optimizer.progress
-    deadline = time.perf_counter() + optimizer.training_seconds - progress.seconds
+    """Train networks in place, each to its best on rows left out.
 
-    def losses_of(chosen: Tensor) -> dict[str, Tensor]:
-        """Return the loss of each row by maximum likelihood, for each network.
-
-        On rows that are few, contrasts overfit long before maximum likelihood does.
-        """
-        theta, x, design = rows.theta[chosen], rows.x[chosen], rows.design[chosen]
-        no_contrast = theta.unsqueeze(0)[:0]
-        densities = Densities(
-            estimators, optimizer.prior, theta, x, design, no_contrast
-        )
-        return training_losses(densities, 0.0, contrastive=False)
-
-    @torch.no_grad()
-    def evaluate(chosen: Tensor) -> dict[str, Tensor]:
-        estimators.train(False)
-        parts = [losses_of(some) for some in chosen.split(1_024)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    networks = estimators.named()
+    By maximum likelihood: on rows that are few, contrasts overfit long before it does.
+    """
+    config, progress = optimizer.config, optimizer.progress
+    seconds_left = optimizer.training_seconds - progress.seconds
     order = torch.randperm(len(rows.theta))
     num_held_out = math.ceil(_VALIDATION_SHARE * len(order))
-    held_out, training = order[:num_held_out], order[num_held_out:]
-    groups = [{"params": network.parameters()} for network in networks.values()]
-    adam = AdamW(groups, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, num_passes)
-    best = {name: deepcopy(net.state_dict()) for name, net in networks.items()}
-    losses, since_best = evaluate(held_out), 0
-    hidden = not show_progress_bar
-    for _ in tqdm(range(num_passes), "Rehearsing simulations", disable=hidden):
-        if since_best >= _PATIENCE or time.perf_counter() > deadline:
-            break
-        estimators.train()
-        for some in training[torch.randperm(len(training))].split(_BATCH_SIZE):
-            if len(some) < 2:
-                continue  # Batch normalization needs two.
-            adam.zero_grad(set_to_none=True)
-            torch.stack([*losses_of(some).values()]).mean(dim=1).sum().backward()
-            for network in networks.values():
-                if clip_max_norm is not None:
-                    clip_grad_norm_(network.parameters(), clip_max_norm)
-            adam.step()
-        schedule.step()
-        since_best += 1
-        for name, value in evaluate(held_out).items():
-            if value.mean() < losses[name].mean():
-                losses[name], since_best = value, 0
-                best[name] = deepcopy(networks[name].state_dict())
+    held_out, used = order[:num_held_out], order[num_held_out:]
+    networks = estimators.named()
+    # Of input and condition, as estimators take them.
+    pairs = {
+        "likelihood": (rows.x, torch.cat([rows.theta, rows.design], dim=-1)),
+        "posterior": (rows.theta, torch.cat([rows.x, rows.design], dim=-1)),
+        "marginal": (rows.x, rows.design),
+    }
     for name, network in networks.items():
-        network.load_state_dict(best[name])
-        network.zero_grad(set_to_none=True)
-    for name, known in evaluate(training[: 4 * num_held_out]).items():
-        parts = [part.cpu().double() for part in (losses[name], known)]
+        deadline = time.perf_counter() + seconds_left / len(networks)
+
+        def losses(batch: Any, network: Any = network) -> Tensor:
+            return network.loss(*batch)
+
+        @torch.no_grad()
+        def losses_of(chosen: Tensor, pair: Any = pairs[name]) -> Tensor:
+            batches = Batches(pair, chosen, 1_024, shuffle=False)
+            return torch.cat([losses(batch) for batch in batches]).cpu().double()
+
+        fit = Fit(network, _SCHEDULE, config.clip_max_norm)
+        batches = Batches(pairs[name], used, _BATCH_SIZE)
+        bar = tqdm(desc=f"Rehearsing {name}", disable=not show_progress_bar)
+        with bar:
+            while not fit.finished and time.perf_counter() < deadline:
+                if fit.epoch == num_passes:
+                    break
+                fit.run(
+                    batches,
+                    losses,
+                    lambda of=losses_of: float(of(held_out).mean()),
+                    max_num_epochs=fit.epoch + 1,
+                )
+                bar.update()
+        parts = [losses_of(chosen) for chosen in (held_out, used[: 4 * num_held_out])]
         gap = float(parts[0].mean() - parts[1].mean())
         # The variance of a single row is unknown, and counts as zero.
         errors = [float(p.std() / len(p) ** 0.5) for p in parts if len(p) > 1]
