@@ -31,7 +31,6 @@ from torch.utils.checkpoint import checkpoint
 from sbi_boed_plugin._memory import rows_at_once
 
 __all__ = [
-    "choose_negligible",
     "contrastive_bound",
     "fresh_contrast",
     "in_batch_contrast",
@@ -39,8 +38,9 @@ __all__ = [
     "log_likelihood_matrix",
 ]
 
-# Total weight of the pairs of a column that training leaves out of the gradient.
-NEGLIGIBLE = 1e-2
+# Weight from which on a pair always has a gradient, and number of pairs of a column
+# from which on the others pay a pass over all pairs.
+_CERTAIN_WEIGHT, _MIN_SAMPLED = 0.5, 4
 
 
 def in_batch_contrast(theta: Tensor, num_contrastive: int) -> Tensor:
@@ -76,7 +76,7 @@ def log_likelihood_matrix(
     conditions: Tensor,
     *,
     max_pairs: int | None = None,
-    negligible: float = 0.0,
+    sampled: bool = False,
 ) -> Tensor:
     r"""Return :math:`\log q(x_b \mid c_{lb})`, `(num_contrastive + 1, batch_dim)`.
 
@@ -86,10 +86,10 @@ def log_likelihood_matrix(
     evaluated again in the backward pass rather than kept.
 
     In the gradient of the contrastive bound, pair :math:`(l, b)` has the weight
-    :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`, and once data are
-    informative most weights vanish. Pairs whose weights together are at most
-    `negligible` in their column stay constants: the values are the same, and the
-    gradient is exact up to this weight.
+    :math:`w_{lb} = q(x_b \mid c_{lb}) / \sum_k q(x_b \mid c_{kb})`. Where pairs are
+    `sampled`, each has a gradient with probability :math:`\min(1, 2 w_{lb})`, at most
+    about three of a column, and it is divided by this probability: the values are the
+    same, and the gradient is that of all pairs in expectation.
     """
     num_rows, batch_dim = conditions.shape[:2]
     if max_pairs is None:
@@ -98,32 +98,22 @@ def log_likelihood_matrix(
         max_pairs = rows_at_once(network, num_values)
     pairs = conditions.flatten(0, 1)
     columns = torch.arange(batch_dim, device=x.device).repeat(num_rows)
-    if negligible > 0.0 and torch.is_grad_enabled():
+    if sampled and num_rows >= _MIN_SAMPLED and torch.is_grad_enabled():
         with torch.no_grad():
             values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
-        matrix = values.reshape(num_rows, batch_dim)
-        matters = torch.softmax(matrix, dim=0) > negligible / num_rows
-        matters[0] = True  # The pair that was simulated also has the weight 1 + λ.
-        (matters,) = matters.flatten().nonzero(as_tuple=True)
-        with_gradient = _evaluate_pairs(
-            log_prob, x, columns[matters], pairs[matters], max_pairs
-        )
+        weights = torch.softmax(values.reshape(num_rows, batch_dim), dim=0)
+        kept = (weights / _CERTAIN_WEIGHT).clamp(max=1.0)
+        kept[0] = 1.0  # The pair that was simulated also has the weight 1 + λ.
+        (chosen,) = (torch.rand_like(kept) < kept).flatten().nonzero(as_tuple=True)
+        again = _evaluate_pairs(log_prob, x, columns[chosen], pairs[chosen], max_pairs)
         # With batch normalization or dropout, densities of one pass cannot be compared
         # with those of another: then all are evaluated in one.
-        if torch.allclose(values[matters], with_gradient, rtol=1e-3, atol=1e-3):
-            return values.index_put((matters,), with_gradient).reshape_as(matrix)
+        if torch.allclose(values[chosen], again, rtol=1e-3, atol=1e-3):
+            gradient = (again - again.detach()) / kept.flatten()[chosen]
+            values = values.index_put((chosen,), values[chosen] + gradient)
+            return values.reshape(num_rows, batch_dim)
     values = _evaluate_pairs(log_prob, x, columns, pairs, max_pairs)
     return values.reshape(num_rows, batch_dim)
-
-
-def choose_negligible(log_likelihoods: Tensor) -> float:
-    """Return the `negligible` with which the next, similar matrix costs least.
-
-    Leaving pairs out takes a forward pass over all of them first.
-    """
-    weights = torch.softmax(log_likelihoods.detach(), dim=0)
-    share = (weights > NEGLIGIBLE / len(weights)).float().mean().item()
-    return NEGLIGIBLE if share < 0.5 else 0.0
 
 
 def _evaluate_pairs(

@@ -33,7 +33,7 @@ class Densities:
 
     Differentiable in data and designs where these carry a gradient. `contrast` are
     contrastive parameters of shape `(num_contrastive, batch_dim, dim_theta)`, and
-    `negligible` is that of `log_likelihood_matrix`.
+    `sampled` is that of `log_likelihood_matrix`.
     """
 
     estimators: DesignEstimators
@@ -42,7 +42,7 @@ class Densities:
     x: Tensor
     design: Tensor
     contrast: Tensor
-    negligible: float = 0.0
+    sampled: bool = False
 
     @cached_property
     def log_likelihoods(self) -> Tensor:
@@ -53,7 +53,7 @@ class Densities:
             self.estimators.likelihood.log_prob,
             self.x,
             torch.cat([theta, design], dim=-1),
-            negligible=self.negligible,
+            sampled=self.sampled,
         )
 
     @property

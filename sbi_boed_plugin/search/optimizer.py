@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
-from sbi_boed_plugin.objectives.info_nce import choose_negligible, in_batch_contrast
+from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import (
     Batch,
@@ -80,7 +80,6 @@ class DesignOptimizer:
         if parameters := list(policy.parameters()):
             self._policy_optimizer = Adam(parameters, lr=config.design_learning_rate)
         self._has_new_networks = estimators is None
-        self._negligible = 0.0
         # Copies that learned from the simulations again; a search goes on without.
         self.rehearsed: DesignEstimators | None = None
         # What was known of failures before this search.
@@ -226,7 +225,7 @@ class DesignOptimizer:
             finite.x.detach(),
             finite.design.detach(),
             contrast,
-            negligible=self._negligible,
+            sampled=True,
         )
         losses = training_losses(
             densities,
@@ -259,7 +258,6 @@ class DesignOptimizer:
             optimizer.step()
             if moves_policy and self.progress.step >= config.num_warmup_steps:
                 self._move_policy(policy_gradients)
-            self._negligible = choose_negligible(densities.log_likelihoods)
             progress = self.progress
             seconds = time.perf_counter() - started
             progress.keep(batch, information if moves_policy else None, seconds)

@@ -12,7 +12,6 @@ from sbi_boed_plugin._numbers import MOST_WEIGHT, check_integer, check_real
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.likelihood_with_failures import without_failures
 from sbi_boed_plugin.objectives.info_nce import (
-    choose_negligible,
     contrastive_bound,
     in_batch_contrast,
     info_nce_loss,
@@ -48,7 +47,6 @@ class InfoNCEObjective:
         self.dim_design = 0
         self.parameters: Tensor | None = None
         self.metrics: dict[str, float] = {}
-        self._negligible = 0.0
         # What validation has told so far, while it goes on.
         self._validated: list[Tensor] | None = None
         self._check_it_trains()
@@ -120,11 +118,9 @@ class InfoNCEObjective:
             net.log_prob,
             x,
             torch.cat([theta.unsqueeze(0), contrast]),
-            negligible=self._negligible,
+            sampled=self._validated is None,
         )
-        if self._validated is None:
-            self._negligible = choose_negligible(matrix)
-        else:
+        if self._validated is not None:
             self._validated.append(torch.stack([matrix[0], contrastive_bound(matrix)]))
         losses = info_nce_loss(matrix, self.regularization_strength)
         assert_all_finite(losses, "InfoNCE loss")
