@@ -10,6 +10,7 @@ ends with the best average of all. So the number of steps follows the data.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ __all__ = ["AveragedSchedule", "Batches", "Fit"]
 _HORIZON = 0.1
 _RATE_FACTOR = 1.0 / 3.0
 _NUM_WARMUP_STEPS = 100
+# Steps before a validation, which costs as much as a few of them.
+_MIN_STEPS_OF_EPOCH = 10
 # The second moment of gradients has a short memory, as rates are high.
 _BETAS = (0.9, 0.99)
 # Devices that have a fused optimizer.
@@ -42,7 +45,8 @@ class AveragedSchedule:
     """How `train(schedule=...)` trains networks, in the place of sbi's loop.
 
     The rate is constant after a short warm-up, and an average of the weights over about
-    the last tenth of the steps is validated after each epoch. Where the validation loss
+    the last tenth of the steps is validated after each epoch, which is one pass over
+    the simulations, or as many as make ten steps. Where the validation loss
     gains no more, the rate falls to a third, and training goes on from the best
     average; it ends where a rate brought no gain.
 
@@ -141,9 +145,9 @@ class Fit:
     ) -> None:
         """Train until validation gains no more, or for `max_num_epochs` in all.
 
-        `losses` are those of the rows of a batch, `validate` returns a mean loss of the
-        networks as they are. `after_epoch` is told the losses of training and
-        validation.
+        An epoch is one pass over the rows, or as many as make ten steps. `losses` are
+        those of the rows of a batch, `validate` returns a mean loss of the networks as
+        they are. `after_epoch` is told the losses of training and validation.
         """
         self._load(self._weights)
         if self.best_loss == math.inf:
@@ -168,8 +172,9 @@ class Fit:
         self.network.train()
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         most = math.inf if self.clip_max_norm is None else self.clip_max_norm
+        num_passes = math.ceil(_MIN_STEPS_OF_EPOCH / len(batches))
         tensors, total = self._tensors(), 0.0
-        for batch in batches:
+        for batch in chain.from_iterable(batches for _ in range(num_passes)):
             since = self.num_steps - self._first_step + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min(1.0, since / _NUM_WARMUP_STEPS)
@@ -183,7 +188,7 @@ class Fit:
             decay = 1.0 - 1.0 / (1.0 + _HORIZON * since)
             get_ema_multi_avg_fn(decay)(self._average, tensors, None)
             total += loss.item()
-        return total / len(batches)
+        return total / (num_passes * len(batches))
 
     def _validate(self, validate: Callable[[], float]) -> float:
         """Validate the average, and keep it if it is the best."""

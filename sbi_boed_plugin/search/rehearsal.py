@@ -96,8 +96,9 @@ def _rehearse(
         batches = Batches(pairs[name], used, _BATCH_SIZE)
         bar = tqdm(desc=f"Rehearsing {name}", disable=not show_progress_bar)
         with bar:
-            while not fit.finished and time.perf_counter() < deadline:
-                if fit.epoch == num_passes:
+            most = num_passes * len(batches)
+            while fit.num_steps < most and time.perf_counter() < deadline:
+                if fit.finished:
                     break
                 fit.run(
                     batches,

@@ -42,11 +42,11 @@ def train(trainer, **kwargs):
 @pytest.mark.parametrize("cls", MODELS)
 def test_a_schedule_has_the_summary_and_the_posteriors_of_sbi(cls):
     trainer = make(cls)
-    train(trainer, max_num_epochs=30)
+    train(trainer, max_num_epochs=8)
     summary = trainer.summary
-    assert summary["epochs_trained"] == [30]
+    assert summary["epochs_trained"] == [8]
     losses = torch.tensor(summary["validation_loss"])
-    assert len(summary["training_loss"]) == len(summary["epoch_durations_sec"]) == 30
+    assert len(summary["training_loss"]) == len(summary["epoch_durations_sec"]) == 8
     assert losses[-1] < losses[0]
     assert summary["best_validation_loss"] == pytest.approx([losses.min().item()])
     kwargs = {} if cls is NPE_GKL else {"sample_with": "importance"}
@@ -61,15 +61,15 @@ def test_a_schedule_has_the_summary_and_the_posteriors_of_sbi(cls):
 def test_training_goes_on_as_if_it_had_not_ended(through):
     whole, parts = make(NLE_INCE), make(NLE_INCE)
     torch.manual_seed(1)
-    train(whole, max_num_epochs=12)
+    train(whole, max_num_epochs=5)
     torch.manual_seed(1)
-    train(parts, max_num_epochs=5)
+    train(parts, max_num_epochs=2)
     state = torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = through(parts)
     torch.set_rng_state(state)
-    train(parts, max_num_epochs=12, resume_training=True)
+    train(parts, max_num_epochs=5, resume_training=True)
     pairs = zip(
         whole._neural_net.parameters(), parts._neural_net.parameters(), strict=True
     )
@@ -86,7 +86,7 @@ def test_it_learns_more_than_the_loop_of_sbi():
     sbis.train(max_num_epochs=60)
     torch.manual_seed(2)
     ours = make(NLE_INCE, rows)
-    train(ours, max_num_epochs=60, num_contrastive=0)
+    train(ours, max_num_epochs=20, num_contrastive=0)
     values = [
         trainer._neural_net.log_prob(x.unsqueeze(0), theta).mean()
         for trainer in (sbis, ours)
