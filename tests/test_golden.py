@@ -7,6 +7,7 @@ random draws by much more.
 """
 
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -166,6 +167,9 @@ def information():
 EXPECTED = json.loads(FILE.read_text())
 
 
+@pytest.mark.skipif(
+    os.environ.get("TEST_SEED", "0") != "0", reason="Other seeds have other results."
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("path", EXPECTED)
 def test_results_are_those_of_before(path):
