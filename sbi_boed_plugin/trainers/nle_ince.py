@@ -188,8 +188,8 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         other rows of its batch (`None`: 3, or as many as it allows; 0: the objective is
         :math:`\lambda` times the log-likelihood), and the weight :math:`\lambda` =
         `regularization_strength` of maximum likelihood. Other arguments are sbi's.
-        `schedule="averaged"` trains better networks in less time than sbi's loop, which
-        is the default: :class:`~sbi_boed_plugin.AveragedSchedule` has its settings.
+        `schedule="averaged"` trains better networks than sbi's loop, which is the
+        default: :class:`~sbi_boed_plugin.AveragedSchedule` has its settings.
 
         Early stopping uses the same objective on the validation set, with contrastive
         parameters that stay the same. Summary and tracker also get, for each epoch, the

@@ -240,8 +240,8 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
                 of `NPE`. Only for simulations from the prior.
             energy: How to train the energy; for `"joint"`, only its
                 `num_partition_samples` counts.
-            schedule: `"averaged"` trains a better base in less time than sbi's loop,
-                which is the default; or an :class:`~sbi_boed_plugin.AveragedSchedule`.
+            schedule: `"averaged"` trains a better base than sbi's loop, which is the
+                default; or an :class:`~sbi_boed_plugin.AveragedSchedule`.
 
         Returns:
             The hybrid estimator of the posterior.
