@@ -173,7 +173,7 @@ class Fit:
         parameters = [p for p in self.network.parameters() if p.requires_grad]
         most = math.inf if self.clip_max_norm is None else self.clip_max_norm
         num_passes = math.ceil(_MIN_STEPS_OF_EPOCH / len(batches))
-        tensors, total = self._tensors(), 0.0
+        tensors, total, num_taken = self._tensors(), 0.0, 0
         for batch in chain.from_iterable(batches for _ in range(num_passes)):
             since = self.num_steps - self._first_step + 1
             for group in self.optimizer.param_groups:
@@ -184,10 +184,16 @@ class Fit:
             # A step whose gradient is not finite would end the training.
             if bool(clip_grad_norm_(parameters, most).isfinite()):
                 self.optimizer.step()
+                num_taken += 1
             self.num_steps += 1
             decay = 1.0 - 1.0 / (1.0 + _HORIZON * since)
             get_ema_multi_avg_fn(decay)(self._average, tensors, None)
             total += loss.item()
+        if not num_taken:
+            raise ValueError(
+                f"No gradient of epoch {self.epoch + 1} is finite: check the rows for "
+                "values that are huge or not finite, or use a lower learning_rate."
+            )
         return total / (num_passes * len(batches))
 
     def _validate(self, validate: Callable[[], float]) -> float:

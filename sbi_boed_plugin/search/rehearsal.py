@@ -8,6 +8,7 @@ networks that are conditioned on the design.
 import math
 import time
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,28 +83,20 @@ def _rehearse(
         "marginal": (rows.x, rows.design),
     }
     for name, network in networks.items():
-        deadline = time.perf_counter() + seconds_left / len(networks)
-
-        def losses(batch: Any, network: Any = network) -> Tensor:
-            return network.loss(*batch)
-
-        @torch.no_grad()
-        def losses_of(chosen: Tensor, pair: Any = pairs[name]) -> Tensor:
-            batches = Batches(pair, chosen, 1_024, shuffle=False)
-            return torch.cat([losses(batch) for batch in batches]).cpu().double()
-
+        losses_of = partial(_losses, network, pairs[name])
         fit = Fit(network, _SCHEDULE, config.clip_max_norm)
         batches = Batches(pairs[name], used, _BATCH_SIZE)
+        most = num_passes * len(batches)
+        deadline = time.perf_counter() + seconds_left / len(networks)
         bar = tqdm(desc=f"Rehearsing {name}", disable=not show_progress_bar)
         with bar:
-            most = num_passes * len(batches)
             while fit.num_steps < most and time.perf_counter() < deadline:
                 if fit.finished:
                     break
                 fit.run(
                     batches,
-                    losses,
-                    lambda of=losses_of: float(of(held_out).mean()),
+                    lambda batch, network=network: network.loss(*batch),
+                    lambda losses_of=losses_of: float(losses_of(held_out).mean()),
                     max_num_epochs=fit.epoch + 1,
                 )
                 bar.update()
@@ -112,3 +105,10 @@ def _rehearse(
         # The variance of a single row is unknown, and counts as zero.
         errors = [float(p.std() / len(p) ** 0.5) for p in parts if len(p) > 1]
         progress.overfit[name] = gap, math.hypot(*errors)
+
+
+@torch.no_grad()
+def _losses(network: Any, pair: tuple[Tensor, Tensor], chosen: Tensor) -> Tensor:
+    """Return the losses of chosen rows, in nats, on the CPU."""
+    batches = Batches(pair, chosen, 1_024, shuffle=False)
+    return torch.cat([network.loss(*batch) for batch in batches]).cpu().double()

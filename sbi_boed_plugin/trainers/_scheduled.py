@@ -55,8 +55,6 @@ class ScheduledTrainer(KeepsTracker):
                 "or start a new training."
             )
         self._schedule = schedule
-        if schedule is None:
-            self._fit = None
 
     def _run_training_loop(
         self,
@@ -70,6 +68,7 @@ class ScheduledTrainer(KeepsTracker):
         trainer: Any = self
         given = (train_loader, val_loader, train_config, loss_args)
         if self._schedule is None:
+            self._fit = None
             return super()._run_training_loop(*given, summarization_kwargs)  # type: ignore
         network = self._neural_net.to(trainer._device)
         if not train_config.resume_training:

@@ -201,12 +201,12 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
             ValueError: If an argument is out of range, or changed on resuming.
         """
         given = del_entries(locals(), ("self", "__class__"))
-        self._choose_schedule(given.pop("schedule"), given)
         own = given.pop("num_contrastive"), given.pop("regularization_strength")
         objective = InfoNCEObjective(*own)
         of_steps = training_batch_size, learning_rate, validation_fraction
         of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
         given |= check_training(*of_steps, *of_ends)
+        self._choose_schedule(given.pop("schedule"), given)
         self._asked = objective, resume_training
         return super().train(**given)
 

@@ -159,6 +159,13 @@ def test_a_gradient_that_is_not_finite_costs_its_step_alone():
     settings = {"max_num_epochs": 20}
     fit.run(batches, lambda b: (layer(b[0]) - 3.0).square(), lambda: 0.0, **settings)
     assert layer(torch.ones(1)).isfinite().all() and fit.num_steps == 200
+    with pytest.raises(ValueError, match="No gradient of epoch 1 is finite"):
+        Fit(layer, AveragedSchedule()).run(
+            Batches((rows,), torch.tensor([9]), 1),
+            lambda b: layer(b[0]).square(),
+            lambda: 0.0,
+            max_num_epochs=2,
+        )
 
 
 def test_batches_are_rows_each_once_and_validation_is_even():
