@@ -2,9 +2,10 @@ r"""The routine that trains networks on rows in memory.
 
 The rate is constant after a short warm-up, and an average of the weights over about the
 last tenth of the steps is validated after each epoch: it has the quality of a rate that
-has fallen to zero, at any time. Where a fifth of the steps so far brings no gain, the
-rate falls to a third, from the best average on; where a rate brought none, training
-ends with the best average of all. So the number of steps follows the data.
+has fallen to zero, at any time. Where a share of the steps so far brings no gain, or the
+validation loss has risen, the rate falls to a third, from the best average on; where a
+rate brought none, training ends with the best average of all. So the number of steps
+follows the data.
 """
 
 import math
@@ -34,6 +35,8 @@ _RATE_FACTOR = 1.0 / 3.0
 _NUM_WARMUP_STEPS = 100
 # Steps before a validation, which costs as much as a few of them.
 _MIN_STEPS_OF_EPOCH = 10
+# Rise of the validation loss that ends a rate, as a share of all that was gained.
+_MAX_RISE = 0.05
 # The second moment of gradients has a short memory, as rates are high.
 _BETAS = (0.9, 0.99)
 # Devices that have a fused optimizer.
@@ -46,9 +49,9 @@ class AveragedSchedule:
 
     The rate is constant after a short warm-up, and an average of the weights over about
     the last tenth of the steps is validated after each epoch, which is one pass over
-    the simulations, or as many as make ten steps. Where the validation loss
-    gains no more, the rate falls to a third, and training goes on from the best
-    average; it ends where a rate brought no gain.
+    the simulations, or as many as make ten steps. Where the validation loss gains no
+    more, or has lost a twentieth of what was gained, the rate falls to a third, and
+    training goes on from the best average; it ends where a rate brought no gain.
 
     Attributes:
         learning_rate: First learning rate, of AdamW.
@@ -60,9 +63,9 @@ class AveragedSchedule:
     """
 
     learning_rate: float = 6e-3
-    patience: float = 0.2
-    min_patience: int = 200
-    min_gain: float = 0.01
+    patience: float = 0.15
+    min_patience: int = 150
+    min_gain: float = 0.02
     max_num_rates: int = 4
     weight_decay: float = 0.0
 
@@ -129,7 +132,7 @@ class Fit:
         self.network, self.schedule = network, schedule
         self.clip_max_norm = clip_max_norm
         self.rate, self.epoch, self.num_steps = schedule.learning_rate, 0, 0
-        self.best_loss, self.finished = math.inf, False
+        self.best_loss, self._first_loss, self.finished = math.inf, math.inf, False
         self._num_rates, self._loss_of_rate = 0, math.inf
         self._best = self._copy()
         self._start_rate()
@@ -151,15 +154,14 @@ class Fit:
         """
         self._load(self._weights)
         if self.best_loss == math.inf:
-            self._validate(validate)  # Where nothing is gained, networks stay.
+            # Where nothing is gained, networks stay as they are.
+            self._first_loss = self._validate(validate)
         try:
             while not self.finished and self.epoch < max_num_epochs:
                 training_loss = self._train_epoch(batches, losses)
                 validation_loss = self._validate(validate)
                 self.epoch += 1
-                patience = self.schedule.patience * self.num_steps
-                patience = max(patience, self.schedule.min_patience)
-                if self.num_steps - self._last_gain >= patience:
+                if self._gains_no_more(validation_loss):
                     self._end_rate()
                 after_epoch(training_loss, validation_loss)
         finally:
@@ -209,6 +211,14 @@ class Fit:
             self._gained_loss, self._last_gain = loss, self.num_steps
         self._load(weights)
         return loss
+
+    def _gains_no_more(self, validation_loss: float) -> bool:
+        patience = self.schedule.patience * self.num_steps
+        if self.num_steps - self._last_gain >= max(patience, self.schedule.min_patience):
+            return True
+        is_warm = self.num_steps - self._first_step > _NUM_WARMUP_STEPS
+        gained = self._first_loss - self.best_loss
+        return is_warm and validation_loss > self.best_loss + _MAX_RISE * gained
 
     def _end_rate(self) -> None:
         """Go on at a lower rate from the best average, or finish."""
