@@ -34,6 +34,9 @@ MODULES = {
     "objective-defaults": "objective_defaults",
     "sir-check": "sir_check",
     "training": "training",
+    "training-c2st": "training_c2st",
+    "training-growth": "training_growth",
+    "training-rule": "training_rule",
 }
 
 _DESCRIPTION = """\

@@ -2,10 +2,10 @@ r"""The routine that trains networks on rows in memory.
 
 The rate is constant after a short warm-up, and an average of the weights over about the
 last tenth of the steps is validated after each epoch: it has the quality of a rate that
-has fallen to zero, at any time. Where a share of the steps so far brings no gain, or the
-validation loss has risen, the rate falls to a third, from the best average on; where a
-rate brought none, training ends with the best average of all. So the number of steps
-follows the data.
+has fallen to zero, at any time. Where a share of the steps so far brings no gain, or
+the validation loss has risen, the rate falls to a third, from the best average on;
+where a rate brought none, training ends with the best average of all. So the number of
+steps follows the data.
 """
 
 import math
@@ -214,7 +214,9 @@ class Fit:
 
     def _gains_no_more(self, validation_loss: float) -> bool:
         patience = self.schedule.patience * self.num_steps
-        if self.num_steps - self._last_gain >= max(patience, self.schedule.min_patience):
+        if self.num_steps - self._last_gain >= max(
+            patience, self.schedule.min_patience
+        ):
             return True
         is_warm = self.num_steps - self._first_step > _NUM_WARMUP_STEPS
         gained = self._first_loss - self.best_loss

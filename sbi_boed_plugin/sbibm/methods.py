@@ -41,7 +41,7 @@ __all__ = [
 _NORMALIZED = ("npe", "npe_gkl")
 _TRAINS_WITH = {
     *("training_batch_size", "max_num_epochs", "num_atoms", "num_contrastive"),
-    *("regularization_strength", "training", "energy"),
+    *("regularization_strength", "training", "energy", "schedule"),
 }
 
 

@@ -50,7 +50,14 @@ _LIKELIHOOD = {
     "mcmc_method": "slice_np_vectorized",
     "mcmc_parameters": None,
 }
-_INFO_NCE = {**_LIKELIHOOD, "num_contrastive": 3, "regularization_strength": 1.0}
+# sbi's loop, as in the methods to compare with.
+_LOOP = {"schedule": "constant"}
+_INFO_NCE = {
+    **_LIKELIHOOD,
+    **_LOOP,
+    "num_contrastive": 3,
+    "regularization_strength": 1.0,
+}
 _RATIO = {**_LIKELIHOOD, "neural_net": "resnet", "num_atoms": 10}
 _POSTERIOR = {
     **_SHARED,
@@ -58,7 +65,7 @@ _POSTERIOR = {
     "automatic_transforms_enabled": False,
     "num_atoms": 10,
 }
-_HYBRID = {**_POSTERIOR, "training": "two_stage", "energy": None}
+_HYBRID = {**_POSTERIOR, **_LOOP, "training": "two_stage", "energy": None}
 
 
 class Recipe(NamedTuple):
@@ -75,7 +82,7 @@ RECIPES = {
     "npe": Recipe(NPE_C, posterior_nn, _POSTERIOR),
     "npe_gkl": Recipe(NPE_GKL, posterior_nn, _HYBRID),
     "nre": Recipe(NRE_B, classifier_nn, _RATIO),
-    "nre_gkl": Recipe(NRE_GKL, classifier_nn, _RATIO),
+    "nre_gkl": Recipe(NRE_GKL, classifier_nn, {**_RATIO, **_LOOP}),
 }
 
 # The least that makes sense of what is counted.
@@ -91,6 +98,7 @@ _LEAST = {
 _Z_SCORES = ("none", "independent", "structured")
 _CHOICES = {
     "automatic_transforms_enabled": (True, False),
+    "schedule": ("constant", "averaged"),
     "training": ("two_stage", "joint"),
     "z_score_x": _Z_SCORES,
     "z_score_theta": _Z_SCORES,

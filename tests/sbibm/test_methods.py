@@ -144,9 +144,9 @@ def test_the_energy_may_be_given_as_a_dictionary():
     [
         ("nle_ince", {"num_contrastive": 5, "regularization_strength": 0.1}),
         ("npe", {"num_atoms": 7}),
-        ("npe_gkl", {"num_atoms": 7, "training": "joint"}),
+        ("npe_gkl", {"num_atoms": 7, "training": "joint", "schedule": "averaged"}),
         ("nre", {"num_atoms": 7}),
-        ("nre_gkl", {"num_atoms": 7}),
+        ("nre_gkl", {"num_atoms": 7, "schedule": "averaged"}),
     ],
 )
 def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper):
@@ -170,6 +170,7 @@ def test_hyperparameters_reach_the_training(two_moons, monkeypatch, name, hyper)
         ("npe_gkl", {"energy": {"max_num_epochs": -1}}, "max_num_epochs"),
         ("nre", {"neural_net": "maf"}, "'maf'.*resnet"),
         ("nle_ince", {"num_contrastive": 0}, "at least 1"),
+        ("nle_ince", {"schedule": "one_cycle"}, "'one_cycle'.*averaged"),
         ("nle", {"mcmc_method": "slice"}, "slice_np_vectorized"),
         ("npe", {"automatic_transforms_enabled": "no"}, "'no' is unknown.*True, False"),
         ("npe", {"num_rounds": 0}, "num_rounds=0"),
