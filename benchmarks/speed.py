@@ -5,22 +5,28 @@
 1. Time of a training step of `NLE_INCE` with L contrastive samples against sbi's
    `NLE_A`, on the same data, flow and batch size. The contrastive objective evaluates
    the flow L + 1 times as often.
-2. Share of the design loop that is spent outside the flow's forward and backward
+2. Time of an epoch of the averaged schedule, against sbi's loop with the same network,
+   and of `NRE_GKL`, against `NRE_B`.
+3. Share of the design loop that is spent outside the flow's forward and backward
    passes: simulating, drawing, the policy, the optimisers and the bookkeeping.
 """
 
 import argparse
+import contextlib
+import io
 import time
 import warnings
 from pathlib import Path
-from typing import Dict, Optional
+from typing import Any, Dict, Optional
 
 import pandas as pd
 import torch
-from sbi.inference import NLE
+from sbi.inference import NLE, NRE_B
+from sbi.utils import BoxUniform
 from torch import Tensor
 
-from sbi_boed_plugin import NLE_INCE, tasks
+from benchmarks.training import TRAINERS
+from sbi_boed_plugin import NLE_INCE, NRE_GKL, tasks
 from sbi_boed_plugin.experiment import NoOpTracker, make_trainer
 from sbi_boed_plugin.search import information
 
@@ -78,6 +84,42 @@ def training_ratios(num_epochs: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def epoch_ratios(num_epochs: int) -> pd.DataFrame:
+    """Compare epochs of trainings with those of sbi, by their processor time."""
+    prior = BoxUniform(torch.zeros(2), torch.ones(2))
+    theta = prior.sample(torch.Size((NUM_SIMULATIONS,)))
+    x = theta + 0.1 * torch.randn(NUM_SIMULATIONS, 2)
+    pairs = [
+        (f"{name}, averaged", TRAINERS[name, "averaged"], TRAINERS[name, "sbi"], model)
+        for name in ("nle", "npe")
+        for model in ("maf", "nsf", "mdn")
+    ]
+    pairs += [("NRE_GKL", NRE_GKL, NRE_B, model) for model in ("mlp", "resnet")]
+
+    def seconds(trainer: Any, model: str) -> float:
+        torch.manual_seed(0)
+        settings = {"tracker": NoOpTracker(), "show_progress_bars": False}
+        inference = trainer(prior, model, **settings).append_simulations(theta, x)
+        started = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            inference.train(max_num_epochs=num_epochs)
+        return (time.process_time() - started) / num_epochs
+
+    rows = []
+    for what, trainer, peer, model in pairs:
+        ours, of_peer = seconds(trainer, model), seconds(peer, model)
+        rows.append(
+            {
+                "training": what,
+                "network": model,
+                "sbi [ms/epoch]": 1e3 * of_peer,
+                "ours [ms/epoch]": 1e3 * ours,
+                "ratio": ours / of_peer,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
     """Return the share of the design loop outside the flow's passes."""
     torch.manual_seed(0)
@@ -121,14 +163,18 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     training = training_ratios(args.epochs)
+    epochs = epoch_ratios(args.epochs)
     loop = pd.DataFrame([design_loop_share(m, args.steps) for m in ("maf", "nsf")])
     print("\n\nTraining step, batch of 200, x and theta of two dimensions")
     print(training.to_string(index=False, float_format="%.2f"))
+    print("\nEpoch of 2,000 simulations, x and theta of two dimensions")
+    print(epochs.to_string(index=False, float_format="%.2f"))
     print("\nDesign loop, batch of 256, L = 31")
     print(loop.to_string(index=False, float_format="%.2f"))
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         training.to_csv(args.output / "speed_training.csv", index=False)
+        epochs.to_csv(args.output / "speed_epochs.csv", index=False)
         loop.to_csv(args.output / "speed_design_loop.csv", index=False)
 
 
