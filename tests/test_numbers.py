@@ -95,7 +95,7 @@ INTEGERS = [
     *cases(MultiStartConfig, 2, "num_starts num_samples num_climb_steps"),
     *cases(MultiStartConfig, 2, "num_candidates num_candidate_samples"),
     *cases(train, 2, "num_contrastive stop_after_epochs max_num_epochs"),
-    *cases(EnergyConfig, 2, "num_partition_samples max_num_epochs stop_after_epochs"),
+    *cases(EnergyConfig, 2, "num_partition_samples max_num_epochs"),
     *[(function, "training_batch_size", 20) for function in (train, EnergyConfig)],
     *cases(energy_nn, 2, "hidden_features num_blocks"),
     *cases(embedding, 2, "num_measurements dim_x output_dim"),

@@ -7,7 +7,6 @@ estimate the partition function. An epoch costs as much as that of a small netwo
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -16,11 +15,9 @@ import torch
 from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.utils.clip_grad import clip_grad_norm_
-from torch.optim.adamw import AdamW
-from torch.optim.lr_scheduler import OneCycleLR
 from tqdm.auto import tqdm
 
+from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
 from sbi_boed_plugin._memory import MAX_ROWS, MEMORY_BYTES
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -46,6 +43,8 @@ _NUM_FINAL_DRAWS, _LEAST_FINAL_POOL, _MOST_FINAL_POOL = 2**18, 128, 1_024
 # Validation simulations from which on those that decide are not those that choose.
 _MIN_ROWS_TO_SPLIT = 4
 _VALIDATION_SEED = 20_231_002
+# A correction of hundredths of a nat is worth steps of a small network.
+_MIN_GAIN = 0.002
 
 # What is known of simulations before the energy is. Of their own parameters and draws,
 # values and noise `(num_rows, 1 + num_draws, dim_theta)` and log-weights: 0, `-inf`
@@ -60,9 +59,8 @@ class EnergyConfig:
     Attributes:
         num_partition_samples: Draws from the base that estimate the partition function
             of each simulation in each step.
-        learning_rate: Largest learning rate of a one-cycle schedule.
-        max_num_epochs: Length of the schedule in epochs.
-        stop_after_epochs: Epochs without a lower validation loss that end the training.
+        learning_rate: First learning rate, of an :class:`AveragedSchedule`.
+        max_num_epochs: Number of epochs at most.
         training_batch_size: Simulations per step. If `None`, 64 for fewer than 3,000
             simulations to train with, else 200.
         weight_decay: That of AdamW. If `None`, 1e-2 for fewer than 3,000, else 1e-4.
@@ -74,8 +72,7 @@ class EnergyConfig:
 
     num_partition_samples: int = 8
     learning_rate: float = 3e-3
-    max_num_epochs: int = 120
-    stop_after_epochs: int = 20
+    max_num_epochs: int = 2**31 - 1
     training_batch_size: int | None = None
     weight_decay: float | None = None
     clip_max_norm: float | None = 5.0
@@ -85,7 +82,7 @@ class EnergyConfig:
         """Check the values."""
         integer = partial(check_fields, self, check_integer)
         real = partial(check_fields, self, check_real)
-        integer(["num_partition_samples", "max_num_epochs", "stop_after_epochs"], 1)
+        integer(["num_partition_samples", "max_num_epochs"], 1)
         integer(["training_batch_size"], 2, or_none=True)
         real(["learning_rate"], most=MOST_LEARNING_RATE, above=0.0)
         no_clipping = {"or_none": True, "remedy": "None means no clipping."}
@@ -137,11 +134,11 @@ def train_energy(
         validation = prepare(choosing, _VALIDATION_POOL)
     is_atomic = atomic_prior is not None
 
-    def training_loss(rows: Tensor) -> Tensor:
+    def training_losses(rows: Tensor) -> Tensor:
         draws = torch.randperm(training[0].shape[1] - 1)
         draws = draws[: config.num_partition_samples]
         batch = [values[rows] for values in training]
-        return _losses(*_ratios(hybrid, batch, draws), is_atomic).mean()
+        return _losses(*_ratios(hybrid, batch, draws), is_atomic)
 
     @torch.no_grad()
     def validation_loss() -> float:
@@ -149,7 +146,7 @@ def train_energy(
         losses = [_losses(*part, is_atomic) for part in parts]
         return float(torch.cat(losses).mean())
 
-    given = training_loss, validation_loss, len(train_rows), config
+    given = training_losses, validation_loss, len(train_rows), config
     losses = _fit(hybrid.energy, *given, show_progress_bar)
     num_draws = min(_NUM_FINAL_DRAWS // len(deciding), _MOST_FINAL_POOL)
     with isolated_rng(_VALIDATION_SEED + 1):
@@ -193,49 +190,41 @@ def _prepare(
 
 def _fit(
     energy: nn.Module,
-    training_loss: Callable[[Tensor], Tensor],
+    training_losses: Callable[[Tensor], Tensor],
     validation_loss: Callable[[], float],
     num_rows: int,
     config: EnergyConfig,
     show_progress_bar: bool,
 ) -> tuple[list[float], list[float]]:
-    """Minimise the loss, keep the best epoch, and return the losses of all epochs."""
+    """Minimise the loss, keep the best average, and return the losses of all epochs."""
     small = num_rows < SMALL_DATA
     batch_size = min(config.training_batch_size or (64 if small else 200), num_rows)
-    num_batches, num_epochs = num_rows // batch_size, config.max_num_epochs
-    rate, decay = config.learning_rate, config.weight_decay
+    decay = config.weight_decay
     if decay is None:
         decay = 1e-2 if small else 1e-4
-    optimizer = AdamW(energy.parameters(), rate, weight_decay=decay)
-    schedule = OneCycleLR(optimizer, rate, total_steps=num_epochs * num_batches)
-    trained, validated, since_best = [], [], 0
-    best, best_loss = deepcopy(energy.state_dict()), validation_loss()
-    bar = tqdm(range(num_epochs), "Training energy", disable=not show_progress_bar)
-    for _ in bar:
-        energy.train()
-        total = 0.0
-        for rows in torch.randperm(num_rows).split(batch_size)[:num_batches]:
-            loss = training_loss(rows)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.clip_max_norm is not None:
-                clip_grad_norm_(energy.parameters(), config.clip_max_norm)
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        energy.eval()
-        trained.append(total / num_batches)
-        validated.append(validation_loss())
-        bar.set_postfix(loss=f"{validated[-1]:.4f}")
-        since_best += 1
-        if validated[-1] < best_loss:
-            best, best_loss = deepcopy(energy.state_dict()), validated[-1]
-            since_best = 0
-        if since_best >= config.stop_after_epochs:
-            break
-    energy.load_state_dict(best)
-    energy.zero_grad(set_to_none=True)
-    return trained, validated
+    schedule = AveragedSchedule(
+        config.learning_rate, min_gain=_MIN_GAIN, weight_decay=decay
+    )
+    rows = torch.arange(num_rows)
+    losses: list[tuple[float, float]] = []
+    with tqdm(
+        desc="Training energy", unit=" epochs", disable=not show_progress_bar
+    ) as bar:
+
+        def after_epoch(training_loss: float, validation_loss: float) -> None:
+            losses.append((training_loss, validation_loss))
+            bar.set_postfix(loss=f"{validation_loss:.4f}")
+            bar.update()
+
+        Fit(energy, schedule, config.clip_max_norm).run(
+            Batches([rows], rows, batch_size),
+            lambda batch: training_losses(*batch),
+            validation_loss,
+            max_num_epochs=config.max_num_epochs,
+            after_epoch=after_epoch,
+        )
+    trained, validated = zip(*losses, strict=True)
+    return list(trained), list(validated)
 
 
 def _in_parts(rows: _Rows) -> Iterator[tuple[Tensor, ...]]:

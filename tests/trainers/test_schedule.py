@@ -7,6 +7,9 @@ import warnings
 import pytest
 import torch
 from sbi.inference import NLE
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets import posterior_nn
+from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.utils import BoxUniform
 from torch import nn
 
@@ -75,6 +78,46 @@ def test_training_goes_on_as_if_it_had_not_ended(through):
     )
     assert all(torch.equal(*pair) for pair in pairs)
     assert whole.summary["validation_loss"] == parts.summary["validation_loss"]
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_rounds_have_schedules_of_their_own(cls):
+    trainer = make(cls)
+    train(trainer, max_num_epochs=4)
+    x = torch.tensor([[0.3, 0.2]])
+    kwargs = {} if cls is NPE_GKL else {"sample_with": "importance"}
+    proposal = trainer.build_posterior(**kwargs).set_default_x(x)
+    theta = proposal.sample((300,), show_progress_bars=False)
+    x = theta.abs() + 0.1 * torch.randn_like(theta)
+    proposals = {"proposal": proposal} if cls is NPE_GKL else {}
+    trainer.append_simulations(theta, x, **proposals)
+    train(trainer, max_num_epochs=3)
+    assert trainer.summary["epochs_trained"] == [4, 3]
+    first, second = trainer.summary["best_validation_loss"]
+    assert second < first or cls is not NLE_INCE
+
+
+def test_embedded_data_and_failed_simulations_are_learned_from():
+    theta, x = simulations(600)
+    x = torch.cat([x, torch.randn(600, 30)], dim=1)
+    x[::7, 3] = torch.nan
+    network = posterior_nn("maf", embedding_net=FCEmbedding(32, output_dim=4))
+    trainer = NPE_GKL(PRIOR, network, show_progress_bars=False, tracker=NoOpTracker())
+    trainer.append_simulations(theta, x, exclude_invalid_x=True)
+    hybrid = train(trainer, max_num_epochs=30)
+    assert len(trainer.train_indices) + len(trainer.val_indices) == 600 - 86
+    losses = trainer.summary["validation_loss"]
+    assert trainer.summary["best_validation_loss"][0] < losses[0] - 0.1
+    refined = NPE_GKL.refine(
+        DirectPosterior(hybrid.base, PRIOR),
+        theta[1:6],
+        x[1:6],
+        energy=EnergyConfig(max_num_epochs=1),
+        show_progress_bars=False,
+        tracker=NoOpTracker(),
+    )
+    samples = refined.build_posterior().sample((3,), x=x[1:2], show_progress_bars=False)
+    assert samples.isfinite().all()
 
 
 def test_it_learns_more_than_the_loop_of_sbi():
@@ -149,6 +192,22 @@ def test_the_average_is_closer_than_single_steps_are():
     assert line.slope.item() == pytest.approx(exact, abs=0.05)
     assert fit.finished and fit.epoch < 2_000
     assert line.norm.running_var.item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_rate_ends_where_the_average_overfits():
+    """A twentieth of the gain is lost: no rate waits for its patience."""
+    validation = iter([1.0, 0.0, *[0.06] * 100])
+    rows = torch.ones(10, 1)
+    layer = nn.Linear(1, 1)
+    fit = Fit(layer, AveragedSchedule(min_patience=1_000))
+    fit.run(
+        Batches((rows,), torch.arange(10), 1),
+        lambda batch: layer(batch[0]).square(),
+        lambda: next(validation),
+        max_num_epochs=1_000,
+    )
+    # Epochs have ten steps, and the first hundred of a rate are its warm-up.
+    assert fit.finished and fit.num_steps == 220
 
 
 def test_a_gradient_that_is_not_finite_costs_its_step_alone():
