@@ -34,7 +34,7 @@ __all__ = ["NRE_GKL"]
 # Atoms that the partition function of a row is estimated from, in training (where most
 # have no gradient, which makes them cheap) and in validation, whose noise early
 # stopping would fit; and training rows that atoms of validation are drawn from.
-_NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 200, 1_000, 10_000
+_NUM_CANDIDATES, _NUM_VALIDATION, _NUM_STORED = 128, 500, 10_000
 # One that nobody seeds the simulations with, whose random numbers it would repeat.
 _VALIDATION_SEED = 20_231_005
 
@@ -50,10 +50,10 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
 
     Unlike that of `NRE_B`, the ratio is normalized: at the optimum
     :math:`\rho = \log p(\theta \mid x) / p(\theta)`, for every :math:`x`. The second
-    term is estimated from the parameters of all other simulations of the batch, up to
-    200, and its gradient without bias from `num_atoms - 1` of these for each row, drawn
+    term is estimated from the parameters of other simulations of the batch, up to
+    127, and its gradient without bias from `num_atoms - 1` of these for each row, drawn
     with probabilities proportional to :math:`e^{\rho}`. Where posteriors are so narrow
-    that 200 draws of the prior tell little, `NPE_GKL` is the better choice.
+    that 127 draws of the prior tell little, `NPE_GKL` is the better choice.
 
     [1] Miller et al., *Simulation-based Inference with the Generalized
         Kullback-Leibler Divergence*, 2023, https://arxiv.org/abs/2310.01808
