@@ -345,6 +345,15 @@ TABLES = {
         {"L = {} ({} evaluations)": number("ratio", 1)},
         ["L", "evaluations"],
     ),
+    "training-growth": Table(
+        "training-growth",
+        {"num_simulations": "simulations"},
+        {
+            "{}: µs per row": number("us_per_row", 0),
+            "{}: memory [MB]": number("memory_mb", 0),
+        },
+        ["loop"],
+    ),
     "speed-searches": Table(
         "speed_searches",
         {"objective": "objective"},

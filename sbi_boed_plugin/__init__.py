@@ -31,10 +31,8 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
-from sbi_boed_plugin.posteriors.hybrid_posterior import (
-    HybridPosterior,
-    HybridPosteriorParameters,
-)
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
 from sbi_boed_plugin.registration import (
     autoregister,
     is_registered,

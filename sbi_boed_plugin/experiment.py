@@ -124,8 +124,15 @@ def measure(task: Task, design: Tensor) -> Tensor:
 def infer_parameters(
     trainer: NLE_INCE, design: Tensor, x_o: Tensor, *, show_progress_bars: bool = True
 ) -> Tensor:
-    """Return 1,000 posterior samples `(1000, dim_theta)`, from Markov chains."""
-    posterior = trainer.build_posterior(design=design, posterior_parameters=_MCMC)
+    """Return 1,000 posterior samples `(1000, dim_theta)`.
+
+    From Markov chains where the search trained no posterior network to propose them.
+    """
+    networks = trainer.search.networks
+    proposes = networks is not None and networks.posterior is not None
+    posterior = trainer.build_posterior(
+        design=design, posterior_parameters=None if proposes else _MCMC
+    )
     return posterior.sample(
         torch.Size((1_000,)), x=x_o, show_progress_bars=show_progress_bars
     )

@@ -211,7 +211,8 @@ class NLEInceCase(TrainerCase):
     trainer, peer = NLE_INCE, NLE
     builder = staticmethod(likelihood_nn)
     condition_index = 0
-    renamed_defaults = {"algorithm": "NLE_INCE"}
+    # After a search that trained a posterior network, chains are not the default.
+    renamed_defaults = {"algorithm": "NLE_INCE", "sample_with": None}
     as_peer = {"num_contrastive": 0, "regularization_strength": 1.0}
     objective = {"regularization_strength": 0.5}
     extra_summary = ("validation_log_likelihood", "eig_lower_bound")

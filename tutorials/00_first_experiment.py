@@ -23,7 +23,6 @@
 
 # %%
 import torch
-from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
 from sbi.utils import BoxUniform
 from torch.distributions import Normal
 
@@ -165,16 +164,15 @@ print(f"Worst: {min(estimate.value for estimate in exact):.2f} nats")
 #
 # In your laboratory this is where the experiment happens. Here the simulator stands for
 # it, at parameters that we pretend not to know. `build_posterior` is that of NLE, with
-# the design of the measurement in addition; all of sbi's samplers work.
+# the design of the measurement in addition: the posterior network of the search
+# proposes parameters, and the likelihood corrects them. All of sbi's samplers work,
+# too.
 
 # %%
 true_theta = torch.tensor([[1.1, 0.3]])
 x_o = simulator(true_theta, result.design.unsqueeze(0))
 
-chains = MCMCPosteriorParameters(
-    method="slice_np_vectorized", num_chains=20, warmup_steps=50
-)
-posterior = inference.build_posterior(design=result.design, posterior_parameters=chains)
+posterior = inference.build_posterior(design=result.design)
 samples = posterior.sample((1_000,), x=x_o, show_progress_bars=False)
 
 # %%
@@ -201,9 +199,7 @@ amortized.train(learning_rate=2e-3, stop_after_epochs=5)
 
 poor_design = torch.tensor([20.0])
 poor_x_o = simulator(true_theta, poor_design.unsqueeze(0))
-poor_posterior = amortized.build_posterior(
-    design=poor_design, posterior_parameters=chains
-)
+poor_posterior = amortized.build_posterior(design=poor_design, sample_with="hybrid")
 poor_samples = poor_posterior.sample((1_000,), x=poor_x_o, show_progress_bars=False)
 
 # %%

@@ -344,7 +344,10 @@ class HybridEstimator(ConditionalDensityEstimator):
             for rows in condition.split(max(1, at_once // num_draws)):
                 draws, log_weights = self.draw_weighted(num_draws, rows)
                 # Where none of these draws is inside, any of them stands for one.
-                chosen = draw_by_ratio(log_weights.clamp(min=-100.0), num_samples)
+                # Weights by a likelihood may all be tiny.
+                largest = log_weights.amax(dim=0).nan_to_num(neginf=0.0)
+                relative = (log_weights - largest).clamp(min=-100.0)
+                chosen = draw_by_ratio(relative, num_samples)
                 parts.append(draws.take_along_dim(chosen.unsqueeze(-1), dim=0))
         samples = torch.cat(parts, dim=1)
         mean = self.log_unnormalized(samples, condition).mean(dim=0)

@@ -57,6 +57,9 @@ class WeightDiagnostics:
         truncated_mass: Share of the mass above the ceiling, which rejection loses: an
             upper bound of the total variation. NaN where no draw has any weight.
         log_ceiling: The ceiling of the weights, :math:`\log M`, in nats.
+        tail_index: Mean by which the logarithms of the largest weights exceed the
+            smallest of them (Hill's estimate). Above 0.5 weights have no variance: a
+            base is narrower than the hybrid, and rare draws count for much.
         num_draws: Number of pilot draws of each observation.
     """
 
@@ -65,6 +68,7 @@ class WeightDiagnostics:
     log_partition: Tensor
     truncated_mass: Tensor
     log_ceiling: Tensor
+    tail_index: Tensor
     num_draws: int
 
     def check_not_empty(self) -> None:
@@ -92,6 +96,7 @@ class WeightDiagnostics:
             ("effective share", self.effective_share),
             ("log Z", self.log_partition),
             ("truncated mass", self.truncated_mass),
+            ("tail index", self.tail_index),
         ):
             low, middle, high = values.min(), values.median(), values.max()
             line = f"{label:<16}{middle:8.4f}"
@@ -146,9 +151,20 @@ def measure_weights(
         total - math.log(num_draws),
         truncated,
         ceiling,
+        _tail_index(log_weights),
     )
     on_device = (values.float().to(condition.device) for values in numbers)
     return WeightDiagnostics(*on_device, num_draws=num_draws)
+
+
+def _tail_index(log_weights: Tensor) -> Tensor:
+    """Return Hill's estimate from the largest weights, infinite where most are zero."""
+    num = min(math.ceil(3.0 * math.sqrt(len(log_weights))), len(log_weights) - 1)
+    if num < 1:
+        return torch.zeros_like(log_weights[0])
+    largest = log_weights.topk(num + 1, dim=0).values
+    excess = (largest[:num] - largest[num]).mean(dim=0)
+    return excess.nan_to_num(torch.inf)
 
 
 def _log_ceiling(log_weights: Tensor, quantile: float) -> Tensor:

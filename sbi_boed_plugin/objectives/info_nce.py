@@ -36,6 +36,7 @@ __all__ = [
     "in_batch_contrast",
     "info_nce_loss",
     "log_likelihood_matrix",
+    "nan_to_zero_density",
 ]
 
 # Weight from which on a pair always has a gradient, and number of pairs of a column
@@ -134,6 +135,11 @@ def _evaluate_pairs(
     return torch.cat(
         [checkpoint(evaluate, x, *chunk, use_reentrant=False) for chunk in chunks]
     )
+
+
+def nan_to_zero_density(values: Tensor) -> Tensor:
+    """Return log-densities in which what is undefined is impossible."""
+    return torch.where(values.isnan(), -torch.inf, values)
 
 
 def contrastive_bound(log_likelihoods: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """The corrected posterior."""
 
-from sbi_boed_plugin.posteriors.hybrid_posterior import (
-    HybridPosterior,
-    HybridPosteriorParameters,
-)
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
 
 __all__ = ["HybridPosterior", "HybridPosteriorParameters"]

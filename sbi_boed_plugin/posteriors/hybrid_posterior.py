@@ -1,14 +1,13 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
 import warnings
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from sbi.inference.posteriors import DirectPosterior
-from sbi.inference.posteriors.posterior_parameters import DirectPosteriorParameters
 from sbi.inference.potentials.posterior_based_potential import PosteriorBasedPotential
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.neural_nets.estimators.shape_handling import (
     reshape_to_batch_event,
     reshape_to_sample_batch_event,
@@ -19,16 +18,22 @@ from sbi.utils.torchutils import ensure_theta_batched
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._numbers import check_fields, check_integer, check_real
+from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.likelihood_hybrid import LikelihoodHybrid
 from sbi_boed_plugin.estimators.rejection import (
     DEFAULT_QUANTILE,
     MIN_ACCEPTANCE_RATE,
     WeightDiagnostics,
     draws_at_once,
 )
+from sbi_boed_plugin.posteriors._particles import (
+    covering_hybrid,
+    hybrid_of_estimators,
+    joint_hybrid,
+)
 
-__all__ = ["HybridPosterior", "HybridPosteriorParameters"]
+__all__ = ["HybridPosterior"]
 
 # Nats by which a partition function may be off before a user should know: a factor of
 # seven, which ordinary observations hardly ever reach.
@@ -37,26 +42,6 @@ _MAX_LOG_PARTITION = 2.0
 # all observations together; where draws are dear, so many evaluations of the base.
 _PARTITION_ERROR = 0.006
 _MAX_DRAWS, _MAX_EVALUATIONS = 200_000, 16
-
-
-@dataclass(frozen=True)
-class HybridPosteriorParameters(DirectPosteriorParameters):
-    """Parameters for initializing `HybridPosterior`, for `build_posterior`.
-
-    Example:
-        >>> parameters = HybridPosteriorParameters(ceiling_quantile=1.0)
-        >>> parameters.min_acceptance_rate
-        0.001
-    """
-
-    ceiling_quantile: float = DEFAULT_QUANTILE
-    min_acceptance_rate: float = MIN_ACCEPTANCE_RATE
-
-    def validate(self) -> None:
-        """Check the values."""
-        super().validate()
-        shares = ["ceiling_quantile", "min_acceptance_rate"]
-        check_fields(self, check_real, shares, 0.0, 1.0)
 
 
 class HybridPosterior(DirectPosterior):
@@ -134,6 +119,40 @@ class HybridPosterior(DirectPosterior):
         self._purpose = """It samples a base and accepts draws by their energy ratio,
             within the prior bounds."""
 
+    @classmethod
+    def from_estimators(
+        cls,
+        posterior_estimator: ConditionalDensityEstimator | DirectPosterior,
+        likelihood_estimator: ConditionalDensityEstimator,
+        prior: Distribution,
+        **kwargs: Any,
+    ) -> "HybridPosterior":
+        r"""Return the posterior of a likelihood, which a posterior estimator proposes.
+
+        Draws weigh :math:`q(x | \theta) p(\theta) / b(\theta | x)`: samples and
+        densities are those of the likelihood, as by MCMC, in a fraction of the time.
+        `diagnostics` tells how the draws weigh, and its `log_partition` is the
+        logarithm of the evidence. Where few draws count for nearly all, which is a
+        warning, sequential Monte Carlo makes a base of particles, in about a second for
+        a flow. A mode where the base has no draw at all stays unseen. Given several
+        rows of `x`, `sample` and `log_prob` take them for independent observations of
+        one experiment, on particles; `diagnostics` is of each row alone.
+
+        Args:
+            posterior_estimator: Of sbi's `NPE`, or a posterior that it has built.
+            likelihood_estimator: Of sbi's `NLE`, trained with the same simulations or
+                others of the same simulator.
+            prior: Prior distribution; its density may lack its constant.
+            **kwargs: Those of the class.
+
+        Raises:
+            TypeError: If one of the estimators is another object.
+            ValueError: If they are not of the same data and parameters.
+        """
+        given = posterior_estimator, likelihood_estimator, prior
+        hybrid = hybrid_of_estimators(*given)
+        return cls(hybrid, hybrid.prior, **kwargs)
+
     def to(self, device: str | torch.device) -> None:
         """Move estimator, prior and x_o to a device."""
         super().to(device)
@@ -166,15 +185,15 @@ class HybridPosterior(DirectPosterior):
 
         Arguments are those of `DirectPosterior`. With `reject_outside_prior=False`
         samples outside of the prior's support are those of the base; draws inside are
-        still corrected.
+        still corrected. The posterior of a likelihood has none outside.
 
         Raises:
-            ValueError: If there are several observations.
+            ValueError: If there are several observations, and no likelihood.
             RuntimeError: If the time is over, or the base has no draws in the support
                 of the prior.
         """
-        rows = self._one_row(x, ".sample()", ".sample_batched()")
-        return self.sample_batched(sample_shape, rows, *args, **kwargs)[..., 0, :]
+        posterior, row = self._of_one(x, ".sample()", ".sample_batched()")
+        return posterior.sample_batched(sample_shape, row, *args, **kwargs)[..., 0, :]
 
     def sample_batched(
         self,
@@ -192,12 +211,11 @@ class HybridPosterior(DirectPosterior):
         `(*sample_shape, batch_dim, dim_theta)`. Arguments are those of `sample`;
         `max_sampling_batch_size` counts draws for each observation.
         """
-        hybrid, rows = self.posterior_estimator, self._rows(x)
-        batch_size = self.max_sampling_batch_size
+        rows, batch_size = self._rows(x), self.max_sampling_batch_size
         if max_sampling_batch_size is not None:
             name = "max_sampling_batch_size"
             batch_size = check_integer(name, max_sampling_batch_size, 1)
-        samples = hybrid.sample(
+        samples = self._serving(rows).sample(
             torch.Size(sample_shape),
             rows,
             weights=self._measure(rows, batch_size, None, reject_outside_prior),
@@ -221,9 +239,9 @@ class HybridPosterior(DirectPosterior):
         `DirectPosterior`. The density is normalized by draws of the base; of
         `leakage_correction_params` their number is used, `num_rejection_samples`.
         """
-        rows = self._one_row(x, ".log_prob()", ".log_prob_batched()")
+        posterior, row = self._of_one(x, ".log_prob()", ".log_prob_batched()")
         theta = ensure_theta_batched(torch.as_tensor(theta)).unsqueeze(1)
-        return self.log_prob_batched(theta, rows, *args, **kwargs)[:, 0]
+        return posterior.log_prob_batched(theta, row, *args, **kwargs)[:, 0]
 
     def log_prob_batched(
         self,
@@ -238,7 +256,8 @@ class HybridPosterior(DirectPosterior):
         Of parameters `(*sample_shape, batch_dim, dim_theta)` log-densities have shape
         `(sample_dim, batch_dim)`, in nats. Arguments are those of `log_prob`.
         """
-        hybrid, rows = self.posterior_estimator, self._rows(x)
+        rows = self._rows(x)
+        hybrid = self._serving(rows)
         theta = ensure_theta_batched(torch.as_tensor(theta)).to(self._device)
         several = theta.dim() > 1 + len(hybrid.input_shape)
         theta = reshape_to_sample_batch_event(theta, hybrid.input_shape, several)
@@ -280,15 +299,55 @@ class HybridPosterior(DirectPosterior):
         self.posterior_estimator.eval()
         return reshape_to_batch_event(x, event_shape=shape)
 
-    def _one_row(self, x: Tensor | None, method: str, batched: str) -> Tensor:
-        rows = self._rows(x)
-        if len(rows) > 1:
+    def _of_one(
+        self, x: Tensor | None, method: str, batched: str
+    ) -> tuple["HybridPosterior", Tensor]:
+        """Return the posterior of one experiment, and its data in one row."""
+        rows, hybrid = self._rows(x), self.posterior_estimator
+        if len(rows) == 1:
+            return self, rows
+        if not isinstance(hybrid, LikelihoodHybrid):
             raise ValueError(
                 f"{method} takes one observation, and x has {len(rows)}: use {batched}."
                 " For one posterior of several i.i.d. observations, train with a "
-                "permutation invariant embedding net."
+                "permutation invariant embedding net, or correct by a likelihood with "
+                "HybridPosterior.from_estimators()."
             )
-        return rows
+        known = self._known(rows)
+        if "joint" not in known:
+            known["joint"] = HybridPosterior(
+                joint_hybrid(hybrid, rows),
+                self.prior,
+                self.max_sampling_batch_size,
+                ceiling_quantile=self.ceiling_quantile,
+                min_acceptance_rate=self.min_acceptance_rate,
+            )
+        return known["joint"], rows.unsqueeze(0)
+
+    def _known(self, rows: Tensor) -> dict:
+        """Return what is known of observations, nothing if anything has changed."""
+        hybrid, quantile = self.posterior_estimator, self.ceiling_quantile
+        # Observations and weights of networks may be changed in place.
+        tensors = [rows.detach(), *hybrid.state_dict().values()]
+        parts = [hybrid.energy, hybrid.prior, hybrid.corrects, quantile]
+        before = self._measured
+        if before is None or before[0] != parts or not _are_same(before[1], tensors):
+            before = parts, [tensor.clone() for tensor in tensors], {}
+            self._measured = before
+        return before[2]
+
+    def _serving(self, rows: Tensor) -> HybridEstimator:
+        """Return the estimator, with a base that covers each observation's posterior.
+
+        Unless a likelihood corrects it, that is the base as it was trained.
+        """
+        hybrid, known = self.posterior_estimator, self._known(rows)
+        if not isinstance(hybrid, LikelihoodHybrid):
+            return hybrid
+        if "serving" not in known:
+            size = self.max_sampling_batch_size
+            known["serving"] = covering_hybrid(hybrid, rows, size)
+        return known["serving"]
 
     def _measure(
         self,
@@ -298,21 +357,14 @@ class HybridPosterior(DirectPosterior):
         reject_outside_prior: bool = True,
     ) -> WeightDiagnostics:
         """Return the weights given observations, measured if anything has changed."""
-        hybrid, quantile = self.posterior_estimator, self.ceiling_quantile
-        # Observations and weights of networks may be changed in place.
-        tensors = [rows.detach(), *hybrid.state_dict().values()]
-        parts = [hybrid.energy, hybrid.prior, hybrid.corrects, quantile]
-        before = self._measured
-        if before is None or before[0] != parts or not _are_same(before[1], tensors):
-            before = parts, [tensor.clone() for tensor in tensors], {}
-            self._measured = before
-        known, how = before[2], (num_draws, reject_outside_prior)
+        hybrid, known = self._serving(rows), self._known(rows)
+        how = num_draws, reject_outside_prior
         if how not in known:
             known[how] = hybrid.measure_weights(
                 rows,
                 num_draws=num_draws,
                 reject_outside_prior=reject_outside_prior,
-                ceiling_quantile=quantile,
+                ceiling_quantile=self.ceiling_quantile,
                 max_batch_size=batch_size,
             )
             if hybrid.trained_partition and how == (None, True):
@@ -320,11 +372,17 @@ class HybridPosterior(DirectPosterior):
         return known[how]
 
     def _draws_for_density(self, rows: Tensor) -> int | None:
-        """Return how many draws the error of Z asks for, `None` for as many as ever."""
+        """Return how many draws the error of Z asks for, `None` for as many as ever.
+
+        Weights by a likelihood have no bound: among many draws one may find a spike of
+        the network, of which samples have none.
+        """
+        if isinstance(self.posterior_estimator, LikelihoodHybrid):
+            return None
         weights = self._measure(rows, self.max_sampling_batch_size)
         weights.check_not_empty()
         variance = weights.num_draws / weights.effective_sample_size - 1.0
-        at_once = draws_at_once(self.posterior_estimator, rows)
+        at_once = draws_at_once(self._serving(rows), rows)
         most = min(_MAX_DRAWS, _MAX_EVALUATIONS * at_once) // len(rows)
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=most))
         return needed if needed > weights.num_draws else None

@@ -24,8 +24,9 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._prior import draw_parameters, to_real_numbers
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.objectives.info_nce import nan_to_zero_density
 
-__all__ = ["ParticleBelief", "nan_to_zero_density", "unseen"]
+__all__ = ["ParticleBelief", "unseen"]
 
 LogLikelihood = Callable[[Tensor], Tensor]
 
@@ -217,11 +218,6 @@ def unseen(prior: Distribution) -> Distribution:
     A posterior that was trained with the particles of a belief fits them too well.
     """
     return prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
-
-
-def nan_to_zero_density(values: Tensor) -> Tensor:
-    """Return log-densities in which what is undefined is impossible."""
-    return torch.where(values.isnan(), -torch.inf, values)
 
 
 def _propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:

@@ -16,8 +16,11 @@ from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
-from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
-from sbi_boed_plugin.search.belief import ParticleBelief, nan_to_zero_density
+from sbi_boed_plugin.objectives.info_nce import (
+    log_likelihood_matrix,
+    nan_to_zero_density,
+)
+from sbi_boed_plugin.search.belief import ParticleBelief
 
 __all__ = ["SURPRISING", "Measurements", "Observation", "predictive_p_value"]
 

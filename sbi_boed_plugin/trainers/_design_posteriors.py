@@ -1,21 +1,28 @@
 """What the posterior of a trainer with designs is made of."""
 
+from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
+import torch
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator,
     posterior_at_design,
 )
+from sbi_boed_plugin.estimators.likelihood_hybrid import LikelihoodHybrid
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
 from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.trainers._checks import check_designs_given
 
-__all__ = ["direct_posterior", "likelihood_at"]
+__all__ = ["default_sampler", "direct_posterior", "hybrid_posterior", "likelihood_at"]
 
 
 def likelihood_at(
@@ -82,3 +89,92 @@ def direct_posterior(
     at_design = posterior_at_design(deepcopy(estimator).eval(), design)
     posterior = DirectPosterior(at_design, prior, device=device)
     return posterior if x_o is None else posterior.set_default_x(x_o)
+
+
+def default_sampler(search: DesignSearch, given: dict[str, Any]) -> str:
+    """Return "hybrid" after a search that trained a network, and "mcmc" otherwise.
+
+    Unless the arguments of `build_posterior` ask for another estimator, prior, several
+    designs at once, or have settings of another sampler.
+    """
+    if isinstance(given["posterior_parameters"], HybridPosteriorParameters):
+        return "hybrid"
+    networks, design = search.networks, given["design"]
+    has_network = networks is not None and networks.posterior is not None
+    is_one = design is None or len(torch.atleast_2d(torch.as_tensor(design))) == 1
+    is_asked = [value for name, value in given.items() if name.endswith("_parameters")]
+    is_asked += [given["mcmc_method"] != "slice_np_vectorized"]
+    is_asked += [given["vi_method"] != "rKL", given["density_estimator"]]
+    is_asked += [given["prior"] not in (None, search.prior)]
+    return "hybrid" if has_network and is_one and not any(is_asked) else "mcmc"
+
+
+def hybrid_posterior(
+    search: DesignSearch,
+    posterior: ConditionalDensityEstimator | None,
+    given: dict[str, Any],
+    device: str,
+) -> HybridPosterior:
+    """Return the likelihood's posterior, which a posterior network proposes.
+
+    At a design, without any, or given all observations; `given` are the arguments of
+    `build_posterior`.
+    """
+    likelihood, design = search.likelihood, given["design"]
+    prior = search.prior or given["prior"]
+    if given["density_estimator"] is not None or given["prior"] not in (None, prior):
+        raise ValueError(
+            "sample_with='hybrid' takes the trainer's own likelihood and prior. For "
+            "others use sample_with='mcmc', or HybridPosterior.from_estimators()."
+        )
+    parameters = given["posterior_parameters"] or HybridPosteriorParameters()
+    if not isinstance(parameters, HybridPosteriorParameters):
+        raise TypeError(
+            "posterior_parameters must be HybridPosteriorParameters with sample_with="
+            f"'hybrid', got {type(parameters).__name__}."
+        )
+    if prior is None:
+        raise ValueError("prior=None: pass the prior as NLE_INCE(prior, ...).")
+    if posterior is None or likelihood is None:
+        raise RuntimeError(
+            "sample_with='hybrid' needs a likelihood and a posterior network: call "
+            "train(), or optimize_design() with objective='barber_agakov' or 'gkl', "
+            "or use sample_with='mcmc'."
+        )
+    x_o, earlier, observations = None, None, search.measurements.observations
+    if design is None and observations:
+        last = observations[-1]
+        design, x_o, likelihood = last.design, last.x, last.likelihood_estimator
+        earlier = EarlierLikelihood(observations[:-1]) if observations[1:] else None
+    networks = deepcopy(posterior).eval(), deepcopy(likelihood).eval()
+    if search.dim_design:
+        check_designs_given(design, search.dim_design)
+        design = search.check(design)
+        networks = (
+            posterior_at_design(networks[0], design),
+            DesignConditionedEstimator(networks[1], design),
+        )
+    hybrid = LikelihoodHybrid(*networks, prior, earlier)
+    result = HybridPosterior(hybrid, prior, device=device, **vars(parameters))
+    if x_o is not None:
+        result.set_default_x(x_o)
+    return result
+
+
+class EarlierLikelihood(nn.Module):
+    """The log-likelihood of observations together, in nats."""
+
+    x: Tensor
+
+    def __init__(self, observations: Sequence[Observation]) -> None:
+        super().__init__()
+        self.likelihood = DesignConditionedEstimator(
+            [o.likelihood_estimator for o in observations],
+            torch.stack([o.design for o in observations]),
+        )
+        self.register_buffer("x", torch.cat([o.x for o in observations]))
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """Return one value for each row of parameters."""
+        x = self.x.unsqueeze(1).expand(-1, len(theta), *self.x.shape[1:])
+        return self.likelihood.log_prob(x, theta).sum(dim=0)

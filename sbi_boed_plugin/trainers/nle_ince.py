@@ -31,8 +31,14 @@ from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.trainers._checks import append_design, check_training
-from sbi_boed_plugin.trainers._design_posteriors import direct_posterior, likelihood_at
+from sbi_boed_plugin.trainers._design_posteriors import (
+    default_sampler,
+    direct_posterior,
+    hybrid_posterior,
+    likelihood_at,
+)
 from sbi_boed_plugin.trainers._info_nce import EPOCH_KEYS, InfoNCEObjective
+from sbi_boed_plugin.trainers._proposal import Proposal
 from sbi_boed_plugin.trainers._scheduled import Schedule, ScheduledTrainer
 
 __all__ = ["NLE_INCE"]
@@ -96,6 +102,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
         super().__init__(prior, density_estimator, device, *of_sbi)
         self._objective = InfoNCEObjective()
+        self._proposal = Proposal()
         # What `train` was asked for, and whether it goes on.
         self._asked = self._objective, False
         self._summary.update({key: [] for key in EPOCH_KEYS})
@@ -299,7 +306,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         self,
         density_estimator: ConditionalDensityEstimator | None = None,
         prior: Distribution | None = None,
-        sample_with: str = "mcmc",
+        sample_with: str | None = None,
         mcmc_method: str = "slice_np_vectorized",
         vi_method: str = "rKL",
         mcmc_parameters: dict[str, Any] | None = None,
@@ -314,16 +321,26 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
 
         At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
         row for each row of `x_o`; if `None` after `observe`, given all observations.
-        `sample_with="direct"` takes the amortised posterior that a search trained
-        beside the likelihood, from what was known then. Other arguments are sbi's.
+
+        `sample_with="hybrid"` takes no chains: a posterior network proposes, and the
+        likelihood corrects it, by :class:`~sbi_boed_plugin.HybridPosterior`, whose
+        settings are `posterior_parameters`. The network is that of a search, or trained
+        on the stored simulations now. It is the default after a search that trained
+        one, and `"mcmc"` otherwise. `sample_with="direct"` takes the network alone,
+        from what was known when it was trained. Other arguments are sbi's.
 
         Raises:
             ValueError: If a design is missing, superfluous or outside the support of
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
-        given = del_entries(locals(), ("self", "__class__", "design"))
-        of_design = self.search, density_estimator, design
+        given = del_entries(locals(), ("self", "__class__"))
+        if sample_with is None:
+            given["sample_with"] = sample_with = default_sampler(self.search, given)
+        if sample_with == "hybrid":
+            network = self._proposal.network(self, prior)
+            return hybrid_posterior(self.search, network, given, self._device)
+        of_design = self.search, density_estimator, given.pop("design")
         if sample_with == "direct":
             return direct_posterior(*of_design, prior, self._device)
         given["density_estimator"], x_o = likelihood_at(*of_design)

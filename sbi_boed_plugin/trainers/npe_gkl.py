@@ -29,10 +29,8 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
-from sbi_boed_plugin.posteriors.hybrid_posterior import (
-    HybridPosterior,
-    HybridPosteriorParameters,
-)
+from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
+from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
 from sbi_boed_plugin.trainers import _stage
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig, train_energy
