@@ -35,6 +35,8 @@ _RATE_FACTOR = 1.0 / 3.0
 _NUM_WARMUP_STEPS = 100
 # Steps before a validation, which costs as much as a few of them.
 _MIN_STEPS_OF_EPOCH = 10
+# Decay of weights, a prior that counts for less the more rows there are.
+_ROWS_OF_DECAY, _MOST_DECAY = 100.0, 0.1
 # Rise of the validation loss that ends a rate, as a share of all that was gained.
 _MAX_RISE = 0.05
 # The second moment of gradients has a short memory, as rates are high.
@@ -59,7 +61,8 @@ class AveragedSchedule:
         min_patience: Least number of steps without a gain that end a rate.
         min_gain: Smallest decrease of the validation loss that is a gain, in nats.
         max_num_rates: Number of rates at most.
-        weight_decay: Decay of the weights by AdamW.
+        weight_decay: Decay of the weights by AdamW. If `None`, 100 divided by the
+            number of simulations to train with, at most 0.1.
     """
 
     learning_rate: float = 6e-3
@@ -67,7 +70,13 @@ class AveragedSchedule:
     min_patience: int = 150
     min_gain: float = 0.02
     max_num_rates: int = 4
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
+
+    def decay(self, num_rows: int) -> float:
+        """Return the decay of the weights where so many rows are trained with."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return min(_MOST_DECAY, _ROWS_OF_DECAY / num_rows)
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -80,7 +89,8 @@ class AveragedSchedule:
         )
         check_fields(self, check_real, ["patience"], above=0.0)
         check_fields(self, check_real, ["min_gain"], 0.0)
-        check_fields(self, check_real, ["weight_decay"], 0.0, MOST_WEIGHT)
+        decay = ["weight_decay"], 0.0, MOST_WEIGHT
+        check_fields(self, check_real, *decay, or_none=True)
         check_fields(self, check_integer, ["min_patience", "max_num_rates"], 1)
 
 
@@ -176,10 +186,12 @@ class Fit:
         most = math.inf if self.clip_max_norm is None else self.clip_max_norm
         num_passes = math.ceil(_MIN_STEPS_OF_EPOCH / len(batches))
         tensors, total, num_taken = self._tensors(), 0.0, 0
+        decay = self.schedule.decay(len(batches.rows))
         for batch in chain.from_iterable(batches for _ in range(num_passes)):
             since = self.num_steps - self._first_step + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min(1.0, since / _NUM_WARMUP_STEPS)
+                group["weight_decay"] = decay
             loss = losses(batch).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -188,8 +200,8 @@ class Fit:
                 self.optimizer.step()
                 num_taken += 1
             self.num_steps += 1
-            decay = 1.0 - 1.0 / (1.0 + _HORIZON * since)
-            get_ema_multi_avg_fn(decay)(self._average, tensors, None)
+            kept = 1.0 - 1.0 / (1.0 + _HORIZON * since)
+            get_ema_multi_avg_fn(kept)(self._average, tensors, None)
             total += loss.item()
         if not num_taken:
             raise ValueError(
@@ -242,7 +254,6 @@ class Fit:
             parameters,
             lr=self.rate,
             betas=_BETAS,
-            weight_decay=self.schedule.weight_decay,
             fused=all(p.device.type in _FUSED for p in parameters),
         )
 

@@ -9,6 +9,7 @@ import torch
 from sbi.utils import BoxUniform
 
 from sbi_boed_plugin import (
+    AveragedSchedule,
     EnergyConfig,
     MeasurementSetEmbedding,
     MultiStartConfig,
@@ -123,6 +124,8 @@ REALS = [
     *cases(MultiStartConfig, 0.01, "learning_rate", ()),
     *cases(EnergyConfig, 0.01, "learning_rate", ()),
     *cases(EnergyConfig, 0.01, "weight_decay", (0,)),
+    *cases(AveragedSchedule, 0.01, "learning_rate", ()),
+    *cases(AveragedSchedule, 0.01, "weight_decay", (0,)),
     *cases(EnergyConfig, 5.0, "clip_max_norm", (math.inf, 10**30)),
     *cases(EnergyConfig, 2.0, "min_standard_errors", (0, -1, 10**30)),
     *cases(energy_nn, 0.1, "dropout", (0,)),

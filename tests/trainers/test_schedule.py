@@ -174,7 +174,7 @@ def fit_line(noise, num=1_000, **schedule):
         return (batch[1] - line.slope * batch[0]).square().sum(dim=1)
 
     rows = torch.arange(num).split(num // 2)
-    fit = Fit(line, AveragedSchedule(**schedule))
+    fit = Fit(line, AveragedSchedule(weight_decay=0.0, **schedule))
     validation = Batches((x, y), rows[1], 400, shuffle=False)
     fit.run(
         Batches((x, y), rows[0], 50),
@@ -192,6 +192,13 @@ def test_the_average_is_closer_than_single_steps_are():
     assert line.slope.item() == pytest.approx(exact, abs=0.05)
     assert fit.finished and fit.epoch < 2_000
     assert line.norm.running_var.item() == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "num_rows, given, expected", [(50, None, 0.1), (10_000, None, 0.01), (50, 0.3, 0.3)]
+)
+def test_weights_decay_less_the_more_simulations_there_are(num_rows, given, expected):
+    assert AveragedSchedule(weight_decay=given).decay(num_rows) == expected
 
 
 def test_a_rate_ends_where_the_average_overfits():
