@@ -3,9 +3,9 @@
     make reproduce NAME=training-c2st
 
 sbibm's classifier on 2,000 samples, mean over the first three observations of each of
-its tasks, with mafs. `npe` and `nle` see the same simulations with both loops, and
-`npe_gkl` is `npe` of the averaged schedule with an energy on top. Likelihoods are
-trained for the tasks of `training`; slice sampling takes most of their time.
+its tasks, with mafs. `npe` and `nle` see the same simulations with both loops;
+`npe_gkl` is `npe` of the averaged schedule with an energy on top, and `nle_hybrid` is
+`nle` of it, sampled without chains. Seconds are processor time for one observation.
 """
 
 import contextlib
@@ -23,12 +23,11 @@ from sbibm.metrics.c2st import c2st
 from torch import Tensor
 
 from benchmarks.study import Job, Row, Study
-from benchmarks.training import TASKS as LIKELIHOOD_TASKS
-from benchmarks.training import ScheduledNLE
-from sbi_boed_plugin import NPE_GKL, sbibm
+from sbi_boed_plugin import NLE_INCE, NPE_GKL, sbibm
 from sbi_boed_plugin.benchmark.summary import mean_and_sem
 from sbi_boed_plugin.experiment import NoOpTracker
 
+METHODS = ("npe", "npe_gkl", "nle", "nle_hybrid")
 NUM_SAMPLES, OBSERVATIONS = 2_000, (1, 2, 3)
 CHAINS = MCMCPosteriorParameters(
     method="slice_np_vectorized",
@@ -54,7 +53,6 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
         for method in ("npe", "nle")
         for num_simulations in ((300,) if quick else (1_000, 10_000))
         for task in (sbibm.TASKS[:1] if quick else sbibm.TASKS)
-        if method == "npe" or task in LIKELIHOOD_TASKS
         for loop in ("sbi", "averaged")
     ]
 
@@ -67,9 +65,15 @@ def posteriors(job: Job, task: Any, theta: Tensor, x: Tensor) -> dict[str, Any]:
     # sbi prints how each training ends.
     with contextlib.redirect_stdout(io.StringIO()):
         if name == "nle":
-            trainer = (ScheduledNLE if is_ours else NLE)(prior, "maf", **settings)
-            trainer.append_simulations(theta, x).train()
-            return {"nle": trainer.build_posterior(posterior_parameters=CHAINS)}
+            trainer = (NLE_INCE if is_ours else NLE)(prior, "maf", **settings)
+            trainer.append_simulations(theta, x)
+            if not is_ours:
+                trainer.train()
+                return {"nle": trainer.build_posterior(posterior_parameters=CHAINS)}
+            trainer.train(schedule="averaged", num_contrastive=0)
+            chains = trainer.build_posterior(posterior_parameters=CHAINS)
+            hybrid = trainer.build_posterior(sample_with="hybrid")
+            return {"nle": chains, "nle_hybrid": hybrid}
         trainer = (NPE_GKL if is_ours else NPE)(prior, "maf", **settings)
         trainer.append_simulations(theta, x)
         if not is_ours:
@@ -89,29 +93,32 @@ def run(job: Job, quick: bool) -> Row:
     started = time.process_time()
     found = posteriors(job, task, theta, x)
     row = {"training_cpu_s": round(time.process_time() - started, 1)}
-    for name in ("npe", "npe_gkl", "nle"):
-        distances = []
+    for name in METHODS:
+        distances, seconds = [], 0.0
         for number in OBSERVATIONS[: 1 if quick else None] if name in found else ():
             reference = task.get_reference_posterior_samples(number)[:NUM_SAMPLES]
+            started = time.process_time()
             samples = found[name].sample(
                 (NUM_SAMPLES,), x=task.get_observation(number), show_progress_bars=False
             )
+            seconds += time.process_time() - started
             distances.append(float(c2st(reference, samples)))
         mean = sum(distances) / len(distances) if distances else None
         row[f"c2st_{name}"] = None if mean is None else round(mean, 4)
+        row[f"seconds_{name}"] = (
+            None if mean is None else round(seconds / len(distances), 2)
+        )
     return row
 
 
 def summary(rows: Sequence[Row]) -> Sequence[Row]:
     """Return all methods side by side, one row for each task and size."""
     table = pd.DataFrame(list(rows))
-    values = ["c2st_npe", "c2st_npe_gkl", "c2st_nle"]
-    long = table.melt(
-        ["task", "num_simulations", "loop", "seed"], values, "of", "c2st"
-    ).dropna()
-    long["column"] = long["of"].str.removeprefix("c2st_") + ", " + long["loop"]
+    values = [f"{kind}_{name}" for kind in ("c2st", "seconds") for name in METHODS]
     cell = ["task", "num_simulations"]
-    wide = long.pivot_table(index=[*cell, "seed"], columns="column", values="c2st")
+    long = table.melt([*cell, "loop", "seed"], values, "of").dropna()
+    long["column"] = long["of"] + ", " + long["loop"]
+    wide = long.pivot_table(index=[*cell, "seed"], columns="column", values="value")
     wide = wide.reset_index()
     columns = [name for name in wide.columns if name not in (*cell, "seed")]
     return mean_and_sem(wide, cell, columns).round(4).to_dict("records")
