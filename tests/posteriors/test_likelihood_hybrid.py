@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from sbi.diagnostics import run_sbc
 from sbi.inference import NLE, NPE
 from sbi.inference.posteriors import MCMCPosterior
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
@@ -27,6 +28,7 @@ from tests.conftest import NoOpTracker
 from tests.hybrids import PRIOR, GaussianBase
 
 QUIET = {"show_progress_bars": False}
+QUIET_BAR = {"show_progress_bar": False}
 SCALE = 0.4
 # One well inside of the prior's box, and one at its edge.
 X = torch.tensor([[0.5, -0.4], [2.9, 1.0]])
@@ -388,6 +390,20 @@ def test_gradients_reach_earlier_observations(searched):
             posterior.log_prob(theta.detach() + sign * steps) for sign in (1.0, -1.0)
         )
     torch.testing.assert_close(theta.grad[0], (high - low) / 2e-2, atol=0.05, rtol=0.05)
+
+
+def test_posteriors_of_many_observations_are_calibrated():
+    torch.manual_seed(0)
+    theta = PRIOR.sample((300,))
+    x = theta + SCALE * torch.randn_like(theta)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about trials, and the ends of the box.
+        ranks, _ = run_sbc(
+            theta, x, posterior_of(0.5), 99, reduce_fns="marginals", **QUIET_BAR
+        )
+    for column in ranks.T:
+        uniform = (column.float() + torch.rand(len(column))) / 100.0
+        assert kstest(uniform.numpy(), "uniform").pvalue > 1e-3
 
 
 def test_other_objects_than_estimators_are_refused():
