@@ -41,6 +41,9 @@ _MAX_TRUNCATED_MASS = 0.02
 # there are fewer of each, but never fewer than a tenth.
 _NUM_PILOT_DRAWS, _MAX_PILOT_DRAWS = 10_000, 200_000
 _SEED = 20_231_001
+# Nats by which a partition function may be off before a user should know: a factor of
+# seven, which ordinary observations hardly ever reach.
+_MAX_LOG_PARTITION = 2.0
 # Draws of the base to resample from: all of them serve every sample.
 _POOL_PER_SAMPLE, _MIN_POOL, _MAX_POOL = 64, 100_000, 1_000_000
 
@@ -81,6 +84,20 @@ class WeightDiagnostics:
                 f"{len(self.log_ceiling)} rows), which is probably far from all "
                 "simulations: check x, simulate closer to it, or use "
                 "sample_with='mcmc'."
+            )
+
+    def warn_if_far(self) -> None:
+        """Warn where the partition function, trained to be one, is not."""
+        far = self.log_partition.abs() > _MAX_LOG_PARTITION
+        if far.any():
+            row = int(self.log_partition.abs().argmax())
+            warnings.warn(
+                f"log Z is {self.log_partition[row].item():.2f} given row {row} of x, "
+                f"and 0 where the energy was trained well ({int(far.sum())} of "
+                f"{len(far)} rows are off by more than {_MAX_LOG_PARTITION:g}). The "
+                "observation is probably far from the simulations: do not trust its "
+                "posterior.",
+                stacklevel=5,
             )
 
     @property

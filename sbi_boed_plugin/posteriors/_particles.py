@@ -18,6 +18,7 @@ from sbi_boed_plugin.estimators.likelihood_hybrid import (
     LikelihoodHybrid,
 )
 from sbi_boed_plugin.estimators.particle_density import ParticleDensity, PatchedBase
+from sbi_boed_plugin.estimators.rejection import WeightDiagnostics
 from sbi_boed_plugin.objectives.info_nce import log_likelihood_matrix
 from sbi_boed_plugin.search.belief import ParticleBelief
 
@@ -49,7 +50,7 @@ def hybrid_of_estimators(
 
 
 def covering_hybrid(
-    hybrid: LikelihoodHybrid, x: Tensor, max_batch_size: int
+    hybrid: LikelihoodHybrid, x: Tensor, weights: WeightDiagnostics
 ) -> LikelihoodHybrid:
     """Return the same posteriors, with a base that covers those of all rows of `x`.
 
@@ -59,7 +60,6 @@ def covering_hybrid(
     is_made = isinstance(hybrid.base, (ParticleDensity, PatchedBase))
     if is_made or discrete_columns(hybrid.prior).any():
         return hybrid
-    weights = hybrid.measure_weights(x, max_batch_size=max_batch_size)
     lost = (weights.effective_share < _MIN_SHARE) | (
         weights.tail_index > _MAX_TAIL_INDEX
     )

@@ -1,6 +1,5 @@
 r"""The hybrid posterior: a normalized base times an energy ratio, by rejection."""
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -35,9 +34,6 @@ from sbi_boed_plugin.posteriors._particles import (
 
 __all__ = ["HybridPosterior"]
 
-# Nats by which a partition function may be off before a user should know: a factor of
-# seven, which ordinary observations hardly ever reach.
-_MAX_LOG_PARTITION = 2.0
 # Relative standard error of a normalization, and the draws that it may take, those of
 # all observations together; where draws are dear, so many evaluations of the base.
 _PARTITION_ERROR = 0.006
@@ -345,8 +341,14 @@ class HybridPosterior(DirectPosterior):
         if not isinstance(hybrid, LikelihoodHybrid):
             return hybrid
         if "serving" not in known:
-            size = self.max_sampling_batch_size
-            known["serving"] = covering_hybrid(hybrid, rows, size)
+            weights = hybrid.measure_weights(
+                rows,
+                ceiling_quantile=self.ceiling_quantile,
+                max_batch_size=self.max_sampling_batch_size,
+            )
+            known["serving"] = covering_hybrid(hybrid, rows, weights)
+            if known["serving"] is hybrid:
+                known[None, True] = weights
         return known["serving"]
 
     def _measure(
@@ -368,7 +370,7 @@ class HybridPosterior(DirectPosterior):
                 max_batch_size=batch_size,
             )
             if hybrid.trained_partition and how == (None, True):
-                self._warn_if_far(known[how].log_partition)
+                known[how].warn_if_far()
         return known[how]
 
     def _draws_for_density(self, rows: Tensor) -> int | None:
@@ -386,19 +388,6 @@ class HybridPosterior(DirectPosterior):
         most = min(_MAX_DRAWS, _MAX_EVALUATIONS * at_once) // len(rows)
         needed = int((variance.max() / _PARTITION_ERROR**2).clamp(max=most))
         return needed if needed > weights.num_draws else None
-
-    def _warn_if_far(self, log_partition: Tensor) -> None:
-        """Warn where the partition function, trained to be one, is not."""
-        far = log_partition.abs() > _MAX_LOG_PARTITION
-        if far.any():
-            row = int(log_partition.abs().argmax())
-            warnings.warn(
-                f"log Z is {log_partition[row].item():.2f} given row {row} of x, and 0 "
-                f"where the energy was trained well ({int(far.sum())} of {len(far)} "
-                f"rows are off by more than {_MAX_LOG_PARTITION:g}). The observation "
-                "is probably far from the simulations: do not trust its posterior.",
-                stacklevel=5,
-            )
 
 
 def _are_same(tensors: list[Tensor], others: list[Tensor]) -> bool:
