@@ -76,23 +76,19 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
     num = (10_000,)
     of_direct = seconds(lambda: direct.sample(num, x=x_o, **QUIET))
 
-    def anew() -> None:
+    def anew(posterior: HybridPosterior) -> None:
         # What is measured of an observation is part of the first draw given it.
-        hybrid.to("cpu")  # forgets what was measured
-        hybrid.sample(num, x=x_o, **QUIET)
+        posterior.to("cpu")  # forgets what was measured
+        posterior.sample(num, x=x_o, **QUIET)
 
-    of_hybrid = seconds(anew)
+    of_hybrid = seconds(lambda: anew(hybrid))
     add("10,000 samples", of_hybrid, "DirectPosterior", of_direct, "<= 5")
 
     noise_first = NPE_GKL.refine(
         direct, theta, x, energy_net=energy_nn(sees_parameters=False), **settings
     ).build_posterior()
 
-    def anew_noise_first() -> None:
-        noise_first.to("cpu")
-        noise_first.sample(num, x=x_o, **QUIET)
-
-    of_noise_first = seconds(anew_noise_first)
+    of_noise_first = seconds(lambda: anew(noise_first))
     what = "10,000 samples, noise judged first"
     add(what, of_noise_first, "DirectPosterior", of_direct, "<= 5")
 
@@ -109,11 +105,7 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
     likelihood = nle._neural_net
     corrected = HybridPosterior.from_estimators(direct, likelihood, prior)
 
-    def anew_corrected() -> None:
-        corrected.to("cpu")
-        corrected.sample(num, x=x_o, **QUIET)
-
-    of_corrected = seconds(anew_corrected)
+    of_corrected = seconds(lambda: anew(corrected))
     what = "10,000 samples, a likelihood corrects"
     add(what, of_corrected, "NLE_A, slice sampling", of_mcmc, "<= 0.01")
     add(what, of_corrected, "DirectPosterior", of_direct, "<= 5")

@@ -17,10 +17,6 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin.estimators.design_conditioned import (
-    DesignConditionedEstimator,
-    posterior_at_design,
-)
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.objectives.info_nce import (
@@ -153,12 +149,6 @@ class LikelihoodHybrid(HybridEstimator):
         """
         draws = self.net.sample(torch.Size((num_draws,)), condition)
         return draws, self.log_ratio(draws, condition)
-
-    def at_design(self, design: Tensor) -> "LikelihoodHybrid":
-        """Return the posterior at a design `(dim_design,)`, sharing networks."""
-        base = posterior_at_design(self.net, design)
-        likelihood = DesignConditionedEstimator(self.likelihood, design)
-        return LikelihoodHybrid(base, likelihood, self.prior, self.earlier)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Refuse to be trained: base and likelihood were, each by itself."""

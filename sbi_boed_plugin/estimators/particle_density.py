@@ -39,7 +39,9 @@ class ParticleDensity(ConditionalDensityEstimator):
         super().__init__(nn.Identity(), particles.shape[1:], condition_shape)
         self._to_real: Any = to_real_numbers(prior)
         unbounded = self._to_real(particles).double().cpu()
-        centre, scale = unbounded.mean(dim=0), unbounded.std(dim=0)
+        # A parameter that all particles agree on has no width.
+        least = torch.finfo(particles.dtype).eps
+        centre, scale = unbounded.mean(dim=0), unbounded.std(dim=0).clamp_min(least)
         standard = ((unbounded - centre) / scale).numpy()
         fits = [
             GaussianMixture(num, random_state=_SEED).fit(standard)
@@ -52,9 +54,10 @@ class ParticleDensity(ConditionalDensityEstimator):
             covariances = torch.diag_embed(covariances)
         factors = _WIDTH * torch.linalg.cholesky(covariances) * scale.unsqueeze(-1)
         means = torch.from_numpy(best.means_) * scale + centre
-        weights = torch.from_numpy(best.weights_).log()
-        for name, values in (("w", weights), ("means", means), ("factors", factors)):
-            self.register_buffer(name, values.to(particles))
+        self.register_buffer("means", means.to(particles))
+        self.register_buffer("factors", factors.to(particles))
+        logits = torch.from_numpy(best.weights_).log()
+        self.register_buffer("logits", logits.to(particles))
 
     @property
     def embedding_net(self) -> None:
@@ -63,7 +66,7 @@ class ParticleDensity(ConditionalDensityEstimator):
 
     def _mixture(self) -> MixtureSameFamily:
         parts = MultivariateNormal(self.means, scale_tril=self.factors)
-        return MixtureSameFamily(Categorical(logits=self.w), parts)
+        return MixtureSameFamily(Categorical(logits=self.logits), parts)
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return log-densities `(sample_dim, batch_dim)`, in nats."""

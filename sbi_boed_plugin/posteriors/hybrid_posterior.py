@@ -129,10 +129,10 @@ class HybridPosterior(DirectPosterior):
         densities are those of the likelihood, as by MCMC, in a fraction of the time.
         `diagnostics` tells how the draws weigh, and its `log_partition` is the
         logarithm of the evidence. Where few draws count for nearly all, which is a
-        warning, sequential Monte Carlo makes a base of particles, in about a second for
-        a flow. A mode where the base has no draw at all stays unseen. Given several
-        rows of `x`, `sample` and `log_prob` take them for independent observations of
-        one experiment, on particles; `diagnostics` is of each row alone.
+        warning, sequential Monte Carlo makes a base of particles, in seconds. A mode
+        where the base has no draw at all stays unseen. Given several rows of `x`,
+        `sample` and `log_prob` take them for independent observations of one
+        experiment, on particles; `diagnostics` is of each row alone.
 
         Args:
             posterior_estimator: Of sbi's `NPE`, or a posterior that it has built.
