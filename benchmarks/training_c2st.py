@@ -6,10 +6,13 @@ sbibm's classifier on 2,000 samples, mean over the first three observations of e
 its tasks, with mafs. `npe` and `nle` see the same simulations with both loops;
 `npe_gkl` is `npe` of the averaged schedule with an energy on top, and `nle_hybrid` is
 `nle` of it, sampled without chains. Seconds are processor time for one observation.
+Of `npe`, `npe_gkl` and `nle_hybrid` of the averaged schedule, `best` is the one whose
+density is largest on simulations that none of their networks learned from.
 """
 
 import contextlib
 import io
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,9 +28,13 @@ from torch import Tensor
 from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import NLE_INCE, NPE_GKL, sbibm
 from sbi_boed_plugin.benchmark.summary import mean_and_sem
+from sbi_boed_plugin.estimators import HybridEstimator
 from sbi_boed_plugin.experiment import NoOpTracker
 
 METHODS = ("npe", "npe_gkl", "nle", "nle_hybrid")
+OURS = ("npe", "npe_gkl", "nle_hybrid")
+# Simulations left out by which ours are compared, and draws for each of them.
+NUM_LEFT_OUT, NUM_DRAWS = 200, 1_000
 NUM_SAMPLES, OBSERVATIONS = 2_000, (1, 2, 3)
 CHAINS = MCMCPosteriorParameters(
     method="slice_np_vectorized",
@@ -57,8 +64,10 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
     ]
 
 
-def posteriors(job: Job, task: Any, theta: Tensor, x: Tensor) -> dict[str, Any]:
-    """Train, and return posteriors by name."""
+def posteriors(
+    job: Job, task: Any, theta: Tensor, x: Tensor
+) -> tuple[dict[str, Any], Tensor]:
+    """Train, and return posteriors by name, and the rows left out."""
     prior = task.get_prior_dist()
     settings = {"tracker": NoOpTracker(), "show_progress_bars": False}
     name, is_ours = job["method"], job["loop"] == "averaged"
@@ -67,21 +76,44 @@ def posteriors(job: Job, task: Any, theta: Tensor, x: Tensor) -> dict[str, Any]:
         if name == "nle":
             trainer = (NLE_INCE if is_ours else NLE)(prior, "maf", **settings)
             trainer.append_simulations(theta, x)
+            # Rows for validation are drawn first: all methods have the same.
+            torch.manual_seed(job["seed"])
             if not is_ours:
                 trainer.train()
-                return {"nle": trainer.build_posterior(posterior_parameters=CHAINS)}
+                chains = trainer.build_posterior(posterior_parameters=CHAINS)
+                return {"nle": chains}, trainer.val_indices
             trainer.train(schedule="averaged", num_contrastive=0)
+            left_out = trainer.val_indices
             chains = trainer.build_posterior(posterior_parameters=CHAINS)
             hybrid = trainer.build_posterior(sample_with="hybrid")
-            return {"nle": chains, "nle_hybrid": hybrid}
+            return {"nle": chains, "nle_hybrid": hybrid}, left_out
         trainer = (NPE_GKL if is_ours else NPE)(prior, "maf", **settings)
         trainer.append_simulations(theta, x)
+        torch.manual_seed(job["seed"])
         if not is_ours:
             trainer.train()
-            return {"npe": trainer.build_posterior()}
+            return {"npe": trainer.build_posterior()}, trainer.val_indices
         hybrid = trainer.train(schedule="averaged")
     base = DirectPosterior(hybrid.base, prior)
-    return {"npe": base, "npe_gkl": trainer.build_posterior()}
+    return {"npe": base, "npe_gkl": trainer.build_posterior()}, trainer.val_indices
+
+
+@torch.no_grad()
+def log_density(posterior: Any, theta: Tensor, x: Tensor) -> float:
+    """Return the mean log-density of parameters given their data.
+
+    A hybrid is normalized by draws of its base and the parameters themselves, which
+    makes it a density whatever the base covers.
+    """
+    estimator = posterior.posterior_estimator
+    if not isinstance(estimator, HybridEstimator):
+        return float(estimator.log_prob(theta.unsqueeze(0), x).mean())
+    _, log_weights = estimator.draw_weighted(NUM_DRAWS, x)
+    own = estimator.log_ratio(theta.unsqueeze(0), x)
+    log_base = estimator.base.log_prob(theta.unsqueeze(0), x)
+    log_mean = torch.logsumexp(torch.cat([own, log_weights]), dim=0)
+    log_mean = log_mean - math.log(NUM_DRAWS + 1)
+    return float((log_base + own - log_mean).mean())
 
 
 def run(job: Job, quick: bool) -> Row:
@@ -91,8 +123,9 @@ def run(job: Job, quick: bool) -> Row:
     theta = task.get_prior_dist().sample((job["num_simulations"],))
     x = task.get_simulator()(theta)
     started = time.process_time()
-    found = posteriors(job, task, theta, x)
+    found, left_out = posteriors(job, task, theta, x)
     row = {"training_cpu_s": round(time.process_time() - started, 1)}
+    left_out = left_out[:NUM_LEFT_OUT]
     for name in METHODS:
         distances, seconds = [], 0.0
         for number in OBSERVATIONS[: 1 if quick else None] if name in found else ():
@@ -108,20 +141,36 @@ def run(job: Job, quick: bool) -> Row:
         row[f"seconds_{name}"] = (
             None if mean is None else round(seconds / len(distances), 2)
         )
+        compared = job["loop"] == "averaged" and name in OURS and name in found
+        value = (
+            log_density(found[name], theta[left_out], x[left_out]) if compared else None
+        )
+        row[f"density_{name}"] = None if value is None else round(value, 3)
     return row
 
 
 def summary(rows: Sequence[Row]) -> Sequence[Row]:
     """Return all methods side by side, one row for each task and size."""
-    table = pd.DataFrame(list(rows))
+    table, cell = pd.DataFrame(list(rows)), ["task", "num_simulations", "seed"]
     values = [f"{kind}_{name}" for kind in ("c2st", "seconds") for name in METHODS]
-    cell = ["task", "num_simulations"]
-    long = table.melt([*cell, "loop", "seed"], values, "of").dropna()
+    long = table.melt([*cell, "loop"], values, "of").dropna()
     long["column"] = long["of"] + ", " + long["loop"]
-    wide = long.pivot_table(index=[*cell, "seed"], columns="column", values="value")
-    wide = wide.reset_index()
-    columns = [name for name in wide.columns if name not in (*cell, "seed")]
-    return mean_and_sem(wide, cell, columns).round(4).to_dict("records")
+    wide = long.pivot_table(index=cell, columns="column", values="value").reset_index()
+    ours = table[table["loop"] == "averaged"].groupby(cell).first()
+    densities = ours[[f"density_{name}" for name in OURS]]
+    # Only where all of them have been trained.
+    chosen = densities.dropna().idxmax(axis=1).str.removeprefix("density_")
+    best = {key: ours.loc[key, f"c2st_{name}"] for key, name in chosen.items()}
+    keys = list(wide[cell].itertuples(index=False, name=None))
+    wide["c2st_best"] = [best.get(key) for key in keys]
+    columns = [name for name in wide.columns if name not in cell]
+    means = mean_and_sem(wide, cell[:2], columns).round(4)
+    # Of the first seed.
+    names = {key[:2]: name for key, name in reversed(list(chosen.items()))}
+    means["best"] = [
+        names.get(key) for key in means[cell[:2]].itertuples(index=False, name=None)
+    ]
+    return means.to_dict("records")
 
 
 STUDY = Study(

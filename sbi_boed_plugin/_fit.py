@@ -4,8 +4,8 @@ The rate is constant after a short warm-up, and an average of the weights over a
 last tenth of the steps is validated after each epoch: it has the quality of a rate that
 has fallen to zero, at any time. Where a share of the steps so far brings no gain, or
 the validation loss has risen, the rate falls to a third, from the best average on;
-where a rate brought none, training ends with the best average of all. So the number of
-steps follows the data.
+where a later rate brought none, training ends with the best average of all. So the
+number of steps follows the data.
 """
 
 import math
@@ -53,7 +53,8 @@ class AveragedSchedule:
     the last tenth of the steps is validated after each epoch, which is one pass over
     the simulations, or as many as make ten steps. Where the validation loss gains no
     more, or has lost a twentieth of what was gained, the rate falls to a third, and
-    training goes on from the best average; it ends where a rate brought no gain.
+    training goes on from the best average; it ends where a rate but the first brought
+    no gain.
 
     Attributes:
         learning_rate: First learning rate, of AdamW.
@@ -239,7 +240,8 @@ class Fit:
         self._num_rates += 1
         has_gained = self.best_loss < self._loss_of_rate - self.schedule.min_gain
         is_last = self._num_rates == self.schedule.max_num_rates
-        self.finished = is_last or not has_gained
+        # The first rate may be too high for networks that were trained before.
+        self.finished = is_last or (self._num_rates > 1 and not has_gained)
         self._loss_of_rate = self.best_loss
         self.rate *= _RATE_FACTOR
         self._load(self._best)

@@ -88,6 +88,7 @@ def make_trainer(
         density_estimator = "mdn" if task.dim_x == 1 else "maf"
     coordinates = {
         "dim_design": task.dim_design,
+        "linear_start": True,
         "x_transform": task.x_transform,
         "theta_transform": task.theta_transform,
         "design_transform": task.design_transform,

@@ -39,8 +39,11 @@ __all__ = [
 _NUM_CHUNKS = 16
 # Calls with one row, all of which raise only if one row is what a simulator cannot do.
 _NUM_ALONE = 8
+# Comparisons before a simulator is refused, each with other random numbers.
+_NUM_COMPARISONS = 5
 # Rows that a check takes, and that it takes at most.
-_NUM_CHECK_CALLS, _MOST_CHECK_CALLS = 1 + 2 * 3, _NUM_ALONE + 3 * 3
+_NUM_CHECK_CALLS = 1 + 2 * 3
+_MOST_CHECK_CALLS = _NUM_ALONE + 3 * (2 * _NUM_COMPARISONS + 1)
 # What a row may change by when the others do, relative to its column: solvers choose
 # the steps of all rows of a batch together.
 _TOLERANCE = 0.01
@@ -189,46 +192,66 @@ def _check_contract(
         num_calls += 1
     start = get_rng_state()
 
-    def simulate(rows: list[int]) -> tuple[Tensor | None, list[float]]:
-        """Return data from the same state, and the next random numbers."""
-        with isolated_rng(start):
+    def simulate(
+        rows: list[int], state: dict[str, Any] = start
+    ) -> tuple[Tensor | None, list[float], dict[str, Any]]:
+        """Return data from a state, the next random numbers, and the state then."""
+        nonlocal num_calls
+        num_calls += len(rows)
+        with isolated_rng(state):
             x, _ = call_simulator(simulator, theta[rows], design[rows])
             devices = {"cpu", *(["cuda"] if torch.cuda.is_initialized() else [])}
             of_torch = [torch.rand((), device=device).item() for device in devices]
-            return x, [*of_torch, np.random.rand(), random.random()]
+            numbers = [*of_torch, np.random.rand(), random.random()]
+            return x, numbers, get_rng_state()
 
-    together, end = simulate([0, 1, 2])
+    together, end, later = simulate([0, 1, 2])
     if together is None:
-        return Chunk(error=error, num_calls=num_calls + 3)
+        return Chunk(error=error, num_calls=num_calls)
     if alone is None:
         raise ValueError(
             "simulator simulates several rows together, but raises for one row alone "
             f"({error!r}). {CONTRACT}"
         ) from error
-    changed, end_of_changed = simulate([1, 1, 1])
-    num_calls += 6
+    changed, end_of_changed, _ = simulate([1, 1, 1])
     common_width(x for x in (alone, together, changed) if x is not None)
     rows = torch.cat([theta, design], dim=1)
     has_one_row = torch.equal(rows[0], rows[1])
     if changed is None or end_of_changed != end or has_one_row:
         return Chunk(num_calls=num_calls)
-    # Columns of integers, or of which rows are equal, may repeat by chance.
-    different = together[: 2 if torch.equal(rows[0], rows[2]) else 3]
+    has_two_rows = torch.equal(rows[0], rows[2])
+    if not _second_row_differs(together, changed, has_two_rows):
+        return Chunk(num_calls=num_calls)
+    # A row that depends on others, noise from a generator of its own, or other random
+    # numbers for it after which, by chance, the generators are where they were.
+    repeated, _, _ = simulate([0, 1, 2])
+    if repeated is None or not torch.equal(repeated, together):
+        return Chunk(num_calls=num_calls)
+    for _ in range(_NUM_COMPARISONS - 1):
+        again, end, _ = simulate([0, 1, 2], later)
+        beside_itself, end_beside_itself, later = simulate([1, 1, 1], later)
+        if again is None or beside_itself is None or end != end_beside_itself:
+            return Chunk(num_calls=num_calls)
+        if not _second_row_differs(again, beside_itself, has_two_rows):
+            return Chunk(num_calls=num_calls)
+    raise ValueError(
+        "simulator mixes rows: with the same random numbers, the row of x for theta="
+        f"{theta[1].tolist()} and design={design[1].tolist()} is "
+        f"{together[1].tolist()} beside some rows and {changed[1].tolist()} beside "
+        f"others. {CONTRACT}"
+    )
+
+
+def _second_row_differs(together: Tensor, changed: Tensor, has_two_rows: bool) -> bool:
+    """Return whether the second row is another one beside other rows.
+
+    Columns of integers, or of which rows are equal, may repeat by chance.
+    """
+    different = together[: 2 if has_two_rows else 3]
     tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
     tells &= together.ne(together.round()).any(dim=0)
     gaps = (changed[1] - together[1]).abs()
-    if not bool((tells & (gaps > _TOLERANCE * together.abs().amax(dim=0))).any()):
-        return Chunk(num_calls=num_calls)
-    # A row that depends on others, or noise from a generator of its own.
-    repeated, _ = simulate([0, 1, 2])
-    if repeated is not None and torch.equal(repeated, together):
-        raise ValueError(
-            "simulator mixes rows: with the same random numbers, the row of x for "
-            f"theta={theta[1].tolist()} and design={design[1].tolist()} is "
-            f"{together[1].tolist()} beside some rows and {changed[1].tolist()} beside "
-            f"others. {CONTRACT}"
-        )
-    return Chunk(num_calls=num_calls + 3)
+    return bool((tells & (gaps > _TOLERANCE * together.abs().amax(dim=0))).any())
 
 
 def simulate_for_boed(

@@ -103,10 +103,8 @@ def test_the_summary_agrees_with_the_task(summary):
 
 def test_the_reported_information_is_a_lower_bound(summary):
     eig = summary["eig"]
-    assert (eig["bound"], eig["cap"]) == ("barber_agakov", None)
-    # How far below depends on the posterior network, which has learned for a fifth of
-    # the default number of steps: 0.20 to 0.34 nats over six other seeds.
-    assert eig["value"] > summary["exact_eig"] - 0.6
+    assert eig["bound"] in ("barber_agakov", "lace")
+    assert eig["value"] > summary["exact_eig"] - 0.3
     # Five standard errors: the seed is fixed, but not for every version of torch.
     assert eig["value"] < summary["exact_eig"] + 5.0 * eig["standard_error"]
 

@@ -364,6 +364,19 @@ def test_simulators_of_rows_are_taken_whatever_their_noise(name):
         assert x.isfinite().all() or name == "raises by chance"
 
 
+def test_small_counts_are_not_rows_that_mix():
+    """By chance, counts take as many random numbers for other rows as for their own."""
+
+    def counts(theta, design):
+        number = np.random.poisson((3.0 * theta * design).numpy())
+        return torch.as_tensor(np.sqrt(number + np.random.uniform(size=number.shape)))
+
+    for seed in range(300):
+        theta = 1.0 + torch.rand(4, 1, generator=torch.Generator().manual_seed(seed))
+        np.random.seed(seed)
+        run_simulator(counts, theta, torch.ones(4, 1))
+
+
 @pytest.mark.filterwarnings("ignore:.*raised an error")
 def test_a_simulator_that_raises_in_all_of_its_check_gets_rows_one_by_one():
     theta, design = rows([0, 24, 25, 49])

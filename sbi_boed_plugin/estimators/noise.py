@@ -43,8 +43,8 @@ class EstimatorView(ConditionalDensityEstimator):
         """Embedding network of the estimator."""
         return self.net.embedding_net
 
-    def input_of_net(self, input: Tensor) -> Tensor:
-        """Return the input that the net is given."""
+    def input_of_net(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the input that the net is given, with the condition before its own."""
         return input
 
     def condition_of_net(self, condition: Tensor) -> Tensor:
@@ -59,12 +59,12 @@ class EstimatorView(ConditionalDensityEstimator):
         """Return log-densities of shape `(sample_dim, batch_dim)`, in nats."""
         self._check_input_shape(input)
         self._check_condition_shape(condition)
-        of_net = self.input_of_net(input), self.condition_of_net(condition)
+        of_net = self.input_of_net(input, condition), self.condition_of_net(condition)
         return self.net.log_prob(*of_net, **kwargs) + self.log_abs_det(input)
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         """Return losses of shape `(batch_dim,)`, in nats."""
-        of_net = self.input_of_net(input), self.condition_of_net(condition)
+        of_net = self.input_of_net(input, condition), self.condition_of_net(condition)
         return self.net.loss(*of_net, **kwargs) - self.log_abs_det(input)
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
@@ -83,8 +83,8 @@ def to_noise(
     mixtures logistic; an estimator of your own brings `to_noise(input, condition)`.
     """
     if isinstance(estimator, EstimatorView):
-        of_net = estimator.input_of_net(input), estimator.condition_of_net(condition)
-        return to_noise(estimator.net, *of_net)
+        inner = estimator.input_of_net(input, condition)
+        return to_noise(estimator.net, inner, estimator.condition_of_net(condition))
     is_one_each = input.dim() == 2
     own = getattr(estimator, "to_noise", None)
     if callable(own):

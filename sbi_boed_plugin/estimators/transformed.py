@@ -17,6 +17,11 @@ from sbi_boed_plugin.estimators.coordinates import (
     warn_if_gaussian,
 )
 from sbi_boed_plugin.estimators.noise import EstimatorView
+from sbi_boed_plugin.estimators.residual import (
+    LinearRegression,
+    ResidualEstimator,
+    residuals,
+)
 
 __all__ = [
     "TransformedEstimator",
@@ -56,7 +61,7 @@ class TransformedEstimator(EstimatorView):
         self.condition_transform = move_transform(self.condition_transform, fn)
         return self
 
-    def input_of_net(self, input: Tensor) -> Tensor:
+    def input_of_net(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the input in the coordinates of the network."""
         return cast(Tensor, self.input_transform(input))
 
@@ -86,7 +91,7 @@ class TransformedEstimator(EstimatorView):
         samples = inverse(self.net.sample(sample_shape, condition, **kwargs))
         event_dims = tuple(range(-len(self.input_shape), 0))
         for _ in range(_MAX_ATTEMPTS):
-            lost = ~torch.isfinite(self.input_of_net(samples))
+            lost = ~torch.isfinite(cast(Tensor, self.input_transform(samples)))
             lost = lost.any(dim=event_dims, keepdim=True) if event_dims else lost
             if self.input_transform is identity_transform or not lost.any():
                 break
@@ -109,6 +114,7 @@ class _TransformedBuilder:
         condition: Literal["theta", "x"],
         *,
         dim_design: int = 0,
+        linear_start: bool = False,
         theta_transform: Transform = identity_transform,
         x_transform: Transform | Literal["auto"] | None = "auto",
         design_transform: Transform = identity_transform,
@@ -125,7 +131,7 @@ class _TransformedBuilder:
                 f"x_transform={x_transform!r} must be 'auto', None for natural units, "
                 "or a Transform of torch.distributions from natural units."
             )
-        self.dim_design = dim_design
+        self.dim_design, self.linear_start = dim_design, linear_start
         self.coordinates = {
             "theta_transform": theta_transform,
             "x_transform": x_transform,
@@ -182,7 +188,17 @@ class _TransformedBuilder:
             conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
-        return self._view(self.factory(self.model, **kwargs)(theta, x), of_theta, of_x)
+        build = self.factory(self.model, **kwargs)
+        in_units = isinstance(of_theta, Units) and isinstance(of_x, Units)
+        if not (self.linear_start and in_units):
+            return self._view(build(theta, x), of_theta, of_x)
+        rows = (x, theta) if self.condition == "theta" else (theta, x)
+        regression = LinearRegression(*rows, self.dim_design)
+        with torch.no_grad():
+            left = residuals(regression, *rows)
+        pair = (theta, left) if self.condition == "theta" else (left, x)
+        network = ResidualEstimator(build(*pair), regression)
+        return self._view(network, of_theta, of_x)
 
     def _units(self, name: str, values: Tensor) -> Transform:
         """Return the units of parameters or data, with the designs behind them."""
@@ -239,6 +255,7 @@ def transformed_likelihood_nn(
     model: str | Callable[[Tensor, Tensor], ConditionalDensityEstimator],
     *,
     dim_design: int = 0,
+    linear_start: bool = False,
     x_transform: Transform | Literal["auto"] | None = "auto",
     theta_transform: Transform = identity_transform,
     design_transform: Transform = identity_transform,
@@ -250,6 +267,11 @@ def transformed_likelihood_nn(
         model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`, or a
             builder function.
         dim_design: Number of values of a design; 0 without designs.
+        linear_start: Whether a named model describes what a linear regression of the
+            first simulations leaves. The regression, whose features are also products
+            with the design, learns with the network. Searches do so with models of a
+            name. Data or parameters with an embedding or another standardization than
+            the default are left as they are.
         x_transform: Transform of the data, for instance to logarithms; `None` for
             natural units. With `"auto"` a named model sees a column of the data as
             `asinh((x - centre) / scale)`, and warns, if the first simulations are
@@ -278,6 +300,7 @@ def transformed_likelihood_nn(
         model,
         "theta",
         dim_design=dim_design,
+        linear_start=linear_start,
         theta_transform=theta_transform,
         x_transform=x_transform,
         design_transform=design_transform,

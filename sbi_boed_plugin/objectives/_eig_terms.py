@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from sbi_boed_plugin._numbers import WrongKindError
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.objectives.info_nce import fresh_contrast, log_likelihood_matrix
 
-__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators"]
+__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators", "proposed_contrast"]
 
 Bound = (
     Literal["pce", "snmc", "lace", "lace_upper", "exact"]
@@ -71,7 +72,8 @@ class BoundKind:
     """What an estimate of the information is."""
 
     # From a problem, parameters and data to terms of shape `(batch_dim,)`, or to lower
-    # terms, upper terms and caps of the lower ones, and which of them are averaged.
+    # terms, upper terms, caps of the lower ones and effective numbers of contrasts, and
+    # which of the terms are averaged.
     terms: Callable[[Problem, Tensor, Tensor], Tensor]
     reports: Literal["lower", "upper", "both"] = "lower"
     # Whether it is a lower bound whatever the estimators are, hence also if failed
@@ -88,19 +90,21 @@ def _contrasts_of_prior(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
 
 
 def _contrastive_terms(log_likelihood: Tensor, log_weights: Tensor) -> Tensor:
-    r"""Return lower terms, upper terms and caps from contrasts of any proposal.
+    r"""Return lower and upper terms, caps and sample sizes from contrasts.
 
-    The lower ones are a bound for any likelihood :math:`q` and proposal :math:`r`:
+    The lower ones are a bound for any likelihood :math:`q` and any proposal :math:`r`:
     with weights :math:`f_l = q(x | \theta_l) p(\theta_l) / r(\theta_l | x)`,
     :math:`r(\theta_0 | x) f_0` over the mean of all :math:`f_l` is, averaged over the
     contrasts, a normalized density of :math:`\theta_0`. The caps are what the proposal
-    knows, plus that of the contrasts.
+    knows, plus that of the contrasts. Effective sample sizes are of contrasts alone.
     """
     log_num = math.log(len(log_weights))
     lower = log_likelihood - torch.logsumexp(log_weights, dim=0) + log_num
-    log_mean = torch.logsumexp(log_weights[1:], 0) - math.log(len(log_weights) - 1)
+    log_sum = torch.logsumexp(log_weights[1:], dim=0)
+    upper = log_likelihood - log_sum + math.log(len(log_weights) - 1)
     caps = log_likelihood - log_weights[0] + log_num
-    return torch.stack([lower, log_likelihood - log_mean, caps])
+    sizes = (2.0 * log_sum - torch.logsumexp(2.0 * log_weights[1:], dim=0)).exp()
+    return torch.stack([lower, upper, caps, sizes])
 
 
 def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
@@ -108,26 +112,44 @@ def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     return _contrastive_terms(matrix[0], matrix)
 
 
+def proposed_contrast(
+    prior: Distribution,
+    theta: Tensor,
+    draws: Tensor,
+    log_likelihood: Callable[[Tensor], Tensor],
+    log_proposal: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return the terms of `_contrastive_terms` for draws `(num, batch_dim, dim_theta)`.
+
+    The functions take parameters `(num + 1, batch_dim, dim_theta)`, those of the
+    simulations first. A draw outside of the prior, or one that is not finite, has no
+    weight.
+    """
+    rows = torch.cat([theta, draws.flatten(0, 1)])
+    inside = torch.isfinite(rows).all(dim=-1)
+    inside[inside.clone()] = within_support(prior, rows[inside])
+    rows = torch.where(inside.unsqueeze(-1), rows, theta.repeat(len(draws) + 1, 1))
+    theta_all = rows.reshape(-1, *theta.shape)
+    matrix = log_likelihood(theta_all)
+    log_prior = prior.log_prob(rows).reshape(matrix.shape)
+    weights = matrix + log_prior.to(matrix) - log_proposal(theta_all).to(matrix)
+    weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
+    return _contrastive_terms(matrix[0], weights)
+
+
 def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
     """Return the bounds with contrasts that a posterior draws."""
     # Any proposal that covers the posterior will do; the base of a hybrid costs least.
     proposal = getattr(problem.posterior_estimator, "base", problem.posterior_estimator)
     data = problem.with_design(x)
-    num_rows = problem.num_contrastive + 1
+
+    def log_proposal(theta_all: Tensor) -> Tensor:
+        parts = theta_all.split(max(1, problem.max_pairs // len(data)))
+        return torch.cat([_log_prob(proposal, part, data) for part in parts])
+
     draws = _draw(proposal, problem, data).to(theta)
-    # A draw outside of the prior, or one that is not finite, has no weight.
-    rows = torch.cat([theta, draws.flatten(0, 1)])
-    inside = torch.isfinite(rows).all(dim=-1)
-    inside[inside.clone()] = within_support(problem.prior, rows[inside])
-    rows = torch.where(inside.unsqueeze(-1), rows, theta.repeat(num_rows, 1))
-    theta_all = rows.reshape(num_rows, *theta.shape)
-    matrix = problem.log_likelihoods(x, theta_all)
-    parts = theta_all.split(max(1, problem.max_pairs // len(data)))
-    log_proposal = torch.cat([_log_prob(proposal, part, data) for part in parts])
-    log_prior = problem.prior.log_prob(rows).reshape(matrix.shape)
-    weights = matrix + log_prior.to(matrix) - log_proposal.to(matrix)
-    weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
-    return _contrastive_terms(matrix[0], weights)
+    log_likelihood = partial(problem.log_likelihoods, x)
+    return proposed_contrast(problem.prior, theta, draws, log_likelihood, log_proposal)
 
 
 def _nwj(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ References:
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin._prior import draw_parameters, log_normalization, why_no_density
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
 from sbi_boed_plugin.objectives._eig_terms import (
     BOUNDS,
     Bound,
@@ -63,44 +64,6 @@ LOWER_BOUNDS = tuple(name for name, kind in BOUNDS.items() if kind.is_lower)
 # Added to the user's seed. With the same seed, the parameters and data that a network
 # was trained with would be drawn again to judge it.
 _STREAM = 5_104_627_393
-
-
-class NoEstimateError(ValueError):
-    """Simulations of a design from which nothing can be estimated, and their number."""
-
-    # Python makes errors from other processes of the message, then fills in the rest.
-    def __init__(
-        self, message: str, num_simulations: int = 0, num_invalid_simulations: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.num_simulations = num_simulations
-        self.num_invalid_simulations = num_invalid_simulations
-
-
-@dataclass(frozen=True)
-class EIGEstimate:
-    """An estimate of the expected information gain of one design.
-
-    Attributes:
-        value: Estimate, in nats.
-        standard_error: Its standard error, in nats.
-        bound: What the estimate is, as in :func:`estimate_eig`.
-        cap: Largest value that the estimate can take, in nats, or `None`.
-        num_simulations: Number of rows that the simulator got, those of its check and
-            those repeated after errors included.
-        num_invalid_simulations: How many of them failed, and count as telling nothing.
-    """
-
-    value: float
-    standard_error: float
-    bound: Bound
-    cap: float | None = None
-    num_simulations: int = 0
-    num_invalid_simulations: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a dictionary of plain Python values."""
-        return asdict(self)
 
 
 def estimate_eig(
@@ -291,7 +254,8 @@ def eig_of_simulations(
         terms = torch.cat([kind.terms(problem, *chunk) for chunk in chunks], dim=-1)
     terms = terms.cpu().double()
     if terms.dim() == 1:
-        terms = torch.stack([terms, terms, torch.full_like(terms, torch.inf)])
+        unknown = torch.full_like(terms, torch.inf)
+        terms = torch.stack([terms, terms, unknown, unknown])
     estimate = _summarize(terms, problem, num_invalid, constant)
     if warn:
         _warn_of_doubts(estimate, *constant)
@@ -320,7 +284,7 @@ def _summarize(
     `constant` is what the log-density of the prior lacks, and its standard error.
     """
     bound, prior, kind = problem.bound, problem.prior, BOUNDS[problem.bound]
-    lower, upper, caps = terms
+    lower, upper, caps, sizes = terms
     values = {"lower": lower, "upper": upper}.get(kind.reports, 0.5 * (lower + upper))
     num_samples = len(values) + num_invalid
     num_infinite = int((~torch.isfinite(values)).sum())
@@ -356,7 +320,18 @@ def _summarize(
         cap = (largest + constant[0]) * share_valid
     value = values.mean().item() + constant[0] * share_valid
     error = math.hypot(*errors)
-    return EIGEstimate(value, error, bound, cap, num_samples, num_invalid)
+    num_contrastive = problem.num_contrastive if kind.has_contrasts else 0
+    size = sizes[sizes.isfinite()].mean().item()  # NaN where none has any weight.
+    return EIGEstimate(
+        value,
+        error,
+        bound,
+        cap,
+        num_samples,
+        num_invalid,
+        num_contrastive,
+        size if math.isfinite(size) else None,
+    )
 
 
 def _warn_of_doubts(estimate: EIGEstimate, constant: float, spread: float) -> None:

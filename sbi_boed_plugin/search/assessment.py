@@ -1,6 +1,9 @@
 """What is known of the design that a search found."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +34,11 @@ __all__ = ["assess_design", "estimate_bounds", "likelihood_mismatch"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
-# Contrasts for each simulation, and densities in total, of bounds to compare with.
-_CONTRASTS = {"lace": 63, "lace_upper": 63, "pce": 255, "snmc": 255}
+# Contrasts for each simulation of bounds to compare with, and densities in total.
+_CONTRASTS = {"lace_upper": 63, "pce": 255, "snmc": 255}
 _MAX_PAIRS = 262_144
+# Contrasts of LACE, of which a few rows tell how many are enough.
+_LACE_CONTRASTS, _LACE_ROWS = (15, 63, 255, 1_023), 512
 # Rows of the linear bound for each number that it fits.
 _ROWS_PER_FEATURE = 5
 
@@ -116,20 +121,21 @@ def estimate_bounds(
     bounds: dict[str, EIGEstimate] = {}
     for name in dict.fromkeys(names):
         is_own = name == own
-        contrasts = num_contrastive if is_own else _CONTRASTS.get(name, 0)
-        most = len(theta) if is_own else max(256, _MAX_PAIRS // (contrasts + 1))
         problem = Problem(
             name,
             by_posterior.get(name, estimators.likelihood),
             prior if name in ("pce", "snmc") else unseen(prior),
             design.to(theta).unsqueeze(0),
             posterior_estimator=posterior,
-            num_contrastive=contrasts,
+            num_contrastive=num_contrastive if is_own else _CONTRASTS.get(name, 0),
         )
+        estimate = partial(eig_of_simulations, constant=constant, warn=is_own)
         try:
-            bounds[name] = eig_of_simulations(
-                problem, theta[:most], x[:most], constant=constant, warn=is_own
-            )
+            if name == "lace":
+                problem = _with_enough_contrasts(problem, theta, x, estimate)
+            num_pairs = max(256, _MAX_PAIRS // (problem.num_contrastive + 1))
+            most = len(theta) if is_own else num_pairs
+            bounds[name] = estimate(problem, theta[:most], x[:most])
         except NoEstimateError:
             if is_own:
                 raise  # The search can do without the others.
@@ -137,6 +143,25 @@ def estimate_bounds(
     if linear is not None:
         bounds["linear"] = linear
     return bounds
+
+
+def _with_enough_contrasts(
+    problem: Problem, theta: Tensor, x: Tensor, estimate: Callable[..., EIGEstimate]
+) -> Problem:
+    """Return LACE with so many contrasts that more hardly raise it.
+
+    By less than the standard error of the value of all rows, on the first of them.
+    """
+    rows = theta[:_LACE_ROWS], x[:_LACE_ROWS]
+    shrink = math.sqrt(len(rows[0]) / len(theta))
+    best, value = problem, -math.inf
+    for num_contrastive in _LACE_CONTRASTS:
+        problem = replace(problem, num_contrastive=num_contrastive)
+        found = estimate(problem, *rows)
+        if found.value <= value + shrink * found.standard_error:
+            break
+        best, value = problem, found.value
+    return best
 
 
 @torch.no_grad()

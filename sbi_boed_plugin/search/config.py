@@ -65,7 +65,9 @@ class DesignSearchConfig:
             best are scored with simulations. The networks serve later searches, too.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, without a cap;
-            `"gkl"`, the same tightened by an energy ratio; `"info_nce"`, the
+            `"gkl"`, the same tightened by an energy ratio; `"lace"`, the likelihood
+            with contrasts that this posterior draws, in a joint search with
+            `gradient="score"`; `"info_nce"`, the
             contrastive bound of the likelihood (SBI-BOED), at most :math:`\log(L + 1)`;
             `"marginal"`, the likelihood against a learned density of the data, no
             bound. If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
@@ -148,6 +150,13 @@ class DesignSearchConfig:
                     f"{sorted(filter(None, known))}."
                 )
         _check_numbers(self)
+        by_score = self.objective and POLICY_OBJECTIVES[self.objective].by_score
+        if by_score and (self.method, self.gradient) != ("joint", "score"):
+            raise ValueError(
+                f"objective='{self.objective}' with method='{self.method}' and "
+                f"gradient='{self.gradient}': its contrasts are draws that would move "
+                "with the design. Use method='joint' with gradient='score'."
+            )
         # A gradient that is neither the default nor what the climb does.
         of_joint = {"num_refinement_steps": (0,), "gradient": ("score", "surrogate")}
         for name, allowed in of_joint.items():

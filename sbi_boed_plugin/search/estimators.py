@@ -92,7 +92,9 @@ class NetworkModels:
     """What a user says of the networks of a search: names of sbi's models, or builders.
 
     A name stands for a network in the coordinates of the likelihood and, for parameters
-    of bounded support, over all real numbers, so that no mass lies outside. For
+    of bounded support, over all real numbers, so that no mass lies outside. Those of a
+    search describe what a linear regression leaves; `likelihood` itself, for `train` on
+    stored simulations, is the network that sbi would build. For
     parameters of finitely many values the posterior is a categorical network. The
     likelihood is `None` if it was lost when the trainer was pickled.
     """
@@ -117,9 +119,22 @@ class NetworkModels:
         self.posterior, self.marginal = posterior, marginal
         self.coordinates = coordinates_of(likelihood)
 
+    def _likelihood_builder(
+        self, dim_design: int, linear_start: bool
+    ) -> Builder | None:
+        """Return what builds the likelihood."""
+        if self.likelihood_name is None or not linear_start:
+            return self.likelihood
+        settings = {**self.coordinates, "dim_design": dim_design, "linear_start": True}
+        return transformed_likelihood_nn(self.likelihood_name, **settings)
+
     def _builders(self, prior: Distribution, dim_design: int) -> tuple[Any, Any]:
         """Return what builds the posterior and the marginal."""
-        transforms = {**self.coordinates, "dim_design": dim_design}
+        transforms = {
+            **self.coordinates,
+            "dim_design": dim_design,
+            "linear_start": True,
+        }
         posterior: Any = self.posterior
         values = finite_values(prior)
         if isinstance(posterior, str) and values is not None:
@@ -140,23 +155,27 @@ class NetworkModels:
         prior: Distribution,
         rows: tuple[Tensor, Tensor, Tensor],
         device: str,
+        *,
+        linear_start: bool = True,
     ) -> DesignEstimators:
         """Return networks with what an objective needs and what was there already.
 
-        Networks are built from `rows`, the parameters, data and designs.
+        Networks are built from `rows`, the parameters, data and designs. The likelihood
+        starts from a regression with `linear_start`.
         """
         # sbi hands its builders data on the CPU, wherever it trains.
         theta, x, design = (part.detach().cpu() for part in rows)
         data = torch.cat([x, design], dim=-1)
         if estimators is None:
-            if self.likelihood is None:
+            build = self._likelihood_builder(design.shape[1], linear_start)
+            if build is None:
                 raise RuntimeError(
                     "The trainer was pickled before the first step, and pickling "
                     "leaves out density_estimator. Start again with a new trainer."
                 )
             conditions = torch.cat([theta, design], dim=-1)
-            warn_of_scales(self.likelihood, conditions, x)
-            estimators = DesignEstimators(self.likelihood(conditions, x))
+            warn_of_scales(build, conditions, x)
+            estimators = DesignEstimators(build(conditions, x))
         estimators = replace(estimators)  # A step that fails leaves the old ones.
         build_posterior, build_marginal = self._builders(prior, design.shape[1])
         if needs in ("posterior", "hybrid") and estimators.posterior is None:
@@ -186,7 +205,11 @@ class NetworkModels:
             needs = None if name == "likelihood" else name
             if any(key.startswith("energy.") for key in values):
                 needs = "hybrid"
-            networks = self.complete(networks, needs, prior, rows, device)
+            # Not the likelihood that `train` built.
+            linear_start = any("regression." in key for key in weights["likelihood"])
+            networks = self.complete(
+                networks, needs, prior, rows, device, linear_start=linear_start
+            )
         assert networks is not None
         # Copies: builders may put the same embedding into every network.
         copies = {name: deepcopy(net) for name, net in networks.named().items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
+from sbi_boed_plugin.objectives._eig_terms import proposed_contrast
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss
 from sbi_boed_plugin.objectives.info_nce import (
     contrastive_bound,
@@ -25,6 +26,9 @@ from sbi_boed_plugin.objectives.info_nce import (
 from sbi_boed_plugin.search.estimators import DesignEstimators
 
 __all__ = ["POLICY_OBJECTIVES", "Densities", "PolicyObjective", "training_losses"]
+
+# Draws of the posterior network for each simulation.
+_NUM_PROPOSED = 15
 
 
 @dataclass(eq=False)
@@ -123,17 +127,41 @@ def training_losses(
     return losses
 
 
+@torch.no_grad()
+def _lace(densities: Densities) -> Tensor:
+    """Return the terms of LACE with draws of the posterior network.
+
+    Without a gradient in data or designs, in which the draws would move, too.
+    """
+    posterior = densities.estimators.posterior_base
+    theta, x, design = densities.theta, densities.x, densities.design
+    draws = posterior.sample(torch.Size((_NUM_PROPOSED,)), densities.data)
+
+    def log_likelihood(theta_all: Tensor) -> Tensor:
+        condition = torch.cat([theta_all, design.expand(*theta_all.shape[:2], -1)], -1)
+        evaluate = densities.estimators.likelihood.log_prob
+        return log_likelihood_matrix(evaluate, x, condition)
+
+    def log_proposal(theta_all: Tensor) -> Tensor:
+        return posterior.log_prob(theta_all, densities.data)
+
+    terms = (log_likelihood, log_proposal)
+    return proposed_contrast(densities.prior, theta, draws, *terms)[0]
+
+
 @dataclass(frozen=True)
 class PolicyObjective:
     """A bound that can drive a policy.
 
     `needs` is the estimator that it needs beside the likelihood; `bound` is the bound
-    of `estimate_eig` that scores a design which was found with it.
+    of `estimate_eig` that scores a design which was found with it; `by_score` says that
+    only the score gradient follows it.
     """
 
     terms: Callable[[Densities], Tensor]
     needs: Literal["posterior", "hybrid", "marginal"] | None
-    bound: Literal["pce", "barber_agakov", "gkl"]
+    bound: Literal["pce", "barber_agakov", "gkl", "lace"]
+    by_score: bool = False
 
 
 POLICY_OBJECTIVES = {
@@ -156,6 +184,7 @@ POLICY_OBJECTIVES = {
     "info_nce": PolicyObjective(
         lambda densities: contrastive_bound(densities.log_likelihoods), None, "pce"
     ),
+    "lace": PolicyObjective(_lace, "posterior", "lace", by_score=True),
     # This is not a bound: the bound of the likelihood scores the design found.
     "marginal": PolicyObjective(
         lambda densities: densities.log_likelihood - densities.log_marginal,

@@ -98,13 +98,18 @@ def score_design(
     """
     bound = POLICY_OBJECTIVES[objective].bound
     estimators.train(False)
-    if bound == "pce":
-        estimator = estimators.likelihood
-    else:
-        is_hybrid = bound == "gkl"
-        estimator = estimators.posterior if is_hybrid else estimators.posterior_base
-        prior = unseen(prior)
-    return estimate_eig(estimator, simulator, prior=prior, bound=bound, **kwargs)
+    by_posterior = {
+        "barber_agakov": estimators.posterior_base,
+        "gkl": estimators.posterior,
+    }
+    return estimate_eig(
+        by_posterior.get(bound, estimators.likelihood),
+        simulator,
+        prior=prior if bound == "pce" else unseen(prior),
+        bound=bound,
+        posterior_estimator=estimators.posterior_base,
+        **kwargs,
+    )
 
 
 def multi_start_search(

@@ -69,7 +69,7 @@ class DesignResult:
         eig = self.eig
         lines = [
             f"design {self._short_design()}: at least {eig.value:.2f} nats (± "
-            f"{eig.standard_error:.2f}; lower bound, {eig.bound}), "
+            f"{eig.standard_error:.2f}; lower bound, {self._bound()}), "
             f"{self.num_simulations:,} simulations",
             *(f"- {doubt}" for doubt in self.doubts),
         ]
@@ -89,7 +89,7 @@ class DesignResult:
         rows = {
             "design": self._short_design(),
             "information": f"at least {eig.value:.2f} ± {eig.standard_error:.2f} nats "
-            f"({eig.bound})",
+            f"({self._bound()})",
             "simulations": f"{self.num_simulations:,} "
             f"({self.num_invalid_simulations:,} failed)",
             "ended by": self.stop_reason,
@@ -97,6 +97,14 @@ class DesignResult:
         }
         cells = (f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
+
+    def _bound(self) -> str:
+        """Return how the information was estimated."""
+        eig = self.eig
+        contrasts = (
+            f", {eig.num_contrastive:,} contrasts" if eig.num_contrastive else ""
+        )
+        return eig.bound + contrasts
 
     def _short_design(self) -> str:
         shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())

@@ -2,9 +2,11 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from torch.distributions import Bernoulli, Independent, Normal, Uniform
 
 from benchmarks.exact_estimators import (
@@ -134,6 +136,32 @@ def test_a_constant_that_cannot_be_measured_is_a_contradiction(constant, monkeyp
     assert "of the prior and its draws do not belong together" in doubt
 
 
+def test_lace_has_as_many_contrasts_as_its_proposal_needs():
+    torch.manual_seed(4)
+    bounds = bounds_with(normal_prior(1))
+    assert bounds["lace"].num_contrastive == 15
+    assert bounds["lace"].effective_sample_size == pytest.approx(15.0)
+    # A proposal that does not know the data is the prior, and few of its draws count.
+    wide = exact_estimators(lambda d: 1e-3 * slope(d), dim_theta=1, dim_design=1)
+    narrow = exact_estimators(slope, dim_theta=1, dim_design=1)
+    estimators = replace(narrow, posterior=wide.posterior)
+    design, theta = torch.tensor([30.0]), normal_prior(1).sample((2_000,))
+    bounds = estimate_bounds(
+        estimators,
+        theta,
+        Model.simulate(theta, design),
+        prior=normal_prior(1),
+        design=design,
+        objective="info_nce",
+        num_contrastive=15,
+    )
+    lace, few = bounds["lace"], bounds["pce"]
+    assert lace.num_contrastive >= 255 and lace.value > few.value + 1.0
+    assert lace.effective_sample_size < 0.2 * lace.num_contrastive
+    exact = information(slope, design.unsqueeze(0)).item()
+    assert lace.value < exact + 4.0 * lace.standard_error
+
+
 def test_bounds_to_compare_do_not_end_a_search():
     """Where every draw of the proposal leaves the prior, the others are still there."""
     prior = Independent(Uniform(torch.zeros(1), torch.full((1,), 1e-3)), 1)
@@ -141,9 +169,13 @@ def test_bounds_to_compare_do_not_end_a_search():
     assert "barber_agakov" in bounds and "lace_upper" not in bounds
 
 
-def search(low=0.1, high=4.0, design_learning_rate=3e-2, **settings):
+def search(low=0.1, high=4.0, design_learning_rate=3e-2, plain=False, **settings):
     start = torch.ones(1) if low < 1.0 else None
-    trainer = on_box(low, high, policy={"loc": start})
+    networks = {}
+    if plain:  # Networks of sbi, which do not start from a regression.
+        networks = {"model": likelihood_nn("mdn")}
+        networks["posterior_estimator"] = posterior_nn("mdn")
+    trainer = on_box(low, high, policy={"loc": start}, **networks)
     return trainer.optimize_design(
         Model.simulate, design_learning_rate=design_learning_rate, **settings
     )
@@ -153,7 +185,10 @@ def search(low=0.1, high=4.0, design_learning_rate=3e-2, **settings):
     ("told", "settings"),
     [
         # A box in which designs hardly differ.
-        ("linear regression knows more", {"low": 7.9, "high": 8.0, "num_steps": 3}),
+        (
+            "linear regression knows more",
+            {"low": 7.9, "high": 8.0, "num_steps": 3, "plain": True},
+        ),
         # A policy that cannot move, and one that only warms up.
         ("stopped on a slope", {"num_steps": 100, "design_learning_rate": 1e-7}),
         ("took no step", {"num_steps": 1_000, "max_num_simulations": 1_000}),

@@ -53,6 +53,11 @@ def test_policy_and_prior_are_needed(given, parts):
         ({"num_warmup_steps": 6}, ("num_warmup_steps=6", "less than num_steps=6")),
         ({"gradient": "full"}, ("gradient='full'", "Use one of", "score")),
         ({"objective": "magic"}, ("objective='magic'", "Use one of", "gkl")),
+        (
+            {"objective": "lace", "gradient": "surrogate"},
+            ("'lace' with method='joint' and gradient='surrogate'", "score"),
+        ),
+        ({"objective": "lace", "method": "multi_start"}, ("Use method='joint'",)),
         ({"method": "magic"}, ("method='magic'", "Use one of", "joint")),
         (
             {"method": "multi_start", "num_refinement_steps": 5},

@@ -217,6 +217,30 @@ def test_a_rate_ends_where_the_average_overfits():
     assert fit.finished and fit.num_steps == 220
 
 
+def test_networks_that_were_trained_go_on_at_a_lower_rate():
+    """A rate that is too high for them brings nothing, and the next one does."""
+    torch.manual_seed(5)
+    layer, rows = nn.Linear(1, 1), torch.randn(100, 1)
+    nn.init.constant_(layer.weight, 1.05)
+    nn.init.zeros_(layer.bias)
+
+    def losses(batch):
+        noise = 30.0 * torch.randn(len(batch[0]), 1)
+        return (layer(batch[0]) - batch[0] + noise).square()
+
+    with torch.no_grad():
+        before = (layer(rows) - rows).square().mean().item()
+    schedule = AveragedSchedule(learning_rate=3.0, min_gain=1e-9)
+    fit = Fit(layer, schedule)
+    fit.run(
+        Batches((rows,), torch.arange(100), 10),
+        losses,
+        lambda: (layer(rows) - rows).square().mean().item(),
+        max_num_epochs=100,
+    )
+    assert fit.best_loss <= before and fit.rate < 3.0 / 3.0
+
+
 def test_a_gradient_that_is_not_finite_costs_its_step_alone():
     layer = nn.Linear(1, 1)
     rows = torch.tensor([[1.0]] * 9 + [[torch.nan]])
