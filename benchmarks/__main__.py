@@ -28,6 +28,7 @@ MODULES = {
     "design-recovery": "design_recovery",
     "gradients": "gradient_table",
     "honest-bounds": "honest_bounds",
+    "lace-objective": "lace_objective",
     "hybrid-tasks": "hybrid_table:STUDY_OF_TASKS",
     "hybrid-two-moons": "hybrid_table:STUDY_OF_TWO_MOONS",
     "memory": "memory",

@@ -118,6 +118,11 @@ def _reported(row: pd.Series) -> str:
     return f"{row['reported']:.2f} of {row['exact']:.2f}{said}"
 
 
+def _gain_and_time(row: pd.Series) -> str:
+    gains = f"{row['gain']:+.2f} ({row['median_gain']:+.2f})".replace("-", "−")
+    return f"{gains}, {row['time']:.1f}×"
+
+
 def _shortfalls(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(["policy", "gradient", "objective"], sort=False)["shortfall"]
     found = groups.agg(shortfall="mean", shortfall_se="sem", worst="max")
@@ -344,6 +349,15 @@ TABLES = {
         {"flow": "flow"},
         {"L = {} ({} evaluations)": number("ratio", 1)},
         ["L", "evaluations"],
+    ),
+    "training": Table(
+        "training_summary",
+        {"task": "task", "method": "method"},
+        {"{}, {}": _gain_and_time},
+        ["model", "num_simulations"],
+        lambda table: table[table["task"] != "all"].sort_values(
+            ["num_simulations", "model"], kind="stable"
+        ),
     ),
     "training-growth": Table(
         "training-growth",
