@@ -111,6 +111,11 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
     add(what, of_corrected, "DirectPosterior", of_direct, "<= 5")
 
     many = simulate(prior.sample(torch.Size((100,))))
+    of_many = seconds(
+        lambda: corrected.sample_batched((100,), x=many, **QUIET), repeats=1
+    )
+    what = "100 observations, 100 samples each, a likelihood corrects"
+    add(what, of_many, "10,000 samples of one", of_corrected, "<= 5")
     batched = seconds(lambda: hybrid.sample_batched((100,), x=many, **QUIET), repeats=1)
     loop = seconds(
         lambda: [hybrid.sample((100,), x=row, **QUIET) for row in many.split(1)],

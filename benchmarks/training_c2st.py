@@ -7,7 +7,8 @@ its tasks, with mafs. `npe` and `nle` see the same simulations with both loops;
 `npe_gkl` is `npe` of the averaged schedule with an energy on top, and `nle_hybrid` is
 `nle` of it, sampled without chains. Seconds are processor time for one observation.
 Of `npe`, `npe_gkl` and `nle_hybrid` of the averaged schedule, `best` is the one whose
-density is largest on simulations that none of their networks learned from.
+density is largest on simulations that its base and energy, or its likelihood, did not
+learn from.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ import torch
 from sbi.inference import NLE, NPE
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.utils.sbiutils import within_support
 from sbibm.metrics.c2st import c2st
 from torch import Tensor
 
@@ -107,7 +109,12 @@ def log_density(posterior: Any, theta: Tensor, x: Tensor) -> float:
     """
     estimator = posterior.posterior_estimator
     if not isinstance(estimator, HybridEstimator):
-        return float(estimator.log_prob(theta.unsqueeze(0), x).mean())
+        # What draws outside of the prior, which are rejected, take from it.
+        draws = estimator.sample(torch.Size((NUM_DRAWS,)), x)
+        inside = within_support(posterior.prior, draws.flatten(0, 1))
+        share = inside.reshape(NUM_DRAWS, -1).double().mean(dim=0)
+        log_base = estimator.log_prob(theta.unsqueeze(0), x)[0]
+        return float((log_base - share.clamp_min(1 / NUM_DRAWS).log()).mean())
     _, log_weights = estimator.draw_weighted(NUM_DRAWS, x)
     own = estimator.log_ratio(theta.unsqueeze(0), x)
     log_base = estimator.base.log_prob(theta.unsqueeze(0), x)

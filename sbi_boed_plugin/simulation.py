@@ -39,7 +39,8 @@ __all__ = [
 _NUM_CHUNKS = 16
 # Calls with one row, all of which raise only if one row is what a simulator cannot do.
 _NUM_ALONE = 8
-# Comparisons before a simulator is refused, each with other random numbers.
+# Comparisons before a simulator is refused, each with other random numbers: it may draw
+# so many for each row that rows beside others only seem to differ.
 _NUM_COMPARISONS = 5
 # Rows that a check takes, and that it takes at most.
 _NUM_CHECK_CALLS = 1 + 2 * 3
@@ -76,7 +77,7 @@ class CheckedSimulator:
 
     @property
     def num_check_calls(self) -> int:
-        """Rows that a check takes, unless there are errors or other generators."""
+        """Rows that a check takes where nothing speaks against the simulator."""
         return 0 if self.is_checked else _NUM_CHECK_CALLS
 
     def count(self, chunks: list[Chunk]) -> int:

@@ -15,32 +15,41 @@ _MAX_FEATURES = 51
 _ROWS_PER_FEATURE = 5
 # Ridge and least variance of a residual, relative to the variance of each column.
 _RIDGE, _LEAST_VARIANCE = 1e-3, 1e-6
+# Relative spread of a column that rounding may give a constant.
+_CONSTANT = 1e-6
 
 
 class LinearRegression(nn.Module):
     r"""Linear regression of rows on their conditions, fitted and then trainable.
 
-    Predictions are :math:`B \phi(c)`, whose features :math:`\phi` are the condition
-    and, if it ends with a design, its products with that. First simulations give
-    :math:`B` by ridge regression; it is zero for features of which there are more than
-    one for five simulations. `factor` is the Cholesky factor of the covariance of the
-    residuals.
+    Predictions are :math:`\bar x + L W \phi(c)`, whose features :math:`\phi` are the
+    condition and, if it ends with a design, its products with that. First simulations
+    give :math:`W` by ridge regression; it is zero for features of which there are more
+    than one for five simulations. `factor` is :math:`L`, the Cholesky factor of the
+    covariance of the residuals.
     """
 
     mean: Tensor
     scale: Tensor
+    centre: Tensor
     factor: Tensor
 
     def __init__(self, rows: Tensor, condition: Tensor, dim_design: int = 0) -> None:
-        """Fit simulations `(batch_dim, dim)` and `(batch_dim, dim_condition)`."""
+        """Fit simulations `(batch_dim, dim)` and `(batch_dim, dim_condition)`.
+
+        Rows that are not finite do not count.
+        """
         super().__init__()
         self._dim_design = dim_design
+        finite = torch.cat([rows, condition], dim=-1).isfinite().all(dim=-1)
+        rows, condition = rows[finite], condition[finite]
         self.register_buffer("mean", condition.mean(dim=0))
         self.register_buffer("scale", _spread(condition))
+        self.register_buffer("centre", rows.mean(dim=0))
         # On the CPU: not every device has double precision.
-        features, targets = self._features(condition).cpu().double(), rows.cpu()
-        unit = _spread(targets).double()
-        targets = targets.double() / unit
+        features = self._features(condition).cpu().double()
+        unit = _spread(rows).cpu().double()
+        targets = (rows - self.centre).cpu().double() / unit
         weight = features.new_zeros(features.shape[1], targets.shape[1])
         num_linear = 1 + condition.shape[1]
         for num in (features.shape[1], num_linear):
@@ -58,7 +67,9 @@ class LinearRegression(nn.Module):
             covariance = torch.atleast_2d(torch.cov(residual.T, correction=0))
             least = _LEAST_VARIANCE * torch.eye(len(covariance)).double()
             factor = torch.linalg.cholesky(covariance + least)
-        self.weight = nn.Parameter((weight * unit).to(rows))
+        # In units of the noise, in which a step of an optimizer is small.
+        standard = torch.linalg.solve_triangular(factor, weight.T, upper=False).T
+        self.weight = nn.Parameter(standard.to(rows))
         self.register_buffer("factor", (unit.unsqueeze(1) * factor).to(rows))
 
     def _features(self, condition: Tensor) -> Tensor:
@@ -74,13 +85,13 @@ class LinearRegression(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return predictions of shape `(batch_dim, dim)`."""
-        return self._features(condition) @ self.weight
+        return self.centre + self._features(condition) @ self.weight @ self.factor.T
 
 
 class ResidualEstimator(EstimatorView):
     r"""A density estimator whose network describes the residuals of a regression.
 
-    The network sees :math:`L^{-1} (x - B \phi(c))`, with the factor :math:`L` of their
+    The network sees :math:`L^{-1} (x - \hat x(c))`, with the factor :math:`L` of their
     covariance. Alone, it takes thousands of steps to learn what is nearly linear.
     """
 
@@ -107,10 +118,10 @@ class ResidualEstimator(EstimatorView):
 
 def residuals(regression: LinearRegression, rows: Tensor, condition: Tensor) -> Tensor:
     """Return what a regression leaves of rows, uncorrelated and of variance one."""
-    left = (rows - regression(condition)).unsqueeze(-1)
-    return torch.linalg.solve_triangular(regression.factor, left, upper=False).squeeze(
-        -1
-    )
+    left = rows - regression(condition)
+    columns = left.flatten(end_dim=-2).T
+    standard = torch.linalg.solve_triangular(regression.factor, columns, upper=False)
+    return standard.T.reshape(left.shape)
 
 
 def _spread(rows: Tensor) -> Tensor:
@@ -118,4 +129,4 @@ def _spread(rows: Tensor) -> Tensor:
     if len(rows) < 2:
         return torch.ones_like(rows[0])
     spread = rows.std(dim=0)
-    return spread.where(spread > 0.0, 1.0)
+    return spread.where(spread > _CONSTANT * rows.abs().amax(dim=0), 1.0)

@@ -104,7 +104,8 @@ def _contrastive_terms(log_likelihood: Tensor, log_weights: Tensor) -> Tensor:
     upper = log_likelihood - log_sum + math.log(len(log_weights) - 1)
     caps = log_likelihood - log_weights[0] + log_num
     sizes = (2.0 * log_sum - torch.logsumexp(2.0 * log_weights[1:], dim=0)).exp()
-    return torch.stack([lower, upper, caps, sizes])
+    # Where no contrast has any weight, there are none.
+    return torch.stack([lower, upper, caps, sizes.nan_to_num(nan=0.0)])
 
 
 def _prior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:

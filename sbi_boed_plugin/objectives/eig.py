@@ -321,7 +321,6 @@ def _summarize(
     value = values.mean().item() + constant[0] * share_valid
     error = math.hypot(*errors)
     num_contrastive = problem.num_contrastive if kind.has_contrasts else 0
-    size = sizes[sizes.isfinite()].mean().item()  # NaN where none has any weight.
     return EIGEstimate(
         value,
         error,
@@ -330,7 +329,7 @@ def _summarize(
         num_samples,
         num_invalid,
         num_contrastive,
-        size if math.isfinite(size) else None,
+        sizes.mean().item() if num_contrastive else None,
     )
 
 

@@ -37,8 +37,8 @@ _EDGE = 0.01
 # Contrasts for each simulation of bounds to compare with, and densities in total.
 _CONTRASTS = {"lace_upper": 63, "pce": 255, "snmc": 255}
 _MAX_PAIRS = 262_144
-# Contrasts of LACE, of which a few rows tell how many are enough.
-_LACE_CONTRASTS, _LACE_ROWS = (15, 63, 255, 1_023), 512
+# Contrasts of LACE, of which a few rows tell how many are enough, and its densities.
+_LACE_CONTRASTS, _LACE_ROWS, _LACE_PAIRS = (15, 63, 255), 512, 524_288
 # Rows of the linear bound for each number that it fits.
 _ROWS_PER_FEATURE = 5
 
@@ -106,8 +106,9 @@ def estimate_bounds(
 ) -> dict[str, EIGEstimate]:
     """Return every bound of the information that the networks of a search give.
 
-    The own one of the objective comes first, with `num_contrastive` parameters;
-    `"linear"` is that of a regression. `x` is NaN where simulations failed.
+    The own one of the objective comes first, with `num_contrastive` parameters but for
+    LACE, which chooses them; `"linear"` is that of a regression. `x` is NaN where
+    simulations failed.
     """
     own, posterior = POLICY_OBJECTIVES[objective].bound, estimators.posterior_base
     names = [own, "pce", "snmc"]
@@ -132,9 +133,10 @@ def estimate_bounds(
         estimate = partial(eig_of_simulations, constant=constant, warn=is_own)
         try:
             if name == "lace":
-                problem = _with_enough_contrasts(problem, theta, x, estimate)
-            num_pairs = max(256, _MAX_PAIRS // (problem.num_contrastive + 1))
-            most = len(theta) if is_own else num_pairs
+                bounds[name] = _grown_lace(problem, theta, x, estimate)
+                continue
+            num_rows = max(256, _MAX_PAIRS // (problem.num_contrastive + 1))
+            most = len(theta) if is_own else num_rows
             bounds[name] = estimate(problem, theta[:most], x[:most])
         except NoEstimateError:
             if is_own:
@@ -145,23 +147,25 @@ def estimate_bounds(
     return bounds
 
 
-def _with_enough_contrasts(
+def _grown_lace(
     problem: Problem, theta: Tensor, x: Tensor, estimate: Callable[..., EIGEstimate]
-) -> Problem:
+) -> EIGEstimate:
     """Return LACE with so many contrasts that more hardly raise it.
 
-    By less than the standard error of the value of all rows, on the first of them.
+    On the first rows, more of them raise it by less than the standard error that the
+    value will have.
     """
-    rows = theta[:_LACE_ROWS], x[:_LACE_ROWS]
-    shrink = math.sqrt(len(rows[0]) / len(theta))
-    best, value = problem, -math.inf
+    few = theta[:_LACE_ROWS], x[:_LACE_ROWS]
+    best, value, num_rows = problem, -math.inf, len(theta)
     for num_contrastive in _LACE_CONTRASTS:
         problem = replace(problem, num_contrastive=num_contrastive)
-        found = estimate(problem, *rows)
+        found = estimate(problem, *few)
+        affordable = min(len(theta), _LACE_PAIRS // (num_contrastive + 1))
+        shrink = math.sqrt(len(few[0]) / affordable)
         if found.value <= value + shrink * found.standard_error:
             break
-        best, value = problem, found.value
-    return best
+        best, value, num_rows = problem, found.value, affordable
+    return estimate(best, theta[:num_rows], x[:num_rows])
 
 
 @torch.no_grad()

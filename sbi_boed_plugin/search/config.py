@@ -111,7 +111,8 @@ class DesignSearchConfig:
         num_eig_samples: Number of simulations that score the design found. If `None`,
             4,000, or what `max_num_simulations` and `max_seconds` leave, but at least
             100.
-        num_eig_contrastive: Number of contrastive parameters of each of them.
+        num_eig_contrastive: Number of contrastive parameters of each of them; LACE has
+            15, 63 or 255, as many as raise it by more than its error.
         multi_start: Settings of the search with `method="multi_start"`.
 
     Raises:

@@ -114,7 +114,8 @@ def find_doubts(
             "above it. Allow for more simulations."
         )
     # By chance, 1,000 rows exceed the limit once in 10,000 times, and so do fewer.
-    num_valid = reported.num_simulations - reported.num_invalid_simulations
+    own = next(iter(bounds.values()))  # Of all simulations.
+    num_valid = own.num_simulations - own.num_invalid_simulations
     if mismatch > _MAX_MISMATCH * max(1.0, 1_000 / max(1, num_valid)) ** 0.5:
         doubts.append(
             "The likelihood draws other data than the simulator does at this design "

@@ -62,7 +62,7 @@ def direct_posterior(
     if estimator is None:
         raise RuntimeError(
             "sample_with='direct' needs the posterior that optimize_design("
-            "objective='barber_agakov' or 'gkl') trains. Call it first, or use "
+            "objective='barber_agakov', 'gkl' or 'lace') trains. Call it first, or use "
             "sample_with='mcmc'."
         )
     prior = prior or search.prior
@@ -138,8 +138,8 @@ def hybrid_posterior(
     if posterior is None or likelihood is None:
         raise RuntimeError(
             "sample_with='hybrid' needs a likelihood and a posterior network: call "
-            "train(), or optimize_design() with objective='barber_agakov' or 'gkl', "
-            "or use sample_with='mcmc'."
+            "train(), or optimize_design() with objective='barber_agakov', 'gkl' or "
+            "'lace', or use sample_with='mcmc'."
         )
     x_o, earlier, observations = None, None, search.measurements.observations
     if design is None and observations:

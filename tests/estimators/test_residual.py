@@ -48,10 +48,42 @@ def test_few_simulations_give_no_slope_that_is_luck(num):
 
 def test_columns_that_repeat_or_never_vary_do_no_harm():
     condition, x = measured(400)
-    condition = torch.cat([condition, condition[:, :1], torch.ones(400, 1)], dim=-1)
-    x = torch.cat([x, x[:, :1], torch.full((400, 1), 7.0)], dim=-1)
-    left = residuals(LinearRegression(x, condition), x, condition)
+    # The mean of 0.3 is another number in single precision.
+    condition = torch.cat([condition, condition[:, :1], torch.full((400, 1), 0.3)], 1)
+    x = torch.cat([x, x[:, :1], torch.full((400, 1), 0.7)], dim=-1)
+    x[7, 0], condition[8, 1] = torch.nan, torch.inf
+    regression = LinearRegression(x, condition)
+    condition[:, -1] = 0.31
+    left = residuals(regression, x[10:], condition[10:])
     assert torch.isfinite(left).all() and left.abs().max() < 1e3
+
+
+def test_data_and_parameters_may_be_far_from_zero():
+    torch.manual_seed(4)
+    condition, x = measured(1_000)
+    condition[:, 2:] += 100.0  # of which products have a mean of their own.
+    near = LinearRegression(x, condition, dim_design=3)
+    far = LinearRegression(x + 1e4, condition, dim_design=3)
+    torch.testing.assert_close(near.factor, far.factor, rtol=0.05, atol=1e-3)
+    difference = far(condition) - near(condition)
+    torch.testing.assert_close(difference, torch.full_like(x, 1e4), rtol=1e-5, atol=0.1)
+
+
+def test_a_step_is_small_in_units_of_the_noise():
+    """Of precise data, a step in units of the data would be thousands of deviations."""
+    torch.manual_seed(5)
+    theta = torch.randn(1_000, 2)
+    x = theta @ torch.randn(2, 3) + 1e-3 * torch.randn(1_000, 3)
+    estimator = transformed_likelihood_nn("mdn", linear_start=True)(theta, x)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(2):
+        loss = estimator.loss(x, theta).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0] + 0.1
 
 
 @pytest.mark.parametrize("model", ["maf", "nsf", "mdn", "zuko_nsf"])

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from sbi.utils import BoxUniform
+from torch.distributions import Independent, MultivariateNormal, Normal, Uniform
 
 from sbi_boed_plugin import estimate_eig, tasks
 
@@ -50,3 +51,30 @@ def test_the_exact_information_of_noisy_lines_lies_between_the_bounds(dim_design
     assert upper.value >= exact - 3.0 * upper.standard_error
     # A standard error of 0.025, and 0.02 of nested bias with 256 contrasts.
     assert abs(lower.value - exact) < 0.1 and abs(upper.value - exact) < 0.1
+
+
+def test_draws_outside_of_the_prior_count_for_nothing():
+    """A share of a twentieth of the draws is inside: so is the effective number."""
+    prior = BoxUniform(torch.zeros(1), torch.ones(1))
+    wide = Independent(Uniform(torch.zeros(1), torch.full((1,), 20.0)), 1)
+
+    class Wide:
+        def sample(self, sample_shape, condition):
+            return wide.sample((*sample_shape, len(condition)))
+
+        def log_prob(self, input, condition):
+            return wide.log_prob(input)
+
+    eig = estimate_eig(
+        lambda x, theta, design: Normal(theta, 1.0).log_prob(x).sum(dim=-1),
+        lambda theta, design: theta + torch.randn_like(theta),
+        prior=prior,
+        design=torch.ones(1),
+        bound="lace",
+        posterior_estimator=Wide(),
+        num_samples=4_000,
+        num_contrastive=1,
+        seed=0,
+    )
+    assert eig.num_contrastive == 1
+    assert eig.effective_sample_size == pytest.approx(0.05, abs=0.02)

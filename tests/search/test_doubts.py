@@ -156,7 +156,7 @@ def test_lace_has_as_many_contrasts_as_its_proposal_needs():
         num_contrastive=15,
     )
     lace, few = bounds["lace"], bounds["pce"]
-    assert lace.num_contrastive >= 255 and lace.value > few.value + 1.0
+    assert lace.num_contrastive >= 255 and lace.value > few.value + 0.8
     assert lace.effective_sample_size < 0.2 * lace.num_contrastive
     exact = information(slope, design.unsqueeze(0)).item()
     assert lace.value < exact + 4.0 * lace.standard_error

@@ -18,6 +18,8 @@ from sbi_boed_plugin.estimators.transformed import (
     TransformedEstimator,
 )
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
+from tests.oracles import LinearGaussian as Model
+from tests.trainers.cases import make_trainer
 
 LOG = ExpTransform().inv
 LOW, HIGH = torch.tensor([-1.0, 2.0]), torch.tensor([1.0, 5.0])
@@ -140,3 +142,22 @@ def test_only_what_is_missing_is_built():
     both = complete(again, "marginal")
     assert both.posterior is hybrid.posterior and both.marginal is not None
     assert isinstance(both, DesignEstimators) and len(both.all()) == 3
+
+
+@pytest.mark.parametrize("by_search", [False, True])
+def test_a_saved_likelihood_is_built_as_it_was(by_search):
+    """That of a search starts from a regression, that of `train` does not."""
+    first, second = make_trainer(), make_trainer()
+    if by_search:
+        first.optimize_design(Model.simulate, num_steps=3, num_eig_samples=20)
+    else:
+        theta, design = Model.prior.sample((60,)), torch.rand(60, 1) + 0.5
+        data = Model.simulate(theta, design)
+        first.append_simulations(theta, data, design=design)
+        first.train(max_num_epochs=2)
+    state = first.search.state_dict()
+    assert by_search == any("regression." in k for k in state["networks"]["likelihood"])
+    second.search.load_state_dict(state)
+    rows = torch.randn(5, 1), torch.randn(5, 1), torch.ones(5, 1)
+    found = [t.search.networks.log_likelihood(*rows) for t in (first, second)]
+    torch.testing.assert_close(*found)

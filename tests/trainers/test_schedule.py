@@ -225,20 +225,20 @@ def test_networks_that_were_trained_go_on_at_a_lower_rate():
     nn.init.zeros_(layer.bias)
 
     def losses(batch):
-        noise = 30.0 * torch.randn(len(batch[0]), 1)
+        noise = torch.randn(len(batch[0]), 1)
         return (layer(batch[0]) - batch[0] + noise).square()
 
     with torch.no_grad():
         before = (layer(rows) - rows).square().mean().item()
-    schedule = AveragedSchedule(learning_rate=3.0, min_gain=1e-9)
+    schedule = AveragedSchedule(learning_rate=3.0, min_gain=1e-9, max_num_rates=8)
     fit = Fit(layer, schedule)
     fit.run(
         Batches((rows,), torch.arange(100), 10),
         losses,
         lambda: (layer(rows) - rows).square().mean().item(),
-        max_num_epochs=100,
+        max_num_epochs=300,
     )
-    assert fit.best_loss <= before and fit.rate < 3.0 / 3.0
+    assert fit.best_loss < before / 2.0 and fit.rate < 1.0
 
 
 def test_a_gradient_that_is_not_finite_costs_its_step_alone():
