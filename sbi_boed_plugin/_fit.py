@@ -33,6 +33,8 @@ __all__ = ["AveragedSchedule", "Batches", "Fit"]
 _HORIZON = 0.1
 _RATE_FACTOR = 1.0 / 3.0
 _NUM_WARMUP_STEPS = 100
+# Rows of a batch, of however few simulations.
+_LEAST_BATCH = 50
 # Steps before a validation, which costs as much as a few of them.
 _MIN_STEPS_OF_EPOCH = 10
 # Decay of weights, a prior that counts for less the more rows there are.
@@ -64,6 +66,10 @@ class AveragedSchedule:
         max_num_rates: Number of rates at most.
         weight_decay: Decay of the weights by AdamW. If `None`, 100 divided by the
             number of simulations to train with, at most 0.1.
+        min_num_batches: Least number of batches of an epoch: of few simulations they
+            have fewer than `training_batch_size`, but 50 at least. The noise of small
+            batches keeps networks from overfitting. `NRE_GKL`, whose rows are
+            classified against others of their batch, does without.
     """
 
     learning_rate: float = 6e-3
@@ -72,6 +78,11 @@ class AveragedSchedule:
     min_gain: float = 0.02
     max_num_rates: int = 4
     weight_decay: float | None = None
+    min_num_batches: int = 16
+
+    def batch_size(self, most: int, num_rows: int) -> int:
+        """Return the size of batches where so many rows are trained with."""
+        return min(most, max(_LEAST_BATCH, num_rows // self.min_num_batches))
 
     def decay(self, num_rows: int) -> float:
         """Return the decay of the weights where so many rows are trained with."""
@@ -92,7 +103,9 @@ class AveragedSchedule:
         check_fields(self, check_real, ["min_gain"], 0.0)
         decay = ["weight_decay"], 0.0, MOST_WEIGHT
         check_fields(self, check_real, *decay, or_none=True)
-        check_fields(self, check_integer, ["min_patience", "max_num_rates"], 1)
+        check_fields(
+            self, check_integer, ["min_patience", "max_num_rates", "min_num_batches"], 1
+        )
 
 
 class Batches:

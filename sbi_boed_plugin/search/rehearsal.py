@@ -85,7 +85,8 @@ def _rehearse(
     for name, network in networks.items():
         losses_of = partial(_losses, network, pairs[name])
         fit = Fit(network, _SCHEDULE, config.clip_max_norm)
-        batches = Batches(pairs[name], used, _BATCH_SIZE)
+        size = _SCHEDULE.batch_size(_BATCH_SIZE, len(used))
+        batches = Batches(pairs[name], used, size)
         most = num_passes * len(batches)
         deadline = time.perf_counter() + seconds_left / len(networks)
         bar = tqdm(desc=f"Rehearsing {name}", disable=not show_progress_bar)

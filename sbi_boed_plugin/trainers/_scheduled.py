@@ -56,6 +56,12 @@ class ScheduledTrainer(KeepsTracker):
             )
         self._schedule = schedule
 
+    def _batch_size(self, most: int) -> int:
+        """Return the size of batches of the schedule."""
+        assert self._schedule is not None
+        trainer: Any = self
+        return self._schedule.batch_size(most, len(trainer.train_indices))
+
     def _run_training_loop(
         self,
         train_loader: Any,
@@ -77,7 +83,7 @@ class ScheduledTrainer(KeepsTracker):
         fit, summary, most = self._fit, trainer._summary, train_config.max_num_epochs
         trainer.optimizer = fit.optimizer
         rows = train_loader.dataset.tensors
-        size = train_loader.batch_size
+        size = self._batch_size(train_loader.batch_size)
         training = Batches(rows, trainer.train_indices, size)
         validation = Batches(rows, trainer.val_indices, _VALIDATION_ROWS, shuffle=False)
         of_loss = {} if loss_args is None else {"loss_args": loss_args}

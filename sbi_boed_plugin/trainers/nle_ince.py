@@ -372,6 +372,11 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
             )
         return loaders
 
+    def _batch_size(self, most: int) -> int:
+        """Return the size of batches of the schedule, which hold all contrasts."""
+        least = (self._objective.num_contrastive or 0) + 1
+        return max(least, super()._batch_size(most))
+
     def _loss(self, theta: Tensor, x: Tensor) -> Tensor:
         if self._objective.num_contrastive == 0:
             # lambda * NLE, also for estimators whose loss is more than -log_prob.

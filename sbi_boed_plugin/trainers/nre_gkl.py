@@ -166,6 +166,10 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
         potential_fn = DesignRatioPotential(estimator, prior, None, device=device)
         return potential_fn, mcmc_transform(prior, device=device)
 
+    def _batch_size(self, most: int) -> int:
+        """Return the size of batches of the schedule: rows are others' candidates."""
+        return most
+
     def _loss(self, theta: Tensor, x: Tensor, num_atoms: int) -> Tensor:
         """Return the loss of each row; atoms are parameters of other rows.
 

@@ -201,6 +201,23 @@ def test_weights_decay_less_the_more_simulations_there_are(num_rows, given, expe
     assert AveragedSchedule(weight_decay=given).decay(num_rows) == expected
 
 
+@pytest.mark.parametrize(
+    "most, num_rows, expected",
+    [(200, 100_000, 200), (200, 1_600, 100), (200, 270, 50), (20, 270, 20)],
+)
+def test_batches_of_few_simulations_are_small(most, num_rows, expected):
+    assert AveragedSchedule().batch_size(most, num_rows) == expected
+    assert AveragedSchedule(min_num_batches=1).batch_size(most, num_rows) == (
+        min(most, max(50, num_rows))
+    )
+
+
+def test_a_batch_of_the_schedule_holds_all_contrasts():
+    trainer = make(NLE_INCE)
+    train(trainer, num_contrastive=120, max_num_epochs=1)
+    assert trainer._batch_size(200) == 121
+
+
 def test_a_rate_ends_where_the_average_overfits():
     """A twentieth of the gain is lost: no rate waits for its patience."""
     validation = iter([1.0, 0.0, *[0.06] * 100])
