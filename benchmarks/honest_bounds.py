@@ -9,12 +9,14 @@ low (doubts about the policy do not count). The information of `sir` is by brute
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from benchmarks.study import Job, Row, Study, averages
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.experiment import find_design, make_trainer
+from sbi_boed_plugin.search.result import DesignResult
 
 SIZES = (("noisy_linear", 10), ("gaussian_linear", 10))
 BUDGETS = (0, 1_000, 5_000, 20_000)
@@ -41,15 +43,20 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
     ]
 
 
-def run(job: Job, quick: bool) -> Row:
-    """Search with a budget and compare what is reported with the exact answer."""
+def search(job: Job, **settings: Any) -> tuple[tasks.Task, DesignResult, float]:
+    """Return the task of a job, what a search found, and its processor time."""
     torch.manual_seed(job["seed"])
     sizes = {"dim_design": job["size"]} if job["size"] else {}
     task = tasks.get_task(job["task"], **sizes)
     trainer = make_trainer(task, show_progress_bars=False)
     started = time.process_time()
-    result = find_design(trainer, task, max_num_simulations=job["budget"] or None)
-    seconds = time.process_time() - started
+    result = find_design(trainer, task, **settings)
+    return task, result, time.process_time() - started
+
+
+def run(job: Job, quick: bool) -> Row:
+    """Search with a budget and compare what is reported with the exact answer."""
+    task, result, seconds = search(job, max_num_simulations=job["budget"] or None)
     exact, error = exact_information(task, result.design)
     below = exact - result.eig.value
     return {

@@ -6,15 +6,10 @@ Information of the design found with 3,000 simulations, by the policy's objectiv
 bound of the posterior network alone, or LACE with 15 of its draws for each simulation.
 """
 
-import time
 from collections.abc import Sequence
 
-import torch
-
-from benchmarks.honest_bounds import exact_information
+from benchmarks.honest_bounds import exact_information, search
 from benchmarks.study import Job, Row, Study, averages
-from sbi_boed_plugin import tasks
-from sbi_boed_plugin.experiment import find_design, make_trainer
 
 CASES = (
     ("ces", 0),
@@ -38,14 +33,8 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
 
 def run(job: Job, quick: bool) -> Row:
     """Search with an objective, and evaluate the design."""
-    torch.manual_seed(job["seed"])
-    sizes = {"dim_design": job["size"]} if job["size"] else {}
-    task = tasks.get_task(job["task"], **sizes)
-    trainer = make_trainer(task, show_progress_bars=False)
-    started = time.process_time()
     settings = {"objective": job["objective"], "max_num_simulations": NUM_SIMULATIONS}
-    result = find_design(trainer, task, **settings)
-    seconds = time.process_time() - started
+    task, result, seconds = search(job, **settings)
     return {
         "exact": round(exact_information(task, result.design)[0], 3),
         "reported": round(result.eig.value, 3),

@@ -170,6 +170,15 @@ TABLES = {
             )
         ),
     ),
+    "lace-objective": Table(
+        "lace-objective_summary",
+        {"task": "task"},
+        {
+            "{}: exact information of the design [nats]": number("exact"),
+            "{}: CPU seconds": number("cpu_seconds", 1),
+        },
+        ["objective"],
+    ),
     "sir-check": Table(
         "sir-check",
         {"seed": "seed"},
