@@ -55,8 +55,8 @@ class AveragedSchedule:
     the last tenth of the steps is validated after each epoch, which is one pass over
     the simulations, or as many as make ten steps. Where the validation loss gains no
     more, or has lost a twentieth of what was gained, the rate falls to a third, and
-    training goes on from the best average; it ends where a rate but the first brought
-    no gain.
+    training goes on from the best average; it ends where a later rate brought no
+    gain.
 
     Attributes:
         learning_rate: First learning rate, of AdamW.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sbi_boed_plugin.estimators.noise import EstimatorView
 
-__all__ = ["LinearRegression", "ResidualEstimator", "residuals"]
+__all__ = ["LinearRegression", "ResidualEstimator"]
 
 # With products, at most as many features as the 256 simulations of a step can fit:
 # those that begin with zeros learn more slowly than a network does.
@@ -24,9 +24,9 @@ class LinearRegression(nn.Module):
 
     Predictions are :math:`\bar x + L W \phi(c)`, whose features :math:`\phi` are the
     condition and, if it ends with a design, its products with that. First simulations
-    give :math:`W` by ridge regression; it is zero for features of which there are more
-    than one for five simulations. `factor` is :math:`L`, the Cholesky factor of the
-    covariance of the residuals.
+    give :math:`W` by ridge regression where there are five for each feature; else it
+    starts with zeros. `centre` is :math:`\bar x`, and `factor` is :math:`L`, the
+    Cholesky factor of the covariance of the residuals.
     """
 
     mean: Tensor
@@ -85,7 +85,18 @@ class LinearRegression(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Return predictions of shape `(batch_dim, dim)`."""
-        return self.centre + self._features(condition) @ self.weight @ self.factor.T
+        return self.from_residuals(torch.zeros_like(self.centre), condition)
+
+    def residuals(self, rows: Tensor, condition: Tensor) -> Tensor:
+        """Return what is left of rows, uncorrelated and of variance one."""
+        columns = (rows - self.centre).flatten(end_dim=-2).T
+        standard = torch.linalg.solve_triangular(self.factor, columns, upper=False)
+        return standard.T.reshape(rows.shape) - self._features(condition) @ self.weight
+
+    def from_residuals(self, residuals: Tensor, condition: Tensor) -> Tensor:
+        """Return the rows of which residuals are left."""
+        standard = residuals + self._features(condition) @ self.weight
+        return self.centre + standard @ self.factor.T
 
 
 class ResidualEstimator(EstimatorView):
@@ -104,7 +115,7 @@ class ResidualEstimator(EstimatorView):
 
     def input_of_net(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the residuals that the net is given."""
-        return residuals(self.regression, input, condition)
+        return self.regression.residuals(input, condition)
 
     def log_abs_det(self, input: Tensor) -> Tensor:
         """Return the log-determinant, the same for all inputs."""
@@ -113,15 +124,7 @@ class ResidualEstimator(EstimatorView):
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples of shape `(*sample_shape, batch_dim, dim)`."""
         draws = super().sample(sample_shape, condition, **kwargs)
-        return draws @ self.regression.factor.T + self.regression(condition)
-
-
-def residuals(regression: LinearRegression, rows: Tensor, condition: Tensor) -> Tensor:
-    """Return what a regression leaves of rows, uncorrelated and of variance one."""
-    left = rows - regression(condition)
-    columns = left.flatten(end_dim=-2).T
-    standard = torch.linalg.solve_triangular(regression.factor, columns, upper=False)
-    return standard.T.reshape(left.shape)
+        return self.regression.from_residuals(draws, condition)
 
 
 def _spread(rows: Tensor) -> Tensor:

@@ -17,11 +17,7 @@ from sbi_boed_plugin.estimators.coordinates import (
     warn_if_gaussian,
 )
 from sbi_boed_plugin.estimators.noise import EstimatorView
-from sbi_boed_plugin.estimators.residual import (
-    LinearRegression,
-    ResidualEstimator,
-    residuals,
-)
+from sbi_boed_plugin.estimators.residual import LinearRegression, ResidualEstimator
 
 __all__ = [
     "TransformedEstimator",
@@ -195,7 +191,7 @@ class _TransformedBuilder:
         rows = (x, theta) if self.condition == "theta" else (theta, x)
         regression = LinearRegression(*rows, self.dim_design)
         with torch.no_grad():
-            left = residuals(regression, *rows)
+            left = regression.residuals(*rows)
         pair = (theta, left) if self.condition == "theta" else (left, x)
         network = ResidualEstimator(build(*pair), regression)
         return self._view(network, of_theta, of_x)

@@ -6,11 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from sbi_boed_plugin import transformed_likelihood_nn, transformed_posterior_nn
 from sbi_boed_plugin.estimators.noise import reparameterize, to_noise
-from sbi_boed_plugin.estimators.residual import (
-    LinearRegression,
-    ResidualEstimator,
-    residuals,
-)
+from sbi_boed_plugin.estimators.residual import LinearRegression, ResidualEstimator
 
 
 def measured(num, num_measurements=3):
@@ -27,7 +23,7 @@ def test_residuals_of_what_is_linear_are_the_noise():
     condition, x = measured(2_000)
     regression = LinearRegression(x, condition, dim_design=3)
     condition, x = measured(2_000)
-    left = residuals(regression, x, condition)
+    left = regression.residuals(x, condition)
     torch.testing.assert_close(left.T.cov(), torch.eye(3), atol=0.1, rtol=0.0)
     covariance = regression.factor @ regression.factor.T
     expected = 0.01 * (1.0 + torch.eye(3))
@@ -54,7 +50,7 @@ def test_columns_that_repeat_or_never_vary_do_no_harm():
     x[7, 0], condition[8, 1] = torch.nan, torch.inf
     regression = LinearRegression(x, condition)
     condition[:, -1] = 0.31
-    left = residuals(regression, x[10:], condition[10:])
+    left = regression.residuals(x[10:], condition[10:])
     assert torch.isfinite(left).all() and left.abs().max() < 1e3
 
 

@@ -202,14 +202,18 @@ def test_weights_decay_less_the_more_simulations_there_are(num_rows, given, expe
 
 
 @pytest.mark.parametrize(
-    "most, num_rows, expected",
-    [(200, 100_000, 200), (200, 1_600, 100), (200, 270, 50), (20, 270, 20)],
+    "most, num_rows, expected, without",
+    [
+        (200, 100_000, 200, 200),
+        (200, 1_600, 100, 200),
+        (200, 270, 50, 200),
+        (20, 270, 20, 20),
+    ],
 )
-def test_batches_of_few_simulations_are_small(most, num_rows, expected):
+def test_batches_of_few_simulations_are_small(most, num_rows, expected, without):
     assert AveragedSchedule().batch_size(most, num_rows) == expected
-    assert AveragedSchedule(min_num_batches=1).batch_size(most, num_rows) == (
-        min(most, max(50, num_rows))
-    )
+    one = AveragedSchedule(min_num_batches=1)
+    assert one.batch_size(most, num_rows) == without
 
 
 def test_a_batch_of_the_schedule_holds_all_contrasts():
