@@ -73,6 +73,12 @@ class EstimatorView(ConditionalDensityEstimator):
         return self.net.sample(sample_shape, self.condition_of_net(condition), **kwargs)
 
 
+def _keeps_input(estimator: ConditionalDensityEstimator) -> bool:
+    """Return whether an estimator is a view that changes the condition alone."""
+    input_of_net = getattr(type(estimator), "input_of_net", None)
+    return input_of_net is EstimatorView.input_of_net
+
+
 def to_noise(
     estimator: ConditionalDensityEstimator, input: Tensor, condition: Tensor
 ) -> Tensor:
@@ -189,8 +195,7 @@ def draw_noise(
     of nflows has the noise before the samples: those that the function's argument,
     booleans `(num, batch_dim)`, leaves out are not made, but NaN.
     """
-    input_of_net = getattr(type(estimator), "input_of_net", None)
-    if input_of_net is EstimatorView.input_of_net:
+    if _keeps_input(estimator):
         view = cast(EstimatorView, estimator)
         return draw_noise(view.net, num_samples, view.condition_of_net(condition))
     if not _is_gaussian_flow(estimator):
@@ -220,7 +225,14 @@ def reparameterize(
 
     They may be data from a simulator. At fixed noise there is one vector-Jacobian
     product per dimension. Weights of the estimator that require one get a gradient.
+    Estimators with a method `reparameterize(input, condition)` do it themselves.
     """
+    own = getattr(estimator, "reparameterize", None)
+    if callable(own):
+        return cast(Tensor, own(input, condition))
+    if _keeps_input(estimator):
+        view = cast(EstimatorView, estimator)
+        return reparameterize(view.net, input, view.condition_of_net(condition))
     fixed = input.detach().requires_grad_()
     noise = to_noise(estimator, fixed, condition)
     rows = [

@@ -6,16 +6,16 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
-from tqdm.auto import tqdm
 
-from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
+from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin._prior import finite_values, why_no_density
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
+from sbi_boed_plugin.search.fitting import fit_network
 
 __all__ = ["Proposal"]
 
-_BATCH_SIZE, _VALIDATION_SHARE, _VALIDATION_ROWS = 200, 0.1, 1_000
+_BATCH_SIZE, _VALIDATION_SHARE = 200, 0.1
 
 
 class Proposal:
@@ -73,34 +73,20 @@ def _trained(
             "density gives it. Use sample_with='mcmc'."
         )
     with isolated_rng(get_rng_state()):
-        networks = DesignEstimators(likelihood)
-        networks = models.complete(networks, "posterior", prior, rows, device)
-        network: ConditionalDensityEstimator = networks.posterior
         theta, x, design = rows
         pair = theta, torch.cat([x, design], dim=-1) if design.numel() else x
+        networks = DesignEstimators(likelihood)
+        networks = models.complete(networks, "posterior", prior, rows, device)
         order = torch.randperm(len(theta))
         num_left_out = max(1, int(_VALIDATION_SHARE * len(theta)))
-        validation = Batches(
-            pair, order[:num_left_out], _VALIDATION_ROWS, shuffle=False
+        fit_network(
+            networks.posterior,
+            pair,
+            order[num_left_out:],
+            order[:num_left_out],
+            AveragedSchedule(),
+            batch_size=_BATCH_SIZE,
+            description="Training proposal",
+            show_progress_bar=show_progress_bar,
         )
-
-        def losses(batch: tuple[Tensor, ...]) -> Tensor:
-            return network.loss(*(values.to(device) for values in batch))
-
-        bar = tqdm(
-            desc="Training proposal", unit=" epochs", disable=not show_progress_bar
-        )
-
-        def after_epoch(_: float, validation_loss: float) -> None:
-            bar.set_postfix(loss=f"{validation_loss:.4f}")
-            bar.update()
-
-        with bar:
-            Fit(network, AveragedSchedule()).run(
-                Batches(pair, order[num_left_out:], _BATCH_SIZE),
-                losses,
-                lambda: torch.cat([losses(b) for b in validation]).mean().item(),
-                max_num_epochs=2**31 - 1,
-                after_epoch=after_epoch,
-            )
-    return network
+    return networks.posterior

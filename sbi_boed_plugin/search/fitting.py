@@ -1,0 +1,88 @@
+"""Training of the networks of a search on simulations in memory."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
+from sbi_boed_plugin.search.batch import Batch
+
+__all__ = ["fit_network", "pairs_of"]
+
+_VALIDATION_BATCH_SIZE = 1_024
+
+
+def pairs_of(rows: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what each network of a search describes, and on what condition."""
+    return {
+        "likelihood": (rows.x, torch.cat([rows.theta, rows.design], dim=-1)),
+        "posterior": (rows.theta, torch.cat([rows.x, rows.design], dim=-1)),
+        "marginal": (rows.x, rows.design),
+    }
+
+
+def fit_network(
+    network: ConditionalDensityEstimator,
+    pair: Sequence[Tensor],
+    used: Tensor,
+    left_out: Tensor,
+    schedule: AveragedSchedule,
+    *,
+    batch_size: int = 128,
+    clip_max_norm: float | None = 5.0,
+    max_num_passes: float = math.inf,
+    deadline: float = math.inf,
+    description: str = "Training",
+    show_progress_bar: bool = False,
+) -> tuple[float, float]:
+    """Train a network in place to its best on rows left out, by maximum likelihood.
+
+    Until it gains no more, `used` rows have been seen so many times, or the clock of
+    `time.perf_counter` is at the deadline. Returns by how many nats it knows more of
+    the rows used than of those left out, and the standard error of that.
+    """
+    fit = Fit(network, schedule, clip_max_norm)
+    batches = Batches(pair, used, schedule.batch_size(batch_size, len(used)))
+
+    def validate() -> float:
+        return float(_losses(network, pair, left_out).mean())
+
+    bar = tqdm(desc=description, unit=" epochs", disable=not show_progress_bar)
+    with bar:
+        while not fit.finished and time.perf_counter() < deadline:
+            if fit.num_steps >= max_num_passes * len(batches):
+                break
+            fit.run(
+                batches,
+                lambda batch: _loss(network, batch),
+                validate,
+                max_num_epochs=fit.epoch + 1,
+            )
+            bar.set_postfix(loss=f"{fit.best_loss:.4f}", refresh=False)
+            bar.update()
+    parts = [
+        _losses(network, pair, rows) for rows in (left_out, used[: 4 * len(left_out)])
+    ]
+    gap = float(parts[0].mean() - parts[1].mean())
+    # The variance of a single row is unknown, and counts as zero.
+    errors = [float(part.std() / len(part) ** 0.5) for part in parts if len(part) > 1]
+    return gap, math.hypot(*errors)
+
+
+def _loss(network: ConditionalDensityEstimator, batch: Sequence[Tensor]) -> Tensor:
+    device = next(network.parameters()).device
+    return network.loss(*(values.to(device) for values in batch))
+
+
+@torch.no_grad()
+def _losses(
+    network: ConditionalDensityEstimator, pair: Sequence[Tensor], chosen: Tensor
+) -> Tensor:
+    """Return the losses of chosen rows, in nats, on the CPU."""
+    batches = Batches(pair, chosen, _VALIDATION_BATCH_SIZE, shuffle=False)
+    return torch.cat([_loss(network, batch) for batch in batches]).cpu().double()
