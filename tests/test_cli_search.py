@@ -131,15 +131,17 @@ def test_all_settings_reach_the_search(monkeypatch):
     monkeypatch.setattr(design_run, "find_design", find_design)
     options = "--policy point --objective gkl --gradient surrogate --num-workers 3 "
     options += "--num-refinement-steps 7 --max-seconds 2.5 --num-steps 9"
+    options += " --max-num-simulations 8000"
     assert main(["design", "sir", *options.split()]) == 130
     assert asked == {
         "policy": "PointPolicy",
         "objective": "gkl",
         "gradient": "surrogate",
-        "method": "joint",
+        "method": "auto",
         "num_workers": 3,
         "num_steps": 9,
         "num_refinement_steps": 7,
+        "max_num_simulations": 8_000,
         "max_seconds": 2.5,
     }
     assert main(["design", "sir"]) == 130

@@ -14,7 +14,7 @@ from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
 from sbi_boed_plugin.experiment import POLICIES
 from sbi_boed_plugin.search.checks import check_gradient
-from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.config import METHODS, DesignSearchConfig
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.tasks import Task, available_tasks, get_task
@@ -31,6 +31,7 @@ SEARCH_OPTIONS = (
     "gradient",
     "num_steps",
     "num_refinement_steps",
+    "max_num_simulations",
     "max_seconds",
     "num_workers",
 )
@@ -56,8 +57,9 @@ _OBJECTIVE_HELP = (
 )
 _GRADIENT_HELP = "gradient of the policy: %(choices)s; score takes any simulator"
 _METHOD_HELP = (
-    "joint: policy and networks learn together; multi_start: networks learn for the "
-    "whole design space, then many designs climb at once"
+    "rounds: networks learn from all of a few simulations; joint: policy and networks "
+    "learn together; multi_start: networks learn for the whole design space, then many "
+    "designs climb at once; auto: rounds for at most 30,000 simulations, else joint"
 )
 _POLICY_HELP = (
     "distribution over designs that learns: %(choices)s; point needs another "
@@ -81,6 +83,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
             0,
             "steps at the design, for a tighter bound",
         ),
+        ("max-num-simulations", positive, None, "simulations in all"),
         ("max-seconds", float, None, "end training, with the design found by then"),
         ("num-workers", positive, 1, "processes for slow simulators"),
     ):
@@ -91,7 +94,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         ("density-estimator", DENSITY_ESTIMATORS, None, _DENSITY_ESTIMATOR_HELP),
         ("objective", sorted(POLICY_OBJECTIVES), None, _OBJECTIVE_HELP),
         ("gradient", POLICY_GRADIENTS, "score", _GRADIENT_HELP),
-        ("method", ("joint", "multi_start"), "joint", _METHOD_HELP),
+        ("method", METHODS, "auto", _METHOD_HELP),
         ("policy", tuple(POLICIES), "truncated_normal", _POLICY_HELP),
     ):
         text += f" (default: {default})" if default else ""
@@ -111,7 +114,7 @@ def _design(options: argparse.Namespace) -> int:
         check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
         DesignSearchConfig(**search)
         task = _load_task(options.task, options.dim_design)
-        if options.method == "joint":
+        if options.method in ("auto", "joint"):
             policy = POLICIES[options.policy](task.design_low, task.design_high)
             check_gradient(options.gradient, policy)
             if options.gradient == "pathwise" and not _is_differentiable(task):

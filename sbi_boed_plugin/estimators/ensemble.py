@@ -24,7 +24,13 @@ class EnsembleEstimator(ConditionalDensityEstimator):
         first = members[0]
         shapes = first.input_shape, first.condition_shape
         super().__init__(nn.ModuleList(members), *shapes)
-        self.members = list(members)
+        # Tells an ensemble from its weights.
+        self.register_buffer("num_members", torch.tensor(len(members)))
+
+    @property
+    def members(self) -> list[ConditionalDensityEstimator]:
+        """The networks."""
+        return list(self.net)
 
     @property
     def embedding_net(self) -> nn.Module | None:

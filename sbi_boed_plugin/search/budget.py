@@ -10,6 +10,8 @@ __all__ = ["num_ranking", "with_all_numbers"]
 # Share of a budget that scores the design found, and, after a multi-start search, of
 # what is left that ranks its candidates.
 _SCORING_SHARE, _RANKING_SHARE = 0.2, 0.2
+# The same share in rounds, whose networks each learn from most of the simulations.
+_SCORING_OF_ROUNDS, _NUM_ROUNDS, _LEAST_OF_ROUND = 0.1, 4, 20
 _BATCH_SIZES = (16, 256)
 _STEPS_WANTED = 200
 _MAX_STEPS, _MAX_SCORING = 1_000, 4_000
@@ -32,8 +34,10 @@ def with_all_numbers(
     the candidates of a multi-start search, and what is left is for about 200 steps
     or, if batches of 256 allow for more, up to 1,000. Numbers that are given stay. A
     search with `has_networks` needs no training, and the check of its simulator takes
-    `num_check_calls`.
+    `num_check_calls`. A search in rounds has a tenth of its budget for scoring.
     """
+    if config.method == "rounds":
+        return _with_numbers_of_rounds(config)
     budget, num_steps = config.max_num_simulations, config.num_steps
     size, num_eig_samples = config.training_batch_size, config.num_eig_samples
     idle = num_steps == 0 or (num_steps is None and has_networks)
@@ -84,4 +88,24 @@ def with_all_numbers(
         num_contrastive=num_contrastive,
         num_eig_samples=num_eig_samples,
         multi_start=search,
+    )
+
+
+def _with_numbers_of_rounds(config: DesignSearchConfig) -> DesignSearchConfig:
+    """Return the settings of a search in rounds with all numbers."""
+    budget, num_eig_samples = config.max_num_simulations or 0, config.num_eig_samples
+    if num_eig_samples is None:
+        num_eig_samples = max(2, int(min(_MAX_SCORING, _SCORING_OF_ROUNDS * budget)))
+    num_rounds = config.num_rounds or _NUM_ROUNDS
+    left = budget - num_eig_samples
+    if budget and left < _LEAST_OF_ROUND * num_rounds:
+        raise ValueError(
+            f"max_num_simulations={budget} is too few: {num_rounds} rounds need "
+            f"{_LEAST_OF_ROUND} simulations each, beside {num_eig_samples} that score "
+            "the design. Raise it, or lower num_rounds or num_eig_samples."
+        )
+    return replace(
+        config,
+        num_rounds=num_rounds,
+        num_eig_samples=num_eig_samples,
     )

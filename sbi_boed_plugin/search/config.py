@@ -14,7 +14,9 @@ from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 
-__all__ = ["DesignSearchConfig", "MultiStartConfig"]
+__all__ = ["METHODS", "DesignSearchConfig", "MultiStartConfig"]
+
+METHODS = ("auto", "joint", "multi_start", "rounds")
 
 _RATE = {"most": MOST_LEARNING_RATE, "above": 0.0}
 
@@ -58,11 +60,17 @@ class DesignSearchConfig:
     numbers that were chosen.
 
     Attributes:
-        method: With `"joint"` the policy moves at every step and narrows around its
-            mode, the design that is returned. With `"multi_start"` it stays, networks
-            are trained over its support if that is a box (else over its draws),
-            hundreds of designs climb the information of the learned model, and the
-            best are scored with simulations. The networks serve later searches, too.
+        method: With `"rounds"`, simulations are made in a few rounds, and several
+            networks learn from all of them, those stored before included, as often as
+            that gains. A round simulates where these networks think best, and all over
+            the space. With `"joint"` the policy moves at every step and narrows around
+            its mode, the design that is returned. With `"multi_start"` it stays,
+            networks are trained over its support if that is a box (else over its
+            draws), hundreds of designs climb the information of the learned model, and
+            the best are scored with simulations. The networks of `"rounds"` and
+            `"multi_start"` serve later searches, too. `"auto"` is `"rounds"` for at
+            most 30,000 simulations or without a simulator, unless a setting is given
+            that only a joint search has, and else `"joint"`.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, without a cap;
             `"gkl"`, the same tightened by an energy ratio; `"lace"`, the likelihood
@@ -114,12 +122,16 @@ class DesignSearchConfig:
         num_eig_contrastive: Number of contrastive parameters of each of them; LACE has
             15, 63 or 255, as many as raise it by more than its error.
         multi_start: Settings of the search with `method="multi_start"`.
+        num_rounds: Number of rounds of simulations with `method="rounds"`: the first
+            takes 40 % of those for training, at designs all over the space.
+        num_networks: Number of networks of each kind there, each of which leaves out
+            other simulations. The result has the mean of their densities.
 
     Raises:
         ValueError: If a value is out of range, or values do not go together.
     """
 
-    method: str = "joint"
+    method: str = "auto"
     objective: str | None = None
     gradient: str = "score"
     num_steps: int | None = None
@@ -137,10 +149,12 @@ class DesignSearchConfig:
     num_eig_samples: int | None = None
     num_eig_contrastive: int = 511
     multi_start: MultiStartConfig | None = None
+    num_rounds: int | None = None
+    num_networks: int = 3
 
     def __post_init__(self) -> None:
         names = {
-            "method": ("joint", "multi_start"),
+            "method": METHODS,
             "objective": (None, *POLICY_OBJECTIVES),
             "gradient": POLICY_GRADIENTS,
         }
@@ -151,8 +165,11 @@ class DesignSearchConfig:
                     f"{sorted(filter(None, known))}."
                 )
         _check_numbers(self)
+        if self.method == "rounds":
+            self._check_rounds()
         by_score = self.objective and POLICY_OBJECTIVES[self.objective].by_score
-        if by_score and (self.method, self.gradient) != ("joint", "score"):
+        is_joint = self.method in ("auto", "joint")
+        if by_score and not (is_joint and self.gradient == "score"):
             raise ValueError(
                 f"objective='{self.objective}' with method='{self.method}' and "
                 f"gradient='{self.gradient}': its contrasts are draws that would move "
@@ -169,6 +186,35 @@ class DesignSearchConfig:
                     "Leave it out, or use method='joint'."
                 )
 
+    def _check_rounds(self) -> None:
+        """Raise if a setting is none of a search in rounds."""
+        for name in self._of_joint():
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} with method='rounds', which has no "
+                "such setting. Leave it out, or use method='joint'."
+            )
+
+    def _of_joint(self) -> list[str]:
+        """Return the settings that are given and that a search in rounds lacks."""
+        names = [
+            field.name
+            for field in fields(self)
+            if field.name not in _OF_ROUNDS
+            and getattr(self, field.name) != field.default
+        ]
+        if self.objective not in _OBJECTIVES_OF_ROUNDS:
+            names.append("objective")
+        return names
+
+    def with_method(self, has_simulator: bool) -> "DesignSearchConfig":
+        """Return these settings with the method that `"auto"` stands for."""
+        if self.method != "auto":
+            return self
+        budget = self.max_num_simulations
+        is_small = budget is not None and budget <= MOST_OF_ROUNDS
+        rounds = not has_simulator or (is_small and not self._of_joint())
+        return replace(self, method="rounds" if rounds else "joint")
+
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""
         for field in fields(self):
@@ -181,6 +227,22 @@ class DesignSearchConfig:
                 )
         return replace(earlier, **{name: getattr(self, name) for name in _OF_ONE_CALL})
 
+
+# Simulations up to which rounds find better designs than a joint search.
+MOST_OF_ROUNDS = 30_000
+# Settings of a search in rounds, and what it can climb.
+_OF_ROUNDS = (
+    "method",
+    "objective",
+    "clip_max_norm",
+    "max_num_simulations",
+    "num_workers",
+    "num_eig_samples",
+    "num_eig_contrastive",
+    "num_rounds",
+    "num_networks",
+)
+_OBJECTIVES_OF_ROUNDS = (None, "barber_agakov", "info_nce")
 
 # What a call that resumes a search may change.
 _OF_ONE_CALL = (
@@ -199,10 +261,11 @@ def _check_numbers(config: Any) -> None:
     least_steps = 0 if config.method == "multi_start" else 1
     check_fields(config, check_integer, ["num_refinement_steps"], 0)
     check_fields(config, check_integer, ["num_eig_contrastive"], 1)
+    check_fields(config, check_integer, ["num_networks"], 2)
     for least, names in (
         (least_steps, ["num_steps"]),
         (0, ["num_warmup_steps"]),
-        (1, ["num_contrastive", "max_num_simulations"]),
+        (1, ["num_contrastive", "max_num_simulations", "num_rounds"]),
         (2, ["training_batch_size", "num_eig_samples"]),
     ):
         check_fields(config, check_integer, names, least, or_none=True)

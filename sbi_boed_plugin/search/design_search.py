@@ -28,6 +28,7 @@ from sbi_boed_plugin.search.measurements import Measurements
 from sbi_boed_plugin.search.multi_start import score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.search.run import run_search
 from sbi_boed_plugin.simulation import CheckedSimulator
 
@@ -67,7 +68,7 @@ class DesignSearch:
         self.covers_all_designs = True
         self.trained_after = 0
         self.measurements = Measurements(prior, device)
-        self.optimizer: DesignOptimizer | None = None
+        self.optimizer: DesignOptimizer | RoundsSearch | None = None
         self.policy_start = None if policy is None else deepcopy(policy.state_dict())
         self._device = device
 
@@ -112,13 +113,17 @@ class DesignSearch:
                 "There is no design optimization to resume. Call optimize_design "
                 "without resume_training first."
             )
+        if not resume:
+            asked = asked.with_method(has_simulator=simulator is not None)
         if not resume and asked.multi_start is not None and asked.method == "joint":
             raise ValueError(
                 "multi_start=... is for a search with method='multi_start', but "
                 "method='joint'. Pass that method, or leave multi_start out."
             )
         config = asked.continuing(optimizer.config) if optimizer else asked
-        objective = self._objective(config.method, config.objective)
+        objective = config.objective
+        if config.method != "rounds":  # Rounds choose it by what was learned.
+            objective = self._objective(config.method, objective)
         over_all = config.method == "multi_start"
         checked = CheckedSimulator(simulator)
         config = with_all_numbers(
@@ -155,7 +160,7 @@ class DesignSearch:
         served = method == "multi_start" and self.measurements.belief is not None
         return asked or ("info_nce" if served else "barber_agakov")
 
-    def _start(self, config: DesignSearchConfig) -> DesignOptimizer:
+    def _start(self, config: DesignSearchConfig) -> DesignOptimizer | RoundsSearch:
         """Return a new training that continues from the current networks."""
         check_default_dtype()
         if self.policy is None:
@@ -172,9 +177,15 @@ class DesignSearch:
             )
         if config.method == "joint":
             check_gradient(config.gradient, self.policy)
-        assert self.prior is not None and config.objective is not None
-        needs = POLICY_OBJECTIVES[config.objective].needs
-        check_posterior_describes(self.prior, config.objective, needs)
+        objective = config.objective or "barber_agakov"
+        needs = POLICY_OBJECTIVES[objective].needs
+        if config.method == "rounds":
+            needs = "posterior"
+        check_posterior_describes(self.prior, objective, needs)
+        if config.method == "rounds":
+            return RoundsSearch(
+                self.policy, prior, self.models, config, device=self._device
+            )
         return DesignOptimizer(
             self.policy,
             prior,
@@ -184,11 +195,11 @@ class DesignSearch:
             device=self._device,
         )
 
-    def _keep_networks(self, optimizer: DesignOptimizer) -> None:
+    def _keep_networks(self, optimizer: DesignOptimizer | RoundsSearch) -> None:
         """Take over the networks of a search, however it ended."""
         if optimizer.progress.step:
             # Networks that only began to learn do not serve all designs yet.
-            over_all = optimizer.config.method == "multi_start"
+            over_all = optimizer.config.method != "joint"
             self.covers_all_designs = over_all and optimizer.finished
             self.trained_after = len(self.measurements)
         if optimizer.networks is not None:

@@ -36,6 +36,8 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 
 __all__ = [
     "LearnedModel",
+    "climb_designs",
+    "moves_freely",
     "multi_start_search",
     "score_design",
     "spread_designs",
@@ -66,6 +68,11 @@ def _constraint_of_values(policy: DesignPolicy) -> Any:
     """Return the constraint of each value of a design."""
     support = policy.support
     return support.base_constraint if isinstance(support, independent) else support
+
+
+def moves_freely(policy: DesignPolicy) -> bool:
+    """Return whether any step from a design of the policy leads to another one."""
+    return isinstance(_constraint_of_values(policy), type(real)) and policy.has_rsample
 
 
 def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
@@ -129,7 +136,7 @@ def multi_start_search(
     failed, those of designs that could not be scored included.
     """
     model.estimators.train(False)
-    designs = _climb(model, policy, config, show_progress_bar)
+    designs = climb_designs(model, policy, config, show_progress_bar=show_progress_bar)
     # The same random numbers for all: differences are more accurate than values.
     seed = int(torch.randint(2**31, (1,)))
     candidates, costs = [], []
@@ -258,19 +265,18 @@ class LearnedModel:
         return (own - mean).T
 
 
-def _climb(
+def climb_designs(
     model: LearnedModel,
     policy: DesignPolicy,
     config: MultiStartConfig,
-    show_progress_bar: bool,
+    *,
+    show_progress_bar: bool = False,
 ) -> list[Tensor]:
     """Return the best designs after a climb that fewer and fewer finish."""
     box = uniform_designs(policy)
     designs, width = _starts(policy, box, config.num_starts)
-    # Without a box only where every step stays inside.
-    is_real = isinstance(_constraint_of_values(policy), type(real))
     num_steps = config.num_climb_steps // 3
-    if box is None and not (is_real and policy.has_rsample):
+    if box is None and not moves_freely(policy):
         num_steps = 0
     first = designs[:_NUM_TO_SET_CONTRASTIVE]
     values, num_contrastive = _judge(model, first, config.num_samples, 0)

@@ -13,7 +13,7 @@ from sbi_boed_plugin.search.config import DesignSearchConfig
 
 __all__ = ["DesignResult", "StopReason"]
 
-StopReason = Literal["num_steps", "max_num_simulations", "max_seconds"]
+StopReason = Literal["num_rounds", "num_steps", "max_num_simulations", "max_seconds"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class DesignResult:
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
         seconds: Time of the training steps, without climbing and scoring designs.
-        stop_reason: The budget that was used up, else `"num_steps"`.
+        stop_reason: The budget that was used up, else `"num_steps"` or `"num_rounds"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.
         doubts: What speaks against the result; each was also a warning.
@@ -44,8 +44,10 @@ class DesignResult:
             `(x, design)` in one row, if the objective needs one.
         marginal_estimator: The density of the data alone, conditioned on the design,
             if the objective needs one.
-        candidates: After a multi-start search, the best designs with the estimates
-            that ranked them, best first; the first is `design`.
+        candidates: After a search in rounds or a multi-start one, the best designs
+            with the estimates that ranked them, best first; the first is `design`. In
+            rounds they are of the learned model, and their standard errors say how far
+            its networks differ.
     """
 
     design: Tensor

@@ -12,6 +12,7 @@ from sbi_boed_plugin.search.multi_start import LearnedModel, multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["run_search"]
@@ -21,7 +22,7 @@ _MIN_SCORING = 100
 
 
 def run_search(
-    optimizer: DesignOptimizer,
+    optimizer: DesignOptimizer | RoundsSearch,
     simulator: CheckedSimulator,
     *,
     may_score_less: bool,
@@ -37,16 +38,22 @@ def run_search(
     config, progress, policy = optimizer.config, optimizer.progress, optimizer.policy
     num_samples, budget = config.num_eig_samples, config.max_num_simulations
     # A search without training has its simulator checked after it.
-    num_checks = 0 if config.num_steps else simulator.num_check_calls
+    trains = config.num_steps or config.num_rounds
+    num_checks = 0 if trains else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
-    if budget is not None and optimizer.rehearsed is None:
-        optimizer.rehearsed = rehearsed_copy(optimizer, show_progress_bar)
+    if isinstance(optimizer, DesignOptimizer) and budget is not None:
+        optimizer.rehearsed = optimizer.rehearsed or rehearsed_copy(
+            optimizer, show_progress_bar
+        )
     left = math.inf if budget is None else budget - progress.num_spent
     simulator.max_calls = left
     networks = optimizer.networks
     assert networks is not None
     design, candidates, num_ranked, num_invalid = policy.mode.clone(), [], 0, 0
+    if isinstance(optimizer, RoundsSearch):
+        candidates = optimizer.candidates
+        design = candidates[0][0]
     if config.method == "multi_start":
         simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(
@@ -93,7 +100,7 @@ def run_search(
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,
         marginal_estimator=kept.marginal,
-        config=config,
+        config=optimizer.config,
         history=deepcopy(progress.history),
         candidates=tuple(candidates),
         num_simulations=progress.num_spent,

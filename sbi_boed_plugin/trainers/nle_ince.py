@@ -221,7 +221,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         self,
         simulator: Callable[[Tensor, Tensor], Tensor],
         *,
-        method: str = "joint",
+        method: str = "auto",
         objective: str | None = None,
         num_steps: int | None = None,
         max_num_simulations: int | None = None,

@@ -55,7 +55,7 @@ def test_policy_and_prior_are_needed(given, parts):
         ({"objective": "magic"}, ("objective='magic'", "Use one of", "gkl")),
         (
             {"objective": "lace", "gradient": "surrogate"},
-            ("'lace' with method='joint' and gradient='surrogate'", "score"),
+            ("'lace' with method='auto' and gradient='surrogate'", "score"),
         ),
         ({"objective": "lace", "method": "multi_start"}, ("Use method='joint'",)),
         ({"method": "magic"}, ("method='magic'", "Use one of", "joint")),
