@@ -153,8 +153,8 @@ def _save_search(
         rows.append(values)
     folder.save_table(TRACE, header, rows)
     cap = None
-    if config.objective == "info_nce":
-        cap = math.log((config.num_contrastive or 0) + 1)
+    if config.objective == "info_nce" and config.num_contrastive is not None:
+        cap = math.log(config.num_contrastive + 1)
     figure = plotting.plot_trace(
         history, eig=result.eig, objective=config.objective, cap=cap, exact=exact
     )

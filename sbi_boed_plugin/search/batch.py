@@ -14,9 +14,8 @@ from sbi_boed_plugin.simulation import Simulator, run_simulator
 
 __all__ = ["Batch", "Progress", "check_finite", "simulate_batch"]
 
-# Simulations, the last ones, that are kept: they tell when one fails, whether the
-# policy arrived, and are learned from again.
-_MAX_STORED = 16_384
+# Simulations, the last ones, that tell when one fails, and are learned from again.
+_MAX_RECENT = 16_384
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,9 @@ class Batch:
 
     Tensors have a row for each, and `valid` are those without NaN and infinite values.
     `num_calls` is the number of rows that the simulator got, those repeated included,
-    `is_complete` whether its limit left every row its chance, and `information` what
-    each row told, in nats, if the policy learned from it.
+    `is_complete` whether its limit left every row its chance, `information` what each
+    row told, in nats, if the policy learned from it, and `log_proposal` the log-density
+    of what the parameters were drawn from.
     """
 
     theta: Tensor
@@ -36,28 +36,41 @@ class Batch:
     num_calls: int = 0
     is_complete: bool = True
     information: Tensor | None = None
+    log_proposal: Tensor | None = None
 
     @classmethod
     def join(cls, batches: "Sequence[Batch]") -> "Batch":
         """Return all rows of several batches as one, without what they told."""
-        names = ("theta", "x", "design", "valid")
-        return cls(*(torch.cat([getattr(b, name) for b in batches]) for name in names))
+        names = ["theta", "x", "design", "valid"]
+        if all(batch.log_proposal is not None for batch in batches):
+            names.append("log_proposal")
+        rows = {name: torch.cat([getattr(b, name) for b in batches]) for name in names}
+        return cls(**rows)
 
     def finite(self) -> "Batch":
-        """Return the simulations that did not fail."""
-        rows = self.valid
-        theta, x, design = self.theta[rows], self.x[rows], self.design[rows]
-        return replace(self, theta=theta, x=x, design=design, valid=rows[rows])
+        """Return the simulations that did not fail, without what they told."""
+        kept, proposal = self.valid, self.log_proposal
+        theta, x, design = self.theta[kept], self.x[kept], self.design[kept]
+        return replace(
+            self,
+            theta=theta,
+            x=x,
+            design=design,
+            valid=kept[kept],
+            information=None,
+            log_proposal=None if proposal is None else proposal[kept],
+        )
 
 
 @dataclass
 class Progress:
     """All that changes during a search beside weights and optimizers.
 
-    `seconds` are those of completed steps and of learning again from the `stored`
-    simulations of the last steps, which took `rehearsal_seconds` of them. `overfit` is
+    `seconds` are those of completed steps and of learning again from the last of the
+    `stored` simulations, which took `rehearsal_seconds` of them. `overfit` is
     how much more each network knows of these than of others, in nats, with its standard
-    error, and `num_scored` the number of simulations that ranked and scored designs.
+    error, `num_scored` the number of simulations that ranked and scored designs, and
+    `num_taken` that of the batches that are kept beside the search by now.
     """
 
     step: int = 0
@@ -69,6 +82,7 @@ class Progress:
     rehearsal_seconds: float = 0.0
     overfit: dict[str, tuple[float, float]] = field(default_factory=dict)
     num_scored: int = 0
+    num_taken: int = 0
 
     @property
     def num_spent(self) -> int:
@@ -83,7 +97,11 @@ class Progress:
         self.seconds += seconds
         x, design = batch.x.detach(), batch.design.detach()
         self.stored.append(replace(batch, x=x, design=design, information=information))
-        del self.stored[: -math.ceil(_MAX_STORED / len(batch.theta))]
+
+    def recent(self) -> Batch:
+        """Return the last simulations as one batch."""
+        num_batches = math.ceil(_MAX_RECENT / len(self.stored[-1].theta))
+        return Batch.join(self.stored[-num_batches:])
 
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""

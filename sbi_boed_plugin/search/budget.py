@@ -93,19 +93,20 @@ def with_all_numbers(
 
 def _with_numbers_of_rounds(config: DesignSearchConfig) -> DesignSearchConfig:
     """Return the settings of a search in rounds with all numbers."""
-    budget, num_eig_samples = config.max_num_simulations or 0, config.num_eig_samples
+    budget, num_eig_samples = config.max_num_simulations, config.num_eig_samples
+    if budget is None:
+        raise ValueError(
+            "max_num_simulations=None with method='rounds': say how many simulations "
+            "there may be, or pass simulator=None to learn from stored ones alone."
+        )
     if num_eig_samples is None:
         num_eig_samples = max(2, int(min(_MAX_SCORING, _SCORING_OF_ROUNDS * budget)))
-    num_rounds = config.num_rounds or _NUM_ROUNDS
-    left = budget - num_eig_samples
-    if budget and left < _LEAST_OF_ROUND * num_rounds:
+    num_rounds = _NUM_ROUNDS if config.num_rounds is None else config.num_rounds
+    least = _LEAST_OF_ROUND * num_rounds + num_eig_samples
+    if budget < least:
         raise ValueError(
-            f"max_num_simulations={budget} is too few: {num_rounds} rounds need "
-            f"{_LEAST_OF_ROUND} simulations each, beside {num_eig_samples} that score "
-            "the design. Raise it, or lower num_rounds or num_eig_samples."
+            f"max_num_simulations={budget} is too few: {num_rounds} rounds of at least "
+            f"{_LEAST_OF_ROUND} simulations and {num_eig_samples} that score the "
+            f"design need {least}. Raise it, or lower num_rounds or num_eig_samples."
         )
-    return replace(
-        config,
-        num_rounds=num_rounds,
-        num_eig_samples=num_eig_samples,
-    )
+    return replace(config, num_rounds=num_rounds, num_eig_samples=num_eig_samples)

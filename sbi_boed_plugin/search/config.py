@@ -264,8 +264,8 @@ def _check_numbers(config: Any) -> None:
     check_fields(config, check_integer, ["num_networks"], 2)
     for least, names in (
         (least_steps, ["num_steps"]),
-        (0, ["num_warmup_steps"]),
-        (1, ["num_contrastive", "max_num_simulations", "num_rounds"]),
+        (0, ["num_warmup_steps", "num_rounds"]),
+        (1, ["num_contrastive", "max_num_simulations"]),
         (2, ["training_batch_size", "num_eig_samples"]),
     ):
         check_fields(config, check_integer, names, least, or_none=True)

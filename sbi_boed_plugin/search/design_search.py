@@ -29,7 +29,8 @@ from sbi_boed_plugin.search.multi_start import score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.rounds import RoundsSearch
-from sbi_boed_plugin.search.run import run_search
+from sbi_boed_plugin.search.run import run_search, search_stored
+from sbi_boed_plugin.search.store import SimulationStore
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignSearch"]
@@ -45,8 +46,8 @@ class DesignSearch:
     `dim_design` is the number of values of a design, 0 where simulations were stored
     without, `None` before any. `covers_all_designs` says whether the networks learned
     from all designs alike, and `trained_after` how many observations are behind the
-    belief that the parameters of the last search came from. `optimizer` is the training
-    of the search that can be resumed.
+    belief that the parameters of the last search came from. `simulations` are all that
+    have designs, and `optimizer` is the training of the search that can be resumed.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class DesignSearch:
         self.dim_design: int | None = None
         self.covers_all_designs = True
         self.trained_after = 0
+        self.simulations = SimulationStore(device)
         self.measurements = Measurements(prior, device)
         self.optimizer: DesignOptimizer | RoundsSearch | None = None
         self.policy_start = None if policy is None else deepcopy(policy.state_dict())
@@ -95,7 +97,7 @@ class DesignSearch:
 
     def run(
         self,
-        simulator: Callable[[Tensor, Tensor], Tensor],
+        simulator: Callable[[Tensor, Tensor], Tensor] | None,
         asked: DesignSearchConfig,
         *,
         resume: bool,
@@ -124,10 +126,13 @@ class DesignSearch:
         objective = config.objective
         if config.method != "rounds":  # Rounds choose it by what was learned.
             objective = self._objective(config.method, objective)
+        config = replace(config, objective=objective)
+        if simulator is None:
+            return self._run_on_stored(config, tracker, show_progress_bar)
         over_all = config.method == "multi_start"
         checked = CheckedSimulator(simulator)
         config = with_all_numbers(
-            replace(config, objective=objective),
+            config,
             has_networks=over_all and self.serves_all_designs(objective),
             num_check_calls=checked.num_check_calls,
         )
@@ -154,6 +159,27 @@ class DesignSearch:
             raise
         finally:
             self._keep_networks(optimizer)
+            self.simulations.take(optimizer.progress, optimizer.prior)
+
+    def _run_on_stored(
+        self, config: DesignSearchConfig, tracker: Any | None, show_progress_bar: bool
+    ) -> DesignResult:
+        """Find a design by stored simulations alone."""
+        if config.method != "rounds" or config.max_num_simulations is not None:
+            raise ValueError(
+                "simulator=None finds a design by stored simulations alone: leave out "
+                "max_num_simulations, and method or use method='rounds'."
+            )
+        if self.simulations.rows() is None:
+            raise ValueError(
+                "simulator=None, but there are no stored simulations: call "
+                "append_simulations(theta, x, design=design) first."
+            )
+        search = self._start(replace(config, num_rounds=0))
+        assert isinstance(search, RoundsSearch)
+        result = search_stored(search, tracker, show_progress_bar)
+        self._keep_networks(search)
+        return result
 
     def _objective(self, method: str, asked: str | None) -> str:
         """Return the objective of a search, by default one that networks serve."""
@@ -183,9 +209,9 @@ class DesignSearch:
             needs = "posterior"
         check_posterior_describes(self.prior, objective, needs)
         if config.method == "rounds":
-            return RoundsSearch(
-                self.policy, prior, self.models, config, device=self._device
-            )
+            stored = self.simulations.rows()
+            networks = self.policy, prior, self.models
+            return RoundsSearch(*networks, config, stored=stored, device=self._device)
         return DesignOptimizer(
             self.policy,
             prior,
@@ -197,7 +223,7 @@ class DesignSearch:
 
     def _keep_networks(self, optimizer: DesignOptimizer | RoundsSearch) -> None:
         """Take over the networks of a search, however it ended."""
-        if optimizer.progress.step:
+        if optimizer.progress.step or optimizer.config.method == "rounds":
             # Networks that only began to learn do not serve all designs yet.
             over_all = optimizer.config.method != "joint"
             self.covers_all_designs = over_all and optimizer.finished

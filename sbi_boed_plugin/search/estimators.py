@@ -16,6 +16,7 @@ from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_densit
 from sbi_boed_plugin._sbi_compat import if_it_pickles
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
+from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import (
     LikelihoodWithFailures,
@@ -29,6 +30,9 @@ from sbi_boed_plugin.estimators.transformed import (
 )
 
 __all__ = ["Builder", "DesignEstimators", "NetworkModels", "check_posterior_describes"]
+
+# The weight of an ensemble that tells it.
+_MEMBERS = "num_members"
 
 Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 
@@ -212,7 +216,14 @@ class NetworkModels:
             )
         assert networks is not None
         # Copies: builders may put the same embedding into every network.
-        copies = {name: deepcopy(net) for name, net in networks.named().items()}
+        copies: dict[str, Any] = {}
+        for name, net in networks.named().items():
+            num_members = next(
+                (int(v) for key, v in weights[name].items() if key.endswith(_MEMBERS)),
+                0,
+            )
+            members = [deepcopy(net) for _ in range(max(1, num_members))]
+            copies[name] = EnsembleEstimator(members) if num_members else members[0]
         networks = DesignEstimators(**copies)
         if any(key.startswith("success_net.") for key in weights["likelihood"]):
             networks.likelihood = LikelihoodWithFailures(networks.likelihood)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -12,9 +13,17 @@ from tqdm.auto import tqdm
 from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
 from sbi_boed_plugin.search.batch import Batch
 
-__all__ = ["fit_network", "pairs_of"]
+__all__ = ["Fitted", "fit_network", "pairs_of"]
 
 _VALIDATION_BATCH_SIZE = 1_024
+
+
+class Fitted(NamedTuple):
+    """What training has come to, in nats."""
+
+    loss: float  # Mean of rows left out.
+    gap: float  # By how much more is known of the rows used.
+    gap_error: float  # Standard error of that.
 
 
 def pairs_of(rows: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -33,13 +42,14 @@ def fit_network(
     left_out: Tensor,
     schedule: AveragedSchedule,
     *,
+    weights: Tensor | None = None,
     batch_size: int = 128,
     clip_max_norm: float | None = 5.0,
     max_num_passes: float = math.inf,
     deadline: float = math.inf,
     description: str = "Training",
     show_progress_bar: bool = False,
-) -> tuple[float, float]:
+) -> Fitted:
     """Train a network in place to its best on rows left out, by maximum likelihood.
 
     Until it gains no more, `used` rows have been seen so many times, or the clock of
@@ -47,10 +57,13 @@ def fit_network(
     the rows used than of those left out, and the standard error of that.
     """
     fit = Fit(network, schedule, clip_max_norm)
-    batches = Batches(pair, used, schedule.batch_size(batch_size, len(used)))
+    if weights is None:
+        weights = torch.ones(len(pair[0])).to(pair[0])
+    rows = (*pair, weights)
+    batches = Batches(rows, used, schedule.batch_size(batch_size, len(used)))
 
     def validate() -> float:
-        return float(_losses(network, pair, left_out).mean())
+        return float(_losses(network, rows, left_out).mean())
 
     bar = tqdm(desc=description, unit=" epochs", disable=not show_progress_bar)
     with bar:
@@ -66,23 +79,24 @@ def fit_network(
             bar.set_postfix(loss=f"{fit.best_loss:.4f}", refresh=False)
             bar.update()
     parts = [
-        _losses(network, pair, rows) for rows in (left_out, used[: 4 * len(left_out)])
+        _losses(network, rows, some) for some in (left_out, used[: 4 * len(left_out)])
     ]
     gap = float(parts[0].mean() - parts[1].mean())
     # The variance of a single row is unknown, and counts as zero.
     errors = [float(part.std() / len(part) ** 0.5) for part in parts if len(part) > 1]
-    return gap, math.hypot(*errors)
+    return Fitted(float(parts[0].mean()), gap, math.hypot(*errors))
 
 
 def _loss(network: ConditionalDensityEstimator, batch: Sequence[Tensor]) -> Tensor:
     device = next(network.parameters()).device
-    return network.loss(*(values.to(device) for values in batch))
+    *pair, weights = (values.to(device) for values in batch)
+    return weights * network.loss(*pair)
 
 
 @torch.no_grad()
 def _losses(
-    network: ConditionalDensityEstimator, pair: Sequence[Tensor], chosen: Tensor
+    network: ConditionalDensityEstimator, rows: Sequence[Tensor], chosen: Tensor
 ) -> Tensor:
-    """Return the losses of chosen rows, in nats, on the CPU."""
-    batches = Batches(pair, chosen, _VALIDATION_BATCH_SIZE, shuffle=False)
+    """Return the weighted losses of chosen rows, in nats, on the CPU."""
+    batches = Batches(rows, chosen, _VALIDATION_BATCH_SIZE, shuffle=False)
     return torch.cat([_loss(network, batch) for batch in batches]).cpu().double()

@@ -182,7 +182,7 @@ class DesignOptimizer:
         """Learn when simulations fail, from those kept and what was known before."""
         if self.estimators is None or not self.progress.stored:
             return
-        rows = Batch.join(self.progress.stored)
+        rows = self.progress.recent()
         if self._known_failures is not None or not rows.valid.all():
             condition = torch.cat([rows.theta, rows.design], dim=-1)
             likelihood = LikelihoodWithFailures(self.estimators.trained.likelihood)

@@ -39,7 +39,7 @@ def rehearsed_copy(
     progress = optimizer.progress
     if not progress.stored:
         return None
-    rows = Batch.join(progress.stored).finite()
+    rows = progress.recent().finite()
     missing = _NUM_ROWS_WANTED - progress.num_simulations
     num_passes = missing // max(1, len(rows.theta))
     if num_passes < 1 or len(rows.theta) < _LEAST_ROWS:
@@ -73,7 +73,7 @@ def _rehearse(
     num_left_out = math.ceil(_VALIDATION_SHARE * len(order))
     networks, pairs = estimators.named(), pairs_of(rows)
     for name, network in networks.items():
-        progress.overfit[name] = fit_network(
+        fitted = fit_network(
             network,
             pairs[name],
             order[num_left_out:],
@@ -85,3 +85,4 @@ def _rehearse(
             description=f"Rehearsing {name}",
             show_progress_bar=show_progress_bar,
         )
+        progress.overfit[name] = fitted.gap, fitted.gap_error

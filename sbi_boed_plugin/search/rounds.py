@@ -16,18 +16,14 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from sbi_boed_plugin._fit import AveragedSchedule
-from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
-from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import Batch, Progress, simulate_batch
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
+from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
-from sbi_boed_plugin.search.fitting import fit_network, pairs_of
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import (
     LearnedModel,
     climb_designs,
@@ -40,9 +36,6 @@ from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["RoundsSearch"]
 
-_SCHEDULE = AveragedSchedule()
-# Rows that a network needs, at least, to learn from and to be validated with.
-_LEAST_ROWS = 20
 # Of the simulations for training, those of the first round, and of later rounds, those
 # at designs that are spread all over; steps around the best, in widths of the space.
 _FIRST_SHARE, _SPREAD_SHARE, _STEP = 0.4, 0.33, 0.1
@@ -50,8 +43,6 @@ _NUM_FOR_WIDTH = 256
 # The climbs of single networks, and that of all together; draws that rank its designs.
 _PROPOSAL = MultiStartConfig(num_starts=64, num_climb_steps=45, num_candidates=3)
 _LAST, _NUM_RANKING = MultiStartConfig(num_starts=128), 256
-# Simulations left out by which likelihood and posterior are compared, and contrasts.
-_NUM_COMPARED, _NUM_CONTRASTIVE = 1_000, 255
 
 
 class RoundsSearch:
@@ -79,7 +70,7 @@ class RoundsSearch:
         self.networks: DesignEstimators | None = None
         self.candidates: list[tuple[Tensor, EIGEstimate]] = []
         self._models, self._device, self._stored = models, device, stored
-        self._members: list[DesignEstimators] = []
+        self.fit: CrossFit | None = None
         # The network that leaves a row out.
         self._folds = torch.zeros(0, dtype=torch.long)
 
@@ -100,12 +91,15 @@ class RoundsSearch:
 
     def run(
         self,
-        simulator: CheckedSimulator,
+        simulator: CheckedSimulator | None,
         num_after: int,
         tracker: Any | None,
         show_progress_bar: bool,
     ) -> StopReason:
-        """Take all rounds, with room in the budget for `num_after` simulations."""
+        """Take all rounds, with room in the budget for `num_after` simulations.
+
+        Without a simulator, learn from the simulations that there are.
+        """
         bar = tqdm(
             total=self.config.num_rounds,
             initial=self.progress.step,
@@ -114,11 +108,11 @@ class RoundsSearch:
         )
         with bar:
             while True:
-                # Also what was simulated before an interrupt.
+                # Also from what was simulated before an interrupt.
                 if self.num_learned_from > len(self._folds):
                     self._learn(show_progress_bar)
                     self._report(bar, tracker)
-                if self.finished:
+                if simulator is None or self.finished:
                     return "num_rounds"
                 self._simulate(simulator, num_after)
                 bar.update()
@@ -147,10 +141,13 @@ class RoundsSearch:
     def _proposed_designs(self, num_designs: int) -> Tensor:
         """Return designs to simulate at, `(num_designs, dim_design)`."""
         num_spread = num_designs
-        if self._members:
+        if self.candidates:
             num_spread = math.ceil(_SPREAD_SHARE * num_designs)
         spread = _spread(self.policy, num_spread)
         if num_spread == num_designs:
+            # The policy, too, says where good designs may be.
+            half = spread[::2]
+            spread[::2] = self.policy.sample(torch.Size((len(half),))).to(half)
             return spread
         best = torch.stack([design for design, _ in self.candidates])
         rows = torch.randint(len(best), (num_designs - num_spread,))
@@ -165,94 +162,50 @@ class RoundsSearch:
         config, progress = self.config, self.progress
         started = time.perf_counter()
         rows = Batch.join(self._batches())
-        num_members, num_new = config.num_networks, len(rows.theta) - len(self._folds)
-        # Rows are left out evenly, but designs that were proposed by turns are not.
-        folds = torch.arange(num_new) % num_members
-        self._folds = torch.cat([self._folds, folds[torch.randperm(num_new)]])
-        folds, finite = self._folds[rows.valid.cpu()], rows.finite()
-        if len(finite.theta) < _LEAST_ROWS:
-            raise ValueError(
-                f"{len(finite.theta)} finite simulations are too few to learn from: "
-                f"there must be {_LEAST_ROWS}. Allow for more simulations."
-            )
-        of_all = finite.theta, finite.x, spread_designs(finite.design, self.policy)
-        pairs, members, overfit = pairs_of(finite), [], []
-        for fold in range(num_members):
-            networks = self._models.complete(
-                None, "posterior", self.prior, of_all, self._device
-            )
-            left_out, used = folds == fold, folds != fold
-            for name, network in networks.named().items():
-                gap = fit_network(
-                    network,
-                    pairs[name],
-                    used.nonzero()[:, 0],
-                    left_out.nonzero()[:, 0],
-                    _SCHEDULE,
-                    clip_max_norm=config.clip_max_norm,
-                    description=f"Training {name} {fold + 1} of {num_members}",
-                    show_progress_bar=show_progress_bar,
-                )
-                overfit.append((name, gap))
-            members.append(networks)
-        self._members = self._with_failures(members, rows)
-        self.networks = _joined(self._members)
-        for name in self.networks.named():
-            gaps = [gap for other, gap in overfit if other == name]
-            mean, error = torch.tensor(gaps).mean(dim=0).tolist()
-            progress.overfit[name] = mean, error
-        self._choose_objective(finite, folds)
-        self._rank()
+        num_new = len(rows.theta) - len(self._folds)
+        # As many for each network, whatever order the designs have.
+        new = torch.arange(num_new) % config.num_networks
+        folds = torch.cat([self._folds, new[torch.randperm(num_new)]])
+        fit = cross_fit(
+            self._models,
+            self.prior,
+            rows,
+            folds,
+            self._weights(rows),
+            spread_designs(rows.design, self.policy),
+            clip_max_norm=config.clip_max_norm,
+            device=self._device,
+            show_progress_bar=show_progress_bar,
+        )
+        for name, fitted in fit.fitted.items():
+            progress.overfit[name] = fitted.gap, fitted.gap_error
+        if self._asked is None:
+            self.config = replace(config, objective=fit.better_objective())
+        self._rank(fit)
+        self._folds, self.fit, self.networks = folds, fit, fit.joined
         progress.seconds += time.perf_counter() - started
 
-    @torch.no_grad()
-    def _choose_objective(self, rows: Batch, folds: Tensor) -> None:
-        """Climb by the network that knows more of simulations that were left out.
+    def _weights(self, rows: Batch) -> Tensor:
+        """Return how often rows count for the posterior, about one on average.
 
-        By the likelihood only where its bound is not near its cap.
+        What is known of the parameters by now, against what those of stored simulations
+        were drawn from. Ratios are cut off at the square root of their number, so that
+        no few rows count for all (Ionides, *Truncated Importance Sampling*, 2008).
         """
-        if self._asked is not None:
-            return
-        order = torch.randperm(len(rows.theta))[:_NUM_COMPARED]
-        values: dict[str, list[Tensor]] = {"barber_agakov": [], "info_nce": []}
-        for fold, member in enumerate(self._members):
-            chosen = order[folds[order] == fold]
-            theta, x, design = rows.theta[chosen], rows.x[chosen], rows.design[chosen]
-            contrast = draw_parameters(self.prior, _NUM_CONTRASTIVE * len(chosen))
-            contrast = contrast.to(theta).reshape(_NUM_CONTRASTIVE, *theta.shape)
-            args = (member.trained, self.prior, theta, x, design, contrast)
-            for name, terms in values.items():
-                terms.append(POLICY_OBJECTIVES[name].terms(Densities(*args)))
-        means = {name: float(torch.cat(terms).mean()) for name, terms in values.items()}
-        if means["info_nce"] > math.log(_NUM_CONTRASTIVE + 1) - 1.0:
-            means["info_nce"] = -math.inf
-        objective = max(means, key=lambda name: means[name])
-        self.config = replace(self.config, objective=objective)
-        self.heldout = means
+        weights = torch.ones_like(rows.theta[:, 0])
+        if self._stored is not None and self._stored.log_proposal is not None:
+            theta, log_proposal = self._stored.theta, self._stored.log_proposal
+            log_known = self.prior.log_prob(theta).to(theta).detach()
+            ratio = (log_known - log_proposal).nan_to_num(nan=-torch.inf).exp()
+            most = math.sqrt(len(theta)) * float(ratio.mean())
+            weights[: len(theta)] = ratio.clamp(max=most)
+        return weights / weights.mean()
 
-    def _with_failures(
-        self, members: list[DesignEstimators], rows: Batch
-    ) -> list[DesignEstimators]:
-        """Return the networks, whose likelihoods know when simulations fail."""
-        if rows.valid.all():
-            return members
-        condition = torch.cat([rows.theta, rows.design], dim=-1)
-        known = LikelihoodWithFailures(members[0].likelihood)
-        known.learn(condition, rows.valid)
-        others = [LikelihoodWithFailures(each.likelihood) for each in members]
-        for other in others:
-            other.success_net = known.success_net
-        return [
-            replace(each, likelihood=other)
-            for each, other in zip(members, others, strict=True)
-        ]
-
-    def _rank(self) -> None:
+    def _rank(self, fit: CrossFit) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
-        assert self.networks is not None
-        climbs = [(each, _PROPOSAL) for each in self._members]
+        climbs = [(each, _PROPOSAL) for each in fit.members]
         if self.finished:
-            climbs.append((self.networks, _LAST))
+            climbs.append((fit.joined, _LAST))
         designs = [
             design
             for networks, climb in climbs
@@ -260,7 +213,7 @@ class RoundsSearch:
         ]
         stacked, state = torch.stack(designs), get_rng_state()
         values = []
-        for member in self._members:
+        for member in fit.members:
             # The same random numbers for all: differences are those of the networks.
             with isolated_rng(state), torch.no_grad():
                 values.append(self._model(member).information(stacked, _NUM_RANKING))
@@ -276,7 +229,11 @@ class RoundsSearch:
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Record what a round has found, and show it."""
         design, eig = self.candidates[0]
+        assert self.fit is not None
+        loss = self.fit.fitted["likelihood"].loss
         self.progress.record(
+            loss=loss,
+            log_likelihood=-loss,
             eig=eig.value,
             eig_standard_error=eig.standard_error,
             mode=design.tolist(),
@@ -287,24 +244,9 @@ class RoundsSearch:
         more = ", …" if len(design) > 4 else ""
         bar.set_postfix_str(f"design [{shown}{more}], EIG {eig.value:.2f} nats")
         if tracker is not None:
-            metrics = {"design_eig": eig.value}
+            last = {"loss": loss, "eig": eig.value, "log_likelihood": -loss}
+            metrics = {f"design_{name}": value for name, value in last.items()}
             tracker.log_metrics(metrics, step=self.progress.step)
-
-
-def _joined(members: list[DesignEstimators]) -> DesignEstimators:
-    """Return the mean densities of several networks."""
-    parts = {
-        name: EnsembleEstimator([getattr(each.trained, name) for each in members])
-        for name in members[0].named()
-    }
-    first = members[0].likelihood
-    joined: Any = parts
-    if isinstance(first, LikelihoodWithFailures):
-        joined["likelihood"] = LikelihoodWithFailures(parts["likelihood"])
-        joined["likelihood"].success_net = first.success_net
-    networks = DesignEstimators(**joined)
-    networks.train(False)
-    return networks
 
 
 def _spread(policy: DesignPolicy, num_designs: int) -> Tensor:

@@ -5,9 +5,12 @@ import warnings
 from copy import deepcopy
 from typing import Any
 
+from torch import Tensor
+
+from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
-from sbi_boed_plugin.search.doubts import tightest
+from sbi_boed_plugin.search.doubts import find_doubts, tightest
 from sbi_boed_plugin.search.multi_start import LearnedModel, multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
@@ -15,7 +18,7 @@ from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.simulation import CheckedSimulator
 
-__all__ = ["run_search"]
+__all__ = ["run_search", "search_stored"]
 
 # Simulations that score a design, whatever time is left.
 _MIN_SCORING = 100
@@ -89,22 +92,63 @@ def run_search(
         warnings.warn(doubt, stacklevel=4)
     progress.num_scored += num_calls + num_ranked
     num_invalid += progress.num_invalid_simulations + num_failed
+    return _result(
+        optimizer,
+        design,
+        bounds,
+        doubts,
+        candidates=tuple(candidates),
+        num_invalid_simulations=num_invalid,
+        stop_reason=stop_reason,
+    )
+
+
+def search_stored(
+    search: RoundsSearch, tracker: Any | None, show_progress_bar: bool
+) -> DesignResult:
+    """Find a design by stored simulations alone, and what they tell of it."""
+    search.run(None, 0, tracker, show_progress_bar)
+    assert search.fit is not None
+    design, objective = search.candidates[0][0], search.config.objective
+    eig = search.fit.estimate_near(design, objective)
+    bounds = {eig.bound: eig}
+    doubts = find_doubts(
+        bounds,
+        num_learned_from=search.num_learned_from,
+        overfit=search.progress.overfit["posterior"],
+    )
+    doubts.append(
+        "No simulation has scored the design: what is reported is the learned model's "
+        "value, corrected by stored simulations at the designs nearest to it. Simulate "
+        "there to make sure."
+    )
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=5)
+    return _result(search, design, bounds, doubts, candidates=tuple(search.candidates))
+
+
+def _result(
+    optimizer: DesignOptimizer | RoundsSearch,
+    design: Tensor,
+    bounds: dict[str, EIGEstimate],
+    doubts: list[str],
+    **others: Any,
+) -> DesignResult:
     # Copies of what later searches train on.
-    kept = deepcopy(networks)
+    progress, kept = optimizer.progress, deepcopy(optimizer.networks)
+    assert kept is not None
     return DesignResult(
         design=design,
         eig=tightest(bounds),
         bounds=bounds,
         doubts=tuple(doubts),
-        policy=deepcopy(policy),
+        policy=deepcopy(optimizer.policy),
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,
         marginal_estimator=kept.marginal,
         config=optimizer.config,
         history=deepcopy(progress.history),
-        candidates=tuple(candidates),
         num_simulations=progress.num_spent,
-        num_invalid_simulations=num_invalid,
         seconds=progress.seconds,
-        stop_reason=stop_reason,
+        **{"num_invalid_simulations": 0, "stop_reason": "num_rounds", **others},
     )

@@ -1,5 +1,6 @@
 """The InfoNCE-λ loss of stored simulations, within sbi's training loop."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -57,6 +58,16 @@ class InfoNCEObjective:
                 "num_contrastive=0 with regularization_strength=0 leaves nothing to "
                 "train on. Use num_contrastive of at least 1, or "
                 "regularization_strength=1 for maximum likelihood."
+            )
+
+    def warn_of_calls(self, num_calls: int) -> None:
+        """Warn where simulations that were appended together should not be mixed."""
+        if self.num_contrastive and self.dim_design and num_calls > 1:
+            warnings.warn(
+                "Simulations with designs were appended in several calls: if theta or "
+                "design followed another distribution in each, contrasting biases the "
+                "likelihood. Then use num_contrastive=0, regularization_strength=1.",
+                stacklevel=5,
             )
 
     def fit_to_batches(

@@ -1,6 +1,5 @@
 """NLE_INCE: neural likelihood estimation with the InfoNCE-λ objective and designs."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -141,11 +140,13 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         data_device: str | None = None,
         *,
         design: Tensor | None = None,
+        proposal: Distribution | None = None,
     ) -> Self:
-        """Store simulations and their designs for training.
+        """Store simulations and their designs for training, and for searches in rounds.
 
         With `design` of shape `(num_simulations, dim_design)`, drawn independently of
-        `theta`, or `None` if the experiment has none. Other arguments are sbi's. With
+        `theta`, or `None` if the experiment has none. `proposal` is what `theta` was
+        drawn from, if not the prior. Other arguments are sbi's. With
         `exclude_invalid_x=True` the likelihood is that of outcomes that do not fail,
         and wrong where failing depends on the parameters.
 
@@ -154,6 +155,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
                 shape or outside the support of the policy.
         """
         of_search = self.search.dim_design, self.search.policy
+        parameters = theta
         theta, dim_design = append_design(theta, design, *of_search, "theta")
         if len(theta) != len(x):
             raise ValueError(
@@ -167,9 +169,17 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         if dim_design and models.likelihood is not None:
             self._build_neural_net = models.likelihood
         warn_of_scales(self._build_neural_net, theta, x)
-        if not dim_design:
+        if dim_design:
+            rows = parameters, x, theta[:, -dim_design:]
+            self.search.simulations.add(*rows, proposal or self.search.prior)
+        else:
             warn_if_gaussian(models.likelihood_name, x)
         return self
+
+    @property
+    def simulations(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All `theta`, `design` and `x`, also of searches; NaN where they failed."""
+        return self.search.simulations.tensors
 
     def train(
         self,
@@ -219,20 +229,19 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
 
     def optimize_design(
         self,
-        simulator: Callable[[Tensor, Tensor], Tensor],
+        simulator: Callable[[Tensor, Tensor], Tensor] | None,
         *,
-        method: str = "auto",
-        objective: str | None = None,
-        num_steps: int | None = None,
         max_num_simulations: int | None = None,
         resume_training: bool = False,
         **settings: Any,
     ) -> DesignResult:
         """Learn the most informative design and the likelihood together, and score it.
 
-        Every step simulates anew: designs from the policy, parameters from the prior
-        or, after `observe`, the belief. Simulations that are NaN or infinite tell
-        nothing. A further call trains the same policy and likelihood on.
+        Designs are drawn from the policy or where networks think best, parameters from
+        the prior or, after `observe`, the belief. Simulations that are NaN or infinite
+        tell nothing. All are kept in `simulations`, and `train` learns from them. A
+        search in rounds learns from all that are stored; with `simulator=None` from
+        these alone. A further joint search trains policy and networks on.
 
         `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
         `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
@@ -246,19 +255,21 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
                 the simulator returns wrong shapes or too few finite values.
             RuntimeError: If there is nothing to resume.
         """
-        return self.search.run(
-            simulator,
-            DesignSearchConfig(
-                method=method,
-                objective=objective,
-                num_steps=num_steps,
-                max_num_simulations=max_num_simulations,
-                **settings,
-            ),
-            resume=resume_training,
-            tracker=self._tracker,
-            show_progress_bar=self._show_progress_bars,
-        )
+        settings["max_num_simulations"] = max_num_simulations
+        num_stored = len(self.search.simulations.batches)
+        num_known = len(self.observations)
+        try:
+            return self.search.run(
+                simulator,
+                DesignSearchConfig(**settings),
+                resume=resume_training,
+                tracker=self._tracker,
+                show_progress_bar=self._show_progress_bars,
+            )
+        finally:
+            # `train` learns from what did not fail.
+            for rows in self.search.simulations.finite_since(num_stored):
+                super().append_simulations(*rows, from_round=num_known)
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
         """Take experiments into account, or raise and change nothing.
@@ -362,14 +373,9 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         stored, _, _ = self.get_simulations(starting_round)
         objective.parameters = stored[self.train_indices]
         self._objective = objective
-        num_rounds = sum(r >= starting_round for r in self._data_round_index)
-        if objective.num_contrastive and objective.dim_design and num_rounds > 1:
-            warnings.warn(
-                "Simulations with designs were appended in several calls: if theta or "
-                "design followed another distribution in each, contrasting biases the "
-                "likelihood. Then use num_contrastive=0, regularization_strength=1.",
-                stacklevel=4,
-            )
+        objective.warn_of_calls(
+            sum(r >= starting_round for r in self._data_round_index)
+        )
         return loaders
 
     def _batch_size(self, most: int) -> int:

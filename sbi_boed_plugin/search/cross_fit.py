@@ -1,0 +1,189 @@
+"""Networks that each leave out other simulations, and what these tell by them."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin._fit import AveragedSchedule
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
+from sbi_boed_plugin.search.fitting import Fitted, fit_network, pairs_of
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
+from sbi_boed_plugin.search.multi_start import LearnedModel
+
+__all__ = ["CrossFit", "cross_fit"]
+
+_SCHEDULE = AveragedSchedule()
+# Rows that networks need, at least, to learn from and to be validated with.
+_LEAST_ROWS = 20
+# Simulations left out by which likelihood and posterior are compared, and contrasts.
+_NUM_COMPARED, _NUM_CONTRASTIVE = 1_000, 255
+# Simulations nearest to a design that tell its information, and draws of the model at
+# their designs and there.
+_NEAR_SHARE, _LEAST_NEAR, _NUM_DRAWS_NEAR, _NUM_DRAWS_THERE = 0.1, 50, 32, 256
+
+
+@dataclass
+class CrossFit:
+    """Networks of which each leaves out the rows of its fold.
+
+    `rows` are simulations that did not fail, `folds` the network that leaves each out,
+    and `joined` the mean densities of all networks.
+    """
+
+    members: list[DesignEstimators]
+    joined: DesignEstimators
+    prior: Distribution
+    rows: Batch
+    folds: Tensor
+    fitted: dict[str, Fitted] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def better_objective(self) -> str:
+        """Return the objective of the network that knows more of rows left out.
+
+        That of the likelihood only where its bound is not near its cap.
+        """
+        order = torch.randperm(len(self.folds))[:_NUM_COMPARED]
+        means = {
+            name: float(self._terms(order, name).mean())
+            for name in ("barber_agakov", "info_nce")
+        }
+        if means["info_nce"] > math.log(_NUM_CONTRASTIVE + 1) - 1.0:
+            return "barber_agakov"
+        return max(means, key=lambda name: means[name])
+
+    @torch.no_grad()
+    def estimate_near(self, design: Tensor, objective: str) -> EIGEstimate:
+        """Return the information of a design by simulations that were left out.
+
+        The value of the learned model there, and by how much simulations at the designs
+        nearest to it, judged by networks that left them out, differ from the model's
+        values for their own designs.
+        """
+        designs = self.rows.design
+        width = designs.std(dim=0).clamp_min(torch.finfo(designs.dtype).tiny)
+        distances = ((designs - design) / width).square().sum(dim=1)
+        num_near = max(_LEAST_NEAR, math.ceil(_NEAR_SHARE * len(distances)))
+        near = distances.argsort()[:num_near].cpu()
+        model = LearnedModel(self.joined, self.prior, objective)
+        expected = model.information(designs[near], _NUM_DRAWS_NEAR).cpu()
+        there = model.information(design.unsqueeze(0), _NUM_DRAWS_THERE)[0]
+        differences = self._terms(near, objective) - expected.double()
+        value = float(there) + float(differences.mean())
+        error = float(differences.std()) / math.sqrt(len(near))
+        return EIGEstimate(value, error, POLICY_OBJECTIVES[objective].bound)
+
+    def _terms(self, chosen: Tensor, objective: str) -> Tensor:
+        """Return the terms of a bound for some rows, by networks that left them out."""
+        terms = torch.full((len(chosen),), torch.nan).double()
+        for fold, member in enumerate(self.members):
+            is_left_out = self.folds[chosen] == fold
+            some = chosen[is_left_out]
+            theta, x, design = (
+                part[some] for part in (self.rows.theta, self.rows.x, self.rows.design)
+            )
+            contrast = draw_parameters(self.prior, _NUM_CONTRASTIVE * len(some))
+            contrast = contrast.to(theta).reshape(_NUM_CONTRASTIVE, *theta.shape)
+            args = (member.trained, self.prior, theta, x, design, contrast)
+            values = POLICY_OBJECTIVES[objective].terms(Densities(*args))
+            terms[is_left_out] = values.cpu().double()
+        return terms
+
+
+def cross_fit(
+    models: NetworkModels,
+    prior: Distribution,
+    rows: Batch,
+    folds: Tensor,
+    weights: Tensor,
+    spread: Tensor,
+    *,
+    clip_max_norm: float | None,
+    device: str,
+    show_progress_bar: bool,
+) -> CrossFit:
+    """Train networks from scratch, each on all simulations but those of its fold.
+
+    `weights` are how often a simulation counts for the posterior, and `spread` designs
+    to take a standardization from.
+    """
+    finite, weights = rows.finite(), weights[rows.valid]
+    folds = folds[rows.valid.cpu()]
+    if len(folds) < _LEAST_ROWS:
+        raise ValueError(
+            f"{len(folds)} finite simulations are too few to learn from: there must be "
+            f"{_LEAST_ROWS}. Allow for more simulations."
+        )
+    start = finite.theta, finite.x, spread[rows.valid]
+    pairs, num_members = pairs_of(finite), int(folds.max()) + 1
+    members: list[DesignEstimators] = []
+    fits: dict[str, list[Fitted]] = {}
+    for fold in range(num_members):
+        networks = models.complete(None, "posterior", prior, start, device)
+        for name, network in networks.named().items():
+            fitted = fit_network(
+                network,
+                pairs[name],
+                (folds != fold).nonzero()[:, 0],
+                (folds == fold).nonzero()[:, 0],
+                _SCHEDULE,
+                weights=weights if name == "posterior" else None,
+                clip_max_norm=clip_max_norm,
+                description=f"Training {name} {fold + 1} of {num_members}",
+                show_progress_bar=show_progress_bar,
+            )
+            fits.setdefault(name, []).append(fitted)
+        networks.train(False)
+        members.append(networks)
+    means = {name: torch.tensor(some).mean(dim=0) for name, some in fits.items()}
+    members = _with_failures(members, rows)
+    return CrossFit(
+        members,
+        _joined(members),
+        prior,
+        finite,
+        folds,
+        {name: Fitted(*mean.tolist()) for name, mean in means.items()},
+    )
+
+
+def _with_failures(
+    members: list[DesignEstimators], rows: Batch
+) -> list[DesignEstimators]:
+    """Return the networks, whose likelihoods know when simulations fail."""
+    if rows.valid.all():
+        return members
+    condition = torch.cat([rows.theta, rows.design], dim=-1)
+    known = LikelihoodWithFailures(members[0].likelihood)
+    known.learn(condition, rows.valid)
+    return [_knowing_failures(member, known) for member in members]
+
+
+def _knowing_failures(
+    networks: DesignEstimators, known: LikelihoodWithFailures
+) -> DesignEstimators:
+    likelihood = LikelihoodWithFailures(networks.likelihood)
+    likelihood.success_net = known.success_net
+    return replace(networks, likelihood=likelihood)
+
+
+def _joined(members: list[DesignEstimators]) -> DesignEstimators:
+    """Return the mean densities of several networks."""
+    networks: dict[str, Any] = {
+        name: EnsembleEstimator([getattr(each.trained, name) for each in members])
+        for name in members[0].named()
+    }
+    joined, first = DesignEstimators(**networks), members[0].likelihood
+    if isinstance(first, LikelihoodWithFailures):
+        joined = _knowing_failures(joined, first)
+    joined.train(False)
+    return joined

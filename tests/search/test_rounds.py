@@ -1,0 +1,287 @@
+"""Searches in rounds, which learn from all simulations so far."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from sbi_boed_plugin import DesignSearchConfig
+from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
+from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.rounds import RoundsSearch
+from tests.oracles import LinearGaussian
+from tests.trainers.cases import make_trainer, message
+
+# As few as make all parts of a search work.
+SMALL = {"num_rounds": 2, "num_networks": 2, "num_eig_samples": 30}
+FEW = {"max_num_simulations": 200, **SMALL}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Results of few simulations raise doubts.
+        yield
+
+
+class Counted:
+    """Counts the rows that a simulator gets."""
+
+    def __init__(self, simulate=LinearGaussian.simulate):
+        self.simulate, self.num_rows, self.designs = simulate, 0, []
+
+    def __call__(self, theta, design):
+        self.num_rows += len(theta)
+        x = self.simulate(theta, design)
+        self.designs.append(design)
+        return x
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A trainer and what it found with 400 simulations."""
+    torch.manual_seed(0)
+    trainer, simulator = make_trainer(), Counted()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = trainer.optimize_design(simulator, max_num_simulations=400)
+    return trainer, result, simulator
+
+
+def test_few_simulations_find_the_design_and_are_counted(found):
+    _, result, simulator = found
+    # The information of x = theta * design + noise rises up to the edge, 4.
+    assert LinearGaussian.eig(result.design) > 0.9 * LinearGaussian.eig(torch.tensor(4))
+    assert result.num_simulations == simulator.num_rows <= 400
+    assert result.config.method == "rounds"
+    assert result.stop_reason == "num_rounds"
+    exact = float(LinearGaussian.eig(result.design))
+    assert result.eig.value < exact + 4 * result.eig.standard_error
+    assert result.eig.value > 0.0
+
+
+def test_results_have_a_row_for_each_round_and_candidates(found):
+    _, result, _ = found
+    lengths = {len(values) for values in result.history.values()}
+    assert lengths == {result.config.num_rounds}
+    assert result.history["mode"][-1] == result.design.tolist()
+    torch.testing.assert_close(result.candidates[0][0], result.design)
+    values = [eig.value for _, eig in result.candidates]
+    assert values == sorted(values, reverse=True)
+    assert all(math.isfinite(eig.standard_error) for _, eig in result.candidates)
+
+
+def test_networks_are_ensembles_and_serve_what_comes_after(found):
+    trainer, result, _ = found
+    assert isinstance(result.likelihood_estimator, EnsembleEstimator)
+    assert isinstance(result.posterior_estimator, EnsembleEstimator)
+    posterior = trainer.build_posterior(design=torch.tensor([2.0]))
+    torch.manual_seed(0)
+    samples = posterior.sample(
+        (2_000,), x=torch.tensor([[2.0]]), show_progress_bars=False
+    )
+    # Exactly it is Normal, with mean 0.8 and standard deviation 0.45.
+    assert abs(samples.mean() - 0.8) < 0.3
+    assert abs(samples.std() - 0.45) < 0.2
+
+
+def test_states_restore_ensembles(found):
+    trainer, result, _ = found
+    other = make_trainer()
+    other.search.load_state_dict(trainer.search.state_dict())
+    assert isinstance(other.search.likelihood, EnsembleEstimator)
+    x, condition = torch.randn(1, 5, 1), torch.rand(5, 2)
+    torch.testing.assert_close(
+        other.search.likelihood.log_prob(x, condition),
+        result.likelihood_estimator.log_prob(x, condition),
+    )
+
+
+def test_all_simulations_are_kept_and_train_learns_from_them(found):
+    trainer, result, _ = found
+    theta, design, x = trainer.simulations
+    num_kept = result.num_simulations - result.config.num_eig_samples
+    # Those of the check are not.
+    assert num_kept - 10 < len(theta) == len(design) == len(x) <= num_kept
+    stored, data, _ = trainer.get_simulations()
+    torch.testing.assert_close(stored, torch.cat([theta, design], dim=1))
+    torch.testing.assert_close(data, x)
+
+
+def test_later_rounds_simulate_where_networks_think_best():
+    torch.manual_seed(1)
+    simulator = Counted()
+    make_trainer().optimize_design(simulator, **FEW)
+    # Neither the check nor the score.
+    first, second = (rows for rows in simulator.designs if len(rows) > 30)
+    assert second.mean() > first.mean()
+    assert first.min() < 1.0 and first.max() > 3.0
+
+
+def test_a_search_on_stored_simulations_needs_no_simulator():
+    torch.manual_seed(2)
+    theta, design = LinearGaussian.prior.sample((600,)), 0.1 + 3.9 * torch.rand(600, 1)
+    trainer = make_trainer()
+    x = LinearGaussian.simulate(theta, design)
+    trainer.append_simulations(theta, x, design=design)
+    with pytest.warns(UserWarning, match="No simulation has scored the design"):
+        result = trainer.optimize_design(None, num_networks=2)
+    exact = float(LinearGaussian.eig(result.design))
+    assert exact > 0.9 * LinearGaussian.eig(torch.tensor(4.0))
+    assert abs(result.eig.value - exact) < 0.4 + 4 * result.eig.standard_error
+    assert result.num_simulations == 0 and len(result.history["eig"]) == 1
+    assert trainer.simulations[0].shape == (600, 1)
+
+
+def test_a_search_starts_from_stored_simulations():
+    torch.manual_seed(3)
+    theta, design = LinearGaussian.prior.sample((300,)), 0.1 + 3.9 * torch.rand(300, 1)
+    trainer, simulator = make_trainer(), Counted()
+    trainer.append_simulations(
+        theta, LinearGaussian.simulate(theta, design), design=design
+    )
+    result = trainer.optimize_design(simulator, **FEW)
+    assert simulator.num_rows == result.num_simulations <= 200
+    # One for what was stored, before any round.
+    assert len(result.history["eig"]) == 3
+    assert len(trainer.simulations[0]) > 300
+
+
+def rows(num=2_000, proposal=None):
+    torch.manual_seed(4)
+    theta = (proposal or LinearGaussian.prior).sample((num,))
+    design = torch.ones(num, 1)
+    x = LinearGaussian.simulate(theta, design)
+    log_proposal = (proposal or LinearGaussian.prior).log_prob(theta)
+    valid = torch.ones(num, dtype=torch.bool)
+    return Batch(theta, x, design, valid, log_proposal=log_proposal)
+
+
+def weights_of(stored):
+    trainer = make_trainer()
+    search = RoundsSearch(
+        trainer.design_policy,
+        LinearGaussian.prior,
+        trainer.search.models,
+        DesignSearchConfig(method="rounds"),
+        stored=stored,
+    )
+    return search._weights(stored)
+
+
+def test_parameters_of_another_proposal_are_weighted():
+    torch.testing.assert_close(weights_of(rows()), torch.ones(2_000))
+    stored = rows(proposal=Independent(Normal(torch.ones(1), torch.ones(1)), 1))
+    weights = weights_of(stored)
+    torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
+    mean = (weights * stored.theta[:, 0]).mean()
+    assert abs(mean) < 0.15 and stored.theta.mean() > 0.9
+
+
+def test_after_an_observation_stored_simulations_count_by_the_belief():
+    torch.manual_seed(5)
+    trainer = make_trainer()
+    trainer.optimize_design(LinearGaussian.simulate, **FEW)
+    trainer.observe(torch.tensor([2.0]), torch.tensor([2.0]), num_particles=512)
+    num_before = len(trainer.simulations[0])
+    trainer.optimize_design(LinearGaussian.simulate, **FEW)
+    theta = trainer.simulations[0]
+    # The new ones are draws of the belief: about Normal with mean 0.8.
+    assert theta[num_before:].mean() > 0.4 > theta[:num_before].mean()
+
+
+def fails_often(theta, design):
+    x = LinearGaussian.simulate(theta, design)
+    return torch.where(theta > 0.5, torch.nan, x)
+
+
+def test_failed_simulations_cost_their_rows():
+    torch.manual_seed(6)
+    trainer, simulator = make_trainer(), Counted(fails_often)
+    result = trainer.optimize_design(simulator, **FEW)
+    assert result.num_simulations == simulator.num_rows <= 200
+    assert result.num_invalid_simulations > 20
+    condition = torch.tensor([[1.5, 2.0], [-1.0, 2.0]])
+    likely, unlikely = result.likelihood_estimator.log_success(condition).flip(0)
+    assert likely > unlikely + 1.0
+    theta, _, x = trainer.simulations
+    assert bool((x.isnan() == (theta > 0.5)).all())
+    assert trainer.get_simulations()[1].isfinite().all()
+
+
+def test_an_interrupted_search_keeps_its_simulations_and_goes_on():
+    torch.manual_seed(7)
+    trainer, simulator = make_trainer(), Counted()
+    limit = 100
+
+    def interrupted(theta, design):
+        if simulator.num_rows > limit - 50 and len(theta) > 3:
+            raise KeyboardInterrupt
+        return simulator(theta, design)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.optimize_design(interrupted, **FEW)
+    num_kept = len(trainer.simulations[0])
+    assert num_kept == simulator.num_rows - 7 > 50
+    result = trainer.optimize_design(
+        simulator, max_num_simulations=200, num_eig_samples=30, resume_training=True
+    )
+    assert result.num_simulations == simulator.num_rows <= 200
+    assert len(trainer.simulations[0]) > num_kept
+
+
+@pytest.mark.parametrize(
+    "settings, method",
+    [
+        ({}, "joint"),
+        ({"max_num_simulations": 1_000}, "rounds"),
+        ({"max_num_simulations": 30_001}, "joint"),
+        ({"max_num_simulations": 1_000, "num_steps": 10}, "joint"),
+        ({"max_num_simulations": 1_000, "gradient": "surrogate"}, "joint"),
+        ({"max_num_simulations": 1_000, "objective": "gkl"}, "joint"),
+        ({"max_num_simulations": 1_000, "objective": "info_nce"}, "rounds"),
+        ({"max_num_simulations": 1_000, "method": "joint"}, "joint"),
+        ({"max_num_simulations": 1_000, "num_workers": 2}, "rounds"),
+    ],
+)
+def test_the_method_follows_from_what_is_asked(settings, method):
+    config = DesignSearchConfig(**settings)
+    assert config.with_method(has_simulator=True).method == method
+
+
+def test_without_a_simulator_the_method_is_rounds():
+    assert DesignSearchConfig().with_method(has_simulator=False).method == "rounds"
+
+
+@pytest.mark.parametrize(
+    "settings, parts",
+    [
+        ({"method": "rounds"}, ("max_num_simulations=None", "simulator=None")),
+        (
+            {"method": "rounds", "max_num_simulations": 500, "num_steps": 9},
+            ("num_steps=9 with method='rounds'", "method='joint'"),
+        ),
+        (
+            {"method": "rounds", "max_num_simulations": 500, "objective": "gkl"},
+            ("objective='gkl' with method='rounds'",),
+        ),
+        ({"max_num_simulations": 60}, ("max_num_simulations=60 is too few", "86")),
+        ({"max_num_simulations": 600, "num_networks": 1}, ("num_networks=1", "2")),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_simulation(settings, parts):
+    simulator = Counted()
+    with pytest.raises(ValueError, match=message(*parts)):
+        make_trainer().optimize_design(simulator, **settings)
+    assert simulator.num_rows == 0
+
+
+def test_a_search_without_a_simulator_needs_stored_simulations():
+    with pytest.raises(ValueError, match="append_simulations"):
+        make_trainer().optimize_design(None)
+    with pytest.raises(ValueError, match="leave out max_num_simulations"):
+        make_trainer().optimize_design(None, max_num_simulations=100)
+    with pytest.raises(RuntimeError, match="no simulations with designs"):
+        _ = make_trainer().simulations
