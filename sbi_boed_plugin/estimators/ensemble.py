@@ -65,16 +65,18 @@ class EnsembleEstimator(ConditionalDensityEstimator):
     def reparameterize(self, input: Tensor, condition: Tensor) -> Tensor:
         """Return the same samples `(batch_dim, dim)`, moving with their conditions.
 
-        Each as those of every member do, weighted by the probability that the member
-        has made it: the gradient of an expectation stays unbiased, since the members'
-        shares do not change.
+        Each as those of a member, drawn by the probability that it has made the sample:
+        the gradient of an expectation is unbiased, since members' shares are constant.
         """
         input = input.detach()
         with torch.no_grad():
             log_probs = self._log_probs(input.unsqueeze(0), condition)[:, 0]
-            weights = torch.softmax(log_probs, dim=0).unsqueeze(-1)
+            weights = torch.softmax(log_probs, dim=0)
+            made_by = torch.multinomial(weights.T, 1).squeeze(1)
         moved = input
-        for net, weight in zip(self.members, weights, strict=True):
-            moving = reparameterize(net, input, condition)
-            moved = moved + weight * (moving - moving.detach())
+        for index, net in enumerate(self.members):
+            (rows,) = (made_by == index).nonzero(as_tuple=True)
+            if len(rows):
+                moving = reparameterize(net, input[rows], condition[rows])
+                moved = moved.index_copy(0, rows, moving)
         return moved

@@ -30,7 +30,7 @@ from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.simulation import CheckedSimulator
 
-__all__ = ["assess_design", "estimate_bounds", "likelihood_mismatch"]
+__all__ = ["assess_design", "estimate_bounds", "likelihood_mismatch", "linear_bound"]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
@@ -141,7 +141,7 @@ def estimate_bounds(
         except NoEstimateError:
             if is_own:
                 raise  # The search can do without the others.
-    linear = _linear_bound(theta, x, unseen(prior), constant[0])
+    linear = linear_bound(theta, x, unseen(prior), constant[0])
     if linear is not None:
         bounds["linear"] = linear
     return bounds
@@ -169,7 +169,7 @@ def _grown_lace(
 
 
 @torch.no_grad()
-def _linear_bound(
+def linear_bound(
     theta: Tensor, x: Tensor, prior: Distribution, constant: float
 ) -> EIGEstimate | None:
     """Return the Barber-Agakov bound of a regression, scored on other simulations.

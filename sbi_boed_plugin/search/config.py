@@ -168,8 +168,7 @@ class DesignSearchConfig:
         if self.method == "rounds":
             self._check_rounds()
         by_score = self.objective and POLICY_OBJECTIVES[self.objective].by_score
-        is_joint = self.method in ("auto", "joint")
-        if by_score and not (is_joint and self.gradient == "score"):
+        if by_score and (self.method == "multi_start" or self.gradient != "score"):
             raise ValueError(
                 f"objective='{self.objective}' with method='{self.method}' and "
                 f"gradient='{self.gradient}': its contrasts are draws that would move "
@@ -242,7 +241,7 @@ _OF_ROUNDS = (
     "num_rounds",
     "num_networks",
 )
-_OBJECTIVES_OF_ROUNDS = (None, "barber_agakov", "info_nce")
+_OBJECTIVES_OF_ROUNDS = (None, "barber_agakov", "lace")
 
 # What a call that resumes a search may change.
 _OF_ONE_CALL = (

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._fit import AveragedSchedule
-from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.eig import EIGEstimate
@@ -24,8 +23,10 @@ __all__ = ["CrossFit", "cross_fit"]
 _SCHEDULE = AveragedSchedule()
 # Rows that networks need, at least, to learn from and to be validated with.
 _LEAST_ROWS = 20
-# Simulations left out by which likelihood and posterior are compared, and contrasts.
-_NUM_COMPARED, _NUM_CONTRASTIVE = 1_000, 255
+# Simulations left out by which objectives are compared.
+_NUM_COMPARED = 1_000
+# Share by which the likelihood has to know more.
+_LEAST_GAIN = 0.1
 # Simulations nearest to a design that tell its information, and draws of the model at
 # their designs and there.
 _NEAR_SHARE, _LEAST_NEAR, _NUM_DRAWS_NEAR, _NUM_DRAWS_THERE = 0.1, 50, 32, 256
@@ -48,18 +49,19 @@ class CrossFit:
 
     @torch.no_grad()
     def better_objective(self) -> str:
-        """Return the objective of the network that knows more of rows left out.
+        """Return the objective that tells more of rows left out.
 
-        That of the likelihood only where its bound is not near its cap.
+        That of the posterior network, whose values vary less, unless the likelihood
+        corrects it by a tenth and more than luck explains.
         """
         order = torch.randperm(len(self.folds))[:_NUM_COMPARED]
-        means = {
-            name: float(self._terms(order, name).mean())
-            for name in ("barber_agakov", "info_nce")
-        }
-        if means["info_nce"] > math.log(_NUM_CONTRASTIVE + 1) - 1.0:
-            return "barber_agakov"
-        return max(means, key=lambda name: means[name])
+        posterior, likelihood = (
+            self._terms(order, name) for name in ("barber_agakov", "lace")
+        )
+        gains = likelihood - posterior
+        error = float(gains.std()) / math.sqrt(len(gains))
+        least = max(2.0 * error, _LEAST_GAIN * float(posterior.mean()))
+        return "lace" if float(gains.mean()) > least else "barber_agakov"
 
     @torch.no_grad()
     def estimate_near(self, design: Tensor, objective: str) -> EIGEstimate:
@@ -91,9 +93,7 @@ class CrossFit:
             theta, x, design = (
                 part[some] for part in (self.rows.theta, self.rows.x, self.rows.design)
             )
-            contrast = draw_parameters(self.prior, _NUM_CONTRASTIVE * len(some))
-            contrast = contrast.to(theta).reshape(_NUM_CONTRASTIVE, *theta.shape)
-            args = (member.trained, self.prior, theta, x, design, contrast)
+            args = (member.trained, self.prior, theta, x, design, theta[None, :0])
             values = POLICY_OBJECTIVES[objective].terms(Densities(*args))
             terms[is_left_out] = values.cpu().double()
         return terms

@@ -127,23 +127,31 @@ def training_losses(
     return losses
 
 
-@torch.no_grad()
 def _lace(densities: Densities) -> Tensor:
     """Return the terms of LACE with draws of the posterior network.
 
-    Without a gradient in data or designs, in which the draws would move, too.
+    The draws and their densities carry no gradient: the mean of their weights is the
+    density of the data whatever they were drawn from, and so is its gradient. That of
+    the bound leaves out that the posterior would draw better contrasts elsewhere.
     """
     posterior = densities.estimators.posterior_base
-    theta, x, design = densities.theta, densities.x, densities.design
-    draws = posterior.sample(torch.Size((_NUM_PROPOSED,)), densities.data)
+    theta, x, design, data = (
+        densities.theta,
+        densities.x,
+        densities.design,
+        densities.data.detach(),
+    )
+    with torch.no_grad():
+        draws = posterior.sample(torch.Size((_NUM_PROPOSED,)), data)
 
     def log_likelihood(theta_all: Tensor) -> Tensor:
         condition = torch.cat([theta_all, design.expand(*theta_all.shape[:2], -1)], -1)
         evaluate = densities.estimators.likelihood.log_prob
         return log_likelihood_matrix(evaluate, x, condition)
 
+    @torch.no_grad()
     def log_proposal(theta_all: Tensor) -> Tensor:
-        return posterior.log_prob(theta_all, densities.data)
+        return posterior.log_prob(theta_all, data)
 
     terms = (log_likelihood, log_proposal)
     return proposed_contrast(densities.prior, theta, draws, *terms)[0]

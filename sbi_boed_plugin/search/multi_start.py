@@ -270,11 +270,16 @@ def climb_designs(
     policy: DesignPolicy,
     config: MultiStartConfig,
     *,
+    starts: Tensor | None = None,
     show_progress_bar: bool = False,
 ) -> list[Tensor]:
-    """Return the best designs after a climb that fewer and fewer finish."""
+    """Return the best designs after a climb that fewer and fewer finish.
+
+    From `starts`, or from all over the space.
+    """
     box = uniform_designs(policy)
     designs, width = _starts(policy, box, config.num_starts)
+    designs = designs if starts is None else starts.clone()
     num_steps = config.num_climb_steps // 3
     if box is None and not moves_freely(policy):
         num_steps = 0

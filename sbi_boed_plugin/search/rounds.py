@@ -40,9 +40,10 @@ __all__ = ["RoundsSearch"]
 # at designs that are spread all over; steps around the best, in widths of the space.
 _FIRST_SHARE, _SPREAD_SHARE, _STEP = 0.4, 0.33, 0.1
 _NUM_FOR_WIDTH = 256
-# The climbs of single networks, and that of all together; draws that rank its designs.
+# The climbs of single networks, and from there on that of all together; draws that
+# rank their designs.
 _PROPOSAL = MultiStartConfig(num_starts=64, num_climb_steps=45, num_candidates=3)
-_LAST, _NUM_RANKING = MultiStartConfig(num_starts=128), 256
+_LAST, _NUM_RANKING = MultiStartConfig(num_samples=64), 256
 
 
 class RoundsSearch:
@@ -203,14 +204,14 @@ class RoundsSearch:
 
     def _rank(self, fit: CrossFit) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
-        climbs = [(each, _PROPOSAL) for each in fit.members]
-        if self.finished:
-            climbs.append((fit.joined, _LAST))
         designs = [
             design
-            for networks, climb in climbs
-            for design in climb_designs(self._model(networks), self.policy, climb)
+            for member in fit.members
+            for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
         ]
+        if self.finished:
+            starts, joined = torch.stack(designs), self._model(fit.joined)
+            designs += climb_designs(joined, self.policy, _LAST, starts=starts)
         stacked, state = torch.stack(designs), get_rng_state()
         values = []
         for member in fit.members:

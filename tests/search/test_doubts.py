@@ -217,7 +217,7 @@ def test_parameters_of_two_values_have_no_linear_bound():
     coin = Independent(Bernoulli(torch.full((1,), 0.5)), 1)
     theta = coin.sample((500,))
     x = theta + 0.1 * torch.randn(500, 1)
-    assert assessment._linear_bound(theta, x, coin, 0.0) is None
+    assert assessment.linear_bound(theta, x, coin, 0.0) is None
 
 
 class Misfit(Model):
