@@ -33,8 +33,12 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
 
 def run(job: Job, quick: bool) -> Row:
     """Search with an objective, and evaluate the design."""
-    settings = {"objective": job["objective"], "max_num_simulations": NUM_SIMULATIONS}
-    task, result, seconds = search(job, **settings)
+    task, result, seconds = search(
+        job,
+        method="joint",
+        objective=job["objective"],
+        max_num_simulations=NUM_SIMULATIONS,
+    )
     return {
         "exact": round(exact_information(task, result.design)[0], 3),
         "reported": round(result.eig.value, 3),

@@ -20,7 +20,7 @@ from sbi_boed_plugin._parallel import describe_error
 
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
-VERSION = 5
+VERSION = 6
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."

@@ -13,6 +13,7 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
 from sbi_boed_plugin.experiment import POLICIES
+from sbi_boed_plugin.search.budget import with_all_numbers
 from sbi_boed_plugin.search.checks import check_gradient
 from sbi_boed_plugin.search.config import METHODS, DesignSearchConfig
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
@@ -112,9 +113,11 @@ def _design(options: argparse.Namespace) -> int:
     search = {name: getattr(options, name) for name in SEARCH_OPTIONS}
     try:
         check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
-        DesignSearchConfig(**search)
+        config = DesignSearchConfig(**search).with_method(has_simulator=True)
+        if config.method == "rounds":
+            with_all_numbers(config, has_networks=False, num_check_calls=0)
         task = _load_task(options.task, options.dim_design)
-        if options.method in ("auto", "joint"):
+        if config.method == "joint":
             policy = POLICIES[options.policy](task.design_low, task.design_high)
             check_gradient(options.gradient, policy)
             if options.gradient == "pathwise" and not _is_differentiable(task):

@@ -19,6 +19,7 @@ from zuko.nn import MLP
 
 from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import TransformedEstimator
 
@@ -82,6 +83,8 @@ class LikelihoodWithFailures(EstimatorView):
     def _features(self, condition: Tensor) -> Tensor:
         """Return the condition in the coordinates of the likelihood."""
         network = self.net
+        if isinstance(network, EnsembleEstimator):
+            network = network.members[0]
         while isinstance(network, TransformedEstimator):
             condition = network.condition_of_net(condition)
             network = network.net

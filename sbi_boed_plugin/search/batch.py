@@ -50,6 +50,8 @@ class Batch:
     def finite(self) -> "Batch":
         """Return the simulations that did not fail, without what they told."""
         kept, proposal = self.valid, self.log_proposal
+        if kept.all():
+            return replace(self, information=None)
         theta, x, design = self.theta[kept], self.x[kept], self.design[kept]
         return replace(
             self,
@@ -88,6 +90,16 @@ class Progress:
     def num_spent(self) -> int:
         """Number of all simulations so far."""
         return self.num_simulations + self.num_scored
+
+    def check_budget(self, budget: int | None, num_after: int) -> None:
+        """Raise if a search that goes on has no simulations left to score a design."""
+        spent = self.num_spent
+        if spent and budget is not None and spent + num_after > budget:
+            raise ValueError(
+                f"max_num_simulations={budget} is too few: the search to resume has "
+                f"had {spent}, and {num_after} score the design. Raise it, or lower "
+                "num_eig_samples."
+            )
 
     def keep(self, batch: Batch, information: Tensor | None, seconds: float) -> None:
         """Count a step, and keep its simulations beside the last ones."""

@@ -74,11 +74,12 @@ class DesignSearchConfig:
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, without a cap;
             `"gkl"`, the same tightened by an energy ratio; `"lace"`, the likelihood
-            with contrasts that this posterior draws, in a joint search with
-            `gradient="score"`; `"info_nce"`, the
+            with contrasts that this posterior draws, in rounds or in a joint search
+            with `gradient="score"`; `"info_nce"`, the
             contrastive bound of the likelihood (SBI-BOED), at most :math:`\log(L + 1)`;
             `"marginal"`, the likelihood against a learned density of the data, no
-            bound. If `None`, `"barber_agakov"`, and `"info_nce"` for a multi-start
+            bound. If `None`, `"barber_agakov"`; in rounds `"lace"` where it tells a
+            tenth more of simulations left out; and `"info_nce"` for a multi-start
             search after an observation, which the posterior does not know of.
         gradient: Gradient of the policy in a joint search: `"score"`, unbiased for any
             simulator; `"surrogate"` and `"implicit"`, through the learned likelihood,
@@ -106,10 +107,11 @@ class DesignSearchConfig:
         clip_max_norm: Value at which to clip the gradient norm of each network.
         max_num_simulations: Largest number of simulations, those that score the design
             and those of a call that is resumed included. What is not given otherwise
-            is a share of it: a fifth scores the design, and a fifth of the rest ranks
-            the candidates of a multi-start search. With a budget the networks also
-            learn again from the simulations of the search, until they have seen
-            256,000 rows or gain no more on rows left out.
+            is a share of it: a fifth scores the design, a tenth in rounds, and a fifth
+            of the rest ranks the candidates of a multi-start search. With a budget the
+            networks of other searches than rounds also learn again from the
+            simulations, until they have seen 256,000 rows or gain no more on rows left
+            out.
         max_seconds: Time in seconds of training and scoring, that of a call that is
             resumed included. A fifth is for the score: no step but the first is
             started that would end in it, at the pace of those before.
@@ -123,7 +125,8 @@ class DesignSearchConfig:
             15, 63 or 255, as many as raise it by more than its error.
         multi_start: Settings of the search with `method="multi_start"`.
         num_rounds: Number of rounds of simulations with `method="rounds"`: the first
-            takes 40 % of those for training, at designs all over the space.
+            takes 40 % of those for training, half of them at designs all over the
+            space and half at draws of the policy. If `None`, 4.
         num_networks: Number of networks of each kind there, each of which leaves out
             other simulations. The result has the mean of their densities.
 

@@ -18,26 +18,28 @@ from sbi_boed_plugin.search.fitting import Fitted, fit_network, pairs_of
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.search.multi_start import LearnedModel
 
-__all__ = ["CrossFit", "cross_fit"]
+__all__ = ["CrossFit", "cross_fit", "enough_rows"]
 
 _SCHEDULE = AveragedSchedule()
 # Rows that networks need, at least, to learn from and to be validated with.
-_LEAST_ROWS = 20
+LEAST_ROWS = 20
 # Simulations left out by which objectives are compared.
 _NUM_COMPARED = 1_000
 # Share by which the likelihood has to know more.
 _LEAST_GAIN = 0.1
 # Simulations nearest to a design that tell its information, and draws of the model at
-# their designs and there.
-_NEAR_SHARE, _LEAST_NEAR, _NUM_DRAWS_NEAR, _NUM_DRAWS_THERE = 0.1, 50, 32, 256
+# their designs and there, each of several times.
+_NEAR_SHARE, _LEAST_NEAR, _MOST_NEAR = 0.1, 50, 500
+_NUM_DRAWS_NEAR, _NUM_DRAWS_THERE, _NUM_REPETITIONS = 64, 512, 5
 
 
 @dataclass
 class CrossFit:
     """Networks of which each leaves out the rows of its fold.
 
-    `rows` are simulations that did not fail, `folds` the network that leaves each out,
-    and `joined` the mean densities of all networks.
+    `rows` are all simulations, `folds` the network that leaves each out, `weights` how
+    often each counts for what is known of the parameters, about one on average, and
+    `joined` the mean densities of all networks.
     """
 
     members: list[DesignEstimators]
@@ -45,6 +47,7 @@ class CrossFit:
     prior: Distribution
     rows: Batch
     folds: Tensor
+    weights: Tensor
     fitted: dict[str, Fitted] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -58,10 +61,9 @@ class CrossFit:
         posterior, likelihood = (
             self._terms(order, name) for name in ("barber_agakov", "lace")
         )
-        gains = likelihood - posterior
-        error = float(gains.std()) / math.sqrt(len(gains))
-        least = max(2.0 * error, _LEAST_GAIN * float(posterior.mean()))
-        return "lace" if float(gains.mean()) > least else "barber_agakov"
+        gain, error = self._mean(order, likelihood - posterior)
+        least = max(2.0 * error, _LEAST_GAIN * self._mean(order, posterior)[0])
+        return "lace" if gain > least else "barber_agakov"
 
     @torch.no_grad()
     def estimate_near(self, design: Tensor, objective: str) -> EIGEstimate:
@@ -75,20 +77,43 @@ class CrossFit:
         width = designs.std(dim=0).clamp_min(torch.finfo(designs.dtype).tiny)
         distances = ((designs - design) / width).square().sum(dim=1)
         num_near = max(_LEAST_NEAR, math.ceil(_NEAR_SHARE * len(distances)))
-        near = distances.argsort()[:num_near].cpu()
+        near = distances.argsort()[: min(num_near, _MOST_NEAR)].cpu()
         model = LearnedModel(self.joined, self.prior, objective)
-        expected = model.information(designs[near], _NUM_DRAWS_NEAR).cpu()
-        there = model.information(design.unsqueeze(0), _NUM_DRAWS_THERE)[0]
-        differences = self._terms(near, objective) - expected.double()
-        value = float(there) + float(differences.mean())
-        error = float(differences.std()) / math.sqrt(len(near))
+        expected, of_model = [], []
+        # The model's values are means over draws, too, and differ between repetitions.
+        for _ in range(_NUM_REPETITIONS):
+            at_theirs = model.information(designs[near], _NUM_DRAWS_NEAR).cpu().double()
+            there = float(model.information(design.unsqueeze(0), _NUM_DRAWS_THERE))
+            expected.append(at_theirs)
+            of_model.append(there - self._mean(near, at_theirs)[0])
+        terms, rises = self._terms(near, objective), torch.tensor(of_model)
+        _, error = self._mean(near, terms - torch.stack(expected).mean(dim=0))
+        value = self._mean(near, terms)[0] + float(rises.mean())
+        error = math.hypot(error, float(rises.std()) / math.sqrt(len(rises)))
         return EIGEstimate(value, error, POLICY_OBJECTIVES[objective].bound)
 
+    @property
+    def effective_sample_size(self) -> float:
+        """Number of simulations of equal weight that would tell as much."""
+        weights = self.weights[self.rows.valid]
+        return float(weights.sum() ** 2 / weights.square().sum().clamp_min(1e-30))
+
+    def _mean(self, chosen: Tensor, values: Tensor) -> tuple[float, float]:
+        """Return the weighted mean of values of some rows, and its standard error."""
+        weights = self.weights[chosen].cpu().double()
+        weights = weights / weights.sum().clamp_min(1e-30)
+        mean = float((weights * values).sum())
+        return mean, float((weights * (values - mean)).square().sum().sqrt())
+
     def _terms(self, chosen: Tensor, objective: str) -> Tensor:
-        """Return the terms of a bound for some rows, by networks that left them out."""
-        terms = torch.full((len(chosen),), torch.nan).double()
+        """Return the terms of a bound for some rows, by networks that left them out.
+
+        A failed simulation tells nothing.
+        """
+        terms = torch.zeros(len(chosen)).double()
+        valid = self.rows.valid.cpu()[chosen]
         for fold, member in enumerate(self.members):
-            is_left_out = self.folds[chosen] == fold
+            is_left_out = (self.folds[chosen] == fold) & valid
             some = chosen[is_left_out]
             theta, x, design = (
                 part[some] for part in (self.rows.theta, self.rows.x, self.rows.design)
@@ -97,6 +122,13 @@ class CrossFit:
             values = POLICY_OBJECTIVES[objective].terms(Densities(*args))
             terms[is_left_out] = values.cpu().double()
         return terms
+
+
+def enough_rows(rows: Batch, weights: Tensor) -> bool:
+    """Return whether there are simulations enough for networks to learn from."""
+    weights = weights[rows.valid]
+    num_effective = weights.sum() ** 2 / weights.square().sum().clamp_min(1e-30)
+    return len(weights) >= LEAST_ROWS and float(num_effective) >= LEAST_ROWS
 
 
 def cross_fit(
@@ -116,12 +148,13 @@ def cross_fit(
     `weights` are how often a simulation counts for the posterior, and `spread` designs
     to take a standardization from.
     """
-    finite, weights = rows.finite(), weights[rows.valid]
-    folds = folds[rows.valid.cpu()]
-    if len(folds) < _LEAST_ROWS:
+    finite, weights_of_finite = rows.finite(), weights[rows.valid]
+    all_folds, folds = folds, folds[rows.valid.cpu()]
+    if not enough_rows(rows, weights):
         raise ValueError(
-            f"{len(folds)} finite simulations are too few to learn from: there must be "
-            f"{_LEAST_ROWS}. Allow for more simulations."
+            f"{len(folds)} finite simulations are too few to learn from, or too few of "
+            f"them have parameters that are still likely: there must be {LEAST_ROWS}. "
+            "Allow for more simulations."
         )
     start = finite.theta, finite.x, spread[rows.valid]
     pairs, num_members = pairs_of(finite), int(folds.max()) + 1
@@ -136,7 +169,7 @@ def cross_fit(
                 (folds != fold).nonzero()[:, 0],
                 (folds == fold).nonzero()[:, 0],
                 _SCHEDULE,
-                weights=weights if name == "posterior" else None,
+                weights=weights_of_finite if name == "posterior" else None,
                 clip_max_norm=clip_max_norm,
                 description=f"Training {name} {fold + 1} of {num_members}",
                 show_progress_bar=show_progress_bar,
@@ -150,8 +183,9 @@ def cross_fit(
         members,
         _joined(members),
         prior,
-        finite,
-        folds,
+        rows,
+        all_folds,
+        weights,
         {name: Fitted(*mean.tolist()) for name, mean in means.items()},
     )
 

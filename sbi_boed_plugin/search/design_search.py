@@ -154,7 +154,8 @@ class DesignSearch:
                 add_note(
                     error,
                     f"{optimizer.progress.step} completed steps are kept: "
-                    "optimize_design(..., resume_training=True) goes on from there.",
+                    "optimize_design(..., resume_training=True) with the same budgets "
+                    "goes on from there.",
                 )
             raise
         finally:
@@ -210,6 +211,11 @@ class DesignSearch:
         check_posterior_describes(self.prior, objective, needs)
         if config.method == "rounds":
             stored = self.simulations.rows()
+            if stored is None and config.num_rounds == 0:
+                raise ValueError(
+                    "num_rounds=0, but there are no stored simulations to learn from: "
+                    "leave it out."
+                )
             networks = self.policy, prior, self.models
             return RoundsSearch(*networks, config, stored=stored, device=self._device)
         return DesignOptimizer(
@@ -223,7 +229,8 @@ class DesignSearch:
 
     def _keep_networks(self, optimizer: DesignOptimizer | RoundsSearch) -> None:
         """Take over the networks of a search, however it ended."""
-        if optimizer.progress.step or optimizer.config.method == "rounds":
+        is_rounds = isinstance(optimizer, RoundsSearch)
+        if optimizer.networks is not None if is_rounds else optimizer.progress.step:
             # Networks that only began to learn do not serve all designs yet.
             over_all = optimizer.config.method != "joint"
             self.covers_all_designs = over_all and optimizer.finished
@@ -328,6 +335,7 @@ class DesignSearch:
             "trained_after": self.trained_after,
             "policy": None if policy is None else dict(policy.state_dict()),
             "measurements": self.measurements.state_dict(),
+            "simulations": self.simulations.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -361,4 +369,5 @@ class DesignSearch:
         self.dim_design = None if networks is None else self.policy.dim_design
         self.covers_all_designs, self.trained_after = trained
         self.networks, self.measurements = networks, measurements
+        self.simulations.load_state_dict(state["simulations"])
         self.optimizer = None

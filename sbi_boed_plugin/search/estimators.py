@@ -31,9 +31,6 @@ from sbi_boed_plugin.estimators.transformed import (
 
 __all__ = ["Builder", "DesignEstimators", "NetworkModels", "check_posterior_describes"]
 
-# The weight of an ensemble that tells it.
-_MEMBERS = "num_members"
-
 Builder = Callable[[Tensor, Tensor], ConditionalDensityEstimator]
 
 
@@ -216,14 +213,10 @@ class NetworkModels:
             )
         assert networks is not None
         # Copies: builders may put the same embedding into every network.
-        copies: dict[str, Any] = {}
-        for name, net in networks.named().items():
-            num_members = next(
-                (int(v) for key, v in weights[name].items() if key.endswith(_MEMBERS)),
-                0,
-            )
-            members = [deepcopy(net) for _ in range(max(1, num_members))]
-            copies[name] = EnsembleEstimator(members) if num_members else members[0]
+        copies = {
+            name: _with_members(deepcopy(net), weights[name])
+            for name, net in networks.named().items()
+        }
         networks = DesignEstimators(**copies)
         if any(key.startswith("success_net.") for key in weights["likelihood"]):
             networks.likelihood = LikelihoodWithFailures(networks.likelihood)
@@ -241,6 +234,20 @@ class NetworkModels:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out a builder of the likelihood that cannot be pickled."""
         return {**vars(self), "likelihood": if_it_pickles(self.likelihood)}
+
+
+def _with_members(network: Any, weights: dict[str, Any]) -> Any:
+    """Return a network as an ensemble of as many as some weights have."""
+    # A likelihood with failures and a hybrid have the ensemble inside.
+    number = weights.get("num_members", weights.get("net.num_members"))
+    if number is None:
+        return network
+    inner = network.base if isinstance(network, HybridEstimator) else network
+    joined = EnsembleEstimator([deepcopy(inner) for _ in range(int(number))])
+    if isinstance(network, HybridEstimator):
+        network.net = joined
+        return network
+    return joined
 
 
 def check_posterior_describes(

@@ -78,8 +78,11 @@ def fit_network(
             )
             bar.set_postfix(loss=f"{fit.best_loss:.4f}", refresh=False)
             bar.update()
+    # Of those used not many more, evenly.
+    some = used[:: max(1, len(used) // (4 * len(left_out)))]
     parts = [
-        _losses(network, rows, some) for some in (left_out, used[: 4 * len(left_out)])
+        _losses(network, rows, chosen) / weights[chosen.to(weights.device)].mean().cpu()
+        for chosen in (left_out, some)
     ]
     gap = float(parts[0].mean() - parts[1].mean())
     # The variance of a single row is unknown, and counts as zero.

@@ -163,7 +163,7 @@ class PolicyObjective:
 
     `needs` is the estimator that it needs beside the likelihood; `bound` is the bound
     of `estimate_eig` that scores a design which was found with it; `by_score` says that
-    only the score gradient follows it.
+    in a joint search only the score gradient follows it.
     """
 
     terms: Callable[[Densities], Tensor]

@@ -128,13 +128,7 @@ class DesignOptimizer:
         `ValueError` says if the budgets do not allow for a single step.
         """
         config, progress = self.config, self.progress
-        budget, spent = config.max_num_simulations, progress.num_spent
-        if spent and budget is not None and spent + num_after > budget:
-            raise ValueError(
-                f"max_num_simulations={budget} is too few: the search to resume has "
-                f"had {spent}, and {num_after} score the design. Raise it, or lower "
-                "num_eig_samples."
-            )
+        budget = config.max_num_simulations
         bar = tqdm(
             total=config.num_steps + config.num_refinement_steps,
             initial=progress.step,

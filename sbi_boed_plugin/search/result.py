@@ -22,10 +22,11 @@ class DesignResult:
 
     Attributes:
         design: The best design found, of shape `(dim_design,)`: the mode of the policy
-            or, after a multi-start search, the best of the candidates.
+            or, after a search in rounds or a multi-start one, the best candidate.
         eig: Its expected information gain, from simulations that were not trained on:
-            the larger of the objective's own bound and `"lace"`.
-        policy: The trained policy.
+            the larger of the objective's own bound and `"lace"`. Without a simulator an
+            estimate by stored simulations at other designs, which is no bound.
+        policy: The policy, which only a joint search trains.
         likelihood_estimator: The trained likelihood, conditioned on `(theta, design)`
             in one row.
         config: Settings of the search, with all that was chosen for it.
@@ -35,7 +36,7 @@ class DesignResult:
             what the policy describes, such as `"mode"` and `"scale"`.
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
-        seconds: Time of the training steps, without climbing and scoring designs.
+        seconds: Time of the steps or rounds, without scoring designs.
         stop_reason: The budget that was used up, else `"num_steps"` or `"num_rounds"`.
         bounds: Every bound that the networks give, from the same simulations, by its
             name; `"linear"` is that of a linear regression.
@@ -68,10 +69,8 @@ class DesignResult:
 
     def __str__(self) -> str:
         """Say what was found, and what is known of it."""
-        eig = self.eig
         lines = [
-            f"design {self._short_design()}: at least {eig.value:.2f} nats (± "
-            f"{eig.standard_error:.2f}; lower bound, {self._bound()}), "
+            f"design {self._short_design()}: {self._information()}, "
             f"{self.num_simulations:,} simulations",
             *(f"- {doubt}" for doubt in self.doubts),
         ]
@@ -87,11 +86,9 @@ class DesignResult:
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
-        eig = self.eig
         rows = {
             "design": self._short_design(),
-            "information": f"at least {eig.value:.2f} ± {eig.standard_error:.2f} nats "
-            f"({self._bound()})",
+            "information": self._information(),
             "simulations": f"{self.num_simulations:,} "
             f"({self.num_invalid_simulations:,} failed)",
             "ended by": self.stop_reason,
@@ -100,13 +97,16 @@ class DesignResult:
         cells = (f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in rows.items())
         return f"<table>{''.join(cells)}</table>"
 
-    def _bound(self) -> str:
-        """Return how the information was estimated."""
+    def _information(self) -> str:
+        """Return the information, and how it was estimated."""
         eig = self.eig
+        value = f"{eig.value:.2f} nats (± {eig.standard_error:.2f}; "
+        if not eig.num_simulations:
+            return f"about {value}by stored simulations at other designs)"
         contrasts = (
             f", {eig.num_contrastive:,} contrasts" if eig.num_contrastive else ""
         )
-        return eig.bound + contrasts
+        return f"at least {value}lower bound, {eig.bound}{contrasts})"
 
     def _short_design(self) -> str:
         shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())

@@ -21,7 +21,7 @@ from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import Batch, Progress, simulate_batch
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
-from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit
+from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit, enough_rows
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import (
@@ -110,13 +110,20 @@ class RoundsSearch:
         with bar:
             while True:
                 # Also from what was simulated before an interrupt.
-                if self.num_learned_from > len(self._folds):
+                ends = simulator is None or self.finished
+                has_new = self.num_learned_from > len(self._folds)
+                # What is too little to learn from grows with the next round.
+                if has_new and (ends or self._can_learn()):
                     self._learn(show_progress_bar)
                     self._report(bar, tracker)
                 if simulator is None or self.finished:
                     return "num_rounds"
                 self._simulate(simulator, num_after)
                 bar.update()
+
+    def _can_learn(self) -> bool:
+        rows = Batch.join(self._batches())
+        return enough_rows(rows, self._weights(rows))
 
     def _simulate(self, simulator: CheckedSimulator, num_after: int) -> None:
         """Simulate what the budget has for the next round."""
@@ -129,10 +136,16 @@ class RoundsSearch:
             first = self.networks is None
             num_new = int(num_new * (_FIRST_SHARE if first else 1.0 / num_left))
         simulator.max_calls = left
+        if num_new < 1:
+            raise ValueError(
+                f"max_num_simulations={config.max_num_simulations} is too few: the "
+                f"search has had {progress.num_spent}, {num_left} rounds are left, and "
+                f"{num_after} simulations score the design. Raise it."
+            )
         batch = simulate_batch(
             simulator,
             self.prior,
-            self._proposed_designs(max(1, num_new)),
+            self._proposed_designs(num_new),
             device=self._device,
             num_workers=config.num_workers,
             warn=progress.num_invalid_simulations == 0,
@@ -193,14 +206,14 @@ class RoundsSearch:
         were drawn from. Ratios are cut off at the square root of their number, so that
         no few rows count for all (Ionides, *Truncated Importance Sampling*, 2008).
         """
-        weights = torch.ones_like(rows.theta[:, 0])
+        weights = rows.theta.new_ones(len(rows.theta))
         if self._stored is not None and self._stored.log_proposal is not None:
             theta, log_proposal = self._stored.theta, self._stored.log_proposal
             log_known = self.prior.log_prob(theta).to(theta).detach()
             ratio = (log_known - log_proposal).nan_to_num(nan=-torch.inf).exp()
             most = math.sqrt(len(theta)) * float(ratio.mean())
             weights[: len(theta)] = ratio.clamp(max=most)
-        return weights / weights.mean()
+        return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
     def _rank(self, fit: CrossFit) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
@@ -219,7 +232,7 @@ class RoundsSearch:
             with isolated_rng(state), torch.no_grad():
                 values.append(self._model(member).information(stacked, _NUM_RANKING))
         of_members = torch.stack(values)
-        means = of_members.mean(dim=0)
+        means = of_members.mean(dim=0).nan_to_num(nan=-torch.inf)
         errors = of_members.std(dim=0) / math.sqrt(len(values))
         bound = POLICY_OBJECTIVES[self.config.objective].bound
         self.candidates = [

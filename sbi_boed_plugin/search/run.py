@@ -44,6 +44,7 @@ def run_search(
     trains = config.num_steps or config.num_rounds
     num_checks = 0 if trains else simulator.num_check_calls
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
+    progress.check_budget(budget, num_after)
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
     if isinstance(optimizer, DesignOptimizer) and budget is not None:
         optimizer.rehearsed = optimizer.rehearsed or rehearsed_copy(
@@ -117,6 +118,12 @@ def search_stored(
         num_learned_from=search.num_learned_from,
         overfit=search.progress.overfit["posterior"],
     )
+    num_effective = search.fit.effective_sample_size
+    if num_effective < 0.5 * search.num_learned_from:
+        doubts.append(
+            f"By what is known of the parameters now, only {num_effective:.0f} of "
+            f"{search.num_learned_from:,} stored simulations count. Simulate anew."
+        )
     doubts.append(
         "No simulation has scored the design: what is reported is the learned model's "
         "value, corrected by stored simulations at the designs nearest to it. Simulate "

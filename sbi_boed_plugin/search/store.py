@@ -8,6 +8,8 @@ from sbi_boed_plugin.search.batch import Batch, Progress
 
 __all__ = ["SimulationStore"]
 
+_KEPT = ("theta", "x", "design", "valid", "log_proposal")
+
 
 class SimulationStore:
     """All simulations with designs, failed ones included, oldest first."""
@@ -19,21 +21,38 @@ class SimulationStore:
     def add(
         self, theta: Tensor, x: Tensor, design: Tensor, proposal: Distribution | None
     ) -> None:
-        """Store simulations, whose parameters were drawn from a proposal if known."""
+        """Store simulations, whose parameters were drawn from a proposal if known.
+
+        A row outside of its support counts for no posterior.
+        """
         theta, x, design = (p.to(self._device).float() for p in (theta, x, design))
         log_proposal = None
         if proposal is not None:
             log_proposal = proposal.log_prob(theta).to(theta).detach()
+            log_proposal = log_proposal.nan_to_num(
+                nan=torch.inf, neginf=torch.inf, posinf=torch.inf
+            )
         valid = x.flatten(1).isfinite().all(dim=1)
         self.batches.append(Batch(theta, x, design, valid, log_proposal=log_proposal))
 
     def take(self, progress: Progress, proposal: Distribution) -> None:
         """Store what a search has simulated since it was taken last."""
         new = progress.stored[progress.num_taken :]
-        progress.num_taken += len(new)
         if new:
             rows = Batch.join(new)
             self.add(rows.theta, rows.x, rows.design, proposal)
+            progress.num_taken += len(new)
+
+    def state_dict(self) -> list[dict[str, Tensor | None]]:
+        """Return all simulations as tensors."""
+        return [{name: getattr(b, name) for name in _KEPT} for b in self.batches]
+
+    def load_state_dict(self, state: list[dict[str, Tensor | None]]) -> None:
+        """Take up simulations of a state."""
+        self.batches = [
+            Batch(**{n: v if v is None else v.to(self._device) for n, v in row.items()})
+            for row in state
+        ]
 
     def rows(self) -> Batch | None:
         """Return all simulations, `None` if there are none."""
@@ -56,7 +75,13 @@ class SimulationStore:
             ),
         )
 
-    def finite_since(self, number: int) -> list[tuple[Tensor, Tensor]]:
-        """Return rows `(theta, design)` and data of later batches, without failures."""
-        finite = [batch.finite() for batch in self.batches[number:]]
-        return [(torch.cat([b.theta, b.design], dim=-1), b.x) for b in finite]
+    def since(self, number: int) -> list[tuple[Tensor, Tensor, int]]:
+        """Return rows `(theta, design)`, data and `dim_design` of later batches.
+
+        Without simulations that failed.
+        """
+        return [
+            (torch.cat([b.theta, b.design], dim=-1), b.x, b.design.shape[1])
+            for b in map(Batch.finite, self.batches[number:])
+            if len(b.theta)
+        ]

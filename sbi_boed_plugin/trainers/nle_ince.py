@@ -63,9 +63,8 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         Simulation-Based Inference and Bayesian Optimal Experimental Design*, UAI 2026,
         https://arxiv.org/abs/2502.08004
 
-    The attribute `search` holds what is learned and kept between searches and
-    experiments, with `state_dict()` and `load_state_dict()`. Pickling the trainer also
-    keeps a search that is not finished.
+    The attribute `search` holds what is kept between searches and experiments, with
+    `state_dict()` and `load_state_dict()`; a pickle also keeps an unfinished search.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         """Initialize as `sbi.inference.NLE`, with designs.
 
         A `density_estimator` gets `(theta, design)` in one row in the place of `theta`;
-        with one value of `x` a maf is no more than a Gaussian. `posterior_estimator`
+        with one value of `x` a maf is but a Gaussian. `posterior_estimator`
         and `marginal_estimator` are the networks that a search trains where its
         objective needs one: models of `posterior_nn` and `likelihood_nn`, or functions
         that build them from `theta` and `(x, design)` in one row, and from `design` and
@@ -146,9 +145,8 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
 
         With `design` of shape `(num_simulations, dim_design)`, drawn independently of
         `theta`, or `None` if the experiment has none. `proposal` is what `theta` was
-        drawn from, if not the prior. Other arguments are sbi's. With
-        `exclude_invalid_x=True` the likelihood is that of outcomes that do not fail,
-        and wrong where failing depends on the parameters.
+        drawn from, if not the prior. Other arguments are sbi's. The likelihood with
+        `exclude_invalid_x=True` is wrong where failing depends on the parameters.
 
         Raises:
             ValueError: If designs are missing, superfluous, not finite, of a wrong
@@ -165,16 +163,19 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
-        self.search.dim_design, models = dim_design, self.search.models
-        if dim_design and models.likelihood is not None:
-            self._build_neural_net = models.likelihood
+        self._use_designs(dim_design)
         warn_of_scales(self._build_neural_net, theta, x)
         if dim_design:
             rows = parameters, x, theta[:, -dim_design:]
             self.search.simulations.add(*rows, proposal or self.search.prior)
         else:
-            warn_if_gaussian(models.likelihood_name, x)
+            warn_if_gaussian(self.search.models.likelihood_name, x)
         return self
+
+    def _use_designs(self, dim_design: int) -> None:
+        self.search.dim_design, build = dim_design, self.search.models.likelihood
+        if dim_design and build is not None:
+            self._build_neural_net = build
 
     @property
     def simulations(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,7 +258,6 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         """
         settings["max_num_simulations"] = max_num_simulations
         num_stored = len(self.search.simulations.batches)
-        num_known = len(self.observations)
         try:
             return self.search.run(
                 simulator,
@@ -267,9 +267,9 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
                 show_progress_bar=self._show_progress_bars,
             )
         finally:
-            # `train` learns from what did not fail.
-            for rows in self.search.simulations.finite_since(num_stored):
-                super().append_simulations(*rows, from_round=num_known)
+            for theta, x, dim_design in self.search.simulations.since(num_stored):
+                self._use_designs(dim_design)
+                super().append_simulations(theta, x, from_round=len(self.observations))
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
         """Take experiments into account, or raise and change nothing.

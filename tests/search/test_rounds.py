@@ -5,11 +5,16 @@ import warnings
 
 import pytest
 import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch.distributions import Independent, Normal
 
 from sbi_boed_plugin import DesignSearchConfig
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.search import rounds
 from sbi_boed_plugin.search.batch import Batch
+from sbi_boed_plugin.search.cross_fit import CrossFit
+from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.rounds import RoundsSearch
 from tests.oracles import LinearGaussian
 from tests.trainers.cases import make_trainer, message
@@ -149,7 +154,7 @@ def test_a_search_starts_from_stored_simulations():
     assert len(trainer.simulations[0]) > 300
 
 
-def rows(num=2_000, proposal=None):
+def stored_rows(num=2_000, proposal=None):
     torch.manual_seed(4)
     theta = (proposal or LinearGaussian.prior).sample((num,))
     design = torch.ones(num, 1)
@@ -172,8 +177,8 @@ def weights_of(stored):
 
 
 def test_parameters_of_another_proposal_are_weighted():
-    torch.testing.assert_close(weights_of(rows()), torch.ones(2_000))
-    stored = rows(proposal=Independent(Normal(torch.ones(1), torch.ones(1)), 1))
+    torch.testing.assert_close(weights_of(stored_rows()), torch.ones(2_000))
+    stored = stored_rows(proposal=Independent(Normal(torch.ones(1), torch.ones(1)), 1))
     weights = weights_of(stored)
     torch.testing.assert_close(weights.mean(), torch.tensor(1.0))
     mean = (weights * stored.theta[:, 0]).mean()
@@ -241,7 +246,8 @@ def test_an_interrupted_search_keeps_its_simulations_and_goes_on():
         ({"max_num_simulations": 1_000, "num_steps": 10}, "joint"),
         ({"max_num_simulations": 1_000, "gradient": "surrogate"}, "joint"),
         ({"max_num_simulations": 1_000, "objective": "gkl"}, "joint"),
-        ({"max_num_simulations": 1_000, "objective": "info_nce"}, "rounds"),
+        ({"max_num_simulations": 1_000, "objective": "info_nce"}, "joint"),
+        ({"max_num_simulations": 1_000, "objective": "lace"}, "rounds"),
         ({"max_num_simulations": 1_000, "method": "joint"}, "joint"),
         ({"max_num_simulations": 1_000, "num_workers": 2}, "rounds"),
     ],
@@ -285,3 +291,156 @@ def test_a_search_without_a_simulator_needs_stored_simulations():
         make_trainer().optimize_design(None, max_num_simulations=100)
     with pytest.raises(RuntimeError, match="no simulations with designs"):
         _ = make_trainer().simulations
+
+
+def test_the_mean_of_likelihoods_knows_failures_as_each_does():
+    torch.manual_seed(8)
+
+    def fails_late(theta, design):
+        x = LinearGaussian.simulate(theta, design)
+        return torch.where(design > 2.0, torch.nan, x)
+
+    trainer = make_trainer()
+    trainer.optimize_design(fails_late, **FEW)
+    fit = trainer.search.optimizer.fit
+    condition = torch.tensor([[0.0, 0.5], [0.0, 1.5], [0.0, 3.5]])
+    expected = fit.members[0].likelihood.log_success(condition)
+    torch.testing.assert_close(fit.joined.likelihood.log_success(condition), expected)
+    assert expected[0] > expected[2] + 1.0
+
+
+class Exact(ConditionalDensityEstimator):
+    """The likelihood, or the posterior of a Normal prior, of the linear model."""
+
+    def __init__(self, of_theta=None):
+        shapes = [torch.Size([1]), torch.Size([2])]
+        super().__init__(torch.nn.Linear(1, 1), *shapes)
+        self.of_theta = of_theta
+
+    def normal(self, condition):
+        first, design = condition[..., :1], condition[..., 1:]
+        if self.of_theta is None:
+            return Normal(first * design, 1.0)
+        mean, std = self.of_theta
+        precision = std**-2 + design**2
+        return Normal((mean / std**2 + first * design) / precision, precision**-0.5)
+
+    def log_prob(self, input, condition, **kwargs):
+        return self.normal(condition).log_prob(input).squeeze(-1)
+
+    def loss(self, input, condition, **kwargs):
+        return -self.log_prob(input.unsqueeze(0), condition)[0]
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return self.normal(condition).sample(sample_shape)
+
+
+def exact_fit(mean, std, share_of_failures=0.0):
+    """Networks that are exact, of rows from the prior, and what is known by now."""
+    torch.manual_seed(9)
+    theta, design = torch.randn(4_000, 1), 0.1 + 3.9 * torch.rand(4_000, 1)
+    known = Independent(Normal(torch.full((1,), mean), torch.full((1,), std)), 1)
+    valid = torch.rand(4_000) >= share_of_failures
+    x = LinearGaussian.simulate(theta, design)
+    x[~valid] = torch.nan
+    weights = (known.log_prob(theta) - LinearGaussian.prior.log_prob(theta)).exp()
+    likelihood = Exact()
+    if share_of_failures:
+        likelihood = LikelihoodWithFailures(likelihood)
+        rows = torch.cat([theta, design], dim=1)
+        likelihood.learn(rows, valid)
+    networks = DesignEstimators(likelihood, Exact((mean, std)))
+    rows = Batch(theta, x, design, valid)
+    folds = torch.arange(4_000) % 2
+    weights = weights / weights.mean()
+    return CrossFit([networks, networks], networks, known, rows, folds, weights)
+
+
+@pytest.mark.parametrize(
+    "mean, std, failures", [(0.0, 1.0, 0.0), (0.8, 0.447, 0.0), (0.0, 1.0, 0.5)]
+)
+@pytest.mark.parametrize("objective", ["barber_agakov", "lace"])
+def test_stored_simulations_tell_the_information(mean, std, failures, objective):
+    fit = exact_fit(mean, std, failures)
+    eig = fit.estimate_near(torch.tensor([3.0]), objective)
+    exact = (1.0 - failures) * 0.5 * math.log(1.0 + (3.0 * std) ** 2)
+    assert eig.value == pytest.approx(exact, abs=4 * eig.standard_error)
+    assert eig.standard_error < 0.2
+    # Exact networks agree.
+    assert fit.better_objective() == "barber_agakov"
+
+
+def test_what_is_known_leaves_few_stored_simulations():
+    known = Independent(Normal(torch.full((1,), 30.0), torch.full((1,), 0.01)), 1)
+    trainer = make_trainer()
+    networks = trainer.design_policy, known, trainer.search.models
+    config = DesignSearchConfig(method="rounds")
+    search = RoundsSearch(*networks, config, stored=stored_rows())
+    assert search._weights(stored_rows()).isfinite().all()
+    assert not search._can_learn()
+
+
+def test_few_stored_simulations_wait_for_more():
+    torch.manual_seed(10)
+    trainer = make_trainer()
+    theta, design = torch.randn(6, 1), torch.ones(6, 1)
+    x = LinearGaussian.simulate(theta, design)
+    trainer.append_simulations(theta, x, design=design)
+    result = trainer.optimize_design(LinearGaussian.simulate, **FEW)
+    assert len(result.history["eig"]) == 2
+    with pytest.raises(ValueError, match="too few to learn from"):
+        other = make_trainer()
+        other.append_simulations(theta, x, design=design)
+        other.optimize_design(None)
+
+
+def test_resuming_with_too_small_a_budget_changes_nothing(found):
+    trainer, result, _ = found
+    num_stored = len(trainer.simulations[0])
+    for budget in (result.num_simulations, 100):
+        with pytest.raises(ValueError, match=f"max_num_simulations={budget} is too"):
+            trainer.optimize_design(
+                LinearGaussian.simulate,
+                max_num_simulations=budget,
+                num_eig_samples=5,
+                resume_training=True,
+            )
+    assert len(trainer.simulations[0]) == num_stored
+
+
+def test_states_keep_simulations(found):
+    trainer, _, _ = found
+    other = make_trainer()
+    other.search.load_state_dict(trainer.search.state_dict())
+    for one, another in zip(trainer.simulations, other.simulations, strict=True):
+        torch.testing.assert_close(one, another)
+
+
+def test_joint_searches_go_on_from_ensembles():
+    torch.manual_seed(11)
+    trainer = make_trainer()
+    trainer.optimize_design(LinearGaussian.simulate, **FEW)
+    settings = {"num_steps": 3, "training_batch_size": 16, "num_eig_samples": 20}
+    trainer.optimize_design(LinearGaussian.simulate, objective="gkl", **settings)
+    other = make_trainer()
+    other.search.load_state_dict(trainer.search.state_dict())
+    base = other.search.networks.posterior.base
+    assert isinstance(base, EnsembleEstimator)
+
+
+def test_training_after_an_interrupted_search_knows_the_designs(monkeypatch):
+    torch.manual_seed(12)
+    trainer = make_trainer()
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rounds, "cross_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.optimize_design(LinearGaussian.simulate, **FEW)
+    assert trainer.search.dim_design == 1
+    assert trainer.search.trained_after == 0
+    estimator = trainer.train(max_num_epochs=1)
+    assert estimator.condition_shape == (2,)
+    with pytest.raises(ValueError, match="design=None"):
+        trainer.append_simulations(torch.randn(5, 1), torch.randn(5, 1))
