@@ -85,8 +85,12 @@ def map_chunks(
     num_workers: int | None,
     chunk_size: int,
     show_progress_bar: bool = False,
+    record: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[Chunk]:
     """Call a function on chunks of rows, each with a seed of its own.
+
+    `record` gets the rows of a chunk as soon as it is finished, NaN for those that
+    raised.
 
     Only the seeds are drawn from the caller's random state. With one worker `function`
     runs in this process on the device of `theta`; other workers get tensors on the CPU.
@@ -119,11 +123,26 @@ def map_chunks(
     with closing(chunks), tqdm(total=len(theta), disable=not show_progress_bar) as bar:
         for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
+            if record is not None and chunk.parts:
+                rows, x = _finished(chunk, len(job[1]))
+                record(job[1][rows], job[2][rows], x.to(job[1]))
             bar.update(len(job[1]))
     for chunk in results:
         if chunk.is_fatal:
             raise chunk.error
     return results
+
+
+def _finished(chunk: Chunk, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the rows that a chunk has tried, and their data."""
+    width = common_width(x for _, x in chunk.parts)
+    x = torch.full((num_rows, width), torch.nan)
+    for rows, values in chunk.parts:
+        x[rows] = values.detach().cpu().float()
+    is_tried = torch.ones(num_rows, dtype=torch.bool)
+    for rows in chunk.left_out:
+        is_tried[rows] = False
+    return is_tried, x[is_tried]
 
 
 def _run(function: Function, theta: Tensor, design: Tensor, seed: int) -> Chunk:

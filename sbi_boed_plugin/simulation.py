@@ -39,8 +39,7 @@ __all__ = [
 _NUM_CHUNKS = 16
 # Calls with one row, all of which raise only if one row is what a simulator cannot do.
 _NUM_ALONE = 8
-# Comparisons before a simulator is refused, each with other random numbers: it may draw
-# so many for each row that rows beside others only seem to differ.
+# Comparisons before a simulator is refused: by chance, rows may only seem to differ.
 _NUM_COMPARISONS = 5
 # Rows that a check takes, and that it takes at most.
 _NUM_CHECK_CALLS = 1 + 2 * 3
@@ -54,14 +53,16 @@ _TOLERANCE = 0.01
 class CheckedSimulator:
     """A user's simulator during one public call, which checks it once.
 
-    It may get `max_calls` more rows. It gets them one by one if it is made by
-    `vectorize`, raised whenever it was checked, or has raised while there is a limit.
+    It may get `max_calls` more rows, one by one if it is made by `vectorize`, raised
+    whenever it was checked, or has raised while there is a limit. `record` gets
+    parameters, designs and data of rows as they are finished.
     """
 
     function: Callable[[Tensor, Tensor], Any]
     max_calls: float = math.inf
     is_checked: bool = False
     one_by_one: bool = False
+    record: Callable[[Tensor, Tensor, Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
@@ -114,10 +115,10 @@ def run_simulator(
 ) -> Simulations:
     """Simulate one experiment per row, with copies in and copies out.
 
-    With one worker and no `simulation_batch_size`, or to `keep_gradient` of `design`,
-    there is a single call, which draws from the global generators as they are.
-    Otherwise rows go in chunks with seeds: results depend on the size of the chunks,
-    not on the workers. Rows that raise become NaN, unless all do or a gradient is kept.
+    With one worker and no `simulation_batch_size` or record, or to `keep_gradient` of
+    `design`, one call draws from the global generators as they are. Otherwise rows go
+    in chunks with seeds: results depend on the size of chunks, not on the workers. Rows
+    that raise become NaN, unless all do or a gradient is kept.
     """
     for name, rows in (("prior", theta), ("design_policy", design)):
         if rows.dim() != 2:
@@ -129,8 +130,11 @@ def run_simulator(
         simulator = CheckedSimulator(simulator)
     num_calls = _check_once(simulator, theta, design, num_workers)
     num_rows = int(min(len(theta), simulator.max_calls))
-    one_call = keep_gradient or (num_workers == 1 and simulation_batch_size is None)
+    is_simple = num_workers == 1 and simulation_batch_size is None
+    one_call = keep_gradient or (is_simple and simulator.record is None)
     chunk_size = simulation_batch_size or max(1, -(-num_rows // _NUM_CHUNKS))
+    if simulator.record is not None and isinstance(simulator.function, vectorize):
+        chunk_size = 1
     num_chunks = 1 if one_call else max(1, -(-num_rows // chunk_size))
     simulate = partial(
         simulate_chunk,
@@ -150,6 +154,7 @@ def run_simulator(
             num_workers=num_workers,
             chunk_size=chunk_size,
             show_progress_bar=show_progress_bar,
+            record=simulator.record,
         )
     num_calls += simulator.count(chunks)
     x, tried = assemble(theta, chunks, chunk_size, num_rows, warn)
@@ -223,8 +228,7 @@ def _check_contract(
     has_two_rows = torch.equal(rows[0], rows[2])
     if not _second_row_differs(together, changed, has_two_rows):
         return Chunk(num_calls=num_calls)
-    # A row that depends on others, noise from a generator of its own, or other random
-    # numbers for it after which, by chance, the generators are where they were.
+    # A row that depends on others, noise from its own generator, or other random numbers.
     repeated, _, _ = simulate([0, 1, 2])
     if repeated is None or not torch.equal(repeated, together):
         return Chunk(num_calls=num_calls)

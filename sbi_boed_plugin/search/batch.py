@@ -47,6 +47,11 @@ class Batch:
         rows = {name: torch.cat([getattr(b, name) for b in batches]) for name in names}
         return cls(**rows)
 
+    def to(self, device: str) -> "Batch":
+        """Return the rows on a device."""
+        tensors = {n: v.to(device) for n, v in vars(self).items() if torch.is_tensor(v)}
+        return replace(self, **tensors)
+
     def finite(self) -> "Batch":
         """Return the simulations that did not fail, without what they told."""
         kept, proposal = self.valid, self.log_proposal
@@ -96,8 +101,8 @@ class Progress:
         spent = self.num_spent
         if spent and budget is not None and spent + num_after > budget:
             raise ValueError(
-                f"max_num_simulations={budget} is too few: the search to resume has "
-                f"had {spent}, and {num_after} score the design. Raise it, or lower "
+                f"max_num_simulations={budget} is too few: there have been {spent} "
+                f"simulations, and {num_after} score the design. Raise it, or lower "
                 "num_eig_samples."
             )
 

@@ -1,6 +1,7 @@
 """Settings of a design search, checked as a whole before any work."""
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from sbi_boed_plugin._numbers import (
@@ -124,6 +125,11 @@ class DesignSearchConfig:
         num_eig_contrastive: Number of contrastive parameters of each of them; LACE has
             15, 63 or 255, as many as raise it by more than its error.
         multi_start: Settings of the search with `method="multi_start"`.
+        simulations_file: A file of comma-separated values to which a search in rounds
+            appends each simulation as soon as it is finished: rows of a simulator that
+            is made by `vectorize` one by one, of others a sixteenth of a round at a
+            time. What the file has when a trainer first uses it is learned from, and
+            counts within `max_num_simulations`: after a crash, start again.
         num_rounds: Number of rounds of simulations with `method="rounds"`: the first
             takes 40 % of those for training, half of them at designs all over the
             space and half at draws of the policy. If `None`, 4.
@@ -152,6 +158,7 @@ class DesignSearchConfig:
     num_eig_samples: int | None = None
     num_eig_contrastive: int = 511
     multi_start: MultiStartConfig | None = None
+    simulations_file: str | Path | None = None
     num_rounds: int | None = None
     num_networks: int = 3
 
@@ -170,6 +177,11 @@ class DesignSearchConfig:
         _check_numbers(self)
         if self.method == "rounds":
             self._check_rounds()
+        elif self.simulations_file is not None and self.method != "auto":
+            raise ValueError(
+                f"simulations_file={str(self.simulations_file)!r} with method="
+                f"'{self.method}': only a search in rounds has one."
+            )
         by_score = self.objective and POLICY_OBJECTIVES[self.objective].by_score
         if by_score and (self.method == "multi_start" or self.gradient != "score"):
             raise ValueError(
@@ -215,6 +227,7 @@ class DesignSearchConfig:
         budget = self.max_num_simulations
         is_small = budget is not None and budget <= MOST_OF_ROUNDS
         rounds = not has_simulator or (is_small and not self._of_joint())
+        rounds = rounds or self.simulations_file is not None
         return replace(self, method="rounds" if rounds else "joint")
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
@@ -241,6 +254,7 @@ _OF_ROUNDS = (
     "num_workers",
     "num_eig_samples",
     "num_eig_contrastive",
+    "simulations_file",
     "num_rounds",
     "num_networks",
 )

@@ -30,6 +30,7 @@ from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.search.run import run_search, search_stored
+from sbi_boed_plugin.search.simulation_file import SimulationFile
 from sbi_boed_plugin.search.store import SimulationStore
 from sbi_boed_plugin.simulation import CheckedSimulator
 
@@ -69,6 +70,7 @@ class DesignSearch:
         self.covers_all_designs = True
         self.trained_after = 0
         self.simulations = SimulationStore(device)
+        self._files: set[str] = set()
         self.measurements = Measurements(prior, device)
         self.optimizer: DesignOptimizer | RoundsSearch | None = None
         self.policy_start = None if policy is None else deepcopy(policy.state_dict())
@@ -136,8 +138,10 @@ class DesignSearch:
             has_networks=over_all and self.serves_all_designs(objective),
             num_check_calls=checked.num_check_calls,
         )
-        optimizer = optimizer or self._start(config)
+        is_new, optimizer = optimizer is None, optimizer or self._start(config)
         optimizer.config = config
+        if config.simulations_file is not None:
+            self._use_file(config.simulations_file, checked, optimizer, is_new)
         # A search that goes on has had its simulator checked.
         checked.is_checked |= optimizer.progress.step > 0
         self.optimizer = optimizer
@@ -161,6 +165,26 @@ class DesignSearch:
         finally:
             self._keep_networks(optimizer)
             self.simulations.take(optimizer.progress, optimizer.prior)
+
+    def _use_file(
+        self, path: Any, simulator: CheckedSimulator, search: Any, is_new: bool
+    ) -> None:
+        """Let a search append to a file, and learn from what it has already."""
+        file, prior = SimulationFile(path), search.prior
+        key = str(file.path.absolute())
+        if is_new and key not in self._files:
+            with isolated_rng(0):
+                dim_theta = prior.sample().numel()
+            rows = file.read(dim_theta, search.policy.dim_design)
+            if rows is not None:
+                self.simulations.batches.append(rows.to(self._device))
+                search.start_from(self.simulations.rows(), num_spent=len(rows.theta))
+            self._files.add(key)
+
+        def record(theta: Tensor, design: Tensor, x: Tensor) -> None:
+            file.append(theta, design, x, prior.log_prob(theta))
+
+        simulator.record = record
 
     def _run_on_stored(
         self, config: DesignSearchConfig, tracker: Any | None, show_progress_bar: bool

@@ -75,6 +75,10 @@ class RoundsSearch:
         # The network that leaves a row out.
         self._folds = torch.zeros(0, dtype=torch.long)
 
+    def start_from(self, stored: Batch | None, num_spent: int) -> None:
+        """Start from these simulations, some of which count within the budget."""
+        self._stored, self.progress.num_simulations = stored, num_spent
+
     @property
     def num_learned_from(self) -> int:
         """Number of simulations behind the networks."""
@@ -109,39 +113,40 @@ class RoundsSearch:
         )
         with bar:
             while True:
+                num_new = (
+                    0 if simulator is None else self._affordable(simulator, num_after)
+                )
+                ends = self.finished or num_new < 1
                 # Also from what was simulated before an interrupt.
-                ends = simulator is None or self.finished
                 has_new = self.num_learned_from > len(self._folds)
                 # What is too little to learn from grows with the next round.
                 if has_new and (ends or self._can_learn()):
-                    self._learn(show_progress_bar)
+                    self._learn(ends, show_progress_bar)
                     self._report(bar, tracker)
-                if simulator is None or self.finished:
-                    return "num_rounds"
-                self._simulate(simulator, num_after)
+                if ends or simulator is None:
+                    done = self.finished or simulator is None
+                    return "num_rounds" if done else "max_num_simulations"
+                self._simulate(simulator, num_new)
                 bar.update()
+
+    def _affordable(self, simulator: CheckedSimulator, num_after: int) -> int:
+        """Return how many simulations the budget has for the next rounds."""
+        left = self.config.max_num_simulations - num_after - self.progress.num_spent
+        return left - simulator.num_check_calls
 
     def _can_learn(self) -> bool:
         rows = Batch.join(self._batches())
         return enough_rows(rows, self._weights(rows))
 
-    def _simulate(self, simulator: CheckedSimulator, num_after: int) -> None:
-        """Simulate what the budget has for the next round."""
+    def _simulate(self, simulator: CheckedSimulator, num_new: int) -> None:
+        """Simulate the next round, a share of what the budget has."""
         config, progress = self.config, self.progress
         started = time.perf_counter()
-        left = config.max_num_simulations - num_after - progress.num_spent
-        num_new = left - simulator.num_check_calls
+        simulator.max_calls = num_new + simulator.num_check_calls
         num_left = config.num_rounds - progress.step
         if num_left > 1:
-            first = self.networks is None
-            num_new = int(num_new * (_FIRST_SHARE if first else 1.0 / num_left))
-        simulator.max_calls = left
-        if num_new < 1:
-            raise ValueError(
-                f"max_num_simulations={config.max_num_simulations} is too few: the "
-                f"search has had {progress.num_spent}, {num_left} rounds are left, and "
-                f"{num_after} simulations score the design. Raise it."
-            )
+            share = _FIRST_SHARE if self.networks is None else 1.0 / num_left
+            num_new = max(1, int(num_new * share))
         batch = simulate_batch(
             simulator,
             self.prior,
@@ -171,7 +176,7 @@ class RoundsSearch:
         """Return the information of designs by some of the networks."""
         return LearnedModel(estimators, self.prior, self.config.objective)
 
-    def _learn(self, show_progress_bar: bool) -> None:
+    def _learn(self, is_last: bool, show_progress_bar: bool) -> None:
         """Train networks on all simulations so far, and find the best designs."""
         config, progress = self.config, self.progress
         started = time.perf_counter()
@@ -195,7 +200,7 @@ class RoundsSearch:
             progress.overfit[name] = fitted.gap, fitted.gap_error
         if self._asked is None:
             self.config = replace(config, objective=fit.better_objective())
-        self._rank(fit)
+        self._rank(fit, is_last)
         self._folds, self.fit, self.networks = folds, fit, fit.joined
         progress.seconds += time.perf_counter() - started
 
@@ -215,14 +220,14 @@ class RoundsSearch:
             weights[: len(theta)] = ratio.clamp(max=most)
         return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
-    def _rank(self, fit: CrossFit) -> None:
+    def _rank(self, fit: CrossFit, is_last: bool) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
         designs = [
             design
             for member in fit.members
             for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
         ]
-        if self.finished:
+        if is_last:
             starts, joined = torch.stack(designs), self._model(fit.joined)
             designs += climb_designs(joined, self.policy, _LAST, starts=starts)
         stacked, state = torch.stack(designs), get_rng_state()
