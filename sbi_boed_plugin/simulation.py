@@ -37,15 +37,14 @@ __all__ = [
 
 # Independent of the number of workers, so that results are, too.
 _NUM_CHUNKS = 16
-# Calls with one row, all of which raise only if one row is what a simulator cannot do.
+# Calls with one row, which all raise only where one row cannot be simulated.
 _NUM_ALONE = 8
 # Comparisons before a simulator is refused: by chance, rows may only seem to differ.
 _NUM_COMPARISONS = 5
 # Rows that a check takes, and that it takes at most.
 _NUM_CHECK_CALLS = 1 + 2 * 3
 _MOST_CHECK_CALLS = _NUM_ALONE + 3 * (2 * _NUM_COMPARISONS + 1)
-# What a row may change by when the others do, relative to its column: solvers choose
-# the steps of all rows of a batch together.
+# Relative change of a row with the others: solvers choose steps for all rows together.
 _TOLERANCE = 0.01
 
 
@@ -228,7 +227,7 @@ def _check_contract(
     has_two_rows = torch.equal(rows[0], rows[2])
     if not _second_row_differs(together, changed, has_two_rows):
         return Chunk(num_calls=num_calls)
-    # A row that depends on others, noise from its own generator, or other random numbers.
+    # A row that depends on others, noise of its own generator, or other numbers for it.
     repeated, _, _ = simulate([0, 1, 2])
     if repeated is None or not torch.equal(repeated, together):
         return Chunk(num_calls=num_calls)
