@@ -89,8 +89,8 @@ def map_chunks(
 ) -> list[Chunk]:
     """Call a function on chunks of rows, each with a seed of its own.
 
-    `record` gets the rows of a chunk as soon as it is finished, NaN for those that
-    raised.
+    `record` gets the rows of a chunk as soon as it is finished, with NaN for those that
+    raised, and data of no columns if all have.
 
     Only the seeds are drawn from the caller's random state. With one worker `function`
     runs in this process on the device of `theta`; other workers get tensors on the CPU.
@@ -123,7 +123,7 @@ def map_chunks(
     with closing(chunks), tqdm(total=len(theta), disable=not show_progress_bar) as bar:
         for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
-            if record is not None and chunk.parts:
+            if record is not None and not chunk.is_fatal:
                 rows, x = _finished(chunk, len(job[1]))
                 record(job[1][rows], job[2][rows], x.to(job[1]))
             bar.update(len(job[1]))
@@ -135,7 +135,7 @@ def map_chunks(
 
 def _finished(chunk: Chunk, num_rows: int) -> tuple[Tensor, Tensor]:
     """Return the rows that a chunk has tried, and their data."""
-    width = common_width(x for _, x in chunk.parts)
+    width = common_width(x for _, x in chunk.parts) if chunk.parts else 0
     x = torch.full((num_rows, width), torch.nan)
     for rows, values in chunk.parts:
         x[rows] = values.detach().cpu().float()

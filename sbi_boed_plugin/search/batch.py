@@ -117,8 +117,18 @@ class Progress:
 
     def recent(self) -> Batch:
         """Return the last simulations as one batch."""
-        num_batches = math.ceil(_MAX_RECENT / len(self.stored[-1].theta))
-        return Batch.join(self.stored[-num_batches:])
+        return Batch.join(self.stored[-self._num_recent() :])
+
+    def drop_old(self) -> None:
+        """Let go of simulations before the last ones, which are kept elsewhere."""
+        num_old = max(0, len(self.stored) - self._num_recent())
+        del self.stored[:num_old]
+        self.num_taken -= num_old
+
+    def _num_recent(self) -> int:
+        """Return the number of batches that the last simulations are."""
+        rows = len(self.stored[-1].theta) if self.stored else 1
+        return math.ceil(_MAX_RECENT / rows)
 
     def record(self, **values: Any) -> None:
         """Append one entry for each quantity."""

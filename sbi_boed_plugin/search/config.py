@@ -243,7 +243,7 @@ class DesignSearchConfig:
         return replace(earlier, **{name: getattr(self, name) for name in _OF_ONE_CALL})
 
 
-# Simulations up to which rounds find better designs than a joint search.
+# Simulations up to which `"auto"` is a search in rounds.
 MOST_OF_ROUNDS = 30_000
 # Settings of a search in rounds, and what it can climb.
 _OF_ROUNDS = (

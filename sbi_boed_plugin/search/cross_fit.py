@@ -22,7 +22,7 @@ __all__ = ["CrossFit", "cross_fit", "enough_rows"]
 
 _SCHEDULE = AveragedSchedule()
 # Rows that networks need, at least, to learn from and to be validated with.
-LEAST_ROWS = 20
+_LEAST_ROWS = 20
 # Simulations left out by which objectives are compared.
 _NUM_COMPARED = 1_000
 # Share by which the likelihood has to know more.
@@ -95,13 +95,15 @@ class CrossFit:
     @property
     def effective_sample_size(self) -> float:
         """Number of simulations of equal weight that would tell as much."""
-        weights = self.weights[self.rows.valid]
-        return float(weights.sum() ** 2 / weights.square().sum().clamp_min(1e-30))
+        return _effective(self.weights[self.rows.valid])
 
     def _mean(self, chosen: Tensor, values: Tensor) -> tuple[float, float]:
-        """Return the weighted mean of values of some rows, and its standard error."""
+        """Return the weighted mean of values of some rows, and its standard error.
+
+        Both are NaN if no row counts.
+        """
         weights = self.weights[chosen].cpu().double()
-        weights = weights / weights.sum().clamp_min(1e-30)
+        weights = weights / weights.sum()
         mean = float((weights * values).sum())
         return mean, float((weights * (values - mean)).square().sum().sqrt())
 
@@ -127,8 +129,12 @@ class CrossFit:
 def enough_rows(rows: Batch, weights: Tensor) -> bool:
     """Return whether there are simulations enough for networks to learn from."""
     weights = weights[rows.valid]
-    num_effective = weights.sum() ** 2 / weights.square().sum().clamp_min(1e-30)
-    return len(weights) >= LEAST_ROWS and float(num_effective) >= LEAST_ROWS
+    return min(len(weights), _effective(weights)) >= _LEAST_ROWS
+
+
+def _effective(weights: Tensor) -> float:
+    """Return the number of rows of equal weight that would tell as much."""
+    return float(weights.sum() ** 2 / weights.square().sum().clamp_min(1e-30))
 
 
 def cross_fit(
@@ -153,7 +159,7 @@ def cross_fit(
     if not enough_rows(rows, weights):
         raise ValueError(
             f"{len(folds)} finite simulations are too few to learn from, or too few of "
-            f"them have parameters that are still likely: there must be {LEAST_ROWS}. "
+            f"them have parameters that are still likely: there must be {_LEAST_ROWS}. "
             "Allow for more simulations."
         )
     start = finite.theta, finite.x, spread[rows.valid]

@@ -165,6 +165,8 @@ class DesignSearch:
         finally:
             self._keep_networks(optimizer)
             self.simulations.take(optimizer.progress, optimizer.prior)
+            if isinstance(optimizer, DesignOptimizer):
+                optimizer.progress.drop_old()
 
     def _use_file(
         self, path: Any, simulator: CheckedSimulator, search: Any, is_new: bool
@@ -182,7 +184,7 @@ class DesignSearch:
             self._files.add(key)
 
         def record(theta: Tensor, design: Tensor, x: Tensor) -> None:
-            file.append(theta, design, x, prior.log_prob(theta))
+            file.append(theta, design, x, prior.log_prob(theta.to(self._device)))
 
         simulator.record = record
 
@@ -254,7 +256,8 @@ class DesignSearch:
     def _keep_networks(self, optimizer: DesignOptimizer | RoundsSearch) -> None:
         """Take over the networks of a search, however it ended."""
         is_rounds = isinstance(optimizer, RoundsSearch)
-        if optimizer.networks is not None if is_rounds else optimizer.progress.step:
+        has_learned = optimizer.networks is not None
+        if has_learned and (is_rounds or optimizer.progress.step):
             # Networks that only began to learn do not serve all designs yet.
             over_all = optimizer.config.method != "joint"
             self.covers_all_designs = over_all and optimizer.finished

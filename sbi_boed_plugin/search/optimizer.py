@@ -228,7 +228,10 @@ class DesignOptimizer:
         )
         losses = {name: loss.mean() for name, loss in losses.items()}
         # A failed simulation tells at least nothing.
-        terms = POLICY_OBJECTIVES[config.objective].terms(densities).detach()
+        objective = POLICY_OBJECTIVES[config.objective]
+        # What only the score follows shares no density with the losses.
+        with torch.set_grad_enabled(not objective.by_score):
+            terms = objective.terms(densities).detach()
         information = terms.new_zeros(len(batch.theta))
         information = information.masked_scatter(batch.valid, terms)
         policy_gradients: Sequence[Tensor | None] = ()

@@ -40,6 +40,8 @@ __all__ = ["RoundsSearch"]
 # at designs that are spread all over; steps around the best, in widths of the space.
 _FIRST_SHARE, _SPREAD_SHARE, _STEP = 0.4, 0.33, 0.1
 _NUM_FOR_WIDTH = 256
+# Exponentials of more are not finite in single precision.
+_MOST_LOG_RATIO = 80.0
 # The climbs of single networks, and from there on that of all together; draws that
 # rank their designs.
 _PROPOSAL = MultiStartConfig(num_starts=64, num_climb_steps=45, num_candidates=3)
@@ -215,7 +217,8 @@ class RoundsSearch:
         if self._stored is not None and self._stored.log_proposal is not None:
             theta, log_proposal = self._stored.theta, self._stored.log_proposal
             log_known = self.prior.log_prob(theta).to(theta).detach()
-            ratio = (log_known - log_proposal).nan_to_num(nan=-torch.inf).exp()
+            log_ratio = (log_known - log_proposal).nan_to_num(nan=-torch.inf)
+            ratio = log_ratio.clamp(max=_MOST_LOG_RATIO).exp()
             most = math.sqrt(len(theta)) * float(ratio.mean())
             weights[: len(theta)] = ratio.clamp(max=most)
         return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)

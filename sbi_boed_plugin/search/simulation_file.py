@@ -17,10 +17,12 @@ class SimulationFile:
 
     Columns are `theta_1`, …, `design_1`, …, `x_1`, … and `log_proposal`, the
     log-density of what the parameters were drawn from. `x` is NaN where it failed.
+    Failures wait for the first data, which tell the number of columns.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path, self._dim_x = Path(path), 0
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def read(self, dim_theta: int, dim_design: int) -> Batch | None:
         """Return the simulations, `None` if there are none yet, or raise.
@@ -45,6 +47,7 @@ class SimulationFile:
             )
         if not lines:
             return None
+        self._dim_x = dim_x
         table = np.array([line.split(",") for line in lines], dtype=np.float32)
         widths = [dim_theta, dim_design, dim_x, 1]
         theta, design, x, log_proposal = torch.from_numpy(table).split(widths, dim=1)
@@ -54,13 +57,25 @@ class SimulationFile:
     def append(
         self, theta: Tensor, design: Tensor, x: Tensor, log_proposal: Tensor
     ) -> None:
-        """Append rows, and wait until they are on the disk."""
-        parts = [theta, design, x.flatten(1), log_proposal.unsqueeze(1)]
+        """Append rows, and wait until they are on the disk.
+
+        `x` has no columns if all rows raised an error.
+        """
+        self._dim_x = self._dim_x or x.shape[1]
+        if not self._dim_x:
+            self._waiting.append((theta, design, log_proposal))
+            return
+        waiting, self._waiting = self._waiting, []
+        for earlier, at, density in waiting:
+            self.append(earlier, at, x.new_empty(len(earlier), 0), density)
+        if not x.shape[1]:
+            x = x.new_full((len(theta), self._dim_x), torch.nan)
+        parts = [theta, design, x, log_proposal.unsqueeze(1)]
         rows = torch.cat([part.detach().cpu().float() for part in parts], dim=1)
         is_new = not self.path.exists() or not self.path.stat().st_size
         with self.path.open("a") as file:
             if is_new:
-                widths = theta.shape[1], design.shape[1], parts[2].shape[1]
+                widths = theta.shape[1], design.shape[1], self._dim_x
                 file.write(",".join(_names(*widths)) + "\n")
             np.savetxt(file, rows.numpy(), fmt="%.9g", delimiter=",")
             file.flush()

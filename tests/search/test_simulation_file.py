@@ -105,9 +105,21 @@ def test_failures_are_kept_as_such(tmp_path):
     )
     rows = SimulationFile(path).read(1, 1)
     is_failed = (rows.theta > 0.5) | (rows.theta < -1.0)
-    # A row that raises alone has no data, and is not kept.
-    assert bool((is_failed[:, 0] == ~rows.valid).all()) and is_failed.any()
-    assert len(rows.theta) <= result.num_simulations <= 150
+    assert bool((is_failed[:, 0] == ~rows.valid).all())
+    assert bool((rows.theta > 0.5).any()) and bool((rows.theta < -1.0).any())
+    assert len(rows.theta) == result.num_simulations <= 150
+
+
+def test_failures_before_any_data_wait_for_their_columns(tmp_path):
+    file, rows = SimulationFile(tmp_path / "simulations.csv"), torch.rand(2, 1)
+    nothing = torch.empty(2, 0)
+    file.append(rows, rows, nothing, rows[:, 0])
+    assert not file.path.exists()
+    file.append(rows + 1, rows, torch.ones(2, 3), rows[:, 0])
+    file.append(rows + 2, rows, nothing, rows[:, 0])
+    read = SimulationFile(file.path).read(1, 1)
+    torch.testing.assert_close(read.theta, torch.cat([rows, rows + 1, rows + 2]))
+    assert read.valid.tolist() == [False, False, True, True, False, False]
 
 
 def test_a_line_that_is_not_complete_is_cut_off(tmp_path):
