@@ -78,8 +78,9 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
         for seed in range(num_seeds)
         for num_simulations in ((300,) if quick else (300, 3_000, 30_000, 100_000))
         for cell in (CELLS[:2] if quick else CELLS)
-        # The largest take minutes: one flow tells of them.
-        if num_simulations < 100_000 or cell[:3] == ("maf", 3, 10)
+        # Large ones take minutes: few networks tell of them.
+        if num_simulations < 30_000 or cell[1:] == (3, 10, False)
+        if num_simulations < 100_000 or cell[0] == "maf"
         for setting in SETTINGS
         if num_simulations <= SMALL_DATA or setting not in FOR_SMALL_DATA
         # Of mixture densities sbi's builders take no dropout.

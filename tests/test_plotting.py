@@ -1,6 +1,7 @@
 """Figures: what they show, that nothing is clipped, and that they leave no trace."""
 
 import math
+from dataclasses import replace
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -72,9 +73,10 @@ def policy_of_a_mixture():
 
 def eig_over_design():
     designs = torch.linspace(0.0, 10.0, 11)
-    estimates = [EIGEstimate(v, 0.1, "pce") for v in (designs / 10).tolist()]
+    values = (designs / 10).tolist()
+    estimates = [EIGEstimate(v, 0.1, "pce", num_simulations=9) for v in values]
     # Every entry that the legend can have.
-    estimates[0] = EIGEstimate(-9.0, 0.1, "pce")
+    estimates[0] = replace(estimates[0], value=-9.0)
     return plotting.plot_eig_over_design(
         designs,
         estimates,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
 from sbi_boed_plugin.estimators.coordinates import (
@@ -28,6 +29,8 @@ __all__ = [
     "transformed_posterior_nn",
 ]
 
+# Features of a condition that mixtures are given.
+_NUM_FEATURES = 100
 # A network that has diverged rounds all of its mass to the boundary.
 _MAX_ATTEMPTS = 20
 
@@ -184,16 +187,19 @@ class _TransformedBuilder:
             conditions = theta if self.condition == "theta" else x
             embedding.to(conditions.device).standardize(conditions)
             kwargs.setdefault(f"z_score_{self.condition}", "none")
-        build = self.factory(self.model, **kwargs)
         in_units = isinstance(of_theta, Units) and isinstance(of_x, Units)
         if not (self.linear_start and in_units):
-            return self._view(build(theta, x), of_theta, of_x)
+            network = self.factory(self.model, **kwargs)(theta, x)
+            return self._view(network, of_theta, of_x)
         rows = (x, theta) if self.condition == "theta" else (theta, x)
         regression = LinearRegression(*rows, self.dim_design)
         with torch.no_grad():
             left = regression.residuals(*rows)
+        if self.condition == "theta" and self.model == "mdn":
+            kwargs["embedding_net"] = _features(theta.shape[-1]).to(theta.device)
         pair = (theta, left) if self.condition == "theta" else (left, x)
-        network = ResidualEstimator(build(*pair), regression)
+        network = self.factory(self.model, **kwargs)(*pair)
+        network = ResidualEstimator(network, regression)
         return self._view(network, of_theta, of_x)
 
     def _units(self, name: str, values: Tensor) -> Transform:
@@ -211,6 +217,18 @@ class _TransformedBuilder:
             is_condition or name == "theta" or self.coordinates["x_transform"] == "auto"
         )
         return Units(values, may_skew=may_skew)
+
+
+def _features(num_values: int) -> nn.Module:
+    """Return a network of features of a condition, for a mixture.
+
+    sbi's own network of a mixture is too shallow and not smooth enough for the response
+    to parameters and designs, on which climbs and bounds depend.
+    """
+    sizes, layers = (num_values, _NUM_FEATURES, _NUM_FEATURES), []
+    for size, next_size in pairwise(sizes):
+        layers += [nn.Linear(size, next_size), nn.SiLU()]
+    return nn.Sequential(*layers)
 
 
 def build_categorical(
@@ -265,9 +283,10 @@ def transformed_likelihood_nn(
         dim_design: Number of values of a design; 0 without designs.
         linear_start: Whether a named model describes what a linear regression of the
             first simulations leaves. The regression, whose features are also products
-            with the design, learns with the network. Searches do so with models of a
-            name. Data or parameters with an embedding or another standardization than
-            the default are left as they are.
+            with the design, learns with the network, and an `"mdn"` sees its condition
+            through two layers of 100 features. Searches do so with models of a name.
+            Data or parameters with an embedding or another standardization than the
+            default are left as they are.
         x_transform: Transform of the data, for instance to logarithms; `None` for
             natural units. With `"auto"` a named model sees a column of the data as
             `asinh((x - centre) / scale)`, and warns, if the first simulations are

@@ -109,11 +109,12 @@ def plot_eig_over_design(
     that was hardly trained at a design: triangles at the lower edge stand for them.
 
     `estimates` are those of sorted `designs`, of shape `(num_designs,)` or
-    `(num_designs, 1)`; `design` is the one that was found, `eig` its estimate, and
-    `candidates` are what a search compared, as in `DesignResult`. `reference` holds
-    value and standard error of each design from another source, such as the exact
-    answer, in nats. Designs not `visited`, as `visited_designs` says, are shaded: the
-    networks were not trained there. `log` is for designs that span decades.
+    `(num_designs, 1)`, for instance the `candidates` of a search in rounds, whose
+    networks disagree by the standard error; `design` is the one that was found, `eig`
+    its estimate, and `candidates` are what a search compared, as in `DesignResult`.
+    `reference` holds value and standard error of each design from another source, such
+    as the exact answer, in nats. Designs not `visited`, as `visited_designs` says, are
+    shaded: the networks were not trained there. `log` is for designs that span decades.
     """
     figure, ax = _new_axes()
     positions = designs.reshape(-1).cpu().numpy()
@@ -122,6 +123,9 @@ def plot_eig_over_design(
     if visited is not None:
         _shade(ax, positions, ~visited.cpu().numpy(), log)
     kind = _BOUND_NAMES.get(estimates[0].bound, "estimate")
+    error = "standard error"
+    if not estimates[0].num_simulations:
+        kind, error = "learned model", "disagreement"
     if reference is not None:
         values, errors = np.asarray(reference).T
         ax.plot(positions, values, color=GREEN, label="reference")
@@ -133,7 +137,7 @@ def plot_eig_over_design(
     floor = -0.25 * max(0.1, *values, *(value for value, _ in reference or ()))
     far = np.array(values) < floor
     near = [e for e, is_far in zip(estimates, far, strict=True) if not is_far]
-    _draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± standard error")
+    _draw_estimates(ax, positions[~far], near, BLUE, "o", f"{kind} ± {error}")
     if len(candidates) > 1:
         others, scores = zip(*candidates, strict=True)
         places = np.array([other.item() for other in others])

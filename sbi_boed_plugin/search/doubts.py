@@ -17,7 +17,7 @@ from torch import Tensor
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.batch import Progress
 
-__all__ = ["find_doubts", "find_slope", "is_steep", "tightest"]
+__all__ = ["find_doubts", "find_slope", "find_unsettled", "is_steep", "tightest"]
 
 # Nats, and share of the information, by which bounds may differ by chance.
 _SLACK, _SHARE = 0.1, 0.2
@@ -145,6 +145,50 @@ def find_doubts(
                 "larger design_learning_rate."
             )
     return doubts
+
+
+def find_unsettled(
+    best: Tensor, designs: Tensor, values: Tensor, *, num_simulations: int
+) -> list[str]:
+    """Return which other designs are as good as far as several networks tell.
+
+    `best` are the information of the design found by each of them, `(num_networks,)`,
+    and `values`, `(num_networks, num_designs)`, that of `designs` all over the space. A
+    design is as good whose difference is within two standard errors, that of all
+    designs in the mean: few networks tell little of a single one's. Nothing is said
+    where another design gains at most a tenth, or 0.05 nats.
+    """
+    differences = (values - best.unsqueeze(1)).cpu().double()
+    num_networks = len(differences)
+    if num_networks < 2:
+        return []
+    variance = differences.var(dim=0).nan_to_num().mean() / num_networks
+    most = differences.mean(dim=0).nan_to_num(nan=-torch.inf) + 2.0 * variance.sqrt()
+    gain, is_good = float(most.max()), most > 0.0
+    if gain < max(_SLACK / 2, _SHARE / 2 * float(best.mean())):
+        return []
+    if designs.shape[1] == 1:
+        which = f"Designs {_ranges(designs[:, 0].cpu(), is_good)} are"
+    else:
+        which = f"{is_good.double().mean():.0%} of all designs are"
+    return [
+        f"{which} as good as far as {num_simulations:,} simulations tell: one of them "
+        f"may have {gain:.2f} nats more. Allow for more simulations."
+    ]
+
+
+def _ranges(designs: Tensor, is_good: Tensor) -> str:
+    """Say between which of some numbers are those that are good."""
+    order = designs.argsort()
+    runs = [[]]
+    for value, good in zip(
+        designs[order].tolist(), is_good[order].tolist(), strict=True
+    ):
+        if good:
+            runs[-1].append(value)
+        elif runs[-1]:
+            runs.append([])
+    return " and ".join(f"from {run[0]:.4g} to {run[-1]:.4g}" for run in runs if run)
 
 
 def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> list[str]:

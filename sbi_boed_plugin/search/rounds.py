@@ -22,6 +22,7 @@ from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import Batch, Progress, simulate_batch
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit, enough_rows
+from sbi_boed_plugin.search.doubts import find_unsettled
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import (
@@ -46,6 +47,8 @@ _MOST_LOG_RATIO = 80.0
 # rank their designs.
 _PROPOSAL = MultiStartConfig(num_starts=64, num_climb_steps=45, num_candidates=3)
 _LAST, _NUM_RANKING = MultiStartConfig(num_samples=64), 256
+# Designs all over the space that the best one is compared with.
+_NUM_COMPARED = 64
 
 
 class RoundsSearch:
@@ -72,6 +75,8 @@ class RoundsSearch:
         self._asked = config.objective
         self.networks: DesignEstimators | None = None
         self.candidates: list[tuple[Tensor, EIGEstimate]] = []
+        # Designs to simulate around, and what speaks against the best one.
+        self._promising, self.unsettled = torch.zeros(0), list[str]()
         self._models, self._device, self._stored = models, device, stored
         self.fit: CrossFit | None = None
         # The network that leaves a row out.
@@ -162,7 +167,7 @@ class RoundsSearch:
     def _proposed_designs(self, num_designs: int) -> Tensor:
         """Return designs to simulate at, `(num_designs, dim_design)`."""
         num_spread = num_designs
-        if self.candidates:
+        if len(self._promising):
             num_spread = math.ceil(_SPREAD_SHARE * num_designs)
         spread = _spread(self.policy, num_spread)
         if num_spread == num_designs:
@@ -170,9 +175,8 @@ class RoundsSearch:
             half = spread[::2]
             spread[::2] = self.policy.sample(torch.Size((len(half),))).to(half)
             return spread
-        best = torch.stack([design for design, _ in self.candidates])
-        rows = torch.randint(len(best), (num_designs - num_spread,))
-        return torch.cat([spread, _around(self.policy, best[rows])])
+        rows = torch.randint(len(self._promising), (num_designs - num_spread,))
+        return torch.cat([spread, _around(self.policy, self._promising[rows])])
 
     def _model(self, estimators: DesignEstimators) -> LearnedModel:
         """Return the information of designs by some of the networks."""
@@ -225,28 +229,42 @@ class RoundsSearch:
 
     def _rank(self, fit: CrossFit, is_last: bool) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
-        designs = [
-            design
-            for member in fit.members
-            for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
-        ]
+        designs = torch.stack(
+            [
+                design
+                for member in fit.members
+                for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
+            ]
+        )
+        self._promising = designs
         if is_last:
-            starts, joined = torch.stack(designs), self._model(fit.joined)
-            designs += climb_designs(joined, self.policy, _LAST, starts=starts)
-        stacked, state = torch.stack(designs), get_rng_state()
+            joined = self._model(fit.joined)
+            best = climb_designs(joined, self.policy, _LAST, starts=designs)
+            designs = torch.cat([designs, torch.stack(best)])
+            # What else there is, and how well the networks know it.
+            designs = torch.cat([designs, _spread(self.policy, _NUM_COMPARED)])
+        state = get_rng_state()
         values = []
         for member in fit.members:
             # The same random numbers for all: differences are those of the networks.
             with isolated_rng(state), torch.no_grad():
-                values.append(self._model(member).information(stacked, _NUM_RANKING))
+                values.append(self._model(member).information(designs, _NUM_RANKING))
         of_members = torch.stack(values)
         means = of_members.mean(dim=0).nan_to_num(nan=-torch.inf)
         errors = of_members.std(dim=0) / math.sqrt(len(values))
         bound = POLICY_OBJECTIVES[self.config.objective].bound
+        order = means.argsort(descending=True)
         self.candidates = [
             (designs[i], EIGEstimate(float(means[i]), float(errors[i]), bound))
-            for i in means.argsort(descending=True).tolist()
+            for i in order.tolist()
         ]
+        if is_last:
+            self.unsettled = find_unsettled(
+                of_members[:, order[0]],
+                designs[-_NUM_COMPARED:],
+                of_members[:, -_NUM_COMPARED:],
+                num_simulations=self.num_learned_from,
+            )
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Record what a round has found, and show it."""

@@ -79,6 +79,8 @@ def run_search(
     bounds, doubts, num_calls, num_failed = assess_design(
         optimizer, simulator, design, num_samples
     )
+    if isinstance(optimizer, RoundsSearch):
+        doubts += optimizer.unsettled
     if config.objective == "info_nce" and config.method == "joint":
         last = progress.history["eig"][-max(1, progress.step // 10) :]
         mean, cap = sum(last) / len(last), math.log(config.num_contrastive + 1)
@@ -118,6 +120,7 @@ def search_stored(
         num_learned_from=search.num_learned_from,
         overfit=search.progress.overfit["posterior"],
     )
+    doubts += search.unsettled
     num_effective = search.fit.effective_sample_size
     if num_effective < 0.5 * search.num_learned_from:
         doubts.append(

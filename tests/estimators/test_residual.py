@@ -140,3 +140,13 @@ def test_what_a_user_standardizes_or_embeds_keeps_its_own_coordinates():
         )
         parts = build(condition, x).modules()
         assert not any(isinstance(part, ResidualEstimator) for part in parts)
+
+
+def test_a_mixture_has_features_of_its_condition_that_follow_from_a_linear_start():
+    condition, x = measured(300)
+    for linear_start in (False, True):
+        build = transformed_likelihood_nn(
+            "mdn", dim_design=3, linear_start=linear_start
+        )
+        parts = build(condition, x).modules()
+        assert any(isinstance(part, torch.nn.SiLU) for part in parts) == linear_start

@@ -1,5 +1,6 @@
 """What speaks against a result is found where it is, and nowhere else."""
 
+import math
 import re
 import warnings
 from dataclasses import replace
@@ -19,7 +20,12 @@ from sbi_boed_plugin import EIGEstimate
 from sbi_boed_plugin.search import assessment
 from sbi_boed_plugin.search.assessment import estimate_bounds, likelihood_mismatch
 from sbi_boed_plugin.search.batch import Batch, Progress
-from sbi_boed_plugin.search.doubts import find_doubts, find_slope, is_steep
+from sbi_boed_plugin.search.doubts import (
+    find_doubts,
+    find_slope,
+    find_unsettled,
+    is_steep,
+)
 from tests.oracles import LinearGaussian as Model
 from tests.oracles import WithConstant
 from tests.trainers.cases import on_box
@@ -115,6 +121,32 @@ def bounds_with(prior, num_samples=2_000):
     settings = {"objective": "barber_agakov", "num_contrastive": 511}
     data = theta, Model.simulate(theta, design)
     return estimate_bounds(estimators, *data, prior=prior, design=design, **settings)
+
+
+def unsettled(values, designs):
+    """What networks leave open that differ by their values only, at a best of 1.0."""
+    values = torch.tensor(values)
+    best = torch.ones(len(values))
+    return find_unsettled(best, designs, values, num_simulations=1_000)
+
+
+def test_designs_that_networks_cannot_tell_apart_are_named():
+    designs = torch.tensor([[3.0], [-2.0], [1.0], [-3.0]])
+    # Three networks whose differences vary by 0.3: two standard errors are 0.3464.
+    low, high = [0.7, 0.6, -0.5, 0.5], [1.3, 1.2, 0.1, 1.1]
+    middle = [1.0, 0.9, -0.2, 0.8]
+    (doubt,) = unsettled([low, middle, high], designs)
+    assert "from -3 to -2 and from 3 to 3 are as good as far as 1,000" in doubt
+    assert "0.35 nats more" in doubt
+    (doubt,) = unsettled([low, middle, high], torch.randn(4, 2))
+    assert "75% of all designs are as good" in doubt
+
+
+def test_designs_that_networks_agree_about_leave_no_doubt():
+    designs = torch.arange(3.0).unsqueeze(1)
+    values = [[0.9, 0.5, math.nan], [0.95, 0.45, math.nan], [0.85, 0.55, math.nan]]
+    assert unsettled(values, designs) == []
+    assert unsettled(values[:1], designs) == []  # One network cannot disagree.
 
 
 def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():

@@ -76,6 +76,9 @@ def test_results_have_a_row_for_each_round_and_candidates(found):
     values = [eig.value for _, eig in result.candidates]
     assert values == sorted(values, reverse=True)
     assert all(math.isfinite(eig.standard_error) for _, eig in result.candidates)
+    # From one end of the space, 0 to 4, to the other.
+    designs = torch.stack([design for design, _ in result.candidates])
+    assert designs.min() < 0.2 and designs.max() > 3.8
 
 
 def test_networks_are_ensembles_and_serve_what_comes_after(found):
