@@ -154,16 +154,18 @@ def find_unsettled(
 
     `best` are the information of the design found by each of them, `(num_networks,)`,
     and `values`, `(num_networks, num_designs)`, that of `designs` all over the space. A
-    design is as good whose difference is within two standard errors, that of all
-    designs in the mean: few networks tell little of a single one's. Nothing is said
-    where another design gains at most a tenth, or 0.05 nats.
+    design is as good whose difference is within two standard errors, that of the better
+    half of designs in the mean: few networks tell little of a single one's. Nothing is
+    said where another design gains at most a tenth, or 0.05 nats.
     """
     differences = (values - best.unsqueeze(1)).cpu().double()
     num_networks = len(differences)
     if num_networks < 2:
         return []
-    variance = differences.var(dim=0).nan_to_num().mean() / num_networks
-    most = differences.mean(dim=0).nan_to_num(nan=-torch.inf) + 2.0 * variance.sqrt()
+    means = differences.mean(dim=0).nan_to_num(nan=-torch.inf)
+    variances = differences.var(dim=0).nan_to_num(nan=0.0, posinf=0.0)
+    better = means.argsort(descending=True)[: math.ceil(len(means) / 2)]
+    most = means + 2.0 * (variances[better].mean() / num_networks).sqrt()
     gain, is_good = float(most.max()), most > 0.0
     if gain < max(_SLACK / 2, _SHARE / 2 * float(best.mean())):
         return []

@@ -6,6 +6,7 @@ train networks that are conditioned on the design, whatever the designs were dra
 Several networks, each of which leaves out other rows, say where they disagree.
 """
 
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -243,15 +244,9 @@ class RoundsSearch:
             designs = torch.cat([designs, torch.stack(best)])
             # What else there is, and how well the networks know it.
             designs = torch.cat([designs, _spread(self.policy, _NUM_COMPARED)])
-        state = get_rng_state()
-        values = []
-        for member in fit.members:
-            # The same random numbers for all: differences are those of the networks.
-            with isolated_rng(state), torch.no_grad():
-                values.append(self._model(member).information(designs, _NUM_RANKING))
-        of_members = torch.stack(values)
+        of_members = self._values(fit.members, designs)
         means = of_members.mean(dim=0).nan_to_num(nan=-torch.inf)
-        errors = of_members.std(dim=0) / math.sqrt(len(values))
+        errors = of_members.std(dim=0) / math.sqrt(len(of_members))
         bound = POLICY_OBJECTIVES[self.config.objective].bound
         order = means.argsort(descending=True)
         self.candidates = [
@@ -265,6 +260,20 @@ class RoundsSearch:
                 of_members[:, -_NUM_COMPARED:],
                 num_simulations=self.num_learned_from,
             )
+
+    @torch.no_grad()
+    def _values(self, members: list[DesignEstimators], designs: Tensor) -> Tensor:
+        """Return the information of designs by each of some networks.
+
+        With the same random numbers for all networks and designs: the values of close
+        designs are close, and differences are those of networks and designs.
+        """
+        models, state = [self._model(member) for member in members], get_rng_state()
+        values = []
+        for model, design in itertools.product(models, designs.split(1)):
+            with isolated_rng(state):
+                values.append(model.information(design, _NUM_RANKING))
+        return torch.cat(values).reshape(len(models), len(designs))
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Record what a round has found, and show it."""
