@@ -368,6 +368,19 @@ TABLES = {
             ["num_simulations", "model"], kind="stable"
         ),
     ),
+    "training-c2st": Table(
+        "training-c2st_summary",
+        {"task": "task", "num_simulations": "simulations"},
+        {
+            "`npe`, sbi": number("c2st_npe, sbi", 3),
+            "`npe`": number("c2st_npe, averaged", 3),
+            "`npe_gkl`": number("c2st_npe_gkl, averaged", 3),
+            "`nle`, sbi": number("c2st_nle, sbi", 3),
+            "`nle`": number("c2st_nle, averaged", 3),
+            "`nle_hybrid`": number("c2st_nle_hybrid, averaged", 3),
+            "best": number("c2st_best", 3),
+        },
+    ),
     "training-growth": Table(
         "training-growth",
         {"num_simulations": "simulations"},
