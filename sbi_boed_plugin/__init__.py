@@ -9,6 +9,7 @@ __version__ = "0.1.0.dev0"
 
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin._fit import AveragedSchedule
+from sbi_boed_plugin._vectorize import vectorize
 from sbi_boed_plugin.campaign import (
     ExperimentRecord,
     ExperimentsResult,
@@ -41,7 +42,7 @@ from sbi_boed_plugin.registration import (
 )
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.simulation import simulate_for_boed, vectorize
+from sbi_boed_plugin.simulation import simulate_for_boed
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL

@@ -24,6 +24,7 @@ from sbi_boed_plugin._parallel import (
     simulate_chunk,
 )
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin._vectorize import vectorize
 from sbi_boed_plugin.policies.policy import DesignPolicy
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "Simulator",
     "run_simulator",
     "simulate_for_boed",
-    "vectorize",
 ]
 
 # Independent of the number of workers, so that results are, too.
@@ -347,55 +347,3 @@ def simulate_for_boed(
             show_progress_bar=show_progress_bar,
         )
     return theta, design, made.x
-
-
-class vectorize:
-    """Make a simulator of many rows from a function of one parameter vector.
-
-    The counterpart of sbi's `process_simulator`: a function from `theta` of shape
-    `(batch_dim, dim_theta)` and `design` of shape `(batch_dim, dim_design)` to `x` of
-    shape `(batch_dim, dim_x)`, which carries gradients if `simulator` does. Rows are
-    simulated one after another, or on several processes with `num_workers`; a row that
-    raises costs no other row.
-
-    Args:
-        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
-            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
-            array or a list. To run on several processes it has to be picklable.
-
-    Raises:
-        TypeError: If `simulator` is not a function.
-
-    Example:
-        >>> def decay(theta, design):
-        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
-        >>> simulator = vectorize(decay)
-        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
-        torch.Size([5, 1])
-    """
-
-    def __init__(self, simulator: Callable[[Tensor, Tensor], Any]) -> None:
-        if not callable(simulator):
-            raise TypeError(
-                "simulator must be a function of one parameter vector and one design, "
-                f"got {type(simulator).__name__}."
-            )
-        self.simulator = simulator
-
-    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Simulate rows one after another."""
-        pairs = zip(theta, design, strict=True)
-        return torch.stack([_as_vector(self.simulator(*pair), theta) for pair in pairs])
-
-
-def _as_vector(x: Any, theta: Tensor) -> Tensor:
-    """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
-    if isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x):
-        x = torch.stack([torch.as_tensor(part).to(theta) for part in x])
-    vector = torch.as_tensor(x).to(theta)
-    if vector.numel() != max([1, *vector.shape]):
-        raise ValueError(
-            f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
-            "vector and one design, but must return a number or a vector."
-        )
-    return vector.reshape(-1)

@@ -14,13 +14,12 @@ import torch
 from sbi.utils import BoxUniform
 from torch.distributions import Uniform
 
-from sbi_boed_plugin import TruncatedNormalPolicy
+from sbi_boed_plugin import TruncatedNormalPolicy, vectorize
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.simulation import (
     CheckedSimulator,
     run_simulator,
     simulate_for_boed,
-    vectorize,
 )
 from tests.trainers.cases import message
 
@@ -510,3 +509,42 @@ def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     with pytest.raises(KeyboardInterrupt, match="stop"):
         simulate(raises(KeyboardInterrupt, "stop"), num_workers=2)
     simulate(num_workers=2)
+
+
+def hangs_or_crashes(theta, design):
+    """Sleep for an hour, end the process, raise or succeed, by the parameter."""
+    if theta[0] < -1.0:
+        time.sleep(3_600.0)
+    if theta[0] < 0.0:
+        os._exit(1)
+    if theta[0] < 1.0:
+        raise ZeroDivisionError("small rate")
+    return torch.cat([theta + torch.randn(2), design])
+
+
+def test_calls_that_hang_or_end_their_process_cost_their_row():
+    theta = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [1.6, 0.0], [-0.5, 0.0], [0.5, 0.0]])
+    simulator, x = vectorize(hangs_or_crashes, max_seconds=1.0), []
+    for num_workers in (1, 2):
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="3 of 5 simulations raised an error"):
+            made = run_simulator(
+                simulator,
+                theta,
+                torch.ones(5, 1),
+                num_workers=num_workers,
+                simulation_batch_size=3,
+            )
+        assert made.valid.tolist() == [True, False, True, False, False]
+        x.append(made.x[made.valid])
+    # On any workers the same, and no noise twice.
+    assert torch.equal(*x) and x[0][0, 0] - 1.5 != x[0][1, 0] - 1.6
+
+
+def test_a_call_has_an_end_and_says_so():
+    simulator = vectorize(hangs_or_crashes, max_seconds=0.5)
+    rows = torch.tensor([[-2.0, 0.0]]), torch.zeros(1, 1)
+    with pytest.raises(TimeoutError, match="longer than max_seconds=0.5"):
+        simulator(*rows)
+    with pytest.raises(ValueError, match="max_seconds"):
+        vectorize(hangs_or_crashes, max_seconds=0.0)

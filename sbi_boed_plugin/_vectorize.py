@@ -1,0 +1,117 @@
+"""Simulators of many rows, made from functions of one parameter vector."""
+
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as TookTooLong
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+from joblib.externals.loky import ProcessPoolExecutor
+from torch import Tensor
+
+from sbi_boed_plugin._numbers import check_real
+from sbi_boed_plugin._rng import isolated_rng
+
+__all__ = ["vectorize"]
+
+
+class vectorize:
+    """Make a simulator of many rows from a function of one parameter vector.
+
+    The counterpart of sbi's `process_simulator`: a function from `theta` of shape
+    `(batch_dim, dim_theta)` and `design` of shape `(batch_dim, dim_design)` to `x` of
+    shape `(batch_dim, dim_x)`, which carries gradients if `simulator` does. Rows are
+    simulated one after another, or on several processes with `num_workers`; a row that
+    raises costs no other row.
+
+    Args:
+        simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
+            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
+            array or a list. To run on several processes it has to be picklable.
+        max_seconds: Time after which a call is ended, whatever it does, with a
+            `TimeoutError`, which makes its row NaN. Calls then run in a process of
+            their own, which is started anew after one that was ended or has crashed;
+            the simulator has to be picklable, gets tensors on the CPU, and its data
+            carry no gradients.
+
+    Raises:
+        TypeError: If `simulator` is not a function.
+        ValueError: If `max_seconds` is not positive.
+
+    Example:
+        >>> def decay(theta, design):
+        ...     return [theta[0] * torch.exp(-theta[1] * design[0])]
+        >>> simulator = vectorize(decay)
+        >>> simulator(torch.ones(5, 2), torch.zeros(5, 1)).shape
+        torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        simulator: Callable[[Tensor, Tensor], Any],
+        *,
+        max_seconds: float | None = None,
+    ) -> None:
+        if not callable(simulator):
+            raise TypeError(
+                "simulator must be a function of one parameter vector and one design, "
+                f"got {type(simulator).__name__}."
+            )
+        self.simulator = simulator
+        self.max_seconds = check_real(
+            "max_seconds", max_seconds, above=0.0, or_none=True
+        )
+        self._process: ProcessPoolExecutor | None = None
+
+    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Simulate rows one after another."""
+        simulate = self.simulator if self.max_seconds is None else self._in_time
+        pairs = zip(theta, design, strict=True)
+        return torch.stack([_as_vector(simulate(*pair), theta) for pair in pairs])
+
+    def _in_time(self, theta: Tensor, design: Tensor) -> Any:
+        """Return what the simulator makes of one row, or raise when it takes too long.
+
+        The row has a seed of its own, drawn in this process.
+        """
+        if self._process is None:
+            self._process = ProcessPoolExecutor(max_workers=1)
+            # Starting does not count: what the simulator imports takes seconds.
+            self._process.submit(_seeded, callable, 0, self.simulator).result()
+        seed = int(torch.randint(2**32, ()))
+        row = theta.detach().cpu(), design.detach().cpu()
+        call = self._process.submit(_seeded, self.simulator, seed, *row)
+        try:
+            return call.result(self.max_seconds)
+        except BaseException as error:
+            is_running = not call.done()  # Also after an interrupt.
+            if is_running or isinstance(error, BrokenProcessPool):
+                self._process.shutdown(kill_workers=True)
+                self._process = None
+            if is_running and isinstance(error, TookTooLong):
+                raise TimeoutError(
+                    f"simulator took longer than max_seconds={self.max_seconds:g}."
+                ) from None
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the process: each worker has its own."""
+        return {**vars(self), "_process": None}
+
+
+def _seeded(function: Callable[..., Any], seed: int, *args: Any) -> Any:
+    with isolated_rng(seed):
+        return function(*args)
+
+
+def _as_vector(x: Any, theta: Tensor) -> Tensor:
+    """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
+    if isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x):
+        x = torch.stack([torch.as_tensor(part).to(theta) for part in x])
+    vector = torch.as_tensor(x).to(theta)
+    if vector.numel() != max([1, *vector.shape]):
+        raise ValueError(
+            f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
+            "vector and one design, but must return a number or a vector."
+        )
+    return vector.reshape(-1)
