@@ -118,14 +118,25 @@ def map_chunks(
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
         chunks = run(delayed(_run_on_worker)(*job) for job in jobs)
-    results = []
+    results, num_failed = [], 0
+    bar = tqdm(
+        total=len(theta),
+        disable=not show_progress_bar,
+        desc="Simulating",
+        unit=" simulations",
+    )
     # Closed, since the traceback of an error would keep the generator and its chunks.
-    with closing(chunks), tqdm(total=len(theta), disable=not show_progress_bar) as bar:
+    with closing(chunks), bar:
         for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
             if record is not None and not chunk.is_fatal:
                 rows, x = _finished(chunk, len(job[1]))
                 record(job[1][rows], job[2][rows], x.to(job[1]))
+            if show_progress_bar:
+                _, x = _finished(chunk, len(job[1]))
+                is_finite = x.isfinite().all(dim=1) & (x.shape[1] > 0)
+                num_failed += int((~is_finite).sum())
+                bar.set_postfix(failed=num_failed, refresh=False)
             bar.update(len(job[1]))
     for chunk in results:
         if chunk.is_fatal:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import current_process
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = ["vectorize"]
+
+# After which a process ends itself, should this one have been killed.
+_IDLE_SECONDS = 300
 
 
 class vectorize:
@@ -74,10 +78,16 @@ class vectorize:
 
         The row has a seed of its own, drawn in this process.
         """
+        if current_process().daemon:
+            raise RuntimeError(
+                "max_seconds needs a process for the simulator, which daemons may not "
+                "start. Of a dask cluster, start the workers with "
+                'dask.config.set({"distributed.worker.daemon": False}).'
+            )
         if self._process is None:
-            self._process = ProcessPoolExecutor(max_workers=1)
-            # Starting does not count: what the simulator imports takes seconds.
-            self._process.submit(_seeded, callable, 0, self.simulator).result()
+            self._process = ProcessPoolExecutor(max_workers=1, timeout=_IDLE_SECONDS)
+        # Starting does not count: what the simulator imports takes seconds.
+        self._process.submit(_seeded, callable, 0, self.simulator).result()
         seed = int(torch.randint(2**32, ()))
         row = theta.detach().cpu(), design.detach().cpu()
         call = self._process.submit(_seeded, self.simulator, seed, *row)

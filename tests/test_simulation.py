@@ -178,9 +178,14 @@ def test_data_have_the_precision_and_device_of_theta(to, kwargs):
     assert made.x.device == made.valid.device == theta.device
 
 
-def test_progress_counts_rows(capsys):
+def test_progress_counts_rows_and_failures(capsys):
     simulate(num_workers=2, show_progress_bar=True)
-    assert "50/50" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "50/50" in shown and "failed=0" in shown
+    theta, design = rows(BAD)
+    settings = {"simulation_batch_size": 1, "show_progress_bar": True, "warn": False}
+    run_simulator(raises_for_negative, theta, design, **settings)
+    assert "50/50" in (shown := capsys.readouterr().err) and "failed=4" in shown
 
 
 # --- Failures -------------------------------------------------------------------------
@@ -465,6 +470,48 @@ def test_the_calls_that_are_counted_are_the_calls_that_are_made(
         assert max_calls < (300 if batch_size is None else math.inf)
 
 
+# --- A time limit --------------------------------------------------------------------
+
+
+def hangs_or_crashes(theta, design):
+    """Sleep for an hour, end the process, raise or succeed, by the parameter."""
+    if theta[0] < -1.0:
+        time.sleep(3_600.0)
+    if theta[0] < 0.0:
+        os._exit(1)
+    if theta[0] < 1.0:
+        raise ZeroDivisionError("small rate")
+    return torch.cat([theta + torch.randn(2), design])
+
+
+def test_calls_that_hang_or_end_their_process_cost_their_row():
+    theta = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [1.6, 0.0], [-0.5, 0.0], [0.5, 0.0]])
+    simulator, x = vectorize(hangs_or_crashes, max_seconds=1.0), []
+    for num_workers in (1, 2):
+        torch.manual_seed(0)
+        with pytest.warns(UserWarning, match="3 of 5 simulations raised an error"):
+            made = run_simulator(
+                simulator,
+                theta,
+                torch.ones(5, 1),
+                num_workers=num_workers,
+                simulation_batch_size=3,
+            )
+        assert made.valid.tolist() == [True, False, True, False, False]
+        x.append(made.x[made.valid])
+    # On any workers the same, and no noise twice.
+    assert torch.equal(*x) and x[0][0, 0] - 1.5 != x[0][1, 0] - 1.6
+
+
+def test_a_call_has_an_end_and_says_so():
+    simulator = vectorize(hangs_or_crashes, max_seconds=0.5)
+    rows = torch.tensor([[-2.0, 0.0]]), torch.zeros(1, 1)
+    with pytest.raises(TimeoutError, match="longer than max_seconds=0.5"):
+        simulator(*rows)
+    with pytest.raises(ValueError, match="max_seconds"):
+        vectorize(hangs_or_crashes, max_seconds=0.0)
+
+
 # --- A cluster ------------------------------------------------------------------------
 
 
@@ -511,40 +558,8 @@ def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     simulate(num_workers=2)
 
 
-def hangs_or_crashes(theta, design):
-    """Sleep for an hour, end the process, raise or succeed, by the parameter."""
-    if theta[0] < -1.0:
-        time.sleep(3_600.0)
-    if theta[0] < 0.0:
-        os._exit(1)
-    if theta[0] < 1.0:
-        raise ZeroDivisionError("small rate")
-    return torch.cat([theta + torch.randn(2), design])
-
-
-def test_calls_that_hang_or_end_their_process_cost_their_row():
-    theta = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [1.6, 0.0], [-0.5, 0.0], [0.5, 0.0]])
-    simulator, x = vectorize(hangs_or_crashes, max_seconds=1.0), []
-    for num_workers in (1, 2):
-        torch.manual_seed(0)
-        with pytest.warns(UserWarning, match="3 of 5 simulations raised an error"):
-            made = run_simulator(
-                simulator,
-                theta,
-                torch.ones(5, 1),
-                num_workers=num_workers,
-                simulation_batch_size=3,
-            )
-        assert made.valid.tolist() == [True, False, True, False, False]
-        x.append(made.x[made.valid])
-    # On any workers the same, and no noise twice.
-    assert torch.equal(*x) and x[0][0, 0] - 1.5 != x[0][1, 0] - 1.6
-
-
-def test_a_call_has_an_end_and_says_so():
-    simulator = vectorize(hangs_or_crashes, max_seconds=0.5)
-    rows = torch.tensor([[-2.0, 0.0]]), torch.zeros(1, 1)
-    with pytest.raises(TimeoutError, match="longer than max_seconds=0.5"):
-        simulator(*rows)
-    with pytest.raises(ValueError, match="max_seconds"):
-        vectorize(hangs_or_crashes, max_seconds=0.0)
+@pytest.mark.usefixtures("cluster")
+def test_a_time_limit_on_daemons_is_refused_with_the_remedy():
+    simulator = vectorize(echo, max_seconds=1.0)
+    with pytest.raises(RuntimeError, match=r"distributed.worker.daemon.: False"):
+        run_simulator(simulator, *rows(), **WORKERS)

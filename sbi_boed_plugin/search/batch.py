@@ -144,6 +144,8 @@ def simulate_batch(
     keep_gradient: bool = False,
     device: str = "cpu",
     num_workers: int | None = 1,
+    simulation_batch_size: int | None = None,
+    show_progress_bar: bool = False,
     warn: bool = True,
 ) -> Batch:
     """Draw parameters for designs of shape `(batch_dim, dim_design)` and simulate them.
@@ -159,8 +161,10 @@ def simulate_batch(
         theta,
         design if keep_gradient else design.detach(),
         num_workers=num_workers,
+        simulation_batch_size=simulation_batch_size,
         keep_gradient=keep_gradient,
         warn=warn,
+        show_progress_bar=show_progress_bar,
     )
     num_valid, is_complete = int(made.valid.sum()), bool(made.tried.all())
     if is_complete and num_valid * 10 < len(theta):

@@ -134,7 +134,7 @@ class RoundsSearch:
                 if ends or simulator is None:
                     done = self.finished or simulator is None
                     return "num_rounds" if done else "max_num_simulations"
-                self._simulate(simulator, num_new)
+                self._simulate(simulator, num_new, show_progress_bar)
                 bar.update()
 
     def _affordable(self, simulator: CheckedSimulator, num_after: int) -> int:
@@ -146,7 +146,9 @@ class RoundsSearch:
         rows = Batch.join(self._batches())
         return enough_rows(rows, self._weights(rows))
 
-    def _simulate(self, simulator: CheckedSimulator, num_new: int) -> None:
+    def _simulate(
+        self, simulator: CheckedSimulator, num_new: int, show_progress_bar: bool
+    ) -> None:
         """Simulate the next round, a share of what the budget has."""
         config, progress = self.config, self.progress
         started = time.perf_counter()
@@ -161,6 +163,9 @@ class RoundsSearch:
             self._proposed_designs(num_new),
             device=self._device,
             num_workers=config.num_workers,
+            # Each call is one row anyway: no worker waits for a slow one.
+            simulation_batch_size=1 if simulator.one_by_one else None,
+            show_progress_bar=show_progress_bar,
             warn=progress.num_invalid_simulations == 0,
         )
         progress.keep(batch, None, time.perf_counter() - started)

@@ -8,7 +8,7 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import DesignSearchConfig
+from sbi_boed_plugin import DesignSearchConfig, vectorize
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.search import rounds
@@ -447,3 +447,11 @@ def test_training_after_an_interrupted_search_knows_the_designs(monkeypatch):
     assert estimator.condition_shape == (2,)
     with pytest.raises(ValueError, match="design=None"):
         trainer.append_simulations(torch.randn(5, 1), torch.randn(5, 1))
+
+
+def test_each_call_of_a_vectorized_simulator_is_shown(capsys):
+    simulator = vectorize(lambda t, d: LinearGaussian.simulate(t[None], d[None])[0])
+    trainer = make_trainer(show_progress_bars=True)
+    trainer.optimize_design(simulator, **FEW)
+    shown = capsys.readouterr().err
+    assert "Simulating: 100%" in shown and " simulations/s]" in shown
