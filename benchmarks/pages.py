@@ -390,6 +390,11 @@ TABLES = {
         },
         ["loop"],
     ),
+    "speed-epochs": Table(
+        "speed_epochs",
+        {"training": "training", "network": "network"},
+        {"ratio": number("ratio", 1)},
+    ),
     "speed-searches": Table(
         "speed_searches",
         {"objective": "objective"},

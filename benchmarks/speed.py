@@ -142,7 +142,11 @@ def design_loop_share(model: str, num_steps: int) -> Dict[str, float]:
         information.log_likelihood_matrix = timed(evaluate)
         Tensor.backward = timed(backward)
         result = inference.optimize_design(
-            task.simulator, num_steps=num_steps, num_eig_samples=2
+            task.simulator,
+            num_steps=num_steps,
+            objective="info_nce",
+            num_contrastive=31,
+            num_eig_samples=2,
         )
     finally:
         information.log_likelihood_matrix = evaluate
