@@ -22,8 +22,9 @@ __all__ = ["rehearsed_copy"]
 
 _SCHEDULE = AveragedSchedule(learning_rate=6e-3, weight_decay=1e-3)
 _VALIDATION_SHARE, _LEAST_ROWS = 0.15, 10
-# Rows that networks learn from, new ones or again.
-_NUM_ROWS_WANTED = 256_000
+# Rows that networks learn from, new ones or again; without a budget of simulations, at
+# most so many times as there are.
+_NUM_ROWS_WANTED, _MOST_REPEATS = 256_000, 4
 _SEED = 20_261_129
 
 
@@ -40,7 +41,10 @@ def rehearsed_copy(
     if not progress.stored:
         return None
     rows = progress.recent().finite()
-    missing = _NUM_ROWS_WANTED - progress.num_simulations
+    num_wanted = _NUM_ROWS_WANTED
+    if optimizer.config.max_num_simulations is None:
+        num_wanted = min(num_wanted, _MOST_REPEATS * progress.num_simulations)
+    missing = num_wanted - progress.num_simulations
     num_passes = missing // max(1, len(rows.theta))
     if num_passes < 1 or len(rows.theta) < _LEAST_ROWS:
         return None

@@ -46,7 +46,7 @@ def run_search(
     num_after = num_samples + num_ranking(config.multi_start) + num_checks
     progress.check_budget(budget, num_after)
     stop_reason = optimizer.run(simulator, num_after, tracker, show_progress_bar)
-    if isinstance(optimizer, DesignOptimizer) and budget is not None:
+    if isinstance(optimizer, DesignOptimizer):
         optimizer.rehearsed = optimizer.rehearsed or rehearsed_copy(
             optimizer, show_progress_bar
         )
