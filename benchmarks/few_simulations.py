@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from sbi.inference import NPE
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -33,6 +34,7 @@ from benchmarks.study import Job, Row, Study
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin.benchmark.summary import mean_and_sem
 from sbi_boed_plugin.experiment import NoOpTracker, find_design, make_trainer
+from sbi_boed_plugin.plotting._style import LINES, despine
 from sbi_boed_plugin.search.assessment import linear_bound
 
 # Tasks with the number of measurements where that is free, and the largest information.
@@ -166,11 +168,34 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
     return means.to_dict("records")
 
 
+def figure(rows: Sequence[Row]) -> Figure:
+    """Plot mean shares of the optimum against the budget, a panel for each task."""
+    table = pd.DataFrame(list(rows))
+    result = Figure((9.0, 5.0), layout="constrained")
+    panels = result.subplots(2, 4, sharey=True, sharex=True).flat
+    for panel, (name, size) in zip(panels, CASES, strict=False):
+        part = table[(table["task"] == name) & (table["size"] == size)]
+        for method, color in zip(METHODS, LINES, strict=False):
+            own = part[part["method"] == method].groupby("budget")["share"].mean()
+            panel.plot(own.index, own, "o-", color=color, markersize=4, label=method)
+        panel.set_title(f"{name}, {size} values" if size > 1 else name, fontsize=9)
+        panel.set_xscale("log")
+        panel.set_ylim(0.0, 1.05)
+        despine(panel)
+    *_, last = result.axes
+    last.axis("off")
+    last.legend(*result.axes[0].get_legend_handles_labels(), loc="center")
+    result.supxlabel("simulations", fontsize="medium")
+    result.supylabel("information of the design, of the best", fontsize="medium")
+    return result
+
+
 STUDY = Study(
     name="few-simulations",
     title="Share of the largest information, by budget and method",
     jobs=jobs,
     run=run,
     summary=summary,
+    figure=figure,
     num_seeds=10,
 )

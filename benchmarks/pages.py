@@ -381,6 +381,15 @@ TABLES = {
             "best": number("c2st_best", 3),
         },
     ),
+    "few-simulations": Table(
+        "few-simulations_summary",
+        {"task": "task", "size": "values", "budget": "calls", "seeds": "seeds"},
+        {"{}": in_brackets(number("share", 2), number("worst", 2))},
+        ["method"],
+        lambda table: table.drop(columns="share_se").assign(
+            size=table["size"].clip(lower=1)
+        ),
+    ),
     "training-growth": Table(
         "training-growth",
         {"num_simulations": "simulations"},
