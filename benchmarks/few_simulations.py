@@ -183,6 +183,7 @@ def figure(rows: Sequence[Row]) -> Figure:
         panel.set_ylim(0.0, 1.05)
         despine(panel)
     *_, last = result.axes
+    result.axes[3].tick_params(labelbottom=True)  # Below it is the legend.
     last.axis("off")
     last.legend(*result.axes[0].get_legend_handles_labels(), loc="center")
     result.supxlabel("simulations", fontsize="medium")

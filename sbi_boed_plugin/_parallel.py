@@ -118,7 +118,7 @@ def map_chunks(
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
         chunks = run(delayed(_run_on_worker)(*job) for job in jobs)
-    results, num_failed = [], 0
+    results, num_failed, num_raised = [], 0, 0
     bar = tqdm(
         total=len(theta),
         disable=not show_progress_bar,
@@ -138,6 +138,9 @@ def map_chunks(
                 num_failed += int((~is_finite).sum())
                 bar.set_postfix(failed=num_failed, refresh=False)
             bar.update(len(job[1]))
+            num_raised = math.inf if chunk.parts else num_raised + chunk.num_calls
+            if _MAX_FAILURES_WITHOUT_SUCCESS <= num_raised < math.inf:
+                break
     for chunk in results:
         if chunk.is_fatal:
             raise chunk.error

@@ -84,34 +84,76 @@ class vectorize:
                 "start. Of a dask cluster, start the workers with "
                 'dask.config.set({"distributed.worker.daemon": False}).'
             )
-        if self._process is None:
-            self._process = ProcessPoolExecutor(max_workers=1, timeout=_IDLE_SECONDS)
-        # Starting does not count: what the simulator imports takes seconds.
-        self._process.submit(_seeded, callable, 0, self.simulator).result()
         seed = int(torch.randint(2**32, ()))
-        row = theta.detach().cpu(), design.detach().cpu()
-        call = self._process.submit(_seeded, self.simulator, seed, *row)
+        call = self._ready().submit(_call, seed, *_copies(theta, design))
         try:
             return call.result(self.max_seconds)
         except BaseException as error:
             is_running = not call.done()  # Also after an interrupt.
             if is_running or isinstance(error, BrokenProcessPool):
-                self._process.shutdown(kill_workers=True)
-                self._process = None
+                self._end()
             if is_running and isinstance(error, TookTooLong):
                 raise TimeoutError(
                     f"simulator took longer than max_seconds={self.max_seconds:g}."
                 ) from None
             raise
 
+    def _ready(self) -> ProcessPoolExecutor:
+        """Return a process that has the simulator: starting takes seconds.
+
+        One that has died meanwhile is replaced.
+        """
+        for is_last in (False, True):
+            if self._process is None:
+                self._process = ProcessPoolExecutor(
+                    1,
+                    timeout=_IDLE_SECONDS,
+                    initializer=_keep,
+                    initargs=(self.simulator,),
+                )
+            try:
+                self._process.submit(_is_ready).result()
+                break
+            except BaseException as error:
+                self._end()
+                if is_last or not isinstance(error, BrokenProcessPool):
+                    raise
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.shutdown(kill_workers=True)
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the process: each worker has its own."""
         return {**vars(self), "_process": None}
 
 
-def _seeded(function: Callable[..., Any], seed: int, *args: Any) -> Any:
+def _copies(*rows: Tensor) -> list[Tensor]:
+    """Return rows on the CPU: pickling a row of a batch would send all of it."""
+    return [row.detach().cpu().clone() for row in rows]
+
+
+# In the process of a time limit, the simulator, which may keep what it has set up.
+_kept: list[Callable[[Tensor, Tensor], Any]] = []
+
+
+def _keep(simulator: Callable[[Tensor, Tensor], Any]) -> None:
+    _kept.append(simulator)
+
+
+def _is_ready() -> bool:
+    return bool(_kept)
+
+
+def _call(seed: int, theta: Tensor, design: Tensor) -> Any:
+    (simulator,) = _kept
     with isolated_rng(seed):
-        return function(*args)
+        try:
+            return simulator(theta, design)
+        except SystemExit as error:
+            raise RuntimeError(f"simulator exits, with {error.code!r}.") from error
 
 
 def _as_vector(x: Any, theta: Tensor) -> Tensor:

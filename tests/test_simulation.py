@@ -3,6 +3,8 @@
 import math
 import os
 import random
+import signal
+import sys
 import threading
 import time
 import warnings
@@ -486,7 +488,7 @@ def hangs_or_crashes(theta, design):
 
 def test_calls_that_hang_or_end_their_process_cost_their_row():
     theta = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [1.6, 0.0], [-0.5, 0.0], [0.5, 0.0]])
-    simulator, x = vectorize(hangs_or_crashes, max_seconds=1.0), []
+    simulator, x = vectorize(hangs_or_crashes, max_seconds=5.0), []
     for num_workers in (1, 2):
         torch.manual_seed(0)
         with pytest.warns(UserWarning, match="3 of 5 simulations raised an error"):
@@ -510,6 +512,36 @@ def test_a_call_has_an_end_and_says_so():
         simulator(*rows)
     with pytest.raises(ValueError, match="max_seconds"):
         vectorize(hangs_or_crashes, max_seconds=0.0)
+
+
+def test_a_process_that_has_died_is_replaced():
+    simulator = vectorize(lambda t, d: t, max_seconds=60.0)
+    theta = torch.ones(1, 2)
+    assert torch.equal(simulator(theta, theta), theta)
+    (process,) = simulator._process._processes
+    os.kill(process, signal.SIGKILL)
+    assert torch.equal(simulator(theta, theta), theta)
+
+
+def test_a_simulator_that_exits_does_not_end_the_program():
+    simulator = vectorize(lambda t, d: sys.exit(1), max_seconds=60.0)
+    with pytest.raises(RuntimeError, match="simulator exits, with 1"):
+        simulator(torch.ones(1, 2), torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_simulator_that_only_fails_is_soon_given_up(num_workers, tmp_path):
+    def fails(theta, design):
+        with (tmp_path / "calls").open("a") as file:
+            file.write("x")
+        raise ZeroDivisionError("no rate")
+
+    settings = {"num_workers": num_workers, "simulation_batch_size": 1}
+    with pytest.raises(ZeroDivisionError, match="no rate"):
+        run_simulator(
+            vectorize(fails), torch.ones(500, 2), torch.ones(500, 1), **settings
+        )
+    assert 32 <= len((tmp_path / "calls").read_text()) < 32 + 100
 
 
 # --- A cluster ------------------------------------------------------------------------

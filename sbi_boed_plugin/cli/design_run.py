@@ -37,6 +37,8 @@ _TRACE_COLUMNS = ["eig", "eig_standard_error", "loss", "log_likelihood"]
 _TRACE_COLUMNS += ["num_simulations", "seconds"]
 # More values than this are not printed.
 _MAX_PRINTED = 10
+# Designs that a search compared, the best ones, that a figure shows.
+_MAX_CANDIDATES = 10
 _GRID_SIZE = 21
 
 
@@ -286,7 +288,8 @@ def _compare_designs(
         estimates,
         design=result.design.item(),
         eig=found,
-        candidates=result.candidates,
+        # After rounds, there are also designs that came far behind.
+        candidates=result.candidates[:_MAX_CANDIDATES],
         reference=reference,
         visited=visited,
         name=task.design_names[0],

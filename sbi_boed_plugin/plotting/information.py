@@ -124,7 +124,7 @@ def plot_eig_over_design(
         _shade(ax, positions, ~visited.cpu().numpy(), log)
     kind = _BOUND_NAMES.get(estimates[0].bound, "estimate")
     error = "standard error"
-    if not estimates[0].num_simulations:
+    if not estimates[0].num_simulations and estimates[0].bound != "exact":
         kind, error = "learned model", "disagreement"
     if reference is not None:
         values, errors = np.asarray(reference).T

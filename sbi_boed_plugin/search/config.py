@@ -109,10 +109,11 @@ class DesignSearchConfig:
         max_num_simulations: Largest number of simulations, those that score the design
             and those of a call that is resumed included. What is not given otherwise
             is a share of it: a fifth scores the design, a tenth in rounds, and a fifth
-            of the rest ranks the candidates of a multi-start search. With a budget the
+            of the rest ranks the candidates of a multi-start search. The
             networks of other searches than rounds also learn again from the
             simulations, until they have seen 256,000 rows or gain no more on rows left
-            out.
+            out; without a budget from each four times at most, and never for
+            `info_nce`.
         max_seconds: Time in seconds of training and scoring, that of a call that is
             resumed included. A fifth is for the score: no step but the first is
             started that would end in it, at the pace of those before.

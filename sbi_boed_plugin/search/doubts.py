@@ -162,8 +162,10 @@ def find_unsettled(
     num_networks = len(differences)
     if num_networks < 2:
         return []
-    means = differences.mean(dim=0).nan_to_num(nan=-torch.inf)
-    variances = differences.var(dim=0).nan_to_num(nan=0.0, posinf=0.0)
+    means, variances = differences.mean(dim=0), differences.var(dim=0)
+    is_known = means.isfinite()
+    means = means.where(is_known, -torch.inf)
+    variances = variances.where(is_known, 0.0)
     better = means.argsort(descending=True)[: math.ceil(len(means) / 2)]
     most = means + 2.0 * (variances[better].mean() / num_networks).sqrt()
     gain, is_good = float(most.max()), most > 0.0
@@ -172,7 +174,7 @@ def find_unsettled(
     if designs.shape[1] == 1:
         which = f"Designs {_ranges(designs[:, 0].cpu(), is_good)} are"
     else:
-        which = f"{is_good.double().mean():.0%} of all designs are"
+        which = f"{is_good.double().mean():.0%} of {len(designs)} designs compared are"
     return [
         f"{which} as good as far as {num_simulations:,} simulations tell: one of them "
         f"may have {gain:.2f} nats more. Allow for more simulations."
@@ -190,7 +192,12 @@ def _ranges(designs: Tensor, is_good: Tensor) -> str:
             runs[-1].append(value)
         elif runs[-1]:
             runs.append([])
-    return " and ".join(f"from {run[0]:.4g} to {run[-1]:.4g}" for run in runs if run)
+    told = [
+        f"from {run[0]:.4g} to {run[-1]:.4g}" if len(run) > 1 else f"at {run[0]:.4g}"
+        for run in runs
+        if run
+    ]
+    return " and ".join(told)
 
 
 def _contradictions(bounds: dict[str, EIGEstimate], reported: EIGEstimate) -> list[str]:

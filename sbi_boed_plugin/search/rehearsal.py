@@ -33,16 +33,21 @@ def rehearsed_copy(
 ) -> DesignEstimators | None:
     """Return networks that learned again from the simulations that a search kept.
 
-    So often that they see 256,000 rows in all, as in 1,000 steps of 256, until the time
-    for training is over, or until none gains any more. `None` if they have seen as many
-    already.
+    So often that they see 256,000 rows in all, as in 1,000 steps of 256, without a
+    budget of simulations at most four times as many as there are; until the time for
+    training is over, or until none gains any more. `None` if they have seen as many
+    already, or without a budget the objective is `info_nce`, whose λ and contrastive
+    parameters are then all that the networks learn by.
     """
     progress = optimizer.progress
+    has_budget = optimizer.config.max_num_simulations is not None
     if not progress.stored:
+        return None
+    if optimizer.config.objective == "info_nce" and not has_budget:
         return None
     rows = progress.recent().finite()
     num_wanted = _NUM_ROWS_WANTED
-    if optimizer.config.max_num_simulations is None:
+    if not has_budget:
         num_wanted = min(num_wanted, _MOST_REPEATS * progress.num_simulations)
     missing = num_wanted - progress.num_simulations
     num_passes = missing // max(1, len(rows.theta))

@@ -45,10 +45,10 @@ class DesignResult:
             `(x, design)` in one row, if the objective needs one.
         marginal_estimator: The density of the data alone, conditioned on the design,
             if the objective needs one.
-        candidates: After a search in rounds or a multi-start one, the best designs
-            with the estimates that ranked them, best first; the first is `design`. In
-            rounds they are of the learned model, and their standard errors say how far
-            its networks differ.
+        candidates: After a search in rounds or a multi-start one, designs with the
+            estimates that ranked them, best first; the first is `design`. In rounds
+            the best ones and others all over the space, with the values of the learned
+            model, and standard errors that say how far its networks differ.
     """
 
     design: Tensor

@@ -242,15 +242,17 @@ class RoundsSearch:
                 for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
             ]
         )
-        self._promising = designs
+        self._promising, compared = designs, designs[:0]
         if is_last:
             joined = self._model(fit.joined)
             best = climb_designs(joined, self.policy, _LAST, starts=designs)
             designs = torch.cat([designs, torch.stack(best)])
             # What else there is, and how well the networks know it.
-            designs = torch.cat([designs, _spread(self.policy, _NUM_COMPARED)])
+            compared = torch.unique(_spread(self.policy, _NUM_COMPARED), dim=0)
+            designs = torch.cat([designs, compared])
         of_members = self._values(fit.members, designs)
-        means = of_members.mean(dim=0).nan_to_num(nan=-torch.inf)
+        means = of_members.mean(dim=0)
+        means = means.where(means.isfinite(), -torch.inf)
         errors = of_members.std(dim=0) / math.sqrt(len(of_members))
         bound = POLICY_OBJECTIVES[self.config.objective].bound
         order = means.argsort(descending=True)
@@ -261,8 +263,8 @@ class RoundsSearch:
         if is_last:
             self.unsettled = find_unsettled(
                 of_members[:, order[0]],
-                designs[-_NUM_COMPARED:],
-                of_members[:, -_NUM_COMPARED:],
+                designs[-len(compared) :],
+                of_members[:, -len(compared) :],
                 num_simulations=self.num_learned_from,
             )
 

@@ -136,10 +136,10 @@ def test_designs_that_networks_cannot_tell_apart_are_named():
     low, high = [0.7, 0.6, -0.5, 0.5], [1.3, 1.2, 0.1, 1.1]
     middle = [1.0, 0.9, -0.2, 0.8]
     (doubt,) = unsettled([low, middle, high], designs)
-    assert "from -3 to -2 and from 3 to 3 are as good as far as 1,000" in doubt
+    assert "from -3 to -2 and at 3 are as good as far as 1,000" in doubt
     assert "0.35 nats more" in doubt
     (doubt,) = unsettled([low, middle, high], torch.randn(4, 2))
-    assert "75% of all designs are as good" in doubt
+    assert "75% of 4 designs compared are as good" in doubt
 
 
 def test_designs_that_networks_agree_about_leave_no_doubt():
@@ -147,6 +147,8 @@ def test_designs_that_networks_agree_about_leave_no_doubt():
     values = [[0.9, 0.5, math.nan], [0.95, 0.45, math.nan], [0.85, 0.55, math.nan]]
     assert unsettled(values, designs) == []
     assert unsettled(values[:1], designs) == []  # One network cannot disagree.
+    values = [[0.9, 0.5, math.inf], [0.95, 0.45, 0.0], [0.85, 0.55, -math.inf]]
+    assert unsettled(values, designs) == []
 
 
 def test_exact_networks_leave_no_doubt_and_a_line_knows_as_much():

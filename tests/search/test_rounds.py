@@ -1,6 +1,7 @@
 """Searches in rounds, which learn from all simulations so far."""
 
 import math
+import re
 import warnings
 
 import pytest
@@ -452,6 +453,21 @@ def test_training_after_an_interrupted_search_knows_the_designs(monkeypatch):
 def test_each_call_of_a_vectorized_simulator_is_shown(capsys):
     simulator = vectorize(lambda t, d: LinearGaussian.simulate(t[None], d[None])[0])
     trainer = make_trainer(show_progress_bars=True)
-    trainer.optimize_design(simulator, **FEW)
+    result = trainer.optimize_design(simulator, **FEW)
     shown = capsys.readouterr().err
-    assert "Simulating: 100%" in shown and " simulations/s]" in shown
+    # Bars of both rounds, and none of the score.
+    totals = [int(n) for n in re.findall(r"Simulating: 100%.* \d+/(\d+) ", shown)]
+    assert sum(set(totals)) == result.num_simulations - SMALL["num_eig_samples"]
+
+
+def test_designs_that_are_as_good_are_a_doubt(monkeypatch):
+    def differing(self, members, designs):
+        slopes = torch.linspace(-1.0, 1.0, len(members)).unsqueeze(1)
+        return 1.0 + slopes * (designs[:, 0] - 2.0)
+
+    monkeypatch.setattr(RoundsSearch, "_values", differing)
+    trainer = make_trainer()
+    found = [trainer.optimize_design(LinearGaussian.simulate, **FEW)]
+    found.append(trainer.optimize_design(None, num_rounds=None, num_networks=2))
+    for result in found:
+        assert any("as good as far as" in doubt for doubt in result.doubts)
