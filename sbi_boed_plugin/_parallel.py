@@ -138,8 +138,9 @@ def map_chunks(
                 num_failed += int((~is_finite).sum())
                 bar.set_postfix(failed=num_failed, refresh=False)
             bar.update(len(job[1]))
-            num_raised = math.inf if chunk.parts else num_raised + chunk.num_calls
-            if _MAX_FAILURES_WITHOUT_SUCCESS <= num_raised < math.inf:
+            num_raised = -math.inf if chunk.parts else num_raised + chunk.num_calls
+            # Chunks that are on their way to workers cannot be called back.
+            if num_workers == 1 and num_raised >= _MAX_FAILURES_WITHOUT_SUCCESS:
                 break
     for chunk in results:
         if chunk.is_fatal:

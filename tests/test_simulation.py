@@ -529,19 +529,17 @@ def test_a_simulator_that_exits_does_not_end_the_program():
         simulator(torch.ones(1, 2), torch.ones(1, 1))
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_simulator_that_only_fails_is_soon_given_up(num_workers, tmp_path):
+def test_a_simulator_that_only_fails_is_soon_given_up():
+    calls = []
+
     def fails(theta, design):
-        with (tmp_path / "calls").open("a") as file:
-            file.write("x")
+        calls.append(theta)
         raise ZeroDivisionError("no rate")
 
-    settings = {"num_workers": num_workers, "simulation_batch_size": 1}
+    rows = torch.ones(500, 2), torch.ones(500, 1)
     with pytest.raises(ZeroDivisionError, match="no rate"):
-        run_simulator(
-            vectorize(fails), torch.ones(500, 2), torch.ones(500, 1), **settings
-        )
-    assert 32 <= len((tmp_path / "calls").read_text()) < 32 + 100
+        run_simulator(vectorize(fails), *rows, simulation_batch_size=1)
+    assert len(calls) == 32
 
 
 # --- A cluster ------------------------------------------------------------------------
