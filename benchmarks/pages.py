@@ -147,6 +147,15 @@ def _draws(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(shown=table["latent_features"].map(shown))
 
 
+def _dimensions(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.sort_values(["num_simulations", "dim_theta", "dim_x"], kind="stable")
+    dims = [
+        f"{row.dim_theta}, {row.dim_x}{' embedded' * row.embedded}"
+        for row in table.itertuples()
+    ]
+    return table.assign(dims=dims)
+
+
 TABLES = {
     "design-recovery": Table(
         "design-recovery_summary",
@@ -389,6 +398,28 @@ TABLES = {
         lambda table: table.drop(columns="share_se").assign(
             size=table["size"].clip(lower=1)
         ),
+    ),
+    "training-rule": Table(
+        "training-rule_summary",
+        {"model": "network", "num_simulations": "simulations", "dims": "θ, x"},
+        {
+            "steps": lambda row: _text(int(row["num_steps"])),
+            "CPU seconds": number("cpu_seconds", 0),
+            **{
+                name: number(name)
+                for name in (
+                    "rate / 3",
+                    "rate × 3",
+                    "batch 50",
+                    "batch 200",
+                    "batch 800",
+                    "decay 0.1",
+                    "dropout 0.1",
+                    "three networks",
+                )
+            },
+        },
+        prepare=_dimensions,
     ),
     "training-growth": Table(
         "training-growth",

@@ -155,12 +155,13 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
         ours = part.loc["defaults"]
         gains = part["log_density"] - ours["log_density"]
         times = part["cpu_seconds"] / ours["cpu_seconds"]
+        others = [name for name in SETTINGS if name != "defaults" and name in gains]
         found.append(
             {
                 **dict(zip(CELL, cell, strict=True)),
                 **ours.to_dict(),
-                **{name: round(gains[name], 3) for name in gains.index[1:]},
-                **{f"{name}: time": round(times[name], 2) for name in times.index[1:]},
+                **{name: round(gains[name], 3) for name in others},
+                **{f"{name}: time": round(times[name], 2) for name in others},
             }
         )
     return found
