@@ -396,7 +396,9 @@ TABLES = {
         {"{}": in_brackets(number("share", 2), number("worst", 2))},
         ["method"],
         lambda table: table.drop(columns="share_se").assign(
-            size=table["size"].clip(lower=1)
+            size=table["size"]
+            .clip(lower=1)
+            .where(table["task"] != "location_finding", 2)
         ),
     ),
     "training-rule": Table(
