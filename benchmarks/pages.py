@@ -392,13 +392,12 @@ TABLES = {
     ),
     "few-simulations": Table(
         "few-simulations_summary",
-        {"task": "task", "size": "values", "budget": "calls", "seeds": "seeds"},
+        {"task": "task", "size": "measurements", "budget": "calls", "seeds": "seeds"},
         {"{}": in_brackets(number("share", 2), number("worst", 2))},
         ["method"],
         lambda table: table.drop(columns="share_se").assign(
-            size=table["size"]
-            .clip(lower=1)
-            .where(table["task"] != "location_finding", 2)
+            # Where it is free.
+            size=table["size"].map(lambda size: size or "–")
         ),
     ),
     "training-rule": Table(

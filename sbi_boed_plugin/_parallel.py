@@ -118,7 +118,7 @@ def map_chunks(
         # Sent ahead of time, since a cluster takes long to ask for the next chunk.
         run = Parallel(num_workers, return_as="generator", pre_dispatch="8 * n_jobs")
         chunks = run(delayed(_run_on_worker)(*job) for job in jobs)
-    results, num_failed, num_raised = [], 0, 0
+    results, num_failed, has_success = [], 0, False
     bar = tqdm(
         total=len(theta),
         disable=not show_progress_bar,
@@ -129,18 +129,19 @@ def map_chunks(
     with closing(chunks), bar:
         for chunk, job in zip(chunks, jobs, strict=True):
             results.append(chunk)
-            if record is not None and not chunk.is_fatal:
+            if not chunk.is_fatal and (record is not None or show_progress_bar):
                 rows, x = _finished(chunk, len(job[1]))
-                record(job[1][rows], job[2][rows], x.to(job[1]))
-            if show_progress_bar:
-                _, x = _finished(chunk, len(job[1]))
+                if record is not None:
+                    record(job[1][rows], job[2][rows], x.to(job[1]))
                 is_finite = x.isfinite().all(dim=1) & (x.shape[1] > 0)
                 num_failed += int((~is_finite).sum())
                 bar.set_postfix(failed=num_failed, refresh=False)
             bar.update(len(job[1]))
-            num_raised = -math.inf if chunk.parts else num_raised + chunk.num_calls
-            # Chunks that are on their way to workers cannot be called back.
-            if num_workers == 1 and num_raised >= _MAX_FAILURES_WITHOUT_SUCCESS:
+            # Larger chunks count for themselves, and those that are on their way to
+            # workers cannot be called back.
+            has_success = has_success or bool(chunk.parts)
+            too_many = len(results) >= _MAX_FAILURES_WITHOUT_SUCCESS
+            if chunk_size == num_workers == 1 and too_many and not has_success:
                 break
     for chunk in results:
         if chunk.is_fatal:

@@ -85,7 +85,9 @@ class vectorize:
                 'dask.config.set({"distributed.worker.daemon": False}).'
             )
         seed = int(torch.randint(2**32, ()))
-        call = self._ready().submit(_call, seed, *_copies(theta, design))
+        # Copies: pickling a row of a batch would send all of it.
+        rows = [row.detach().cpu().clone() for row in (theta, design)]
+        call = self._ready().submit(_call, seed, *rows)
         try:
             return call.result(self.max_seconds)
         except BaseException as error:
@@ -128,11 +130,6 @@ class vectorize:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the process: each worker has its own."""
         return {**vars(self), "_process": None}
-
-
-def _copies(*rows: Tensor) -> list[Tensor]:
-    """Return rows on the CPU: pickling a row of a batch would send all of it."""
-    return [row.detach().cpu().clone() for row in rows]
 
 
 # In the process of a time limit, the simulator, which may keep what it has set up.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -225,10 +224,9 @@ def _features(num_values: int) -> nn.Module:
     sbi's own network of a mixture is too shallow and not smooth enough for the response
     to parameters and designs, on which climbs and bounds depend.
     """
-    sizes, layers = (num_values, _NUM_FEATURES, _NUM_FEATURES), []
-    for size, next_size in pairwise(sizes):
-        layers += [nn.Linear(size, next_size), nn.SiLU()]
-    return nn.Sequential(*layers)
+    first = nn.Linear(num_values, _NUM_FEATURES)
+    second = nn.Linear(_NUM_FEATURES, _NUM_FEATURES)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
 
 
 def build_categorical(

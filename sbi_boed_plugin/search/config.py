@@ -112,8 +112,8 @@ class DesignSearchConfig:
             of the rest ranks the candidates of a multi-start search. The
             networks of other searches than rounds also learn again from the
             simulations, until they have seen 256,000 rows or gain no more on rows left
-            out; without a budget from each four times at most, and never for
-            `info_nce`.
+            out; without a budget at most four times as many rows as there are, and
+            none for `info_nce`.
         max_seconds: Time in seconds of training and scoring, that of a call that is
             resumed included. A fifth is for the score: no step but the first is
             started that would end in it, at the pace of those before.

@@ -265,7 +265,7 @@ class RoundsSearch:
                 of_members[:, order[0]],
                 designs[-len(compared) :],
                 of_members[:, -len(compared) :],
-                num_simulations=self.num_learned_from,
+                num_simulations=int(fit.rows.valid.sum()),
             )
 
     @torch.no_grad()
