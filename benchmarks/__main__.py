@@ -30,6 +30,7 @@ MODULES = {
     "gradients": "gradient_table",
     "honest-bounds": "honest_bounds",
     "lace-objective": "lace_objective",
+    "hybrid-calibration": "hybrid_calibration",
     "hybrid-tasks": "hybrid_table:STUDY_OF_TASKS",
     "hybrid-two-moons": "hybrid_table:STUDY_OF_TWO_MOONS",
     "memory": "memory",

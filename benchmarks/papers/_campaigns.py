@@ -1,6 +1,7 @@
 """What the studies of sequences of experiments share."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,10 @@ def evaluate(
     The posterior is that of all observations, each with the likelihood of its round,
     as particles. For L-C2ST, whole sequences are simulated at parameters from the prior
     and the same designs; the estimated posterior of each is drawn from by
-    sampling-importance-resampling of prior draws.
+    sampling-importance-resampling of prior draws. That asks likelihoods of later rounds
+    for parameters which they never saw: they learned from those that were still likely.
+    Each update by itself asks them for what they are used for: parameters from the
+    belief before it, data of its design alone, and the belief after it.
 
     Args:
         inference: Trainer that has observed all experiments.
@@ -195,7 +199,9 @@ def evaluate(
     Returns:
         `"median_distance"` in units of the data, `"lc2st"`, and
         `"effective_prior_draws"`, the median number of prior draws that a posterior
-        covers: well above one if resampling is to be trusted.
+        covers: well above one if resampling is to be trusted. `"lc2st_update"` is the
+        largest statistic of a single update, and `"effective_update_draws"` the least
+        median number of draws.
     """
     observations = inference.observations
     belief = inference.belief
@@ -224,11 +230,56 @@ def evaluate(
         x_o=_mapped(x_transform, x_o).reshape(1, -1),
         seed=seed,
     )
+    updates = [
+        _update_statistic(
+            inference, task, number, seed, x_transform, theta_transform, num_pairs
+        )
+        for number in range(len(observations))
+    ]
     return {
         "median_distance": distance,
         "lc2st": statistic,
         "effective_prior_draws": float(effective.median()),
+        "lc2st_update": max(value for value, _ in updates),
+        "effective_update_draws": min(number for _, number in updates),
     }
+
+
+def _update_statistic(
+    inference: NLE_INCE,
+    task: Task,
+    number: int,
+    seed: int,
+    x_transform: Transform,
+    theta_transform: Transform,
+    num_pairs: int,
+) -> tuple[float, float]:
+    """Return L-C2ST of one observation given those before it, and effective draws."""
+    observations = inference.observations
+    earlier = deepcopy(inference).forget(len(observations) - number)
+    known = earlier.belief or task.prior
+    later = deepcopy(inference)
+    if number + 1 < len(observations):
+        later.forget(len(observations) - number - 1)
+    assert later.belief is not None
+    one = observations[number]
+    theta = known.sample(torch.Size((num_pairs,)))
+    x = task.simulator(theta, one.design.expand(num_pairs, -1))
+    draws, effective = resampled_posterior(
+        lambda x, theta: likelihood_matrix([one], x.unsqueeze(1), theta),
+        known.sample(torch.Size((4_096,))),
+        x,
+    )
+    theta_o = later.belief.particles
+    statistic = lc2st_statistic(
+        _mapped(theta_transform, theta),
+        _mapped(x_transform, x).flatten(1),
+        _mapped(theta_transform, draws),
+        theta_o=_mapped(theta_transform, theta_o[torch.randperm(len(theta_o))[:1_000]]),
+        x_o=_mapped(x_transform, one.x).reshape(1, -1),
+        seed=seed,
+    )
+    return statistic, float(effective.median())
 
 
 def _mapped(transform: Any, value: Tensor) -> Tensor:

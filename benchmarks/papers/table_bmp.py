@@ -24,9 +24,11 @@ natural units, in which three responses are never further apart than
 :math:`\sqrt 3`; the published scale is not known, percent are a guess. `floor_distance`
 is the distance with the true parameters in the place of posterior draws. *L-C2ST*: 0
 is calibrated, 0.25 the worst; it is to be trusted while posteriors hold many of the
-prior draws that it resamples (`effective_prior_draws`). *Information*: the bounds that
-were reported before each experiment, each given the data until then, summed; unlike
-`exact_all`, which averages over data, it may lie above it.
+prior draws that it resamples (`effective_prior_draws`). It simulates at parameters from
+the prior, which likelihoods of later rounds did not learn from; `lc2st_update` is the
+largest of single updates, from the belief before to the belief after. *Information*:
+the bounds that were reported before each experiment, each given the data until then,
+summed; unlike `exact_all`, which averages over data, it may lie above it.
 """
 
 import time
@@ -184,6 +186,8 @@ def run(job: Job, quick: bool) -> Row:
         "floor_distance": round(floor, 6),
         "lc2st": round(measures["lc2st"], 5),
         "effective_prior_draws": round(measures["effective_prior_draws"], 1),
+        "lc2st_update": round(measures["lc2st_update"], 5),
+        "effective_update_draws": round(measures["effective_update_draws"], 1),
         **{f"information_{i + 1}": round(eig, 3) for i, eig in enumerate(eigs)},
         "information": round(sum(eigs), 3),
         **_exact(natural, designs, quick),
@@ -222,6 +226,7 @@ def summary(rows: Sequence[Row]) -> Sequence[Row]:
         "distance_percent": 3,
         "floor_distance": 4,
         "lc2st": 4,
+        "lc2st_update": 4,
         "information_1": 2,
         "exact_first": 2,
         "best_first": 2,
