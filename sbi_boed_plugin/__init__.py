@@ -26,8 +26,12 @@ from sbi_boed_plugin.estimators.transformed import (
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
+    ConstrainedPolicy,
     NormalPolicy,
+    OrderedPolicy,
     PointPolicy,
+    ProductPolicy,
+    SimplexPolicy,
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
@@ -44,6 +48,7 @@ from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.simulation import simulate_for_boed
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
+from sbi_boed_plugin.trainers.model_discrimination import ModelDiscrimination
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 from sbi_boed_plugin.trainers.npe_gkl import NPE_GKL
 from sbi_boed_plugin.trainers.nre_gkl import NRE_GKL
@@ -54,6 +59,7 @@ __all__ = [
     "NRE_GKL",
     "AveragedSchedule",
     "CategoricalPolicy",
+    "ConstrainedPolicy",
     "DesignConditionedEstimator",
     "DesignPolicy",
     "DesignResult",
@@ -66,10 +72,14 @@ __all__ = [
     "HybridPosterior",
     "HybridPosteriorParameters",
     "MeasurementSetEmbedding",
+    "ModelDiscrimination",
     "MultiStartConfig",
     "NormalPolicy",
+    "OrderedPolicy",
     "PointPolicy",
+    "ProductPolicy",
     "ScaleSchedule",
+    "SimplexPolicy",
     "TruncatedNormalMixturePolicy",
     "TruncatedNormalPolicy",
     "energy_nn",

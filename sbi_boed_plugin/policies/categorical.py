@@ -94,6 +94,18 @@ class CategoricalPolicy(DesignPolicy):
         log_prob = torch.where(agrees, self.logits.log_softmax(dim=-1), 0.0)
         return torch.where(agrees.any(dim=-1), log_prob.sum(dim=-1), -torch.inf)
 
+    @property
+    def num_designs(self) -> int:
+        """Number of candidates."""
+        return len(self.candidates)
+
+    def spread(self, num_designs: int, *, at_random: bool = False) -> Tensor:
+        """Return candidates, each as often as any other or once more."""
+        num_candidates = len(self.candidates)
+        order = torch.randperm(num_candidates)
+        index = torch.arange(num_designs).remainder(num_candidates)
+        return self.candidates[order[index].to(self.candidates.device)].float()
+
     def describe(self) -> dict[str, Tensor]:
         """Return the most probable candidate (the mode) and all probabilities."""
         return {**super().describe(), "probabilities": self.probabilities.detach()}

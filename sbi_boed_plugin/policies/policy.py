@@ -1,15 +1,21 @@
 """What a design policy is: a module that builds a distribution over designs."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, independent, interval, real
+from torch.quasirandom import SobolEngine
 
 from sbi_boed_plugin._numbers import check_fields, check_real
 
 __all__ = ["DesignPolicy", "ScaleSchedule", "as_finite", "check_width"]
+
+# Designs that tell the width of a space without bounds.
+_NUM_FOR_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,65 @@ class DesignPolicy(nn.Module):
         log_prob = self.distribution().log_prob(design)
         return torch.where(self.support.check(design), log_prob, -torch.inf)
 
+    @property
+    def box(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper corner `(dim_design,)`, if the support is a box."""
+        constraint = _constraint_of_values(self.support)
+        if not isinstance(constraint, type(interval(0.0, 1.0))):
+            return None
+        mode = self.mode
+        low, high = (
+            torch.as_tensor(bound).to(mode).expand_as(mode)
+            for bound in (constraint.lower_bound, constraint.upper_bound)
+        )
+        return low, high
+
+    @property
+    def num_designs(self) -> int | None:
+        """Number of designs there are, `None` where they are not a list."""
+        return None
+
+    def spread(self, num_designs: int, *, at_random: bool = False) -> Tensor:
+        """Return designs all over the space, of shape `(num_designs, dim_design)`.
+
+        In a box those of a Sobol sequence, or uniform ones if `at_random`; without one,
+        draws of the policy.
+        """
+        if self.box is None:
+            return self.sample(torch.Size((num_designs,))).float()
+        low, high = self.box
+        if at_random:
+            return low + torch.rand(num_designs, len(low)).to(low) * (high - low)
+        seed = int(torch.randint(2**31, (1,)))
+        engine = SobolEngine(self.dim_design, scramble=True, seed=seed)
+        return low + engine.draw(num_designs).to(low) * (high - low)
+
+    @property
+    def width(self) -> Tensor:
+        """Width of the space for each value of a design, of shape `(dim_design,)`."""
+        if self.box is not None:
+            low, high = self.box
+            return high - low
+        designs = self.spread(_NUM_FOR_WIDTH)
+        width = designs.std(dim=0, correction=0) * math.sqrt(12.0)
+        # Equal values have no width to go by: they are searched at their own scale.
+        return torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
+
+    @property
+    def can_move(self) -> bool:
+        """Whether small steps lead from one design to others."""
+        is_real = isinstance(_constraint_of_values(self.support), type(real))
+        return self.box is not None or (is_real and self.has_rsample)
+
+    def moved(self, design: Tensor, to: Tensor) -> Tensor:
+        """Return designs moved to others, or as near as the space allows.
+
+        Both are of shape `(num_designs, dim_design)`; what cannot move stays.
+        """
+        if not self.can_move:
+            return design
+        return to if self.box is None else to.clamp(*self.box)
+
     def anneal(self, progress: float) -> None:
         """Set what follows a schedule for a training progress between 0 and 1."""
 
@@ -156,6 +221,11 @@ class DesignPolicy(nn.Module):
     def describe(self) -> dict[str, Tensor]:
         """Return the quantities to record while training, detached, by name."""
         return {"mode": self.mode.clone()}
+
+
+def _constraint_of_values(support: Any) -> Any:
+    """Return the constraint of each value of a design."""
+    return support.base_constraint if isinstance(support, independent) else support
 
 
 def check_width(design: Tensor, dim_design: int) -> None:

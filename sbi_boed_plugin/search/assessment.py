@@ -26,11 +26,17 @@ from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.doubts import find_doubts, find_slope
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.search.multi_start import uniform_designs
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
+from sbi_boed_plugin.search.target import estimate_target, target_of
 from sbi_boed_plugin.simulation import CheckedSimulator
 
-__all__ = ["assess_design", "estimate_bounds", "likelihood_mismatch", "linear_bound"]
+__all__ = [
+    "assess_design",
+    "estimate_bounds",
+    "likelihood_mismatch",
+    "linear_bound",
+    "network_of",
+]
 
 # Share of a box within which a design is at its edge.
 _EDGE = 0.01
@@ -60,15 +66,18 @@ def assess_design(
         simulator, unseen(prior), design, num_samples, config.num_workers
     )
     valid = torch.isfinite(x).all(dim=1)
-    bounds = estimate_bounds(
-        estimators,
-        theta,
-        x,
-        prior=prior,
-        design=design,
-        objective=config.objective,
-        num_contrastive=config.num_eig_contrastive,
-    )
+    if config.objective == "target":
+        bounds = _bounds_of_target(estimators, theta, x, prior, design)
+    else:
+        bounds = estimate_bounds(
+            estimators,
+            theta,
+            x,
+            prior=prior,
+            design=design,
+            objective=config.objective,
+            num_contrastive=config.num_eig_contrastive,
+        )
     finite = theta[valid].float()
     designs = design.to(finite).expand(len(finite), -1)
     slope, never_moved = None, False
@@ -79,19 +88,40 @@ def assess_design(
         # Between the modes of a mixture, a regression finds slopes that mean nothing.
         if policy.has_rsample:
             slope = find_slope(progress, _at_edge(policy, design))
-    needs = POLICY_OBJECTIVES[config.objective].needs
-    network = "posterior" if needs in ("posterior", "hybrid") else "likelihood"
+    network = network_of(config.objective)
     doubts = find_doubts(
         bounds,
         slope,
         never_moved=never_moved,
         num_learned_from=optimizer.num_learned_from,
+        unit=config.utility.unit,
         overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
         mismatch=likelihood_mismatch(
             estimators.likelihood, finite, designs, x[valid].float()
         ),
     )
     return bounds, doubts, num_calls, int((~valid).sum())
+
+
+def network_of(objective: str) -> str:
+    """Return the name of the network that drives a search."""
+    needs = POLICY_OBJECTIVES[objective].needs
+    names = {"posterior": "posterior", "hybrid": "posterior", "target": "target"}
+    return names.get(needs or "", "likelihood")
+
+
+def _bounds_of_target(
+    estimators: DesignEstimators,
+    theta: Tensor,
+    x: Tensor,
+    prior: Distribution,
+    design: Tensor,
+) -> dict[str, EIGEstimate]:
+    """Return what network and regression know of a target."""
+    own = estimate_target(estimators.target, theta, x, design, unseen(prior))
+    bounds, target = {own.bound: own}, target_of(estimators.target)
+    linear = linear_bound(target(theta), x, target.distribution, 0.0)
+    return bounds if linear is None else {**bounds, "linear": linear}
 
 
 def estimate_bounds(
@@ -243,9 +273,8 @@ def likelihood_mismatch(
 
 def _at_edge(policy: DesignPolicy, design: Tensor) -> Tensor:
     """Return for each value whether it is at the lower (-1) or upper (1) edge."""
-    box = uniform_designs(policy)
-    if box is None:
+    if policy.box is None:
         return torch.zeros(len(design))
-    low, high = box.base_dist.low.to(design), box.base_dist.high.to(design)
+    low, high = (corner.to(design) for corner in policy.box)
     share = (design - low) / (high - low)
     return ((share > 1.0 - _EDGE).float() - (share < _EDGE).float()).cpu()

@@ -22,7 +22,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_integer
-from sbi_boed_plugin._prior import draw_parameters, to_real_numbers
+from sbi_boed_plugin._prior import (
+    discrete_columns,
+    draw_parameters,
+    to_real_numbers,
+)
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.objectives.info_nce import nan_to_zero_density
 
@@ -64,6 +68,8 @@ class ParticleBelief(Distribution):
         self.log_evidence_variance = 0.0
         self.log_likelihoods: tuple[LogLikelihood, ...] = ()
         self._to_real: Any = to_real_numbers(prior)
+        discrete = discrete_columns(prior) if theta.dim() == 2 else torch.zeros(1)
+        self._is_smooth = (~discrete.bool()).to(theta)
         self._independent: ParticleBelief | None = None
 
     @property
@@ -190,7 +196,8 @@ class ParticleBelief(Distribution):
                 break
             for rows, others in (halves, halves[::-1]):
                 old, before = unbounded[rows], densities[:, rows]
-                new = _propose(old, unbounded[others], jump=move % 5 == 4)
+                jump, smooth = move % 5 == 4, self._is_smooth
+                new = _propose(old, unbounded[others], smooth, jump=jump)
                 new_theta = self._to_real.inv(new).to(new)
                 trial = self._densities(new_theta, log_likelihood)
                 difference = trial[0] + power * trial[1]
@@ -220,11 +227,12 @@ def unseen(prior: Distribution) -> Distribution:
     return prior.independent_copy() if isinstance(prior, ParticleBelief) else prior
 
 
-def _propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
+def _propose(old: Tensor, pool: Tensor, smooth: Tensor, *, jump: bool) -> Tensor:
     """Return differential-evolution moves along differences of the other half.
 
     Symmetric, and scaled to the belief whatever its shape; full differences jump
-    between separate modes.
+    between separate modes. Where values repeat, `smooth` is 0 and there is no noise:
+    pairs that agree there move the others, and full differences lead to other values.
     """
     first, second = (
         pool[torch.randint(len(pool), (len(old),), device=old.device)] for _ in range(2)
@@ -235,7 +243,7 @@ def _propose(old: Tensor, pool: Tensor, *, jump: bool) -> Tensor:
         # From zero to the best scale for a Normal: some fit a belief of any shape.
         best = 2.38 / math.sqrt(2.0 * old.shape[1])
         scale = best * torch.rand(len(old), 1, device=old.device, dtype=old.dtype)
-    noise = 1e-3 * pool.std(dim=0) * torch.randn_like(old)
+    noise = 1e-3 * smooth.to(pool) * pool.std(dim=0) * torch.randn_like(old)
     return old + scale * (first - second) + noise
 
 

@@ -1,8 +1,11 @@
 """Settings of a design search, checked as a whole before any work."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sbi_boed_plugin._numbers import (
     MOST_LEARNING_RATE,
@@ -14,6 +17,8 @@ from sbi_boed_plugin._numbers import (
 from sbi_boed_plugin._parallel import check_num_workers
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.target import TargetLike
+from sbi_boed_plugin.search.utility import Maximize, Utility
 
 __all__ = ["METHODS", "DesignSearchConfig", "MultiStartConfig"]
 
@@ -71,7 +76,8 @@ class DesignSearchConfig:
             the best are scored with simulations. The networks of `"rounds"` and
             `"multi_start"` serve later searches, too. `"auto"` is `"rounds"` for at
             most 30,000 simulations or without a simulator, unless a setting is given
-            that only a joint search has, and else `"joint"`.
+            that only a joint search has, `"multi_start"` where designs are constrained,
+            and else `"joint"`.
         objective: Bound of the information that the policy climbs: `"barber_agakov"`,
             from a posterior that is trained beside the likelihood, without a cap;
             `"gkl"`, the same tightened by an energy ratio; `"lace"`, the likelihood
@@ -136,6 +142,20 @@ class DesignSearchConfig:
             space and half at draws of the policy. If `None`, 4.
         num_networks: Number of networks of each kind there, each of which leaves out
             other simulations. The result has the mean of their densities.
+        target: What the information is about, if not all parameters: columns of them,
+            or a function from parameters `(batch_dim, dim_theta)` to `(batch_dim,)` or
+            `(batch_dim, dim_target)`. The others are nuisance, which keeps its value
+            from experiment to experiment. The search trains a posterior network of the
+            target in the place of that of all parameters. A target of at most 100
+            values, such as which of several models is right, gets probabilities.
+        cost: Cost of designs, a function from `(batch_dim, dim_design)` to
+            `(batch_dim,)`, of torch where designs climb.
+        maximize: `"eig"`, the information; `"eig_per_cost"`; `"eig_minus_cost"`, with
+            costs in nats; or a function of information and cost, both of shape
+            `(batch_dim,)`, that is linear in the first, as expectations need it.
+        feasible: Which designs are possible, a function from `(batch_dim, dim_design)`
+            to truth values `(batch_dim,)`: the search is that of a
+            :class:`ConstrainedPolicy`.
 
     Raises:
         ValueError: If a value is out of range, or values do not go together.
@@ -162,6 +182,10 @@ class DesignSearchConfig:
     simulations_file: str | Path | None = None
     num_rounds: int | None = None
     num_networks: int = 3
+    target: TargetLike | None = None
+    cost: Callable[[Tensor], Tensor] | None = None
+    maximize: Maximize | Callable[[Tensor, Tensor], Tensor] = "eig"
+    feasible: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         names = {
@@ -176,6 +200,7 @@ class DesignSearchConfig:
                     f"{sorted(filter(None, known))}."
                 )
         _check_numbers(self)
+        self._check_target()
         if self.method == "rounds":
             self._check_rounds()
         elif self.simulations_file is not None and self.method != "auto":
@@ -201,6 +226,22 @@ class DesignSearchConfig:
                     "Leave it out, or use method='joint'."
                 )
 
+    @property
+    def utility(self) -> Utility:
+        """What is maximized."""
+        return Utility(self.cost, self.maximize)
+
+    def _check_target(self) -> None:
+        """Raise if the objective is not that of the target."""
+        if self.target is None and self.objective == "target":
+            raise ValueError("objective='target' without target=...: pass the target.")
+        objectives = (None, "barber_agakov", "target")
+        if self.target is not None and self.objective not in objectives:
+            raise ValueError(
+                f"objective='{self.objective}' with target=...: a target has a "
+                "posterior network of its own. Leave objective out."
+            )
+
     def _check_rounds(self) -> None:
         """Raise if a setting is none of a search in rounds."""
         for name in self._of_joint():
@@ -221,7 +262,9 @@ class DesignSearchConfig:
             names.append("objective")
         return names
 
-    def with_method(self, has_simulator: bool) -> "DesignSearchConfig":
+    def with_method(
+        self, has_simulator: bool, is_constrained: bool = False
+    ) -> "DesignSearchConfig":
         """Return these settings with the method that `"auto"` stands for."""
         if self.method != "auto":
             return self
@@ -229,6 +272,8 @@ class DesignSearchConfig:
         is_small = budget is not None and budget <= MOST_OF_ROUNDS
         rounds = not has_simulator or (is_small and not self._of_joint())
         rounds = rounds or self.simulations_file is not None
+        if is_constrained and not rounds and not self.num_refinement_steps:
+            return replace(self, method="multi_start")
         return replace(self, method="rounds" if rounds else "joint")
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
@@ -258,8 +303,12 @@ _OF_ROUNDS = (
     "simulations_file",
     "num_rounds",
     "num_networks",
+    "target",
+    "cost",
+    "maximize",
+    "feasible",
 )
-_OBJECTIVES_OF_ROUNDS = (None, "barber_agakov", "lace")
+_OBJECTIVES_OF_ROUNDS = (None, "barber_agakov", "lace", "target")
 
 # What a call that resumes a search may change.
 _OF_ONE_CALL = (

@@ -145,14 +145,15 @@ def cross_fit(
     weights: Tensor,
     spread: Tensor,
     *,
+    needs: str,
     clip_max_norm: float | None,
     device: str,
     show_progress_bar: bool,
 ) -> CrossFit:
     """Train networks from scratch, each on all simulations but those of its fold.
 
-    `weights` are how often a simulation counts for the posterior, and `spread` designs
-    to take a standardization from.
+    `weights` are how often a simulation counts for the network that `needs` names, and
+    `spread` designs to take a standardization from.
     """
     finite, weights_of_finite = rows.finite(), weights[rows.valid]
     all_folds, folds = folds, folds[rows.valid.cpu()]
@@ -167,7 +168,7 @@ def cross_fit(
     members: list[DesignEstimators] = []
     fits: dict[str, list[Fitted]] = {}
     for fold in range(num_members):
-        networks = models.complete(None, "posterior", prior, start, device)
+        networks = models.complete(None, needs, prior, start, device)
         for name, network in networks.named().items():
             fitted = fit_network(
                 network,
@@ -175,7 +176,7 @@ def cross_fit(
                 (folds != fold).nonzero()[:, 0],
                 (folds == fold).nonzero()[:, 0],
                 _SCHEDULE,
-                weights=weights_of_finite if name == "posterior" else None,
+                weights=None if name == "likelihood" else weights_of_finite,
                 clip_max_norm=clip_max_norm,
                 description=f"Training {name} {fold + 1} of {num_members}",
                 show_progress_bar=show_progress_bar,

@@ -14,6 +14,7 @@ from sbi_boed_plugin._parallel import add_note
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.policies.constrained import ConstrainedPolicy
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.budget import with_all_numbers
 from sbi_boed_plugin.search.checks import check_design, check_gradient
@@ -32,6 +33,7 @@ from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.search.run import run_search, search_stored
 from sbi_boed_plugin.search.simulation_file import SimulationFile
 from sbi_boed_plugin.search.store import SimulationStore
+from sbi_boed_plugin.search.target import Target
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["DesignSearch"]
@@ -118,14 +120,17 @@ class DesignSearch:
                 "without resume_training first."
             )
         if not resume:
-            asked = asked.with_method(has_simulator=simulator is not None)
+            # A policy does not go along the boundary of what is possible; climbs do.
+            is_constrained = isinstance(self.policy, ConstrainedPolicy)
+            is_constrained |= asked.feasible is not None
+            asked = asked.with_method(simulator is not None, is_constrained)
         if not resume and asked.multi_start is not None and asked.method == "joint":
             raise ValueError(
                 "multi_start=... is for a search with method='multi_start', but "
                 "method='joint'. Pass that method, or leave multi_start out."
             )
         config = asked.continuing(optimizer.config) if optimizer else asked
-        objective = config.objective
+        objective = "target" if config.target is not None else config.objective
         if config.method != "rounds":  # Rounds choose it by what was learned.
             objective = self._objective(config.method, objective)
         config = replace(config, objective=objective)
@@ -221,18 +226,23 @@ class DesignSearch:
                 "design_policy=None: pass a design policy to optimize, for instance "
                 "NLE_INCE(prior, design_policy=TruncatedNormalPolicy(low, high))."
             )
-        prior = self.known()
+        prior, policy, models = self.known(), self.policy, self.models
         if self.dim_design == 0:
             raise ValueError(
                 "The simulations of this trainer were stored without designs, so its "
                 "likelihood cannot tell designs apart. Use a new NLE_INCE for "
                 "optimize_design."
             )
+        if config.feasible is not None:
+            policy = ConstrainedPolicy(policy, config.feasible)
         if config.method == "joint":
-            check_gradient(config.gradient, self.policy)
+            check_gradient(config.gradient, policy)
+        config.utility.check(policy)
+        asked = config.target
+        models.target = None if asked is None else Target(asked, prior)
         objective = config.objective or "barber_agakov"
         needs = POLICY_OBJECTIVES[objective].needs
-        if config.method == "rounds":
+        if config.method == "rounds" and needs != "target":
             needs = "posterior"
         check_posterior_describes(self.prior, objective, needs)
         if config.method == "rounds":
@@ -242,12 +252,12 @@ class DesignSearch:
                     "num_rounds=0, but there are no stored simulations to learn from: "
                     "leave it out."
                 )
-            networks = self.policy, prior, self.models
+            networks = policy, prior, models
             return RoundsSearch(*networks, config, stored=stored, device=self._device)
         return DesignOptimizer(
-            self.policy,
+            policy,
             prior,
-            self.models,
+            models,
             config,
             estimators=self.networks,
             device=self._device,
@@ -263,7 +273,8 @@ class DesignSearch:
             self.covers_all_designs = over_all and optimizer.finished
             self.trained_after = len(self.measurements)
         if optimizer.networks is not None:
-            self.networks = optimizer.networks
+            # What a target needs is of one search.
+            self.networks = replace(optimizer.networks, target=None)
             self.dim_design = optimizer.policy.dim_design
 
     def serves_all_designs(self, objective: str | None = None) -> bool:

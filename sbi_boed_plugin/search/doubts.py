@@ -90,6 +90,7 @@ def find_doubts(
     num_learned_from: int | None = None,
     overfit: tuple[float, float] = (0.0, 0.0),
     mismatch: float = 0.0,
+    unit: str = "nats",
 ) -> list[str]:
     """Return sentences that say what speaks against a result, and what to do.
 
@@ -141,19 +142,25 @@ def find_doubts(
         if is_steep(*slope) and gain > max(_SLACK / 2, 0.05 * abs(reported.value)):
             doubts.append(
                 "The policy stopped on a slope: a move by one standard deviation of "
-                f"its draws gains another {gain:.2f} nats. Allow for more steps, or a "
-                "larger design_learning_rate."
+                f"its draws gains another {gain:.2f} {unit}. Allow for more steps, or "
+                "a larger design_learning_rate."
             )
     return doubts
 
 
 def find_unsettled(
-    best: Tensor, designs: Tensor, values: Tensor, *, num_simulations: int
+    best: Tensor,
+    designs: Tensor,
+    values: Tensor,
+    *,
+    num_simulations: int,
+    unit: str = "nats",
 ) -> list[str]:
     """Return which other designs are as good as far as several networks tell.
 
-    `best` are the information of the design found by each of them, `(num_networks,)`,
-    and `values`, `(num_networks, num_designs)`, that of `designs` all over the space. A
+    `best` are the information (or utility, in its `unit`) of the design found by each
+    of them, `(num_networks,)`, and `values`, `(num_networks, num_designs)`, that of
+    `designs` all over the space. A
     design is as good whose difference is within two standard errors, that of the better
     half of designs in the mean: few networks tell little of a single one's. Nothing is
     said where another design gains at most a tenth, or 0.05 nats.
@@ -177,7 +184,7 @@ def find_unsettled(
         which = f"{is_good.double().mean():.0%} of {len(designs)} designs compared are"
     return [
         f"{which} as good as far as {num_simulations:,} simulations tell: one of them "
-        f"may have {gain:.2f} nats more. Allow for more simulations."
+        f"may have {gain:.2f} {unit} more. Allow for more simulations."
     ]
 
 

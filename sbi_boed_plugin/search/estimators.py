@@ -28,6 +28,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.search.target import Target, TargetEstimator
 
 __all__ = ["Builder", "DesignEstimators", "NetworkModels", "check_posterior_describes"]
 
@@ -41,12 +42,13 @@ class DesignEstimators:
     The likelihood of `x` is conditioned on `(theta, design)` in one row, and is a
     `LikelihoodWithFailures` if simulations have failed; the posterior of `theta` on
     `(x, design)`, and is a `HybridEstimator` if it has an energy ratio; the marginal of
-    `x` on `design`. Posterior and marginal may be `None`.
+    `x` on `design`; `target` a `TargetEstimator`. All but the likelihood may be `None`.
     """
 
     likelihood: ConditionalDensityEstimator
     posterior: Any = None
     marginal: Any = None
+    target: Any = None
 
     def named(self) -> dict[str, ConditionalDensityEstimator]:
         """Return the networks that there are, by their names."""
@@ -85,8 +87,12 @@ class DesignEstimators:
         return self.likelihood.eval().log_prob(x.unsqueeze(0), condition)[0]
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Return the weights of each network by its name."""
-        return {name: dict(net.state_dict()) for name, net in self.named().items()}
+        """Return the weights of each network by its name.
+
+        Not of a target's: it is of one search.
+        """
+        networks = replace(self, target=None).named()
+        return {name: dict(net.state_dict()) for name, net in networks.items()}
 
 
 class NetworkModels:
@@ -119,6 +125,8 @@ class NetworkModels:
         self.likelihood: Builder | None = likelihood
         self.posterior, self.marginal = posterior, marginal
         self.coordinates = coordinates_of(likelihood)
+        # What a search asks for, if not all parameters.
+        self.target: Target | None = None
 
     def _likelihood_builder(
         self, dim_design: int, linear_start: bool
@@ -184,6 +192,11 @@ class NetworkModels:
         if needs == "hybrid" and not isinstance(estimators.posterior, HybridEstimator):
             energy = EnergyRatio(theta, data)
             estimators.posterior = HybridEstimator(estimators.posterior, energy)
+        if needs == "target" and estimators.target is None:
+            assert self.target is not None
+            of_target, _ = self._builders(self.target.distribution, design.shape[1])
+            network = of_target(self.target(theta), data)
+            estimators.target = TargetEstimator(network, self.target, theta.shape[1])
         if needs == "marginal" and estimators.marginal is None:
             estimators.marginal = build_marginal(design, x)
         for network in estimators.all():

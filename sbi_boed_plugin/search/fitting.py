@@ -28,9 +28,11 @@ class Fitted(NamedTuple):
 
 def pairs_of(rows: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Return what each network of a search describes, and on what condition."""
+    data = torch.cat([rows.x, rows.design], dim=-1)
     return {
         "likelihood": (rows.x, torch.cat([rows.theta, rows.design], dim=-1)),
-        "posterior": (rows.theta, torch.cat([rows.x, rows.design], dim=-1)),
+        "posterior": (rows.theta, data),
+        "target": (rows.theta, data),
         "marginal": (rows.x, rows.design),
     }
 

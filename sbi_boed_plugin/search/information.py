@@ -95,6 +95,11 @@ class Densities:
         )
 
     @cached_property
+    def log_target(self) -> Tensor:
+        """What the data tell of the target."""
+        return self.estimators.target.log_prob(self.theta.unsqueeze(0), self.data)[0]
+
+    @cached_property
     def log_marginal(self) -> Tensor:
         """Learned log-density of the data alone."""
         marginal = self.estimators.marginal
@@ -122,6 +127,8 @@ def training_losses(
         )
     elif estimators.posterior is not None:
         losses["posterior"] = -densities.log_posterior
+    if estimators.target is not None:
+        losses["target"] = -densities.log_target
     if estimators.marginal is not None:
         losses["marginal"] = -densities.log_marginal
     return losses
@@ -167,7 +174,7 @@ class PolicyObjective:
     """
 
     terms: Callable[[Densities], Tensor]
-    needs: Literal["posterior", "hybrid", "marginal"] | None
+    needs: Literal["posterior", "hybrid", "marginal", "target"] | None
     bound: Literal["pce", "barber_agakov", "gkl", "lace"]
     by_score: bool = False
 
@@ -193,6 +200,10 @@ POLICY_OBJECTIVES = {
         lambda densities: contrastive_bound(densities.log_likelihoods), None, "pce"
     ),
     "lace": PolicyObjective(_lace, "posterior", "lace", by_score=True),
+    # Chosen by `target`: the posterior of a function of the parameters.
+    "target": PolicyObjective(
+        lambda densities: densities.log_target, "target", "barber_agakov"
+    ),
     # This is not a bound: the bound of the likelihood scores the design found.
     "marginal": PolicyObjective(
         lambda densities: densities.log_likelihood - densities.log_marginal,

@@ -10,69 +10,52 @@ Design*, 2026, https://arxiv.org/abs/2602.06900).
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
-from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.distributions.constraints import independent, interval, real
 from torch.optim.adam import Adam
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
-from sbi_boed_plugin.objectives.eig import EIGEstimate, NoEstimateError, estimate_eig
+from sbi_boed_plugin.objectives.eig import (
+    EIGEstimate,
+    NoEstimateError,
+    estimate_eig,
+    simulate_design,
+)
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.gradients import draw_data
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
+from sbi_boed_plugin.search.target import estimate_target
+from sbi_boed_plugin.search.utility import Utility
 
 __all__ = [
     "LearnedModel",
     "climb_designs",
-    "moves_freely",
     "multi_start_search",
     "score_design",
     "spread_designs",
-    "uniform_designs",
 ]
 
 # Contrastive parameters of a climb, at most. Their logarithm caps its estimates.
 _MAX_CONTRASTIVE = 4_096
 # Starts that tell how many contrastive parameters there must be.
 _NUM_TO_SET_CONTRASTIVE = 64
+# Designs of a list that are all judged.
+_MOST_OF_LIST = 4_096
 # Share of the width of the space within which two designs count as the same.
 _SAME = 0.02
-
-
-def uniform_designs(policy: DesignPolicy) -> BoxUniform | None:
-    """Return the uniform distribution over the policy's support, if it is a box."""
-    support = _constraint_of_values(policy)
-    if not isinstance(support, type(interval(0.0, 1.0))):
-        return None
-    low, high = (
-        torch.as_tensor(bound).to(policy.mode).expand_as(policy.mode)
-        for bound in (support.lower_bound, support.upper_bound)
-    )
-    return BoxUniform(low, high, device=str(low.device))
-
-
-def _constraint_of_values(policy: DesignPolicy) -> Any:
-    """Return the constraint of each value of a design."""
-    support = policy.support
-    return support.base_constraint if isinstance(support, independent) else support
-
-
-def moves_freely(policy: DesignPolicy) -> bool:
-    """Return whether any step from a design of the policy leads to another one."""
-    return isinstance(_constraint_of_values(policy), type(real)) and policy.has_rsample
 
 
 def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
@@ -83,11 +66,10 @@ def spread_designs(design: Tensor, policy: DesignPolicy) -> Tensor:
     same = (design == design[0]).all(dim=0)
     if not same.any():
         return design
-    box = uniform_designs(policy)
-    if box is None:
+    if policy.box is None:
         spread = design + design.abs().clamp_min(1.0) * torch.randn_like(design)
     else:
-        spread = box.sample(torch.Size((len(design),))).to(design)
+        spread = policy.spread(len(design), at_random=True).to(design)
     return torch.where(same, spread, design)
 
 
@@ -105,6 +87,8 @@ def score_design(
     """
     bound = POLICY_OBJECTIVES[objective].bound
     estimators.train(False)
+    if objective == "target":
+        return _score_target(estimators, simulator, unseen(prior), **kwargs)
     by_posterior = {
         "barber_agakov": estimators.posterior_base,
         "gkl": estimators.posterior,
@@ -117,6 +101,25 @@ def score_design(
         posterior_estimator=estimators.posterior_base,
         **kwargs,
     )
+
+
+def _score_target(
+    estimators: DesignEstimators,
+    simulator: Callable[[Tensor, Tensor], Tensor],
+    prior: Distribution,
+    *,
+    design: Tensor,
+    num_samples: int,
+    num_workers: int | None,
+    seed: int,
+) -> EIGEstimate:
+    """Estimate the information about a target from fresh simulations."""
+    with torch.no_grad(), isolated_rng(seed):
+        theta, x, num_calls = simulate_design(
+            simulator, prior, design.unsqueeze(0), num_samples, num_workers or 1
+        )
+        estimate = estimate_target(estimators.target, theta, x, design, prior)
+    return replace(estimate, num_simulations=num_calls)
 
 
 def multi_start_search(
@@ -168,10 +171,16 @@ def multi_start_search(
             "simulations; the warnings before this say why."
         )
     return (
-        sorted(candidates, key=lambda candidate: -candidate[1].value),
+        sorted(candidates, key=lambda one: -_worth(model.utility, *one)),
         sum(cost.num_simulations for cost in costs),
         sum(cost.num_invalid_simulations for cost in costs),
     )
+
+
+def _worth(utility: Utility, design: Tensor, eig: EIGEstimate) -> float:
+    """Return the utility of a design by its estimate."""
+    value = design.new_tensor([eig.value])
+    return float(utility(value, design.unsqueeze(0)))
 
 
 @dataclass(frozen=True)
@@ -186,26 +195,29 @@ class LearnedModel:
     estimators: DesignEstimators
     prior: Distribution
     objective: str
+    utility: Utility = field(default_factory=Utility)
 
     def information(
         self, designs: Tensor, num_samples: int, num_contrastive: int = 0
     ) -> Tensor:
         """Return differentiable estimates of shape `(num_designs,)`, in nats."""
-        return torch.cat([*self.parts(designs, num_samples, num_contrastive)])
+        parts = self.parts(designs, num_samples, num_contrastive)
+        return torch.cat([values for _, values in parts])
 
     def parts(
         self, designs: Tensor, num_samples: int, num_contrastive: int
-    ) -> Iterator[Tensor]:
-        """Yield the estimates of as many designs as fit into one evaluation."""
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield as many designs as fit into one evaluation, and their estimates."""
         num_theta = num_samples
         if self.objective == "info_nce":
             num_theta = max(num_samples, num_contrastive)
-        theta = draw_parameters(self.prior, num_theta).to(designs)
+        # The networks of sbi are in single precision, whatever the policy is.
+        theta = draw_parameters(self.prior, num_theta).to(designs.device).float()
         net = self.estimators.likelihood
         num_values = net.input_shape.numel() + net.condition_shape.numel()
         pairs = min(rows_at_once(each, num_values) for each in self.estimators.all())
         for some in designs.split(max(1, pairs // (num_theta * num_samples))):
-            yield self._estimates(theta, some, num_samples, pairs)
+            yield some, self._estimates(theta, some.float(), num_samples, pairs)
 
     def _estimates(
         self, theta: Tensor, designs: Tensor, num_samples: int, max_pairs: int
@@ -277,12 +289,9 @@ def climb_designs(
 
     From `starts`, or from all over the space.
     """
-    box = uniform_designs(policy)
-    designs, width = _starts(policy, box, config.num_starts)
+    designs, width = _starts(policy, config.num_starts)
     designs = designs if starts is None else starts.clone()
-    num_steps = config.num_climb_steps // 3
-    if box is None and not moves_freely(policy):
-        num_steps = 0
+    num_steps = config.num_climb_steps // 3 if policy.can_move else 0
     first = designs[:_NUM_TO_SET_CONTRASTIVE]
     values, num_contrastive = _judge(model, first, config.num_samples, 0)
     bar = tqdm(
@@ -297,21 +306,21 @@ def climb_designs(
             for _ in range(num_steps):
                 designs.requires_grad_()
                 # The graph of a part is gone before the next: memory is that of one.
-                for part in model.parts(designs, num_samples, num_contrastive):
-                    part.sum().backward(inputs=[designs])
+                parts = model.parts(designs, num_samples, num_contrastive)
+                for some, values in parts:
+                    model.utility(values, some).sum().backward(inputs=[designs])
                 assert designs.grad is not None
                 unit.grad = -designs.grad * width
                 optimizer.step()
-                designs = unit * width
-                if box is not None:
-                    designs = designs.clamp(box.base_dist.low, box.base_dist.high)
-                    unit.copy_(designs / width)
+                designs = policy.moved(designs.detach(), unit * width)
+                unit.copy_(designs / width)
                 bar.update()
             last = stage == 2
             values, num_contrastive = _judge(
                 model, designs, num_samples * (4 if last else 2), num_contrastive
             )
-            designs = designs[values.argsort(descending=True)]
+            order = model.utility(values, designs).argsort(descending=True)
+            designs = designs[order]
             keep = config.num_candidates if last else len(designs) // 4
             keep = max(config.num_candidates, keep)
             # Different ones, or all would climb the same hill.
@@ -346,22 +355,15 @@ def _judge(
         num_contrastive = min(4 * num_terms, _MAX_CONTRASTIVE)
 
 
-def _starts(
-    policy: DesignPolicy, box: BoxUniform | None, num_starts: int
-) -> tuple[Tensor, Tensor]:
+def _starts(policy: DesignPolicy, num_starts: int) -> tuple[Tensor, Tensor]:
     """Return designs to climb from, and the width of the space for each value."""
-    if box is not None:
-        low, high = box.base_dist.low, box.base_dist.high
-        unit = torch.quasirandom.SobolEngine(
-            policy.dim_design, scramble=True, seed=int(torch.randint(2**31, (1,)))
-        ).draw(num_starts)
-        return low + unit.to(low) * (high - low), high - low
-    designs = policy.sample(torch.Size((num_starts,)))
+    if policy.box is not None:
+        return policy.spread(num_starts), policy.width
+    # Of a list all are judged.
+    num_starts = max(num_starts, min(policy.num_designs or 0, _MOST_OF_LIST))
     # The networks of sbi are in single precision, whatever the policy is.
-    designs = torch.unique(designs, dim=0).float()
-    width = designs.std(dim=0, correction=0) * math.sqrt(12.0)
-    # Equal values have no width to go by: they are searched at their own scale.
-    return designs, torch.where(width > 0, width, designs[0].abs().clamp_min(1.0))
+    designs = torch.unique(policy.spread(num_starts), dim=0).float()
+    return designs, policy.width.float()
 
 
 def _different(designs: Tensor, width: Tensor, num_designs: int) -> list[Tensor]:

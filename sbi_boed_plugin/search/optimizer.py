@@ -38,7 +38,7 @@ from sbi_boed_plugin.search.information import (
     Densities,
     training_losses,
 )
-from sbi_boed_plugin.search.multi_start import spread_designs, uniform_designs
+from sbi_boed_plugin.search.multi_start import spread_designs
 from sbi_boed_plugin.search.result import StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
 
@@ -235,8 +235,10 @@ class DesignOptimizer:
         information = terms.new_zeros(len(batch.theta))
         information = information.masked_scatter(batch.valid, terms)
         policy_gradients: Sequence[Tensor | None] = ()
+        worth = config.utility(information, designs.detach().to(information))
         if moves_policy:
-            loss = self._policy_loss(designs, finite, estimators, contrast, information)
+            of_rows = designs, batch.valid, finite
+            loss = self._policy_loss(*of_rows, estimators, contrast, worth)
             policy_gradients = torch.autograd.grad(
                 loss, self._policy_parameters(), allow_unused=True
             )
@@ -257,7 +259,7 @@ class DesignOptimizer:
                 self._move_policy(policy_gradients)
             progress = self.progress
             seconds = time.perf_counter() - started
-            progress.keep(batch, information if moves_policy else None, seconds)
+            progress.keep(batch, worth if moves_policy else None, seconds)
             error = information.std() / math.sqrt(len(information))
             progress.record(
                 loss=losses["likelihood"].item(),
@@ -275,7 +277,7 @@ class DesignOptimizer:
         config, policy = self.config, self.policy
         shape = torch.Size((config.training_batch_size,))
         if config.method == "multi_start":
-            return (uniform_designs(policy) or policy).sample(shape).clone()
+            return policy.spread(*shape, at_random=True).clone()
         if self._moves_policy and config.gradient != "score":
             return policy.rsample(shape).clone()
         # A policy may return a view of what it keeps.
@@ -300,20 +302,23 @@ class DesignOptimizer:
     def _policy_loss(
         self,
         designs: Tensor,
+        valid: Tensor,
         finite: Batch,
         estimators: DesignEstimators,
         contrast: Tensor,
-        information: Tensor,
+        worth: Tensor,
     ) -> Tensor:
-        """Return what the policy minimizes: minus the mean information of designs."""
+        """Return what the policy minimizes: minus the mean utility of designs."""
         config = self.config
         if config.gradient == "score":
-            return score_loss(information, self.policy.log_prob(designs.detach()))
+            return score_loss(worth, self.policy.log_prob(designs.detach()))
         x = DATA_PATHS[config.gradient](finite, estimators)
         theta, design = finite.theta, finite.design
         densities = Densities(estimators, self.prior, theta, x, design, contrast)
         terms = POLICY_OBJECTIVES[config.objective].terms(densities)
-        return -terms.sum() / len(information)
+        # Failed simulations tell nothing, and cost as much.
+        terms = worth.new_zeros(len(worth)).masked_scatter(valid, terms)
+        return -config.utility(terms, designs.to(terms)).sum() / len(worth)
 
     def _policy_parameters(self) -> list[torch.nn.Parameter]:
         return [p for p in self.policy.parameters() if p.requires_grad]

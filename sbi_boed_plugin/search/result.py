@@ -45,6 +45,10 @@ class DesignResult:
             `(x, design)` in one row, if the objective needs one.
         marginal_estimator: The density of the data alone, conditioned on the design,
             if the objective needs one.
+        target_estimator: With a target, its posterior network as a
+            `TargetEstimator`: `net` is conditioned on `(x, design)` in one row.
+        cost: Cost of the design, if the search was given one.
+        utility: What was maximized: of information and cost of the design.
         candidates: After a search in rounds or a multi-start one, designs with the
             estimates that ranked them, best first; the first is `design`. In rounds
             the best ones and others all over the space, with the values of the learned
@@ -66,11 +70,15 @@ class DesignResult:
     posterior_estimator: ConditionalDensityEstimator | None = None
     marginal_estimator: ConditionalDensityEstimator | None = None
     candidates: tuple[tuple[Tensor, EIGEstimate], ...] = ()
+    target_estimator: ConditionalDensityEstimator | None = None
+    cost: float | None = None
+    utility: float | None = None
 
     def __str__(self) -> str:
         """Say what was found, and what is known of it."""
         lines = [
             f"design {self._short_design()}: {self._information()}, "
+            f"{'' if self.cost is None else f'cost {self._cost()}, '}"
             f"{self.num_simulations:,} simulations",
             *(f"- {doubt}" for doubt in self.doubts),
         ]
@@ -89,6 +97,7 @@ class DesignResult:
         rows = {
             "design": self._short_design(),
             "information": self._information(),
+            **({} if self.cost is None else {"cost": self._cost()}),
             "simulations": f"{self.num_simulations:,} "
             f"({self.num_invalid_simulations:,} failed)",
             "ended by": self.stop_reason,
@@ -101,12 +110,23 @@ class DesignResult:
         """Return the information, and how it was estimated."""
         eig = self.eig
         value = f"{eig.value:.2f} nats (± {eig.standard_error:.2f}; "
+        about = "" if self.config.target is None else "about the target, "
+        value = f"{value}{about}"
         if not eig.num_simulations:
             return f"about {value}by stored simulations at other designs)"
+        if eig.bound == "target":
+            return f"about {value}an estimate by a fitted prior of it)"
         contrasts = (
             f", {eig.num_contrastive:,} contrasts" if eig.num_contrastive else ""
         )
         return f"at least {value}lower bound, {eig.bound}{contrasts})"
+
+    def _cost(self) -> str:
+        """Return the cost, and the utility that was maximized."""
+        told = f"{self.cost:.4g}"
+        if self.config.maximize == "eig":
+            return told
+        return f"{told} (utility {self.utility:.3g} {self.config.utility.unit})"
 
     def _short_design(self) -> str:
         shown = ", ".join(f"{value:.4g}" for value in self.design[:6].tolist())

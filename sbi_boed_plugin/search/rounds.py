@@ -29,9 +29,7 @@ from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.multi_start import (
     LearnedModel,
     climb_designs,
-    moves_freely,
     spread_designs,
-    uniform_designs,
 )
 from sbi_boed_plugin.search.result import StopReason
 from sbi_boed_plugin.simulation import CheckedSimulator
@@ -41,7 +39,6 @@ __all__ = ["RoundsSearch"]
 # Of the simulations for training, those of the first round, and of later rounds, those
 # at designs that are spread all over; steps around the best, in widths of the space.
 _FIRST_SHARE, _SPREAD_SHARE, _STEP = 0.4, 0.33, 0.1
-_NUM_FOR_WIDTH = 256
 # Exponentials of more are not finite in single precision.
 _MOST_LOG_RATIO = 80.0
 # The climbs of single networks, and from there on that of all together; draws that
@@ -175,7 +172,7 @@ class RoundsSearch:
         num_spread = num_designs
         if len(self._promising):
             num_spread = math.ceil(_SPREAD_SHARE * num_designs)
-        spread = _spread(self.policy, num_spread)
+        spread = self.policy.spread(num_spread)
         if num_spread == num_designs:
             # The policy, too, says where good designs may be.
             half = spread[::2]
@@ -186,7 +183,8 @@ class RoundsSearch:
 
     def _model(self, estimators: DesignEstimators) -> LearnedModel:
         """Return the information of designs by some of the networks."""
-        return LearnedModel(estimators, self.prior, self.config.objective)
+        config = self.config
+        return LearnedModel(estimators, self.prior, config.objective, config.utility)
 
     def _learn(self, is_last: bool, show_progress_bar: bool) -> None:
         """Train networks on all simulations so far, and find the best designs."""
@@ -204,6 +202,7 @@ class RoundsSearch:
             folds,
             self._weights(rows),
             spread_designs(rows.design, self.policy),
+            needs="posterior" if self._asked != "target" else "target",
             clip_max_norm=config.clip_max_norm,
             device=self._device,
             show_progress_bar=show_progress_bar,
@@ -248,24 +247,27 @@ class RoundsSearch:
             best = climb_designs(joined, self.policy, _LAST, starts=designs)
             designs = torch.cat([designs, torch.stack(best)])
             # What else there is, and how well the networks know it.
-            compared = torch.unique(_spread(self.policy, _NUM_COMPARED), dim=0)
+            compared = torch.unique(self.policy.spread(_NUM_COMPARED), dim=0)
             designs = torch.cat([designs, compared])
         of_members = self._values(fit.members, designs)
         means = of_members.mean(dim=0)
         means = means.where(means.isfinite(), -torch.inf)
         errors = of_members.std(dim=0) / math.sqrt(len(of_members))
         bound = POLICY_OBJECTIVES[self.config.objective].bound
-        order = means.argsort(descending=True)
+        utility = self.config.utility
+        order = utility(means, designs).argsort(descending=True)
         self.candidates = [
             (designs[i], EIGEstimate(float(means[i]), float(errors[i]), bound))
             for i in order.tolist()
         ]
         if is_last:
+            worth = torch.stack([utility(values, designs) for values in of_members])
             self.unsettled = find_unsettled(
-                of_members[:, order[0]],
-                designs[-len(compared) :],
-                of_members[:, -len(compared) :],
+                worth[:, order[0]],
+                compared,
+                worth[:, -len(compared) :],
                 num_simulations=int(fit.rows.valid.sum()),
+                unit=utility.unit,
             )
 
     @torch.no_grad()
@@ -305,25 +307,7 @@ class RoundsSearch:
             tracker.log_metrics(metrics, step=self.progress.step)
 
 
-def _spread(policy: DesignPolicy, num_designs: int) -> Tensor:
-    """Return designs all over the space, or draws of the policy if it is no box."""
-    box = uniform_designs(policy)
-    if box is None:
-        return policy.sample(torch.Size((num_designs,))).float()
-    low, high = box.base_dist.low, box.base_dist.high
-    seed = int(torch.randint(2**31, ()))
-    engine = torch.quasirandom.SobolEngine(policy.dim_design, scramble=True, seed=seed)
-    return low + engine.draw(num_designs).to(low) * (high - low)
-
-
 def _around(policy: DesignPolicy, designs: Tensor) -> Tensor:
     """Return designs moved by a share of the space, where a step stays inside."""
-    box = uniform_designs(policy)
-    if box is not None:
-        low, high = box.base_dist.low, box.base_dist.high
-        moved = designs + _STEP * (high - low) * torch.randn_like(designs)
-        return moved.clamp(low, high)
-    if not moves_freely(policy):
-        return designs
-    width = _spread(policy, _NUM_FOR_WIDTH).std(dim=0)
-    return designs + _STEP * math.sqrt(12.0) * width * torch.randn_like(designs)
+    step = _STEP * policy.width.to(designs) * torch.randn_like(designs)
+    return policy.moved(designs, designs + step)

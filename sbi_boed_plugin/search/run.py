@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.assessment import assess_design
+from sbi_boed_plugin.search.assessment import assess_design, network_of
 from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.doubts import find_doubts, tightest
 from sbi_boed_plugin.search.multi_start import LearnedModel, multi_start_search
@@ -16,6 +16,7 @@ from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.rehearsal import rehearsed_copy
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.rounds import RoundsSearch
+from sbi_boed_plugin.search.sharpen import better_by_simulations, sharper_design
 from sbi_boed_plugin.simulation import CheckedSimulator
 
 __all__ = ["run_search", "search_stored"]
@@ -58,10 +59,21 @@ def run_search(
     if isinstance(optimizer, RoundsSearch):
         candidates = optimizer.candidates
         design = candidates[0][0]
+    # Networks that were refined at the mode know no other design as well.
+    may_sharpen = config.max_seconds is None and not config.num_refinement_steps
+    if config.method == "joint" and may_sharpen:
+        assert isinstance(optimizer, DesignOptimizer)
+        better = sharper_design(optimizer, design)
+        if better is not None:
+            each = num_samples // 4
+            design, num_ranked, num_invalid = better_by_simulations(
+                optimizer, simulator, [better, design], each
+            )
+            num_samples -= num_ranked
     if config.method == "multi_start":
         simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(
-            LearnedModel(networks, optimizer.prior, config.objective),
+            LearnedModel(networks, optimizer.prior, config.objective, config.utility),
             policy,
             simulator,
             config.multi_start,
@@ -118,7 +130,7 @@ def search_stored(
     doubts = find_doubts(
         bounds,
         num_learned_from=search.num_learned_from,
-        overfit=search.progress.overfit["posterior"],
+        overfit=search.progress.overfit[network_of(objective)],
     )
     doubts += search.unsettled
     num_effective = search.fit.effective_sample_size
@@ -147,6 +159,11 @@ def _result(
     # Copies of what later searches train on.
     progress, kept = optimizer.progress, deepcopy(optimizer.networks)
     assert kept is not None
+    worth, cost, utility = optimizer.config.utility, None, None
+    if worth.cost is not None:
+        rows, value = design.unsqueeze(0), tightest(bounds).value
+        cost = float(worth.costs(rows))
+        utility = float(worth(design.new_tensor([value]), rows))
     return DesignResult(
         design=design,
         eig=tightest(bounds),
@@ -156,6 +173,9 @@ def _result(
         likelihood_estimator=kept.likelihood,
         posterior_estimator=kept.posterior,
         marginal_estimator=kept.marginal,
+        target_estimator=kept.target,
+        cost=cost,
+        utility=utility,
         config=optimizer.config,
         history=deepcopy(progress.history),
         num_simulations=progress.num_spent,

@@ -84,7 +84,7 @@ def test_policy_ignores_lambda(objective):
             regularization_strength=strength,
             num_eig_samples=50,
         )
-        modes.append(result.design)
+        modes.append(result.policy.mode)
     assert torch.equal(*modes)
     assert modes[0].item() != pytest.approx(0.3, abs=1e-6)
 

@@ -1,0 +1,302 @@
+r"""Information about a part of the parameters, or a function of them.
+
+The information about a target :math:`g(\theta)` is
+
+.. math:: I(g; x \mid \xi) = E[\log r(g(\theta) \mid x, \xi) - \log p(g(\theta))]
+
+where :math:`r` is the posterior of the target, and at least that with a network in its
+place (Barber and Agakov, 2003). All other parameters are nuisance, which the likelihood
+and the belief keep. The prior density :math:`p(g)` is known for parameters that are
+independent of the others or jointly Normal; else it is fitted to draws, and what is
+reported is an estimate, no bound.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.utils import BoxUniform
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    constraints,
+)
+
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.noise import EstimatorView
+from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
+
+__all__ = ["Target", "TargetLike", "TargetEstimator", "estimate_target", "target_of"]
+
+TargetLike = Sequence[int] | int | Callable[[Tensor], Tensor]
+
+# Draws that a density of the target is fitted to, and others that judge it.
+_NUM_DRAWS, _SEED = 20_000, 20_261_130
+_MOST_COMPONENTS, _MOST_VALUES = 8, 100
+# Share of draws that may have values of others before the target counts as discrete.
+_MAX_REPEATS = 0.05
+
+
+class Target:
+    """What is asked for: some parameters by their columns, or a function of them.
+
+    `distribution` is what is known of it before the experiment, over its values, or
+    over their number in a list where they repeat. `is_exact` says whether that is
+    known, rather than fitted to draws, `error` is the standard error of its mean
+    log-density.
+    """
+
+    def __init__(self, asked: TargetLike, prior: Distribution) -> None:
+        """Find out what is known of the target before the experiment.
+
+        Raises:
+            ValueError: If columns do not exist or repeat, or the function returns a
+                wrong shape, values that are not finite, or always the same.
+        """
+        self._function = asked if callable(asked) else None
+        self.columns = None if callable(asked) else _columns(asked, prior)
+        self.values: Tensor | None = None
+        self.is_exact, self.error = True, 0.0
+        with isolated_rng(_SEED):
+            draws = self._of(draw_parameters(prior, 2 * _NUM_DRAWS)).cpu().double()
+        _check_varies(draws)
+        known = None if self.columns is None else _marginal(prior, self.columns)
+        found, counts = draws.unique(dim=0, return_counts=True)
+        repeats = len(found) < (1.0 - _MAX_REPEATS) * len(draws)
+        atoms = getattr(prior, "num_particles", 0)
+        if atoms and len(found) > _MOST_VALUES:
+            # Draws repeat the particles, whatever is asked for.
+            repeats, draws = False, found[torch.randperm(len(found))]
+        if repeats:
+            self._set_values(found, counts, known)
+        elif known is not None:
+            self.distribution: Distribution = known
+        else:
+            self._fit(draws)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return the target `(*batch_shape, dim_target)` of `(*batch, dim_theta)`.
+
+        Where values repeat, their number in the list `values`.
+        """
+        rows = theta.reshape(-1, theta.shape[-1])
+        found = self._of(rows).to(theta)
+        if self.values is not None:
+            distances = torch.cdist(found, self.values.to(found))
+            found = distances.argmin(dim=1, keepdim=True).to(theta)
+        return found.reshape(*theta.shape[:-1], -1)
+
+    def log_prior(self, value: Tensor) -> Tensor:
+        """Return the log-density of targets before the experiment, in nats."""
+        known = self.distribution.log_prob(value.cpu()).to(value)
+        return known.detach()
+
+    def _of(self, theta: Tensor) -> Tensor:
+        """Return the target of rows, in its own values."""
+        if self.columns is not None:
+            return theta[:, self.columns]
+        assert self._function is not None
+        found = torch.as_tensor(self._function(theta.clone()))
+        found = found.unsqueeze(1) if found.dim() == 1 else found
+        if found.dim() != 2 or len(found) != len(theta):
+            raise ValueError(
+                f"target(theta) returned shape {tuple(found.shape)} for {len(theta)} "
+                f"parameters, but must return ({len(theta)},) or ({len(theta)}, "
+                "dim_target)."
+            )
+        if not torch.isfinite(found).all():
+            raise ValueError("target(theta) is not finite for draws of the prior.")
+        return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
+
+    def _set_values(
+        self, values: Tensor, counts: Tensor, known: Distribution | None
+    ) -> None:
+        """Describe a target of few values by their probabilities."""
+        if len(values) > _MOST_VALUES:
+            raise ValueError(
+                f"target: it takes {len(values)} values that repeat among "
+                f"{int(counts.sum())} draws of the prior, too many for probabilities "
+                f"(at most {_MOST_VALUES}) and too few for a density. Use a function "
+                "that groups them, or a smooth one."
+            )
+        self.values = values
+        log_prob = (counts / counts.sum()).log()
+        exact = None if known is None else known.log_prob(values.to(torch.float32))
+        # By far most of the mass is in the list.
+        if exact is not None and abs(float(exact.logsumexp(0))) < 1e-3:
+            log_prob = exact.double()
+        else:
+            self.is_exact = False
+            self.error = float(log_prob[_rows(counts)].std()) / math.sqrt(counts.sum())
+        # The network needs to know that there is more than one value.
+        self.distribution = Independent(
+            Categorical(logits=log_prob.reshape(1, -1).float()), 1
+        )
+
+    def _fit(self, draws: Tensor) -> None:
+        """Fit a mixture of Normals to half of the draws, and judge it by the others."""
+        self.is_exact = False
+        half = len(draws) // 2
+        fitted, others = draws[:half].numpy(), draws[half:].numpy()
+        fits = []
+        for num_components in range(1, _MOST_COMPONENTS + 1):
+            fits.append(GaussianMixture(num_components, random_state=0).fit(fitted))
+            if len(fits) > 2 and fits[-1].score(others) < fits[-2].score(others):
+                break
+        best = max(fits, key=lambda fit: fit.score(others))
+        self.error = float(best.score_samples(others).std()) / math.sqrt(len(others))
+        self.distribution = _Mixture(best, draws.shape[1])
+
+
+class _Mixture(Distribution):
+    """A fitted mixture of Normals."""
+
+    arg_constraints = {}  # type: ignore[assignment]
+
+    def __init__(self, fit: Any, dim: int) -> None:
+        self.fit = fit
+        super().__init__(event_shape=torch.Size((dim,)), validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.real_vector
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        num = torch.Size(sample_shape).numel()
+        chosen = torch.multinomial(
+            torch.from_numpy(self.fit.weights_), num, replacement=True
+        )
+        means = torch.from_numpy(self.fit.means_)[chosen]
+        lower = torch.linalg.cholesky(torch.from_numpy(self.fit.covariances_))[chosen]
+        noise = torch.randn(num, means.shape[1], 1).double()
+        draws = means + (lower @ noise).squeeze(-1)
+        return draws.float().reshape(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        rows = value.detach().reshape(-1, self.event_shape[0]).double().numpy()
+        log_prob = torch.from_numpy(np.asarray(self.fit.score_samples(rows)))
+        return log_prob.to(value).reshape(value.shape[:-1])
+
+
+class TargetEstimator(EstimatorView):
+    """Posterior of a target, relative to what was known of it before.
+
+    `log_prob` of parameters is what the data tell of their target, in nats: its
+    log-density under `net` less that before the experiment.
+    """
+
+    def __init__(
+        self, net: ConditionalDensityEstimator, target: Target, dim_theta: int
+    ) -> None:
+        super().__init__(net, torch.Size((dim_theta,)), net.condition_shape)
+        self.target = target
+
+    def input_of_net(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the targets of parameters."""
+        return self.target(input)
+
+    def log_abs_det(self, input: Tensor) -> Tensor:
+        """Return minus the log-density of targets before the experiment."""
+        return -self.target.log_prior(self.target(input))
+
+
+def target_of(estimator: Any) -> Target:
+    """Return the target of a `TargetEstimator`, or of an ensemble of them."""
+    return getattr(estimator, "members", [estimator])[0].target
+
+
+@torch.no_grad()
+def estimate_target(
+    estimator: Any, theta: Tensor, x: Tensor, design: Tensor, prior: Distribution
+) -> EIGEstimate:
+    """Return the information about a target from simulations of one design, in nats.
+
+    `estimator` is a `TargetEstimator` or an ensemble of them.
+    `x` is NaN where a simulation failed, which then tells nothing.
+    """
+    valid = torch.isfinite(x).all(dim=1)
+    num_failed = int((~valid).sum())
+    if num_failed == len(valid):
+        raise NoEstimateError(
+            f"All {len(valid)} simulations contain NaN or infinite values. Check the "
+            "simulator at this design.",
+            len(valid),
+            num_failed,
+        )
+    data = torch.cat([x, design.to(x).expand(len(x), -1)], dim=1)[valid].float()
+    terms = estimator.log_prob(theta[valid].float().unsqueeze(0), data)[0]
+    values = torch.cat([terms.cpu().double(), torch.zeros(num_failed).double()])
+    spread = float(values.std())
+    target, num_particles = target_of(estimator), getattr(prior, "num_particles", None)
+    errors = [spread / math.sqrt(len(values)), target.error]
+    if num_particles is not None:
+        errors.append(spread / math.sqrt(num_particles))
+    bound = "barber_agakov" if target.is_exact else "target"
+    mean, error = float(values.mean()), math.hypot(*errors)
+    return EIGEstimate(mean, error, cast(Any, bound), None, len(values), num_failed)
+
+
+def _columns(asked: Any, prior: Distribution) -> list[int]:
+    """Return columns of the parameters, or raise if they are none."""
+    columns = [asked] if isinstance(asked, int) else list(asked)
+    num = prior.event_shape.numel()
+    is_int = all(isinstance(c, int | np.integer) for c in columns)
+    if not columns or not is_int or not all(-num <= c < num for c in columns):
+        raise ValueError(
+            f"target={asked!r}: give columns of the parameters, integers between 0 and "
+            f"{num - 1}, or a function of parameters (batch_dim, {num})."
+        )
+    columns = [int(c) % num for c in columns]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"target={asked!r} names a parameter twice.")
+    return columns
+
+
+def _check_varies(draws: Tensor) -> None:
+    constant = (draws == draws[0]).all(dim=0)
+    if constant.any():
+        which = int(constant.nonzero()[0])
+        raise ValueError(
+            f"target: value {which} is {float(draws[0, which]):.6g} for all draws of "
+            "the prior, so that nothing can be learned about it. Leave it out."
+        )
+
+
+def _rows(counts: Tensor) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(counts)
+
+
+def _marginal(prior: Any, columns: list[int]) -> Distribution | None:
+    """Return the marginal of some parameters, `None` where it is not known.
+
+    A prior may know its own: `marginal(columns)`.
+    """
+    if hasattr(prior, "marginal"):
+        return prior.marginal(columns)
+    if isinstance(prior, MultivariateNormal):
+        covariance = prior.covariance_matrix[columns][:, columns]
+        return MultivariateNormal(prior.loc[columns].cpu(), covariance.cpu())
+    if isinstance(prior, BoxUniform):
+        base = prior.base_dist
+        return BoxUniform(base.low[columns].cpu(), base.high[columns].cpu())
+    independent = isinstance(prior, Independent)
+    if independent and prior.reinterpreted_batch_ndims == 1:
+        base: Any = prior.base_dist
+        if base.event_shape or base.batch_shape != prior.event_shape:
+            return None
+        try:
+            values = {n: getattr(base, n)[columns].cpu() for n in base.arg_constraints}
+            if "logits" in values:  # Not both, of which one follows from the other.
+                values.pop("probs", None)
+            return Independent(type(base)(**values), 1)
+        except (TypeError, AttributeError, ValueError):
+            return None  # A kind that is not made of its parameters alone.
+    return None
