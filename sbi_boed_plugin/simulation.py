@@ -74,13 +74,12 @@ class CheckedSimulator:
             )
         if isinstance(self.function, vectorize):
             self.is_checked = self.one_by_one = True
-        # One of several simulators takes numbers of its own for its rows.
-        self.is_checked |= getattr(self.function, "cannot_be_compared", False)
 
     @property
     def num_check_calls(self) -> int:
         """Rows that a check takes where nothing speaks against the simulator."""
-        return 0 if self.is_checked else _NUM_CHECK_CALLS
+        num_parts = getattr(self.function, "num_parts", 1)
+        return 0 if self.is_checked else _NUM_CHECK_CALLS * num_parts
 
     def count(self, chunks: list[Chunk]) -> int:
         """Subtract the rows of chunks from the limit, and return their number."""
@@ -166,20 +165,28 @@ def _check_once(
     simulator: CheckedSimulator, theta: Tensor, design: Tensor, num_workers: int | None
 ) -> int:
     """Check a simulator before its first use, and return how many rows that took."""
-    if simulator.is_checked or simulator.max_calls < _MOST_CHECK_CALLS:
+    function: Any = simulator.function
+    num_parts = getattr(function, "num_parts", 1)
+    if simulator.is_checked or simulator.max_calls < _MOST_CHECK_CALLS * num_parts:
         return 0
     # The second one is checked beside others, which may share a design if next to it.
     rows = [0, len(theta) - 1, (len(theta) - 1) // 2]
+    given = theta[rows].detach(), design[rows].detach()
+    # Each by itself: the numbers of a row depend on how many are of its simulator.
+    parts = function.parts(*given) if num_parts > 1 else [(function, *given)]
     with isolated_rng(get_rng_state()):  # What is simulated does not depend on it.
-        chunks = map_chunks(
-            partial(_check_contract, simulator.function),
-            theta[rows].detach(),
-            design[rows].detach(),
-            num_workers=num_workers,
-            chunk_size=3,
-        )
+        chunks = [
+            chunk
+            for one, *of_one in parts
+            for chunk in map_chunks(
+                partial(_check_contract, one),
+                *of_one,
+                num_workers=num_workers,
+                chunk_size=3,
+            )
+        ]
     simulator.is_checked = True
-    simulator.one_by_one |= chunks[0].error is not None
+    simulator.one_by_one |= any(chunk.error is not None for chunk in chunks)
     return simulator.count(chunks)
 
 

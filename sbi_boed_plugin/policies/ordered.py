@@ -89,12 +89,12 @@ class _TransformedPolicy(DesignPolicy):
 
     @property
     def can_move(self) -> bool:
-        """Any step leads to the nearest design."""
+        """Any step leads to a design."""
         return True
 
     def moved(self, design: Tensor, to: Tensor) -> Tensor:
-        """Return the designs that are nearest to others."""
-        return self._nearest(to)
+        """Return other vectors as designs: ordered, or the nearest shares."""
+        return self._as_designs(to)
 
     def anneal(self, progress: float) -> None:
         """Set the scales of the Normals."""
@@ -104,7 +104,7 @@ class _TransformedPolicy(DesignPolicy):
         """Return the mode, and the scales of the Normals."""
         return {**super().describe(), "scale": self.normals.scale.clone()}
 
-    def _nearest(self, values: Tensor) -> Tensor:
+    def _as_designs(self, values: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -148,7 +148,7 @@ class OrderedPolicy(_TransformedPolicy):
         """Return uniform draws, ordered."""
         low, high = self._ends
         draws = torch.rand(num_designs, self.dim_design).to(self.mode)
-        return self._nearest(low + (high - low) * draws)
+        return self._as_designs(low + (high - low) * draws)
 
     @property
     def width(self) -> Tensor:
@@ -156,7 +156,7 @@ class OrderedPolicy(_TransformedPolicy):
         low, high = self._ends
         return torch.full_like(self.mode, high - low)
 
-    def _nearest(self, values: Tensor) -> Tensor:
+    def _as_designs(self, values: Tensor) -> Tensor:
         return values.clamp(*self._ends).sort(dim=-1).values
 
 
@@ -199,7 +199,7 @@ class SimplexPolicy(_TransformedPolicy):
         """One for each share."""
         return torch.ones_like(self.mode)
 
-    def _nearest(self, values: Tensor) -> Tensor:
+    def _as_designs(self, values: Tensor) -> Tensor:
         # Duchi et al., Efficient Projections onto the l1-Ball, 2008.
         ordered = values.sort(dim=-1, descending=True).values
         rank = torch.arange(1, self.dim_design + 1).to(values)

@@ -158,32 +158,35 @@ class _LikelihoodBuilder:
 
 
 class _ModelSimulator:
-    """Simulates each row by its model.
-
-    The random numbers of a row depend on how many others have its model, so that
-    nothing tells whether a simulator mixes rows.
-    """
-
-    cannot_be_compared = True
+    """Simulates each row by its model."""
 
     def __init__(self, simulators: Sequence[Simulator], sizes: Sequence[int]) -> None:
         self.simulators, self.sizes = list(simulators), list(sizes)
 
-    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
-        both = torch.cat([theta, design.to(theta)], dim=1)
-        result: Tensor | None = None
+    @property
+    def num_parts(self) -> int:
+        """Number of simulators."""
+        return len(self.simulators)
+
+    def parts(
+        self, theta: Tensor, design: Tensor
+    ) -> list[tuple[Simulator, Tensor, Tensor]]:
+        """Return each simulator with its parameters and designs of all rows."""
+        both, made = torch.cat([theta, design.to(theta)], dim=1), []
         for number, simulator in enumerate(self.simulators):
+            own, size = _condition_of(number, both, self.sizes), self.sizes[number]
+            made.append((simulator, own[:, :size], own[:, size:]))
+        return made
+
+    def __call__(self, theta: Tensor, design: Tensor) -> Tensor:
+        result: Tensor | None = None
+        for number, (simulator, own, own_design) in enumerate(
+            self.parts(theta, design)
+        ):
             (rows,) = (theta[:, 0].round() == number).nonzero(as_tuple=True)
             if not len(rows):
                 continue
-            own = _condition_of(number, both[rows], self.sizes)
-            size = self.sizes[number]
-            x = torch.as_tensor(simulator(own[:, :size], own[:, size:])).to(theta)
-            if x.dim() != 2 or len(x) != len(rows):
-                raise ValueError(
-                    f"models[{number}] returned x of shape {tuple(x.shape)} for "
-                    f"{len(rows)} simulations, but must return ({len(rows)}, dim_x)."
-                )
+            x = torch.as_tensor(simulator(own[rows], own_design[rows])).to(theta)
             if result is None:
                 result = theta.new_full((len(theta), x.shape[1]), torch.nan)
             if x.shape[1] != result.shape[1]:

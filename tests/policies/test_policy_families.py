@@ -9,9 +9,13 @@ from torch.distributions import Beta, Independent
 
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
+    ConstrainedPolicy,
     DesignPolicy,
     NormalPolicy,
+    OrderedPolicy,
     PointPolicy,
+    ProductPolicy,
+    SimplexPolicy,
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
@@ -20,6 +24,11 @@ from tests.trainers.cases import SEARCH, make, message, simulator
 
 LOW, HIGH = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 3.0])
 CANDIDATES = torch.tensor([[0.5, 0.0], [1.0, 1.0], [2.0, 3.0]])
+
+
+def below_diagonal(design):
+    return design[:, 1] < design[:, 0] + 1.0
+
 
 FAMILIES = {
     "truncated normal": lambda dtype=None: TruncatedNormalPolicy(
@@ -32,6 +41,17 @@ FAMILIES = {
     "point in a box": lambda dtype=None: PointPolicy(LOW.to(dtype), HIGH.to(dtype)),
     "point": lambda dtype=None: PointPolicy(loc=LOW.to(dtype)),
     "categorical": lambda dtype=None: CategoricalPolicy(CANDIDATES.to(dtype)),
+    "product": lambda dtype=None: ProductPolicy(
+        [
+            TruncatedNormalPolicy(LOW[:1].to(dtype), HIGH[:1].to(dtype)),
+            CategoricalPolicy(CANDIDATES[:, 1:].to(dtype)),
+        ]
+    ),
+    "constrained": lambda dtype=None: ConstrainedPolicy(
+        TruncatedNormalPolicy(LOW.to(dtype), HIGH.to(dtype)), below_diagonal
+    ),
+    "ordered": lambda dtype=None: OrderedPolicy(0.5, 2.0, 2).to(dtype or torch.float32),
+    "simplex": lambda dtype=None: SimplexPolicy(2).to(dtype or torch.float32),
 }
 for_each_family = pytest.mark.parametrize("family", FAMILIES)
 
@@ -118,6 +138,8 @@ def test_devices_and_precision(family):
     assert policy.mode.dtype == torch.float64
     assert policy.sample().dtype == torch.float64
     assert all(p.dtype == torch.float64 for p in policy.parameters())
+    if family == "constrained":
+        return  # What is possible depends on values.
     policy = changed(family).to("meta")
     policy.anneal(0.5)
     policy.project()
@@ -142,12 +164,19 @@ def test_policies_keep_their_own_copy_of_the_arguments(family):
         TruncatedNormalMixturePolicy(LOW[:1], HIGH[:1], num_components=2),
         NormalPolicy(LOW[:1], 0.1),
         CategoricalPolicy(CANDIDATES[:, :1]),
+        ProductPolicy([CategoricalPolicy(CANDIDATES[:, :1])]),
+        ConstrainedPolicy(
+            TruncatedNormalPolicy(LOW[:1], HIGH[:1]), lambda design: design[:, 0] > 1.0
+        ),
+        OrderedPolicy(0.5, 2.0, 1),
     ],
     ids=lambda policy: type(policy).__name__,
 )
 def test_searches_learn_every_family_by_its_score(policy):
     before = [parameter.detach().clone() for parameter in policy.parameters()]
-    result = make(design_policy=policy).optimize_design(simulator, **SEARCH)
+    result = make(design_policy=policy).optimize_design(
+        simulator, **SEARCH, method="joint"
+    )
     assert policy.support.check(result.design)
     assert any(
         not torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True)
@@ -220,12 +249,22 @@ BAD_ARGUMENTS = [
     (CategoricalPolicy, {"candidates": NAN.unsqueeze(1)}, "must be finite"),
     (CategoricalPolicy, {"candidates": SAME}, r"candidates\[0\].*candidates\[2\]"),
     (CategoricalPolicy, {"candidates": CLOSE}, "same in single precision"),
+    (ProductPolicy, {"policies": []}, "at least one"),
+    (OrderedPolicy, {"low": 1.0}, "high=1.0 must be"),
+    (OrderedPolicy, {"dim_design": 0}, "dim_design=0"),
+    (SimplexPolicy, {"dim_design": 1}, "dim_design=1"),
+    (ConstrainedPolicy, {"feasible": lambda d: d[:, 0] > 2.0}, "only 0 of"),
+    (ConstrainedPolicy, {"feasible": lambda d: d > 0.0}, "truth values"),
+    (ConstrainedPolicy, {"feasible": lambda d: d[:, 0]}, "truth values"),
 ]
 DEFAULTS = {
     TruncatedNormalPolicy: {"low": ZERO, "high": ONE},
     TruncatedNormalMixturePolicy: {"low": ZERO, "high": ONE},
     NormalPolicy: {"loc": torch.zeros(2), "scale": 1.0},
     CategoricalPolicy: {"candidates": torch.tensor([[1], [2]])},
+    OrderedPolicy: {"low": 0.0, "high": 1.0, "dim_design": 2},
+    SimplexPolicy: {"dim_design": 3},
+    ConstrainedPolicy: {"policy": TruncatedNormalPolicy(ZERO, ONE)},
 }
 
 
