@@ -8,13 +8,10 @@ variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 __version__ = "0.1.0.dev0"
 
 from sbi_boed_plugin import tasks
+from sbi_boed_plugin._campaign import ExperimentRecord, ExperimentsResult
 from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin._vectorize import vectorize
-from sbi_boed_plugin.campaign import (
-    ExperimentRecord,
-    ExperimentsResult,
-    run_experiments,
-)
+from sbi_boed_plugin.campaign import Campaign, CampaignStatus
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
@@ -38,6 +35,7 @@ from sbi_boed_plugin.policies import (
 from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
+from sbi_boed_plugin.problem import Problem
 from sbi_boed_plugin.registration import (
     autoregister,
     is_registered,
@@ -46,6 +44,7 @@ from sbi_boed_plugin.registration import (
 )
 from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.sequence import run_experiments
 from sbi_boed_plugin.simulation import simulate_for_boed
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig
 from sbi_boed_plugin.trainers.model_discrimination import ModelDiscrimination
@@ -58,6 +57,8 @@ __all__ = [
     "NPE_GKL",
     "NRE_GKL",
     "AveragedSchedule",
+    "Campaign",
+    "CampaignStatus",
     "CategoricalPolicy",
     "ConstrainedPolicy",
     "DesignConditionedEstimator",
@@ -77,6 +78,7 @@ __all__ = [
     "NormalPolicy",
     "OrderedPolicy",
     "PointPolicy",
+    "Problem",
     "ProductPolicy",
     "ScaleSchedule",
     "SimplexPolicy",

@@ -20,7 +20,7 @@ from sbi_boed_plugin._parallel import describe_error
 
 __all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
 
-VERSION = 6
+VERSION = 7
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."
@@ -43,9 +43,9 @@ def locked(path: Path) -> Iterator[None]:
         held = FileLock(path.with_name(f".{path.name}.lock"), blocking=False).acquire()
     except Timeout as error:
         raise RuntimeError(
-            f"checkpoint={str(path)!r} is in use by another call of run_experiments, "
-            "in this process or another. Wait until that has ended, or pass another "
-            "path for other experiments."
+            f"checkpoint={str(path)!r} is in use by another run_experiments or "
+            "Campaign, in this process or another. Wait until that has ended or is "
+            "closed, or pass another path for other experiments."
         ) from error
     with held:
         yield

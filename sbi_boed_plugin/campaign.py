@@ -1,304 +1,315 @@
-"""A sequence of experiments: design, measure, learn, and again."""
+"""A sequence of experiments whose data come by hand, over days and processes."""
 
-import hashlib
+import re
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from typing_extensions import Self
 
-from sbi_boed_plugin._checkpoint import (
-    load_checkpoint,
-    locked,
-    refuse_damaged,
-    save_checkpoint,
+from sbi_boed_plugin._campaign import (
+    ExperimentRecord,
+    ExperimentsResult,
+    Rounds,
+    check_settings,
+    identity_of,
 )
+from sbi_boed_plugin._checkpoint import locked
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.config import DesignSearchConfig
-from sbi_boed_plugin.search.design_search import DesignSearch
-from sbi_boed_plugin.simulation import CheckedSimulator
+from sbi_boed_plugin.search.measurements import SURPRISING, predictive_p_value
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
-__all__ = ["ExperimentRecord", "ExperimentsResult", "run_experiments"]
+__all__ = ["Campaign", "CampaignStatus"]
 
 
 @dataclass(frozen=True)
-class ExperimentRecord:
-    """One experiment of a sequence.
+class CampaignStatus:
+    """Where a campaign stands.
 
     Attributes:
-        design: Design of shape `(dim_design,)`.
-        x: Observed data of shape `(dim_x,)`.
-        eig: Expected information gain of the design before the experiment, beyond the
-            belief of that time.
-        posterior_samples: Particles of the belief after the experiment, of shape
-            `(num_particles, dim_theta)`.
-        log_evidence: Log-density of all data so far under the prior, in nats.
-        num_simulations: Number of simulations that the search for the design took.
-        num_invalid_simulations: How many of them failed.
-        seconds: Time of search, experiment and inference.
+        num_experiments: Number of experiments with data.
+        designs: Their designs, of shape `(num_experiments, dim_design)`.
+        x: Their data, of shape `(num_experiments, dim_x)`.
+        pending: Design that was proposed and has no data yet, or `None`.
+        eig: Its expected information gain.
+        mean: Mean of the parameters by what is known, of shape `(dim_theta,)`.
+        std: Their standard deviation.
+        log_evidence: Log-density of all data under the prior, in nats.
+        num_simulations: Number of simulations of all searches.
+        cost: Cost of all designs, the pending one included, if there are costs.
     """
 
-    design: Tensor
+    num_experiments: int
+    designs: Tensor
     x: Tensor
-    eig: EIGEstimate
-    posterior_samples: Tensor = field(repr=False)
+    pending: Tensor | None
+    eig: EIGEstimate | None
+    mean: Tensor
+    std: Tensor
     log_evidence: float
     num_simulations: int
-    num_invalid_simulations: int
-    seconds: float
+    cost: float | None
+
+    def __str__(self) -> str:
+        """Return a few lines."""
+        lines = [f"{self.num_experiments} experiments"]
+        for design, x in zip(self.designs, self.x, strict=True):
+            lines.append(f"  design {_short(design)}: x {_short(x)}")
+        lines.append(f"parameters {_short(self.mean)} ± {_short(self.std)}")
+        if self.pending is not None and self.eig is not None:
+            told = f"{self.eig.value:.2f} nats expected"
+            lines.append(f"next design {_short(self.pending)}, {told}: waits for data")
+        if self.cost is not None:
+            lines.append(f"cost {self.cost:.4g}")
+        lines.append(f"{self.num_simulations:,} simulations")
+        return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class ExperimentsResult:
-    """A sequence of experiments: their `records`, oldest first."""
+class Campaign:
+    r"""A sequence of experiments whose data come by hand, over days and processes.
 
-    records: tuple[ExperimentRecord, ...]
-
-    @property
-    def designs(self) -> Tensor:
-        """Designs of shape `(num_rounds, dim_design)`."""
-        return torch.stack([record.design for record in self.records])
-
-    @property
-    def x(self) -> Tensor:
-        """Observed data of shape `(num_rounds, dim_x)`."""
-        return torch.stack([record.x for record in self.records])
-
-    @property
-    def num_simulations(self) -> int:
-        """Number of simulations of all rounds."""
-        return sum(record.num_simulations for record in self.records)
-
-    @property
-    def posterior_samples(self) -> Tensor:
-        """Particles of the belief after all experiments."""
-        return self.records[-1].posterior_samples
-
-
-def run_experiments(
-    inference: NLE_INCE,
-    simulator: Callable[[Tensor, Tensor], Tensor],
-    observe: Callable[[Tensor], Tensor],
-    num_rounds: int,
-    *,
-    checkpoint: str | Path | None = None,
-    seed: int | None = None,
-    num_particles: int = 4_096,
-    show_progress_bar: bool = True,
-    **search: Any,
-) -> ExperimentsResult:
-    r"""Choose a design, run the experiment there, learn from it, and repeat.
-
-    With a `checkpoint`, the state is saved after every round, and within a round once
-    its design is found and once it is measured: no experiment is run twice. A call with
-    the same arguments, in this process or another, goes on from there and gives what an
-    undisturbed run would have given, to the last bit. Priors and policies are the same
-    if they draw the same from a fixed seed.
+    :meth:`propose` finds the next design, :meth:`record` takes its data, and
+    :meth:`undo` takes the last of both back. Each step is a file of the folder, so that
+    a process may end at any time, and another goes on with the same arguments; the
+    result is that of a single process, to the last bit. One process has the folder at a
+    time, until `close()`, the end of a `with` block, or its own end.
 
     Args:
-        inference: Trainer with prior and design policy.
+        folder: Folder of the campaign, made if there is none.
+        inference: New trainer with prior and design policy.
         simulator: Function from `theta` and `design` to `x`, with one row for each
             simulation.
-        observe: The real experiment: function from a design of shape
-            `(dim_design,)` to observed data of shape `(dim_x,)` or `(1, dim_x)`.
-        num_rounds: Number of experiments. A larger number with the same checkpoint
-            continues the sequence.
-        checkpoint: File to save the state to, and to continue from if it exists.
         seed: Seed of everything that is drawn; the global random state is left as it
-            was. If `None`, the global random state is used and advanced.
+            was. If `None`, the global random state is where it begins.
         num_particles: Number of particles of the belief.
-        show_progress_bar: Whether to show the progress of the rounds.
-        **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
-            `method="multi_start"`, which trains in the first round only and serves
-            every later one with hardly any simulation; an objective that needs a
-            posterior network trains that in each round.
-
-    Returns:
-        A record of each experiment: design, data, information, posterior and cost.
+        max_cost: Cost of all designs together, with `cost=...`: designs that cost more
+            than what is left are not proposed.
+        **search: Arguments of :meth:`NLE_INCE.optimize_design`.
 
     Raises:
-        ValueError: If there is no policy, an argument is out of range, or the
-            checkpoint is damaged or belongs to other experiments. It is then left as
-            it is.
-        RuntimeError: If another call uses the checkpoint at this time.
-        OSError: If the checkpoint cannot be written. It is then as it was before.
+        ValueError: If there is no policy, an argument is out of range, or the folder
+            is damaged or belongs to another campaign. It is then left as it is.
+        RuntimeError: If another process has the folder.
+
+    Example:
+        On Monday, and on Thursday in another process that begins with the same lines::
+
+            campaign = Campaign("cells", inference, simulator, seed=1)
+            print(campaign.propose())
+
+            campaign = Campaign("cells", inference, simulator, seed=1)
+            campaign.record(torch.tensor([0.31]))
     """
-    num_rounds = check_integer("num_rounds", num_rounds, 1)
-    num_particles = check_integer("num_particles", num_particles, 16)
-    seed = check_seed(seed)
-    if "resume_training" in search:
-        raise ValueError(
-            "resume_training=... is not for run_experiments: pass checkpoint=..."
-        )
-    DesignSearchConfig(**search)
-    if inference.search.prior is None or inference.search.policy is None:
-        raise ValueError(
-            "inference needs a prior and a design policy: NLE_INCE(prior, "
-            "design_policy=TruncatedNormalPolicy(low, high))."
-        )
-    # The file itself, wherever links and later changes of the folder lead.
-    path = None if checkpoint is None else Path(checkpoint).resolve()
-    identity = _identity(inference.search, search, num_particles, seed)
-    campaign = _Campaign(inference, simulator, observe, search, path, identity)
-    with nullcontext() if path is None else locked(path):
-        return campaign.run(num_rounds, show_progress_bar)
 
-
-@dataclass
-class _Campaign:
-    """The rounds of a sequence, as they are saved: the last may be unfinished."""
-
-    inference: NLE_INCE
-    simulator: Callable[[Tensor, Tensor], Tensor]
-    observe: Callable[[Tensor], Tensor]
-    settings: dict[str, Any]
-    path: Path | None
-    identity: dict[str, Any]
-    rounds: list[dict[str, Any]] = field(default_factory=list)
-
-    def records(self) -> list[ExperimentRecord]:
-        """Return the records of the finished rounds."""
-        return [
-            ExperimentRecord(**{**values, "eig": EIGEstimate(**values["eig"])})
-            for values in self.rounds
-            if "log_evidence" in values
-        ]
-
-    def load(self) -> int | dict[str, Any] | None:
-        """Take up what was saved, if anything was, and return the random state."""
-        if self.path is None or not self.path.exists():
-            return self.identity["seed"]
-        saved = load_checkpoint(self.path, self.identity)
-        with refuse_damaged(self.path):
-            self.rounds = saved["rounds"]
-            self.records()
-            with isolated_rng(saved["rng"]):
-                self.inference.search.load_state_dict(saved["search"])
-        return saved["rng"]
-
-    def save(self) -> None:
-        """Save all that the next call needs."""
-        if self.path is not None:
-            state = {
-                "campaign": self.identity,
-                "rounds": self.rounds,
-                "search": self.inference.search.state_dict(),
-                "rng": get_rng_state(),
-            }
-            save_checkpoint(self.path, state)
-
-    def run(self, num_rounds: int, show_progress_bar: bool) -> ExperimentsResult:
-        """Run the rounds that there are not yet, and save after each step of one."""
-        bar_settings = {"disable": not show_progress_bar, "desc": "Running experiments"}
-        with isolated_rng(self.load()):
-            if not self.rounds:
-                self.save()  # So that the first round, too, can be repeated as it was.
-            for number in tqdm(range(num_rounds), **bar_settings):
-                if number == len(self.rounds):
-                    self.find_design()
-                    self.save()
-                values, started = self.rounds[number], time.perf_counter()
-                if "x" not in values:
-                    self.measure(values)
-                if "log_evidence" not in values:
-                    self.learn(values, started)
-                    self.save()
-        return ExperimentsResult(tuple(self.records()[:num_rounds]))
-
-    def find_design(self) -> None:
-        """Begin a round with the search for its design."""
-        started = time.perf_counter()
-        settings, search = self.settings, self.inference.search
-        served = settings.get("method") == "multi_start" and len(search.measurements)
-        if served and search.serves_all_designs(settings.get("objective")):
-            # What is trained for all designs serves every later round.
-            settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
-        checked = CheckedSimulator(self.simulator, is_checked=bool(self.rounds))
-        result = self.inference.optimize_design(checked, **settings)
-        values = {
-            "design": result.design.cpu(),
-            "eig": asdict(result.eig),
-            "num_simulations": result.num_simulations,
-            "num_invalid_simulations": result.num_invalid_simulations,
-            "seconds": time.perf_counter() - started,
-        }
-        self.rounds.append(values)
-
-    def measure(self, values: dict[str, Any]) -> None:
-        """Run the experiment of a round, and save its data."""
-        design = values["design"]
-        # Copies: it may change what it gets, and use again what it returned.
-        x = torch.as_tensor(self.observe(design.clone())).reshape(-1)
-        likelihood = self.inference.search.likelihood
-        assert likelihood is not None
-        if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
-            raise ValueError(
-                f"observe(design) returned {x.tolist()}, but must return "
-                f"{likelihood.input_shape.numel()} finite value(s). The design found "
-                "is kept: run_experiments with the same checkpoint measures again."
-            )
-        values["x"] = x.cpu().clone()
+    def __init__(
+        self,
+        folder: str | Path,
+        inference: NLE_INCE,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        *,
+        seed: int | None = None,
+        num_particles: int = 4_096,
+        max_cost: float | None = None,
+        **search: Any,
+    ) -> None:
+        num_particles = check_integer("num_particles", num_particles, 16)
+        seed = check_seed(seed)
+        max_cost = check_settings(inference, search, max_cost)
+        self.folder = Path(folder).resolve()
+        if self.folder.is_file():
+            raise ValueError(f"folder={str(folder)!r} is a file. Pass another path.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        identity = identity_of(inference.search, search, num_particles, seed)
+        first = self.folder / "state-0000.pt"
+        self._rounds = Rounds(inference, simulator, search, first, identity, max_cost)
+        self._held = ExitStack()
+        self._held.enter_context(locked(self.folder / "campaign"))
         try:
-            self.save()
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror} Not saved is the last measurement, "
-                f"x={x.tolist()} at design={design.tolist()}: let "
-                "observe(design) return it then.",
-            ) from error
+            self._load()
+        except BaseException:
+            self.close()
+            raise
 
-    def learn(self, values: dict[str, Any], started: float) -> None:
-        """Take the data of a round, whose measurement started then, into account."""
-        inference = self.inference.observe(
-            values["design"], values["x"], num_particles=self.identity["num_particles"]
+    @property
+    def _steps(self) -> list[Path]:
+        """The files of all steps, oldest first."""
+        return sorted(self.folder.glob("state-[0-9]*.pt"))
+
+    def _load(self) -> None:
+        """Take up the last step, or begin."""
+        steps = self._steps
+        if steps:
+            self._rounds.path = steps[-1]
+        self._state = self._rounds.load()
+        if not steps:
+            with isolated_rng(self._state):
+                self._rounds.save()
+                self._state = get_rng_state()
+
+    def _save(self) -> None:
+        """Save what is now as a further step."""
+        last = self._steps[-1]
+        number = 1 + int(re.sub(r"\D", "", last.stem))
+        self._rounds.path = self.folder / f"state-{number:04d}.pt"
+        self._rounds.save()
+        self._state = get_rng_state()
+
+    def propose(self) -> Tensor:
+        """Return the next design `(dim_design,)`: the one that waits for data, or anew.
+
+        Raises:
+            ValueError: If no design can be paid with what is left of `max_cost`.
+        """
+        self._check_open()
+        if not self._rounds.is_pending:
+            if not self._rounds.can_pay():
+                spent, most = self._rounds.spent, self._rounds.max_cost
+                raise ValueError(
+                    f"max_cost={most}, of which {spent:g} is spent: no design costs as "
+                    "little as what is left."
+                )
+            with isolated_rng(self._state):
+                try:
+                    self._rounds.find_design()
+                    self._save()
+                except BaseException:
+                    self._load()
+                    raise
+        return self._rounds.rounds[-1]["design"].clone()
+
+    def record(
+        self,
+        x: Tensor,
+        *,
+        design: Tensor | None = None,
+        accept_surprise: bool = False,
+    ) -> ExperimentRecord:
+        """Take the data of the proposed design into account.
+
+        Args:
+            x: Data of shape `(dim_x,)` or `(1, dim_x)`.
+            design: Design at which they were really measured, of shape
+                `(dim_design,)`, if it was not quite the proposed one.
+            accept_surprise: Whether to take data that nothing known predicts.
+
+        Returns:
+            What the experiment told.
+
+        Raises:
+            RuntimeError: If no design waits for data.
+            ValueError: If data or design are wrong, or lie beyond all of 1,000
+                predicted data; nothing has changed then.
+        """
+        self._check_open()
+        if not self._rounds.is_pending:
+            raise RuntimeError("No design waits for data: call propose() first.")
+        x = self._rounds.check_data(x, "Give the data of one experiment.")
+        values, started = dict(self._rounds.rounds[-1]), time.perf_counter()
+        if design is not None:
+            (row,) = self._rounds.inference.search.check(design)
+            values["design"] = row.cpu()
+        if not accept_surprise:
+            self._question(values["design"], x)
+        values["x"] = x
+        with isolated_rng(self._state):
+            try:
+                self._rounds.rounds[-1] = values
+                self._rounds.learn(values, started)
+                self._save()
+            except BaseException:
+                self._load()
+                raise
+        return self._rounds.records()[-1]
+
+    def _question(self, design: Tensor, x: Tensor) -> None:
+        """Raise if data lie beyond all that is predicted at a design."""
+        search = self._rounds.inference.search
+        assert search.likelihood is not None
+        with isolated_rng(0):
+            theta = search.known().sample(torch.Size((1_000,))).float()
+        p_value = predictive_p_value(
+            search.likelihood.eval(), theta, design.to(theta), x.unsqueeze(0).to(theta)
         )
-        assert inference.belief is not None
-        values["x"] = inference.observations[-1].x[0].cpu()
-        values["posterior_samples"] = inference.belief.particles.cpu()
-        values["log_evidence"] = inference.belief.log_evidence
-        values["seconds"] += time.perf_counter() - started
+        if p_value < SURPRISING:
+            raise ValueError(
+                f"x={x.tolist()} lies beyond all of 1,000 data that are predicted at "
+                f"design={design.tolist()}. Check its unit, and that it belongs to "
+                "this design. If it is right, pass accept_surprise=True."
+            )
+
+    def undo(self) -> None:
+        """Take back the last step: data, or else the proposed design.
+
+        The state before it is as it was, to the last bit.
+
+        Raises:
+            RuntimeError: If there is nothing to take back.
+        """
+        self._check_open()
+        steps = self._steps
+        if len(steps) < 2:
+            raise RuntimeError("There is nothing to take back.")
+        steps[-1].unlink()
+        self._load()
+
+    def status(self) -> CampaignStatus:
+        """Return where the campaign stands; printed, it is a few lines."""
+        self._check_open()
+        rounds, inference = self._rounds, self._rounds.inference
+        records = rounds.records()
+        with isolated_rng(0):
+            known = inference.search.known().sample(torch.Size((4_096,)))
+        if inference.belief is not None:
+            known = inference.belief.particles
+        policy = inference.search.policy
+        assert policy is not None
+        none = torch.zeros(0, policy.dim_design), torch.zeros(0, 0)
+        last = rounds.rounds[-1] if rounds.is_pending else None
+        has_costs = rounds.settings.get("cost") is not None
+        return CampaignStatus(
+            num_experiments=len(records),
+            designs=torch.stack([r.design for r in records]) if records else none[0],
+            x=torch.stack([r.x for r in records]) if records else none[1],
+            pending=None if last is None else last["design"].clone(),
+            eig=None if last is None else EIGEstimate(**last["eig"]),
+            mean=known.mean(dim=0).cpu(),
+            std=known.std(dim=0).cpu(),
+            log_evidence=records[-1].log_evidence if records else 0.0,
+            num_simulations=sum(v["num_simulations"] for v in rounds.rounds),
+            cost=rounds.spent if has_costs else None,
+        )
+
+    @property
+    def result(self) -> ExperimentsResult:
+        """All experiments that have data."""
+        return ExperimentsResult(tuple(self._rounds.records()))
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._held.close()
+        self._is_closed = True
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("The campaign is closed: open it again.")
+
+    _is_closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
 
-def _identity(
-    search: DesignSearch, settings: dict[str, Any], num_particles: int, seed: int | None
-) -> dict[str, Any]:
-    """Return what tells one sequence of experiments from another."""
-    # Any number of workers gives the same results, but for one: it draws from the
-    # generators of this process.
-    named = {**settings, "num_workers": settings.get("num_workers", 1) == 1}
-    # From where the policy started: the last search has moved it.
-    policy, draws = deepcopy(search.policy), []
-    assert policy is not None and search.prior is not None
-    policy.load_state_dict(search.policy_start or {})
-    for progress in (0.0, 0.5, 1.0):
-        policy.anneal(progress)
-        draws.append(_draws(policy))
-    return {
-        "prior": _digest(search.prior, [_draws(search.prior)]),
-        "policy": _digest(policy, draws),
-        "search": repr(sorted(named.items())),
-        "num_particles": num_particles,
-        "seed": seed,
-    }
-
-
-def _draws(distribution: Any) -> Tensor:
-    """Return draws from a fixed seed."""
-    with isolated_rng(0):
-        return distribution.sample(torch.Size((8,)))
-
-
-def _digest(distribution: Any, draws: list[Tensor]) -> str:
-    """Return the kind of a distribution, with a hash of its draws."""
-    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
-    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
+def _short(values: Tensor) -> str:
+    """Return a few numbers as text."""
+    shown = ", ".join(f"{value:.4g}" for value in values[:6].tolist())
+    return f"[{shown}{', …' if len(values) > 6 else ''}]"

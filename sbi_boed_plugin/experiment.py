@@ -31,6 +31,7 @@ __all__ = [
     "NoOpTracker",
     "find_design",
     "infer_parameters",
+    "likelihood_builder",
     "make_trainer",
     "measure",
     "simulate_predictions",
@@ -82,20 +83,9 @@ def make_trainer(
                 f"policy='{policy}' is unknown. Use one of {sorted(POLICIES)}."
             )
         policy = POLICIES[policy](task.design_low, task.design_high)
-    if density_estimator is None:
-        # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
-        # become as narrow as the noise.
-        density_estimator = "mdn" if task.dim_x == 1 else "maf"
-    coordinates = {
-        "dim_design": task.dim_design,
-        "linear_start": True,
-        "x_transform": task.x_transform,
-        "theta_transform": task.theta_transform,
-        "design_transform": task.design_transform,
-    }
-    builder = transformed_likelihood_nn(density_estimator, **coordinates)
     options: dict[str, Any] = {}
     if posterior_embedding is not None:
+        coordinates = _coordinates(task)
         if task.theta_transform is identity_transform:
             # No mass of the posterior outside of the prior's support.
             coordinates["theta_transform"] = to_real_numbers(task.prior)
@@ -104,12 +94,31 @@ def make_trainer(
         )
     return NLE_INCE(
         task.prior,
-        builder,
+        likelihood_builder(task, density_estimator),
         tracker=NoOpTracker(),
         show_progress_bars=show_progress_bars,
         design_policy=policy,
         **options,
     )
+
+
+def likelihood_builder(task: Task, density_estimator: str | None = None) -> Any:
+    """Return what builds the likelihood of a task, in the coordinates that suit it."""
+    if density_estimator is None:
+        # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
+        # become as narrow as the noise.
+        density_estimator = "mdn" if task.dim_x == 1 else "maf"
+    return transformed_likelihood_nn(density_estimator, **_coordinates(task))
+
+
+def _coordinates(task: Task) -> dict[str, Any]:
+    return {
+        "dim_design": task.dim_design,
+        "linear_start": True,
+        "x_transform": task.x_transform,
+        "theta_transform": task.theta_transform,
+        "design_transform": task.design_transform,
+    }
 
 
 def find_design(trainer: NLE_INCE, task: Task, **settings: Any) -> DesignResult:

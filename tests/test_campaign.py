@@ -1,269 +1,234 @@
-"""Sequences of experiments, killed and continued."""
+"""Campaigns over several processes: proposed, measured, taken back."""
+
+import multiprocessing
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal
-from torch.distributions.transforms import AffineTransform
 
-from sbi_boed_plugin import (
-    NLE_INCE,
-    TruncatedNormalPolicy,
-    transformed_likelihood_nn,
-)
-from sbi_boed_plugin.campaign import run_experiments
-from sbi_boed_plugin.search.multi_start import MultiStartConfig
-from tests.conftest import NoOpTracker
+from sbi_boed_plugin import Campaign
+from sbi_boed_plugin.sequence import run_experiments
 from tests.oracles import LinearGaussian as Model
-from tests.trainers.cases import CHECK, make_trainer, on_box
+from tests.test_sequence import SEARCH, make, measure
+from tests.trainers.cases import message
 
-SEARCH = {
-    "num_steps": 8,
-    "training_batch_size": 32,
-    "num_eig_samples": 40,
-    "num_eig_contrastive": 15,
-}
-FEW = MultiStartConfig(num_starts=16, num_climb_steps=3, num_candidate_samples=50)
+SETTINGS = {"seed": 3, "num_particles": 128, **SEARCH}
 
 
-def make(prior=Model.prior, model="mdn", **policy):
-    return on_box(0.5, 3.0, prior, model, policy=policy)
+def begin(folder, inference=None, **kwargs):
+    settings = {**SETTINGS, **kwargs}
+    return Campaign(folder, inference or make(), Model.simulate, **settings)
 
 
-def measure(design):
-    return Model.simulate(torch.ones(1, 1), design.unsqueeze(0))
+def of(campaign):
+    """All that a campaign knows, as numbers."""
+    status = campaign.status()
+    particles = [record.posterior_samples for record in campaign.result.records]
+    parts = [status.designs, status.x, status.mean, status.std, *particles]
+    parts += [] if status.pending is None else [status.pending]
+    return torch.cat([part.flatten() for part in parts])
 
 
-def run(
-    checkpoint=None,
-    num_rounds=3,
-    inference=None,
-    observe=measure,
-    simulate=Model.simulate,
-    **kwargs,
-):
-    settings = {"seed": 3, "num_particles": 128, "show_progress_bar": False, **SEARCH}
-    settings.update(checkpoint=checkpoint, **kwargs)
-    return run_experiments(
-        inference or make(), simulate, observe, num_rounds, **settings
+@pytest.mark.filterwarnings("ignore")
+def day(folder, task):
+    """What a process does in one day."""
+    with begin(folder) as campaign:
+        if task == "propose":
+            campaign.propose()
+        else:
+            x = torch.tensor([float(task)])
+            campaign.record(x, accept_surprise=True)
+
+
+DAYS = ["propose", "1.1", "propose", "0.9", "propose"]
+
+
+def undisturbed(folder, days=DAYS):
+    with begin(folder) as campaign:
+        for task in days:
+            if task == "propose":
+                campaign.propose()
+            else:
+                campaign.record(torch.tensor([float(task)]), accept_surprise=True)
+        return of(campaign)
+
+
+@pytest.mark.parametrize("days", [DAYS[:2], pytest.param(DAYS, marks=pytest.mark.slow)])
+def test_several_processes_are_as_good_as_one(tmp_path, days):
+    expected = undisturbed(tmp_path / "one", days)
+    context = multiprocessing.get_context("spawn")
+    for task in days:
+        process = context.Process(target=day, args=(tmp_path / "many", task))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 0
+    with begin(tmp_path / "many") as campaign:
+        assert torch.equal(of(campaign), expected)
+        status = campaign.status()
+        assert status.num_experiments == len(days) // 2
+        assert ("waits for data" in str(status)) == (days[-1] == "propose")
+
+
+KILLED = """
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from tests.test_campaign import begin
+import sbi_boed_plugin._campaign as module
+# In the middle of the search, or once it is found and not saved yet.
+name = sys.argv[2]
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(module.Rounds, name, kill) if name == "save" else None
+campaign = begin(sys.argv[1])
+if name == "learn":
+    module.Rounds.learn = kill
+    campaign.record([1.1], accept_surprise=True)
+campaign.propose()
+"""
+
+
+@pytest.mark.parametrize("name", ["learn", "save"])
+def test_a_killed_process_loses_no_step(tmp_path, name):
+    expected = undisturbed(tmp_path / "one")
+    folder = tmp_path / "killed"
+    with begin(folder) as campaign:
+        campaign.propose()
+        if name == "save":
+            campaign.record(torch.tensor([1.1]), accept_surprise=True)
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", KILLED, str(folder), name]
+    killed = subprocess.run(command, cwd=root, timeout=120, check=False)
+    assert killed.returncode == -9
+    with begin(folder) as campaign:
+        if name == "learn":
+            campaign.record(torch.tensor([1.1]), accept_surprise=True)
+        campaign.propose()
+        campaign.record(torch.tensor([0.9]), accept_surprise=True)
+        campaign.propose()
+        assert torch.equal(of(campaign), expected)
+
+
+def test_it_is_the_loop_by_hand(tmp_path):
+    looped = run_experiments(
+        make(), Model.simulate, measure, 2, show_progress_bar=False, **SETTINGS
     )
+    with begin(tmp_path) as campaign:
+        for record in looped.records:
+            design = campaign.propose()
+            assert torch.equal(design, record.design)
+            campaign.record(record.x, accept_surprise=True)
+            # The loop draws its data from the same generator; here they come by hand.
+            break
+        assert torch.equal(campaign.result.x, looped.x[:1])
 
 
-def assert_same(result, expected):
-    assert torch.equal(result.designs, expected.designs)
-    assert torch.equal(result.x, expected.x)
-    for one, other in zip(result.records, expected.records, strict=True):
-        assert one.eig == other.eig
-        assert one.log_evidence == other.log_evidence
-        assert torch.equal(one.posterior_samples, other.posterior_samples)
+def test_undo_gives_what_was_before(tmp_path):
+    with begin(tmp_path / "a") as campaign:
+        states = [of(campaign)]
+        campaign.propose()
+        states.append(of(campaign))
+        campaign.record(torch.tensor([1.1]), accept_surprise=True)
+        for before in states[::-1]:
+            campaign.undo()
+            assert torch.equal(of(campaign), before)
+        with pytest.raises(RuntimeError, match="nothing to take back"):
+            campaign.undo()
+        # And goes on from there as it would have.
+        first = campaign.propose()
+        campaign.record(torch.tensor([1.1]), accept_surprise=True)
+        again = of(campaign)
+    with begin(tmp_path / "b") as campaign:
+        assert torch.equal(campaign.propose(), first)
+        campaign.record(torch.tensor([1.1]), accept_surprise=True)
+        assert torch.equal(of(campaign), again)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "campaign.pt"
-
-
-class FailsInRound:
-    """An experiment that breaks once."""
-
-    def __init__(self, call, error):
-        self.call, self.error, self.num_calls = call, error, 0
-
-    def __call__(self, design):
-        self.num_calls += 1
-        if self.num_calls == self.call:
-            torch.rand(7)  # random numbers are used up before it breaks.
-            raise self.error
-        return measure(design)
-
-
-def test_an_observer_may_change_what_it_gets_and_use_again_what_it_returned():
-    data = torch.zeros(1)
-
-    def observe(design):
-        data.copy_(measure(design).reshape(1))
-        design.mul_(0.5)
-        return data
-
-    expected = run(num_rounds=2)
-    assert_same(run(num_rounds=2, observe=observe), expected)
-
-
-def test_a_record_of_every_experiment():
-    inference = make()
-    before = torch.get_rng_state()
-    result = run(inference=inference)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert result.designs.shape == (3, 1)
-    assert result.x.shape == (3, 1)
-    assert result.posterior_samples.shape == (128, 1)
-    assert result.num_simulations == 3 * (8 * 32 + 40) + CHECK
-    assert len(inference.observations) == 3
-    assert torch.equal(result.posterior_samples, inference.belief.particles)
-    assert_same(run(), result)
-
-
-@pytest.mark.parametrize("objective", ["barber_agakov", "gkl", "info_nce", "marginal"])
-@pytest.mark.parametrize("call", [1, 2])
-def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(path, objective, call):
-    expected = run(objective=objective)
-    inference, fails = make(), FailsInRound(call, KeyboardInterrupt())
-    with pytest.raises(KeyboardInterrupt):
-        run(path, 3, inference, fails, objective=objective)
-    # With the very trainer that was left in the middle, and with a new one.
-    for trainer in (inference, make()):
-        copied = path.with_name(f"{id(trainer)}.pt")
-        copied.write_bytes(path.read_bytes())
-        assert_same(run(copied, inference=trainer, objective=objective), expected)
-
-
-def test_a_multi_start_sequence_trains_once_and_goes_on(path):
-    kwargs = {"method": "multi_start", "multi_start": FEW, "num_warmup_steps": 2}
-    num_scoring = 5 * 50 + 40 + CHECK
-    # The first trains a posterior, the later ones are served by the likelihood.
-    result = run(path, num_rounds=2, **kwargs)
-    assert result.records[1].num_simulations <= num_scoring
-    longer = run(path, num_rounds=3, **kwargs)
-    assert torch.equal(longer.designs[:2], result.designs)
-    assert longer.records[2].num_simulations <= num_scoring
-    # Where a posterior network is asked for, it trains in every round.
-    result = run(num_rounds=2, objective="barber_agakov", **kwargs)
-    expected = SEARCH["num_steps"] * SEARCH["training_batch_size"]
-    for record in result.records:
-        assert 0 <= record.num_simulations - expected <= num_scoring
-
-
-def test_rounds_can_be_added_and_finished_ones_are_not_repeated(path):
-    inference = make()
-    run(path, num_rounds=2, inference=inference)
-    # The trainer is the same, and its policy is where the search left it.
-    longer = run(path, num_rounds=3, inference=inference)
-    assert_same(longer, run(num_rounds=3))
-    calls = FailsInRound(1, AssertionError("experiment repeated"))
-    assert_same(run(path, num_rounds=3, observe=calls), longer)
-
-
-def test_data_that_are_not_finite_do_not_lose_the_search(path):
-    with pytest.raises(ValueError, match="finite.*design found is kept"):
-        run(path, observe=lambda design: torch.tensor([torch.nan]))
-
-    def never(theta, design):
-        raise AssertionError("the search was repeated")
-
-    result = run(path, num_rounds=1, simulate=never)
-    assert torch.equal(result.designs, run(num_rounds=1).designs)
-
-
-def test_networks_trained_beforehand_are_kept_whatever_they_measure(path):
-    """Two values per experiment, and an interruption in the first round."""
-
-    def simulate(theta, design):
-        return Model.simulate(theta, design).repeat(1, 2) + torch.randn(len(theta), 2)
-
-    def go(path, observe):
-        torch.manual_seed(0)
-        inference = make()
-        inference.optimize_design(simulate, **SEARCH)
-        return run(path, 2, inference, observe, simulate)
-
-    def observe(design):
-        return simulate(torch.ones(1, 1), design.unsqueeze(0))
-
-    with pytest.raises(KeyboardInterrupt):
-        go(path, FailsInRound(1, KeyboardInterrupt()))
-    assert_same(go(path, observe), go(None, observe))
-
-
-class WithSchedule(TruncatedNormalPolicy):
-    """A policy of a user's own, with a function as its schedule."""
-
-    def __init__(self, schedule):
-        self.of_user = schedule
-        super().__init__(torch.tensor([0.5]), torch.tensor([3.0]))
-
-    def anneal(self, progress):
-        self.scale = self.of_user(progress) * (self.high - self.low)
-
-
-def scheduled(slope=0.2, power=1.0):
-    return make_trainer(
-        Model.prior, WithSchedule(lambda progress: 0.3 - slope * progress**power)
-    )
-
-
-WIDE = Independent(Normal(torch.zeros(1), 2.0), 1)
-
-
-@pytest.mark.parametrize(
-    "same, others",
-    [
-        (
-            make,
-            {
-                "prior": [lambda: make(WIDE)],
-                "policy": [lambda: on_box(0.0, 9.0), lambda: make(scale=(0.3, 0.01))],
-                "policy.*make it anew": [lambda: make(loc=torch.tensor([0.6]))],
-            },
-        ),
-        # Functions are told apart by what they do.
-        (
-            scheduled,
-            {"policy": [lambda: scheduled(0.1), lambda: scheduled(power=2.0)]},
-        ),
-    ],
-    ids=["named", "of a user"],
-)
-def test_another_prior_or_policy_is_another_sequence(path, same, others):
-    run(path, num_rounds=1, inference=same())
-    before = path.read_bytes()
-    for name, trainers in others.items():
-        for other in trainers:
-            with pytest.raises(ValueError, match=f"other experiments: {name}"):
-                run(path, inference=other())
-    assert path.read_bytes() == before
-    assert len(run(path, num_rounds=2, inference=same()).records) == 2
-
-
-def test_other_settings_are_another_sequence(path):
-    run(path, num_rounds=1)
-    # One worker draws from the generators of this process.
-    for kwargs in ({"seed": 4}, {"num_steps": 9}, {"num_workers": 2}):
-        name = "seed" if "seed" in kwargs else "search"
-        with pytest.raises(ValueError, match=f"other experiments: {name}"):
-            run(path, **kwargs)
-    assert len(run(path, num_rounds=1, num_workers=1).records) == 1
-
-
-def test_other_networks_are_refused_and_change_nothing(path):
-    def with_data_in(scale):
-        # The inverse, as logarithms are that of the exponential.
-        build = transformed_likelihood_nn(
-            "mdn", dim_design=1, x_transform=AffineTransform(0.0, scale).inv
+def test_a_proposal_stays_until_there_are_data(tmp_path):
+    with begin(tmp_path) as campaign:
+        design = campaign.propose()
+        assert torch.equal(campaign.propose(), design)
+        other = design - 0.01
+        record = campaign.record(
+            torch.tensor([1.0]), design=other, accept_surprise=True
         )
-        return make(model=build)
-
-    run(path, num_rounds=1, inference=with_data_in(1.0))
-    run(path, num_rounds=1, inference=with_data_in(1.0))
-    others = [
-        (with_data_in(7.0), "works in other coordinates"),
-        (make(model="maf"), "likelihood network.*is another"),
-    ]
-    for other, told in others:
-        with pytest.raises(ValueError, match=told):
-            run(path, inference=other)
-        assert other._neural_net is None and not other.observations
+        torch.testing.assert_close(record.design, other)
+        with pytest.raises(RuntimeError, match=r"call propose\(\) first"):
+            campaign.record(torch.tensor([1.0]))
 
 
-@pytest.mark.parametrize(
-    ("told", "kwargs"),
-    [
-        ("num_rounds=0", {"num_rounds": 0}),
-        ("resume_training", {"resume_training": True}),
-        (
-            "design policy",
-            {"inference": NLE_INCE(Model.prior, tracker=NoOpTracker())},
-        ),
-    ],
-)
-def test_arguments_are_checked(told, kwargs):
-    with pytest.raises(ValueError, match=told):
-        run(**kwargs)
+def test_data_that_nothing_predicts_are_questioned(tmp_path):
+    with begin(tmp_path) as campaign:
+        campaign.propose()
+        before = of(campaign)
+        with pytest.raises(ValueError, match="accept_surprise=True"):
+            campaign.record(torch.tensor([1e4]))
+        for x in (torch.tensor([torch.nan]), torch.ones(3)):
+            with pytest.raises(ValueError, match="1 finite value"):
+                campaign.record(x)
+        with pytest.raises(ValueError, match="outside the support"):
+            campaign.record(torch.ones(1), design=torch.tensor([99.0]))
+        assert torch.equal(of(campaign), before)
+
+
+def test_one_process_at_a_time(tmp_path):
+    with begin(tmp_path) as campaign:
+        with pytest.raises(RuntimeError, match="in use by another"):
+            begin(tmp_path)
+        campaign.propose()
+    with pytest.raises(RuntimeError, match="closed"):
+        campaign.propose()
+    begin(tmp_path).close()
+
+
+def test_another_campaign_is_refused(tmp_path):
+    begin(tmp_path).close()
+    with pytest.raises(ValueError, match="of other experiments: seed was 3 and is 4"):
+        begin(tmp_path, seed=4)
+    newest = max(tmp_path.glob("state-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        begin(tmp_path)
+    shutil.rmtree(tmp_path)
+    tmp_path.touch()
+    with pytest.raises(ValueError, match="is a file"):
+        begin(tmp_path)
+
+
+def cost_of(design):
+    return 1.0 + design[:, 0]
+
+
+def test_no_more_is_spent_than_there_is(tmp_path):
+    """A design costs from 1.5 to 4; the largest tell most."""
+    settings = {"cost": cost_of, "max_cost": 6.0}
+    with begin(tmp_path, **settings) as campaign:
+        while True:
+            try:
+                design = campaign.propose()
+            except ValueError as error:
+                assert "no design costs as little" in str(error)
+                break
+            campaign.record(design, accept_surprise=True)
+        status = campaign.status()
+        assert 4.5 < status.cost <= 6.0 and "cost" in str(status)
+        assert campaign.result.cost == pytest.approx(status.cost)
+    looped = run_experiments(
+        make(), Model.simulate, measure, 9, show_progress_bar=False,
+        **SETTINGS, **settings,
+    )  # fmt: skip
+    assert 1 < len(looped.records) < 5 and looped.cost <= 6.0
+
+
+def test_arguments_are_checked(tmp_path):
+    for said, kwargs in {
+        "max_cost=5.0 needs cost=": {"max_cost": 5.0},
+        "max_cost=-1.0 must be": {"max_cost": -1.0, "cost": cost_of},
+        "num_particles=2 must be": {"num_particles": 2},
+        "resume_training": {"resume_training": True},
+    }.items():
+        with pytest.raises(ValueError, match=message(said)):
+            begin(tmp_path / "none", **kwargs)
+    assert not (tmp_path / "none").exists()

@@ -15,11 +15,11 @@ import torch
 
 from sbi_boed_plugin._checkpoint import load_checkpoint
 from tests.oracles import LinearGaussian as Model
-from tests.test_campaign import assert_same, make, measure, run
+from tests.test_sequence import assert_same, make, measure, run
 
 SCRIPT = """
 import sys, time
-from tests.test_campaign import measure, run
+from tests.test_sequence import measure, run
 calls = []
 def slow(design):
     calls.append(design)
@@ -43,7 +43,7 @@ def test_a_killed_process_leaves_what_the_next_one_needs(path):
     assert process.stdout.readline().strip() == "in the middle"
     # As long as that process measures, nobody else does.
     before = path.read_bytes()
-    with pytest.raises(RuntimeError, match="in use by another call.*Wait until"):
+    with pytest.raises(RuntimeError, match="in use by another.*Wait until"):
         run(path, observe=never)
     assert path.read_bytes() == before
     process.send_signal(signal.SIGKILL)

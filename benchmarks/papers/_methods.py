@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Independent, Uniform
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.campaign import run_experiments
+from sbi_boed_plugin.sequence import run_experiments
 from sbi_boed_plugin.simulation import simulate_for_boed
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE

@@ -20,6 +20,7 @@ __all__ = ["InputError", "integer_from", "main"]
 # The module with the function `add_NAME_options` is imported if NAME is asked for.
 _COMMANDS = {
     "design": ("design", "find the best design of a task, measure there and infer"),
+    "campaign": ("campaign", "propose experiments and record their data, over days"),
     "bench": ("bench", "run methods on the tasks of sbibm"),
     "report": ("bench", "make tables, figures and a page of a benchmark"),
 }

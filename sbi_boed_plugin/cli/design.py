@@ -1,9 +1,9 @@
 """The command `sbi-boed design`: its arguments, and what is wrong with them."""
 
 import argparse
-import inspect
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,13 +12,16 @@ from sbi_boed_plugin._results import ResultFolder
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.cli.command import InputError, integer_from
 from sbi_boed_plugin.cli.design_run import run_design
+from sbi_boed_plugin.cli.problem_run import design_problem
+from sbi_boed_plugin.cli.problems import load_task
 from sbi_boed_plugin.experiment import POLICIES
+from sbi_boed_plugin.problem import Problem, read_simulations
 from sbi_boed_plugin.search.budget import with_all_numbers
 from sbi_boed_plugin.search.checks import check_gradient
 from sbi_boed_plugin.search.config import METHODS, DesignSearchConfig
 from sbi_boed_plugin.search.gradients import POLICY_GRADIENTS
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.tasks import Task, available_tasks, get_task
+from sbi_boed_plugin.tasks import Task, available_tasks
 
 __all__ = ["NUM_STEPS", "SEARCH_OPTIONS", "add_design_options"]
 
@@ -45,8 +48,8 @@ Writes to the output folder: summary.json (design, expected information gain in 
 posterior), trace.csv (one row per training step), posterior_samples.csv, and figures.
 """
 _TASK_HELP = (
-    f"one of: {', '.join(available_tasks())}; or module:object for a Task of your own, "
-    "or what returns one, searched for in the current folder, too"
+    f"one of: {', '.join(available_tasks())}; or module:object for a Problem or Task "
+    "of your own, or what returns one, searched for in the current folder, too"
 )
 _DENSITY_ESTIMATOR_HELP = (
     "model of the likelihood: %(choices)s (default: mdn for one measurement, maf for "
@@ -102,6 +105,11 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", choices=choices, metavar="NAME", default=default, help=text
         )
+    text = (
+        "of a Problem: table (.csv, .parquet) or archive (.npz) of earlier simulations "
+        "to learn from; without --max-num-simulations, from these alone"
+    )
+    parser.add_argument("--simulations", type=Path, metavar="FILE", help=text)
     text = "folder for the results (default: results/TASK)"
     parser.add_argument("--output", type=Path, metavar="DIR", help=text)
     text = "print results only, no progress"
@@ -116,7 +124,11 @@ def _design(options: argparse.Namespace) -> int:
         config = DesignSearchConfig(**search).with_method(has_simulator=True)
         if config.method == "rounds":
             with_all_numbers(config, has_networks=False, num_check_calls=0)
-        task = _load_task(options.task, options.dim_design)
+        task = load_task(options.task, options.dim_design)
+        if isinstance(task, Problem):
+            return _design_problem(task, options, search)
+        if options.simulations is not None:
+            raise ValueError("--simulations is for a Problem of your own")
         if config.method == "joint":
             policy = POLICIES[options.policy](task.design_low, task.design_high)
             check_gradient(options.gradient, policy)
@@ -128,13 +140,7 @@ def _design(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise InputError(error) from error
     path = options.output or Path("results", task.name)
-    try:
-        folder = ResultFolder(path)
-    except OSError as error:
-        reason = "it is a file" if path.is_file() else error.strerror
-        raise InputError(
-            f"cannot write results to {path}: {reason}. Choose another --output."
-        ) from error
+    folder = _folder(path)
     try:
         run_design(
             task,
@@ -153,34 +159,47 @@ def _design(options: argparse.Namespace) -> int:
     return 0
 
 
+def _folder(path: Path) -> ResultFolder:
+    """Return the folder for results, or say why there is none."""
+    try:
+        return ResultFolder(path)
+    except OSError as error:
+        reason = "it is a file" if path.is_file() else error.strerror
+        raise InputError(
+            f"cannot write results to {path}: {reason}. Choose another --output."
+        ) from error
+
+
+def _design_problem(
+    problem: Problem, options: argparse.Namespace, search: dict[str, Any]
+) -> int:
+    """Find the design of a user's problem, from stored simulations where there are."""
+    rows = None
+    if options.simulations is not None:
+        rows = read_simulations(
+            options.simulations,
+            problem.prior.event_shape.numel(),
+            problem.design_policy.dim_design,
+        )
+    if options.density_estimator is not None:
+        problem = replace(problem, density_estimator=options.density_estimator)
+    path = options.output or Path("results", problem.name)
+    folder = _folder(path)
+    design_problem(
+        problem,
+        folder,
+        search=search,
+        rows=rows,
+        seed=options.seed,
+        show_progress=not options.quiet,
+    )
+    print(f"\nWrote to {path}: {', '.join(folder.written)}")
+    return 0
+
+
 def _is_differentiable(task: Task) -> bool:
     """Return whether data of the simulator carry a gradient of the design."""
     with isolated_rng(0):
         theta = task.prior.sample(torch.Size((1,)))
         design = task.design_space.sample(torch.Size((1,))).requires_grad_()
         return task.simulator(theta, design).requires_grad
-
-
-def _load_task(name: str, dim_design: int | None) -> Task:
-    """Return a task by its name, or a user's task given as `module:object`."""
-    arguments = {} if dim_design is None else {"dim_design": dim_design}
-    if ":" not in name:
-        return get_task(name, **arguments)
-    module, _, attribute = name.partition(":")
-    try:
-        task = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot load {name}: {error}") from error
-    takes = inspect.signature(task).parameters if callable(task) else ()
-    if arguments and "dim_design" not in takes:
-        raise ValueError(f"{name} takes no dim_design: leave --dim-design out")
-    task = task(**arguments) if callable(task) else task
-    if not isinstance(task, Task):
-        raise ValueError(
-            f"{name} must be a sbi_boed_plugin.tasks.Task, or a class or function "
-            f"that returns one, got {type(task).__name__}"
-        )
-    missing = [a for a in inspect.get_annotations(Task) if not hasattr(task, a)]
-    if missing:
-        raise ValueError(f"{name} is a task without {', '.join(missing)}")
-    return task

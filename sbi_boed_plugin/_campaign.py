@@ -1,0 +1,279 @@
+"""The rounds of a sequence of experiments, and how they are saved."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin._checkpoint import (
+    load_checkpoint,
+    refuse_damaged,
+    save_checkpoint,
+)
+from sbi_boed_plugin._numbers import check_real
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.utility import Utility
+from sbi_boed_plugin.simulation import CheckedSimulator
+from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
+
+__all__ = [
+    "ExperimentRecord",
+    "ExperimentsResult",
+    "Rounds",
+    "check_settings",
+    "identity_of",
+]
+
+# Designs among which the cheapest is looked for.
+_NUM_FOR_CHEAPEST = 4_096
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """One experiment of a sequence.
+
+    Attributes:
+        design: Design of shape `(dim_design,)`.
+        x: Observed data of shape `(dim_x,)`.
+        eig: Expected information gain of the design before the experiment, beyond the
+            belief of that time.
+        cost: Cost of the design, if the search was given one.
+        posterior_samples: Particles of the belief after the experiment, of shape
+            `(num_particles, dim_theta)`.
+        log_evidence: Log-density of all data so far under the prior, in nats.
+        num_simulations: Number of simulations that the search for the design took.
+        num_invalid_simulations: How many of them failed.
+        seconds: Time of search, experiment and inference.
+    """
+
+    design: Tensor
+    x: Tensor
+    eig: EIGEstimate
+    cost: float | None
+    posterior_samples: Tensor = field(repr=False)
+    log_evidence: float
+    num_simulations: int
+    num_invalid_simulations: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExperimentsResult:
+    """A sequence of experiments: their `records`, oldest first."""
+
+    records: tuple[ExperimentRecord, ...]
+
+    @property
+    def designs(self) -> Tensor:
+        """Designs of shape `(num_rounds, dim_design)`."""
+        return torch.stack([record.design for record in self.records])
+
+    @property
+    def x(self) -> Tensor:
+        """Observed data of shape `(num_rounds, dim_x)`."""
+        return torch.stack([record.x for record in self.records])
+
+    @property
+    def num_simulations(self) -> int:
+        """Number of simulations of all rounds."""
+        return sum(record.num_simulations for record in self.records)
+
+    @property
+    def cost(self) -> float:
+        """Cost of all designs."""
+        return sum(record.cost or 0.0 for record in self.records)
+
+    @property
+    def posterior_samples(self) -> Tensor:
+        """Particles of the belief after all experiments."""
+        return self.records[-1].posterior_samples
+
+
+@dataclass
+class Rounds:
+    """The rounds of a sequence, as they are saved: the last may be unfinished."""
+
+    inference: NLE_INCE
+    simulator: Callable[[Tensor, Tensor], Tensor]
+    settings: dict[str, Any]
+    path: Path | None
+    identity: dict[str, Any]
+    max_cost: float | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def spent(self) -> float:
+        """Cost of the designs so far, the last included."""
+        return sum(values["cost"] or 0.0 for values in self.rounds)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the design of the last round has no data yet."""
+        return bool(self.rounds) and "log_evidence" not in self.rounds[-1]
+
+    def records(self) -> list[ExperimentRecord]:
+        """Return the records of the finished rounds."""
+        return [
+            ExperimentRecord(**{**values, "eig": EIGEstimate(**values["eig"])})
+            for values in self.rounds
+            if "log_evidence" in values
+        ]
+
+    def load(self) -> int | dict[str, Any] | None:
+        """Take up what was saved, if anything was, and return the random state."""
+        if self.path is None or not self.path.exists():
+            return self.identity["seed"]
+        saved = load_checkpoint(self.path, self.identity)
+        with refuse_damaged(self.path):
+            self.rounds = saved["rounds"]
+            self.records()
+            with isolated_rng(saved["rng"]):
+                self.inference.search.load_state_dict(saved["search"])
+        return saved["rng"]
+
+    def save(self) -> None:
+        """Save all that the next call needs."""
+        if self.path is not None:
+            state = {
+                "campaign": self.identity,
+                "rounds": self.rounds,
+                "search": self.inference.search.state_dict(),
+                "rng": get_rng_state(),
+            }
+            save_checkpoint(self.path, state)
+
+    def find_design(self) -> None:
+        """Begin a round with the search for its design, one that can be paid."""
+        started = time.perf_counter()
+        settings, search = dict(self.settings), self.inference.search
+        if self.max_cost is not None:
+            settings["feasible"] = self._affordable()
+        served = settings.get("method") == "multi_start" and len(search.measurements)
+        if served and search.serves_all_designs(settings.get("objective")):
+            # What is trained for all designs serves every later round.
+            settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
+        checked = CheckedSimulator(self.simulator, is_checked=bool(self.rounds))
+        result = self.inference.optimize_design(checked, **settings)
+        values = {
+            "design": result.design.cpu(),
+            "eig": asdict(result.eig),
+            "cost": result.cost,
+            "num_simulations": result.num_simulations,
+            "num_invalid_simulations": result.num_invalid_simulations,
+            "seconds": time.perf_counter() - started,
+        }
+        self.rounds.append(values)
+
+    def can_pay(self) -> bool:
+        """Whether any design costs no more than what is left."""
+        policy, may = self.inference.search.policy, self._affordable()
+        assert policy is not None
+        with isolated_rng(0):
+            return bool(may(policy.spread(_NUM_FOR_CHEAPEST)).any())
+
+    def _affordable(self) -> Callable[[Tensor], Tensor]:
+        """Return the function of designs that says which are possible, and paid for."""
+        if self.max_cost is None:
+            return lambda design: torch.ones(len(design), dtype=torch.bool)
+        left, feasible = self.max_cost - self.spent, self.settings.get("feasible")
+        costs = Utility(self.settings["cost"]).costs
+
+        def affordable(design: Tensor) -> Tensor:
+            possible = costs(design) <= left
+            return possible if feasible is None else possible & feasible(design)
+
+        return affordable
+
+    def check_data(self, x: Any, remedy: str) -> Tensor:
+        """Return data as one row of finite values, or raise."""
+        x = torch.as_tensor(x).reshape(-1)
+        likelihood = self.inference.search.likelihood
+        assert likelihood is not None
+        if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
+            raise ValueError(
+                f"x={x.tolist()}, but there must be "
+                f"{likelihood.input_shape.numel()} finite value(s). {remedy}"
+            )
+        return x.cpu().clone()
+
+    def learn(self, values: dict[str, Any], started: float) -> None:
+        """Take the data of a round, whose measurement started then, into account."""
+        inference = self.inference.observe(
+            values["design"], values["x"], num_particles=self.identity["num_particles"]
+        )
+        assert inference.belief is not None
+        values["x"] = inference.observations[-1].x[0].cpu()
+        values["posterior_samples"] = inference.belief.particles.cpu()
+        values["log_evidence"] = inference.belief.log_evidence
+        values["seconds"] += time.perf_counter() - started
+
+
+def identity_of(
+    search: DesignSearch, settings: dict[str, Any], num_particles: int, seed: int | None
+) -> dict[str, Any]:
+    """Return what tells one sequence of experiments from another."""
+    # Any number of workers gives the same results, but for one: it draws from the
+    # generators of this process.
+    named = {name: _name(value) for name, value in settings.items()}
+    named["num_workers"] = settings.get("num_workers", 1) == 1
+    # From where the policy started: the last search has moved it.
+    policy, draws = deepcopy(search.policy), []
+    assert policy is not None and search.prior is not None
+    policy.load_state_dict(search.policy_start or {})
+    for progress in (0.0, 0.5, 1.0):
+        policy.anneal(progress)
+        draws.append(_draws(policy))
+    return {
+        "prior": _digest(search.prior, [_draws(search.prior)]),
+        "policy": _digest(policy, draws),
+        "search": repr(sorted(named.items())),
+        "num_particles": num_particles,
+        "seed": seed,
+    }
+
+
+def _name(value: Any) -> Any:
+    """Return what tells a setting from another in any process."""
+    return getattr(value, "__qualname__", value) if callable(value) else value
+
+
+def _draws(distribution: Any) -> Tensor:
+    """Return draws from a fixed seed."""
+    with isolated_rng(0):
+        return distribution.sample(torch.Size((8,)))
+
+
+def _digest(distribution: Any, draws: list[Tensor]) -> str:
+    """Return the kind of a distribution, with a hash of its draws."""
+    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
+    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
+
+
+def check_settings(
+    inference: NLE_INCE, search: dict[str, Any], max_cost: float | None
+) -> float | None:
+    """Return the largest cost as a number, or raise if arguments do not go together."""
+    if "resume_training" in search:
+        raise ValueError(
+            "resume_training=... is not for a sequence of experiments, which goes on "
+            "from what was saved."
+        )
+    DesignSearchConfig(**search)
+    if inference.search.prior is None or inference.search.policy is None:
+        raise ValueError(
+            "inference needs a prior and a design policy: NLE_INCE(prior, "
+            "design_policy=TruncatedNormalPolicy(low, high))."
+        )
+    max_cost = check_real("max_cost", max_cost, above=0.0, or_none=True)
+    if max_cost is not None and search.get("cost") is None:
+        raise ValueError(f"max_cost={max_cost} needs cost=..., a function of designs.")
+    return max_cost
