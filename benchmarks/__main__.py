@@ -35,6 +35,7 @@ MODULES = {
     "hybrid-two-moons": "hybrid_table:STUDY_OF_TWO_MOONS",
     "memory": "memory",
     "objective-defaults": "objective_defaults",
+    "people": "people",
     "sir-check": "sir_check",
     "training": "training",
     "training-c2st": "training_c2st",

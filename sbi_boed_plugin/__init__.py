@@ -13,6 +13,7 @@ from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin._vectorize import vectorize
 from sbi_boed_plugin.campaign import Campaign, CampaignStatus
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
 from sbi_boed_plugin.estimators.energy import energy_nn
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator
 from sbi_boed_plugin.estimators.measurement_set import MeasurementSetEmbedding
@@ -84,6 +85,7 @@ __all__ = [
     "SimplexPolicy",
     "TruncatedNormalMixturePolicy",
     "TruncatedNormalPolicy",
+    "categorical_likelihood_nn",
     "energy_nn",
     "estimate_eig",
     "is_registered",

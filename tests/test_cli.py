@@ -189,7 +189,7 @@ def test_an_interrupted_search_leaves_earlier_results(tmp_path, capsys, interrup
         ("design sir --gradient pathwise", "not differentiable"),
         ("design sir --method multi_start --num-refinement-steps 7", "Leave it out"),
         ("design no_such_module:task", "cannot load no_such_module:task"),
-        ("design math:pi", "must be a sbi_boed_plugin.tasks.Task"),
+        ("design math:pi", "must be a sbi_boed_plugin.Problem or tasks.Task"),
         ("design sbi_boed_plugin.tasks:Task", "without name, prior, design_low"),
         ("design tests.test_cli_search:Speed --dim-design 2", "takes no"),
         ("design tests.test_cli_search:SPEED --dim-design 2", "takes no"),

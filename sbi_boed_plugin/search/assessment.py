@@ -7,7 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.estimators import (
+    CategoricalMassEstimator,
+    ConditionalDensityEstimator,
+    MixedDensityEstimator,
+)
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
@@ -45,6 +49,8 @@ _CONTRASTS = {"lace_upper": 63, "pce": 255, "snmc": 255}
 _MAX_PAIRS = 262_144
 # Contrasts of LACE, of which a few rows tell how many are enough, and its densities.
 _LACE_CONTRASTS, _LACE_ROWS, _LACE_PAIRS = (15, 63, 255), 512, 524_288
+# Data of so few values are told, if each comes often.
+_FEW_VALUES, _ROWS_PER_VALUE = 20, 10
 # Rows of the linear bound for each number that it fits.
 _ROWS_PER_FEATURE = 5
 
@@ -89,6 +95,11 @@ def assess_design(
         if policy.has_rsample:
             slope = find_slope(progress, _at_edge(policy, design))
     network = network_of(config.objective)
+    discrete = _discrete_data(estimators.likelihood, x[valid])
+    mismatch = 0.0
+    if discrete is None:
+        observed = x[valid].float()
+        mismatch = likelihood_mismatch(estimators.likelihood, finite, designs, observed)
     doubts = find_doubts(
         bounds,
         slope,
@@ -96,11 +107,29 @@ def assess_design(
         num_learned_from=optimizer.num_learned_from,
         unit=config.utility.unit,
         overfit=optimizer.progress.overfit.get(network, (0.0, 0.0)),
-        mismatch=likelihood_mismatch(
-            estimators.likelihood, finite, designs, x[valid].float()
-        ),
+        mismatch=mismatch,
     )
+    doubts += [] if discrete is None else [discrete]
     return bounds, doubts, num_calls, int((~valid).sum())
+
+
+def _discrete_data(likelihood: ConditionalDensityEstimator, x: Tensor) -> str | None:
+    """Return what to say where a density describes data of a few values."""
+    kinds = (CategoricalMassEstimator, MixedDensityEstimator)
+    if any(isinstance(module, kinds) for module in likelihood.modules()):
+        return None
+    for number, column in enumerate(x.flatten(1).unbind(dim=1)):
+        values = column.unique()
+        if len(values) <= min(_FEW_VALUES, len(column) // _ROWS_PER_VALUE):
+            shown = ", ".join(f"{value:g}" for value in values[:5].tolist())
+            more = ", …" if len(values) > 5 else ""
+            return (
+                f"Value {number} of x takes only {len(values)} values ({shown}{more}), "
+                "which a density describes badly: what observe() and MCMC learn from "
+                "it may be wrong. Use density_estimator=categorical_likelihood_nn("
+                "[...]) with all values."
+            )
+    return None
 
 
 def network_of(objective: str) -> str:

@@ -23,8 +23,9 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import draw_parameters
-from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin._rng import get_rng_state, isolated_rng
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.objectives.eig import (
     EIGEstimate,
     NoEstimateError,
@@ -54,6 +55,8 @@ _MAX_CONTRASTIVE = 4_096
 _NUM_TO_SET_CONTRASTIVE = 64
 # Designs of a list that are all judged.
 _MOST_OF_LIST = 4_096
+# Steps in widths of the space of a climb without gradient, last and first.
+_WANDER = (0.005, 0.1)
 # Share of the width of the space within which two designs count as the same.
 _SAME = 0.02
 
@@ -204,6 +207,18 @@ class LearnedModel:
         parts = self.parts(designs, num_samples, num_contrastive)
         return torch.cat([values for _, values in parts])
 
+    def data_move(self, designs: Tensor) -> bool:
+        """Whether data of the likelihood follow the design, with a gradient."""
+        theta = draw_parameters(self.prior, len(designs)).to(designs.device).float()
+        condition = torch.cat([theta, designs.float()], dim=1)
+        with torch.no_grad():
+            x = self.estimators.likelihood.sample(torch.Size((1,)), condition)[0]
+        try:
+            reparameterize(self.estimators.likelihood, x, condition)
+        except NotImplementedError:
+            return False
+        return True
+
     def parts(
         self, designs: Tensor, num_samples: int, num_contrastive: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -292,6 +307,7 @@ def climb_designs(
     designs, width = _starts(policy, config.num_starts)
     designs = designs if starts is None else starts.clone()
     num_steps = config.num_climb_steps // 3 if policy.can_move else 0
+    by_gradient = num_steps > 0 and model.data_move(designs[:2])
     first = designs[:_NUM_TO_SET_CONTRASTIVE]
     values, num_contrastive = _judge(model, first, config.num_samples, 0)
     bar = tqdm(
@@ -303,7 +319,12 @@ def climb_designs(
             num_samples = config.num_samples * 2**stage
             unit = designs / width
             optimizer = Adam([unit], lr=config.learning_rate)
-            for _ in range(num_steps):
+            for step in range(num_steps):
+                bar.update()
+                if not by_gradient:
+                    share = (stage * num_steps + step) / (3 * num_steps)
+                    designs = _wander(model, policy, designs, share, num_samples)
+                    continue
                 designs.requires_grad_()
                 # The graph of a part is gone before the next: memory is that of one.
                 parts = model.parts(designs, num_samples, num_contrastive)
@@ -314,7 +335,6 @@ def climb_designs(
                 optimizer.step()
                 designs = policy.moved(designs.detach(), unit * width)
                 unit.copy_(designs / width)
-                bar.update()
             last = stage == 2
             values, num_contrastive = _judge(
                 model, designs, num_samples * (4 if last else 2), num_contrastive
@@ -337,6 +357,31 @@ def climb_designs(
             stacklevel=6,
         )
     return list(designs)
+
+
+@torch.no_grad()
+def _wander(
+    model: LearnedModel,
+    policy: DesignPolicy,
+    designs: Tensor,
+    share: float,
+    num_samples: int,
+) -> Tensor:
+    """Return each design or one beside it, the better one by the same random numbers.
+
+    Data of few values do not follow the design, so that there is no gradient. Steps
+    become smaller as the `share` of the climb that is done grows.
+    """
+    low, high = _WANDER
+    step = high * (low / high) ** share * policy.width.to(designs)
+    others = policy.moved(designs, designs + step * torch.randn_like(designs))
+    state = get_rng_state()
+    values = []
+    for some in (designs, others):
+        with isolated_rng(state):
+            values.append(model.utility(model.information(some, num_samples), some))
+    is_better = values[1] > values[0].nan_to_num(nan=-torch.inf)
+    return torch.where(is_better.unsqueeze(1), others, designs)
 
 
 @torch.no_grad()
