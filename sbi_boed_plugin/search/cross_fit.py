@@ -16,7 +16,7 @@ from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.fitting import Fitted, fit_network, pairs_of
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
-from sbi_boed_plugin.search.multi_start import LearnedModel
+from sbi_boed_plugin.search.learned_model import LearnedModel
 
 __all__ = ["CrossFit", "cross_fit", "enough_rows"]
 

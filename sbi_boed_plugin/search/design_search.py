@@ -5,7 +5,6 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
@@ -32,6 +31,7 @@ from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.rounds import RoundsSearch
 from sbi_boed_plugin.search.run import run_search, search_stored
 from sbi_boed_plugin.search.simulation_file import SimulationFile
+from sbi_boed_plugin.search.state import load_state, state_of
 from sbi_boed_plugin.search.store import SimulationStore
 from sbi_boed_plugin.search.target import Target
 from sbi_boed_plugin.simulation import CheckedSimulator
@@ -353,59 +353,11 @@ class DesignSearch:
 
         Not a search that was interrupted: that goes on from the trainer or its pickle.
         """
-        networks, policy = self.networks, self.policy
-        rows, log_prob = (), None
-        if networks is not None and policy is not None and self.dim_design:
-            shape = torch.Size((16,))
-            with isolated_rng(0), torch.no_grad():
-                theta, design = self.known().sample(shape), policy.sample(shape)
-                theta, design = theta.to(self._device).float(), design.float()
-                condition = torch.cat([theta, design], dim=-1)
-                x = networks.likelihood.sample(torch.Size((1,)), condition)[0]
-            rows = theta, x, design
-            log_prob = networks.log_likelihood(*rows)
-        return {
-            "networks": {} if networks is None else networks.weights(),
-            # Networks are built from these rows, and are the same if they judge alike.
-            "rows": rows,
-            "log_prob": log_prob,
-            "covers_all_designs": self.covers_all_designs,
-            "trained_after": self.trained_after,
-            "policy": None if policy is None else dict(policy.state_dict()),
-            "measurements": self.measurements.state_dict(),
-            "simulations": self.simulations.state_dict(),
-        }
+        return state_of(self, self._device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of a search with the same prior, policy and networks.
 
         If there is an error, because it is none of such a search, nothing has changed.
         """
-        if self.policy is None:
-            raise ValueError("design_policy=None: a search to load has a policy.")
-
-        def built(weights: dict[str, Any]) -> DesignEstimators:
-            return self.models.restore(weights, self.known(), rows, self._device)
-
-        # Everything is built before anything changes.
-        networks, rows = None, state["rows"]
-        if state["networks"]:
-            networks = built(state["networks"])
-            rows_here = [part.to(self._device) for part in rows]
-            found = networks.log_likelihood(*rows_here).to(state["log_prob"])
-            if not torch.allclose(found, state["log_prob"], 1e-3, 1e-3, equal_nan=True):
-                raise ValueError(
-                    "The likelihood of the trainer works in other coordinates than the "
-                    "one that was saved: make the trainer as it was."
-                )
-        measurements = self.measurements.restored(
-            state["measurements"], lambda weights: built(weights).likelihood
-        )
-        trained = state["covers_all_designs"], state["trained_after"]
-        deepcopy(self.policy).load_state_dict(state["policy"])
-        self.policy.load_state_dict(state["policy"])
-        self.dim_design = None if networks is None else self.policy.dim_design
-        self.covers_all_designs, self.trained_after = trained
-        self.networks, self.measurements = networks, measurements
-        self.simulations.load_state_dict(state["simulations"])
-        self.optimizer = None
+        load_state(self, state, self._device)

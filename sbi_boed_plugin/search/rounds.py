@@ -26,8 +26,8 @@ from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit, enough_rows
 from sbi_boed_plugin.search.doubts import find_unsettled
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.learned_model import LearnedModel
 from sbi_boed_plugin.search.multi_start import (
-    LearnedModel,
     climb_designs,
     spread_designs,
 )

@@ -12,7 +12,8 @@ from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.objectives.eig import NoEstimateError
 from sbi_boed_plugin.search.config import MultiStartConfig
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.search.multi_start import LearnedModel, climb_designs, score_design
+from sbi_boed_plugin.search.learned_model import LearnedModel
+from sbi_boed_plugin.search.multi_start import climb_designs, score_design
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.simulation import CheckedSimulator
 

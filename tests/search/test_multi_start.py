@@ -21,8 +21,8 @@ from sbi_boed_plugin.policies import (
     TruncatedNormalPolicy,
 )
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.learned_model import LearnedModel
 from sbi_boed_plugin.search.multi_start import (
-    LearnedModel,
     MultiStartConfig,
     multi_start_search,
 )

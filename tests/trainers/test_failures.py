@@ -12,7 +12,7 @@ from sbi_boed_plugin import estimate_eig
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.search.multi_start import LearnedModel
+from sbi_boed_plugin.search.learned_model import LearnedModel
 from tests.oracles import LinearGaussian
 from tests.trainers.cases import on_box
 
