@@ -280,6 +280,7 @@ TABLES = {
         {
             "noise {}: distance": text("distance_percent"),
             "noise {}: L-C2ST": text("lc2st"),
+            "noise {}: L-C2ST of an update": text("lc2st_update"),
             "noise {}: exact information of the three [nats]": text("exact_all"),
             "noise {}: CPU seconds": text("cpu_seconds"),
         },

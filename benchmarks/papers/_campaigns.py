@@ -87,6 +87,8 @@ def summarize(
         for name, decimals in columns.items():
             cells = group.get(name, pd.Series("", group.index))
             values = cells[cells != ""].astype(float)
+            if values.isna().all():  # A column that only other settings have.
+                values = values.dropna()
             finite = values[np.isfinite(values)]
             line[name] = with_error(finite, decimals)
             if len(finite) < len(values):
