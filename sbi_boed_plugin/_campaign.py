@@ -35,6 +35,7 @@ __all__ = [
 
 # Designs among which the cheapest is looked for.
 _NUM_FOR_CHEAPEST = 4_096
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,10 @@ class Rounds:
         settings, search = dict(self.settings), self.inference.search
         if self.max_cost is not None:
             settings["feasible"] = self._affordable()
+        of_trainer = getattr(self.inference, "default_target", None)
+        has_target = settings.get("target", of_trainer) is not None
         served = settings.get("method") == "multi_start" and len(search.measurements)
+        served = served and not has_target  # Whose network is of one search.
         if served and search.serves_all_designs(settings.get("objective")):
             # What is trained for all designs serves every later round.
             settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
@@ -173,22 +177,38 @@ class Rounds:
         }
         self.rounds.append(values)
 
-    def can_pay(self) -> bool:
-        """Whether any design costs no more than what is left."""
+    def cost_of(self, design: Tensor) -> float | None:
+        """Return the cost of a design, `None` without costs."""
+        cost = self.settings.get("cost")
+        return None if cost is None else float(Utility(cost).costs(design[None]))
+
+    @property
+    def end(self) -> str | None:
+        """Why there is no further experiment, `None` where there may be."""
+        if getattr(self.inference, "is_settled", False):
+            return "only one model is left, so that there is nothing to tell apart."
         policy, may = self.inference.search.policy, self._affordable()
         assert policy is not None
+        num_designs = max(_NUM_FOR_CHEAPEST, policy.num_designs or 0)
         with isolated_rng(0):
-            return bool(may(policy.spread(_NUM_FOR_CHEAPEST)).any())
+            if may(policy.spread(num_designs)).any():
+                return None
+        return (
+            f"max_cost={self.max_cost}, of which {self.spent:g} is spent: no design "
+            "costs as little as what is left."
+        )
 
     def _affordable(self) -> Callable[[Tensor], Tensor]:
         """Return the function of designs that says which are possible, and paid for."""
         if self.max_cost is None:
             return lambda design: torch.ones(len(design), dtype=torch.bool)
-        left, feasible = self.max_cost - self.spent, self.settings.get("feasible")
+        # Sums of costs in single precision are rounded.
+        left = self.max_cost * (1.0 + _ROUNDING) - self.spent
+        feasible = self.settings.get("feasible")
         costs = Utility(self.settings["cost"]).costs
 
         def affordable(design: Tensor) -> Tensor:
-            possible = costs(design) <= left
+            possible = costs(design).double() <= left
             return possible if feasible is None else possible & feasible(design)
 
         return affordable
@@ -243,7 +263,10 @@ def identity_of(
 
 def _name(value: Any) -> Any:
     """Return what tells a setting from another in any process."""
-    return getattr(value, "__qualname__", value) if callable(value) else value
+    if not callable(value):
+        return value
+    value = getattr(value, "func", value)  # Of a partial one.
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _draws(distribution: Any) -> Tensor:
@@ -268,6 +291,11 @@ def check_settings(
             "from what was saved."
         )
     DesignSearchConfig(**search)
+    if search.get("simulations_file") is not None:
+        raise ValueError(
+            "simulations_file=... is not for a sequence of experiments: all of its "
+            "simulations are in what is saved."
+        )
     if inference.search.prior is None or inference.search.policy is None:
         raise ValueError(
             "inference needs a prior and a design policy: NLE_INCE(prior, "

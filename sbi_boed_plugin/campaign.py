@@ -165,16 +165,13 @@ class Campaign:
         """Return the next design `(dim_design,)`: the one that waits for data, or anew.
 
         Raises:
-            ValueError: If no design can be paid with what is left of `max_cost`.
+            ValueError: If no design can be paid with what is left of `max_cost`, or
+                only one of several models is left.
         """
         self._check_open()
         if not self._rounds.is_pending:
-            if not self._rounds.can_pay():
-                spent, most = self._rounds.spent, self._rounds.max_cost
-                raise ValueError(
-                    f"max_cost={most}, of which {spent:g} is spent: no design costs as "
-                    "little as what is left."
-                )
+            if self._rounds.end is not None:
+                raise ValueError(self._rounds.end)
             with isolated_rng(self._state):
                 try:
                     self._rounds.find_design()
@@ -215,6 +212,7 @@ class Campaign:
         if design is not None:
             (row,) = self._rounds.inference.search.check(design)
             values["design"] = row.cpu()
+            values["cost"] = self._rounds.cost_of(row.cpu())
         if not accept_surprise:
             self._question(values["design"], x)
         values["x"] = x

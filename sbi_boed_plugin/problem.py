@@ -1,6 +1,7 @@
 """A user's own problem in one object, for the command line and for campaigns."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class Problem:
             self.density_estimator,
             tracker=NoOpTracker(),
             show_progress_bars=show_progress_bars,
-            design_policy=self.design_policy,
+            # A copy: a search moves its policy.
+            design_policy=deepcopy(self.design_policy),
         )
 
 
@@ -126,10 +128,17 @@ def read_simulations(
     elif path.suffix in (".csv", ".parquet"):
         is_csv = path.suffix == ".csv"
         table = pd.read_csv(path) if is_csv else pd.read_parquet(path)
-        columns = [[c for c in table if c.startswith(f"{n}_")] for n in _PARTS]
-        for part, found in zip(_PARTS, columns, strict=True):
-            if not found:
-                raise ValueError(f"{path} has no columns {part}_1, {part}_2, ….")
+        columns = []
+        for part in _PARTS:
+            given = [name for name in table if str(name).startswith(f"{part}_")]
+            # In the order of their numbers, whatever that of the table.
+            wanted = [f"{part}_{i + 1}" for i in range(len(given))]
+            if not given or set(given) != set(wanted):
+                raise ValueError(
+                    f"{path} must have columns {part}_1, {part}_2, …, and no others of "
+                    f"{part}, but has {given}."
+                )
+            columns.append(wanted)
         theta, design, x = (
             torch.from_numpy(table[c].to_numpy(np.float32)) for c in columns
         )

@@ -59,7 +59,7 @@ def run_experiments(
         show_progress_bar: Whether to show the progress of the rounds.
         max_cost: Cost of all designs together, with `cost=...` of the search. Designs
             that cost more than what is left are not searched for, and the sequence
-            ends early where all do.
+            ends early where all do, or where only one of several models is left.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
             `method="multi_start"`, which trains in the first round only and serves
             every later one with hardly any simulation; an objective that needs a
@@ -100,7 +100,7 @@ def _run(
             rounds.save()  # So that the first round, too, can be repeated as it was.
         for number in tqdm(range(num_rounds), **bar_settings):
             if number == len(rounds.rounds):
-                if not rounds.can_pay():
+                if rounds.end is not None:
                     break
                 rounds.find_design()
                 rounds.save()

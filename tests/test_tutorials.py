@@ -186,12 +186,26 @@ def check_sbibm(names):
     assert {"index.html", "summary.csv"} <= {path.name for path in names["written"]}
 
 
+def check_what_people_ask(names):
+    """Times in order, the better of two models, and a campaign that went back."""
+    samples = names["samples"]
+    assert (samples.design.diff() >= 0).all() and samples.cost <= 0.48
+    assert samples.eig.bound == "barber_agakov"
+    prior_sd = (0.4 - 0.05) / 12**0.5
+    assert names["elimination"].std() < 0.7 * prior_sd
+    assert names["asked"].eig.value < 0.1
+    assert torch.isclose(names["right"].sum(), torch.tensor(1.0))
+    assert torch.equal(names["back"].pending, names["second"])
+    assert names["back"].num_experiments == 1
+
+
 CHECKS = {
     "00_first_experiment": check_first_experiment,
     "01_choosing_experiments": check_choosing_experiments,
     "02_gradients_and_bounds": check_gradients_and_bounds,
     "03_hybrid_posterior": check_hybrid_posterior,
     "04_sbibm": check_sbibm,
+    "05_what_people_ask": check_what_people_ask,
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sbi_boed_plugin.search.config import METHODS
 __all__ = ["add_campaign_options"]
 
 SETTINGS = "campaign.json"
+_NEGATIVE = re.compile(r"^-\d*\.?\d+(e[-+]?\d+)?$", re.IGNORECASE)
 _DESCRIPTION = """\
 A sequence of experiments whose data come by hand. Each call is a step: new makes the
 folder of a campaign, propose prints the next design, record takes its data, undo takes
@@ -57,6 +59,8 @@ def add_campaign_options(parser: argparse.ArgumentParser) -> None:
         step.set_defaults(run=run)
     record = steps.add_parser("record", help="take the data of the proposed design")
     record.add_argument("folder", metavar="FOLDER", type=Path)
+    # argparse takes -1e-5 for an option.
+    record._negative_number_matcher = _NEGATIVE
     record.add_argument("x", metavar="X", type=float, nargs="+", help="data")
     text = "where they were really measured, if not quite at the proposed design"
     record.add_argument("--design", metavar="D", type=float, nargs="+", help=text)

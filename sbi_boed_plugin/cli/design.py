@@ -122,7 +122,7 @@ def _design(options: argparse.Namespace) -> int:
     try:
         check_real("--max-seconds", options.max_seconds, above=0.0, or_none=True)
         config = DesignSearchConfig(**search).with_method(has_simulator=True)
-        if config.method == "rounds":
+        if config.method == "rounds" and options.simulations is None:
             with_all_numbers(config, has_networks=False, num_check_calls=0)
         task = load_task(options.task, options.dim_design)
         if isinstance(task, Problem):

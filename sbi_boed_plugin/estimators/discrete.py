@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sbi_boed_plugin.estimators.transformed import build_categorical
 
-__all__ = ["categorical_likelihood_nn"]
+__all__ = ["categorical_likelihood_nn", "check_values"]
 
 _MOST_VALUES = 1_000
 
@@ -80,3 +80,18 @@ def _build(conditions: Tensor, x: Tensor, *, values: list[Tensor]) -> Any:
                 "values that data can take."
             )
     return build_categorical(x, conditions, values=values)
+
+
+def check_values(likelihood: ConditionalDensityEstimator, x: Tensor) -> None:
+    """Raise if data are none of the values that a likelihood has probabilities for."""
+    for module in likelihood.modules():
+        lists = getattr(module, "categorical_values_per_var", None)
+        if lists is None or len(lists) != x.flatten(1).shape[1]:
+            continue
+        for column, known in zip(x.flatten(1).unbind(dim=1), lists, strict=True):
+            other = column[~torch.isin(column.float(), known.to(column.device).float())]
+            if len(other):
+                raise ValueError(
+                    f"x={float(other[0]):g} is none of the values of the likelihood, "
+                    f"{known.tolist()}."
+                )

@@ -1,6 +1,7 @@
 """Designs that are possible: any condition on the designs of another policy."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,10 +89,7 @@ class ConstrainedPolicy(DesignPolicy):
         self.has_log_prob = policy.has_log_prob
         with isolated_rng(0):
             self.spread(1)
-        # Parameters with which the mode was possible last.
-        self._last: list[Tensor] = []
-        if self._mode_is_possible():
-            self._last = [value.detach().clone() for value in policy.parameters()]
+        self._keep()
 
     @property
     def support(self) -> Constraint:
@@ -105,6 +103,8 @@ class ConstrainedPolicy(DesignPolicy):
         if self._mode_is_possible():
             return mode
         with isolated_rng(0):
+            if not self.has_log_prob:  # All of its draws are the impossible one.
+                return self.spread(1)[0].to(mode)
             designs = self.sample(torch.Size((_NUM_FOR_MODE,)))
         with torch.no_grad():
             return designs[self.policy.log_prob(designs).argmax()]
@@ -163,7 +163,7 @@ class ConstrainedPolicy(DesignPolicy):
             tried[:, column] = moved[stuck, column]
             possible = self.support.check(tried.to(self.policy.mode))
             rest = torch.where(possible.unsqueeze(1), tried, rest)
-        moved[stuck] = rest
+        moved[stuck] = rest.to(moved)
         return moved
 
     def anneal(self, progress: float) -> None:
@@ -184,11 +184,24 @@ class ConstrainedPolicy(DesignPolicy):
             share = 0.5 * share if share > _LEAST_SHARE else 0.0
             pairs = zip(self.policy.parameters(), now, self._last, strict=True)
             for parameter, new, old in pairs:
+                old = old.to(parameter)
                 parameter.copy_(old + share * (new - old))
             if share == 0.0:
                 return
         if self._mode_is_possible():
-            self._last = [parameter.clone() for parameter in self.policy.parameters()]
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keep parameters with which the mode is possible, to come back to."""
+        is_possible = self._mode_is_possible()
+        values = self.policy.parameters() if is_possible else ()
+        self._last = [value.detach().clone() for value in values]
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load parameters, and forget those before."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._keep()
+        return result
 
     def _mode_is_possible(self) -> bool:
         return bool(_check(self.feasible, self.policy.mode.unsqueeze(0)))

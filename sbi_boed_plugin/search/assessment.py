@@ -149,7 +149,8 @@ def _bounds_of_target(
     """Return what network and regression know of a target."""
     own = estimate_target(estimators.target, theta, x, design, unseen(prior))
     bounds, target = {own.bound: own}, target_of(estimators.target)
-    linear = linear_bound(target(theta), x, target.distribution, 0.0)
+    # What is known of the target beforehand is on the CPU.
+    linear = linear_bound(target(theta).cpu(), x.cpu(), target.distribution, 0.0)
     return bounds if linear is None else {**bounds, "linear": linear}
 
 

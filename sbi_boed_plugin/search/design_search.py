@@ -239,7 +239,7 @@ class DesignSearch:
             check_gradient(config.gradient, policy)
         config.utility.check(policy)
         asked = config.target
-        models.target = None if asked is None else Target(asked, prior)
+        target = None if asked is None else Target(asked, prior)
         objective = config.objective or "barber_agakov"
         needs = POLICY_OBJECTIVES[objective].needs
         if config.method == "rounds" and needs != "target":
@@ -252,8 +252,10 @@ class DesignSearch:
                     "num_rounds=0, but there are no stored simulations to learn from: "
                     "leave it out."
                 )
+            models.target = target
             networks = policy, prior, models
             return RoundsSearch(*networks, config, stored=stored, device=self._device)
+        models.target = target
         return DesignOptimizer(
             policy,
             prior,
@@ -296,10 +298,10 @@ class DesignSearch:
 
         With the networks as they are, by the bound of an objective.
         """
-        if objective not in POLICY_OBJECTIVES:
+        if objective not in POLICY_OBJECTIVES or objective == "target":
             raise ValueError(
                 f"objective='{objective}' is unknown. Use one of "
-                f"{sorted(POLICY_OBJECTIVES)}."
+                f"{sorted(set(POLICY_OBJECTIVES) - {'target'})}."
             )
         needs = POLICY_OBJECTIVES[objective].needs
         if self.networks is None or not self.networks.has_networks_for(needs):

@@ -100,6 +100,12 @@ def find_doubts(
     """
     reported = tightest(bounds)
     doubts = _contradictions(bounds, reported)
+    if reported.value < 2.0 * reported.standard_error:
+        doubts.append(
+            f"No information was found ({reported.value:.3f} ± "
+            f"{reported.standard_error:.3f} nats): either the designs tell nothing, or "
+            "less than the networks can learn from these simulations. Allow for more."
+        )
     gap, error = overfit
     allowed = min(_MANY_NATS, max(_SLACK, _SHARE * reported.value))
     if gap > allowed and gap > 2.0 * error:
@@ -136,14 +142,14 @@ def find_doubts(
             "The policy took no step: the design is the one that it started from. "
             "Allow for more simulations or time."
         )
-    elif slope is not None:
+    elif slope is not None and unit == "nats":
         gain = float(slope[0].norm())
         # A slope matters from a twentieth of the information, and from 0.05 nats.
         if is_steep(*slope) and gain > max(_SLACK / 2, 0.05 * abs(reported.value)):
             doubts.append(
                 "The policy stopped on a slope: a move by one standard deviation of "
-                f"its draws gains another {gain:.2f} {unit}. Allow for more steps, or "
-                "a larger design_learning_rate."
+                f"its draws gains another {gain:.2f} nats. Allow for more steps, or a "
+                "larger design_learning_rate."
             )
     return doubts
 
@@ -176,7 +182,8 @@ def find_unsettled(
     better = means.argsort(descending=True)[: math.ceil(len(means) / 2)]
     most = means + 2.0 * (variances[better].mean() / num_networks).sqrt()
     gain, is_good = float(most.max()), most > 0.0
-    if gain < max(_SLACK / 2, _SHARE / 2 * float(best.mean())):
+    least = _SHARE / 2 * abs(float(best.mean()))
+    if gain < (max(_SLACK / 2, least) if unit == "nats" else least):
         return []
     if designs.shape[1] == 1:
         which = f"Designs {_ranges(designs[:, 0].cpu(), is_good)} are"

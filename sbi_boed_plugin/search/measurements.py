@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
+from sbi_boed_plugin.estimators.discrete import check_values
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives.info_nce import (
     log_likelihood_matrix,
@@ -86,6 +87,7 @@ class Measurements:
     ) -> None:
         """Take an experiment for each row into account, or raise and change nothing."""
         x = _check_observed(x, len(design), likelihood.input_shape)
+        check_values(likelihood, x)
         kept = self._kept_likelihood(likelihood)
         belief = copy(self.belief) or self._new_belief(num_particles)
         observations = list(self.observations)

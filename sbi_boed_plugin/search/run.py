@@ -64,13 +64,15 @@ def run_search(
     may_sharpen = config.max_seconds is None and not config.num_refinement_steps
     if config.method == "joint" and may_sharpen:
         assert isinstance(optimizer, DesignOptimizer)
-        better = sharper_design(optimizer, design)
+        each = num_samples // 4
+        better = None
+        if each >= _MIN_SCORING:
+            better = sharper_design(optimizer, design)
         if better is not None:
-            each = num_samples // 4
             design, num_ranked, num_invalid = better_by_simulations(
                 optimizer, simulator, [better, design], each
             )
-            num_samples -= num_ranked
+            num_samples -= 2 * each
     if config.method == "multi_start":
         simulator.max_calls = max(0, left - num_samples)
         candidates, num_ranked, num_invalid = multi_start_search(

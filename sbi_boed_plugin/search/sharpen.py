@@ -57,7 +57,9 @@ def sharper_design(optimizer: DesignOptimizer, mode: Tensor) -> Tensor | None:
             )
     gains = values[:, 0] - values[:, 1]
     gain, error = float(gains.mean()), float(gains.std()) / len(gains) ** 0.5
-    least = max(_LEAST_GAIN, _LEAST_SHARE * abs(float(values[:, 1].mean())))
+    least = _LEAST_SHARE * abs(float(values[:, 1].mean()))
+    if config.utility.unit == "nats":
+        least = max(_LEAST_GAIN, least)
     return best.to(mode) if gain > max(least, _LEAST_ERRORS * error) else None
 
 

@@ -41,8 +41,9 @@ TargetLike = Sequence[int] | int | Callable[[Tensor], Tensor]
 # Draws that a density of the target is fitted to, and others that judge it.
 _NUM_DRAWS, _SEED = 20_000, 20_261_130
 _MOST_COMPONENTS, _MOST_VALUES = 8, 100
-# Share of draws that may have values of others before the target counts as discrete.
-_MAX_REPEATS = 0.05
+# Share of some draws that may have values of others before a target counts as discrete,
+# and how many may have the same.
+_NUM_CHECKED, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
 
 
 class Target:
@@ -65,22 +66,23 @@ class Target:
         self.columns = None if callable(asked) else _columns(asked, prior)
         self.values: Tensor | None = None
         self.is_exact, self.error = True, 0.0
+        particles = getattr(prior, "particles", None)
         with isolated_rng(_SEED):
-            draws = self._of(draw_parameters(prior, 2 * _NUM_DRAWS)).cpu().double()
+            theta = particles
+            if theta is None:
+                theta = draw_parameters(prior, 2 * _NUM_DRAWS)
+            draws = self._of(theta).cpu().double()
+            # Particles repeat each other, whatever is asked for.
+            different = self._of(theta.unique(dim=0)).cpu().double()
+            different = different[torch.randperm(len(different))]
         _check_varies(draws)
         known = None if self.columns is None else _marginal(prior, self.columns)
-        found, counts = draws.unique(dim=0, return_counts=True)
-        repeats = len(found) < (1.0 - _MAX_REPEATS) * len(draws)
-        atoms = getattr(prior, "num_particles", 0)
-        if atoms and len(found) > _MOST_VALUES:
-            # Draws repeat the particles, whatever is asked for.
-            repeats, draws = False, found[torch.randperm(len(found))]
-        if repeats:
-            self._set_values(found, counts, known)
+        if _is_discrete(different).any():
+            self._set_values(draws, known)
         elif known is not None:
             self.distribution: Distribution = known
         else:
-            self._fit(draws)
+            self._fit(different)
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the target `(*batch_shape, dim_target)` of `(*batch, dim_theta)`.
@@ -90,7 +92,10 @@ class Target:
         rows = theta.reshape(-1, theta.shape[-1])
         found = self._of(rows).to(theta)
         if self.values is not None:
-            distances = torch.cdist(found, self.values.to(found))
+            values = self.values.to(found)
+            # A product of matrices would round the differences of large values.
+            exactly = "donot_use_mm_for_euclid_dist"
+            distances = torch.cdist(found, values, compute_mode=exactly)
             found = distances.argmin(dim=1, keepdim=True).to(theta)
         return found.reshape(*theta.shape[:-1], -1)
 
@@ -116,16 +121,15 @@ class Target:
             raise ValueError("target(theta) is not finite for draws of the prior.")
         return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
 
-    def _set_values(
-        self, values: Tensor, counts: Tensor, known: Distribution | None
-    ) -> None:
+    def _set_values(self, draws: Tensor, known: Distribution | None) -> None:
         """Describe a target of few values by their probabilities."""
+        values, counts = draws.unique(dim=0, return_counts=True)
         if len(values) > _MOST_VALUES:
             raise ValueError(
-                f"target: it takes {len(values)} values that repeat among "
-                f"{int(counts.sum())} draws of the prior, too many for probabilities "
-                f"(at most {_MOST_VALUES}) and too few for a density. Use a function "
-                "that groups them, or a smooth one."
+                f"target: some of its values repeat, and there are {len(values):,} "
+                f"among {len(draws):,} draws: too many for probabilities (at most "
+                f"{_MOST_VALUES}), and no density describes it. Ask for the part with "
+                "a density alone, or use a function that groups the values."
             )
         self.values = values
         log_prob = (counts / counts.sum()).log()
@@ -135,35 +139,59 @@ class Target:
             log_prob = exact.double()
         else:
             self.is_exact = False
-            self.error = float(log_prob[_rows(counts)].std()) / math.sqrt(counts.sum())
-        # The network needs to know that there is more than one value.
+            of_draws = log_prob.repeat_interleave(counts)
+            self.error = float(of_draws.std()) / math.sqrt(len(of_draws))
         self.distribution = Independent(
             Categorical(logits=log_prob.reshape(1, -1).float()), 1
         )
 
     def _fit(self, draws: Tensor) -> None:
-        """Fit a mixture of Normals to half of the draws, and judge it by the others."""
+        """Fit a mixture of Normals to half of the draws, and judge it by the others.
+
+        In units of their spread, or in logarithms of them far out, whichever is better.
+        """
         self.is_exact = False
-        half = len(draws) // 2
-        fitted, others = draws[:half].numpy(), draws[half:].numpy()
-        fits = []
-        for num_components in range(1, _MOST_COMPONENTS + 1):
-            fits.append(GaussianMixture(num_components, random_state=0).fit(fitted))
-            if len(fits) > 2 and fits[-1].score(others) < fits[-2].score(others):
-                break
-        best = max(fits, key=lambda fit: fit.score(others))
-        self.error = float(best.score_samples(others).std()) / math.sqrt(len(others))
-        self.distribution = _Mixture(best, draws.shape[1])
+        fitted, others = draws.chunk(2)
+        middle = fitted.median(dim=0).values
+        spread = (fitted - middle).abs().median(dim=0).values
+        spread = spread.where(spread > 0, fitted.std(dim=0))
+        best, best_score = None, -math.inf
+        for is_log in (False, True):
+            before = -math.inf
+            for num_components in range(1, _MOST_COMPONENTS + 1):
+                made = _Mixture(fitted, num_components, middle, spread, is_log)
+                score = float(made.log_prob(others).mean())
+                if score > best_score:
+                    best, best_score = made, score
+                if num_components > 2 and score < before:
+                    break
+                before = score
+        assert best is not None
+        self.distribution = best
+        self.error = float(best.log_prob(others).std()) / math.sqrt(len(others))
 
 
 class _Mixture(Distribution):
-    """A fitted mixture of Normals."""
+    """A mixture of Normals that is fitted to draws, in units or logarithms of them."""
 
     arg_constraints = {}  # type: ignore[assignment]
 
-    def __init__(self, fit: Any, dim: int) -> None:
-        self.fit = fit
-        super().__init__(event_shape=torch.Size((dim,)), validate_args=False)
+    def __init__(
+        self,
+        draws: Tensor,
+        num_components: int,
+        middle: Tensor,
+        spread: Tensor,
+        is_log: bool,
+    ) -> None:
+        self.middle, self.spread, self.is_log = middle, spread, is_log
+        self.fit = GaussianMixture(num_components, random_state=0)
+        self.fit.fit(self._in_units(draws).numpy())
+        super().__init__(event_shape=draws.shape[1:], validate_args=False)
+
+    def _in_units(self, value: Tensor) -> Tensor:
+        units = (value - self.middle) / self.spread
+        return units.asinh() if self.is_log else units
 
     @property
     def support(self) -> Any:
@@ -171,18 +199,23 @@ class _Mixture(Distribution):
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
         num = torch.Size(sample_shape).numel()
-        chosen = torch.multinomial(
-            torch.from_numpy(self.fit.weights_), num, replacement=True
-        )
+        weights = torch.from_numpy(self.fit.weights_)
+        chosen = torch.multinomial(weights, num, replacement=True)
         means = torch.from_numpy(self.fit.means_)[chosen]
         lower = torch.linalg.cholesky(torch.from_numpy(self.fit.covariances_))[chosen]
         noise = torch.randn(num, means.shape[1], 1).double()
-        draws = means + (lower @ noise).squeeze(-1)
+        units = means + (lower @ noise).squeeze(-1)
+        units = units.sinh() if self.is_log else units
+        draws = self.middle + self.spread * units
         return draws.float().reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        rows = value.detach().reshape(-1, self.event_shape[0]).double().numpy()
-        log_prob = torch.from_numpy(np.asarray(self.fit.score_samples(rows)))
+        rows = value.detach().cpu().reshape(-1, self.event_shape[0]).double()
+        units = self._in_units(rows)
+        log_prob = torch.from_numpy(self.fit.score_samples(units.numpy()))
+        log_prob = log_prob - self.spread.log().sum()
+        if self.is_log:
+            log_prob = log_prob - units.cosh().log().sum(dim=1)
         return log_prob.to(value).reshape(value.shape[:-1])
 
 
@@ -231,8 +264,10 @@ def estimate_target(
             len(valid),
             num_failed,
         )
-    data = torch.cat([x, design.to(x).expand(len(x), -1)], dim=1)[valid].float()
-    terms = estimator.log_prob(theta[valid].float().unsqueeze(0), data)[0]
+    device = next(estimator.parameters()).device
+    data = torch.cat([x, design.to(x).expand(len(x), -1)], dim=1)[valid]
+    rows = theta[valid].to(device).float().unsqueeze(0)
+    terms = estimator.log_prob(rows, data.to(device).float())[0]
     values = torch.cat([terms.cpu().double(), torch.zeros(num_failed).double()])
     spread = float(values.std())
     target, num_particles = target_of(estimator), getattr(prior, "num_particles", None)
@@ -270,8 +305,12 @@ def _check_varies(draws: Tensor) -> None:
         )
 
 
-def _rows(counts: Tensor) -> Tensor:
-    return torch.arange(len(counts)).repeat_interleave(counts)
+def _is_discrete(draws: Tensor) -> Tensor:
+    """Return which columns of draws take values that repeat."""
+    some = draws[:_NUM_CHECKED]
+    counts = [column.unique(return_counts=True)[1] for column in some.T]
+    fewest = (1.0 - _MAX_REPEATS) * len(some)
+    return torch.tensor([len(c) < fewest or int(c.max()) > _MAX_SAME for c in counts])
 
 
 def _marginal(prior: Any, columns: list[int]) -> Distribution | None:

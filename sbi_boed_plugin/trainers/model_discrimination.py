@@ -14,6 +14,7 @@ from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.policies.product import Parts
+from sbi_boed_plugin.search.config import MOST_OF_ROUNDS
 from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
@@ -266,10 +267,35 @@ class ModelDiscrimination(NLE_INCE):
     def optimize_design(self, simulator: Any = None, **settings: Any) -> DesignResult:
         """Learn the design that tells the models apart, as `NLE_INCE.optimize_design`.
 
-        `simulator` is the own one if `None`, and `target` the model.
+        `simulator` is the own one if `None`, and `target` the model. With more than
+        30,000 simulations or no budget the search is a multi-start one: information
+        about a model is often small, and a policy follows the noise of its classifier.
         """
-        settings.setdefault("target", 0)
+        budget = settings.get("max_num_simulations")
+        if budget is None or budget > MOST_OF_ROUNDS:
+            settings.setdefault("method", "multi_start")
+        settings.setdefault("target", self.default_target)
+        if settings["target"] == 0 and self.is_settled:
+            raise ValueError(
+                f"Only model {int(self.probabilities.argmax())} is left among the "
+                "particles of the belief: there is nothing to tell apart."
+            )
         return super().optimize_design(simulator or self.simulator, **settings)
+
+    # What a search asks for: the number of the model.
+    default_target = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all particles of the belief have the same model."""
+        return bool((self.probabilities == 1.0).any())
+
+    def build_posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: chains do not move between models. Use `parameters_of`."""
+        raise NotImplementedError(
+            "ModelDiscrimination has the posteriors of its models as particles: "
+            "observe(design, x), then probabilities and parameters_of(model)."
+        )
 
     @property
     def probabilities(self) -> Tensor:

@@ -55,6 +55,8 @@ def make(density_estimator):
 def test_the_best_question_and_what_answers_tell(settings):
     trainer = make(categorical_likelihood_nn([0, 1]))
     result = trainer.optimize_design(answer, **settings)
+    with pytest.raises(ValueError, match="none of the values"):
+        trainer.observe(result.design, torch.tensor([0.5]))
     assert exact(result.design.item()) > 0.93 * exact(8.0)
     assert result.eig.value <= math.log(2.0)
     assert result.eig.value == pytest.approx(exact(result.design.item()), abs=0.08)

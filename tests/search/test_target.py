@@ -143,6 +143,37 @@ def test_particles_do_not_count_as_values():
     assert target.values is None and not target.is_exact
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e4])
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
+def test_fitted_priors_know_small_and_skewed_targets(scale, exponent):
+    """Entropies of a line and of exponentials of a Normal, in closed form."""
+
+    def function(theta):
+        first = theta[:, 0]
+        return scale * ((exponent * first).exp() if exponent else first)
+
+    entropy = 0.5 * math.log(2.0 * math.pi * math.e) + math.log(scale)
+    entropy += math.log(exponent) if exponent else 0.0
+    target = Target(function, NORMAL)
+    theta = NORMAL.sample((20_000,))
+    found = -target.log_prior(target(theta)).double().mean()
+    assert found.item() == pytest.approx(entropy, abs=0.1 if exponent else 0.05)
+
+
+def test_large_values_keep_their_places():
+    def function(theta):
+        return 10_000.0 + theta[:, 0].round().clamp(-1, 1)
+
+    target = Target(function, NORMAL)
+    theta = torch.tensor([[-2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]).repeat(50, 1)
+    assert torch.equal(target(theta)[:, 0], torch.tensor([0.0, 1.0, 2.0]).repeat(50))
+
+
+def test_a_box_far_from_zero_has_a_density():
+    box = BoxUniform(torch.tensor([1_000.0]), torch.tensor([1_001.0]))
+    assert Target(0, box).values is None
+
+
 @pytest.mark.parametrize(
     ("target", "said"),
     [
@@ -154,6 +185,11 @@ def test_particles_do_not_count_as_values():
         (lambda theta: theta[:5], "must return"),
         (lambda theta: theta[:, 0] / 0.0, "is not finite"),
         (lambda theta: (100.0 * theta[:, 0]).round(), "too many for probabilities"),
+        (lambda theta: theta[:, 0].clamp(max=1.8), "some of its values repeat"),
+        (
+            lambda theta: torch.stack([(theta[:, 0] > 0).float(), theta[:, 1]], 1),
+            "some of its values repeat",
+        ),
     ],
 )
 def test_bad_targets_are_refused_before_any_work(target, said):

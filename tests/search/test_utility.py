@@ -138,6 +138,10 @@ NUMPY = lambda d: torch.from_numpy(d.numpy()[:, 0])  # noqa: E731
         ),
         ({"cost": NUMPY, "maximize": "eig_minus_cost"}, "Compute it with torch"),
         (
+            {"cost": lambda d: d[:, 0].detach(), "maximize": "eig_minus_cost"},
+            "Compute it with torch",
+        ),
+        (
             {"cost": lambda d: d[:, 0], "maximize": lambda eig, cost: eig**2 - cost},
             "not linear in eig",
         ),

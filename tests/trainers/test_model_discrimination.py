@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
-from sbi_boed_plugin import ModelDiscrimination, TruncatedNormalPolicy
+from sbi_boed_plugin import (
+    ModelDiscrimination,
+    TruncatedNormalPolicy,
+    run_experiments,
+)
 from tests.trainers.cases import message
 
 PRIOR = MultivariateNormal(torch.zeros(1), torch.eye(1))
@@ -88,6 +92,37 @@ def test_probabilities_and_parameters_after_data(searched):
     inference.forget(2)
     assert inference.probabilities.tolist() == [0.5, 0.5]
     assert inference.parameters_of(0).shape == (4_096, 1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sequence_ends_with_the_question(tmp_path):
+    """Two models that one datum tells apart."""
+
+    def shifted(theta, design):
+        return 50.0 + line(theta, design)
+
+    inference = ModelDiscrimination(
+        [(PRIOR, line), (PRIOR, shifted)],
+        design_policy=TruncatedNormalPolicy(torch.zeros(1), torch.ones(1)),
+        show_progress_bars=False,
+    )
+    settings = {"method": "multi_start", "num_steps": 40, "num_eig_samples": 50}
+    result = run_experiments(
+        inference,
+        inference.simulator,
+        lambda design: line(torch.zeros(1, 1), design[None]),
+        3,
+        seed=1,
+        checkpoint=tmp_path / "models.pt",
+        show_progress_bar=False,
+        **settings,
+    )
+    assert inference.probabilities.tolist() == [1.0, 0.0] and inference.is_settled
+    assert len(result.records) < 3
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        inference.optimize_design(num_steps=1)
+    with pytest.raises(NotImplementedError, match="parameters_of"):
+        inference.build_posterior()
 
 
 def test_models_of_different_sizes_and_probabilities():
