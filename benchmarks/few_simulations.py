@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from sbi.inference import NPE
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
@@ -180,6 +181,9 @@ def figure(rows: Sequence[Row]) -> Figure:
             panel.plot(own.index, own, "o-", color=color, markersize=4, label=method)
         panel.set_title(f"{name}, {size} values" if size > 1 else name, fontsize=9)
         panel.set_xscale("log")
+        budgets = sorted(table["budget"].unique())
+        panel.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_ylim(0.0, 1.05)
         despine(panel)
     *_, last = result.axes

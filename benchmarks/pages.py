@@ -393,10 +393,10 @@ TABLES = {
     ),
     "few-simulations": Table(
         "few-simulations_summary",
-        {"task": "task", "size": "measurements", "budget": "calls", "seeds": "seeds"},
+        {"task": "task", "size": "measurements", "budget": "calls"},
         {"{}": in_brackets(number("share", 2), number("worst", 2))},
         ["method"],
-        lambda table: table.drop(columns="share_se").assign(
+        lambda table: table.drop(columns=["share_se", "seeds"]).assign(
             # Where it is free.
             size=table["size"].map(lambda size: size or "–")
         ),

@@ -98,7 +98,7 @@ print(f"elimination {elimination.mean():.3f} ± {elimination.std():.3f} per hour
 # %% [markdown]
 # ## Two models of memory
 #
-# Is forgetting a power of time, or exponential? A word is learned, and after a delay the
+# Is forgetting a power of time, or exponential? A word is learned; after a delay the
 # answer is right or wrong. When should one ask? A single answer tells a small part of
 # the $\log 2$ nats that there are to know.
 
