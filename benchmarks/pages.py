@@ -378,6 +378,30 @@ TABLES = {
             ["num_simulations", "model"], kind="stable"
         ),
     ),
+    "people": Table(
+        "people_summary",
+        {"problem": "problem"},
+        {
+            "{}: share of the best (worst seed)": in_brackets(
+                number("share", 3), number("worst", 3)
+            ),
+            "{}: reported below exact [nats]": number("below"),
+            "{}: CPU seconds": number("cpu_seconds", 0),
+        },
+        ["budget"],
+    ),
+    "hybrid-calibration": Table(
+        "hybrid-calibration_summary",
+        {"task": "likelihood of", "sampler": "sampled by"},
+        {
+            "smallest p of ranks": number("ks_p"),
+            "C2ST of ranks": number("c2st_ranks"),
+            "C2ST to the prior": number("c2st_dap"),
+            "L-C2ST": number("lc2st", 4),
+            "its p": number("lc2st_p"),
+            "CPU seconds": number("cpu_seconds", 0),
+        },
+    ),
     "training-c2st": Table(
         "training-c2st_summary",
         {"task": "task", "num_simulations": "simulations"},

@@ -15,7 +15,7 @@
 #
 # Three stories, each in a few lines: a pharmacologist's blood samples, which must be
 # taken in order and cost something; two models of memory, told apart by yes or no; and
-# a campaign whose data come days later, in other processes. It takes about two minutes.
+# a campaign whose data come days later, in other processes. It takes about a minute.
 
 # %%
 import tempfile
@@ -69,7 +69,7 @@ def cost(times):
 
 
 inference = NLE_INCE(
-    prior, "maf", design_policy=OrderedPolicy(0.25, 24.0, dim_design=5), **quiet
+    prior, "mdn", design_policy=OrderedPolicy(0.25, 24.0, dim_design=5), **quiet
 )
 samples = inference.optimize_design(
     sample_blood,
@@ -77,7 +77,7 @@ samples = inference.optimize_design(
     cost=cost,
     maximize="eig_minus_cost",
     method="multi_start",
-    num_steps=300,
+    num_steps=150,
 )
 print(samples)
 
@@ -121,17 +121,17 @@ memory = ModelDiscrimination(
     design_policy=TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 40.0)),
     **quiet,
 )
-asked = memory.optimize_design(num_steps=400)
+asked = memory.optimize_design(num_steps=300)
 print(asked)
 
 # %% [markdown]
-# Twenty people are asked after this delay, and as many after a long one; those who
-# answer forget exponentially.
+# Ten people are asked after this delay, and as many after a long one. They forget
+# exponentially.
 
 # %%
-delays = torch.cat([asked.design.expand(20), torch.full((20,), 30.0)]).unsqueeze(1)
+delays = torch.cat([asked.design.expand(10), torch.full((10,), 30.0)]).unsqueeze(1)
 truth = torch.tensor([[0.9, 0.1]])
-answers = by_decay(truth.expand(40, -1), delays)
+answers = by_decay(truth.expand(20, -1), delays)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Each answer has a belief of its own.
     memory.observe(delays, answers)
@@ -158,7 +158,7 @@ def respond(theta, dose):
 def todays_campaign():
     policy = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 5.0))
     trainer = NLE_INCE(dose_prior, "mdn", design_policy=policy, **quiet)
-    return Campaign(folder, trainer, respond, seed=1, max_num_simulations=400)
+    return Campaign(folder, trainer, respond, seed=1, max_num_simulations=200)
 
 
 with todays_campaign() as campaign:  # Monday
