@@ -228,7 +228,7 @@ def test_arguments_are_checked(tmp_path):
         "max_cost=-1.0 must be": {"max_cost": -1.0, "cost": cost_of},
         "num_particles=2 must be": {"num_particles": 2},
         "resume_training": {"resume_training": True},
-        "simulations_file": {"simulations_file": "a.csv", "method": "rounds"},
+        "simulations_file": {"simulations_file": "a.csv", "num_steps": None},
     }.items():
         with pytest.raises(ValueError, match=message(said)):
             begin(tmp_path / "none", **kwargs)

@@ -148,18 +148,17 @@ class Target:
     def _fit(self, draws: Tensor) -> None:
         """Fit a mixture of Normals to half of the draws, and judge it by the others.
 
-        In units of their spread, or in logarithms of them far out, whichever is better.
+        In units of their spread, in logarithms of them far out, or in logarithms of
+        positive values, whichever is better.
         """
         self.is_exact = False
         fitted, others = draws.chunk(2)
-        middle = fitted.median(dim=0).values
-        spread = (fitted - middle).abs().median(dim=0).values
-        spread = spread.where(spread > 0, fitted.std(dim=0))
         best, best_score = None, -math.inf
-        for is_log in (False, True):
+        kinds = ["units", "tails", *(["log"] if (draws > 0).all() else [])]
+        for kind in kinds:
             before = -math.inf
             for num_components in range(1, _MOST_COMPONENTS + 1):
-                made = _Mixture(fitted, num_components, middle, spread, is_log)
+                made = _Mixture(fitted, num_components, kind)
                 score = float(made.log_prob(others).mean())
                 if score > best_score:
                     best, best_score = made, score
@@ -172,26 +171,33 @@ class Target:
 
 
 class _Mixture(Distribution):
-    """A mixture of Normals that is fitted to draws, in units or logarithms of them."""
+    """A mixture of Normals that is fitted to draws, in one of several units."""
 
     arg_constraints = {}  # type: ignore[assignment]
 
-    def __init__(
-        self,
-        draws: Tensor,
-        num_components: int,
-        middle: Tensor,
-        spread: Tensor,
-        is_log: bool,
-    ) -> None:
-        self.middle, self.spread, self.is_log = middle, spread, is_log
+    def __init__(self, draws: Tensor, num_components: int, kind: str) -> None:
+        self.kind = kind
+        values = draws.log() if kind == "log" else draws
+        self.middle = values.median(dim=0).values
+        spread = (values - self.middle).abs().median(dim=0).values
+        self.spread = spread.where(spread > 0, values.std(dim=0))
         self.fit = GaussianMixture(num_components, random_state=0)
-        self.fit.fit(self._in_units(draws).numpy())
+        self.fit.fit(self._in_units(draws)[0].numpy())
         super().__init__(event_shape=draws.shape[1:], validate_args=False)
 
-    def _in_units(self, value: Tensor) -> Tensor:
+    def _in_units(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values in units, and the log-determinant of the map for each row."""
+        log_det = -self.spread.log().sum().expand(len(value))
+        if self.kind == "log":
+            # What is not positive has no density.
+            logarithm = torch.where(value > 0, value.log(), torch.inf)
+            log_det = log_det - logarithm.sum(dim=1)
+            value = value.clamp_min(torch.finfo(value.dtype).tiny).log()
         units = (value - self.middle) / self.spread
-        return units.asinh() if self.is_log else units
+        if self.kind == "tails":
+            units = units.asinh()
+            log_det = log_det - units.cosh().log().sum(dim=1)
+        return units, log_det
 
     @property
     def support(self) -> Any:
@@ -205,17 +211,15 @@ class _Mixture(Distribution):
         lower = torch.linalg.cholesky(torch.from_numpy(self.fit.covariances_))[chosen]
         noise = torch.randn(num, means.shape[1], 1).double()
         units = means + (lower @ noise).squeeze(-1)
-        units = units.sinh() if self.is_log else units
+        units = units.sinh() if self.kind == "tails" else units
         draws = self.middle + self.spread * units
+        draws = draws.exp() if self.kind == "log" else draws
         return draws.float().reshape(*sample_shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         rows = value.detach().cpu().reshape(-1, self.event_shape[0]).double()
-        units = self._in_units(rows)
-        log_prob = torch.from_numpy(self.fit.score_samples(units.numpy()))
-        log_prob = log_prob - self.spread.log().sum()
-        if self.is_log:
-            log_prob = log_prob - units.cosh().log().sum(dim=1)
+        units, log_det = self._in_units(rows)
+        log_prob = torch.from_numpy(self.fit.score_samples(units.numpy())) + log_det
         return log_prob.to(value).reshape(value.shape[:-1])
 
 
