@@ -395,7 +395,6 @@ TABLES = {
         {"task": "likelihood of", "sampler": "sampled by"},
         {
             "smallest p of ranks": number("ks_p"),
-            "C2ST of ranks": number("c2st_ranks"),
             "C2ST to the prior": number("c2st_dap"),
             "L-C2ST": number("lc2st", 4),
             "its p": number("lc2st_p"),
