@@ -44,7 +44,9 @@ def make(density_estimator):
     "settings",
     [
         {"method": "joint", "num_steps": 300},
-        {"method": "multi_start", "num_steps": 300},
+        pytest.param(
+            {"method": "multi_start", "num_steps": 300}, marks=pytest.mark.slow
+        ),
         pytest.param({"max_num_simulations": 1_000}, marks=pytest.mark.slow),
     ],
     ids=lambda settings: settings.get("method", "rounds"),
@@ -87,7 +89,9 @@ def test_a_density_of_answers_is_told():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("method", ["joint", "multi_start"])
+@pytest.mark.parametrize(
+    "method", ["joint", pytest.param("multi_start", marks=pytest.mark.slow)]
+)
 def test_choices_with_a_time_have_mixed_likelihoods(method):
     def choose(theta, design):
         time = torch.exp(0.3 * torch.randn(len(theta), 1)) + 0.1 * design

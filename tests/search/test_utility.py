@@ -157,6 +157,7 @@ def test_bad_settings_are_refused_before_any_work(settings, said):
         make_trainer().optimize_design(never, **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The networks")
 def test_all_of_a_list_are_judged():
     """More candidates than a climb has starts."""
