@@ -36,7 +36,8 @@ class Problem:
         parameter_names: Names of the parameters.
         design_names: Names of the values of a design, with units.
         target: What the information is about, as in
-            :class:`~sbi_boed_plugin.DesignSearchConfig`; likewise all that follow.
+            :class:`~sbi_boed_plugin.DesignSearchConfig`, or names of parameters;
+            likewise all that follow.
         cost: Cost of designs.
         maximize: Information, or a utility of information and cost.
         feasible: Which designs are possible.
@@ -54,7 +55,7 @@ class Problem:
     name: str = "problem"
     parameter_names: Sequence[str] | None = None
     design_names: Sequence[str] | None = None
-    target: TargetLike | None = None
+    target: TargetLike | str | Sequence[str] | None = None
     cost: Callable[[Tensor], Tensor] | None = None
     maximize: Maximize | Callable[[Tensor, Tensor], Tensor] = "eig"
     feasible: Callable[[Tensor], Tensor] | None = None
@@ -83,6 +84,17 @@ class Problem:
                     f"{field}={list(names)} must have {number} names, one for each "
                     "value."
                 )
+
+        names = [self.target] if isinstance(self.target, str) else self.target
+        if isinstance(names, Sequence) and any(isinstance(n, str) for n in names):
+            known = list(self.parameter_names or ())
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ValueError(
+                    f"target={self.target!r}: {unknown[0]!r} is none of the parameters "
+                    f"{known}."
+                )
+            object.__setattr__(self, "target", [known.index(name) for name in names])
 
     @property
     def settings(self) -> dict[str, Any]:

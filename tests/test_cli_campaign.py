@@ -133,6 +133,12 @@ def test_problems_are_checked():
     named = Problem(lambda theta, design: theta, prior, policy)
     assert named.parameter_names == ("parameter 1", "parameter 2")
     assert named.design_names == ("design 1",)
+    by_name = {"parameter_names": ["rate", "scale"], "target": "scale"}
+    named = Problem(lambda theta, design: theta, prior, policy, **by_name)
+    assert named.settings["target"] == [1]
+    by_name["target"] = ["scale", "rat"]
+    with pytest.raises(ValueError, match="'rat' is none of the parameters"):
+        Problem(lambda theta, design: theta, prior, policy, **by_name)
     with pytest.raises(ValueError, match="design_names=.* must have 1 names"):
         Problem(lambda theta, design: theta, prior, policy, design_names=["a", "b"])
     with pytest.raises(TypeError, match="simulator must be a function"):
