@@ -18,6 +18,7 @@ __all__ = [
     "draw_parameters",
     "finite_values",
     "log_normalization",
+    "repeating_columns",
     "to_real_numbers",
     "why_no_density",
 ]
@@ -80,9 +81,14 @@ def _draws(prior: Distribution) -> Tensor:
 
 def discrete_columns(prior: Distribution) -> Tensor:
     """Return which parameters take values that repeat, which no density describes."""
-    columns = _draws(prior).float().T
+    return repeating_columns(_draws(prior).float())
+
+
+def repeating_columns(draws: Tensor) -> Tensor:
+    """Return which columns of at most 1,000 draws have values that repeat."""
+    columns = draws[:_NUM_DRAWS].T
     counts = [column.unique(return_counts=True)[1] for column in columns]
-    most = (1.0 - _MAX_REPEATS) * _NUM_DRAWS
+    most = (1.0 - _MAX_REPEATS) * columns.shape[1]
     return torch.tensor([len(c) < most or int(c.max()) > _MAX_SAME for c in counts])
 
 

@@ -16,8 +16,6 @@ __all__ = ["ConstrainedPolicy"]
 _LEAST_DRAWS, _MOST_DRAWS = 1_024, 2**22
 # Designs among which the mode is looked for where that of the policy is impossible.
 _NUM_FOR_MODE = 4_096
-# Share of a step below which it is not taken at all.
-_LEAST_SHARE = 0.01
 
 
 class _Possible(Constraint):
@@ -172,23 +170,17 @@ class ConstrainedPolicy(DesignPolicy):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Bring the parameters of the policy back, to where its mode is possible.
+        """Bring the parameters of the policy back.
 
-        A step that leads the mode out is halved until it does not. Far outside, hardly
-        any draw would be possible.
+        A step that makes the mode impossible is not taken: far outside, hardly any draw
+        would be possible.
         """
         self.policy.project()
-        now = [parameter.clone() for parameter in self.policy.parameters()]
-        share = 1.0
-        while self._last and not self._mode_is_possible():
-            share = 0.5 * share if share > _LEAST_SHARE else 0.0
-            pairs = zip(self.policy.parameters(), now, self._last, strict=True)
-            for parameter, new, old in pairs:
-                old = old.to(parameter)
-                parameter.copy_(old + share * (new - old))
-            if share == 0.0:
-                return
-        if self._mode_is_possible():
+        if self._last and not self._mode_is_possible():
+            pairs = zip(self.policy.parameters(), self._last, strict=True)
+            for parameter, last in pairs:
+                parameter.copy_(last)
+        else:
             self._keep()
 
     def _keep(self) -> None:

@@ -29,7 +29,7 @@ from torch.distributions import (
     constraints,
 )
 
-from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._prior import draw_parameters, repeating_columns
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
@@ -41,9 +41,6 @@ TargetLike = Sequence[int] | int | Callable[[Tensor], Tensor]
 # Draws that a density of the target is fitted to, and others that judge it.
 _NUM_DRAWS, _SEED = 20_000, 20_261_130
 _MOST_COMPONENTS, _MOST_VALUES = 8, 100
-# Share of some draws that may have values of others before a target counts as discrete,
-# and how many may have the same.
-_NUM_CHECKED, _MAX_REPEATS, _MAX_SAME = 1_000, 0.05, 4
 
 
 class Target:
@@ -77,7 +74,7 @@ class Target:
             different = different[torch.randperm(len(different))]
         _check_varies(draws)
         known = None if self.columns is None else _marginal(prior, self.columns)
-        if _is_discrete(different).any():
+        if repeating_columns(different).any():
             self._set_values(draws, known)
         elif known is not None:
             self.distribution: Distribution = known
@@ -307,14 +304,6 @@ def _check_varies(draws: Tensor) -> None:
             f"target: value {which} is {float(draws[0, which]):.6g} for all draws of "
             "the prior, so that nothing can be learned about it. Leave it out."
         )
-
-
-def _is_discrete(draws: Tensor) -> Tensor:
-    """Return which columns of draws take values that repeat."""
-    some = draws[:_NUM_CHECKED]
-    counts = [column.unique(return_counts=True)[1] for column in some.T]
-    fewest = (1.0 - _MAX_REPEATS) * len(some)
-    return torch.tensor([len(c) < fewest or int(c.max()) > _MAX_SAME for c in counts])
 
 
 def _marginal(prior: Any, columns: list[int]) -> Distribution | None:

@@ -127,4 +127,4 @@ def test_the_reported_bound_gets_tighter():
         reported.append(result.bounds["barber_agakov"].value)
         assert reported[-1] <= result.eig.value < exact
     # Standard errors are 0.02; measured: 0.09 nats.
-    assert reported[1] > reported[0]
+    assert reported[1] > reported[0] + 0.05

@@ -65,7 +65,7 @@ def test_the_design_is_that_of_the_target(settings):
     samples = getattr(samples, "members", [samples])[0].net.sample((2_000,), x)
     assert samples.shape == (2_000, 1, 1)
     if "method" in settings:  # It has learned from enough.
-        assert eig.value > found - 0.35
+        assert eig.value > found - (0.25 if settings["method"] == "joint" else 0.35)
     if settings.get("method") == "joint":  # It knows this design best.
         assert samples.mean().item() == pytest.approx(1.0, abs=0.15)
 
