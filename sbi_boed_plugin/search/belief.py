@@ -168,14 +168,19 @@ class ParticleBelief(Distribution):
 
     def _log_joint(self, theta: Tensor) -> Tensor:
         """Return the log-density of parameters and all observations so far."""
-        total = self.base_prior.log_prob(theta).to(theta)
         try:
             support: Any = self.base_prior.support
         except (NotImplementedError, AttributeError):
             support = None
-        if support is not None and support.is_discrete:
-            # Formulas of discrete distributions also give densities between the values.
-            total = torch.where(support.check(theta), total, -torch.inf)
+        if support is None or not support.is_discrete:
+            total = self.base_prior.log_prob(theta).to(theta)
+        else:
+            # Formulas of discrete distributions also give densities between the values,
+            # or refuse to be asked there.
+            inside = support.check(theta)
+            allowed = torch.where(inside.unsqueeze(-1), theta, self.particles[0])
+            total = self.base_prior.log_prob(allowed).to(theta)
+            total = torch.where(inside, total, -torch.inf)
         for log_likelihood in self.log_likelihoods:
             total = total + log_likelihood(theta)
         return total

@@ -176,7 +176,9 @@ def test_data_a_thousand_times_as_precise_as_the_prior_are_followed(dim):
 
 
 def test_discrete_parameters_stay_discrete_and_may_become_certain():
-    prior = Independent(Poisson(torch.full((1,), 20.0)), 1)
+    # Whether torch validates depends on what else was imported.
+    rates = torch.full((1,), 20.0)
+    prior = Independent(Poisson(rates, validate_args=True), 1, validate_args=True)
     belief = belief_after(near(17, 0.1), prior=prior)
     assert belief.particles.unique().tolist() == [17.0]
     belief = belief_after(near(17, 1.0), prior=prior)
