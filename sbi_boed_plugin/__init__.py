@@ -21,6 +21,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.fitted_prior import FittedPrior
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
 from sbi_boed_plugin.policies import (
     CategoricalPolicy,
@@ -36,6 +37,7 @@ from sbi_boed_plugin.policies import (
 from sbi_boed_plugin.policies.policy import DesignPolicy, ScaleSchedule
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
+from sbi_boed_plugin.posteriors.target_posterior import TargetPosterior
 from sbi_boed_plugin.problem import Problem
 from sbi_boed_plugin.registration import (
     autoregister,
@@ -70,6 +72,7 @@ __all__ = [
     "EnergyConfig",
     "ExperimentRecord",
     "ExperimentsResult",
+    "FittedPrior",
     "HybridEstimator",
     "HybridPosterior",
     "HybridPosteriorParameters",
@@ -83,6 +86,7 @@ __all__ = [
     "ProductPolicy",
     "ScaleSchedule",
     "SimplexPolicy",
+    "TargetPosterior",
     "TruncatedNormalMixturePolicy",
     "TruncatedNormalPolicy",
     "categorical_likelihood_nn",

@@ -14,6 +14,7 @@ from torch.distributions.transforms import Transform, identity_transform
 from sbi_boed_plugin._rng import isolated_rng
 
 __all__ = [
+    "determine_each_other",
     "discrete_columns",
     "draw_parameters",
     "finite_values",
@@ -92,19 +93,27 @@ def repeating_columns(draws: Tensor) -> Tensor:
     return torch.tensor([len(c) < most or int(c.max()) > _MAX_SAME for c in counts])
 
 
+def determine_each_other(draws: Tensor) -> bool:
+    """Return whether a column of draws follows from the others."""
+    # More columns always seem to depend on each other.
+    if draws.shape[1] > len(draws) // 2:
+        return False
+    theta = draws.double()
+    # Ranks tell dependence along a curve, and despite heavy tails.
+    for values in (theta, theta.argsort(dim=0).argsort(dim=0).double()):
+        correlations = torch.atleast_2d(torch.corrcoef(values.T))
+        if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
+            return True
+    return False
+
+
 def why_no_density(prior: Distribution) -> str | None:
     """Return why no density describes the parameters, or `None` where one does."""
     discrete = discrete_columns(prior).nonzero().flatten().tolist()
     if discrete:
         return f"parameters {discrete} of the prior take values that repeat"
-    # More parameters always seem to depend on each other.
-    if prior.event_shape.numel() <= _NUM_DRAWS // 2:
-        theta = _draws(prior).double()
-        # Ranks tell dependence along a curve, and despite heavy tails.
-        for values in (theta, theta.argsort(dim=0).argsort(dim=0).double()):
-            correlations = torch.atleast_2d(torch.corrcoef(values.T))
-            if float(torch.linalg.eigvalsh(correlations).min()) < _MIN_FREEDOM:
-                return "the parameters of the prior determine each other"
+    if determine_each_other(_draws(prior)):
+        return "the parameters of the prior determine each other"
     return None
 
 

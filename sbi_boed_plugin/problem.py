@@ -152,7 +152,7 @@ def read_simulations(
                 )
             columns.append(wanted)
         theta, design, x = (
-            torch.from_numpy(table[c].to_numpy(np.float32)) for c in columns
+            torch.from_numpy(table[c].to_numpy(np.float32, copy=True)) for c in columns
         )
     else:
         raise ValueError(f"{path}: use a file that ends in .csv, .parquet or .npz.")

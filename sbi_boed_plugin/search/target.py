@@ -19,28 +19,62 @@ import numpy as np
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
     MultivariateNormal,
-    constraints,
 )
 
+from sbi_boed_plugin._mixture import fit_mixture
 from sbi_boed_plugin._prior import draw_parameters, repeating_columns
 from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
 
-__all__ = ["Target", "TargetLike", "TargetEstimator", "estimate_target", "target_of"]
+__all__ = [
+    "Target",
+    "TargetEstimator",
+    "TargetFunction",
+    "TargetLike",
+    "estimate_target",
+    "target_of",
+]
 
 TargetLike = Sequence[int] | int | Callable[[Tensor], Tensor]
 
 # Draws that a density of the target is fitted to, and others that judge it.
 _NUM_DRAWS, _SEED = 20_000, 20_261_130
 _MOST_COMPONENTS, _MOST_VALUES = 8, 100
+
+
+class TargetFunction:
+    """What is asked for, as a function from parameters to a batch of targets.
+
+    `columns` are those asked for, `None` for another function.
+    """
+
+    def __init__(self, asked: TargetLike, dim_theta: int) -> None:
+        self._function = asked if callable(asked) else None
+        self.columns = None if callable(asked) else _columns(asked, dim_theta)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Return targets `(batch_dim, dim_target)` of `(batch_dim, dim_theta)`."""
+        if self.columns is not None:
+            return theta[:, self.columns]
+        assert self._function is not None
+        found = torch.as_tensor(self._function(theta.clone()))
+        found = found.unsqueeze(1) if found.dim() == 1 else found
+        if found.dim() != 2 or len(found) != len(theta):
+            raise ValueError(
+                f"target(theta) returned shape {tuple(found.shape)} for {len(theta)} "
+                f"parameters, but must return ({len(theta)},) or ({len(theta)}, "
+                "dim_target)."
+            )
+        if not torch.isfinite(found).all():
+            raise ValueError("target(theta) is not finite for draws of the parameters.")
+        return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
 
 
 class Target:
@@ -59,8 +93,7 @@ class Target:
             ValueError: If columns do not exist or repeat, or the function returns a
                 wrong shape, values that are not finite, or always the same.
         """
-        self._function = asked if callable(asked) else None
-        self.columns = None if callable(asked) else _columns(asked, prior)
+        self._of = TargetFunction(asked, prior.event_shape.numel())
         self.values: Tensor | None = None
         self.is_exact, self.error = True, 0.0
         particles = getattr(prior, "particles", None)
@@ -73,13 +106,17 @@ class Target:
             different = self._of(theta.unique(dim=0)).cpu().double()
             different = different[torch.randperm(len(different))]
         _check_varies(draws)
-        known = None if self.columns is None else _marginal(prior, self.columns)
+        columns = self._of.columns
+        known = None if columns is None else _marginal(prior, columns)
         if repeating_columns(different).any():
             self._set_values(draws, known)
         elif known is not None:
             self.distribution: Distribution = known
         else:
-            self._fit(different)
+            self.is_exact = False
+            self.distribution, self.error = fit_mixture(
+                different, _MOST_COMPONENTS, ("units", "tails", "log")
+            )
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the target `(*batch_shape, dim_target)` of `(*batch, dim_theta)`.
@@ -100,23 +137,6 @@ class Target:
         """Return the log-density of targets before the experiment, in nats."""
         known = self.distribution.log_prob(value.cpu()).to(value)
         return known.detach()
-
-    def _of(self, theta: Tensor) -> Tensor:
-        """Return the target of rows, in its own values."""
-        if self.columns is not None:
-            return theta[:, self.columns]
-        assert self._function is not None
-        found = torch.as_tensor(self._function(theta.clone()))
-        found = found.unsqueeze(1) if found.dim() == 1 else found
-        if found.dim() != 2 or len(found) != len(theta):
-            raise ValueError(
-                f"target(theta) returned shape {tuple(found.shape)} for {len(theta)} "
-                f"parameters, but must return ({len(theta)},) or ({len(theta)}, "
-                "dim_target)."
-            )
-        if not torch.isfinite(found).all():
-            raise ValueError("target(theta) is not finite for draws of the prior.")
-        return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
 
     def _set_values(self, draws: Tensor, known: Distribution | None) -> None:
         """Describe a target of few values by their probabilities."""
@@ -141,83 +161,6 @@ class Target:
         self.distribution = Independent(
             Categorical(logits=log_prob.reshape(1, -1).float()), 1
         )
-
-    def _fit(self, draws: Tensor) -> None:
-        """Fit a mixture of Normals to half of the draws, and judge it by the others.
-
-        In units of their spread, in logarithms of them far out, or in logarithms of
-        positive values, whichever is better.
-        """
-        self.is_exact = False
-        fitted, others = draws.chunk(2)
-        best, best_score = None, -math.inf
-        kinds = ["units", "tails", *(["log"] if (draws > 0).all() else [])]
-        for kind in kinds:
-            before = -math.inf
-            for num_components in range(1, _MOST_COMPONENTS + 1):
-                made = _Mixture(fitted, num_components, kind)
-                score = float(made.log_prob(others).mean())
-                if score > best_score:
-                    best, best_score = made, score
-                if num_components > 2 and score < before:
-                    break
-                before = score
-        assert best is not None
-        self.distribution = best
-        self.error = float(best.log_prob(others).std()) / math.sqrt(len(others))
-
-
-class _Mixture(Distribution):
-    """A mixture of Normals that is fitted to draws, in one of several units."""
-
-    arg_constraints = {}  # type: ignore[assignment]
-
-    def __init__(self, draws: Tensor, num_components: int, kind: str) -> None:
-        self.kind = kind
-        values = draws.log() if kind == "log" else draws
-        self.middle = values.median(dim=0).values
-        spread = (values - self.middle).abs().median(dim=0).values
-        self.spread = spread.where(spread > 0, values.std(dim=0))
-        self.fit = GaussianMixture(num_components, random_state=0)
-        self.fit.fit(self._in_units(draws)[0].numpy())
-        super().__init__(event_shape=draws.shape[1:], validate_args=False)
-
-    def _in_units(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values in units, and the log-determinant of the map for each row."""
-        log_det = -self.spread.log().sum().expand(len(value))
-        if self.kind == "log":
-            # What is not positive has no density.
-            logarithm = torch.where(value > 0, value.log(), torch.inf)
-            log_det = log_det - logarithm.sum(dim=1)
-            value = value.clamp_min(torch.finfo(value.dtype).tiny).log()
-        units = (value - self.middle) / self.spread
-        if self.kind == "tails":
-            units = units.asinh()
-            log_det = log_det - units.cosh().log().sum(dim=1)
-        return units, log_det
-
-    @property
-    def support(self) -> Any:
-        return constraints.real_vector
-
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
-        num = torch.Size(sample_shape).numel()
-        weights = torch.from_numpy(self.fit.weights_)
-        chosen = torch.multinomial(weights, num, replacement=True)
-        means = torch.from_numpy(self.fit.means_)[chosen]
-        lower = torch.linalg.cholesky(torch.from_numpy(self.fit.covariances_))[chosen]
-        noise = torch.randn(num, means.shape[1], 1).double()
-        units = means + (lower @ noise).squeeze(-1)
-        units = units.sinh() if self.kind == "tails" else units
-        draws = self.middle + self.spread * units
-        draws = draws.exp() if self.kind == "log" else draws
-        return draws.float().reshape(*sample_shape, *self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        rows = value.detach().cpu().reshape(-1, self.event_shape[0]).double()
-        units, log_det = self._in_units(rows)
-        log_prob = torch.from_numpy(self.fit.score_samples(units.numpy())) + log_det
-        return log_prob.to(value).reshape(value.shape[:-1])
 
 
 class TargetEstimator(EstimatorView):
@@ -280,10 +223,9 @@ def estimate_target(
     return EIGEstimate(mean, error, cast(Any, bound), None, len(values), num_failed)
 
 
-def _columns(asked: Any, prior: Distribution) -> list[int]:
-    """Return columns of the parameters, or raise if they are none."""
+def _columns(asked: Any, num: int) -> list[int]:
+    """Return columns of `num` parameters, or raise if they are none."""
     columns = [asked] if isinstance(asked, int) else list(asked)
-    num = prior.event_shape.numel()
     is_int = all(isinstance(c, int | np.integer) for c in columns)
     if not columns or not is_int or not all(-num <= c < num for c in columns):
         raise ValueError(

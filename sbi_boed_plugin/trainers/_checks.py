@@ -18,13 +18,16 @@ def append_design(
     dim_design: int | None,
     policy: DesignPolicy | None = None,
     name: str = "x",
+    num_rows: int | None = None,
 ) -> tuple[Tensor, int]:
     """Return `(values, design)` in one row each and the size of a design, or raise.
 
-    Without a design it is 0; `dim_design` is that of earlier simulations, if any.
+    Without a design it is 0; `dim_design` is that of earlier simulations, if any, and
+    `num_rows` how many rows of `x` go with the values.
     """
     check_designs_given(design, dim_design)
     if design is None:
+        _check_length(values, num_rows, name)
         return values, 0
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}.")
@@ -35,7 +38,16 @@ def append_design(
             f"{tuple(design.shape)}: with designs both must have two dimensions and "
             "one row per simulation. One number per design is design.unsqueeze(1)."
         )
+    _check_length(values, num_rows, name)
     return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
+
+
+def _check_length(values: Tensor, num_rows: int | None, name: str) -> None:
+    if num_rows not in (None, len(values)):
+        raise ValueError(
+            f"{name} has {len(values)} rows and x {num_rows}: each simulation needs a "
+            "row in both."
+        )
 
 
 def check_designs_given(design: Tensor | None, dim_design: int | None) -> None:

@@ -100,6 +100,7 @@ class InfoNCEObjective:
                 f"{before}: their losses cannot be compared. Keep these values and "
                 "training_batch_size, or start a new training."
             )
+        self.metrics = dict(earlier.metrics)
 
     def loss(
         self, net: ConditionalDensityEstimator, theta: Tensor, x: Tensor

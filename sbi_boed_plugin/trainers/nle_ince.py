@@ -23,12 +23,14 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.posteriors.target_posterior import TargetPosterior
 from sbi_boed_plugin.search.belief import ParticleBelief
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.search.target import TargetLike
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import (
     default_sampler,
@@ -154,12 +156,7 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         """
         of_search = self.search.dim_design, self.search.policy
         parameters = theta
-        theta, dim_design = append_design(theta, design, *of_search, "theta")
-        if len(theta) != len(x):
-            raise ValueError(
-                f"theta has {len(theta)} rows and x {len(x)}: each simulation needs a "
-                "row in both."
-            )
+        theta, dim_design = append_design(theta, design, *of_search, "theta", len(x))
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
@@ -327,11 +324,13 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         posterior_parameters: PosteriorParameters | None = None,
         *,
         design: Tensor | None = None,
+        target: TargetLike | None = None,
     ) -> NeuralPosterior:
         r"""Build the posterior from the likelihood.
 
         At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
         row for each row of `x_o`; if `None` after `observe`, given all observations.
+        With a `target`, as in a search, a :class:`~sbi_boed_plugin.TargetPosterior`.
 
         `sample_with="hybrid"` takes no chains: a posterior network proposes, and the
         likelihood corrects it, by :class:`~sbi_boed_plugin.HybridPosterior`, whose
@@ -345,7 +344,10 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
                 the policy.
             RuntimeError: If a design is given and nothing was trained.
         """
-        given = del_entries(locals(), ("self", "__class__"))
+        given = del_entries(locals(), ("self", "__class__", "target"))
+        if target is not None:
+            of_all = self.build_posterior(**given)
+            return TargetPosterior(of_all, target, prior or self.search.prior)
         if sample_with is None:
             given["sample_with"] = sample_with = default_sampler(self.search, given)
         if sample_with == "hybrid":
@@ -367,8 +369,6 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         objective, resumes = self._asked
         earlier = self._objective if resumes else None
         objective.fit_to_batches(loaders[0].batch_size, earlier)
-        if earlier is not None:
-            objective.metrics = dict(earlier.metrics)
         objective.dim_design = self.search.dim_design or 0
         stored, _, _ = self.get_simulations(starting_round)
         objective.parameters = stored[self.train_indices]
