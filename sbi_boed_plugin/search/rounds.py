@@ -39,6 +39,8 @@ __all__ = ["RoundsSearch"]
 # Of the simulations for training, those of the first round, and of later rounds, those
 # at designs that are spread all over; steps around the best, in widths of the space.
 _FIRST_SHARE, _SPREAD_SHARE, _STEP = 0.4, 0.33, 0.1
+# Of a limited time, the largest share that scores the design.
+_SCORING_SHARE = 0.2
 # Exponentials of more are not finite in single precision.
 _MOST_LOG_RATIO = 80.0
 # The climbs of single networks, and from there on that of all together; draws that
@@ -77,6 +79,8 @@ class RoundsSearch:
         self._promising, self.unsettled = torch.zeros(0), list[str]()
         self._models, self._device, self._stored = models, device, stored
         self.fit: CrossFit | None = None
+        # Seconds of a simulation, and of learning for each row.
+        self._pace = 0.0, 0.0
         # The network that leaves a row out.
         self._folds = torch.zeros(0, dtype=torch.long)
 
@@ -118,10 +122,10 @@ class RoundsSearch:
         )
         with bar:
             while True:
-                num_new = (
+                num_left = (
                     0 if simulator is None else self._affordable(simulator, num_after)
                 )
-                ends = self.finished or num_new < 1
+                ends = self.finished or num_left < 1
                 # Also from what was simulated before an interrupt.
                 has_new = self.num_learned_from > len(self._folds)
                 # What is too little to learn from grows with the next round.
@@ -131,7 +135,11 @@ class RoundsSearch:
                 if ends or simulator is None:
                     done = self.finished or simulator is None
                     return "num_rounds" if done else "max_num_simulations"
-                self._simulate(simulator, num_new, show_progress_bar)
+                num_new = self._size_of_round(num_left)
+                if self.fit is not None and self._is_late(num_new, num_after):
+                    self._rank(self.fit, is_last=True)
+                    return "max_seconds"
+                self._simulate(simulator, num_new, num_left, show_progress_bar)
                 bar.update()
 
     def _affordable(self, simulator: CheckedSimulator, num_after: int) -> int:
@@ -139,21 +147,42 @@ class RoundsSearch:
         left = self.config.max_num_simulations - num_after - self.progress.num_spent
         return left - simulator.num_check_calls
 
+    def _size_of_round(self, num_left: int) -> int:
+        """Return how many of the simulations that are left the next round has."""
+        num_rounds = self.config.num_rounds - self.progress.step
+        if num_rounds == 1:
+            return num_left
+        share = _FIRST_SHARE if self.networks is None else 1.0 / num_rounds
+        return max(1, int(num_left * share))
+
+    def _is_late(self, num_new: int, num_after: int) -> bool:
+        """Whether another round, at the pace of the last, would take too long.
+
+        A fifth of the time at most is for the simulations after it.
+        """
+        limit, progress = self.config.max_seconds, self.progress
+        if limit is None:
+            return False
+        per_call, per_row = self._pace
+        needed = per_call * num_new + per_row * (self.num_learned_from + num_new)
+        after = min(per_call * num_after, _SCORING_SHARE * limit)
+        return progress.seconds + needed + after > limit
+
     def _can_learn(self) -> bool:
         rows = Batch.join(self._batches())
         return enough_rows(rows, self._weights(rows))
 
     def _simulate(
-        self, simulator: CheckedSimulator, num_new: int, show_progress_bar: bool
+        self,
+        simulator: CheckedSimulator,
+        num_new: int,
+        num_left: int,
+        show_progress_bar: bool,
     ) -> None:
-        """Simulate the next round, a share of what the budget has."""
+        """Simulate the next round, `num_new` of what the budget has."""
         config, progress = self.config, self.progress
         started = time.perf_counter()
-        simulator.max_calls = num_new + simulator.num_check_calls
-        num_left = config.num_rounds - progress.step
-        if num_left > 1:
-            share = _FIRST_SHARE if self.networks is None else 1.0 / num_left
-            num_new = max(1, int(num_new * share))
+        simulator.max_calls = num_left + simulator.num_check_calls
         batch = simulate_batch(
             simulator,
             self.prior,
@@ -165,7 +194,9 @@ class RoundsSearch:
             show_progress_bar=show_progress_bar,
             warn=progress.num_invalid_simulations == 0,
         )
-        progress.keep(batch, None, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        progress.keep(batch, None, seconds)
+        self._pace = seconds / num_new, self._pace[1]
 
     def _proposed_designs(self, num_designs: int) -> Tensor:
         """Return designs to simulate at, `(num_designs, dim_design)`."""
@@ -213,7 +244,9 @@ class RoundsSearch:
             self.config = replace(config, objective=fit.better_objective())
         self._rank(fit, is_last)
         self._folds, self.fit, self.networks = folds, fit, fit.joined
-        progress.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
+        self._pace = self._pace[0], seconds / len(rows.theta)
 
     def _weights(self, rows: Batch) -> Tensor:
         """Return how often rows count for the posterior, about one on average.

@@ -241,6 +241,21 @@ def test_an_interrupted_search_keeps_its_simulations_and_goes_on():
     assert len(trainer.simulations[0]) > num_kept
 
 
+@pytest.mark.slow
+def test_no_round_begins_that_would_take_too_long():
+    torch.manual_seed(8)
+    trainer, simulator = make_trainer(), Counted()
+    result = trainer.optimize_design(simulator, **FEW, max_seconds=0.5)
+    assert result.stop_reason == "max_seconds" and len(result.history["eig"]) == 1
+    assert result.num_simulations == simulator.num_rows < 150
+    assert result.candidates and result.doubts
+    result = trainer.optimize_design(
+        simulator, max_seconds=1e4, max_num_simulations=200, resume_training=True
+    )
+    assert result.stop_reason == "num_rounds"
+    assert 150 < result.num_simulations == simulator.num_rows <= 200
+
+
 @pytest.mark.parametrize(
     "settings, method",
     [
@@ -254,6 +269,7 @@ def test_an_interrupted_search_keeps_its_simulations_and_goes_on():
         ({"max_num_simulations": 1_000, "objective": "lace"}, "rounds"),
         ({"max_num_simulations": 1_000, "method": "joint"}, "joint"),
         ({"max_num_simulations": 1_000, "num_workers": 2}, "rounds"),
+        ({"max_num_simulations": 1_000, "max_seconds": 60.0}, "rounds"),
     ],
 )
 def test_the_method_follows_from_what_is_asked(settings, method):
