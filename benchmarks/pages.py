@@ -112,12 +112,6 @@ def in_brackets(first: Cell, second: Cell) -> Cell:
     return lambda row: f"{first(row)} ({second(row)})"
 
 
-def _reported(row: pd.Series) -> str:
-    told = round(row["told"] * row["seeds"])
-    said = f", {told} told" if told else ""
-    return f"{row['reported']:.2f} of {row['exact']:.2f}{said}"
-
-
 def _gain_and_time(row: pd.Series) -> str:
     gains = f"{row['gain']:+.2f} ({row['median_gain']:+.2f})".replace("-", "−")
     return f"{gains}, {row['time']:.1f}×"
@@ -169,15 +163,14 @@ TABLES = {
     "honest-bounds": Table(
         "honest-bounds_summary",
         {"task": "task", "dim_design": "values of a design"},
-        {"{}": _reported},
-        ["simulations"],
-        lambda table: (
-            table.sort_values("budget", key=lambda b: b.replace(0, 10**9))
-            .sort_values(["task", "dim_design"], kind="stable")
-            .assign(
-                simulations=lambda t: t["budget"].map(_text).replace("0", "defaults")
-            )
-        ),
+        {
+            "reported [nats]": number("reported"),
+            "exact [nats]": number("exact"),
+            "said to be far too low": lambda row: (
+                f"{round(row['told'] * row['seeds'])} of {row['seeds']}"
+            ),
+        },
+        prepare=lambda table: table.sort_values(["task", "dim_design"]),
     ),
     "lace-objective": Table(
         "lace-objective_summary",

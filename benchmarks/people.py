@@ -10,6 +10,7 @@ Problems whose best design is known by a closed form, by quadrature or by a grid
 - `cost`: information minus a cost; `per_cost`: information per cost;
 - `constraint`: two measurements that share six hours;
 - `list`: a time and one of two instruments, of which one comes late, as a list;
+- `product`: the same with any time, as a product: the best one is where it comes;
 - `yes_no`: the intensity at which answers tell most of a threshold.
 
 `share` is the worth of the design found relative to the best one, `below` how far the
@@ -17,6 +18,7 @@ reported information is below that of the design; each with 1,000 simulations, a
 as many as are the default.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ from sbi_boed_plugin import (
     NLE_INCE,
     CategoricalPolicy,
     ModelDiscrimination,
+    ProductPolicy,
     TruncatedNormalPolicy,
     categorical_likelihood_nn,
 )
@@ -223,7 +226,7 @@ def _constraint() -> Known:
     )
 
 
-def _list() -> Known:
+def _list(is_product: bool = False) -> Known:
     prior = BoxUniform(torch.tensor([0.05]), torch.tensor([1.0]))
     times = torch.linspace(0.25, 12.0, 48)
     parts = [torch.stack([times, torch.full_like(times, k)], 1) for k in (0.0, 1.0)]
@@ -247,7 +250,12 @@ def _list() -> Known:
         entropy = -(density * density.clamp_min(1e-30).log()).sum() * (x[1] - x[0])
         return float(entropy) - 0.5 * math.log(2.0 * math.pi * math.e * sd**2)
 
-    policy = lambda: CategoricalPolicy(candidates)  # noqa: E731
+    def policy() -> DesignPolicy:
+        if not is_product:
+            return CategoricalPolicy(candidates)
+        instruments = CategoricalPolicy(torch.tensor([[0.0], [1.0]]))
+        return ProductPolicy([interval(0.25, 12.0), instruments])
+
     return Known(policy, simulator, information, candidates, prior)
 
 
@@ -281,6 +289,7 @@ PROBLEMS: dict[str, Callable[[], Known]] = {
     "per_cost": _per_cost,
     "constraint": _constraint,
     "list": _list,
+    "product": functools.partial(_list, is_product=True),
     "yes_no": _yes_no,
 }
 
