@@ -97,6 +97,8 @@ def test_a_design_of_ones_own_problem(folder, capsys):
     assert code == 0 and "by stored simulations" in out
     code, _, err = called(capsys, "design", "bmp", "--simulations", "x.csv")
     assert code == 2 and "is for a Problem of your own" in err
+    code, _, err = called(capsys, *design, "--policy", "point")
+    assert code == 2 and "a Problem has its own design_policy" in err
 
 
 def test_files_of_simulations(tmp_path):

@@ -65,9 +65,11 @@ _METHOD_HELP = (
     "learn together; multi_start: networks learn for the whole design space, then many "
     "designs climb at once; auto: rounds for at most 30,000 simulations, else joint"
 )
+_DEFAULT_POLICY = "truncated_normal"
 _POLICY_HELP = (
-    "distribution over designs that learns: %(choices)s; point needs another "
-    "--gradient than score, mixture score alone"
+    "distribution over designs that learns, of built-in tasks: %(choices)s; point "
+    f"needs another --gradient than score, mixture score alone (default: "
+    f"{_DEFAULT_POLICY})"
 )
 
 
@@ -99,7 +101,7 @@ def add_design_options(parser: argparse.ArgumentParser) -> None:
         ("objective", sorted(POLICY_OBJECTIVES), None, _OBJECTIVE_HELP),
         ("gradient", POLICY_GRADIENTS, "score", _GRADIENT_HELP),
         ("method", METHODS, "auto", _METHOD_HELP),
-        ("policy", tuple(POLICIES), "truncated_normal", _POLICY_HELP),
+        ("policy", tuple(POLICIES), None, _POLICY_HELP),
     ):
         text += f" (default: {default})" if default else ""
         parser.add_argument(
@@ -126,11 +128,17 @@ def _design(options: argparse.Namespace) -> int:
             with_all_numbers(config, has_networks=False, num_check_calls=0)
         task = load_task(options.task, options.dim_design)
         if isinstance(task, Problem):
+            if options.policy is not None:
+                raise ValueError(
+                    f"--policy {options.policy} is for built-in tasks: a Problem has "
+                    "its own design_policy"
+                )
             return _design_problem(task, options, search)
         if options.simulations is not None:
             raise ValueError("--simulations is for a Problem of your own")
+        chosen = options.policy or _DEFAULT_POLICY
         if config.method == "joint":
-            policy = POLICIES[options.policy](task.design_low, task.design_high)
+            policy = POLICIES[chosen](task.design_low, task.design_high)
             check_gradient(options.gradient, policy)
             if options.gradient == "pathwise" and not _is_differentiable(task):
                 raise ValueError(
@@ -146,7 +154,7 @@ def _design(options: argparse.Namespace) -> int:
             task,
             folder,
             density_estimator=options.density_estimator,
-            policy=options.policy,
+            policy=chosen,
             search=search,
             seed=options.seed,
             show_progress=not options.quiet,
