@@ -19,8 +19,6 @@ from sbi_boed_plugin.experiment import find_design, make_trainer
 from sbi_boed_plugin.search.result import DesignResult
 
 SIZES = (("noisy_linear", 10), ("gaussian_linear", 10))
-# As many simulations as a search takes by default; `few-simulations` has others.
-BUDGETS = (0,)
 # Shares and nats by which a bound may be too low without a word.
 SHARE, NATS = 0.2, 0.5
 
@@ -37,8 +35,8 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
     """Return one job for each seed and task."""
     cases = [(name, 0) for name in tasks.available_tasks()]
     return [
-        {"task": name, "size": size, "budget": budget, "seed": seed}
-        for budget in ((1_000,) if quick else BUDGETS)
+        # As many simulations as a search takes by default.
+        {"task": name, "size": size, "budget": 1_000 if quick else 0, "seed": seed}
         for seed in range(num_seeds)
         for name, size in (*cases, *SIZES)
     ]

@@ -20,15 +20,15 @@ __all__ = ["FittedMixture", "fit_mixture"]
 class FittedMixture(Distribution):
     """A mixture of Normals that is fitted to draws, in one of several units.
 
-    In `"units"` of their spread, in logarithms of them far out (`"tails"`), or in
-    logarithms of positive values (`"log"`).
+    In `"units"` of their spread, on a scale that is logarithmic far out (`"tails"`), or
+    in logarithms of positive values (`"log"`).
     """
 
     arg_constraints = {}  # type: ignore[assignment]
 
     def __init__(self, draws: Tensor, num_components: int, kind: str) -> None:
         """Fit to draws of shape `(num_draws, dim)`, in double precision on the CPU."""
-        self.kind = kind
+        self.num_components, self.kind = num_components, kind
         values = draws.log() if kind == "log" else draws
         self.middle = values.median(dim=0).values
         spread = (values - self.middle).abs().median(dim=0).values
@@ -82,28 +82,27 @@ class FittedMixture(Distribution):
 
 
 def fit_mixture(
-    draws: Tensor, most_components: int, kinds: tuple[str, ...]
-) -> tuple[FittedMixture, float]:
-    """Fit a mixture to half of the draws `(num_draws, dim)`, judged by the others.
+    draws: Tensor, others: Tensor, most_components: int, kinds: tuple[str, ...]
+) -> tuple[FittedMixture, Tensor]:
+    """Fit a mixture to draws `(num_draws, dim)`, judged by others.
 
-    Returns the one with the largest mean log-density of the others, and the standard
-    error of that mean in nats. Logarithms are tried of positive draws only.
+    Returns the one with the largest mean log-density of the others, and their
+    log-densities in nats. Logarithms are tried of positive draws only.
     """
-    draws = draws.detach().cpu().double()
-    fitted, others = draws.chunk(2)
-    best, best_score = None, -math.inf
+    draws, others = (rows.detach().cpu().double() for rows in (draws, others))
+    best, scores = None, torch.tensor(-math.inf)
     for kind in kinds:
-        if kind == "log" and not (draws > 0).all():
+        if kind == "log" and not ((draws > 0).all() and (others > 0).all()):
             continue
         before = -math.inf
         for num_components in range(1, most_components + 1):
-            made = FittedMixture(fitted, num_components, kind)
-            score = float(made.log_prob(others).mean())
-            if score > best_score:
-                best, best_score = made, score
+            made = FittedMixture(draws, num_components, kind)
+            found = made.log_prob(others)
+            score = float(found.mean())
+            if score > float(scores.mean()):
+                best, scores = made, found
             if num_components > 2 and score < before:
                 break
             before = score
     assert best is not None
-    error = float(best.log_prob(others).std()) / math.sqrt(len(others))
-    return best, error
+    return best, scores

@@ -68,6 +68,7 @@ def test_it_keeps_the_random_numbers_and_pickles():
     expected = torch.rand(3)
     torch.manual_seed(1)
     fitted = FittedPrior(draws)
+    fitted.log_prob(draws)
     assert torch.equal(torch.rand(3), expected)
     again = pickle.loads(pickle.dumps(fitted))
     assert torch.equal(again.log_prob(draws), fitted.log_prob(draws))
@@ -95,6 +96,54 @@ def test_a_misfit_is_told_and_a_fit_is_not():
     FittedPrior(torch.rand(300, 2), BOX)
 
 
+def test_draws_may_have_double_precision():
+    torch.manual_seed(0)
+    draws = torch.randn(1_000, 2).double()
+    fitted = FittedPrior(draws)
+    assert torch.isfinite(fitted.log_prob(draws)).all()
+    assert fitted.sample((3,)).dtype == torch.float32
+
+
+def test_whole_numbers_are_values_like_others():
+    torch.manual_seed(0)
+    fitted = FittedPrior(torch.randn(1_000, 2))
+    whole = torch.tensor([[0, 1]])
+    assert torch.equal(fitted.log_prob(whole), fitted.log_prob(whole.float()))
+    with pytest.raises(ValueError, match=r"\(4, 1\), but the last dimension must be 2"):
+        fitted.log_prob(torch.zeros(4, 1))
+
+
+def test_draws_that_rounding_puts_onto_a_bound_have_no_part():
+    """Near 1, single precision has steps of 1e-7, where the density has a pole."""
+    torch.manual_seed(0)
+    prior = BoxUniform(torch.ones(1), torch.full((1,), 2.0))
+    draws = 1.0 + torch.rand(10_000, 1) ** 3
+    assert (draws == 1.0).any()
+    fitted = FittedPrior(draws, prior)
+    own = fitted.sample((50_000,))
+    assert (own > 1.0).all() and (own < 2.0).all()
+    assert fitted.log_prob(torch.tensor([[1.0], [2.0]])).tolist() == [-math.inf] * 2
+    # The entropy of 1 + u**3 is log(3) - 2 nats.
+    assert abs(fitted.log_prob(own).mean() - (2.0 - math.log(3.0))) < 0.1
+
+
+def test_copies_of_a_row_do_not_judge_each_other():
+    """Particles that were drawn with replacement; the truth is a unit Normal."""
+    torch.manual_seed(0)
+    different = torch.randn(1_000, 5)
+    copies = FittedPrior(different[torch.randint(1_000, (10_000,))])
+    fresh = torch.randn(10_000, 5)
+    known = Independent(Normal(torch.zeros(5), 1.0), 1)
+    loss = (known.log_prob(fresh) - copies.log_prob(fresh)).mean()
+    assert loss < 0.05
+
+
+def test_too_few_draws_are_told():
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="nats worse than its own"):
+        FittedPrior(torch.randn(200, 20))
+
+
 @pytest.mark.parametrize(
     "samples, prior, expected",
     [
@@ -105,6 +154,10 @@ def test_a_misfit_is_told_and_a_fit_is_not():
         (torch.randint(3, (500, 2)).float(), None, "repeat in columns [0, 1]"),
         (torch.randn(500, 2), BOX, "outside the support"),
         (torch.rand(500, 3), BOX, "3 columns"),
+        ((torch.rand(5_000, 1) * 1.06 - 0.03).clamp(0, 1), None, "in columns [0]"),
+        (torch.rand(500, 2).round(decimals=2).clamp(0, 1), BOX, "repeat in columns"),
+        (torch.randn(500, 1), Normal(0.0, 1.0), "Independent"),
+        (torch.rand(500, 2), "box", "must be a torch Distribution"),
         (torch.ones(500, 2) * torch.rand(500, 1), None, "determine each other"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -7,6 +7,7 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._rng import isolated_rng
 from sbi_boed_plugin.search.target import TargetFunction, TargetLike
 
 __all__ = ["TargetPosterior"]
@@ -25,24 +26,29 @@ class TargetPosterior(NeuralPosterior):
         prior: Prior of all parameters.
 
     Raises:
+        TypeError: If `posterior` or `prior` is something else.
         ValueError: If there are no such columns, or the function returns a wrong shape.
     """
 
     def __init__(
         self, posterior: NeuralPosterior, target: TargetLike, prior: Distribution
     ) -> None:
+        for name, given, kind in (
+            ("posterior", posterior, NeuralPosterior),
+            ("prior", prior, Distribution),
+        ):
+            if not isinstance(given, kind):
+                raise TypeError(
+                    f"{name} must be a {kind.__name__}, got {type(given).__name__}."
+                )
         of_all: Any = posterior
-        super().__init__(of_all.potential_fn, device=of_all._device)
+        dim_theta = prior.event_shape.numel()
+        self._target = TargetFunction(target, dim_theta)
+        with isolated_rng(0):
+            self._target(prior.sample(torch.Size((dim_theta + 1,))))
         self.posterior = posterior
-        self._target = TargetFunction(target, prior.event_shape.numel())
-        self._target(prior.sample(torch.Size((prior.event_shape.numel() + 1,))))
-        if posterior.default_x is not None:
-            super().set_default_x(posterior.default_x)
-
-    def set_default_x(self, x: Tensor) -> "NeuralPosterior":
-        """Set the data of calls without `x`."""
-        self.posterior.set_default_x(x)
-        return super().set_default_x(x)
+        super().__init__(of_all.potential_fn, device=of_all._device)
+        self._x = posterior.default_x
 
     def sample(
         self,
@@ -56,7 +62,10 @@ class TargetPosterior(NeuralPosterior):
         Further arguments are those of the posterior of all parameters.
         """
         theta = self.posterior.sample(
-            sample_shape, x, show_progress_bars=show_progress_bars, **kwargs
+            sample_shape,
+            self._x_else_default_x(x),
+            show_progress_bars=show_progress_bars,
+            **kwargs,
         )
         return self._of(theta)
 

@@ -197,10 +197,12 @@ class DesignSearch:
         self, config: DesignSearchConfig, tracker: Any | None, show_progress_bar: bool
     ) -> DesignResult:
         """Find a design by stored simulations alone."""
-        if config.method != "rounds" or config.max_num_simulations is not None:
+        limits = config.max_num_simulations, config.max_seconds
+        if config.method != "rounds" or limits != (None, None):
             raise ValueError(
                 "simulator=None finds a design by stored simulations alone: leave out "
-                "max_num_simulations, and method or use method='rounds'."
+                "max_num_simulations and max_seconds, and method or use "
+                "method='rounds'."
             )
         if self.simulations.rows() is None:
             raise ValueError(

@@ -79,8 +79,8 @@ class RoundsSearch:
         self._promising, self.unsettled = torch.zeros(0), list[str]()
         self._models, self._device, self._stored = models, device, stored
         self.fit: CrossFit | None = None
-        # Seconds of a simulation, and of learning for each row.
-        self._pace = 0.0, 0.0
+        # Seconds of a simulation, and of learning from a row, in the last round.
+        self.pace = 0.0, 0.0
         # The network that leaves a row out.
         self._folds = torch.zeros(0, dtype=torch.long)
 
@@ -137,7 +137,9 @@ class RoundsSearch:
                     return "num_rounds" if done else "max_num_simulations"
                 num_new = self._size_of_round(num_left)
                 if self.fit is not None and self._is_late(num_new, num_after):
+                    started = time.perf_counter()
                     self._rank(self.fit, is_last=True)
+                    self.progress.seconds += time.perf_counter() - started
                     return "max_seconds"
                 self._simulate(simulator, num_new, num_left, show_progress_bar)
                 bar.update()
@@ -163,7 +165,7 @@ class RoundsSearch:
         limit, progress = self.config.max_seconds, self.progress
         if limit is None:
             return False
-        per_call, per_row = self._pace
+        per_call, per_row = self.pace
         needed = per_call * num_new + per_row * (self.num_learned_from + num_new)
         after = min(per_call * num_after, _SCORING_SHARE * limit)
         return progress.seconds + needed + after > limit
@@ -196,7 +198,7 @@ class RoundsSearch:
         )
         seconds = time.perf_counter() - started
         progress.keep(batch, None, seconds)
-        self._pace = seconds / num_new, self._pace[1]
+        self.pace = seconds / num_new, self.pace[1]
 
     def _proposed_designs(self, num_designs: int) -> Tensor:
         """Return designs to simulate at, `(num_designs, dim_design)`."""
@@ -246,7 +248,7 @@ class RoundsSearch:
         self._folds, self.fit, self.networks = folds, fit, fit.joined
         seconds = time.perf_counter() - started
         progress.seconds += seconds
-        self._pace = self._pace[0], seconds / len(rows.theta)
+        self.pace = self.pace[0], seconds / len(rows.theta)
 
     def _weights(self, rows: Batch) -> Tensor:
         """Return how often rows count for the posterior, about one on average.

@@ -89,6 +89,8 @@ def run_search(
         # As many as the time that is left allows for, at the pace of training.
         seconds = progress.seconds - progress.rehearsal_seconds
         pace = seconds / progress.num_simulations
+        if isinstance(optimizer, RoundsSearch):
+            pace = optimizer.pace[0] or pace
         affordable = int((config.max_seconds - progress.seconds) / pace)
         num_samples = min(num_samples, max(affordable, _MIN_SCORING))
     bounds, doubts, num_calls, num_failed = assess_design(

@@ -64,7 +64,10 @@ class TargetFunction:
         if self.columns is not None:
             return theta[:, self.columns]
         assert self._function is not None
-        found = torch.as_tensor(self._function(theta.clone()))
+        made: Any = self._function(theta.clone())
+        if made is None:
+            raise ValueError("target(theta) returned None: let it return the targets.")
+        found = torch.as_tensor(made)
         found = found.unsqueeze(1) if found.dim() == 1 else found
         if found.dim() != 2 or len(found) != len(theta):
             raise ValueError(
@@ -73,7 +76,11 @@ class TargetFunction:
                 "dim_target)."
             )
         if not torch.isfinite(found).all():
-            raise ValueError("target(theta) is not finite for draws of the parameters.")
+            num = int((~torch.isfinite(found).all(dim=1)).sum())
+            raise ValueError(
+                f"target(theta) is not finite for {num} of {len(theta)} draws of the "
+                "parameters. Use a function that is finite on all of the prior."
+            )
         return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
 
 
@@ -114,9 +121,10 @@ class Target:
             self.distribution: Distribution = known
         else:
             self.is_exact = False
-            self.distribution, self.error = fit_mixture(
-                different, _MOST_COMPONENTS, ("units", "tails", "log")
+            self.distribution, scores = fit_mixture(
+                *different.chunk(2), _MOST_COMPONENTS, ("units", "tails", "log")
             )
+            self.error = float(scores.std()) / math.sqrt(len(scores))
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Return the target `(*batch_shape, dim_target)` of `(*batch, dim_theta)`.
@@ -225,8 +233,13 @@ def estimate_target(
 
 def _columns(asked: Any, num: int) -> list[int]:
     """Return columns of `num` parameters, or raise if they are none."""
-    columns = [asked] if isinstance(asked, int) else list(asked)
-    is_int = all(isinstance(c, int | np.integer) for c in columns)
+    try:
+        columns = [asked] if isinstance(asked, int | np.integer) else list(asked)
+    except TypeError:
+        columns = []
+    is_int = all(
+        isinstance(c, int | np.integer) and not isinstance(c, bool) for c in columns
+    )
     if not columns or not is_int or not all(-num <= c < num for c in columns):
         raise ValueError(
             f"target={asked!r}: give columns of the parameters, integers between 0 and "

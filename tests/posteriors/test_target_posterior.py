@@ -49,6 +49,14 @@ def test_it_has_the_data_of_the_posterior(posterior):
     assert own.sample((3,), show_progress_bars=False).shape == (3, 1)
     again = pickle.loads(pickle.dumps(own))
     assert torch.equal(again.default_x, X)
+    assert posterior.default_x is None  # Which is another's.
+
+
+def test_other_kinds_are_refused(posterior):
+    with pytest.raises(TypeError, match="posterior must be a NeuralPosterior"):
+        TargetPosterior("posterior", 0, PRIOR)
+    with pytest.raises(TypeError, match="prior must be a Distribution"):
+        TargetPosterior(posterior, 0, None)
 
 
 def test_it_has_no_density(posterior):
@@ -58,7 +66,10 @@ def test_it_has_no_density(posterior):
             method(torch.zeros(1, 1), x=X)
 
 
-@pytest.mark.parametrize("target", [2, [0, 0], [], lambda theta: theta[0]])
+@pytest.mark.parametrize(
+    "target",
+    [2, [0, 0], [], True, 1.0, None, lambda theta: theta[0], lambda theta: None],
+)
 def test_targets_that_are_none_are_refused(posterior, target):
     with pytest.raises(ValueError, match="target"):
         TargetPosterior(posterior, target, PRIOR)

@@ -9,7 +9,7 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch.distributions import Independent, Normal
 
-from sbi_boed_plugin import DesignSearchConfig, vectorize
+from sbi_boed_plugin import DesignSearchConfig, TruncatedNormalPolicy, vectorize
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.search import rounds
@@ -254,6 +254,23 @@ def test_no_round_begins_that_would_take_too_long():
     )
     assert result.stop_reason == "num_rounds"
     assert 150 < result.num_simulations == simulator.num_rows <= 200
+
+
+@pytest.mark.parametrize(
+    "spent, is_late", [(74.0, False), (76.0, True)], ids=["in time", "late"]
+)
+def test_a_round_has_time_at_the_pace_of_the_last(spent, is_late):
+    """It takes 5 s of simulations and 10 s of learning, and 10 s are for the score."""
+    policy = TruncatedNormalPolicy(torch.zeros(1), torch.ones(1))
+    config = DesignSearchConfig(method="rounds", max_seconds=100.0)
+    search = RoundsSearch(policy, LinearGaussian.prior, None, config)
+    rows = torch.zeros(50, 1)
+    search.start_from(Batch(rows, rows, rows, torch.ones(50).bool()), num_spent=50)
+    search.pace, search.progress.seconds = (0.1, 0.1), spent
+    assert search._is_late(num_new=50, num_after=100) == is_late
+    # At most a fifth of the time is for the score.
+    search.progress.seconds = spent - 10.0
+    assert search._is_late(num_new=50, num_after=1_000) == is_late
 
 
 @pytest.mark.parametrize(
