@@ -263,6 +263,7 @@ TABLES = {
             "published": text("published_distance"),
             "at ten common times": text("common_distance"),
             "L-C2ST": text("lc2st"),
+            "L-C2ST of an update": text("lc2st_update"),
             "L-C2ST, published": text("published_lc2st"),
             "information reported [nats]": text("information"),
         },
