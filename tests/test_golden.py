@@ -134,7 +134,8 @@ def campaign():
         make_search(),
         simulator,
         lambda design: simulator(theta, torch.atleast_2d(design)),
-        num_rounds=2,
+        # The belief after it accepts or refuses moves: another processor, others.
+        num_rounds=1,
         num_steps=20,
         training_batch_size=64,
         num_eig_samples=200,
