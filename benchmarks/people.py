@@ -251,10 +251,9 @@ def _list(is_product: bool = False) -> Known:
         return float(entropy) - 0.5 * math.log(2.0 * math.pi * math.e * sd**2)
 
     def policy() -> DesignPolicy:
-        if not is_product:
-            return CategoricalPolicy(candidates)
         instruments = CategoricalPolicy(torch.tensor([[0.0], [1.0]]))
-        return ProductPolicy([interval(0.25, 12.0), instruments])
+        product = ProductPolicy([interval(0.25, 12.0), instruments])
+        return product if is_product else CategoricalPolicy(candidates)
 
     return Known(policy, simulator, information, candidates, prior)
 

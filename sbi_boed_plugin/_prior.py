@@ -19,6 +19,7 @@ __all__ = [
     "draw_parameters",
     "finite_values",
     "log_normalization",
+    "real_and_log_det",
     "repeating_columns",
     "to_real_numbers",
     "why_no_density",
@@ -72,6 +73,13 @@ def to_real_numbers(prior: Distribution) -> Transform:
         return identity_transform
     # The one of a simplex changes the number of values, and with it the density.
     return transform if same_shape and transform.bijective else identity_transform
+
+
+def real_and_log_det(to_real: Any, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return unbounded parameters, and the log-determinant of the map for each row."""
+    real = to_real(theta)
+    log_det = to_real.log_abs_det_jacobian(theta, real)
+    return real, log_det.sum(dim=-1) if log_det.dim() == theta.dim() else log_det
 
 
 def _draws(prior: Distribution) -> Tensor:

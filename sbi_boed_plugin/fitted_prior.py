@@ -7,10 +7,12 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._mixture import FittedMixture, fit_mixture
 from sbi_boed_plugin._prior import (
     determine_each_other,
+    real_and_log_det,
     repeating_columns,
     to_real_numbers,
 )
@@ -83,13 +85,15 @@ class FittedPrior(Distribution):
         # The networks of sbi are in single precision.
         samples = samples.detach().float()
         self.prior = prior
-        self._to_real: Any = None if prior is None else to_real_numbers(prior)
+        self._to_real: Any = identity_transform
+        if prior is not None:
+            self._to_real = to_real_numbers(prior)
         samples = self._checked(samples)
         super().__init__(event_shape=samples.shape[1:], validate_args=False)
         self._device = samples.device
         with isolated_rng(_SEED):
-            self._fit(self._real(samples)[0].cpu())
-        # Where there is no density, another value is asked for.
+            self._fit(self._to_real(samples).cpu())
+        # What log_prob computes with where there is no density.
         self._inner = samples[:1]
 
     @property
@@ -108,10 +112,12 @@ class FittedPrior(Distribution):
             # Single precision rounds some onto the bounds.
             bad = ~self._is_inside(theta)
             if not bad.any():
-                break
+                return theta.reshape(*sample_shape, *self.event_shape)
             theta[bad] = self._drawn(int(bad.sum()))
-        theta[~self._is_inside(theta)] = self._inner.to(theta)
-        return theta.reshape(*sample_shape, *self.event_shape)
+        raise RuntimeError(
+            f"{int(bad.sum())} draws lie on a bound of the support after "
+            f"{_MOST_ATTEMPTS} attempts. Pass parameters in other units."
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log-densities `(*batch_shape,)` in nats.
@@ -131,22 +137,14 @@ class FittedPrior(Distribution):
         rows = value.reshape(-1, *self.event_shape)
         inside = self._is_inside(rows)
         allowed = torch.where(inside.unsqueeze(-1), rows, self._inner.to(rows))
-        real, log_det = self._real(allowed)
+        real, log_det = real_and_log_det(self._to_real, allowed)
         log_prob = self._mixture.log_prob(real) + log_det
         log_prob = torch.where(inside, log_prob, -torch.inf)
         return log_prob.reshape(value.shape[:-1])
 
     def _drawn(self, num: int) -> Tensor:
         real = self._mixture.sample(torch.Size((num,))).to(self._device)
-        return real if self._to_real is None else self._to_real.inv(real)
-
-    def _real(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unbounded values, and the log-determinant of the map to them."""
-        if self._to_real is None:
-            return value, value.new_zeros(value.shape[:-1])
-        real = self._to_real(value)
-        log_det = self._to_real.log_abs_det_jacobian(value, real)
-        return real, log_det.sum(-1) if log_det.dim() == value.dim() else log_det
+        return self._to_real.inv(real)
 
     def _is_inside(self, rows: Tensor) -> Tensor:
         """Return which rows lie inside the support, and not on a bound of it."""

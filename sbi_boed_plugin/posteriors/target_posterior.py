@@ -7,8 +7,7 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.search.target import TargetFunction, TargetLike
+from sbi_boed_plugin.search.target import TargetLike, probed_target
 
 __all__ = ["TargetPosterior"]
 
@@ -33,19 +32,12 @@ class TargetPosterior(NeuralPosterior):
     def __init__(
         self, posterior: NeuralPosterior, target: TargetLike, prior: Distribution
     ) -> None:
-        for name, given, kind in (
-            ("posterior", posterior, NeuralPosterior),
-            ("prior", prior, Distribution),
-        ):
-            if not isinstance(given, kind):
-                raise TypeError(
-                    f"{name} must be a {kind.__name__}, got {type(given).__name__}."
-                )
+        if not isinstance(posterior, NeuralPosterior):
+            raise TypeError(
+                f"posterior must be a NeuralPosterior, got {type(posterior).__name__}."
+            )
         of_all: Any = posterior
-        dim_theta = prior.event_shape.numel()
-        self._target = TargetFunction(target, dim_theta)
-        with isolated_rng(0):
-            self._target(prior.sample(torch.Size((dim_theta + 1,))))
+        self._target = probed_target(target, prior)
         self.posterior = posterior
         super().__init__(of_all.potential_fn, device=of_all._device)
         self._x = posterior.default_x

@@ -121,9 +121,9 @@ class DesignSearchConfig:
             out; without a budget at most four times as many rows as there are, and
             none for `info_nce`.
         max_seconds: Time in seconds of training and scoring, that of a call that is
-            resumed included. A fifth is for the score, in rounds at most: no step or
-            round but the first is started that would end in it, at the pace of those
-            before.
+            resumed included. A fifth of it, in rounds at most, is for the score. No
+            step or round but the first begins that would end in it, at the pace of
+            those before.
         num_workers: Number of processes that simulate, through joblib. With
             `gradient="pathwise"` only what scores designs: gradients do not come back
             from other processes.

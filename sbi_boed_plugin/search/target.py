@@ -39,6 +39,7 @@ __all__ = [
     "TargetFunction",
     "TargetLike",
     "estimate_target",
+    "probed_target",
     "target_of",
 ]
 
@@ -82,6 +83,17 @@ class TargetFunction:
                 "parameters. Use a function that is finite on all of the prior."
             )
         return found.to(theta.dtype if theta.is_floating_point() else torch.float32)
+
+
+def probed_target(asked: TargetLike, prior: Distribution | None) -> TargetFunction:
+    """Return what is asked for as a function that has served draws of the prior."""
+    if not isinstance(prior, Distribution):
+        raise TypeError(f"prior must be a Distribution, got {type(prior).__name__}.")
+    dim_theta = prior.event_shape.numel()
+    target = TargetFunction(asked, dim_theta)
+    with isolated_rng(_SEED):
+        target(prior.sample(torch.Size((dim_theta + 1,))))
+    return target
 
 
 class Target:

@@ -30,7 +30,7 @@ from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.search.result import DesignResult
-from sbi_boed_plugin.search.target import TargetLike
+from sbi_boed_plugin.search.target import TargetLike, probed_target
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_posteriors import (
     default_sampler,
@@ -346,8 +346,8 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         """
         given = del_entries(locals(), ("self", "__class__", "target"))
         if target is not None:
-            of_all = self.build_posterior(**given)
-            return TargetPosterior(of_all, target, prior or self.search.prior)
+            target = probed_target(target, known := prior or self.search.prior)
+            return TargetPosterior(self.build_posterior(**given), target, known)
         if sample_with is None:
             given["sample_with"] = sample_with = default_sampler(self.search, given)
         if sample_with == "hybrid":
