@@ -18,8 +18,8 @@ __all__ = [
     "discrete_columns",
     "draw_parameters",
     "finite_values",
+    "log_det_of_rows",
     "log_normalization",
-    "real_and_log_det",
     "repeating_columns",
     "to_real_numbers",
     "why_no_density",
@@ -75,11 +75,10 @@ def to_real_numbers(prior: Distribution) -> Transform:
     return transform if same_shape and transform.bijective else identity_transform
 
 
-def real_and_log_det(to_real: Any, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unbounded parameters, and the log-determinant of the map for each row."""
-    real = to_real(theta)
+def log_det_of_rows(to_real: Any, theta: Tensor, real: Tensor) -> Tensor:
+    """Return the log-determinant of the map to real numbers, one for each row."""
     log_det = to_real.log_abs_det_jacobian(theta, real)
-    return real, log_det.sum(dim=-1) if log_det.dim() == theta.dim() else log_det
+    return log_det.sum(dim=-1) if log_det.dim() == theta.dim() else log_det
 
 
 def _draws(prior: Distribution) -> Tensor:
@@ -190,8 +189,7 @@ def _log_integral(prior: Distribution) -> tuple[float, float]:
     inside = torch.isfinite(theta).all(dim=-1)
     inside &= within_support(prior, theta.nan_to_num())
     theta, real = theta[inside], real[inside]
-    log_det = to_real.log_abs_det_jacobian(theta, real)
-    log_det = log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
+    log_det = log_det_of_rows(to_real, theta, real)
     log_prior = (prior.log_prob(theta) - log_det).cpu().double()
     log_weights = log_prior - torch.from_numpy(proposal.logpdf(points))[inside.cpu()]
     log_weights = log_weights[log_weights.isfinite()]

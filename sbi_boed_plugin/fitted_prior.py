@@ -12,7 +12,7 @@ from torch.distributions.transforms import identity_transform
 from sbi_boed_plugin._mixture import FittedMixture, fit_mixture
 from sbi_boed_plugin._prior import (
     determine_each_other,
-    real_and_log_det,
+    log_det_of_rows,
     repeating_columns,
     to_real_numbers,
 )
@@ -137,7 +137,8 @@ class FittedPrior(Distribution):
         rows = value.reshape(-1, *self.event_shape)
         inside = self._is_inside(rows)
         allowed = torch.where(inside.unsqueeze(-1), rows, self._inner.to(rows))
-        real, log_det = real_and_log_det(self._to_real, allowed)
+        real = self._to_real(allowed)
+        log_det = log_det_of_rows(self._to_real, allowed, real)
         log_prob = self._mixture.log_prob(real) + log_det
         log_prob = torch.where(inside, log_prob, -torch.inf)
         return log_prob.reshape(value.shape[:-1])

@@ -25,6 +25,7 @@ from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._prior import (
     discrete_columns,
     draw_parameters,
+    log_det_of_rows,
     to_real_numbers,
 )
 from sbi_boed_plugin._rng import isolated_rng
@@ -208,8 +209,10 @@ class ParticleBelief(Distribution):
                 difference = trial[0] + power * trial[1]
                 difference = difference - (before[0] + power * before[1])
                 # Densities are those of theta; moves are symmetric in unbounded ones.
-                difference = difference - self._log_det(new_theta, new)
-                difference = difference + self._log_det(theta[rows], old)
+                difference = difference - log_det_of_rows(self._to_real, new_theta, new)
+                difference = difference + log_det_of_rows(
+                    self._to_real, theta[rows], old
+                )
                 uniform = torch.rand_like(difference).log()
                 accepted = uniform < nan_to_zero_density(difference)
                 column = accepted.unsqueeze(1)
@@ -217,11 +220,6 @@ class ParticleBelief(Distribution):
                 unbounded[rows] = torch.where(column, new, old)
                 densities[:, rows] = torch.where(accepted, trial, before)
                 num_accepted += float(accepted.sum())
-
-    def _log_det(self, theta: Tensor, unbounded: Tensor) -> Tensor:
-        """Return the log-determinant of the map to unbounded coordinates."""
-        log_det = self._to_real.log_abs_det_jacobian(theta, unbounded)
-        return log_det.sum(dim=-1) if log_det.dim() > 1 else log_det
 
 
 def unseen(prior: Distribution) -> Distribution:

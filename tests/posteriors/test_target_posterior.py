@@ -75,6 +75,13 @@ def test_targets_that_are_none_are_refused(posterior, target):
         TargetPosterior(posterior, target, PRIOR)
 
 
+def test_trainers_refuse_what_is_none_before_any_training(monkeypatch):
+    trainer = NLE_INCE(PRIOR, "mdn", show_progress_bars=False)
+    monkeypatch.setattr(trainer._proposal, "network", None)  # Must not be called.
+    with pytest.raises(ValueError, match="target=5"):
+        trainer.build_posterior(target=5, sample_with="hybrid")
+
+
 def test_trainers_build_it():
     torch.manual_seed(0)
     theta = PRIOR.sample((300,))
