@@ -11,6 +11,8 @@ from sbi_boed_plugin import tasks
 from sbi_boed_plugin._campaign import ExperimentRecord, ExperimentsResult
 from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin._vectorize import vectorize
+from sbi_boed_plugin.adaptive.config import PolicyResult, PolicySearchConfig
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.campaign import Campaign, CampaignStatus
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
@@ -73,6 +75,7 @@ __all__ = [
     "ExperimentRecord",
     "ExperimentsResult",
     "FittedPrior",
+    "HistoryPolicy",
     "HybridEstimator",
     "HybridPosterior",
     "HybridPosteriorParameters",
@@ -82,6 +85,8 @@ __all__ = [
     "NormalPolicy",
     "OrderedPolicy",
     "PointPolicy",
+    "PolicyResult",
+    "PolicySearchConfig",
     "Problem",
     "ProductPolicy",
     "ScaleSchedule",

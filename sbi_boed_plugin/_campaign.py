@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -18,9 +19,11 @@ from sbi_boed_plugin._checkpoint import (
 )
 from sbi_boed_plugin._numbers import check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.measurements import SURPRISING
 from sbi_boed_plugin.search.utility import Utility
 from sbi_boed_plugin.simulation import CheckedSimulator
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -30,6 +33,7 @@ __all__ = [
     "ExperimentsResult",
     "Rounds",
     "check_settings",
+    "estimate_of",
     "identity_of",
 ]
 
@@ -46,7 +50,8 @@ class ExperimentRecord:
         design: Design of shape `(dim_design,)`.
         x: Observed data of shape `(dim_x,)`.
         eig: Expected information gain of the design before the experiment, beyond the
-            belief of that time.
+            belief of that time; `None` of a design that a policy proposed, which no
+            simulation has scored.
         cost: Cost of the design, if the search was given one.
         posterior_samples: Particles of the belief after the experiment, of shape
             `(num_particles, dim_theta)`.
@@ -58,7 +63,7 @@ class ExperimentRecord:
 
     design: Tensor
     x: Tensor
-    eig: EIGEstimate
+    eig: EIGEstimate | None
     cost: float | None
     posterior_samples: Tensor = field(repr=False)
     log_evidence: float
@@ -109,6 +114,7 @@ class Rounds:
     path: Path | None
     identity: dict[str, Any]
     max_cost: float | None = None
+    policy: HistoryPolicy | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -124,7 +130,7 @@ class Rounds:
     def records(self) -> list[ExperimentRecord]:
         """Return the records of the finished rounds."""
         return [
-            ExperimentRecord(**{**values, "eig": EIGEstimate(**values["eig"])})
+            ExperimentRecord(**{**values, "eig": estimate_of(values)})
             for values in self.rounds
             if "log_evidence" in values
         ]
@@ -132,6 +138,12 @@ class Rounds:
     def load(self) -> int | dict[str, Any] | None:
         """Take up what was saved, if anything was, and return the random state."""
         if self.path is None or not self.path.exists():
+            if self.policy is not None and self.inference.search.likelihood is None:
+                raise ValueError(
+                    "policy=..., but the trainer has no likelihood to learn from data "
+                    "with: pass the one whose optimize_policy made the policy, or load "
+                    "the state of its search."
+                )
             return self.identity["seed"]
         saved = load_checkpoint(self.path, self.identity)
         with refuse_damaged(self.path):
@@ -153,8 +165,20 @@ class Rounds:
             save_checkpoint(self.path, state)
 
     def find_design(self) -> None:
-        """Begin a round with the search for its design, one that can be paid."""
+        """Begin a round with its design, one that can be paid: proposed or searched."""
         started = time.perf_counter()
+        proposed = None if self.policy is None else self._proposed(self.policy)
+        if proposed is not None:
+            values = {
+                "design": proposed.cpu(),
+                "eig": None,
+                "cost": self.cost_of(proposed.cpu()),
+                "num_simulations": 0,
+                "num_invalid_simulations": 0,
+                "seconds": time.perf_counter() - started,
+            }
+            self.rounds.append(values)
+            return
         settings, search = dict(self.settings), self.inference.search
         if self.max_cost is not None:
             settings["feasible"] = self._affordable()
@@ -176,6 +200,33 @@ class Rounds:
             "seconds": time.perf_counter() - started,
         }
         self.rounds.append(values)
+
+    def _proposed(self, policy: HistoryPolicy) -> Tensor | None:
+        """Return the design of the policy, or `None` and say why it has none."""
+        observations = self.inference.search.measurements.observations
+        seen, fault = observations[policy.num_before :], ""
+        p_values = [one.predictive_p_value for one in seen]
+        if len(seen) >= policy.num_experiments:
+            fault = f"it is for {policy.num_experiments} experiments"
+        elif any(value < SURPRISING for value in p_values):
+            fault = "data lie beyond all that the likelihood, in which it was trained, "
+            fault += "predicts"
+        else:
+            history = (None, None)
+            if seen:
+                history = (
+                    torch.stack([one.design for one in seen]),
+                    torch.cat([one.x for one in seen]),
+                )
+            design = policy.propose(*history)
+            if self.max_cost is None or self._affordable()(design[None]).all():
+                return design
+            fault = f"its design costs more than what is left of {self.max_cost}"
+        warnings.warn(
+            f"The policy does not propose the next design: {fault}. A search finds it.",
+            stacklevel=4,
+        )
+        return None
 
     def cost_of(self, design: Tensor) -> float | None:
         """Return the cost of a design, `None` without costs."""
@@ -237,8 +288,17 @@ class Rounds:
         values["seconds"] += time.perf_counter() - started
 
 
+def estimate_of(values: dict[str, Any]) -> EIGEstimate | None:
+    """Return the information of a round's design, `None` if nothing has scored it."""
+    return None if values["eig"] is None else EIGEstimate(**values["eig"])
+
+
 def identity_of(
-    search: DesignSearch, settings: dict[str, Any], num_particles: int, seed: int | None
+    search: DesignSearch,
+    settings: dict[str, Any],
+    num_particles: int,
+    seed: int | None,
+    proposes: HistoryPolicy | None = None,
 ) -> dict[str, Any]:
     """Return what tells one sequence of experiments from another."""
     # Any number of workers gives the same results, but for one: it draws from the
@@ -258,6 +318,7 @@ def identity_of(
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
+        "history_policy": None if proposes is None else proposes.digest(),
     }
 
 
@@ -282,7 +343,10 @@ def _digest(distribution: Any, draws: list[Tensor]) -> str:
 
 
 def check_settings(
-    inference: NLE_INCE, search: dict[str, Any], max_cost: float | None
+    inference: NLE_INCE,
+    search: dict[str, Any],
+    max_cost: float | None,
+    policy: Any = None,
 ) -> float | None:
     """Return the largest cost as a number, or raise if arguments do not go together."""
     if "resume_training" in search:
@@ -301,7 +365,24 @@ def check_settings(
             "inference needs a prior and a design policy: NLE_INCE(prior, "
             "design_policy=TruncatedNormalPolicy(low, high))."
         )
+    if policy is not None:
+        _check_policy(inference.search, policy)
     max_cost = check_real("max_cost", max_cost, above=0.0, or_none=True)
     if max_cost is not None and search.get("cost") is None:
         raise ValueError(f"max_cost={max_cost} needs cost=..., a function of designs.")
     return max_cost
+
+
+def _check_policy(search: DesignSearch, policy: Any) -> None:
+    """Raise if a policy does not propose designs of a search."""
+    if not isinstance(policy, HistoryPolicy):
+        raise TypeError(
+            f"policy must be a HistoryPolicy, got {type(policy).__name__}: pass "
+            "optimize_policy(...).policy."
+        )
+    assert search.policy is not None
+    if policy.dim_design != search.policy.dim_design:
+        raise ValueError(
+            f"policy proposes designs of {policy.dim_design} values, but those of the "
+            f"trainer have {search.policy.dim_design}."
+        )

@@ -17,11 +17,13 @@ from sbi_boed_plugin._campaign import (
     ExperimentsResult,
     Rounds,
     check_settings,
+    estimate_of,
     identity_of,
 )
 from sbi_boed_plugin._checkpoint import locked
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.measurements import SURPRISING, predictive_p_value
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
@@ -38,7 +40,7 @@ class CampaignStatus:
         designs: Their designs, of shape `(num_experiments, dim_design)`.
         x: Their data, of shape `(num_experiments, dim_x)`.
         pending: Design that was proposed and has no data yet, or `None`.
-        eig: Its expected information gain.
+        eig: Its expected information gain, `None` if a policy proposed it.
         mean: Mean of the parameters by what is known, of shape `(dim_theta,)`.
         std: Their standard deviation.
         log_evidence: Log-density of all data under the prior, in nats.
@@ -63,9 +65,9 @@ class CampaignStatus:
         for design, x in zip(self.designs, self.x, strict=True):
             lines.append(f"  design {_short(design)}: x {_short(x)}")
         lines.append(f"parameters {_short(self.mean)} ± {_short(self.std)}")
-        if self.pending is not None and self.eig is not None:
-            told = f"{self.eig.value:.2f} nats expected"
-            lines.append(f"next design {_short(self.pending)}, {told}: waits for data")
+        if self.pending is not None:
+            told = "" if self.eig is None else f", {self.eig.value:.2f} nats expected"
+            lines.append(f"next design {_short(self.pending)}{told}: waits for data")
         if self.cost is not None:
             lines.append(f"cost {self.cost:.4g}")
         lines.append(f"{self.num_simulations:,} simulations")
@@ -91,6 +93,9 @@ class Campaign:
         num_particles: Number of particles of the belief.
         max_cost: Cost of all designs together, with `cost=...`: designs that cost more
             than what is left are not proposed.
+        policy: Policy that proposes the designs, of the trainer's `optimize_policy`.
+            A search proposes them where it cannot, with a warning: after its last
+            experiment, and once data lie beyond all that the likelihood predicts.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`.
 
     Raises:
@@ -117,18 +122,21 @@ class Campaign:
         seed: int | None = None,
         num_particles: int = 4_096,
         max_cost: float | None = None,
+        policy: HistoryPolicy | None = None,
         **search: Any,
     ) -> None:
         num_particles = check_integer("num_particles", num_particles, 16)
         seed = check_seed(seed)
-        max_cost = check_settings(inference, search, max_cost)
+        max_cost = check_settings(inference, search, max_cost, policy)
         self.folder = Path(folder).resolve()
         if self.folder.is_file():
             raise ValueError(f"folder={str(folder)!r} is a file. Pass another path.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        identity = identity_of(inference.search, search, num_particles, seed)
+        of_search = inference.search, search, num_particles, seed
+        identity = identity_of(*of_search, policy)
         first = self.folder / "state-0000.pt"
-        self._rounds = Rounds(inference, simulator, search, first, identity, max_cost)
+        given = inference, simulator, search, first, identity, max_cost, policy
+        self._rounds = Rounds(*given)
         self._held = ExitStack()
         self._held.enter_context(locked(self.folder / "campaign"))
         try:
@@ -276,7 +284,7 @@ class Campaign:
             designs=torch.stack([r.design for r in records]) if records else none[0],
             x=torch.stack([r.x for r in records]) if records else none[1],
             pending=None if last is None else last["design"].clone(),
-            eig=None if last is None else EIGEstimate(**last["eig"]),
+            eig=None if last is None else estimate_of(last),
             mean=known.mean(dim=0).cpu(),
             std=known.std(dim=0).cpu(),
             log_evidence=records[-1].log_evidence if records else 0.0,

@@ -18,6 +18,7 @@ from sbi_boed_plugin._campaign import (
 from sbi_boed_plugin._checkpoint import locked
 from sbi_boed_plugin._numbers import check_integer, check_seed
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
 __all__ = ["run_experiments"]
@@ -34,6 +35,7 @@ def run_experiments(
     num_particles: int = 4_096,
     show_progress_bar: bool = True,
     max_cost: float | None = None,
+    policy: HistoryPolicy | None = None,
     **search: Any,
 ) -> ExperimentsResult:
     r"""Choose a design, run the experiment there, learn from it, and repeat.
@@ -60,6 +62,9 @@ def run_experiments(
         max_cost: Cost of all designs together, with `cost=...` of the search. Designs
             that cost more than what is left are not searched for, and the sequence
             ends early where all do, or where only one of several models is left.
+        policy: Policy that proposes the designs, of the trainer's `optimize_policy`.
+            A search proposes them where it cannot, with a warning: after its last
+            experiment, and once data lie beyond all that the likelihood predicts.
         **search: Arguments of :meth:`NLE_INCE.optimize_design`, for instance
             `method="multi_start"`, which trains in the first round only and serves
             every later one with hardly any simulation; an objective that needs a
@@ -78,11 +83,12 @@ def run_experiments(
     num_rounds = check_integer("num_rounds", num_rounds, 1)
     num_particles = check_integer("num_particles", num_particles, 16)
     seed = check_seed(seed)
-    max_cost = check_settings(inference, search, max_cost)
+    max_cost = check_settings(inference, search, max_cost, policy)
     # The file itself, wherever links and later changes of the folder lead.
     path = None if checkpoint is None else Path(checkpoint).resolve()
-    identity = identity_of(inference.search, search, num_particles, seed)
-    rounds = Rounds(inference, simulator, search, path, identity, max_cost)
+    identity = identity_of(inference.search, search, num_particles, seed, policy)
+    given = inference, simulator, search, path, identity, max_cost, policy
+    rounds = Rounds(*given)
     with nullcontext() if path is None else locked(path):
         return _run(rounds, observe, num_rounds, show_progress_bar)
 

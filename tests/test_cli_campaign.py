@@ -77,6 +77,7 @@ def test_a_campaign_step_by_step(folder, capsys):
     assert not (folder / "bad").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_design_of_ones_own_problem(folder, capsys):
     design = ["design", "own_dose:problem", "--quiet"]

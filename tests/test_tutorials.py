@@ -209,6 +209,18 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+# What the others show is in tests of its own, too.
+QUICK = ("00_first_experiment", "01_choosing_experiments", "03_hybrid_posterior")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(
+            path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow
+        )
+        for path in TUTORIALS
+    ],
+)
 def test_tutorial(path):
     CHECKS[path.stem](runpy.run_path(str(path), run_name="__main__"))

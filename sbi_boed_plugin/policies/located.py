@@ -226,6 +226,10 @@ class NormalPolicy(LocatedPolicy):
     def __init__(self, loc: Tensor, scale: Scale) -> None:
         super().__init__(loc, scale=scale)
 
+    def from_reals(self, reals: Tensor) -> Tensor:
+        """Return designs that many first scales from the locations."""
+        return (self.loc.detach() + self._scale_ends[0] * reals).to(reals)
+
     def distribution(self) -> Independent:
         """Return the Normals."""
         normals = Normal(self.loc, self.scale, validate_args=False)

@@ -80,8 +80,17 @@ class _TransformedPolicy(DesignPolicy):
     @property
     def mode(self) -> Tensor:
         """The design of the locations."""
+        return self.from_reals(self.normals.mode)
+
+    @property
+    def num_reals(self) -> int:
+        """Number of values of the Normals."""
+        return self.normals.dim_design
+
+    def from_reals(self, reals: Tensor) -> Tensor:
+        """Return designs by the map of the Normals."""
         transform: Any = self.transform
-        return transform(self.normals.mode)
+        return transform(reals)
 
     def log_prob(self, design: Tensor) -> Tensor:
         """Return log-densities, `-inf` at the edge of the space and outside."""

@@ -212,6 +212,27 @@ class DesignPolicy(nn.Module):
             return design
         return to if self.box is None else to.clamp(*self.box)
 
+    @property
+    def num_reals(self) -> int:
+        """Number of real numbers that `from_reals` takes."""
+        return self.dim_design
+
+    def from_reals(self, reals: Tensor) -> Tensor:
+        """Return the designs that real numbers stand for, a smooth map onto the space.
+
+        From `(..., num_reals)` to `(..., dim_design)`, with zeros in the middle.
+
+        Raises:
+            NotImplementedError: If the policy has no such map.
+        """
+        if self.box is None:
+            raise NotImplementedError(
+                f"A {type(self).__name__} has no map from real numbers to its designs. "
+                "Give it from_reals(reals), or use a policy in a box."
+            )
+        low, high = (corner.to(reals) for corner in self.box)
+        return low + (high - low) * reals.sigmoid()
+
     def anneal(self, progress: float) -> None:
         """Set what follows a schedule for a training progress between 0 and 1."""
 

@@ -19,11 +19,18 @@ class SimulationStore:
         self._device = device
 
     def add(
-        self, theta: Tensor, x: Tensor, design: Tensor, proposal: Distribution | None
+        self,
+        theta: Tensor,
+        x: Tensor,
+        design: Tensor,
+        proposal: Distribution | None,
+        *,
+        is_adaptive: bool = False,
     ) -> None:
         """Store simulations, whose parameters were drawn from a proposal if known.
 
-        A row outside of its support counts for no posterior.
+        A row outside of its support counts for no posterior, and no row does if designs
+        followed earlier data, which makes them depend on parameters.
         """
         theta, x, design = (p.to(self._device).float() for p in (theta, x, design))
         log_proposal = None
@@ -32,6 +39,8 @@ class SimulationStore:
             log_proposal = log_proposal.nan_to_num(
                 nan=torch.inf, neginf=torch.inf, posinf=torch.inf
             )
+        if is_adaptive:
+            log_proposal = torch.full_like(theta[:, 0], torch.inf)
         valid = x.flatten(1).isfinite().all(dim=1)
         self.batches.append(Batch(theta, x, design, valid, log_proposal=log_proposal))
 

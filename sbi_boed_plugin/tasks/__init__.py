@@ -6,9 +6,13 @@ from typing import Any
 
 from sbi_boed_plugin.tasks.bmp import BMP
 from sbi_boed_plugin.tasks.ces import CES
+from sbi_boed_plugin.tasks.death import DeathProcess
+from sbi_boed_plugin.tasks.discounting import HyperbolicDiscounting
 from sbi_boed_plugin.tasks.linear import GaussianLinear, NoisyLinear, noise_log_prob
 from sbi_boed_plugin.tasks.location_finding import LocationFinding
 from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic
+from sbi_boed_plugin.tasks.prey import PreyPopulation
+from sbi_boed_plugin.tasks.psychometric import Psychometric
 from sbi_boed_plugin.tasks.sir import SIR, BruteForceEIG, brute_force_eig
 from sbi_boed_plugin.tasks.task import Task
 
@@ -17,10 +21,14 @@ __all__ = [
     "CES",
     "SIR",
     "BruteForceEIG",
+    "DeathProcess",
     "GaussianLinear",
+    "HyperbolicDiscounting",
     "LocationFinding",
     "NoisyLinear",
     "Pharmacokinetic",
+    "PreyPopulation",
+    "Psychometric",
     "Task",
     "available_tasks",
     "brute_force_eig",
@@ -28,7 +36,8 @@ __all__ = [
     "noise_log_prob",
 ]
 
-_MORE = (LocationFinding, NoisyLinear, Pharmacokinetic, SIR)
+_DISCRETE = (DeathProcess, HyperbolicDiscounting, PreyPopulation, Psychometric)
+_MORE = (LocationFinding, NoisyLinear, Pharmacokinetic, SIR, *_DISCRETE)
 _TASKS: dict[str, type[Task]] = {
     task.name: task for task in (BMP, CES, GaussianLinear, *_MORE)
 }

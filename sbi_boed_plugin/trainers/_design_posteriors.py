@@ -11,6 +11,9 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from sbi_boed_plugin.adaptive.policy import check_history
+from sbi_boed_plugin.adaptive.posterior import HistoryLikelihood, HistoryPosterior
+from sbi_boed_plugin.adaptive.search import PolicySearch
 from sbi_boed_plugin.estimators.design_conditioned import (
     DesignConditionedEstimator,
     posterior_at_design,
@@ -22,7 +25,13 @@ from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.measurements import Observation
 from sbi_boed_plugin.trainers._checks import check_designs_given
 
-__all__ = ["default_sampler", "direct_posterior", "hybrid_posterior", "likelihood_at"]
+__all__ = [
+    "default_sampler",
+    "direct_posterior",
+    "history_posterior",
+    "hybrid_posterior",
+    "likelihood_at",
+]
 
 
 def likelihood_at(
@@ -159,6 +168,58 @@ def hybrid_posterior(
     if x_o is not None:
         result.set_default_x(x_o)
     return result
+
+
+def history_posterior(
+    policy_search: PolicySearch | None,
+    history: tuple[Tensor, Tensor],
+    given: dict[str, Any],
+) -> NeuralPosterior:
+    """Return the posterior of a history: amortised, and corrected by the likelihood.
+
+    `given` are the arguments of `build_posterior`; with `sample_with="direct"`, the
+    network alone.
+    """
+    training = None if policy_search is None else policy_search.training
+    if policy_search is None or training is None or training.target is not None:
+        raise RuntimeError(
+            "history=... needs the amortised posterior that optimize_policy() trains, "
+            "of all parameters: call it first."
+        )
+    search, policy = policy_search.search, training.policy
+    sample_with = given["sample_with"] or "hybrid"
+    asked = [given["density_estimator"], given["prior"], given["design"]]
+    if sample_with not in ("hybrid", "direct") or any(v is not None for v in asked):
+        raise ValueError(
+            "history=... goes with sample_with='hybrid' or 'direct', and without "
+            "density_estimator, prior and design."
+        )
+    design, x = check_history(*history, policy.dim_design, policy.dim_x)
+    num = design.shape[-2]
+    if not 1 <= num <= policy.num_experiments:
+        raise ValueError(
+            f"history has {num} experiments, but the posterior is of 1 to "
+            f"{policy.num_experiments}."
+        )
+    network = deepcopy(training.posterior).eval()
+    base = HistoryPosterior(network, num, policy.dim_design, policy.dim_x)
+    rows = torch.cat([design.flatten(-2), x.flatten(-2)], dim=-1).float()
+    prior, device = policy_search.prior, policy_search.device
+    rows = torch.atleast_2d(rows).to(device)
+    if sample_with == "direct":
+        posterior: Any = DirectPosterior(base, prior, device=device)
+        return posterior.set_default_x(rows)
+    if search.likelihood is None:
+        raise RuntimeError(
+            "There is no likelihood to correct the posterior by: use "
+            "sample_with='direct'."
+        )
+    likelihood = deepcopy(search.likelihood).eval()
+    likelihood = HistoryLikelihood(likelihood, num, policy.dim_design)
+    hybrid = LikelihoodHybrid(base, likelihood, prior)
+    parameters = given["posterior_parameters"] or HybridPosteriorParameters()
+    posterior = HybridPosterior(hybrid, prior, device=device, **vars(parameters))
+    return posterior.set_default_x(rows)
 
 
 class EarlierLikelihood(nn.Module):

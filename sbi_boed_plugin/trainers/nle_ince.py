@@ -1,6 +1,5 @@
 """NLE_INCE: neural likelihood estimation with the InfoNCE-λ objective and designs."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
@@ -21,20 +20,17 @@ from sbi_boed_plugin._sbi_compat import (
     check_default_dtype,
 )
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
-from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.posteriors.target_posterior import TargetPosterior
-from sbi_boed_plugin.search.belief import ParticleBelief
-from sbi_boed_plugin.search.config import DesignSearchConfig
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
-from sbi_boed_plugin.search.measurements import Observation
-from sbi_boed_plugin.search.result import DesignResult
 from sbi_boed_plugin.search.target import TargetLike, probed_target
 from sbi_boed_plugin.trainers._checks import append_design, check_training
+from sbi_boed_plugin.trainers._design_methods import DesignMethods
 from sbi_boed_plugin.trainers._design_posteriors import (
     default_sampler,
     direct_posterior,
+    history_posterior,
     hybrid_posterior,
     likelihood_at,
 )
@@ -45,7 +41,7 @@ from sbi_boed_plugin.trainers._scheduled import Schedule, ScheduledTrainer
 __all__ = ["NLE_INCE"]
 
 
-class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
+class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
     r"""Neural likelihood estimation with the InfoNCE-λ objective (SBI-BOED) [1].
 
     Like NLE it trains a normalized density estimator of the likelihood, but maximises
@@ -116,21 +112,6 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
     def _neural_net(self, network: ConditionalDensityEstimator | None) -> None:
         self.search.likelihood = network
 
-    @property
-    def design_policy(self) -> DesignPolicy | None:
-        """Distribution over designs."""
-        return self.search.policy
-
-    @property
-    def observations(self) -> tuple[Observation, ...]:
-        """What was observed so far, oldest first."""
-        return self.search.measurements.observations
-
-    @property
-    def belief(self) -> ParticleBelief | None:
-        """Belief about the parameters after all observations, `None` before."""
-        return self.search.measurements.belief
-
     def append_simulations(
         self,
         theta: Tensor,
@@ -169,15 +150,15 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
             warn_if_gaussian(self.search.models.likelihood_name, x)
         return self
 
+    def _store(self, batches: list[tuple[Tensor, Tensor, int]]) -> None:
+        for theta, x, dim_design in batches:
+            self._use_designs(dim_design)
+            super().append_simulations(theta, x, from_round=len(self.observations))
+
     def _use_designs(self, dim_design: int) -> None:
         self.search.dim_design, build = dim_design, self.search.models.likelihood
         if dim_design and build is not None:
             self._build_neural_net = build
-
-    @property
-    def simulations(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All `theta`, `design` and `x`, also of searches; NaN where they failed."""
-        return self.search.simulations.tensors
 
     def train(
         self,
@@ -225,91 +206,6 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         self._asked = objective, resume_training
         return super().train(**given)
 
-    def optimize_design(
-        self,
-        simulator: Callable[[Tensor, Tensor], Tensor] | None,
-        *,
-        max_num_simulations: int | None = None,
-        resume_training: bool = False,
-        **settings: Any,
-    ) -> DesignResult:
-        """Learn the most informative design and the likelihood together, and score it.
-
-        Designs are drawn from the policy or where networks think best, parameters from
-        the prior or, after `observe`, the belief. Simulations that are NaN or infinite
-        tell nothing. All are kept in `simulations`, and `train` learns from them. A
-        search in rounds learns from all that are stored; with `simulator=None` from
-        these alone. A further joint search trains policy and networks on.
-
-        `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
-        `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
-        the previous call, which Ctrl-C, an error or a budget has ended, goes on from
-        its last completed step, with the budgets, scoring and `multi_start` of this
-        call. All other arguments are those of
-        :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
-
-        Raises:
-            ValueError: If there is no policy or prior, an argument is out of range, or
-                the simulator returns wrong shapes or too few finite values.
-            RuntimeError: If there is nothing to resume.
-        """
-        settings["max_num_simulations"] = max_num_simulations
-        num_stored = len(self.search.simulations.batches)
-        try:
-            return self.search.run(
-                simulator,
-                DesignSearchConfig(**settings),
-                resume=resume_training,
-                tracker=self._tracker,
-                show_progress_bar=self._show_progress_bars,
-            )
-        finally:
-            for theta, x, dim_design in self.search.simulations.since(num_stored):
-                self._use_designs(dim_design)
-                super().append_simulations(theta, x, from_round=len(self.observations))
-
-    def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
-        """Take experiments into account, or raise and change nothing.
-
-        The next search starts from what is known then, with the policy as it was at
-        first. With `design` and `x` of shapes `(dim_design,)` and `(dim_x,)`, or a row
-        for each of several experiments. There is a warning if `x` lies beyond all of
-        1,000 draws of the learned predictive distribution; `predictive_p_value` of the
-        observation says how surprising it was. `num_particles` of the belief are fixed
-        by the first call.
-
-        Raises:
-            RuntimeError: If there is no likelihood with designs yet.
-            ValueError: If a shape or value is wrong, the design lies outside the
-                support of the policy, or the belief would collapse.
-        """
-        self.search.observe(design, x, num_particles)
-        return self
-
-    def forget(self, num_observations: int = 1) -> Self:
-        """Take the last observations back, and networks that know of them.
-
-        The belief is made anew from those that are left, in as much time as observing
-        them took. The likelihood knows nothing of observations, and stays.
-        """
-        self.search.forget(num_observations)
-        return self
-
-    def estimate_eig(
-        self,
-        simulator: Callable[[Tensor, Tensor], Tensor],
-        design: Tensor,
-        *,
-        objective: str = "info_nce",
-        **kwargs: Any,
-    ) -> EIGEstimate:
-        """Return the information of a design beyond what is known, in nats.
-
-        By the networks as they are, which must be those of the objective; further
-        arguments are those of :func:`~sbi_boed_plugin.estimate_eig`.
-        """
-        return self.search.estimate_eig(simulator, design, objective, **kwargs)
-
     def build_posterior(
         self,
         density_estimator: ConditionalDensityEstimator | None = None,
@@ -325,12 +221,16 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         *,
         design: Tensor | None = None,
         target: TargetLike | None = None,
+        history: tuple[Tensor, Tensor] | None = None,
     ) -> NeuralPosterior:
         r"""Build the posterior from the likelihood.
 
         At `design`, of shape `(dim_design,)`, or `(num_designs, dim_design)` with one
         row for each row of `x_o`; if `None` after `observe`, given all observations.
-        With a `target`, as in a search, a :class:`~sbi_boed_plugin.TargetPosterior`.
+        With a `history` of `optimize_policy`, designs `(num, dim_design)` and data
+        `(num, dim_x)` that are NaN where an experiment failed, its amortised posterior
+        is the network below. With a `target`, as in a search, a
+        :class:`~sbi_boed_plugin.TargetPosterior`.
 
         `sample_with="hybrid"` takes no chains: a posterior network proposes, and the
         likelihood corrects it, by :class:`~sbi_boed_plugin.HybridPosterior`, whose
@@ -348,6 +248,8 @@ class NLE_INCE(ScheduledTrainer, LikelihoodEstimatorTrainer):
         if target is not None:
             target = probed_target(target, known := prior or self.search.prior)
             return TargetPosterior(self.build_posterior(**given), target, known)
+        if (history := given.pop("history")) is not None:
+            return history_posterior(self._policy_search, history, given)
         if sample_with is None:
             given["sample_with"] = sample_with = default_sampler(self.search, given)
         if sample_with == "hybrid":

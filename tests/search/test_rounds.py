@@ -189,6 +189,7 @@ def test_parameters_of_another_proposal_are_weighted():
     assert abs(mean) < 0.15 and stored.theta.mean() > 0.9
 
 
+@pytest.mark.slow
 def test_after_an_observation_stored_simulations_count_by_the_belief():
     torch.manual_seed(5)
     trainer = make_trainer()

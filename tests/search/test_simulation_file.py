@@ -92,6 +92,7 @@ def test_simulators_of_many_rows_are_kept_in_parts(tmp_path):
     assert 10 < len(lines_of(path)) < 60
 
 
+@pytest.mark.slow
 def test_failures_are_kept_as_such(tmp_path):
     path = tmp_path / "simulations.csv"
 

@@ -11,10 +11,14 @@ from sbi_boed_plugin.tasks import (
     BMP,
     CES,
     SIR,
+    DeathProcess,
     GaussianLinear,
+    HyperbolicDiscounting,
     LocationFinding,
     NoisyLinear,
     Pharmacokinetic,
+    PreyPopulation,
+    Psychometric,
     Task,
 )
 
@@ -95,6 +99,10 @@ CASES: list[tuple[Task, list[float], dict]] = [
     (LocationFinding(num_sources=1, dim_space=1), [0.7], {}),
     (LocationFinding(num_sources=3), [0.7, 0.7], {}),
     (LocationFinding(dim_space=3), [0.7, 0.7, 0.7], {}),
+    *((DeathProcess(), [time], FEWER) for time in (0.1, 1.3, 10.0)),
+    *((PreyPopulation(), [number], FEWER) for number in (1.0, 50.4, 300.0)),
+    *((HyperbolicDiscounting(), d, FEWER) for d in ([50.0, 4.2], [90.0, 1.0])),
+    *((Psychometric(), [intensity], FEWER) for intensity in (-6.0, 0.5)),
     *((Pharmacokinetic(), [time], FEWER) for time in (0.5, 17.0, 24.0)),
     (Pharmacokinetic(dim_design=2), [1.0, 18.0], FEWER),
     *(
@@ -132,7 +140,18 @@ def test_exact_eig_agrees_with_nested_monte_carlo(task, design, accuracy):
 
 
 @pytest.mark.parametrize(
-    "task", [BMP(dim_design=2), CES(), LocationFinding(), Pharmacokinetic()], ids=repr
+    "task",
+    [
+        BMP(dim_design=2),
+        CES(),
+        DeathProcess(),
+        HyperbolicDiscounting(),
+        LocationFinding(),
+        Pharmacokinetic(),
+        PreyPopulation(),
+        Psychometric(),
+    ],
+    ids=repr,
 )
 def test_likelihood_is_on_the_device_of_the_data(task):
     """Torch's meta device stands for any that is not the CPU."""
@@ -151,6 +170,10 @@ REFUSED = [
     (CES(), [0.5, 1.2, 0.5, 1.0], [1.0] * 6, THETA),
     (CES(), [0.5, 0.5, 0.5, -1.0], [1.0] * 6, THETA),
     (CES(), [0.5] * 4, [-1.0] * 6, "`design` must not be negative, got -1"),
+    (DeathProcess(), [-0.5], [1.0], THETA),
+    (DeathProcess(), [0.5], [-1.0], "`design` must not be negative, got -1"),
+    (HyperbolicDiscounting(), [-4.0, -1.0], [50.0, 1.0], THETA),
+    (PreyPopulation(), [0.0, 1.0], [50.0], THETA),
     (Pharmacokinetic(), [0.0, -2.3, 3.0], [1.0], THETA),
     (Pharmacokinetic(), [1.0] * 3, [-1.0], "`design` must not be negative, got -1"),
     (SIR(), [-0.5, 0.1], [10.0], THETA),

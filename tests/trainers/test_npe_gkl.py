@@ -245,6 +245,7 @@ def test_a_training_that_is_refused_leaves_the_hybrid(bimodal):
     assert same_weights([before, after])
 
 
+@pytest.mark.slow
 def test_a_second_round_comes_closer():
     x_o = torch.tensor([[0.5, 0.5]])
     energy = EnergyConfig(max_num_epochs=40)

@@ -115,6 +115,7 @@ def exact_growth(design):
     return estimate_eig(log_likelihood, grow, num_samples=1_000, **kwargs).value
 
 
+@pytest.mark.slow
 def test_data_over_decades_show_their_design():
     torch.manual_seed(1)
     trainer = make(GROWTH_PRIOR, 0.0, 10.0)

@@ -201,6 +201,7 @@ def test_a_trainer_with_observations_pickles(inference):
     assert torch.equal(loaded.belief.log_prob(theta), inference.belief.log_prob(theta))
 
 
+@pytest.mark.slow
 def test_information_after_an_observation_is_no_fit_to_particles():
     """Of data that tell nothing, networks must not report what they know by heart."""
 

@@ -76,6 +76,7 @@ def test_draws_on_the_edge_of_a_prior_are_drawn_again():
     assert torch.equal(theta[same], plain[same])
 
 
+@pytest.mark.slow
 def test_failures_do_not_bend_the_likelihood():
     """x itself says nothing of theta, but half of the thetas mostly fail."""
 

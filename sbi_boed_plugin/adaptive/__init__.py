@@ -1,0 +1,1 @@
+"""Policies that see what was measured and answer with the next design."""

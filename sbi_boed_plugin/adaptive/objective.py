@@ -1,0 +1,105 @@
+r"""What a whole sequence of experiments tells about the parameters.
+
+.. math:: I(\theta; h_T) \geq E\Big[\log \frac{p(h_T \mid \theta_0)}
+    {\frac{1}{L + 1} \sum_{l=0}^{L} p(h_T \mid \theta_l) \, p(\theta_l) / r(\theta_l
+    \mid h_T)}\Big]
+
+with contrastive parameters from an amortised posterior :math:`r`, of which few suffice
+where those of the prior would have to be thousands (LACE; Foster et al., *A Unified
+Stochastic Gradient Approach to Designing Bayesian-Optimal Experiments*, AISTATS 2020).
+The likelihood of a history is the product over its experiments; the policy cancels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
+from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
+from sbi_boed_plugin.objectives._eig_terms import proposed_contrast
+
+__all__ = ["contrastive_terms", "log_posterior", "training_terms"]
+
+# Contrastive parameters of a step of training, from the posterior and from the prior.
+_NUM_OF_POSTERIOR, _NUM_OF_PRIOR = 24, 8
+
+
+def log_posterior(
+    posterior: AmortizedPosterior, target: Tensor, rollouts: Rollouts
+) -> Tensor:
+    """Return the log-densities after each experiment, `(num_experiments, batch_dim)`.
+
+    Of targets `(batch_dim, dim_target)`, in nats.
+    """
+    conditions = posterior.conditions(rollouts.design, rollouts.x)
+    num, rows = conditions.shape[:2]
+    inputs = target.expand(num, rows, -1).flatten(0, 1).unsqueeze(0)
+    values = posterior.net.log_prob(inputs, conditions.flatten(0, 1))
+    return values.reshape(num, rows)
+
+
+def training_terms(
+    experiment: LearnedExperiment,
+    posterior: AmortizedPosterior,
+    prior: Distribution,
+    rollouts: Rollouts,
+) -> tuple[Tensor, Tensor]:
+    """Return terms of the bound `(batch_dim,)`, and the likelihoods of each experiment.
+
+    These, `(num_experiments, batch_dim)`, are of the parameters behind the data. Some
+    of the contrasts come from the prior, so that no mode of the posterior is forgotten.
+    """
+    theta = rollouts.theta
+    with torch.no_grad():
+        condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
+        of_posterior = posterior.net.sample(torch.Size((_NUM_OF_POSTERIOR,)), condition)
+        of_prior = draw_parameters(prior, _NUM_OF_PRIOR * len(theta))
+        of_prior = of_prior.to(theta).reshape(_NUM_OF_PRIOR, *theta.shape)
+    num = 1 + _NUM_OF_POSTERIOR + _NUM_OF_PRIOR
+    shares = (1 + _NUM_OF_POSTERIOR) / num, _NUM_OF_PRIOR / num
+
+    @torch.no_grad()
+    def log_proposal(rows: Tensor) -> Tensor:
+        log_posterior = posterior.net.log_prob(rows, condition) + math.log(shares[0])
+        log_prior = prior.log_prob(rows).to(rows) + math.log(shares[1])
+        return torch.logaddexp(log_posterior, log_prior)
+
+    own: list[Tensor] = []
+
+    def log_likelihood(rows: Tensor) -> Tensor:
+        each = experiment.log_likelihoods(rows, rollouts)
+        own.append(each[:, 0])
+        return each.sum(dim=0)
+
+    draws = torch.cat([of_posterior, of_prior])
+    terms = proposed_contrast(prior, theta, draws, log_likelihood, log_proposal)[0]
+    return terms, own[0]
+
+
+@torch.no_grad()
+def contrastive_terms(
+    experiment: LearnedExperiment,
+    posterior: AmortizedPosterior,
+    prior: Distribution,
+    rollouts: Rollouts,
+    num_contrastive: int,
+) -> Tensor:
+    """Return lower and upper terms, caps and effective sample sizes, `(4, batch_dim)`.
+
+    All contrasts come from the posterior: lower terms are those of a bound, whatever
+    the networks are.
+    """
+    condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
+    draws = posterior.net.sample(torch.Size((num_contrastive,)), condition)
+
+    def log_likelihood(rows: Tensor) -> Tensor:
+        return experiment.log_likelihoods(rows, rollouts).sum(dim=0)
+
+    def log_proposal(rows: Tensor) -> Tensor:
+        return posterior.net.log_prob(rows, condition)
+
+    theta = rollouts.theta
+    return proposed_contrast(prior, theta, draws, log_likelihood, log_proposal)

@@ -1,0 +1,340 @@
+"""One call that trains a policy: simulate, learn the model, train inside it, score."""
+
+import time
+import warnings
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sbi_boed_plugin._fit import AveragedSchedule
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin.adaptive.config import (
+    NUM_FOR_UNITS,
+    PolicyResult,
+    PolicySearchConfig,
+    share_done,
+)
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
+from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
+from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
+from sbi_boed_plugin.adaptive.scoring import policy_bounds, policy_doubts
+from sbi_boed_plugin.adaptive.training import PolicyTraining
+from sbi_boed_plugin.estimators.likelihood_with_failures import (
+    LikelihoodWithFailures,
+    without_failures,
+)
+from sbi_boed_plugin.estimators.transformed import as_transform
+from sbi_boed_plugin.search.batch import Batch, simulate_batch
+from sbi_boed_plugin.search.belief import unseen
+from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.fitting import fit_network, pairs_of
+from sbi_boed_plugin.search.target import Target
+from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
+
+__all__ = ["PolicySearch"]
+
+# Of the simulations for training, those of the first round; and those left out.
+_FIRST_SHARE, _LEFT_OUT = 0.4, 0.1
+_BATCH_SIZES = (128, 1_024)
+
+
+class PolicySearch:
+    """The training of a policy that can be resumed, beside the search of a trainer.
+
+    `search` holds prior, design space, likelihood and simulations.
+    """
+
+    def __init__(
+        self, search: DesignSearch, config: PolicySearchConfig, device: str
+    ) -> None:
+        self.search, self.config, self.device = search, config, device
+        self.prior = search.known()
+        self.training: PolicyTraining | None = None
+        self.round = 0
+        self.num_simulations = self.num_invalid = 0
+        self.seconds = 0.0
+
+    @property
+    def _rounds(self) -> int:
+        return self.config.num_rounds if self.config.method == "model" else 1
+
+    def run(
+        self,
+        simulator: CheckedSimulator | None,
+        tracker: Any | None,
+        show_progress_bar: bool,
+    ) -> PolicyResult:
+        """Train within the budgets, and score the policy."""
+        config, started = self.config, time.perf_counter()
+        before = self.seconds
+        if simulator is not None:
+            config.check_budget()
+            simulator.is_checked |= self.num_simulations > 0
+            simulator.max_calls = config.budget - self.num_simulations
+        stop_reason = "num_steps"
+        experiment: Any = None
+        bar = tqdm(
+            total=config.steps,
+            initial=0 if self.training is None else self.training.step,
+            disable=not show_progress_bar,
+            desc="Training policy",
+        )
+        with bar:
+            while True:
+                self.seconds = before + time.perf_counter() - started
+                step = 0 if self.training is None else self.training.step
+                share = share_done(step, config.steps, self.seconds, config.max_seconds)
+                due = self.round == 0 or share >= self.round / self._rounds
+                if due and self.round < self._rounds and share < 1.0:
+                    self._begin_round(simulator, show_progress_bar)
+                    experiment = None
+                if share >= 1.0:
+                    stop_reason = "num_steps" if step >= config.steps else "max_seconds"
+                    break
+                assert self.training is not None
+                if experiment is None:
+                    experiment = self._experiment(simulator)
+                self.training.take_step(experiment, config.training_batch_size, share)
+                self._report(bar, tracker)
+        return self._result(simulator, stop_reason)
+
+    def _begin_round(
+        self, simulator: CheckedSimulator | None, show_progress_bar: bool
+    ) -> None:
+        """Simulate, let the likelihood learn from all simulations, make networks."""
+        config = self.config
+        if config.method == "simulator":
+            assert simulator is not None
+            num = NUM_FOR_UNITS - simulator.num_check_calls
+            batch = self._spread_simulations(simulator, num)
+            self._make_networks(batch)
+        else:
+            if simulator is not None:
+                self._simulate(simulator, show_progress_bar)
+            if simulator is not None or self.search.likelihood is None:
+                self._fit_likelihood(show_progress_bar)
+            rows = self.search.simulations.rows()
+            assert rows is not None
+            if self.training is None:
+                self._make_networks(rows)
+        self.round += 1
+
+    def _simulate(self, simulator: CheckedSimulator, show_progress_bar: bool) -> None:
+        """Simulate all over the space first, and then as the policy does."""
+        config = self.config
+        if self.round == 0:
+            share = _FIRST_SHARE if config.num_rounds > 1 else 1.0
+            num = int(share * config.num_training) - simulator.num_check_calls
+            self._spread_simulations(
+                simulator, num, show_progress_bar=show_progress_bar
+            )
+            return
+        assert self.training is not None
+        later = (1.0 - _FIRST_SHARE) * config.num_training / (config.num_rounds - 1)
+        num_rollouts = max(2, int(later / config.num_experiments))
+        for explores in (False, True):
+            theta = draw_parameters(self.prior, num_rollouts // 2).float()
+            self._roll_out(simulator, theta, explores=explores, keep=True)
+
+    def _spread_simulations(
+        self, simulator: CheckedSimulator, num: int, show_progress_bar: bool = False
+    ) -> Batch:
+        """Simulate at designs all over the space."""
+        policy = self.search.policy
+        assert policy is not None
+        batch = simulate_batch(
+            simulator,
+            self.prior,
+            policy.spread(num).to(self.device),
+            device=self.device,
+            num_workers=self.config.num_workers,
+            show_progress_bar=show_progress_bar,
+        )
+        self._count(batch.num_calls, batch.valid)
+        self.search.simulations.add(batch.theta, batch.x, batch.design, self.prior)
+        return batch
+
+    def _count(self, num_calls: int, valid: Tensor) -> None:
+        self.num_simulations += num_calls
+        self.num_invalid += int((~valid).sum())
+
+    @torch.no_grad()
+    def _roll_out(
+        self,
+        simulator: CheckedSimulator,
+        theta: Tensor,
+        *,
+        explores: bool = False,
+        keep: bool = False,
+    ) -> Rollouts:
+        """Let the policy experiment with the simulator, and keep what it saw."""
+        assert self.training is not None
+
+        draws = {"chooses": explores, "explores": explores}
+        policy, theta = self.training.policy, theta.to(self.device)
+        measure = partial(self._measured, simulator)
+        rollouts = roll_out(policy, theta, measure, **draws)
+        if keep:
+            # Designs followed data: these rows are none of the prior's.
+            rows = theta.repeat(len(rollouts.x), 1)
+            designs, x = rollouts.design.flatten(0, 1), rollouts.x.flatten(0, 1)
+            self.search.simulations.add(rows, x, designs, None, is_adaptive=True)
+        return rollouts
+
+    def _fit_likelihood(self, show_progress_bar: bool) -> None:
+        """Let the likelihood learn from all simulations, on from where it is."""
+        search = self.search
+        rows = search.simulations.rows()
+        if rows is None:
+            raise ValueError(
+                "simulator=None, but there is no likelihood and no stored simulation: "
+                "call append_simulations(theta, x, design=design) first."
+            )
+        finite = rows.finite()
+        start = finite.theta, finite.x, finite.design
+        networks = search.models.complete(
+            None if search.likelihood is None else deepcopy(search.networks),
+            None,
+            self.prior,
+            start,
+            self.device,
+        )
+        network = without_failures(networks.likelihood).requires_grad_(True)
+        num = len(finite.theta)
+        order = torch.randperm(num)
+        num_left_out = max(1, int(_LEFT_OUT * num))
+        least, most = _BATCH_SIZES
+        fit_network(
+            network,
+            pairs_of(finite)["likelihood"],
+            order[num_left_out:],
+            order[:num_left_out],
+            AveragedSchedule(),
+            batch_size=min(max(num // 200, least), most),
+            description="Training likelihood",
+            show_progress_bar=show_progress_bar,
+        )
+        if not rows.valid.all():
+            condition = torch.cat([rows.theta, rows.design], dim=-1)
+            network = LikelihoodWithFailures(network).learn(condition, rows.valid)
+        search.likelihood = network
+        assert search.policy is not None
+        search.dim_design = search.policy.dim_design
+
+    def _make_networks(self, rows: Batch) -> None:
+        """Make policy and posterior, in the units of some simulations."""
+        config, search = self.config, self.search
+        assert search.policy is not None
+        coordinates = {
+            name: as_transform(search.models.coordinates[name])
+            for name in ("x_transform", "design_transform")
+        }
+        policy = HistoryPolicy(
+            search.policy,
+            config.num_experiments,
+            rows.x.shape[1],
+            adapts=config.adapts,
+            num_before=len(search.measurements),
+            **coordinates,
+        )
+        target = None if config.target is None else Target(config.target, self.prior)
+        posterior = AmortizedPosterior(
+            self.prior if target is None else target.distribution,
+            policy.dim_design,
+            policy.dim_x,
+            config.num_experiments,
+            **coordinates,
+        )
+        spread = search.policy.spread(len(rows.x)).to(rows.x)
+        for encoder in (policy.encoder, posterior.encoder):
+            encoder.standardize(spread, rows.x)
+        self.training = PolicyTraining(
+            policy.to(self.device),
+            posterior.to(self.device),
+            self.prior,
+            config.utility,
+            target,
+            config.learning_rate,
+            config.posterior_learning_rate,
+        )
+
+    def _experiment(self, simulator: CheckedSimulator | None) -> Any:
+        """Return what rollouts of the training get their data from."""
+        if self.config.method == "model":
+            assert self.search.likelihood is not None
+            return LearnedExperiment(deepcopy(self.search.likelihood))
+        assert simulator is not None
+        return partial(self._measured, simulator)
+
+    def _measured(
+        self, simulator: CheckedSimulator, theta: Tensor, design: Tensor
+    ) -> Tensor:
+        """Return simulated data, NaN where they failed."""
+        made = run_simulator(
+            simulator,
+            theta,
+            design.detach(),
+            num_workers=self.config.num_workers,
+            warn=self.num_invalid == 0,
+        )
+        self._count(made.num_calls, made.valid)
+        x = made.x.to(theta)
+        return x.masked_fill(~made.valid.to(x.device).unsqueeze(1), torch.nan)
+
+    def _report(self, bar: Any, tracker: Any | None) -> None:
+        assert self.training is not None
+        last = {name: values[-1] for name, values in self.training.history.items()}
+        bar.set_postfix_str(f"EIG {last['eig']:.2f} nats", refresh=False)
+        bar.update()
+        if tracker is not None:
+            metrics = {f"policy_{name}": value for name, value in last.items()}
+            tracker.log_metrics(metrics, step=self.training.step)
+
+    def _result(
+        self, simulator: CheckedSimulator | None, stop_reason: str
+    ) -> PolicyResult:
+        """Score the policy by rollouts that nothing was trained on."""
+        config, training = self.config, self.training
+        assert training is not None
+        seconds, likelihood = self.seconds, None
+        experiment = None
+        if config.method == "model":
+            likelihood = deepcopy(self.search.likelihood)
+            experiment = LearnedExperiment(deepcopy(self.search.likelihood))
+        theta = draw_parameters(unseen(self.prior), config.num_scoring).float()
+        theta = theta.to(self.device)
+        if simulator is None:
+            with torch.no_grad():
+                rollouts = roll_out(training.policy, theta, experiment)
+        else:
+            rollouts = self._roll_out(simulator, theta)
+        num_simulations = 0 if simulator is None else rollouts.x.shape[:2].numel()
+        bounds = policy_bounds(training, experiment, rollouts, num_simulations, config)
+        eig = max(bounds.values(), key=lambda bound: bound.value)
+        cost = None
+        if config.cost is not None:
+            costs = config.utility.costs(rollouts.design.flatten(0, 1))
+            cost = float(costs.sum()) / len(theta)
+        inside = training.history["eig"] if config.method == "model" else []
+        doubts = policy_doubts(eig, inside)
+        for doubt in doubts:
+            warnings.warn(doubt, stacklevel=5)
+        return PolicyResult(
+            policy=deepcopy(training.policy),
+            eig=eig,
+            bounds=bounds,
+            doubts=tuple(doubts),
+            posterior=deepcopy(training.posterior),
+            likelihood_estimator=likelihood,
+            config=config,
+            history=deepcopy(training.history),
+            cost=cost,
+            num_simulations=self.num_simulations,
+            num_invalid_simulations=self.num_invalid,
+            seconds=seconds,
+            stop_reason=stop_reason,
+        )

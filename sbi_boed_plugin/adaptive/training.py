@@ -1,0 +1,155 @@
+"""How a policy over histories learns, inside the learned model or from a simulator."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.utils.clip_grad import clip_grad_norm_
+
+from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin.adaptive.objective import log_posterior, training_terms
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
+from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
+from sbi_boed_plugin.adaptive.rollout import (
+    LearnedExperiment,
+    Measure,
+    Rollouts,
+    roll_out,
+)
+from sbi_boed_plugin.search.target import Target
+from sbi_boed_plugin.search.utility import Utility
+
+__all__ = ["PolicyTraining"]
+
+_POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
+_LAST_SCALE = 0.1
+
+
+@dataclass
+class PolicyTraining:
+    """Policy and amortised posterior, which learn from the same rollouts.
+
+    With a `LearnedExperiment` gradients go through its data; with any other function of
+    parameters and designs, a simulator, they are those of the score.
+    """
+
+    policy: HistoryPolicy
+    posterior: AmortizedPosterior
+    prior: Distribution
+    utility: Utility
+    target: Target | None = None
+    learning_rate: float = 1e-3
+    posterior_learning_rate: float = 2e-3
+    step: int = 0
+    history: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Make the optimizers."""
+        self.first_scale = self.policy.scale.clone()
+        policy = self.policy.parameters()
+        trained = [p for p in policy if p.requires_grad]
+        adam = torch.optim.Adam
+        self.optimizers = [
+            adam(trained, self.learning_rate),
+            adam(self.posterior.parameters(), self.posterior_learning_rate),
+        ]
+
+    def take_step(
+        self, experiment: LearnedExperiment | Measure, batch_size: int, share: float
+    ) -> None:
+        """Take a step, at the share of the training that is done by then."""
+        decay = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
+        rates = self.learning_rate, self.posterior_learning_rate
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * max(decay, 1e-3)
+        ratio = _LAST_SCALE / float(self.first_scale)
+        self.policy.scale.copy_(self.first_scale * ratio**share)
+        theta = draw_parameters(self.prior, batch_size).float()
+        theta = theta.to(self.policy.scale.device)
+        in_model = isinstance(experiment, LearnedExperiment)
+        draws = {"chooses": True, "explores": not in_model}
+        rollouts = roll_out(self.policy, theta, experiment, **draws)
+        target = theta if self.target is None else self.target(theta)
+        log_prior = self.log_prior(theta, target)
+        known = self._learn_posterior(target, rollouts) - log_prior
+        log_likelihood = None
+        if in_model and self.target is None:
+            terms, log_likelihood = training_terms(
+                experiment, self.posterior, self.prior, rollouts
+            )
+        else:
+            of_last = log_posterior(self.posterior, target, rollouts)[-1]
+            terms = of_last - log_prior
+            if in_model and not experiment.moves_data:
+                log_likelihood = experiment.log_likelihoods(theta[None], rollouts)[:, 0]
+        costs = self._costs(rollouts)
+        log_actions = rollouts.log_prob
+        if log_likelihood is not None and not experiment.moves_data:
+            log_actions = log_actions + log_likelihood
+        worth = terms - costs.sum(dim=0)
+        loss = -worth.mean() + _score_loss(worth, known, costs, log_actions)
+        self._update(0, loss, _POLICY_CLIP)
+        self._record(terms, known, costs)
+        self.step += 1
+
+    def log_prior(self, theta: Tensor, target: Tensor) -> Tensor:
+        """Return the log-densities of targets before any experiment, in nats."""
+        if self.target is not None:
+            return self.target.log_prior(target)
+        return self.prior.log_prob(theta).to(theta).detach()
+
+    def _learn_posterior(self, target: Tensor, rollouts: Rollouts) -> Tensor:
+        """Let the posterior learn, and return its log-densities before, detached."""
+        detached = Rollouts(*(part.detach() for part in vars(rollouts).values()))
+        values = log_posterior(self.posterior, target, detached)
+        self._update(1, -values.mean(), _POSTERIOR_CLIP)
+        return values.detach()
+
+    def _update(self, number: int, loss: Tensor, max_norm: float) -> None:
+        optimizer = self.optimizers[number]
+        parameters = optimizer.param_groups[0]["params"]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        # A step whose gradient is not finite would end the training.
+        if clip_grad_norm_(parameters, max_norm).isfinite():
+            optimizer.step()
+
+    def _costs(self, rollouts: Rollouts) -> Tensor:
+        """Return the costs of designs, `(num_experiments, batch_dim)`."""
+        design = rollouts.design
+        if self.utility.cost is None or self.utility.maximize == "eig":
+            return design.new_zeros(design.shape[:2])
+        costs = self.utility.costs(design.flatten(0, 1))
+        return costs.to(design).reshape(design.shape[:2])
+
+    def _record(self, terms: Tensor, known: Tensor, costs: Tensor) -> None:
+        values = {
+            "eig": terms.detach().mean(),
+            "barber_agakov": known[-1].mean(),
+            "cost": costs.detach().sum(dim=0).mean(),
+        }
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(float(value))
+
+
+def _score_loss(
+    worth: Tensor, known: Tensor, costs: Tensor, log_actions: Tensor
+) -> Tensor:
+    """Return the part of the loss for what was drawn without a gradient.
+
+    An action is judged by what came after it: what was known and spent before is the
+    baseline, and so is the mean of the other rollouts.
+    """
+    if not log_actions.requires_grad:
+        return worth.new_zeros(())
+    with torch.no_grad():
+        before = known - costs.cumsum(dim=0)
+        before = torch.cat([torch.zeros_like(before[:1]), before[:-1]])
+        later = worth - before
+        number = later.shape[1]
+        others = (later.sum(dim=1, keepdim=True) - later) / (number - 1)
+    return -((later - others) * log_actions).sum(dim=0).mean()

@@ -1,0 +1,121 @@
+"""Tasks whose data are one of a few numbers, with exact information, in nats."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Categorical,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+    constraints,
+)
+from torch.distributions.transforms import Transform
+
+from sbi_boed_plugin.tasks._gaussian import (
+    GridTask,
+    pool,
+    sobol_replicates,
+    with_pooled,
+)
+
+__all__ = ["DiscreteTask", "PositiveNormal"]
+
+
+class DiscreteTask(GridTask):
+    """A task whose datum is one of the numbers 0, 1, …, `num_values` - 1.
+
+    A subclass implements `_log_probabilities` and `_prior_quantiles`.
+    """
+
+    num_values: int
+    dim_x = 1
+
+    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Return those of all numbers, `(..., num_values)`, of what broadcasts."""
+        raise NotImplementedError
+
+    def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
+        self._check_domain(design, theta)
+        chance = Categorical(logits=self._log_probabilities(theta, design))
+        return chance.sample().unsqueeze(-1).to(theta)
+
+    def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """Return `log p(x | theta, design)` in nats, of probabilities."""
+        values = self._log_probabilities(theta, design)
+        index = x.long()
+        shape = torch.broadcast_shapes(values.shape[:-1], index.shape[:-1])
+        values = values.expand(*shape, self.num_values)
+        return values.gather(-1, index.expand(*shape, 1)).squeeze(-1)
+
+    def _grid_information(
+        self, designs: Tensor, num_samples: int, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Entropy of the data less that given the parameters: nothing is nested."""
+        marginals, conditional = [], []
+        for points in sobol_replicates(self.dim_theta, num_samples, seed):
+            theta = self._prior_quantiles(points)
+            means, entropies = [], []
+            for design in designs:
+                log_prob = self._log_probabilities(theta, design)
+                means.append(log_prob.exp().mean(dim=0))
+                entropies.append(_entropy(log_prob.exp()).mean())
+            marginals.append(torch.stack(means))
+            conditional.append(torch.stack(entropies))
+        of_data = _entropy(with_pooled(marginals))
+        return pool(of_data - with_pooled(conditional))
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -torch.special.xlogy(probabilities, probabilities).sum(dim=-1)
+
+
+class _NormalToPositive(Transform):
+    """From a uniform number to a Normal that is truncated to positive numbers."""
+
+    domain = constraints.unit_interval
+    codomain = constraints.nonnegative
+    bijective = True
+
+    def __init__(self, loc: float, scale: float) -> None:
+        super().__init__()
+        self.normal = Normal(loc, scale)
+        self.below = float(self.normal.cdf(torch.zeros(())))
+
+    def _call(self, x: Tensor) -> Tensor:
+        # In single precision the largest uniform numbers would give infinity.
+        share = self.below + (1.0 - self.below) * x.clamp(1e-7, 1.0 - 1e-7)
+        return self.normal.icdf(share).clamp_min(0.0)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (self.normal.cdf(y) - self.below) / (1.0 - self.below)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.tensor(1.0 - self.below).log() - self.normal.log_prob(y)
+
+
+class PositiveNormal(TransformedDistribution):
+    """A Normal truncated to positive numbers, of event shape `(1,)`."""
+
+    def __init__(self, loc: float, scale: float) -> None:
+        base = Uniform(torch.zeros(1), torch.ones(1), validate_args=False)
+        self.transform = _NormalToPositive(loc, scale)
+        super().__init__(base, [self.transform], validate_args=False)
+        self._event_shape, self._batch_shape = torch.Size((1,)), torch.Size()
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.nonnegative, 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inside = (value >= 0.0).all(dim=-1)
+        total = -self.transform.log_abs_det_jacobian(value, value).sum(dim=-1)
+        return torch.where(inside, total, -torch.inf)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Return quantiles."""
+        return self.transform(value)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.transform(torch.rand(*sample_shape, 1))

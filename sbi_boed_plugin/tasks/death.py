@@ -1,0 +1,66 @@
+r"""How fast does a population become infected, one count at a time?
+
+The model is that of Foster et al., *Deep Adaptive Design*, ICML 2021,
+https://arxiv.org/abs/2103.02438 (the death process of Cook, Gibson and Gilligan,
+*Optimal Observation Times in Experimental Epidemic Processes*, Biometrics 2008).
+"""
+
+import torch
+from torch import Tensor
+
+from sbi_boed_plugin.tasks._discrete import DiscreteTask, PositiveNormal
+
+__all__ = ["DeathProcess"]
+
+POPULATION = 50
+
+
+class DeathProcess(DiscreteTask):
+    r"""When to count the infected of a population of 50.
+
+    .. math:: x \sim \text{Binomial}(50, 1 - e^{-\theta \xi}), \quad
+        \theta \sim N(1, 1) \text{ truncated to } \theta > 0, \quad \xi \in [0, 10].
+
+    Each experiment has a population of its own.
+
+    Example:
+        >>> value, standard_error = DeathProcess().exact_eig(torch.tensor([1.5]))
+        >>> f"{value:.2f} nats"
+        '1.35 nats'
+    """
+
+    name = "death_process"
+    num_values = POPULATION + 1
+    parameter_names = ("rate θ",)
+    design_names = ("time ξ",)
+    x_names = ("number of infected x",)
+
+    def __init__(self) -> None:
+        self.prior = PositiveNormal(1.0, 1.0)
+        self.design_low, self.design_high = torch.zeros(1), torch.full((1,), 10.0)
+        self.true_parameters = torch.ones(1, 1)
+
+    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
+        exposure = theta * design
+        numbers = torch.arange(POPULATION + 1).to(exposure)
+        return log_binomial(-torch.expm1(-exposure), numbers, POPULATION)
+
+    def _prior_quantiles(self, points: Tensor) -> Tensor:
+        prior: PositiveNormal = self.prior  # type: ignore[assignment]
+        return prior.icdf(points)
+
+
+def log_binomial(chance: Tensor, numbers: Tensor, total: Tensor | int) -> Tensor:
+    """Return the log-probabilities of numbers of successes, `-inf` of impossible ones.
+
+    `chance` and `total` have a last dimension of one.
+    """
+    left = torch.as_tensor(total).to(chance) - numbers
+    log_choose = (
+        torch.lgamma(torch.as_tensor(total).to(chance) + 1.0)
+        - torch.lgamma(numbers + 1.0)
+        - torch.lgamma(left.clamp_min(0.0) + 1.0)
+    )
+    tails = torch.special.xlogy(numbers, chance)
+    tails = tails + torch.special.xlog1py(left.clamp_min(0.0), -chance)
+    return (log_choose + tails).masked_fill(left < 0.0, -torch.inf)

@@ -1,0 +1,184 @@
+"""The methods of a trainer that concern designs, experiments and what is known."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import Self
+
+from sbi_boed_plugin.adaptive.config import PolicyResult, PolicySearchConfig
+from sbi_boed_plugin.adaptive.search import PolicySearch
+from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.policies.policy import DesignPolicy
+from sbi_boed_plugin.search.belief import ParticleBelief
+from sbi_boed_plugin.search.config import DesignSearchConfig
+from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.measurements import Observation
+from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.simulation import CheckedSimulator
+
+__all__ = ["DesignMethods"]
+
+
+class DesignMethods:
+    """What a trainer with a `search` does with designs, most of which that does."""
+
+    search: DesignSearch
+    _device: str
+    _tracker: Any
+    _show_progress_bars: bool
+    # The last training of a policy, which may go on.
+    _policy_search: PolicySearch | None = None
+
+    def _store(self, batches: list[tuple[Tensor, Tensor, int]]) -> None:
+        """Let the trainer learn from simulations of a search, too."""
+        raise NotImplementedError
+
+    @property
+    def design_policy(self) -> DesignPolicy | None:
+        """Distribution over designs."""
+        return self.search.policy
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """What was observed so far, oldest first."""
+        return self.search.measurements.observations
+
+    @property
+    def belief(self) -> ParticleBelief | None:
+        """Belief about the parameters after all observations, `None` before."""
+        return self.search.measurements.belief
+
+    @property
+    def simulations(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All `theta`, `design` and `x`, also of searches; NaN where they failed."""
+        return self.search.simulations.tensors
+
+    def optimize_design(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor] | None,
+        *,
+        max_num_simulations: int | None = None,
+        resume_training: bool = False,
+        **settings: Any,
+    ) -> DesignResult:
+        """Learn the most informative design and the likelihood together, and score it.
+
+        Designs are drawn from the policy or where networks think best, parameters from
+        the prior or, after `observe`, the belief. Simulations that are NaN or infinite
+        tell nothing. All are kept in `simulations`, and `train` learns from them. A
+        search in rounds learns from all that are stored; with `simulator=None` from
+        these alone. A further joint search trains policy and networks on.
+
+        `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
+        `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
+        the previous call, which Ctrl-C, an error or a budget has ended, goes on from
+        its last completed step, with the budgets, scoring and `multi_start` of this
+        call. All other arguments are those of
+        :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
+
+        Raises:
+            ValueError: If there is no policy or prior, an argument is out of range, or
+                the simulator returns wrong shapes or too few finite values.
+            RuntimeError: If there is nothing to resume.
+        """
+        settings["max_num_simulations"] = max_num_simulations
+        num_stored = len(self.search.simulations.batches)
+        try:
+            return self.search.run(
+                simulator,
+                DesignSearchConfig(**settings),
+                resume=resume_training,
+                tracker=self._tracker,
+                show_progress_bar=self._show_progress_bars,
+            )
+        finally:
+            self._store(self.search.simulations.since(num_stored))
+
+    def optimize_policy(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor] | None,
+        num_experiments: int,
+        *,
+        max_num_simulations: int | None = None,
+        resume_training: bool = False,
+        **settings: Any,
+    ) -> PolicyResult:
+        r"""Learn a policy that proposes each design from what was measured before.
+
+        It looks ahead: what is maximized is the information of all experiments
+        together, :math:`I(\theta; h_T)`. The likelihood is learned from simulations at
+        designs all over the space and along the policy; inside it rollouts cost no
+        simulation. With `simulator=None` it is the likelihood that there is, or learned
+        from the stored simulations. After `observe` the policy is for the experiments
+        that follow. `build_posterior(history=...)` then takes milliseconds, too.
+
+        `simulator` is that of `optimize_design`. With `resume_training` the previous
+        call, which Ctrl-C or an error has ended, goes on from its last step. All other
+        arguments are those of :class:`~sbi_boed_plugin.PolicySearchConfig`, by name.
+
+        Raises:
+            ValueError: If there is no policy or prior, an argument is out of range, or
+                there is nothing to learn from.
+            RuntimeError: If there is nothing to resume.
+        """
+        settings["max_num_simulations"] = max_num_simulations
+        config = PolicySearchConfig(num_experiments, **settings)
+        num_stored = len(self.search.simulations.batches)
+        if not resume_training:
+            self._policy_search = PolicySearch(self.search, config, self._device)
+        if self._policy_search is None:
+            raise RuntimeError(
+                "There is no training of a policy to resume. Call optimize_policy "
+                "without resume_training first."
+            )
+        self._policy_search.config = config
+        checked = None if simulator is None else CheckedSimulator(simulator)
+        try:
+            return self._policy_search.run(
+                checked, self._tracker, self._show_progress_bars
+            )
+        finally:
+            self._store(self.search.simulations.since(num_stored))
+
+    def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
+        """Take experiments into account, or raise and change nothing.
+
+        The next search starts from what is known then, with the policy as it was at
+        first. With `design` and `x` of shapes `(dim_design,)` and `(dim_x,)`, or a row
+        for each of several experiments. There is a warning if `x` lies beyond all of
+        1,000 draws of the learned predictive distribution; `predictive_p_value` of the
+        observation says how surprising it was. `num_particles` of the belief are fixed
+        by the first call.
+
+        Raises:
+            RuntimeError: If there is no likelihood with designs yet.
+            ValueError: If a shape or value is wrong, the design lies outside the
+                support of the policy, or the belief would collapse.
+        """
+        self.search.observe(design, x, num_particles)
+        return self
+
+    def forget(self, num_observations: int = 1) -> Self:
+        """Take the last observations back, and networks that know of them.
+
+        The belief is made anew from those that are left, in as much time as observing
+        them took. The likelihood knows nothing of observations, and stays.
+        """
+        self.search.forget(num_observations)
+        return self
+
+    def estimate_eig(
+        self,
+        simulator: Callable[[Tensor, Tensor], Tensor],
+        design: Tensor,
+        *,
+        objective: str = "info_nce",
+        **kwargs: Any,
+    ) -> EIGEstimate:
+        """Return the information of a design beyond what is known, in nats.
+
+        By the networks as they are, which must be those of the objective; further
+        arguments are those of :func:`~sbi_boed_plugin.estimate_eig`.
+        """
+        return self.search.estimate_eig(simulator, design, objective, **kwargs)
