@@ -1,6 +1,5 @@
 """The rounds of a sequence of experiments, and how they are saved."""
 
-import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,10 @@ import torch
 from torch import Tensor
 
 from sbi_boed_plugin._checkpoint import (
+    digest_of,
+    draws_of,
     load_checkpoint,
+    name_of,
     refuse_damaged,
     save_checkpoint,
 )
@@ -303,7 +305,7 @@ def identity_of(
     """Return what tells one sequence of experiments from another."""
     # Any number of workers gives the same results, but for one: it draws from the
     # generators of this process.
-    named = {name: _name(value) for name, value in settings.items()}
+    named = {name: name_of(value) for name, value in settings.items()}
     named["num_workers"] = settings.get("num_workers", 1) == 1
     # From where the policy started: the last search has moved it.
     policy, draws = deepcopy(search.policy), []
@@ -311,35 +313,15 @@ def identity_of(
     policy.load_state_dict(search.policy_start or {})
     for progress in (0.0, 0.5, 1.0):
         policy.anneal(progress)
-        draws.append(_draws(policy))
+        draws.append(draws_of(policy))
     return {
-        "prior": _digest(search.prior, [_draws(search.prior)]),
-        "policy": _digest(policy, draws),
+        "prior": digest_of(search.prior, [draws_of(search.prior)]),
+        "policy": digest_of(policy, draws),
         "search": repr(sorted(named.items())),
         "num_particles": num_particles,
         "seed": seed,
         "history_policy": None if proposes is None else proposes.digest(),
     }
-
-
-def _name(value: Any) -> Any:
-    """Return what tells a setting from another in any process."""
-    if not callable(value):
-        return value
-    value = getattr(value, "func", value)  # Of a partial one.
-    return getattr(value, "__qualname__", type(value).__qualname__)
-
-
-def _draws(distribution: Any) -> Tensor:
-    """Return draws from a fixed seed."""
-    with isolated_rng(0):
-        return distribution.sample(torch.Size((8,)))
-
-
-def _digest(distribution: Any, draws: list[Tensor]) -> str:
-    """Return the kind of a distribution, with a hash of its draws."""
-    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
-    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"
 
 
 def check_settings(

@@ -14,11 +14,21 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from sbi_boed_plugin._atomic import write_bytes
 from sbi_boed_plugin._parallel import describe_error
+from sbi_boed_plugin._rng import isolated_rng
 
-__all__ = ["load_checkpoint", "locked", "refuse_damaged", "save_checkpoint"]
+__all__ = [
+    "digest_of",
+    "draws_of",
+    "load_checkpoint",
+    "locked",
+    "name_of",
+    "refuse_damaged",
+    "save_checkpoint",
+]
 
 VERSION = 7
 
@@ -63,7 +73,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             error.errno,
             f"checkpoint={str(path)!r} could not be written ({describe_error(error)}). "
             "What was saved before is as it was. Make room or repair the disk, and "
-            "call run_experiments again with the same arguments to go on from there.",
+            "call again with the same arguments to go on from there.",
         ) from error
 
 
@@ -114,3 +124,23 @@ def refuse_damaged(path: Path) -> Iterator[None]:
             f"checkpoint={str(path)!r} is damaged, or is no checkpoint of this trainer "
             f"({told}). {_REMEDY}"
         ) from error
+
+
+def name_of(value: Any) -> Any:
+    """Return what tells a setting from another in any process."""
+    if not callable(value):
+        return value
+    value = getattr(value, "func", value)  # Of a partial one.
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def draws_of(distribution: Any) -> Tensor:
+    """Return draws from a fixed seed."""
+    with isolated_rng(0):
+        return distribution.sample(torch.Size((8,)))
+
+
+def digest_of(distribution: Any, draws: list[Tensor]) -> str:
+    """Return the kind of a distribution, with a hash of its draws."""
+    numbers = b"".join(v.detach().cpu().numpy().tobytes() for v in draws)
+    return f"{type(distribution).__name__}-{hashlib.sha256(numbers).hexdigest()[:16]}"

@@ -28,7 +28,7 @@ __all__ = ["HistoryPolicy", "check_history"]
 
 # Possible designs of which the nearest takes the place of an impossible one.
 _NUM_POSSIBLE = 4_096
-# Scale of the exploring noise, in real numbers before they become designs.
+# Scale of the exploring noise at first, in real numbers before they become designs.
 _FIRST_SCALE = 0.5
 
 
@@ -140,12 +140,14 @@ class HistoryPolicy(nn.Module):
         *,
         chooses: bool = False,
         explores: bool = False,
+        follows_noise: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return next designs `(batch_dim, dim_design)` and how likely they were.
 
         If it `chooses`, what comes from lists is drawn, and if it `explores`, there is
-        noise on the rest, which then carries no gradient; the log-probabilities
-        `(batch_dim,)` are of these draws. Otherwise designs are the most likely ones.
+        noise on the rest. The log-probabilities `(batch_dim,)` are of these draws, but
+        of the noise only where designs do not carry its gradient (`follows_noise`).
+        Without any draw designs are the most likely ones.
         """
         index = torch.tensor(step, device=features.device)
         hidden = self.of_step(index).expand(len(features), -1)
@@ -163,8 +165,9 @@ class HistoryPolicy(nn.Module):
                 continue
             if explores:
                 noise = Independent(Normal(output, self.scale), 1)
-                output = noise.sample()
-                log_prob = log_prob + noise.log_prob(output)
+                output = noise.rsample() if follows_noise else noise.sample()
+                if not follows_noise:
+                    log_prob = log_prob + noise.log_prob(output)
             designs.append(part.from_reals(output))
         return self._made_possible(torch.cat(designs, dim=1)), log_prob
 

@@ -4,6 +4,7 @@ import time
 import warnings
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.adaptive.config import (
     NUM_FOR_UNITS,
     PolicyResult,
@@ -21,6 +23,7 @@ from sbi_boed_plugin.adaptive.config import (
 from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
+from sbi_boed_plugin.adaptive.saving import load_training, save_training
 from sbi_boed_plugin.adaptive.scoring import policy_bounds, policy_doubts
 from sbi_boed_plugin.adaptive.training import PolicyTraining
 from sbi_boed_plugin.estimators.likelihood_with_failures import (
@@ -51,12 +54,22 @@ class PolicySearch:
     def __init__(
         self, search: DesignSearch, config: PolicySearchConfig, device: str
     ) -> None:
+        check_default_dtype()
+        if search.policy is None or search.dim_design == 0:
+            raise ValueError(
+                "design_policy=None, or simulations without designs: policies over "
+                "histories need NLE_INCE(prior, design_policy=...) with designs."
+            )
         self.search, self.config, self.device = search, config, device
         self.prior = search.known()
+        config.utility.check(search.policy)
+        self.target = (
+            None if config.target is None else Target(config.target, self.prior)
+        )
         self.training: PolicyTraining | None = None
         self.round = 0
         self.num_simulations = self.num_invalid = 0
-        self.seconds = 0.0
+        self.seconds = self._saved_at = 0.0
 
     @property
     def _rounds(self) -> int:
@@ -69,8 +82,11 @@ class PolicySearch:
         show_progress_bar: bool,
     ) -> PolicyResult:
         """Train within the budgets, and score the policy."""
-        config, started = self.config, time.perf_counter()
-        before = self.seconds
+        config, saved = self.config, self.config.checkpoint
+        if saved is not None and self.training is None and Path(saved).exists():
+            load_training(self, Path(saved))
+            self._saved_at = self.seconds
+        started, before = time.perf_counter(), self.seconds
         if simulator is not None:
             config.check_budget()
             simulator.is_checked |= self.num_simulations > 0
@@ -88,6 +104,7 @@ class PolicySearch:
                 self.seconds = before + time.perf_counter() - started
                 step = 0 if self.training is None else self.training.step
                 share = share_done(step, config.steps, self.seconds, config.max_seconds)
+                self._save_if_due()
                 due = self.round == 0 or share >= self.round / self._rounds
                 if due and self.round < self._rounds and share < 1.0:
                     self._begin_round(simulator, show_progress_bar)
@@ -100,7 +117,17 @@ class PolicySearch:
                     experiment = self._experiment(simulator)
                 self.training.take_step(experiment, config.training_batch_size, share)
                 self._report(bar, tracker)
+        self._save_if_due(is_end=True)
         return self._result(simulator, stop_reason)
+
+    def _save_if_due(self, *, is_end: bool = False) -> None:
+        """Save the training now and then, and at its end."""
+        path = self.config.checkpoint
+        if path is None or self.training is None:
+            return
+        if is_end or self.seconds - self._saved_at >= self.config.checkpoint_seconds:
+            save_training(self, Path(path))
+            self._saved_at = self.seconds
 
     def _begin_round(
         self, simulator: CheckedSimulator | None, show_progress_bar: bool
@@ -111,7 +138,7 @@ class PolicySearch:
             assert simulator is not None
             num = NUM_FOR_UNITS - simulator.num_check_calls
             batch = self._spread_simulations(simulator, num)
-            self._make_networks(batch)
+            self.make_networks(batch)
         else:
             if simulator is not None:
                 self._simulate(simulator, show_progress_bar)
@@ -120,7 +147,7 @@ class PolicySearch:
             rows = self.search.simulations.rows()
             assert rows is not None
             if self.training is None:
-                self._make_networks(rows)
+                self.make_networks(rows)
         self.round += 1
 
     def _simulate(self, simulator: CheckedSimulator, show_progress_bar: bool) -> None:
@@ -225,7 +252,7 @@ class PolicySearch:
         assert search.policy is not None
         search.dim_design = search.policy.dim_design
 
-    def _make_networks(self, rows: Batch) -> None:
+    def make_networks(self, rows: Batch) -> None:
         """Make policy and posterior, in the units of some simulations."""
         config, search = self.config, self.search
         assert search.policy is not None
@@ -241,9 +268,8 @@ class PolicySearch:
             num_before=len(search.measurements),
             **coordinates,
         )
-        target = None if config.target is None else Target(config.target, self.prior)
         posterior = AmortizedPosterior(
-            self.prior if target is None else target.distribution,
+            self.prior if self.target is None else self.target.distribution,
             policy.dim_design,
             policy.dim_x,
             config.num_experiments,
@@ -257,7 +283,7 @@ class PolicySearch:
             posterior.to(self.device),
             self.prior,
             config.utility,
-            target,
+            self.target,
             config.learning_rate,
             config.posterior_learning_rate,
         )

@@ -1,7 +1,9 @@
 """How a policy over histories learns, inside the learned model or from a simulator."""
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,8 @@ from sbi_boed_plugin.search.utility import Utility
 __all__ = ["PolicyTraining"]
 
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
-_LAST_SCALE = 0.1
+# Last scale of the exploring noise: with a gradient that follows it, and without.
+_LAST_SCALE = {True: 0.01, False: 0.1}
 
 
 @dataclass
@@ -56,6 +59,24 @@ class PolicyTraining:
             adam(self.posterior.parameters(), self.posterior_learning_rate),
         ]
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimizers and what was recorded, as plain values."""
+        return {
+            "policy": dict(self.policy.state_dict()),
+            "posterior": dict(self.posterior.state_dict()),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "step": self.step,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of a training with the same networks."""
+        self.policy.load_state_dict(state["policy"])
+        self.posterior.load_state_dict(state["posterior"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(deepcopy(saved))
+        self.step, self.history = state["step"], deepcopy(state["history"])
+
     def take_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int, share: float
     ) -> None:
@@ -65,12 +86,13 @@ class PolicyTraining:
         for optimizer, rate in zip(self.optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * max(decay, 1e-3)
-        ratio = _LAST_SCALE / float(self.first_scale)
+        in_model = isinstance(experiment, LearnedExperiment)
+        ratio = _LAST_SCALE[in_model] / float(self.first_scale)
         self.policy.scale.copy_(self.first_scale * ratio**share)
         theta = draw_parameters(self.prior, batch_size).float()
         theta = theta.to(self.policy.scale.device)
-        in_model = isinstance(experiment, LearnedExperiment)
-        draws = {"chooses": True, "explores": not in_model}
+        # Without noise, a design in a region that tells nothing would never leave it.
+        draws = {"chooses": True, "explores": True, "follows_noise": in_model}
         rollouts = roll_out(self.policy, theta, experiment, **draws)
         target = theta if self.target is None else self.target(theta)
         log_prior = self.log_prior(theta, target)

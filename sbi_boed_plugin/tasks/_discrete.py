@@ -100,7 +100,7 @@ class PositiveNormal(TransformedDistribution):
 
     def __init__(self, loc: float, scale: float) -> None:
         base = Uniform(torch.zeros(1), torch.ones(1), validate_args=False)
-        self.transform = _NormalToPositive(loc, scale)
+        self.transform: Any = _NormalToPositive(loc, scale)
         super().__init__(base, [self.transform], validate_args=False)
         self._event_shape, self._batch_shape = torch.Size((1,)), torch.Size()
 

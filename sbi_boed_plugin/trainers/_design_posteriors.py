@@ -195,11 +195,14 @@ def history_posterior(
             "density_estimator, prior and design."
         )
     design, x = check_history(*history, policy.dim_design, policy.dim_x)
+    if design.dim() == 2:
+        valid = x.isfinite().all(dim=1)
+        design, x = design[valid], x[valid]
     num = design.shape[-2]
     if not 1 <= num <= policy.num_experiments:
         raise ValueError(
-            f"history has {num} experiments, but the posterior is of 1 to "
-            f"{policy.num_experiments}."
+            f"history has {num} experiments that did not fail, but the posterior is "
+            f"of 1 to {policy.num_experiments}."
         )
     network = deepcopy(training.posterior).eval()
     base = HistoryPosterior(network, num, policy.dim_design, policy.dim_x)

@@ -1,0 +1,207 @@
+"""What a policy over histories promises, whatever its weights."""
+
+import pickle
+
+import pytest
+import torch
+
+from sbi_boed_plugin import (
+    CategoricalPolicy,
+    ConstrainedPolicy,
+    HistoryPolicy,
+    NormalPolicy,
+    OrderedPolicy,
+    ProductPolicy,
+    SimplexPolicy,
+    TruncatedNormalMixturePolicy,
+    TruncatedNormalPolicy,
+)
+from sbi_boed_plugin.adaptive.encoder import PairEncoder
+
+LOW, HIGH = torch.tensor([-4.0, 10.0]), torch.tensor([4.0, 11.0])
+SQUARE = TruncatedNormalPolicy(LOW, HIGH)
+LIST = CategoricalPolicy(torch.tensor([[1.0], [2.0], [5.0]]))
+SPACES = {
+    "box": SQUARE,
+    "mixture": TruncatedNormalMixturePolicy(LOW, HIGH),
+    "list": LIST,
+    "product": ProductPolicy([SQUARE, LIST]),
+    "ordered": OrderedPolicy(0.0, 12.0, dim_design=3),
+    "shares": SimplexPolicy(3),
+    "real": NormalPolicy(torch.zeros(2), scale=10.0),
+    "possible": ConstrainedPolicy(SQUARE, lambda design: design[:, 0] > 2.0),
+}
+
+
+def history(policy, num, batch=()):
+    generator = torch.Generator().manual_seed(num)
+    design = torch.rand(*batch, num, policy.dim_design, generator=generator)
+    return design, torch.randn(*batch, num, policy.dim_x, generator=generator)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("name", SPACES)
+def test_designs_are_of_the_space(name, stochastic):
+    policy = HistoryPolicy(SPACES[name], num_experiments=4, dim_x=2)
+    batch = policy.propose(*history(policy, 3, (50,)), stochastic=stochastic)
+    assert batch.shape == (50, policy.dim_design)
+    assert SPACES[name].support.check(batch).all()
+    one = policy.propose(stochastic=stochastic)
+    assert one.shape == (policy.dim_design,)
+    assert SPACES[name].support.check(one)
+
+
+def test_the_order_of_experiments_tells_nothing_but_their_number_does():
+    policy = HistoryPolicy(SQUARE, num_experiments=6)
+    design, x = history(policy, 4)
+    order = torch.tensor([2, 0, 3, 1])
+    proposed = policy.propose(design, x)
+    torch.testing.assert_close(policy.propose(design[order], x[order]), proposed)
+    assert not torch.allclose(policy.propose(design[:3], x[:3]), proposed)
+    assert not torch.allclose(policy.propose(design, x + 1.0), proposed)
+    fixed = HistoryPolicy(SQUARE, num_experiments=6, adapts=False)
+    assert torch.equal(fixed.propose(design, x), fixed.propose(design, x + 1.0))
+
+
+def test_a_rollout_proposes_what_the_whole_history_does():
+    policy = HistoryPolicy(SQUARE, num_experiments=6)
+    design, x = history(policy, 4, (3,))
+    features = policy.start(3)
+    for step in range(4):
+        features = policy.update(features, design[:, step], x[:, step])
+    stepwise, _ = policy(features, 4)
+    torch.testing.assert_close(stepwise, policy.propose(design, x))
+
+
+def test_failures_are_seen_as_such():
+    policy = HistoryPolicy(SQUARE, num_experiments=6, dim_x=2)
+    design, x = history(policy, 3)
+    failed = x.clone()
+    failed[1, 0] = torch.nan
+    proposed = policy.propose(design, failed)
+    assert proposed.isfinite().all()
+    # Whatever the other value was, but not as if there had been no experiment.
+    failed[1, 1] = 100.0
+    assert torch.equal(policy.propose(design, failed), proposed)
+    assert not torch.equal(policy.propose(design, x), proposed)
+    silent = {"hidden_features": 8, "num_features": 4, "tells_failures": False}
+    features = PairEncoder(2, 2, **silent)(design, failed)
+    assert (features[1] == 0.0).all() and (features[0] != 0.0).any()
+
+
+def test_choices_are_drawn_by_their_probabilities():
+    policy = HistoryPolicy(LIST, num_experiments=2)
+    torch.manual_seed(0)
+    features = policy.start(20_000)
+    design, log_prob = policy(features, 0, chooses=True)
+    for value in (1.0, 2.0, 5.0):
+        chosen = design[:, 0] == value
+        share, expected = (
+            float(chosen.float().mean()),
+            float(log_prob[chosen][0].detach().exp()),
+        )
+        assert abs(share - expected) < 4.0 * (expected / 20_000) ** 0.5
+    mode, _ = policy(features[:1], 0)
+    likeliest = design[log_prob.argmax()]
+    assert torch.equal(mode[0], likeliest)
+
+
+def test_the_density_of_noise_is_that_of_what_was_drawn():
+    policy = HistoryPolicy(NormalPolicy(torch.zeros(1), scale=1.0), 2)
+    torch.manual_seed(0)
+    design, log_prob = policy(policy.start(5_000), 0, explores=True)
+    assert not design.requires_grad and log_prob.requires_grad
+    centre, scale = policy.propose(), float(policy.scale)
+    exact = torch.distributions.Normal(centre, scale).log_prob(design)[:, 0]
+    torch.testing.assert_close(log_prob, exact)
+    design, log_prob = policy(policy.start(5), 0, explores=True, follows_noise=True)
+    assert design.requires_grad and not log_prob.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("design", "x", "message"),
+    [
+        (torch.zeros(2, 2), None, "belong together"),
+        (torch.zeros(2, 3), torch.zeros(2, 1), r"history has designs \(num, 2\)"),
+        (torch.zeros(2, 2), torch.zeros(3, 1), "history has"),
+        (torch.zeros(2), torch.zeros(1), "history has"),
+        (torch.full((2, 2), torch.nan), torch.zeros(2, 1), "designs may not"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 1),
+            "has 3 experiments, .*num_experiments=3",
+        ),
+    ],
+)
+def test_histories_that_are_wrong_are_refused(design, x, message):
+    policy = HistoryPolicy(SQUARE, num_experiments=3)
+    with pytest.raises(ValueError, match=message):
+        policy.propose(design, x)
+
+
+def test_settings_that_are_wrong_are_refused():
+    with pytest.raises(TypeError, match="design_policy must be a DesignPolicy"):
+        HistoryPolicy(torch.zeros(2), 3)
+    with pytest.raises(ValueError, match="num_experiments=0 must be at least 1"):
+        HistoryPolicy(SQUARE, 0)
+
+    class Unbounded(NormalPolicy):
+        def from_reals(self, reals):
+            return super(NormalPolicy, self).from_reals(reals)
+
+    with pytest.raises(NotImplementedError, match="Unbounded has no map from real"):
+        HistoryPolicy(Unbounded(torch.zeros(2), scale=1.0), 3)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_saved_policies_are_the_same_and_of_the_same_designs(name, tmp_path):
+    policy = HistoryPolicy(SPACES[name], num_experiments=4, num_features=8)
+    policy.save(tmp_path / "policy.pt")
+    loaded = HistoryPolicy.load(tmp_path / "policy.pt", SPACES[name])
+    seen = history(policy, 3, (5,))
+    assert torch.equal(loaded.propose(*seen), policy.propose(*seen))
+    assert loaded.digest() == policy.digest()
+    if name != "possible":  # Whose condition is a function of this test.
+        again = pickle.loads(pickle.dumps(policy))
+        assert torch.equal(again.propose(*seen), policy.propose(*seen))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        TruncatedNormalPolicy(LOW, HIGH + 1.0),
+        TruncatedNormalPolicy(LOW[:1], HIGH[:1]),
+        LIST,
+    ],
+)
+def test_policies_over_other_designs_are_not_loaded(other, tmp_path):
+    HistoryPolicy(SQUARE, num_experiments=4).save(tmp_path / "policy.pt")
+    with pytest.raises(ValueError, match="over other designs"):
+        HistoryPolicy.load(tmp_path / "policy.pt", other)
+
+
+def test_units_of_pairs_are_theirs():
+    small = {"hidden_features": 8, "num_features": 4, "tells_failures": True}
+    encoder, other = PairEncoder(1, 1, **small), PairEncoder(1, 1, **small)
+    other.load_state_dict(encoder.state_dict())
+    design, x = torch.rand(200, 1), torch.randn(200, 1).exp()
+    x[::20] = torch.nan
+    encoder.standardize(design, x)
+    other.standardize(1e6 * design, 1e-6 * x)
+    expected = encoder(design, x)
+    torch.testing.assert_close(other(1e6 * design, 1e-6 * x), expected)
+    assert expected.isfinite().all()
+    # Values that hardly vary, or are nearly all the same, keep a unit.
+    encoder.standardize(torch.ones(200, 1), (torch.rand(200, 1) > 0.9).float())
+    assert (encoder.spread > 0).all() and encoder.spread.isfinite().all()
+
+
+def test_tensors_follow_the_device():
+    """Torch's meta device stands for any that is not the CPU."""
+    for space in (SQUARE, LIST, SPACES["product"], SPACES["ordered"]):
+        policy = HistoryPolicy(space, num_experiments=3).to("meta")
+        features = policy.start(4)
+        design, log_prob = policy(features, 0, chooses=True, explores=True)
+        x = torch.empty(4, 1, device="meta")
+        features = policy.encoder.of_pair(torch.cat([design, x, x], dim=1))
+        assert {t.device.type for t in (design, log_prob, features)} == {"meta"}

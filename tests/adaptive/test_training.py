@@ -1,0 +1,154 @@
+"""What training reaches and reports, against known answers."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from sbi_boed_plugin import CategoricalPolicy, TruncatedNormalPolicy
+from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
+from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
+from sbi_boed_plugin.adaptive.training import _score_loss
+from sbi_boed_plugin.search.target import Target
+from sbi_boed_plugin.search.utility import Utility
+from tests.adaptive.models import (
+    FLAT,
+    NORMAL,
+    IsAbove,
+    Scaled,
+    make_training,
+    mean_of_last,
+    scaled_simulator,
+)
+
+WIDE = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 4.0))
+# Two measurements at designs of 4 of a parameter ~ N(0, 1).
+MOST = 0.5 * math.log(1.0 + 2 * 16.0)
+
+
+def train(training, experiment, num_steps, batch_size=64):
+    for step in range(num_steps):
+        training.take_step(experiment, batch_size, step / num_steps)
+    return training
+
+
+@pytest.mark.slow
+def test_questions_follow_the_answers_where_that_is_worth_it():
+    """Three yes/no questions tell log 8 in turn, and log 4 at once: bisection."""
+    values = {}
+    for adapts in (True, False):
+        torch.manual_seed(0)
+        training = make_training(FLAT, 3, adapts=adapts)
+        train(training, LearnedExperiment(IsAbove()), 1_000)
+        values[adapts] = mean_of_last(training, "eig")
+    assert values[False] < math.log(4.0) < 1.7 < values[True] < math.log(8.0)
+
+
+@pytest.mark.parametrize("way", ["model", "simulator", "list", "target"])
+def test_every_gradient_finds_the_largest_designs(way):
+    torch.manual_seed(0)
+    experiment = LearnedExperiment(Scaled())
+    space, target, num_steps = WIDE, None, 300
+    if way == "simulator":
+        experiment, num_steps = scaled_simulator, 600
+    elif way == "list":
+        space = CategoricalPolicy(torch.tensor([[0.5], [4.0], [1.0]]))
+    elif way == "target":
+        target = Target([0], NORMAL)
+    training = make_training(NORMAL, 2, space, target=target)
+    train(training, experiment, num_steps)
+    assert float(training.policy.propose()) > 3.5
+    # An estimate of a lower bound, by batches of 64.
+    value = mean_of_last(training, "eig")
+    assert 0.6 * MOST < value < MOST + 0.3
+
+
+def test_what_costs_more_than_it_tells_is_not_bought():
+    torch.manual_seed(0)
+    utility = Utility(lambda design: 0.1 * design[:, 0].square(), "eig_minus_cost")
+    training = make_training(NORMAL, 1, WIDE, utility=utility)
+    train(training, LearnedExperiment(Scaled()), 300)
+    # log(1 + d²) / 2 - d² / 10 is largest at d = 2.
+    assert float(training.policy.propose()) == pytest.approx(2.0, abs=0.4)
+    assert mean_of_last(training, "cost") == pytest.approx(0.4, abs=0.15)
+
+
+def exact_rollouts(num):
+    torch.manual_seed(1)
+    training = make_training(NORMAL, 2, WIDE)
+    experiment = LearnedExperiment(Scaled())
+    theta = torch.randn(num, 1)
+    with torch.no_grad():
+        rollouts = roll_out(training.policy, theta, experiment)
+    return training, experiment, rollouts
+
+
+def exact_information(rollouts):
+    """Return the expected gain of designs that do not depend on data."""
+    return 0.5 * (1.0 + rollouts.design.square().sum(dim=0)).log().mean()
+
+
+def test_bounds_enclose_the_information_with_any_proposal():
+    training, experiment, rollouts = exact_rollouts(2_000)
+    networks = experiment, training.posterior, NORMAL
+    lower, upper, _, _ = contrastive_terms(*networks, rollouts, 255)
+    exact = float(exact_information(rollouts))
+    errors = [float(terms.std()) / 2_000**0.5 for terms in (lower, upper)]
+    assert float(lower.mean()) < exact + 3 * errors[0]
+    assert float(upper.mean()) > exact - 3 * errors[1]
+    # An untrained proposal covers the posterior well enough for 255 draws.
+    assert float(lower.mean()) > exact - 0.3
+    known = log_posterior(training.posterior, rollouts.theta, rollouts)[-1]
+    known = known - NORMAL.log_prob(rollouts.theta)
+    assert float(known.detach().mean()) < exact
+
+
+def test_likelihoods_of_histories_are_sums_over_what_did_not_fail():
+    _, experiment, rollouts = exact_rollouts(5)
+    x = rollouts.x.clone()
+    x[1, 2] = torch.nan
+    rollouts = Rollouts(rollouts.theta, rollouts.design, x, rollouts.log_prob)
+    theta = torch.randn(3, 5, 1)
+    found = experiment.log_likelihoods(theta, rollouts)
+    assert found.shape == (2, 3, 5)
+    exact = Normal(theta[None] * rollouts.design[:, None], 1.0)
+    exact = exact.log_prob(x.nan_to_num()[:, None])[..., 0]
+    exact[1, :, 2] = 0.0
+    torch.testing.assert_close(found, exact)
+
+
+def test_the_score_is_the_gradient_of_what_comes_later():
+    """By brute force: all of four answers, whose probabilities are parameters."""
+    logits = torch.tensor([[0.3, -0.2], [0.1, 0.5]], dtype=torch.double)
+    logits.requires_grad_()
+    reward = torch.tensor([[1.0, 3.0], [-2.0, 5.0]], dtype=torch.double)
+    chances = logits.softmax(dim=1)
+    exact = (chances[0, :, None] * chances[1] * reward).sum()
+    torch.manual_seed(0)
+    num = 200_000
+    first, second = (torch.multinomial(p, num, True) for p in chances.detach())
+    log_prob = chances.log()
+    actions = torch.stack([log_prob[0, first], log_prob[1, second]])
+    # Whatever the baseline is that knows the first answer, and what it cost.
+    known = torch.stack([first.double(), torch.full((num,), 7.0).double()])
+    costs = torch.stack([0.5 * first.double(), torch.zeros(num).double()])
+    worth = reward[first, second] - costs.sum(dim=0)
+    loss = _score_loss(worth, known, costs, actions)
+    (found,) = torch.autograd.grad(-loss, logits, retain_graph=True)
+    with_costs = exact - (chances[0] * torch.tensor([0.0, 0.5]).double()).sum()
+    (expected,) = torch.autograd.grad(with_costs, logits)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.0)
+
+
+def test_a_state_goes_on_where_it_was():
+    torch.manual_seed(0)
+    training, other = (make_training(NORMAL, 2, WIDE) for _ in range(2))
+    experiment = LearnedExperiment(Scaled())
+    train(training, experiment, 5)
+    other.load_state_dict(training.state_dict())
+    for one in (training, other):
+        torch.manual_seed(1)
+        one.take_step(experiment, 32, 0.5)
+    assert training.policy.digest() == other.policy.digest()
+    assert training.history == other.history and other.step == 6
