@@ -26,6 +26,7 @@ MODULES = {
     "gkl-dimension": "papers.gkl_dimension",
     "bounds": "bounds_table",
     "design-recovery": "design_recovery",
+    "adaptive": "adaptive",
     "few-simulations": "few_simulations",
     "gradients": "gradient_table",
     "honest-bounds": "honest_bounds",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._prior import to_real_numbers
+from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -105,6 +106,8 @@ def make_trainer(
 def likelihood_builder(task: Task, density_estimator: str | None = None) -> Any:
     """Return what builds the likelihood of a task, in the coordinates that suit it."""
     if density_estimator is None:
+        if isinstance(num_values := getattr(task, "num_values", None), int):
+            return categorical_likelihood_nn(list(range(num_values)))
         # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
         # become as narrow as the noise.
         density_estimator = "mdn" if task.dim_x == 1 else "maf"

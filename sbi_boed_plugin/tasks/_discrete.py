@@ -26,15 +26,23 @@ __all__ = ["DiscreteTask", "PositiveNormal"]
 class DiscreteTask(GridTask):
     """A task whose datum is one of the numbers 0, 1, …, `num_values` - 1.
 
-    A subclass implements `_log_probabilities` and `_prior_quantiles`.
+    A subclass implements `_log_chance` and `_prior_quantiles`.
     """
 
     num_values: int
     dim_x = 1
 
-    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Return those of all numbers, `(..., num_values)`, of what broadcasts."""
+    def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        """Return the log-probability of numbers `(...)`, in nats.
+
+        Parameters `(..., dim_theta)` and designs `(..., dim_design)` broadcast.
+        """
         raise NotImplementedError
+
+    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
+        """Return those of all numbers, `(..., num_values)`."""
+        numbers = torch.arange(self.num_values).to(theta)
+        return self._log_chance(numbers, theta.unsqueeze(-2), design.unsqueeze(-2))
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         self._check_domain(design, theta)
@@ -43,11 +51,11 @@ class DiscreteTask(GridTask):
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         """Return `log p(x | theta, design)` in nats, of probabilities."""
-        values = self._log_probabilities(theta, design)
-        index = x.long()
-        shape = torch.broadcast_shapes(values.shape[:-1], index.shape[:-1])
-        values = values.expand(*shape, self.num_values)
-        return values.gather(-1, index.expand(*shape, 1)).squeeze(-1)
+        number = x.squeeze(-1)
+        is_value = (number == number.round()) & (number >= 0.0)
+        is_value &= number < self.num_values
+        log_chance = self._log_chance(number * is_value, theta, design)
+        return torch.where(is_value, log_chance, -torch.inf)
 
     def _grid_information(
         self, designs: Tensor, num_samples: int, seed: int

@@ -40,27 +40,22 @@ class DeathProcess(DiscreteTask):
         self.design_low, self.design_high = torch.zeros(1), torch.full((1,), 10.0)
         self.true_parameters = torch.ones(1, 1)
 
-    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
-        exposure = theta * design
-        numbers = torch.arange(POPULATION + 1).to(exposure)
-        return log_binomial(-torch.expm1(-exposure), numbers, POPULATION)
+    def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        exposure = (theta * design)[..., 0]
+        total = torch.full_like(exposure, float(POPULATION))
+        return log_binomial(number, total, -torch.expm1(-exposure))
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         prior: PositiveNormal = self.prior  # type: ignore[assignment]
         return prior.icdf(points)
 
 
-def log_binomial(chance: Tensor, numbers: Tensor, total: Tensor | int) -> Tensor:
-    """Return the log-probabilities of numbers of successes, `-inf` of impossible ones.
-
-    `chance` and `total` have a last dimension of one.
-    """
-    left = torch.as_tensor(total).to(chance) - numbers
-    log_choose = (
-        torch.lgamma(torch.as_tensor(total).to(chance) + 1.0)
-        - torch.lgamma(numbers + 1.0)
-        - torch.lgamma(left.clamp_min(0.0) + 1.0)
-    )
-    tails = torch.special.xlogy(numbers, chance)
-    tails = tails + torch.special.xlog1py(left.clamp_min(0.0), -chance)
-    return (log_choose + tails).masked_fill(left < 0.0, -torch.inf)
+def log_binomial(number: Tensor, total: Tensor, chance: Tensor) -> Tensor:
+    """Return the log-probability of a number of successes, `-inf` of more than all."""
+    left = total - number
+    others = left.clamp_min(0.0)
+    log_choose = torch.lgamma(total + 1.0) - torch.lgamma(number + 1.0)
+    log_choose = log_choose - torch.lgamma(others + 1.0)
+    log_tails = torch.special.xlogy(number, chance)
+    log_tails = log_tails + torch.special.xlog1py(others, -chance)
+    return (log_choose + log_tails).masked_fill(left < 0.0, -torch.inf)

@@ -51,12 +51,12 @@ class HyperbolicDiscounting(DiscreteTask):
         self.design_high = torch.tensor([100.0, 10.0])
         self.true_parameters = torch.tensor([[-4.0, 1.0]])
 
-    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
+    def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         log_rate, variability = theta[..., 0], theta[..., 1]
         later = LATER / (1.0 + (log_rate + design[..., 1]).exp())
         gap = (later - design[..., 0]) / variability.clamp_min(1e-6)
         waits = LAPSE + (1.0 - 2.0 * LAPSE) * torch.special.ndtr(gap)
-        return torch.stack([torch.log1p(-waits), waits.log()], dim=-1)
+        return torch.where(number > 0.5, waits, 1.0 - waits).log()
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         rate = LOG_RATE_MEAN + LOG_RATE_SCALE * torch.special.ndtri(points[:, 0])

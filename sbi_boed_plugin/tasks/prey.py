@@ -54,9 +54,9 @@ class PreyPopulation(DiscreteTask):
         self.design_high = torch.full((1,), float(MOST_PREY))
         self.true_parameters = loc.exp().unsqueeze(0)
 
-    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
-        attack, handling = theta[..., :1], theta[..., 1:]
-        start = design.round().to(theta)
+    def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
+        attack, handling = theta.unbind(dim=-1)
+        start = design[..., 0].round().to(theta)
         # The solution in closed form: T_h N² + c N = 1 / a.
         c = HOURS + 1.0 / (attack * start) - handling * start
         root = (c.square() + 4.0 * handling / attack).sqrt()
@@ -64,8 +64,7 @@ class PreyPopulation(DiscreteTask):
         falling = (root - c) / (2.0 * handling)
         left = torch.where(c > 0.0, rising, falling)
         chance = (1.0 - left / start).clamp(0.0, 1.0)
-        numbers = torch.arange(MOST_PREY + 1).to(theta)
-        return log_binomial(chance, numbers, start)
+        return log_binomial(number, start, chance)
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         return (LOG_MEAN + LOG_SCALE * torch.special.ndtri(points)).exp()

@@ -40,16 +40,14 @@ class Psychometric(DiscreteTask):
 
     def __init__(self) -> None:
         self.prior = Independent(Normal(torch.tensor(MEANS), torch.tensor(SCALES)), 1)
-        self.design_low, self.design_high = (
-            torch.full((1,), -6.0),
-            torch.full((1,), 6.0),
-        )
+        self.design_low = torch.full((1,), -6.0)
+        self.design_high = torch.full((1,), 6.0)
         self.true_parameters = torch.tensor([[0.5, 1.0]])
 
-    def _log_probabilities(self, theta: Tensor, design: Tensor) -> Tensor:
+    def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         rise = theta[..., 1].exp() * (design[..., 0] - theta[..., 0])
         right = GUESS + (1.0 - GUESS - LAPSE) * rise.sigmoid()
-        return torch.stack([torch.log1p(-right), right.log()], dim=-1)
+        return torch.where(number > 0.5, right, 1.0 - right).log()
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         means, scales = (points.new_tensor(values) for values in (MEANS, SCALES))

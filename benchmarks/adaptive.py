@@ -1,0 +1,173 @@
+"""Policies that adapt, against designs chosen at random or all beforehand.
+
+    make reproduce NAME=adaptive
+
+For each task, method and seed, the information of all experiments together, by the
+*true* likelihood: sPCE is a lower and sNMC an upper bound, with a million contrastive
+parameters of the prior, and `lace` encloses it by draws of the policy's posterior over
+histories. Methods are
+
+- `random`: designs drawn uniformly;
+- `fixed`: the best list of designs, `optimize_policy(adapts=False)`;
+- `policy`: `optimize_policy`, trained inside the learned likelihood;
+- `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
+
+`reported` is what the result says, a lower bound by the simulator's data and the
+learned likelihood. Simulators are black boxes: none is differentiated.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.study import Job, Row, Study, averages
+from sbi_boed_plugin import tasks
+from sbi_boed_plugin.adaptive.config import PolicyResult
+from sbi_boed_plugin.adaptive.objective import contrastive_terms
+from sbi_boed_plugin.adaptive.policy import HistoryPolicy
+from sbi_boed_plugin.adaptive.rollout import Rollouts, roll_out
+from sbi_boed_plugin.experiment import make_trainer
+
+# Number of experiments, simulations and steps of training.
+CASES: dict[str, tuple[int, int, int]] = {
+    "death_process": (4, 20_000, 2_000),
+    "psychometric": (10, 20_000, 2_000),
+    "hyperbolic_discounting": (20, 50_000, 4_000),
+    "prey_population": (10, 50_000, 2_000),
+    "pharmacokinetic": (5, 50_000, 4_000),
+    "location_finding": (10, 100_000, 8_000),
+    "ces": (10, 100_000, 4_000),
+}
+METHODS = ("random", "fixed", "policy", "simulator")
+NUM_ROLLOUTS, NUM_CONTRASTIVE, NUM_OF_POSTERIOR = 500, 1_000_000, 1_023
+_CHUNK = 5_000
+
+
+class TrueExperiment:
+    """A task in the place of a learned experiment."""
+
+    def __init__(self, task: tasks.Task) -> None:
+        self.task = task
+
+    def log_likelihoods(self, theta: Tensor, rollouts: Rollouts) -> Tensor:
+        """Return `(num_experiments, num, batch_dim)` of `(num, batch_dim, dim)`."""
+        pairs = zip(rollouts.design, rollouts.x, strict=True)
+        return torch.stack([self.task.log_likelihood(x, theta, d) for d, x in pairs])
+
+
+def random_rollouts(task: tasks.Task, num: int, num_experiments: int) -> Rollouts:
+    """Return histories at designs that are drawn uniformly."""
+    theta = task.prior.sample(torch.Size((num,)))
+    design = task.design_space.sample(torch.Size((num_experiments, num)))
+    x = torch.stack([task.simulator(theta, each) for each in design])
+    return Rollouts(theta, design, x, torch.zeros(num_experiments, num))
+
+
+@torch.no_grad()
+def true_bounds(task: tasks.Task, rollouts: Rollouts, num: int) -> dict[str, float]:
+    """Return sPCE and sNMC of histories, with their standard errors, in nats."""
+    true = TrueExperiment(task)
+    own = true.log_likelihoods(rollouts.theta[None], rollouts)[:, 0].sum(dim=0)
+    total = torch.full_like(own, -torch.inf)
+    for size in torch.arange(num).split(_CHUNK):
+        theta = task.prior.sample(torch.Size((len(size),))).unsqueeze(1)
+        each = torch.zeros(len(size), len(own))
+        for design, x in zip(rollouts.design, rollouts.x, strict=True):
+            each += task.log_likelihood(x, theta, design)
+        total = torch.logaddexp(total, each.logsumexp(dim=0))
+    lower = own - torch.logaddexp(own, total) + math.log(num + 1)
+    upper = own - total + math.log(num)
+    # Where no contrast has any likelihood, there is no upper bound.
+    return {
+        "lower": float(lower.double().mean()),
+        "lower_se": float(lower.double().std()) / math.sqrt(len(lower)),
+        "upper": float(upper.double().mean()),
+    }
+
+
+def deployment(policy: HistoryPolicy, rollouts: Rollouts) -> float:
+    """Return milliseconds of proposing one design, at the end of a history."""
+    history = rollouts.design[:-1, 0], rollouts.x[:-1, 0]
+    started = time.perf_counter()
+    for _ in range(100):
+        policy.propose(*history)
+    return 10.0 * (time.perf_counter() - started)
+
+
+def jobs(num_seeds: int, quick: bool) -> list[Job]:
+    """Return one job for each seed, task and method."""
+    cases = list(CASES)[:1] if quick else list(CASES)
+    return [
+        {"task": name, "method": method, "seed": seed}
+        for seed in range(num_seeds)
+        for name in cases
+        for method in METHODS
+    ]
+
+
+def run(job: Job, quick: bool) -> Row:
+    """Train a policy and evaluate it."""
+    torch.manual_seed(job["seed"])
+    task = tasks.get_task(job["task"])
+    num_experiments, budget, num_steps = CASES[job["task"]]
+    num_rollouts, num_contrastive = NUM_ROLLOUTS, NUM_CONTRASTIVE
+    if quick:
+        budget, num_steps, num_rollouts, num_contrastive = 3_000, 20, 50, 5_000
+    row: dict[str, Any] = {"experiments": num_experiments}
+    if job["method"] == "random":
+        rollouts = random_rollouts(task, num_rollouts, num_experiments)
+        return {**row, **true_bounds(task, rollouts, num_contrastive)}
+    settings: dict[str, Any] = {"num_steps": num_steps}
+    if job["method"] == "simulator":
+        # Each simulation is used once: ten times as many.
+        settings = {"method": "simulator"}
+        budget = budget if quick else 10 * budget
+    trainer = make_trainer(task, show_progress_bars=False)
+    started = time.process_time()
+    result: PolicyResult = trainer.optimize_policy(
+        task.simulator,
+        num_experiments,
+        max_num_simulations=budget,
+        adapts=job["method"] != "fixed",
+        training_batch_size=32 if quick else 128,
+        **settings,
+    )
+    seconds = time.process_time() - started
+    theta = task.prior.sample(torch.Size((num_rollouts,)))
+    with torch.no_grad():
+        rollouts = roll_out(result.policy, theta, task.simulator)
+    networks: Any = TrueExperiment(task), result.posterior, task.prior
+    lace = contrastive_terms(*networks, rollouts, NUM_OF_POSTERIOR)
+    return {
+        **row,
+        **true_bounds(task, rollouts, num_contrastive),
+        "lace_lower": float(lace[0].mean()),
+        "lace_upper": float(lace[1].mean()),
+        "reported": result.eig.value,
+        "reported_se": result.eig.standard_error,
+        "doubts": len(result.doubts),
+        "calls": result.num_simulations,
+        "cpu_seconds": round(seconds, 1),
+        "milliseconds": round(deployment(result.policy, rollouts), 2),
+    }
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """Return means over seeds."""
+    bounds = ["lower", "upper", "lace_lower", "lace_upper", "reported"]
+    costs = ["calls", "cpu_seconds", "milliseconds"]
+    return averages(rows, ["task", "experiments", "method"], [*bounds, *costs])
+
+
+STUDY = Study(
+    name="adaptive",
+    title="Information of all experiments together, by policy",
+    jobs=jobs,
+    run=run,
+    summary=summary,
+    num_seeds=3,
+)
