@@ -19,12 +19,14 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._prior import draw_parameters
 from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
-from sbi_boed_plugin.objectives._eig_terms import proposed_contrast
+from sbi_boed_plugin.objectives._eig_terms import contrasted, proposed_contrast
 
 __all__ = ["contrastive_terms", "log_posterior", "training_terms"]
 
 # Contrastive parameters of a step of training, from the posterior and from the prior.
 _NUM_OF_POSTERIOR, _NUM_OF_PRIOR = 24, 8
+# Weight from which a contrast has a gradient for certain.
+_CERTAIN_WEIGHT = 0.5
 
 
 def log_posterior(
@@ -51,32 +53,43 @@ def training_terms(
 
     These, `(num_experiments, batch_dim)`, are of the parameters behind the data. Some
     of the contrasts come from the prior, so that no mode of the posterior is forgotten.
+    All of them count, and each has a gradient with twice its weight as probability, by
+    which that is divided: in expectation it is the gradient of all.
     """
-    theta = rollouts.theta
     with torch.no_grad():
-        condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
-        of_posterior = posterior.net.sample(torch.Size((_NUM_OF_POSTERIOR,)), condition)
-        of_prior = draw_parameters(prior, _NUM_OF_PRIOR * len(theta))
-        of_prior = of_prior.to(theta).reshape(_NUM_OF_PRIOR, *theta.shape)
-    num = 1 + _NUM_OF_POSTERIOR + _NUM_OF_PRIOR
-    shares = (1 + _NUM_OF_POSTERIOR) / num, _NUM_OF_PRIOR / num
+        theta, log_ratio = _weighted_contrasts(posterior, prior, rollouts)
+        matrix = experiment.log_likelihoods(theta, rollouts).sum(dim=0)
+        weights = torch.softmax(matrix + log_ratio, dim=0)
+        kept = (weights / _CERTAIN_WEIGHT).clamp(max=1.0)
+        kept[0] = 1.0
+        number, column = (torch.rand_like(kept) < kept).nonzero(as_tuple=True)
+    each = experiment.log_likelihoods_of(theta[number, column], column, rollouts)
+    again = each.sum(dim=0)
+    gradient = (again - again.detach()) / kept[number, column]
+    matrix = matrix.index_put((number, column), matrix[number, column] + gradient)
+    log_mean = torch.logsumexp(matrix + log_ratio, dim=0) - math.log(len(matrix))
+    # The first row comes first, and in the order of its columns.
+    return matrix[0] - log_mean, each[:, : matrix.shape[1]]
 
-    @torch.no_grad()
-    def log_proposal(rows: Tensor) -> Tensor:
-        log_posterior = posterior.net.log_prob(rows, condition) + math.log(shares[0])
-        log_prior = prior.log_prob(rows).to(rows) + math.log(shares[1])
-        return torch.logaddexp(log_posterior, log_prior)
 
-    own: list[Tensor] = []
-
-    def log_likelihood(rows: Tensor) -> Tensor:
-        each = experiment.log_likelihoods(rows, rollouts)
-        own.append(each[:, 0])
-        return each.sum(dim=0)
-
+def _weighted_contrasts(
+    posterior: AmortizedPosterior, prior: Distribution, rollouts: Rollouts
+) -> tuple[Tensor, Tensor]:
+    """Return parameters with their contrasts, and log-ratios of prior and proposal."""
+    theta = rollouts.theta
+    condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
+    of_posterior = posterior.net.sample(torch.Size((_NUM_OF_POSTERIOR,)), condition)
+    of_prior = draw_parameters(prior, _NUM_OF_PRIOR * len(theta)).to(theta)
+    of_prior = of_prior.reshape(_NUM_OF_PRIOR, *theta.shape)
     draws = torch.cat([of_posterior, of_prior])
-    terms = proposed_contrast(prior, theta, draws, log_likelihood, log_proposal)[0]
-    return terms, own[0]
+    theta_all, log_prior = contrasted(prior, theta, draws)
+    log_prior, num = log_prior.to(theta), len(theta_all)
+    log_posterior = posterior.net.log_prob(theta_all, condition)
+    log_proposal = torch.logaddexp(
+        log_posterior + math.log((1 + _NUM_OF_POSTERIOR) / num),
+        log_prior + math.log(_NUM_OF_PRIOR / num),
+    )
+    return theta_all, (log_prior - log_proposal).nan_to_num(nan=-torch.inf)
 
 
 @torch.no_grad()

@@ -72,28 +72,43 @@ class LearnedExperiment:
         Of shape `(num_experiments, num, batch_dim)`, in nats; an experiment that failed
         tells nothing.
         """
+        num, rows = theta.shape[:2]
+        columns = torch.arange(rows, device=theta.device).repeat(num)
+        each = self.log_likelihoods_of(theta.flatten(0, 1), columns, rollouts)
+        return each.reshape(-1, num, rows)
+
+    def log_likelihoods_of(
+        self, theta: Tensor, columns: Tensor, rollouts: Rollouts
+    ) -> Tensor:
+        """Return those of rollouts `columns`, for as many parameters `(num, dim)`.
+
+        Of shape `(num_experiments, num)`.
+        """
+        net: Any = without_failures(self.likelihood)
+        num_values = net.input_shape.numel() + net.condition_shape.numel()
+        size = rows_at_once(net, num_values)
         return torch.stack(
             [
-                self._log_likelihood(theta, design, x)
+                torch.cat(
+                    [
+                        _log_likelihood(net, some, design[of_some], x[of_some])
+                        for some, of_some in zip(
+                            theta.split(size), columns.split(size), strict=True
+                        )
+                    ]
+                )
                 for design, x in zip(rollouts.design, rollouts.x, strict=True)
             ]
         )
 
-    def _log_likelihood(self, theta: Tensor, design: Tensor, x: Tensor) -> Tensor:
-        net: Any = without_failures(self.likelihood)
-        valid = x.isfinite().all(dim=-1)
-        if not valid.all():
-            x = torch.where(valid.unsqueeze(1), x, 0.0)
-        num_values = net.input_shape.numel() + net.condition_shape.numel()
-        size = max(1, rows_at_once(net, num_values) // theta.shape[1])
-        values = []
-        for some in theta.split(size):
-            shape = some.shape[:2]
-            condition = torch.cat([some, design.expand(*shape, -1)], dim=-1)
-            data = x.expand(*shape, -1).flatten(0, 1).unsqueeze(0)
-            log_prob = net.log_prob(data, condition.flatten(0, 1))[0]
-            values.append(log_prob.reshape(shape))
-        return torch.cat(values).where(valid, 0.0)
+
+def _log_likelihood(net: Any, theta: Tensor, design: Tensor, x: Tensor) -> Tensor:
+    """Return the log-likelihood of each row, zero where an experiment failed."""
+    valid = x.isfinite().all(dim=-1)
+    if not valid.all():
+        x = torch.where(valid.unsqueeze(1), x, 0.0)
+    condition = torch.cat([theta, design], dim=-1)
+    return net.log_prob(x.unsqueeze(0), condition)[0].where(valid, 0.0)
 
 
 def roll_out(

@@ -15,7 +15,14 @@ from sbi_boed_plugin._numbers import WrongKindError
 from sbi_boed_plugin.objectives.generalized_kl import hybrid_loss, partition_function
 from sbi_boed_plugin.objectives.info_nce import fresh_contrast, log_likelihood_matrix
 
-__all__ = ["BOUNDS", "Bound", "Problem", "check_estimators", "proposed_contrast"]
+__all__ = [
+    "BOUNDS",
+    "Bound",
+    "Problem",
+    "check_estimators",
+    "contrasted",
+    "proposed_contrast",
+]
 
 Bound = (
     Literal["pce", "snmc", "lace", "lace_upper", "exact"]
@@ -126,16 +133,28 @@ def proposed_contrast(
     simulations first. A draw outside of the prior, or one that is not finite, has no
     weight.
     """
+    theta_all, log_prior = contrasted(prior, theta, draws)
+    matrix = log_likelihood(theta_all)
+    log_prior = log_prior.to(matrix)
+    weights = matrix + log_prior - log_proposal(theta_all).to(matrix)
+    return _contrastive_terms(matrix[0], weights)
+
+
+def contrasted(
+    prior: Distribution, theta: Tensor, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return parameters with draws after them, and their log-densities under the prior.
+
+    Of shapes `(num + 1, batch_dim, dim_theta)` and `(num + 1, batch_dim)`. A draw
+    outside of the prior, or one that is not finite, has the density zero, and the
+    values of the parameters.
+    """
     rows = torch.cat([theta, draws.flatten(0, 1)])
     inside = torch.isfinite(rows).all(dim=-1)
     inside[inside.clone()] = within_support(prior, rows[inside])
     rows = torch.where(inside.unsqueeze(-1), rows, theta.repeat(len(draws) + 1, 1))
-    theta_all = rows.reshape(-1, *theta.shape)
-    matrix = log_likelihood(theta_all)
-    log_prior = prior.log_prob(rows).reshape(matrix.shape)
-    weights = matrix + log_prior.to(matrix) - log_proposal(theta_all).to(matrix)
-    weights = weights.masked_fill(~inside.reshape(matrix.shape), -torch.inf)
-    return _contrastive_terms(matrix[0], weights)
+    log_prior = prior.log_prob(rows).masked_fill(~inside, -torch.inf)
+    return rows.reshape(-1, *theta.shape), log_prior.reshape(-1, len(theta))
 
 
 def _posterior_contrastive(problem: Problem, theta: Tensor, x: Tensor) -> Tensor:
