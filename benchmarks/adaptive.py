@@ -34,12 +34,12 @@ from sbi_boed_plugin.experiment import make_trainer
 
 # Number of experiments, simulations and steps of training.
 CASES: dict[str, tuple[int, int, int]] = {
-    "death_process": (4, 20_000, 2_000),
-    "psychometric": (10, 20_000, 2_000),
-    "hyperbolic_discounting": (20, 50_000, 4_000),
-    "prey_population": (10, 50_000, 2_000),
-    "pharmacokinetic": (5, 50_000, 4_000),
-    "location_finding": (10, 100_000, 8_000),
+    "death_process": (4, 20_000, 1_000),
+    "psychometric": (10, 20_000, 1_000),
+    "hyperbolic_discounting": (20, 50_000, 2_000),
+    "prey_population": (10, 50_000, 1_000),
+    "pharmacokinetic": (5, 50_000, 2_000),
+    "location_finding": (10, 100_000, 4_000),
     "ces": (10, 100_000, 4_000),
 }
 METHODS = ("random", "fixed", "policy", "simulator")

@@ -30,6 +30,8 @@ __all__ = ["HistoryPolicy", "check_history"]
 _NUM_POSSIBLE = 4_096
 # Scale of the exploring noise at first, in real numbers before they become designs.
 _FIRST_SCALE = 0.5
+# Real numbers to start from: farther out there is hardly a gradient.
+_FARTHEST = 3.0
 
 
 class HistoryPolicy(nn.Module):
@@ -69,6 +71,7 @@ class HistoryPolicy(nn.Module):
     """
 
     scale: Tensor
+    offset: Tensor
     possible: Tensor | None
 
     def __init__(
@@ -117,6 +120,7 @@ class HistoryPolicy(nn.Module):
         self.of_step = nn.Embedding(num_experiments, hidden_features)
         outputs = sum(self._sizes)
         self.head = MLP(hidden_features, outputs, [hidden_features], nn.SiLU)
+        self.register_buffer("offset", torch.zeros(outputs))
         self.register_buffer("scale", torch.tensor(_FIRST_SCALE))
         self.register_buffer("possible", _possible_designs(self.space))
 
@@ -124,6 +128,18 @@ class HistoryPolicy(nn.Module):
     def has_lists(self) -> bool:
         """Whether some values of a design come from a list."""
         return any(isinstance(part, CategoricalPolicy) for part in self._parts)
+
+    @torch.no_grad()
+    def start_at(self, design: Tensor) -> None:
+        """Let designs `(dim_design,)` start around this one, before any training."""
+        sizes = [part.dim_design for part in self._parts]
+        reals = [
+            torch.zeros(part.num_designs)
+            if isinstance(part, CategoricalPolicy)
+            else part.to_reals(value).clamp(-_FARTHEST, _FARTHEST)
+            for part, value in zip(self._parts, design.split(sizes), strict=True)
+        ]
+        self.offset.copy_(torch.cat([value.to(self.offset) for value in reals]))
 
     def start(self, batch_size: int) -> Tensor:
         """Return the features of empty histories, `(batch_size, num_features)`."""
@@ -154,7 +170,8 @@ class HistoryPolicy(nn.Module):
         if self.adapts:
             scale = math.sqrt(self.num_experiments)
             hidden = hidden + self.of_features(features / scale)
-        outputs = self.head(nn.functional.silu(hidden)).split(self._sizes, dim=1)
+        outputs = self.head(nn.functional.silu(hidden)) + self.offset
+        outputs = outputs.split(self._sizes, dim=1)
         designs, log_prob = [], features.new_zeros(len(features))
         for part, output in zip(self._parts, outputs, strict=True):
             if isinstance(part, CategoricalPolicy):

@@ -16,7 +16,7 @@ __all__ = ["policy_bounds", "policy_doubts"]
 # Rollouts that are scored at once.
 _NUM_AT_ONCE = 64
 # Nats, and share of the information, by which the model may promise more.
-_SLACK, _SHARE = 0.5, 0.2
+_SLACK, _SHARE = 0.1, 0.2
 
 
 @torch.no_grad()
@@ -65,7 +65,8 @@ def policy_doubts(eig: EIGEstimate, inside: list[float]) -> list[str]:
 
     `inside` is the information inside the learned model at each step, if there is one.
     """
-    doubts, least = [], max(_SLACK, _SHARE * eig.value)
+    doubts = []
+    least = max(_SLACK, _SHARE * eig.value) + 3.0 * eig.standard_error
     tail = inside[-max(1, len(inside) // 20) :]
     if not eig.num_simulations:
         doubts.append(

@@ -43,6 +43,9 @@ __all__ = ["PolicySearch"]
 # Of the simulations for training, those of the first round; and those left out.
 _FIRST_SHARE, _LEFT_OUT = 0.4, 0.1
 _BATCH_SIZES = (128, 1_024)
+# Steps of the posterior before the policy starts, as a share of the others, and at
+# least.
+_START_SHARE, _LEAST_START = 0.1, 50
 
 
 class PolicySearch:
@@ -148,6 +151,9 @@ class PolicySearch:
             assert rows is not None
             if self.training is None:
                 self.make_networks(rows)
+                assert self.training is not None
+                num = max(_LEAST_START, int(_START_SHARE * config.steps))
+                self.training.find_start(self._experiment(simulator), num)
         self.round += 1
 
     def _simulate(self, simulator: CheckedSimulator, show_progress_bar: bool) -> None:

@@ -26,6 +26,8 @@ from sbi_boed_plugin.search.utility import Utility
 __all__ = ["PolicyTraining"]
 
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
+# Rollouts of a step and designs before the start, and simulations that judge each.
+_START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
 # Last scale of the exploring noise: with a gradient that follows it, and without.
 _LAST_SCALE = {True: 0.01, False: 0.1}
 
@@ -59,6 +61,44 @@ class PolicyTraining:
             adam(self.posterior.parameters(), self.posterior_learning_rate),
         ]
 
+    def find_start(self, experiment: LearnedExperiment, num_steps: int) -> None:
+        """Let the posterior learn from designs all over the space, and start at one.
+
+        That is the one that tells most by itself. A policy moves in small steps, and
+        does not find another peak of the information.
+        """
+        space, num = self.policy.space, self.policy.num_experiments
+        for _ in range(num_steps):
+            theta = self._draw(_START_BATCH)
+            design = space.spread(num * _START_BATCH, at_random=True)  # type: ignore[operator]
+            design = design.to(theta).reshape(num, _START_BATCH, -1)
+            with torch.no_grad():
+                x = torch.stack([experiment(theta, each) for each in design])
+            rollouts = Rollouts(theta, design, x, design.new_zeros(design.shape[:2]))
+            self._learn_posterior(self._target(theta), rollouts)
+        with torch.no_grad():
+            designs = space.spread(_NUM_STARTS).to(theta)  # type: ignore[operator]
+            values = [self._information(experiment, each) for each in designs]
+        self.policy.start_at(designs[torch.stack(values).argmax()])
+
+    def _information(self, experiment: LearnedExperiment, design: Tensor) -> Tensor:
+        """Return what one experiment tells, less its cost, by the posterior alone."""
+        theta = self._draw(_NUM_FOR_START)
+        designs = design.expand(1, len(theta), -1)
+        x = experiment(theta, designs[0]).unsqueeze(0)
+        rollouts = Rollouts(theta, designs, x, designs.new_zeros(1, len(theta)))
+        target = self._target(theta)
+        known = log_posterior(self.posterior, target, rollouts)[0]
+        known = known - self.log_prior(theta, target) - self._costs(rollouts)[0]
+        return known.mean()
+
+    def _draw(self, num: int) -> Tensor:
+        theta = draw_parameters(self.prior, num).float()
+        return theta.to(self.policy.scale.device)
+
+    def _target(self, theta: Tensor) -> Tensor:
+        return theta if self.target is None else self.target(theta)
+
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimizers and what was recorded, as plain values."""
         return {
@@ -89,12 +129,11 @@ class PolicyTraining:
         in_model = isinstance(experiment, LearnedExperiment)
         ratio = _LAST_SCALE[in_model] / float(self.first_scale)
         self.policy.scale.copy_(self.first_scale * ratio**share)
-        theta = draw_parameters(self.prior, batch_size).float()
-        theta = theta.to(self.policy.scale.device)
+        theta = self._draw(batch_size)
         # Without noise, a design in a region that tells nothing would never leave it.
         draws = {"chooses": True, "explores": True, "follows_noise": in_model}
         rollouts = roll_out(self.policy, theta, experiment, **draws)
-        target = theta if self.target is None else self.target(theta)
+        target = self._target(theta)
         log_prior = self.log_prior(theta, target)
         known = self._learn_posterior(target, rollouts) - log_prior
         log_likelihood = None

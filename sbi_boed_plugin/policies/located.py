@@ -230,6 +230,10 @@ class NormalPolicy(LocatedPolicy):
         """Return designs that many first scales from the locations."""
         return (self.loc.detach() + self._scale_ends[0] * reals).to(reals)
 
+    def to_reals(self, design: Tensor) -> Tensor:
+        """Return distances from the locations in first scales."""
+        return ((design - self.loc.detach()) / self._scale_ends[0]).to(design)
+
     def distribution(self) -> Independent:
         """Return the Normals."""
         normals = Normal(self.loc, self.scale, validate_args=False)

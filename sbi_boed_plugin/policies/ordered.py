@@ -92,6 +92,11 @@ class _TransformedPolicy(DesignPolicy):
         transform: Any = self.transform
         return transform(reals)
 
+    def to_reals(self, design: Tensor) -> Tensor:
+        """Return values of the Normals by the inverse of the map."""
+        inverse: Any = self.transform.inv
+        return inverse(design)
+
     def log_prob(self, design: Tensor) -> Tensor:
         """Return log-densities, `-inf` at the edge of the space and outside."""
         return super().log_prob(design).nan_to_num(nan=-torch.inf)

@@ -233,6 +233,20 @@ class DesignPolicy(nn.Module):
         low, high = (corner.to(reals) for corner in self.box)
         return low + (high - low) * reals.sigmoid()
 
+    def to_reals(self, design: Tensor) -> Tensor:
+        """Return the real numbers of designs, infinite ones at the edge of the space.
+
+        The inverse of `from_reals`, and like it with an error.
+        """
+        if self.box is None:
+            self.from_reals(design)
+            raise NotImplementedError(
+                f"A {type(self).__name__} has from_reals(reals), but not the inverse: "
+                "give it to_reals(design)."
+            )
+        low, high = (corner.to(design) for corner in self.box)
+        return ((design - low) / (high - low)).logit()
+
     def anneal(self, progress: float) -> None:
         """Set what follows a schedule for a training progress between 0 and 1."""
 

@@ -10,6 +10,7 @@ from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, constraints
 
+from sbi_boed_plugin.adaptive.config import PolicyResult
 from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
 from sbi_boed_plugin.policies.policy import DesignPolicy
@@ -274,13 +275,28 @@ class ModelDiscrimination(NLE_INCE):
         budget = settings.get("max_num_simulations")
         if budget is None or budget > MOST_OF_ROUNDS:
             settings.setdefault("method", "multi_start")
+        self._set_target(settings)
+        return super().optimize_design(simulator or self.simulator, **settings)
+
+    def optimize_policy(
+        self, simulator: Any = None, num_experiments: int = 1, **settings: Any
+    ) -> PolicyResult:
+        """Learn a policy that tells the models apart, as `NLE_INCE.optimize_policy`.
+
+        `simulator` is the own one if `None`, and `target` the model.
+        """
+        self._set_target(settings)
+        simulator = simulator or self.simulator
+        return super().optimize_policy(simulator, num_experiments, **settings)
+
+    def _set_target(self, settings: dict[str, Any]) -> None:
+        """Let a search ask for the model, or raise if it is known."""
         settings.setdefault("target", self.default_target)
         if settings["target"] == 0 and self.is_settled:
             raise ValueError(
                 f"Only model {int(self.probabilities.argmax())} is left among the "
                 "particles of the belief: there is nothing to tell apart."
             )
-        return super().optimize_design(simulator or self.simulator, **settings)
 
     # What a search asks for: the number of the model.
     default_target = 0

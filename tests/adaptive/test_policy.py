@@ -73,6 +73,23 @@ def test_a_rollout_proposes_what_the_whole_history_does():
     torch.testing.assert_close(stepwise, policy.propose(design, x))
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_designs_start_where_they_are_told_to(name):
+    torch.manual_seed(0)
+    space = SPACES[name]
+    policy = HistoryPolicy(space, num_experiments=3)
+    for design in space.spread(20):
+        policy.start_at(design)
+        started = policy.propose()
+        if name != "list":  # Where all designs are tried anyway.
+            # In reals, weights of a new network add less than one.
+            width = space.width[: design.numel()]
+            smooth = 2 if name == "product" else None
+            distance = ((started - design) / width)[:smooth].abs()
+            assert float(distance.max()) < 0.35
+        assert space.support.check(started)
+
+
 def test_failures_are_seen_as_such():
     policy = HistoryPolicy(SQUARE, num_experiments=6, dim_x=2)
     design, x = history(policy, 3)

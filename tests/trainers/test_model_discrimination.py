@@ -52,6 +52,22 @@ def exact(design, share=0.5):
     return float(sum(terms).sum() * (x[1] - x[0]))
 
 
+def test_policies_tell_models_apart():
+    torch.manual_seed(0)
+    settings = {"num_steps": 400, "training_batch_size": 64, "num_rounds": 2}
+    inference = make()
+    result = inference.optimize_policy(
+        num_experiments=2, max_num_simulations=4_000, **settings
+    )
+    # Two measurements tell more than one, and at most which model it is.
+    best = max(exact(design) for design in torch.linspace(0.0, 3.0, 61).tolist())
+    error = result.eig.standard_error
+    assert 0.5 * best < result.eig.value < math.log(2.0) + 3 * error
+    assert result.eig.bound == "barber_agakov" and set(result.bounds) == {
+        "barber_agakov"
+    }
+
+
 @pytest.fixture(scope="module")
 def searched():
     torch.manual_seed(0)
