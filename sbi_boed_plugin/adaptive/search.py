@@ -1,5 +1,6 @@
 """One call that trains a policy: simulate, learn the model, train inside it, score."""
 
+import math
 import time
 import warnings
 from copy import deepcopy
@@ -43,9 +44,9 @@ __all__ = ["PolicySearch"]
 # Of the simulations for training, those of the first round; and those left out.
 _FIRST_SHARE, _LEFT_OUT = 0.4, 0.1
 _BATCH_SIZES = (128, 1_024)
-# Steps of the posterior before the policy starts, as a share of the others, and at
-# least.
-_START_SHARE, _LEAST_START = 0.1, 50
+# Steps of the posterior before the policy starts, at least and at most, and the share
+# of a limited time for them.
+_LEAST_START, _MOST_START, _START_SHARE = 50, 400, 0.1
 
 
 class PolicySearch:
@@ -152,8 +153,11 @@ class PolicySearch:
             if self.training is None:
                 self.make_networks(rows)
                 assert self.training is not None
-                num = max(_LEAST_START, int(_START_SHARE * config.steps))
-                self.training.find_start(self._experiment(simulator), num)
+                self.training.find_start(
+                    self._experiment(simulator),
+                    min(max(_LEAST_START, config.steps // 10), _MOST_START),
+                    _START_SHARE * (config.max_seconds or math.inf),
+                )
         self.round += 1
 
     def _simulate(self, simulator: CheckedSimulator, show_progress_bar: bool) -> None:

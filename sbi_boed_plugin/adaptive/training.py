@@ -1,6 +1,7 @@
 """How a policy over histories learns, inside the learned model or from a simulator."""
 
 import math
+import time
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,14 +62,19 @@ class PolicyTraining:
             adam(self.posterior.parameters(), self.posterior_learning_rate),
         ]
 
-    def find_start(self, experiment: LearnedExperiment, num_steps: int) -> None:
+    def find_start(
+        self, experiment: LearnedExperiment, num_steps: int, max_seconds: float
+    ) -> None:
         """Let the posterior learn from designs all over the space, and start at one.
 
         That is the one that tells most by itself. A policy moves in small steps, and
         does not find another peak of the information.
         """
         space, num = self.policy.space, self.policy.num_experiments
+        started = time.perf_counter()
         for _ in range(num_steps):
+            if time.perf_counter() > started + max_seconds:
+                break
             theta = self._draw(_START_BATCH)
             design = space.spread(num * _START_BATCH, at_random=True)  # type: ignore[operator]
             design = design.to(theta).reshape(num, _START_BATCH, -1)
