@@ -4,8 +4,8 @@
 
 For each task, method and seed, the information of all experiments together, by the
 *true* likelihood: sPCE is a lower and sNMC an upper bound, with contrastive parameters
-of the prior, a million where that matters and 100,000 elsewhere, and `lace` encloses it by draws of the policy's posterior over
-histories. Methods are
+of the prior, a million where that matters and 100,000 elsewhere, and `lace` encloses it
+by draws of the policy's posterior over histories. Methods are
 
 - `random`: designs drawn uniformly;
 - `fixed`: the best list of designs, `optimize_policy(adapts=False)`;

@@ -1,15 +1,19 @@
 """What rollouts that nothing was trained on tell about a policy."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
+from torch.distributions import Distribution
 
+from sbi_boed_plugin._prior import log_normalization
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
 from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
 from sbi_boed_plugin.adaptive.training import PolicyTraining
-from sbi_boed_plugin.objectives.eig import EIGEstimate
+from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
+from sbi_boed_plugin.objectives.eig import Problem, summarize
 
 __all__ = ["policy_bounds", "policy_doubts"]
 
@@ -31,41 +35,59 @@ def policy_bounds(
 
     With data of the simulator both are lower bounds, whatever the networks are.
     """
-    theta = rollouts.theta
-    target = theta if training.target is None else training.target(theta)
+    theta, prior = rollouts.theta, training.prior
+    target = training.target_of(theta)
     of_last = log_posterior(training.posterior, target, rollouts)[-1]
-    terms = {"barber_agakov": of_last - training.log_prior(theta, target)}
-    is_exact, error = True, 0.0
+    known = of_last - training.log_prior(theta, target)
     if training.target is not None:
-        is_exact, error = training.target.is_exact, training.target.error
-    elif experiment is not None:
+        spread = float(known.double().std()) / math.sqrt(len(known))
+        error = math.hypot(spread, training.target.error)
+        bound: Any = "barber_agakov" if training.target.is_exact else "target"
+        value = float(known.mean())
+        made = EIGEstimate(value, error, bound, num_simulations=num_simulations)
+        return {bound: made}
+    unknown = torch.full_like(known, torch.inf)
+    terms = {"barber_agakov": torch.stack([known, known, unknown, unknown])}
+    if experiment is not None:
         lace = []
         for rows in torch.arange(len(theta)).split(_NUM_AT_ONCE):
             parts = rollouts.design, rollouts.x, rollouts.log_prob
             some = Rollouts(theta[rows], *(part[:, rows] for part in parts))
-            networks = experiment, training.posterior, training.prior
+            networks = experiment, training.posterior, prior
             lace.append(contrastive_terms(*networks, some, config.num_eig_contrastive))
-        terms["lace"] = torch.cat(lace, dim=1)[0]
-    bounds = {}
+        terms["lace"] = torch.cat(lace, dim=1)
+    constant = log_normalization(getattr(prior, "base_prior", prior))
+    bounds, error = {}, None
     for name, values in terms.items():
-        bound: Any = name if is_exact else "target"
-        of_mean = float(values.double().std()) / math.sqrt(len(values))
-        bounds[name] = EIGEstimate(
-            float(values.mean()),
-            math.hypot(of_mean, error),
-            bound,
-            num_contrastive=config.num_eig_contrastive if name == "lace" else 0,
-            num_simulations=num_simulations,
-        )
+        num = config.num_eig_contrastive if name == "lace" else 0
+        nothing = rollouts.design[:1, 0]
+        problem = Problem(cast(Any, name), None, prior, nothing, num_contrastive=num)
+        try:
+            estimate = summarize(values.cpu().double(), problem, 0, constant)
+        except NoEstimateError as found:
+            error = found
+            continue
+        bounds[name] = replace(estimate, num_simulations=num_simulations)
+    if error is not None and not bounds:
+        raise error
     return bounds
 
 
-def policy_doubts(eig: EIGEstimate, inside: list[float]) -> list[str]:
+def policy_doubts(
+    eig: EIGEstimate, inside: list[float], prior: Distribution
+) -> list[str]:
     """Return what speaks against a result.
 
     `inside` is the information inside the learned model at each step, if there is one.
     """
     doubts = []
+    constant, _ = log_normalization(getattr(prior, "base_prior", prior))
+    if constant:
+        doubts.append(
+            f"prior.log_prob is not normalized: its density integrates to "
+            f"{math.exp(constant):.3g}. The information allows for this. Subtract "
+            f"{constant:.2f} from prior.log_prob."
+        )
     least = max(_SLACK, _SHARE * eig.value) + 3.0 * eig.standard_error
     tail = inside[-max(1, len(inside) // 20) :]
     if not eig.num_simulations:

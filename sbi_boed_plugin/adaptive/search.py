@@ -35,6 +35,7 @@ from sbi_boed_plugin.estimators.transformed import as_transform
 from sbi_boed_plugin.search.batch import Batch, simulate_batch
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.design_search import DesignSearch
+from sbi_boed_plugin.search.estimators import check_posterior_describes
 from sbi_boed_plugin.search.fitting import fit_network, pairs_of
 from sbi_boed_plugin.search.target import Target
 from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
@@ -66,7 +67,10 @@ class PolicySearch:
             )
         self.search, self.config, self.device = search, config, device
         self.prior = search.known()
+        assert search.prior is not None
         config.utility.check(search.policy)
+        if config.target is None:
+            check_posterior_describes(search.prior, "barber_agakov", "posterior")
         self.target = (
             None if config.target is None else Target(config.target, self.prior)
         )
@@ -356,7 +360,7 @@ class PolicySearch:
             costs = config.utility.costs(rollouts.design.flatten(0, 1))
             cost = float(costs.sum()) / len(theta)
         inside = training.history["eig"] if config.method == "model" else []
-        doubts = policy_doubts(eig, inside)
+        doubts = policy_doubts(eig, inside, self.prior)
         for doubt in doubts:
             warnings.warn(doubt, stacklevel=5)
         return PolicyResult(

@@ -81,7 +81,7 @@ class PolicyTraining:
             with torch.no_grad():
                 x = torch.stack([experiment(theta, each) for each in design])
             rollouts = Rollouts(theta, design, x, design.new_zeros(design.shape[:2]))
-            self._learn_posterior(self._target(theta), rollouts)
+            self._learn_posterior(self.target_of(theta), rollouts)
         with torch.no_grad():
             designs = space.spread(_NUM_STARTS).to(theta)  # type: ignore[operator]
             values = [self._information(experiment, each) for each in designs]
@@ -93,7 +93,7 @@ class PolicyTraining:
         designs = design.expand(1, len(theta), -1)
         x = experiment(theta, designs[0]).unsqueeze(0)
         rollouts = Rollouts(theta, designs, x, designs.new_zeros(1, len(theta)))
-        target = self._target(theta)
+        target = self.target_of(theta)
         known = log_posterior(self.posterior, target, rollouts)[0]
         known = known - self.log_prior(theta, target) - self._costs(rollouts)[0]
         return known.mean()
@@ -102,7 +102,8 @@ class PolicyTraining:
         theta = draw_parameters(self.prior, num).float()
         return theta.to(self.policy.scale.device)
 
-    def _target(self, theta: Tensor) -> Tensor:
+    def target_of(self, theta: Tensor) -> Tensor:
+        """Return what is asked for: all parameters, or the target of them."""
         return theta if self.target is None else self.target(theta)
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class PolicyTraining:
         # Without noise, a design in a region that tells nothing would never leave it.
         draws = {"chooses": True, "explores": True, "follows_noise": in_model}
         rollouts = roll_out(self.policy, theta, experiment, **draws)
-        target = self._target(theta)
+        target = self.target_of(theta)
         log_prior = self.log_prior(theta, target)
         known = self._learn_posterior(target, rollouts) - log_prior
         log_likelihood = None

@@ -57,6 +57,7 @@ __all__ = [
     "eig_of_simulations",
     "estimate_eig",
     "simulate_design",
+    "summarize",
 ]
 
 LOWER_BOUNDS = tuple(name for name, kind in BOUNDS.items() if kind.is_lower)
@@ -256,7 +257,7 @@ def eig_of_simulations(
     if terms.dim() == 1:
         unknown = torch.full_like(terms, torch.inf)
         terms = torch.stack([terms, terms, unknown, unknown])
-    estimate = _summarize(terms, problem, num_invalid, constant)
+    estimate = summarize(terms, problem, num_invalid, constant)
     if warn:
         _warn_of_doubts(estimate, *constant)
     return estimate
@@ -276,7 +277,7 @@ def _check_describes(problem: Problem, prior: Distribution) -> None:
         )
 
 
-def _summarize(
+def summarize(
     terms: Tensor, problem: Problem, num_invalid: int, constant: tuple[float, float]
 ) -> EIGEstimate:
     """Return the mean of the terms of a bound, with its standard error and cap.

@@ -231,7 +231,8 @@ class DesignPolicy(nn.Module):
                 "Give it from_reals(reals), or use a policy in a box."
             )
         low, high = (corner.to(reals) for corner in self.box)
-        return low + (high - low) * reals.sigmoid()
+        # Rounding can leave the box.
+        return (low + (high - low) * reals.sigmoid()).clamp(low, high)
 
     def to_reals(self, design: Tensor) -> Tensor:
         """Return the real numbers of designs, infinite ones at the edge of the space.
