@@ -199,6 +199,18 @@ def check_what_people_ask(names):
     assert names["back"].num_experiments == 1
 
 
+def check_policies_that_adapt(names):
+    """Adapting is worth it, bounds are bounds, and the right persons are found."""
+    exact = names["exact"]
+    for kind in ("adaptive", "fixed"):
+        bound = names[kind].eig
+        assert 0.0 < bound.value < exact[kind] + 4 * bound.standard_error
+    # Six parts at most, and 32 in turn, of which the errors of answers blur some.
+    assert exact["fixed"] < math.log(6.0) < exact["adaptive"]
+    for threshold, (mean, spread) in names["posteriors"].items():
+        assert abs(mean - threshold) < 4 * spread < 20.0
+
+
 CHECKS = {
     "00_first_experiment": check_first_experiment,
     "01_choosing_experiments": check_choosing_experiments,
@@ -206,6 +218,7 @@ CHECKS = {
     "03_hybrid_posterior": check_hybrid_posterior,
     "04_sbibm": check_sbibm,
     "05_what_people_ask": check_what_people_ask,
+    "06_policies_that_adapt": check_policies_that_adapt,
 }
 
 
