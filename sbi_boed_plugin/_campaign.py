@@ -191,7 +191,8 @@ class Rounds:
         if served and search.serves_all_designs(settings.get("objective")):
             # What is trained for all designs serves every later round.
             settings = {**settings, "num_steps": 0, "num_warmup_steps": 0}
-        checked = CheckedSimulator(self.simulator, is_checked=bool(self.rounds))
+        was_run = any(values["num_simulations"] for values in self.rounds)
+        checked = CheckedSimulator(self.simulator, is_checked=was_run)
         result = self.inference.optimize_design(checked, **settings)
         values = {
             "design": result.design.cpu(),
@@ -208,7 +209,10 @@ class Rounds:
         observations = self.inference.search.measurements.observations
         seen, fault = observations[policy.num_before :], ""
         p_values = [one.predictive_p_value for one in seen]
-        if len(seen) >= policy.num_experiments:
+        if len(observations) < policy.num_before:
+            fault = f"it was trained after {policy.num_before} observations, and there "
+            fault += f"are {len(observations)}"
+        elif len(seen) >= policy.num_experiments:
             fault = f"it is for {policy.num_experiments} experiments"
         elif any(value < SURPRISING for value in p_values):
             fault = "data lie beyond all that the likelihood, in which it was trained, "
@@ -221,14 +225,21 @@ class Rounds:
                     torch.cat([one.x for one in seen]),
                 )
             design = policy.propose(*history)
-            if self.max_cost is None or self._affordable()(design[None]).all():
+            if not self._affordable()(design[None]).all():
+                fault = f"design {design.tolist()} is impossible, or costs too much"
+            elif not self._supports(design):
+                fault = f"design {design.tolist()} is none of the trainer's"
+            else:
                 return design
-            fault = f"its design costs more than what is left of {self.max_cost}"
         warnings.warn(
             f"The policy does not propose the next design: {fault}. A search finds it.",
             stacklevel=4,
         )
         return None
+
+    def _supports(self, design: Tensor) -> bool:
+        policy: Any = self.inference.search.policy
+        return bool(policy.support.check(design.to(policy.mode)).all())
 
     def cost_of(self, design: Tensor) -> float | None:
         """Return the cost of a design, `None` without costs."""
@@ -240,6 +251,8 @@ class Rounds:
         """Why there is no further experiment, `None` where there may be."""
         if getattr(self.inference, "is_settled", False):
             return "only one model is left, so that there is nothing to tell apart."
+        if self.max_cost is None:
+            return None
         policy, may = self.inference.search.policy, self._affordable()
         assert policy is not None
         num_designs = max(_NUM_FOR_CHEAPEST, policy.num_designs or 0)
@@ -253,11 +266,11 @@ class Rounds:
 
     def _affordable(self) -> Callable[[Tensor], Tensor]:
         """Return the function of designs that says which are possible, and paid for."""
+        feasible = self.settings.get("feasible")
         if self.max_cost is None:
-            return lambda design: torch.ones(len(design), dtype=torch.bool)
+            return feasible or (lambda d: torch.ones(len(d), dtype=torch.bool))
         # Sums of costs in single precision are rounded.
         left = self.max_cost * (1.0 + _ROUNDING) - self.spent
-        feasible = self.settings.get("feasible")
         costs = Utility(self.settings["cost"]).costs
 
         def affordable(design: Tensor) -> Tensor:

@@ -133,9 +133,14 @@ class PolicySearchConfig:
         return min(max(share, least), most)
 
     @property
+    def num_reserved(self) -> int:
+        """Number of simulations that score the policy."""
+        return self.num_scoring * self.num_experiments
+
+    @property
     def num_training(self) -> int:
         """Number of simulations that networks learn from."""
-        return self.budget - self.num_scoring * self.num_experiments
+        return self.budget - self.num_reserved
 
     def check_budget(self) -> None:
         """Raise if the budget is too small for its parts."""

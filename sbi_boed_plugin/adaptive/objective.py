@@ -48,13 +48,13 @@ def training_terms(
     posterior: AmortizedPosterior,
     prior: Distribution,
     rollouts: Rollouts,
-) -> tuple[Tensor, Tensor]:
-    """Return terms of the bound `(batch_dim,)`, and the likelihoods of each experiment.
+) -> Tensor:
+    """Return terms `(batch_dim,)` of an estimate of the information, in nats.
 
-    These, `(num_experiments, batch_dim)`, are of the parameters behind the data. Some
-    of the contrasts come from the prior, so that no mode of the posterior is forgotten.
-    All of them count, and each has a gradient with twice its weight as probability, by
-    which that is divided: in expectation it is the gradient of all.
+    It is no bound: some of the contrasts come from the prior, so that no mode of the
+    posterior is forgotten. All of them count, and each has a gradient with twice its
+    weight as probability, by which that is divided. What they are drawn from counts as
+    fixed.
     """
     with torch.no_grad():
         theta, log_ratio = _weighted_contrasts(posterior, prior, rollouts)
@@ -63,13 +63,12 @@ def training_terms(
         kept = (weights / _CERTAIN_WEIGHT).clamp(max=1.0)
         kept[0] = 1.0
         number, column = (torch.rand_like(kept) < kept).nonzero(as_tuple=True)
-    each = experiment.log_likelihoods_of(theta[number, column], column, rollouts)
-    again = each.sum(dim=0)
+    pairs = theta[number, column], column
+    again = experiment.log_likelihoods_of(*pairs, rollouts).sum(dim=0)
     gradient = (again - again.detach()) / kept[number, column]
     matrix = matrix.index_put((number, column), matrix[number, column] + gradient)
     log_mean = torch.logsumexp(matrix + log_ratio, dim=0) - math.log(len(matrix))
-    # The first row comes first, and in the order of its columns.
-    return matrix[0] - log_mean, each[:, : matrix.shape[1]]
+    return matrix[0] - log_mean
 
 
 def _weighted_contrasts(

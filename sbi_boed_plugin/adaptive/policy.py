@@ -30,6 +30,8 @@ __all__ = ["HistoryPolicy", "check_history"]
 _NUM_POSSIBLE = 4_096
 # Scale of the exploring noise at first, in real numbers before they become designs.
 _FIRST_SCALE = 0.5
+# Histories whose answers tell one policy from another.
+_NUM_ANSWERS = 64
 # Real numbers to start from: farther out there is hardly a gradient.
 _FARTHEST = 3.0
 
@@ -124,11 +126,6 @@ class HistoryPolicy(nn.Module):
         self.register_buffer("scale", torch.tensor(_FIRST_SCALE))
         self.register_buffer("possible", _possible_designs(self.space))
 
-    @property
-    def has_lists(self) -> bool:
-        """Whether some values of a design come from a list."""
-        return any(isinstance(part, CategoricalPolicy) for part in self._parts)
-
     @torch.no_grad()
     def start_at(self, design: Tensor) -> None:
         """Let designs `(dim_design,)` start around this one, before any training."""
@@ -165,8 +162,8 @@ class HistoryPolicy(nn.Module):
         of the noise only where designs do not carry its gradient (`follows_noise`).
         Without any draw designs are the most likely ones.
         """
-        index = torch.tensor(step, device=features.device)
-        hidden = self.of_step(index).expand(len(features), -1)
+        number = torch.tensor(step, device=features.device)
+        hidden = self.of_step(number).expand(len(features), -1)
         if self.adapts:
             scale = math.sqrt(self.num_experiments)
             hidden = hidden + self.of_features(features / scale)
@@ -201,7 +198,7 @@ class HistoryPolicy(nn.Module):
         nearest = rows.clone()
         nearest[wrong] = self.possible.to(rows)[distances.argmin(dim=1)]
         # The gradient is that of the design before: there is none of the nearest.
-        return design + (nearest - rows)
+        return nearest + (design - rows)
 
     @torch.no_grad()
     def propose(
@@ -259,8 +256,8 @@ class HistoryPolicy(nn.Module):
             for name, value in self.state_dict().items()
             if not name.startswith(("space.", "possible"))
         }
-        first = self.propose().cpu()
-        saved = {"settings": self.settings, "weights": weights, "first": first}
+        saved = {"settings": self.settings, "weights": weights}
+        saved["answers"] = self._answers().cpu()
         torch.save(saved, content)
         write_bytes(Path(path), content.getvalue())
 
@@ -283,17 +280,27 @@ class HistoryPolicy(nn.Module):
         policy = cls(design_policy, **saved["settings"], **transforms)
         try:
             policy.load_state_dict(saved["weights"], strict=False)
-            first = policy.propose()
-            same = first.shape == saved["first"].shape
-            same = same and torch.allclose(first, saved["first"], 1e-4, 1e-4)
+            differences = policy._answers() - saved["answers"]
+            width: Any = policy.space.width
+            same = bool((differences.abs() < 1e-3 * width.to(differences)).all())
         except RuntimeError:
             same = False
         if not same:
             raise ValueError(
                 f"path={str(path)!r} is a policy over other designs than those of "
-                "design_policy: pass the one that it was trained with."
+                "design_policy, or in other coordinates: pass those that it was "
+                "trained with."
             )
         return policy
+
+    def _answers(self) -> Tensor:
+        """Return what is proposed after histories that tell policies apart."""
+        shape = _NUM_ANSWERS, min(2, self.num_experiments - 1)
+        with isolated_rng(0):
+            design = self.space.spread(shape[0] * shape[1] or 1)  # type: ignore[operator]
+            x = torch.randn(*shape, self.dim_x)
+        design = design[: shape[0] * shape[1]].reshape(*shape, -1)
+        return torch.cat([self.propose(design, x), self.propose()[None]])
 
 
 def check_history(

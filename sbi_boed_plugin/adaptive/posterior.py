@@ -12,7 +12,6 @@ from torch.distributions.transforms import Transform
 
 from sbi_boed_plugin._prior import finite_values, to_real_numbers
 from sbi_boed_plugin.adaptive.encoder import PairEncoder
-from sbi_boed_plugin.estimators.likelihood_with_failures import without_failures
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import (
     build_categorical,
@@ -124,7 +123,6 @@ class HistoryLikelihood(EstimatorView):
         dim_design: int,
     ) -> None:
         """Initialize the view, which shares the network."""
-        likelihood = without_failures(likelihood)
         dim_x = likelihood.input_shape.numel()
         dim_theta = likelihood.condition_shape.numel() - dim_design
         shapes = torch.Size((num * (dim_design + dim_x),)), torch.Size((dim_theta,))

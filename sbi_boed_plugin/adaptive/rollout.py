@@ -34,12 +34,6 @@ class Rollouts:
     x: Tensor
     log_prob: Tensor
 
-    @property
-    def rows(self) -> Tensor:
-        """The histories as rows `(designs, data)`, of shape `(batch_dim, dim)`."""
-        parts = [part.transpose(0, 1).flatten(1) for part in (self.design, self.x)]
-        return torch.cat(parts, dim=1)
-
 
 class LearnedExperiment:
     """An experiment whose data come from a likelihood network.
@@ -66,6 +60,28 @@ class LearnedExperiment:
             x = x.masked_fill(failed.unsqueeze(1), torch.nan)
         return x
 
+    def log_drawn(self, rollouts: Rollouts) -> Tensor | None:
+        """Return the log-probability of what was drawn without a gradient, if anything.
+
+        Of shape `(num_experiments, batch_dim)`: whether experiments failed, and data
+        that do not move with their designs.
+        """
+        may_fail = isinstance(self.likelihood, LikelihoodWithFailures)
+        total = None
+        if not self.moves_data:
+            columns = torch.arange(len(rollouts.theta), device=rollouts.theta.device)
+            total = self.log_likelihoods_of(rollouts.theta, columns, rollouts)
+        if may_fail:
+            theta = rollouts.theta.expand(len(rollouts.design), -1, -1)
+            condition = torch.cat([theta, rollouts.design], dim=-1)
+            log_success = self.likelihood.log_success(condition)  # type: ignore[operator]
+            failed = ~rollouts.x.isfinite().all(dim=-1)
+            log_failure = torch.log1p(-log_success.exp().clamp(max=1.0 - 1e-6))
+            if total is None:
+                total = log_success.where(~failed, 0.0)
+            total = total + log_failure.where(failed, 0.0)
+        return total
+
     def log_likelihoods(self, theta: Tensor, rollouts: Rollouts) -> Tensor:
         """Return those of each experiment, for parameters `(num, batch_dim, dim)`.
 
@@ -84,7 +100,7 @@ class LearnedExperiment:
 
         Of shape `(num_experiments, num)`.
         """
-        net: Any = without_failures(self.likelihood)
+        net: Any = self.likelihood
         num_values = net.input_shape.numel() + net.condition_shape.numel()
         size = rows_at_once(net, num_values)
         return torch.stack(

@@ -16,7 +16,7 @@ __all__ = ["load_training", "save_training"]
 
 # Settings that a call which goes on may change, and what else it goes on from.
 _MAY_CHANGE = ("checkpoint", "checkpoint_seconds", "max_seconds", "num_workers")
-_PROGRESS = ("round", "num_simulations", "num_invalid", "seconds")
+_PROGRESS = ("round", "num_simulated", "num_simulations", "num_invalid", "seconds")
 
 
 def save_training(policy_search: Any, path: Path) -> None:

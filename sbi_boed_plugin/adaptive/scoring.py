@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch.distributions import Distribution
 
 from sbi_boed_plugin._prior import log_normalization
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
@@ -15,12 +14,14 @@ from sbi_boed_plugin.adaptive.training import PolicyTraining
 from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
 from sbi_boed_plugin.objectives.eig import Problem, summarize
 
-__all__ = ["policy_bounds", "policy_doubts"]
+__all__ = ["policy_bounds", "policy_doubts", "training_doubts"]
 
 # Rollouts that are scored at once.
 _NUM_AT_ONCE = 64
 # Nats, and share of the information, by which the model may promise more.
 _SLACK, _SHARE = 0.1, 0.2
+# Share of the steps that may have no finite gradient.
+_MOST_SKIPPED = 0.05
 
 
 @torch.no_grad()
@@ -41,7 +42,9 @@ def policy_bounds(
     known = of_last - training.log_prior(theta, target)
     if training.target is not None:
         spread = float(known.double().std()) / math.sqrt(len(known))
-        error = math.hypot(spread, training.target.error)
+        num_particles = getattr(prior, "num_particles", math.inf)
+        of_particles = float(known.double().std()) / math.sqrt(num_particles)
+        error = math.hypot(spread, training.target.error, of_particles)
         bound: Any = "barber_agakov" if training.target.is_exact else "target"
         value = float(known.mean())
         made = EIGEstimate(value, error, bound, num_simulations=num_simulations)
@@ -73,15 +76,13 @@ def policy_bounds(
     return bounds
 
 
-def policy_doubts(
-    eig: EIGEstimate, inside: list[float], prior: Distribution
-) -> list[str]:
+def policy_doubts(eig: EIGEstimate, inside: list[float], constant: float) -> list[str]:
     """Return what speaks against a result.
 
-    `inside` is the information inside the learned model at each step, if there is one.
+    `inside` is the information inside the learned model at each step, if there is one,
+    and `constant` what the log-density of the prior lacks.
     """
     doubts = []
-    constant, _ = log_normalization(getattr(prior, "base_prior", prior))
     if constant:
         doubts.append(
             f"prior.log_prob is not normalized: its density integrates to "
@@ -106,5 +107,24 @@ def policy_doubts(
             f"No information was found ({eig.value:.3f} ± {eig.standard_error:.3f} "
             "nats): either the experiments tell nothing, or less than the networks can "
             "learn. Allow for more steps."
+        )
+    return doubts
+
+
+def training_doubts(
+    training: PolicyTraining, num_rounds: int, num_planned: int
+) -> list[str]:
+    """Return what speaks against a training."""
+    doubts, num_updates = [], 2 * training.step
+    if num_rounds < num_planned:
+        doubts.append(
+            f"Time was up after {num_rounds} of {num_planned} rounds of simulations: "
+            "the likelihood has not learned from where the policy measures. Allow for "
+            "more time, or fewer num_steps."
+        )
+    if training.num_skipped > _MOST_SKIPPED * num_updates:
+        doubts.append(
+            f"{training.num_skipped} of {num_updates} updates had no finite gradient "
+            "and were left out. Use other units, or a prior with shorter tails."
         )
     return doubts

@@ -4,7 +4,6 @@ import math
 import time
 import warnings
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sbi_boed_plugin._fit import AveragedSchedule
-from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._prior import draw_parameters, log_normalization
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.adaptive.config import (
     NUM_FOR_UNITS,
@@ -21,33 +19,39 @@ from sbi_boed_plugin.adaptive.config import (
     PolicySearchConfig,
     share_done,
 )
-from sbi_boed_plugin.adaptive.policy import HistoryPolicy
-from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
+from sbi_boed_plugin.adaptive.networks import fit_likelihood, make_training
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
 from sbi_boed_plugin.adaptive.saving import load_training, save_training
-from sbi_boed_plugin.adaptive.scoring import policy_bounds, policy_doubts
-from sbi_boed_plugin.adaptive.training import PolicyTraining
-from sbi_boed_plugin.estimators.likelihood_with_failures import (
-    LikelihoodWithFailures,
-    without_failures,
+from sbi_boed_plugin.adaptive.scoring import (
+    policy_bounds,
+    policy_doubts,
+    training_doubts,
 )
-from sbi_boed_plugin.estimators.transformed import as_transform
+from sbi_boed_plugin.adaptive.training import PolicyTraining
 from sbi_boed_plugin.search.batch import Batch, simulate_batch
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import check_posterior_describes
-from sbi_boed_plugin.search.fitting import fit_network, pairs_of
 from sbi_boed_plugin.search.target import Target
-from sbi_boed_plugin.simulation import CheckedSimulator, run_simulator
+from sbi_boed_plugin.simulation import CheckedSimulator, Simulations, run_simulator
 
 __all__ = ["PolicySearch"]
 
-# Of the simulations for training, those of the first round; and those left out.
-_FIRST_SHARE, _LEFT_OUT = 0.4, 0.1
-_BATCH_SIZES = (128, 1_024)
+# Of the simulations for training, those of the first round.
+_FIRST_SHARE = 0.4
 # Steps of the posterior before the policy starts, at least and at most, and the share
 # of a limited time for them.
 _LEAST_START, _MOST_START, _START_SHARE = 50, 400, 0.1
+# Settings that a call which resumes a training may change.
+_OF_ONE_CALL = (
+    "max_num_simulations",
+    "max_seconds",
+    "num_workers",
+    "num_eig_samples",
+    "num_eig_contrastive",
+    "checkpoint",
+    "checkpoint_seconds",
+)
 
 
 class PolicySearch:
@@ -75,7 +79,8 @@ class PolicySearch:
             None if config.target is None else Target(config.target, self.prior)
         )
         self.training: PolicyTraining | None = None
-        self.round = 0
+        # Rounds, of which the last may have its simulations only.
+        self.round = self.num_simulated = 0
         self.num_simulations = self.num_invalid = 0
         self.seconds = self._saved_at = 0.0
 
@@ -95,12 +100,8 @@ class PolicySearch:
             load_training(self, Path(saved))
             self._saved_at = self.seconds
         started, before = time.perf_counter(), self.seconds
-        if simulator is not None:
-            config.check_budget()
-            simulator.is_checked |= self.num_simulations > 0
-            simulator.max_calls = config.budget - self.num_simulations
-        stop_reason = "num_steps"
-        experiment: Any = None
+        self._check_budget(simulator)
+        stop_reason, experiment = "num_steps", None
         bar = tqdm(
             total=config.steps,
             initial=0 if self.training is None else self.training.step,
@@ -121,12 +122,59 @@ class PolicySearch:
                     stop_reason = "num_steps" if step >= config.steps else "max_seconds"
                     break
                 assert self.training is not None
+                if self._is_spent(simulator):
+                    stop_reason = "max_num_simulations"
+                    break
                 if experiment is None:
                     experiment = self._experiment(simulator)
                 self.training.take_step(experiment, config.training_batch_size, share)
                 self._report(bar, tracker)
         self._save_if_due(is_end=True)
         return self._result(simulator, stop_reason)
+
+    def _check_budget(self, simulator: CheckedSimulator | None) -> None:
+        """Set aside what scores the policy, or raise if there is too little."""
+        config = self.config
+        if simulator is None:
+            if config.method == "simulator" or config.max_num_simulations is not None:
+                raise ValueError(
+                    "simulator=None trains inside the likelihood that there is: leave "
+                    "out max_num_simulations, and method or use method='model'."
+                )
+            return
+        config.check_budget()
+        left = config.num_training - self.num_simulations
+        if left < 0:
+            raise ValueError(
+                f"max_num_simulations={config.budget} is too few: there have been "
+                f"{self.num_simulations} simulations, and {config.num_reserved} score "
+                "the policy. Raise it, or lower num_eig_samples."
+            )
+        simulator.is_checked |= self.num_simulations > 0
+        simulator.max_calls = left
+
+    def _is_spent(self, simulator: CheckedSimulator | None) -> bool:
+        """Whether no simulations are left for another step that needs them."""
+        config = self.config
+        if simulator is None or config.method == "model":
+            return False
+        return simulator.max_calls < config.training_batch_size * config.num_experiments
+
+    def check_resumed(self, config: PolicySearchConfig) -> None:
+        """Raise if a call cannot go on with other settings or another belief."""
+        for name, value in vars(config).items():
+            before = getattr(self.config, name)
+            if name not in _OF_ONE_CALL and value != before:
+                raise ValueError(
+                    f"{name}={value!r} with resume_training=True, but the training to "
+                    f"resume has {name}={before!r}. Pass the same, or start anew."
+                )
+        if self.search.known() is not self.prior:
+            raise RuntimeError(
+                "There were observations since the training that is to be resumed: "
+                "start anew, without resume_training."
+            )
+        self.config = config
 
     def _save_if_due(self, *, is_end: bool = False) -> None:
         """Save the training now and then, and at its end."""
@@ -148,10 +196,12 @@ class PolicySearch:
             batch = self._spread_simulations(simulator, num)
             self.make_networks(batch)
         else:
-            if simulator is not None:
+            if simulator is not None and self.num_simulated == self.round:
                 self._simulate(simulator, show_progress_bar)
+                self.num_simulated += 1
             if simulator is not None or self.search.likelihood is None:
-                self._fit_likelihood(show_progress_bar)
+                given = self.search, self.prior, self.device
+                fit_likelihood(*given, show_progress_bar)
             rows = self.search.simulations.rows()
             assert rows is not None
             if self.training is None:
@@ -176,7 +226,9 @@ class PolicySearch:
             return
         assert self.training is not None
         later = (1.0 - _FIRST_SHARE) * config.num_training / (config.num_rounds - 1)
-        num_rollouts = max(2, int(later / config.num_experiments))
+        num_rollouts = int(min(later, simulator.max_calls) / config.num_experiments)
+        if num_rollouts < 2:  # Calls that were repeated have used them up.
+            return
         for explores in (False, True):
             theta = draw_parameters(self.prior, num_rollouts // 2).float()
             self._roll_out(simulator, theta, explores=explores, keep=True)
@@ -214,11 +266,21 @@ class PolicySearch:
     ) -> Rollouts:
         """Let the policy experiment with the simulator, and keep what it saw."""
         assert self.training is not None
-
         draws = {"chooses": explores, "explores": explores}
         policy, theta = self.training.policy, theta.to(self.device)
-        measure = partial(self._measured, simulator)
+        tried = torch.ones(len(theta), dtype=torch.bool)
+
+        def measure(theta: Tensor, design: Tensor) -> Tensor:
+            made = self._run(simulator, theta, design)
+            tried.logical_and_(made.tried.cpu())
+            return _data_of(made, theta)
+
         rollouts = roll_out(policy, theta, measure, **draws)
+        if not tried.all():
+            # Simulations that raised were repeated, which the others paid for.
+            parts = rollouts.design, rollouts.x, rollouts.log_prob
+            theta = theta[tried]
+            rollouts = Rollouts(theta, *(part[:, tried] for part in parts))
         if keep:
             # Designs followed data: these rows are none of the prior's.
             rows = theta.repeat(len(rollouts.x), 1)
@@ -226,81 +288,10 @@ class PolicySearch:
             self.search.simulations.add(rows, x, designs, None, is_adaptive=True)
         return rollouts
 
-    def _fit_likelihood(self, show_progress_bar: bool) -> None:
-        """Let the likelihood learn from all simulations, on from where it is."""
-        search = self.search
-        rows = search.simulations.rows()
-        if rows is None:
-            raise ValueError(
-                "simulator=None, but there is no likelihood and no stored simulation: "
-                "call append_simulations(theta, x, design=design) first."
-            )
-        finite = rows.finite()
-        start = finite.theta, finite.x, finite.design
-        networks = search.models.complete(
-            None if search.likelihood is None else deepcopy(search.networks),
-            None,
-            self.prior,
-            start,
-            self.device,
-        )
-        network = without_failures(networks.likelihood).requires_grad_(True)
-        num = len(finite.theta)
-        order = torch.randperm(num)
-        num_left_out = max(1, int(_LEFT_OUT * num))
-        least, most = _BATCH_SIZES
-        fit_network(
-            network,
-            pairs_of(finite)["likelihood"],
-            order[num_left_out:],
-            order[:num_left_out],
-            AveragedSchedule(),
-            batch_size=min(max(num // 200, least), most),
-            description="Training likelihood",
-            show_progress_bar=show_progress_bar,
-        )
-        if not rows.valid.all():
-            condition = torch.cat([rows.theta, rows.design], dim=-1)
-            network = LikelihoodWithFailures(network).learn(condition, rows.valid)
-        search.likelihood = network
-        assert search.policy is not None
-        search.dim_design = search.policy.dim_design
-
     def make_networks(self, rows: Batch) -> None:
         """Make policy and posterior, in the units of some simulations."""
-        config, search = self.config, self.search
-        assert search.policy is not None
-        coordinates = {
-            name: as_transform(search.models.coordinates[name])
-            for name in ("x_transform", "design_transform")
-        }
-        policy = HistoryPolicy(
-            search.policy,
-            config.num_experiments,
-            rows.x.shape[1],
-            adapts=config.adapts,
-            num_before=len(search.measurements),
-            **coordinates,
-        )
-        posterior = AmortizedPosterior(
-            self.prior if self.target is None else self.target.distribution,
-            policy.dim_design,
-            policy.dim_x,
-            config.num_experiments,
-            **coordinates,
-        )
-        spread = search.policy.spread(len(rows.x)).to(rows.x)
-        for encoder in (policy.encoder, posterior.encoder):
-            encoder.standardize(spread, rows.x)
-        self.training = PolicyTraining(
-            policy.to(self.device),
-            posterior.to(self.device),
-            self.prior,
-            config.utility,
-            self.target,
-            config.learning_rate,
-            config.posterior_learning_rate,
-        )
+        given = self.search, self.config, self.prior, self.target, rows
+        self.training = make_training(*given, self.device)
 
     def _experiment(self, simulator: CheckedSimulator | None) -> Any:
         """Return what rollouts of the training get their data from."""
@@ -308,12 +299,13 @@ class PolicySearch:
             assert self.search.likelihood is not None
             return LearnedExperiment(deepcopy(self.search.likelihood))
         assert simulator is not None
-        return partial(self._measured, simulator)
+        return lambda theta, design: _data_of(
+            self._run(simulator, theta, design), theta
+        )
 
-    def _measured(
+    def _run(
         self, simulator: CheckedSimulator, theta: Tensor, design: Tensor
-    ) -> Tensor:
-        """Return simulated data, NaN where they failed."""
+    ) -> Simulations:
         made = run_simulator(
             simulator,
             theta,
@@ -321,9 +313,8 @@ class PolicySearch:
             num_workers=self.config.num_workers,
             warn=self.num_invalid == 0,
         )
-        self._count(made.num_calls, made.valid)
-        x = made.x.to(theta)
-        return x.masked_fill(~made.valid.to(x.device).unsqueeze(1), torch.nan)
+        self._count(made.num_calls, made.valid | ~made.tried)
+        return made
 
     def _report(self, bar: Any, tracker: Any | None) -> None:
         assert self.training is not None
@@ -351,16 +342,28 @@ class PolicySearch:
             with torch.no_grad():
                 rollouts = roll_out(training.policy, theta, experiment)
         else:
+            simulator.max_calls = config.budget - self.num_simulations
             rollouts = self._roll_out(simulator, theta)
+        if len(rollouts.theta) < 2:
+            raise ValueError(
+                "No simulations are left to score the policy, since some that raised "
+                "were repeated. Call optimize_policy(..., resume_training=True) with a "
+                "larger max_num_simulations."
+            )
         num_simulations = 0 if simulator is None else rollouts.x.shape[:2].numel()
         bounds = policy_bounds(training, experiment, rollouts, num_simulations, config)
         eig = max(bounds.values(), key=lambda bound: bound.value)
         cost = None
         if config.cost is not None:
             costs = config.utility.costs(rollouts.design.flatten(0, 1))
-            cost = float(costs.sum()) / len(theta)
-        inside = training.history["eig"] if config.method == "model" else []
-        doubts = policy_doubts(eig, inside, self.prior)
+            cost = float(costs.sum()) / len(rollouts.theta)
+        constant, _ = log_normalization(getattr(self.prior, "base_prior", self.prior))
+        history = deepcopy(training.history)
+        for name in ("eig", "barber_agakov"):
+            history[name] = [value + constant for value in history[name]]
+        inside = history["eig"] if config.method == "model" else []
+        doubts = policy_doubts(eig, inside, constant)
+        doubts += training_doubts(training, self.round, self._rounds)
         for doubt in doubts:
             warnings.warn(doubt, stacklevel=5)
         return PolicyResult(
@@ -371,10 +374,16 @@ class PolicySearch:
             posterior=deepcopy(training.posterior),
             likelihood_estimator=likelihood,
             config=config,
-            history=deepcopy(training.history),
+            history=history,
             cost=cost,
             num_simulations=self.num_simulations,
             num_invalid_simulations=self.num_invalid,
             seconds=seconds,
             stop_reason=stop_reason,
         )
+
+
+def _data_of(made: Simulations, theta: Tensor) -> Tensor:
+    """Return simulated data, NaN where they failed."""
+    x = made.x.to(theta)
+    return x.masked_fill(~made.valid.to(x.device).unsqueeze(1), torch.nan)

@@ -53,6 +53,7 @@ class PolicyTraining:
 
     def __post_init__(self) -> None:
         """Make the optimizers."""
+        self.num_skipped = 0
         self.first_scale = self.policy.scale.clone()
         policy = self.policy.parameters()
         trained = [p for p in policy if p.requires_grad]
@@ -143,20 +144,16 @@ class PolicyTraining:
         target = self.target_of(theta)
         log_prior = self.log_prior(theta, target)
         known = self._learn_posterior(target, rollouts) - log_prior
-        log_likelihood = None
-        if in_model and self.target is None:
-            terms, log_likelihood = training_terms(
-                experiment, self.posterior, self.prior, rollouts
-            )
+        if isinstance(experiment, LearnedExperiment) and self.target is None:
+            networks = experiment, self.posterior, self.prior
+            terms = training_terms(*networks, rollouts)
         else:
             of_last = log_posterior(self.posterior, target, rollouts)[-1]
             terms = of_last - log_prior
-            if in_model and not experiment.moves_data:
-                log_likelihood = experiment.log_likelihoods(theta[None], rollouts)[:, 0]
-        costs = self._costs(rollouts)
-        log_actions = rollouts.log_prob
-        if log_likelihood is not None and not experiment.moves_data:
-            log_actions = log_actions + log_likelihood
+        costs, log_actions = self._costs(rollouts), rollouts.log_prob
+        if isinstance(experiment, LearnedExperiment):
+            log_drawn = experiment.log_drawn(rollouts)
+            log_actions = log_actions if log_drawn is None else log_actions + log_drawn
         worth = terms - costs.sum(dim=0)
         loss = -worth.mean() + _score_loss(worth, known, costs, log_actions)
         self._update(0, loss, _POLICY_CLIP)
@@ -185,6 +182,8 @@ class PolicyTraining:
         # A step whose gradient is not finite would end the training.
         if clip_grad_norm_(parameters, max_norm).isfinite():
             optimizer.step()
+        else:
+            self.num_skipped += 1
 
     def _costs(self, rollouts: Rollouts) -> Tensor:
         """Return the costs of designs, `(num_experiments, batch_dim)`."""

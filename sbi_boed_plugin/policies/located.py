@@ -227,12 +227,12 @@ class NormalPolicy(LocatedPolicy):
         super().__init__(loc, scale=scale)
 
     def from_reals(self, reals: Tensor) -> Tensor:
-        """Return designs that many first scales from the locations."""
-        return (self.loc.detach() + self._scale_ends[0] * reals).to(reals)
+        """Return designs that many first scales from the first locations."""
+        return (self._origin + self._unit * reals).to(reals)
 
     def to_reals(self, design: Tensor) -> Tensor:
-        """Return distances from the locations in first scales."""
-        return ((design - self.loc.detach()) / self._scale_ends[0]).to(design)
+        """Return distances from the first locations in first scales."""
+        return ((design - self._origin) / self._unit).to(design)
 
     def distribution(self) -> Independent:
         """Return the Normals."""

@@ -230,9 +230,10 @@ class DesignPolicy(nn.Module):
                 f"A {type(self).__name__} has no map from real numbers to its designs. "
                 "Give it from_reals(reals), or use a policy in a box."
             )
-        low, high = (corner.to(reals) for corner in self.box)
-        # Rounding can leave the box.
-        return (low + (high - low) * reals.sigmoid()).clamp(low, high)
+        low, high = self.box
+        inside = _rounded_up(low, reals), -_rounded_up(-high, reals)
+        shares = reals.sigmoid()
+        return (inside[0] + (inside[1] - inside[0]) * shares).clamp(*inside)
 
     def to_reals(self, design: Tensor) -> Tensor:
         """Return the real numbers of designs, infinite ones at the edge of the space.
@@ -262,6 +263,13 @@ class DesignPolicy(nn.Module):
 def _constraint_of_values(support: Any) -> Any:
     """Return the constraint of each value of a design."""
     return support.base_constraint if isinstance(support, independent) else support
+
+
+def _rounded_up(values: Tensor, like: Tensor) -> Tensor:
+    """Return numbers in the precision of others, none less than before."""
+    rounded = values.to(like)
+    higher = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    return torch.where(rounded.to(values) < values, higher, rounded)
 
 
 def check_width(design: Tensor, dim_design: int) -> None:

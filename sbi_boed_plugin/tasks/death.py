@@ -43,19 +43,25 @@ class DeathProcess(DiscreteTask):
     def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         exposure = (theta * design)[..., 0]
         total = torch.full_like(exposure, float(POPULATION))
-        return log_binomial(number, total, -torch.expm1(-exposure))
+        return log_binomial(number, total, (-torch.expm1(-exposure)).log(), -exposure)
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         prior: PositiveNormal = self.prior  # type: ignore[assignment]
         return prior.icdf(points)
 
 
-def log_binomial(number: Tensor, total: Tensor, chance: Tensor) -> Tensor:
-    """Return the log-probability of a number of successes, `-inf` of more than all."""
+def log_binomial(
+    number: Tensor, total: Tensor, log_chance: Tensor, log_other: Tensor
+) -> Tensor:
+    """Return the log-probability of a number of successes, `-inf` of more than all.
+
+    From the logarithms of the chances of a success and of a failure: differences from
+    one would lose their digits.
+    """
     left = total - number
     others = left.clamp_min(0.0)
     log_choose = torch.lgamma(total + 1.0) - torch.lgamma(number + 1.0)
     log_choose = log_choose - torch.lgamma(others + 1.0)
-    log_tails = torch.special.xlogy(number, chance)
-    log_tails = log_tails + torch.special.xlog1py(others, -chance)
+    log_tails = torch.where(number > 0.0, number * log_chance, 0.0)
+    log_tails = log_tails + torch.where(others > 0.0, others * log_other, 0.0)
     return (log_choose + log_tails).masked_fill(left < 0.0, -torch.inf)

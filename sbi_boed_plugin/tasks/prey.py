@@ -63,8 +63,8 @@ class PreyPopulation(DiscreteTask):
         rising = 2.0 / (attack * (c + root))
         falling = (root - c) / (2.0 * handling)
         left = torch.where(c > 0.0, rising, falling)
-        chance = (1.0 - left / start).clamp(0.0, 1.0)
-        return log_binomial(number, start, chance)
+        share = (left / start).clamp(0.0, 1.0)
+        return log_binomial(number, start, torch.log1p(-share), share.log())
 
     def _prior_quantiles(self, points: Tensor) -> Tensor:
         return (LOG_MEAN + LOG_SCALE * torch.special.ndtri(points)).exp()

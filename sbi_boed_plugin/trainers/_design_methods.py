@@ -132,7 +132,8 @@ class DesignMethods:
                 "There is no training of a policy to resume. Call optimize_policy "
                 "without resume_training first."
             )
-        self._policy_search.config = config
+        if resume_training:
+            self._policy_search.check_resumed(config)
         checked = None if simulator is None else CheckedSimulator(simulator)
         try:
             return self._policy_search.run(

@@ -23,7 +23,12 @@ WIDE = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 4.0))
 SMALL = {"num_steps": 20, "training_batch_size": 16, "num_eig_samples": 100}
 BUDGET = {"max_num_simulations": 2_000, "num_experiments": 2}
 # A search that takes no time, whatever simulations are stored.
-JOINT = {"num_steps": 5, "training_batch_size": 32, "num_eig_samples": 64}
+JOINT = {
+    "method": "joint",
+    "num_steps": 5,
+    "training_batch_size": 32,
+    "num_eig_samples": 64,
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:No information was found")
 
@@ -194,6 +199,51 @@ def test_simulators_alone_train_a_policy_within_the_budget():
         trainer.build_posterior(history=(design, x))
 
 
+def test_what_is_set_aside_scores_the_policy():
+    def raises(theta, design):
+        if (theta > 1.5).any():
+            raise ValueError("too large")
+        return scaled_simulator(theta, design)
+
+    torch.manual_seed(0)
+    trainer = make_trainer()
+    settings = {**SMALL, "num_experiments": 2, "max_num_simulations": 1_500}
+    with pytest.warns(UserWarning, match="too large"):
+        result = trainer.optimize_policy(raises, **settings)
+    # Calls that are repeated after an error cost training, and not the score.
+    assert result.eig.num_simulations > 20
+    assert result.num_simulations <= 1_500
+    with pytest.raises(ValueError, match="there have been .* score the policy"):
+        trainer.optimize_policy(raises, **settings, resume_training=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_experiments": 3}, "num_experiments=3 with resume_training=True"),
+        ({"learning_rate": 0.1}, "learning_rate=0.1 with resume_training=True"),
+    ],
+)
+def test_a_training_goes_on_with_its_settings(changed, message):
+    torch.manual_seed(0)
+    trainer = make_trainer()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.optimize_policy(Counting(most=1_200), **BUDGET, **SMALL)
+    settings = {**BUDGET, **SMALL, **changed}
+    with pytest.raises(ValueError, match=message):
+        trainer.optimize_policy(Counting(), **settings, resume_training=True)
+    trainer.observe(torch.tensor([2.0]), torch.tensor([1.0]))
+    with pytest.raises(RuntimeError, match="observations since the training"):
+        trainer.optimize_policy(Counting(), **BUDGET, **SMALL, resume_training=True)
+
+
+def test_rounds_that_time_leaves_out_are_told():
+    torch.manual_seed(0)
+    settings = {**SMALL, "num_steps": 10**6, "max_seconds": 1.0}
+    with pytest.warns(UserWarning, match="of 3 rounds of simulations"):
+        make_trainer().optimize_policy(scaled_simulator, **BUDGET, **settings)
+
+
 def test_failures_cost_their_rows_and_are_no_data():
     def fails(theta, design):
         x = scaled_simulator(theta, design)
@@ -226,12 +276,7 @@ def test_settings_out_of_range_are_refused(settings, message):
     [
         (make_trainer(), {"max_num_simulations": 300}, ValueError, "is too few: 200"),
         (make_trainer(), {"simulator": 3}, TypeError, "simulator must be a function"),
-        (
-            make_trainer(),
-            {"simulator": None},
-            ValueError,
-            "no likelihood",
-        ),
+        (make_trainer(), {"simulator": None}, ValueError, "leave out max_num"),
         (make_trainer(None), {}, ValueError, "design_policy=None"),
         (make_trainer(), {"target": [3]}, ValueError, "target"),
         (make_trainer(), {"maximize": "eig_minus_cost"}, ValueError, "needs cost"),
@@ -296,6 +341,32 @@ def test_data_that_nothing_predicts_end_the_policy(trained):
     assert made.records[0].eig is None and made.records[1].eig is not None
     messages = [str(warning.message) for warning in caught]
     assert any("data lie beyond all" in message for message in messages)
+
+
+def test_designs_that_a_campaign_excludes_are_not_proposed(trained):
+    trainer, result, _ = trained
+    narrow = TruncatedNormalPolicy(torch.zeros(1), torch.ones(1))
+    late = HistoryPolicy(WIDE, 2, num_before=3)
+    for policy, proposes, others, message in (
+        (WIDE, result.policy, {"feasible": lambda d: d[:, 0] < 2.5}, "is impossible"),
+        (narrow, result.policy, {}, "is none of the trainer's"),
+        (WIDE, late, {}, "was trained after 3 observations"),
+    ):
+        other = make_trainer(policy)
+        other.search.likelihood = trainer.search.likelihood
+        other.search.dim_design = 1
+        with pytest.warns(UserWarning, match=message):
+            made = run_experiments(
+                other,
+                scaled_simulator,
+                lambda design: design,
+                1,
+                policy=proposes,
+                show_progress_bar=False,
+                **JOINT,
+                **others,
+            )
+        assert made.records[0].eig is not None
 
 
 def test_policies_that_do_not_belong_to_a_trainer_are_refused(trained, tmp_path):

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from torch.distributions.transforms import ExpTransform
 
 from sbi_boed_plugin import (
     CategoricalPolicy,
@@ -195,6 +196,38 @@ def test_policies_over_other_designs_are_not_loaded(other, tmp_path):
     HistoryPolicy(SQUARE, num_experiments=4).save(tmp_path / "policy.pt")
     with pytest.raises(ValueError, match="over other designs"):
         HistoryPolicy.load(tmp_path / "policy.pt", other)
+
+
+def test_policies_in_other_coordinates_are_not_loaded(tmp_path):
+    box = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 1e-6))
+    wide = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 1e-5))
+    HistoryPolicy(box, num_experiments=4).save(tmp_path / "policy.pt")
+    for space, transforms in ((wide, {}), (box, {"x_transform": ExpTransform()})):
+        with pytest.raises(ValueError, match="other designs.*or in other coordinates"):
+            HistoryPolicy.load(tmp_path / "policy.pt", space, **transforms)
+
+
+def test_designs_are_exact_whatever_their_precision_and_size():
+    double = torch.tensor([0.0, 0.1], dtype=torch.double)
+    box = TruncatedNormalPolicy(double[:1], double[1:])
+    for share in (-100.0, 100.0):
+        design = box.from_reals(torch.tensor([share]))
+        assert design.dtype == torch.float32 and box.support.check(design.double())
+    few = CategoricalPolicy(torch.tensor([[0.1], [1_000.0]]))
+    possible = ConstrainedPolicy(few, lambda design: design[:, 0] < 500.0)
+    policy = HistoryPolicy(possible, num_experiments=2)
+    with torch.no_grad():
+        policy.head[-1].bias.copy_(torch.tensor([-9.0, 9.0]))  # The impossible one.
+    assert torch.equal(policy.propose(), torch.tensor([0.1]))
+
+
+def test_designs_do_not_move_with_the_policy_whose_space_they_are_of():
+    space = NormalPolicy(torch.zeros(1), scale=2.0)
+    before = space.from_reals(torch.ones(1))
+    with torch.no_grad():
+        space._unit_loc += 1.0
+    assert torch.equal(space.from_reals(torch.ones(1)), before)
+    torch.testing.assert_close(space.to_reals(before), torch.ones(1))
 
 
 def test_units_of_pairs_are_theirs():

@@ -12,8 +12,10 @@ from sbi_boed_plugin.adaptive.objective import (
     log_posterior,
     training_terms,
 )
+from sbi_boed_plugin.adaptive.posterior import HistoryLikelihood
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
 from sbi_boed_plugin.adaptive.training import _score_loss
+from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.search.target import Target
 from sbi_boed_plugin.search.utility import Utility
 from tests.adaptive.models import (
@@ -66,6 +68,34 @@ def test_every_gradient_finds_the_largest_designs(way):
     # An estimate of a lower bound, by batches of 64.
     value = mean_of_last(training, "eig")
     assert 0.6 * MOST < value < MOST + 0.3
+
+
+class FailsAbove(LikelihoodWithFailures):
+    """Experiments fail with a probability that is a quarter of the design."""
+
+    def log_success(self, condition):
+        return torch.log1p(-0.249 * condition[..., 1].clamp(0.0, 4.0))
+
+
+@pytest.mark.parametrize("likelihood", [Scaled(), IsAbove(1.0)])
+def test_designs_that_fail_are_avoided(likelihood):
+    """The chance of failing has a gradient, whether or not data have one."""
+    torch.manual_seed(0)
+    training = make_training(NORMAL, 1, WIDE)
+    train(training, LearnedExperiment(FailsAbove(likelihood)), 400)
+    design = torch.linspace(0.0, 4.0, 401)
+    if isinstance(likelihood, Scaled):
+        information = 0.5 * (1.0 + design.square()).log()
+    else:
+        chance = (torch.randn(20_000, 1) - design).sigmoid()
+        entropy = torch.special.entr(chance) + torch.special.entr(1.0 - chance)
+        mean = chance.mean(dim=0)
+        information = torch.special.entr(mean) + torch.special.entr(1.0 - mean)
+        information = information - entropy.mean(dim=0)
+    value = information * (1.0 - 0.249 * design)
+    found = float(training.policy.propose())
+    at_found = value[(design - found).abs().argmin()]
+    assert float(at_found) > 0.93 * float(value.max())
 
 
 def test_what_costs_more_than_it_tells_is_not_bought():
@@ -122,6 +152,27 @@ def test_likelihoods_of_histories_are_sums_over_what_did_not_fail():
     torch.testing.assert_close(found, exact)
 
 
+def test_that_data_did_not_fail_is_part_of_their_likelihood():
+    likelihood = FailsAbove(Scaled())
+    theta, design, x = torch.randn(4, 1), torch.full((1, 4, 1), 2.0), torch.randn(4, 1)
+    rollouts = Rollouts(theta, design, x[None], torch.zeros(1, 4))
+    exact = Normal(2.0 * theta, 1.0).log_prob(x)[:, 0] + math.log1p(-0.498)
+    experiment = LearnedExperiment(likelihood)
+    found = experiment.log_likelihoods(theta[None], rollouts)[0, 0]
+    torch.testing.assert_close(found, exact)
+    rows = torch.cat([design[0], x], dim=1)
+    of_rows = HistoryLikelihood(likelihood, 1, 1).log_prob(rows[None], theta)[0]
+    torch.testing.assert_close(of_rows, exact)
+    drawn = experiment.log_drawn(rollouts)
+    torch.testing.assert_close(drawn, torch.full((1, 4), math.log1p(-0.498)))
+    failed = Rollouts(
+        theta, design, torch.full((1, 4, 1), torch.nan), torch.zeros(1, 4)
+    )
+    torch.testing.assert_close(
+        experiment.log_drawn(failed), torch.full((1, 4), math.log(0.498))
+    )
+
+
 def test_the_score_is_the_gradient_of_what_comes_later():
     """By brute force: all of four answers, whose probabilities are parameters."""
     logits = torch.tensor([[0.3, -0.2], [0.1, 0.5]], dtype=torch.double)
@@ -165,13 +216,14 @@ def test_sampled_gradients_are_those_of_all_contrasts():
     x = (theta * design + torch.randn(2, 6, 1)).detach()
     rollouts = Rollouts(theta, design, x, torch.zeros(2, 6))
     gradients, values = [], []
+    own = experiment.log_likelihoods(theta[None], rollouts)[:, 0]
     for seed in range(400):
         torch.manual_seed(seed)
-        terms, own = training_terms(experiment, training.posterior, NORMAL, rollouts)
+        terms = training_terms(experiment, training.posterior, NORMAL, rollouts)
         gradients.append(torch.autograd.grad(terms.sum(), design)[0].flatten())
         values.append(terms.detach())
     exact = Normal(theta * design, 1.0).log_prob(x)[..., 0]
-    torch.testing.assert_close(own, exact)
+    torch.testing.assert_close(own.detach(), exact.detach())
     # The evidence of the data is known, and few contrasts nearly tell it.
     precision = 1.0 + design.square().sum(dim=0)[:, 0]
     mean = (design * x).sum(dim=0)[:, 0]
