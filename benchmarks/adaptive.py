@@ -142,7 +142,7 @@ def run(job: Job, quick: bool) -> Row:
         rollouts = roll_out(result.policy, theta, task.simulator)
     networks: Any = TrueExperiment(task), result.posterior, task.prior
     lace = contrastive_terms(*networks, rollouts, NUM_OF_POSTERIOR)
-    return {
+    row = {
         **row,
         **true_bounds(task, rollouts, num_contrastive),
         "lace_lower": float(lace[0].mean()),
@@ -151,14 +151,16 @@ def run(job: Job, quick: bool) -> Row:
         "reported_se": result.eig.standard_error,
         "doubts": len(result.doubts),
         "calls": result.num_simulations,
-        "cpu_seconds": round(seconds, 1),
-        "milliseconds": round(deployment(result.policy, rollouts), 2),
+        "cpu_seconds": seconds,
+        "milliseconds": deployment(result.policy, rollouts),
     }
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """Return means over seeds."""
-    bounds = ["lower", "upper", "lace_lower", "lace_upper", "reported"]
+    """Return means over seeds, with the error of the rollouts of one seed."""
+    rows = [{**row, "error": row["lower_se"]} for row in rows]
+    bounds = ["lower", "error", "upper", "lace_lower", "lace_upper", "reported"]
     costs = ["calls", "cpu_seconds", "milliseconds"]
     return averages(rows, ["task", "experiments", "method"], [*bounds, *costs])
 

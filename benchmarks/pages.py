@@ -408,6 +408,20 @@ TABLES = {
             "best": number("c2st_best", 3),
         },
     ),
+    "adaptive": Table(
+        "adaptive_summary",
+        {"task": "task", "experiments": "experiments", "method": "method"},
+        {
+            "seeds": lambda row: _text(row["seeds"]),
+            "sPCE [nats]": lambda row: f"{row['lower']:.2f} ± {row['error']:.2f}",
+            "sNMC [nats]": number("upper"),
+            "LACE [nats]": number("lace_lower"),
+            "reported [nats]": number("reported"),
+            "calls": text("calls"),
+            "CPU seconds": number("cpu_seconds", 0),
+            "ms a design": number("milliseconds", 1),
+        },
+    ),
     "few-simulations": Table(
         "few-simulations_summary",
         {"task": "task", "size": "measurements", "budget": "calls"},
