@@ -151,7 +151,10 @@ def test_all_settings_reach_the_search(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*available_tasks()} - {"ces", "location_finding"})
+    "name",
+    sorted(
+        {*available_tasks()} - {"ces", "hyperbolic_discounting", "location_finding"}
+    ),
 )
 def test_a_grid_covers_the_design_space_in_the_coordinates_of_the_task(name):
     task = get_task(name)

@@ -172,13 +172,14 @@ class HistoryPolicy(nn.Module):
         designs, log_prob = [], features.new_zeros(len(features))
         for part, output in zip(self._parts, outputs, strict=True):
             if isinstance(part, CategoricalPolicy):
-                choice = Categorical(logits=output)
+                choice = Categorical(logits=output, validate_args=False)
                 index = choice.sample() if chooses else output.argmax(dim=1)
                 log_prob = log_prob + choice.log_prob(index) * chooses
                 designs.append(part.candidates.to(output)[index])
                 continue
             if explores:
-                noise = Independent(Normal(output, self.scale), 1)
+                normal = Normal(output, self.scale, validate_args=False)
+                noise = Independent(normal, 1, validate_args=False)
                 output = noise.rsample() if follows_noise else noise.sample()
                 if not follows_noise:
                     log_prob = log_prob + noise.log_prob(output)
