@@ -244,6 +244,7 @@ def test_rounds_that_time_leaves_out_are_told():
         make_trainer().optimize_policy(scaled_simulator, **BUDGET, **settings)
 
 
+@pytest.mark.slow
 def test_failures_cost_their_rows_and_are_no_data():
     def fails(theta, design):
         x = scaled_simulator(theta, design)

@@ -119,6 +119,7 @@ def test_all_simulations_are_kept_and_train_learns_from_them(found):
     torch.testing.assert_close(data, x)
 
 
+@pytest.mark.slow
 def test_later_rounds_simulate_where_networks_think_best():
     torch.manual_seed(1)
     simulator = Counted()
@@ -331,6 +332,7 @@ def test_a_search_without_a_simulator_needs_stored_simulations():
         _ = make_trainer().simulations
 
 
+@pytest.mark.slow
 def test_the_mean_of_likelihoods_knows_failures_as_each_does():
     torch.manual_seed(8)
 
@@ -454,6 +456,7 @@ def test_states_keep_simulations(found):
         torch.testing.assert_close(one, another)
 
 
+@pytest.mark.slow
 def test_joint_searches_go_on_from_ensembles():
     torch.manual_seed(11)
     trainer = make_trainer()
@@ -484,6 +487,7 @@ def test_training_after_an_interrupted_search_knows_the_designs(monkeypatch):
         trainer.append_simulations(torch.randn(5, 1), torch.randn(5, 1))
 
 
+@pytest.mark.slow
 def test_each_call_of_a_vectorized_simulator_is_shown(capsys):
     simulator = vectorize(lambda t, d: LinearGaussian.simulate(t[None], d[None])[0])
     trainer = make_trainer(show_progress_bars=True)

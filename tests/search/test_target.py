@@ -70,6 +70,7 @@ def test_the_design_is_that_of_the_target(settings):
         assert samples.mean().item() == pytest.approx(1.0, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The networks", "ignore:The policy")
 def test_nuisance_stays_from_experiment_to_experiment():
     trainer = make_trainer()
