@@ -29,8 +29,8 @@ __all__ = ["PolicyTraining"]
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
 # Rollouts of a step and designs before the start, and simulations that judge each.
 _START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
-# Scale of the exploring noise from the middle of the training on: with a gradient that
-# follows it, and without.
+# Last scale of the exploring noise: with a gradient that follows it, and without. Where
+# answers are yes or no, a policy needs noise for long to learn to bisect.
 _LAST_SCALE = {True: 0.01, False: 0.1}
 
 
@@ -137,7 +137,7 @@ class PolicyTraining:
                 group["lr"] = rate * max(decay, 1e-3)
         in_model = isinstance(experiment, LearnedExperiment)
         ratio = _LAST_SCALE[in_model] / float(self.first_scale)
-        self.policy.scale.copy_(self.first_scale * ratio ** min(1.0, 2.0 * share))
+        self.policy.scale.copy_(self.first_scale * ratio**share)
         theta = self._draw(batch_size)
         # Without noise, a design in a region that tells nothing would never leave it.
         draws = {"chooses": True, "explores": True, "follows_noise": in_model}
