@@ -22,7 +22,13 @@ from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.target import TargetLike
 from sbi_boed_plugin.search.utility import Utility
 
-__all__ = ["NUM_FOR_UNITS", "PolicyResult", "PolicySearchConfig", "share_done"]
+__all__ = [
+    "NUM_FOR_UNITS",
+    "OF_ONE_CALL",
+    "PolicyResult",
+    "PolicySearchConfig",
+    "share_done",
+]
 
 # Simulations where no budget is given, the share of them that scores the policy, and
 # rollouts that do so at least and at most.
@@ -32,6 +38,16 @@ _LEAST_OF_ROUND = 100
 _STEPS_OF_MODEL = 4_000
 # Simulations that tell the units of designs and data, where no likelihood learns.
 NUM_FOR_UNITS = 256
+# Settings that a call that goes on with a training may change.
+OF_ONE_CALL = (
+    "max_num_simulations",
+    "max_seconds",
+    "num_workers",
+    "num_eig_samples",
+    "num_eig_contrastive",
+    "checkpoint",
+    "checkpoint_seconds",
+)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from sbi_boed_plugin._checkpoint import (
     refuse_damaged,
     save_checkpoint,
 )
+from sbi_boed_plugin.adaptive.config import OF_ONE_CALL
 
 __all__ = ["load_training", "save_training"]
 
-# Settings that a call which goes on may change, and what else it goes on from.
-_MAY_CHANGE = ("checkpoint", "checkpoint_seconds", "max_seconds", "num_workers")
+# What a training goes on from, beside its networks.
 _PROGRESS = ("round", "num_simulated", "num_simulations", "num_invalid", "seconds")
 
 
@@ -44,7 +44,7 @@ def load_training(policy_search: Any, path: Path) -> None:
 def _identity(policy_search: Any) -> dict[str, Any]:
     """Return what tells a training from another in any process."""
     settings = vars(policy_search.config).items()
-    named = {name: name_of(v) for name, v in settings if name not in _MAY_CHANGE}
+    named = {name: name_of(v) for name, v in settings if name not in OF_ONE_CALL}
     prior, policy = policy_search.prior, policy_search.search.policy
     return {
         "prior": digest_of(prior, [draws_of(prior)]),

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 
-from sbi_boed_plugin._prior import log_normalization
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
 from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
@@ -31,11 +30,16 @@ def policy_bounds(
     rollouts: Rollouts,
     num_simulations: int,
     config: PolicySearchConfig,
+    constant: tuple[float, float],
 ) -> dict[str, EIGEstimate]:
     """Return the bounds of rollouts, by the posterior and by the likelihood.
 
     With data of the simulator both are lower bounds, whatever the networks are.
+    `constant` is what the log-density of the prior lacks, and its standard error.
     """
+    num_failed = int((~rollouts.x.isfinite().all(dim=-1)).sum())
+    counts: Any = {"num_simulations": num_simulations}
+    counts["num_invalid_simulations"] = num_failed if num_simulations else 0
     theta, prior = rollouts.theta, training.prior
     target = training.target_of(theta)
     of_last = log_posterior(training.posterior, target, rollouts)[-1]
@@ -47,8 +51,7 @@ def policy_bounds(
         error = math.hypot(spread, training.target.error, of_particles)
         bound: Any = "barber_agakov" if training.target.is_exact else "target"
         value = float(known.mean())
-        made = EIGEstimate(value, error, bound, num_simulations=num_simulations)
-        return {bound: made}
+        return {bound: EIGEstimate(value, error, bound, **counts)}
     unknown = torch.full_like(known, torch.inf)
     terms = {"barber_agakov": torch.stack([known, known, unknown, unknown])}
     if experiment is not None:
@@ -59,7 +62,6 @@ def policy_bounds(
             networks = experiment, training.posterior, prior
             lace.append(contrastive_terms(*networks, some, config.num_eig_contrastive))
         terms["lace"] = torch.cat(lace, dim=1)
-    constant = log_normalization(getattr(prior, "base_prior", prior))
     bounds, error = {}, None
     for name, values in terms.items():
         num = config.num_eig_contrastive if name == "lace" else 0
@@ -70,7 +72,7 @@ def policy_bounds(
         except NoEstimateError as found:
             error = found
             continue
-        bounds[name] = replace(estimate, num_simulations=num_simulations)
+        bounds[name] = replace(estimate, **counts)
     if error is not None and not bounds:
         raise error
     return bounds

@@ -15,6 +15,7 @@ from sbi_boed_plugin._prior import draw_parameters, log_normalization
 from sbi_boed_plugin._sbi_compat import check_default_dtype
 from sbi_boed_plugin.adaptive.config import (
     NUM_FOR_UNITS,
+    OF_ONE_CALL,
     PolicyResult,
     PolicySearchConfig,
     share_done,
@@ -42,16 +43,6 @@ _FIRST_SHARE = 0.4
 # Steps of the posterior before the policy starts, at least and at most, and the share
 # of a limited time for them.
 _LEAST_START, _MOST_START, _START_SHARE = 50, 400, 0.1
-# Settings that a call which resumes a training may change.
-_OF_ONE_CALL = (
-    "max_num_simulations",
-    "max_seconds",
-    "num_workers",
-    "num_eig_samples",
-    "num_eig_contrastive",
-    "checkpoint",
-    "checkpoint_seconds",
-)
 
 
 class PolicySearch:
@@ -164,7 +155,7 @@ class PolicySearch:
         """Raise if a call cannot go on with other settings or another belief."""
         for name, value in vars(config).items():
             before = getattr(self.config, name)
-            if name not in _OF_ONE_CALL and value != before:
+            if name not in OF_ONE_CALL and value != before:
                 raise ValueError(
                     f"{name}={value!r} with resume_training=True, but the training to "
                     f"resume has {name}={before!r}. Pass the same, or start anew."
@@ -351,18 +342,20 @@ class PolicySearch:
                 "larger max_num_simulations."
             )
         num_simulations = 0 if simulator is None else rollouts.x.shape[:2].numel()
-        bounds = policy_bounds(training, experiment, rollouts, num_simulations, config)
+        prior = getattr(self.prior, "base_prior", self.prior)
+        constant = log_normalization(prior)
+        given = training, experiment, rollouts, num_simulations, config
+        bounds = policy_bounds(*given, constant)
         eig = max(bounds.values(), key=lambda bound: bound.value)
         cost = None
         if config.cost is not None:
             costs = config.utility.costs(rollouts.design.flatten(0, 1))
             cost = float(costs.sum()) / len(rollouts.theta)
-        constant, _ = log_normalization(getattr(self.prior, "base_prior", self.prior))
         history = deepcopy(training.history)
         for name in ("eig", "barber_agakov"):
-            history[name] = [value + constant for value in history[name]]
+            history[name] = [value + constant[0] for value in history[name]]
         inside = history["eig"] if config.method == "model" else []
-        doubts = policy_doubts(eig, inside, constant)
+        doubts = policy_doubts(eig, inside, constant[0])
         doubts += training_doubts(training, self.round, self._rounds)
         for doubt in doubts:
             warnings.warn(doubt, stacklevel=5)
