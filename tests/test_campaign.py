@@ -201,6 +201,7 @@ def cost_of(design):
     return 1.0 + design[:, 0]
 
 
+@pytest.mark.slow
 def test_no_more_is_spent_than_there_is(tmp_path):
     """A design costs from 1.5 to 4; the largest tell most."""
     settings = {"cost": cost_of, "max_cost": 6.0}

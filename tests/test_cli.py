@@ -135,6 +135,7 @@ def test_the_comparison_holds_the_exact_values(results):
         assert row[1] < exact + 5.0 * row[2]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_results(results, tmp_path, capsys):
     before = torch.get_rng_state()
     code, out, err = run([*SEEDED, "--output", "again", "--quiet"], capsys)

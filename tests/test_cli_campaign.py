@@ -49,6 +49,7 @@ def called(capsys, *arguments):
 FEW = ["--max-num-simulations", "150"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_campaign_step_by_step(folder, capsys):
     new = ["campaign", "new", "doses", "own_dose:problem", *FEW, "--max-cost", "4"]

@@ -486,6 +486,7 @@ def hangs_or_crashes(theta, design):
     return torch.cat([theta + torch.randn(2), design])
 
 
+@pytest.mark.slow
 def test_calls_that_hang_or_end_their_process_cost_their_row():
     theta = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [1.6, 0.0], [-0.5, 0.0], [0.5, 0.0]])
     simulator, x = vectorize(hangs_or_crashes, max_seconds=5.0), []
@@ -562,6 +563,7 @@ def cluster(tmp_path_factory):
         yield cluster
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_dask_cluster_gives_the_same_unless_there_is_one_worker():
     def slow(theta, design):

@@ -92,15 +92,9 @@ def make_training(
         **coordinates,
     )
     posterior = AmortizedPosterior(
-        prior if target is None else target.distribution,
-        policy.dim_design,
-        policy.dim_x,
-        config.num_experiments,
-        **coordinates,
+        prior if target is None else target.distribution, policy.encoder
     )
-    spread = search.policy.spread(len(rows.x)).to(rows.x)
-    for encoder in (policy.encoder, posterior.encoder):
-        encoder.standardize(spread, rows.x)
+    policy.encoder.standardize(search.policy.spread(len(rows.x)).to(rows.x), rows.x)
     return PolicyTraining(
         policy.to(device),
         posterior.to(device),

@@ -1,6 +1,5 @@
 r"""The posterior given a history of experiments, by a network and by the likelihood."""
 
-import math
 from functools import partial
 from typing import Any
 
@@ -8,10 +7,9 @@ import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.distributions.transforms import Transform
 
 from sbi_boed_plugin._prior import finite_values, to_real_numbers
-from sbi_boed_plugin.adaptive.encoder import PairEncoder
+from sbi_boed_plugin.adaptive.encoder import HistoryEncoder
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.transformed import (
     build_categorical,
@@ -20,76 +18,42 @@ from sbi_boed_plugin.estimators.transformed import (
 
 __all__ = ["AmortizedPosterior", "HistoryLikelihood", "HistoryPosterior"]
 
-# Components of the posterior's mixture, and the width of its networks.
-_NUM_COMPONENTS, _WIDTH, _NUM_FEATURES = 24, 192, 96
+# Components of the posterior's mixture.
+_NUM_COMPONENTS = 24
 _NUM_DRAWS = 1_000
 
 
 class AmortizedPosterior(nn.Module):
     r"""A network :math:`r(\theta \mid h_t)` of histories of any length up to the last.
 
-    `encoder` makes features of each experiment, `net` is a density of parameters, or of
-    a target, given the sum of features and the share of experiments that are done.
+    `encoder` makes features of a history, which a policy may share, and `net` is a
+    density of parameters, or of a target, given the features.
     """
 
-    def __init__(
-        self,
-        distribution: Distribution,
-        dim_design: int,
-        dim_x: int,
-        num_experiments: int,
-        *,
-        x_transform: Transform,
-        design_transform: Transform,
-    ) -> None:
-        """Build the networks, for what is distributed like this before any data."""
+    def __init__(self, distribution: Distribution, encoder: HistoryEncoder) -> None:
+        """Build the network, for what is distributed like this before any data."""
         super().__init__()
-        self.num_experiments = num_experiments
-        self.encoder = PairEncoder(
-            dim_design,
-            dim_x,
-            hidden_features=_WIDTH,
-            num_features=_NUM_FEATURES,
-            tells_failures=False,
-            x_transform=x_transform,
-            design_transform=design_transform,
-        )
+        self.encoder, width = encoder, encoder.hidden_features
         values = finite_values(distribution)
         theta = distribution.sample(torch.Size((_NUM_DRAWS,))).cpu().float()
-        conditions = torch.randn(len(theta), _NUM_FEATURES + 1)
+        conditions = torch.randn(len(theta), width)
         build: Any = partial(build_categorical, values=values)
         if values is None:
-            hidden = nn.Sequential(
-                nn.Linear(_NUM_FEATURES + 1, _WIDTH),
-                nn.SiLU(),
-                nn.Linear(_WIDTH, _WIDTH),
-                nn.SiLU(),
-            )
             build = transformed_posterior_nn(
                 "mdn",
                 theta_transform=to_real_numbers(distribution),
                 z_score_x="none",
-                embedding_net=hidden,
                 num_components=_NUM_COMPONENTS,
-                hidden_features=_WIDTH,
+                hidden_features=width,
             )
         self.net: ConditionalDensityEstimator = build(theta, conditions)
 
-    def condition(self, features: Tensor, num: Tensor | int) -> Tensor:
-        """Return conditions of `net` from summed features of `num` experiments."""
-        share = torch.as_tensor(num, device=features.device) / self.num_experiments
-        share = share.to(features).expand(features.shape[:-1]).unsqueeze(-1)
-        features = features / math.sqrt(self.num_experiments)
-        return torch.cat([features, share], dim=-1)
-
     def conditions(self, design: Tensor, x: Tensor) -> Tensor:
-        """Return conditions after each experiment, `(num, batch_dim, ...)`.
+        """Return conditions of `net` after each experiment, `(num, batch_dim, ...)`.
 
         Of designs `(num, batch_dim, dim_design)` and data.
         """
-        features = self.encoder(design, x).cumsum(dim=0)
-        num = torch.arange(1, len(design) + 1, device=design.device)
-        return self.condition(features, num.unsqueeze(1))
+        return self.encoder.after_each(self.encoder.pairs(design, x))
 
 
 class HistoryPosterior(EstimatorView):
@@ -106,8 +70,9 @@ class HistoryPosterior(EstimatorView):
     def condition_of_net(self, condition: Tensor) -> Tensor:
         """Return what the network makes of histories."""
         design, x = pairs_of_rows(condition, self.num, self.dim_design)
-        features = self.posterior.encoder(design, x).sum(dim=-2)
-        return self.posterior.condition(features, self.num)
+        encoder = self.posterior.encoder
+        pairs = encoder.pairs(design, x).flatten(0, -3).transpose(0, 1)
+        return encoder.after_all(pairs).unflatten(0, condition.shape[:-1])
 
 
 class HistoryLikelihood(EstimatorView):

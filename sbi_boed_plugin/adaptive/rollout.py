@@ -134,12 +134,12 @@ def roll_out(
 
     `draws` is what the policy draws, `chooses` and `explores`.
     """
-    features = policy.start(len(theta))
+    pairs = policy.start(len(theta))
     designs, data, log_probs = [], [], []
-    for step in range(policy.num_experiments):
-        design, log_prob = policy(features, step, **draws)
+    for _ in range(policy.num_experiments):
+        design, log_prob = policy(pairs, **draws)
         x = measure(theta, design)
-        features = policy.update(features, design, x)
+        pairs = policy.update(pairs, design, x)
         designs.append(design)
         data.append(x)
         log_probs.append(log_prob)

@@ -38,6 +38,8 @@ _LAST_SCALE = {True: 0.01, False: 0.1}
 class PolicyTraining:
     """Policy and amortised posterior, which learn from the same rollouts.
 
+    The posterior's encoder is the policy's, and learns with the posterior.
+
     With a `LearnedExperiment` gradients go through its data; with any other function of
     parameters and designs, a simulator, they are those of the score.
     """
@@ -56,8 +58,8 @@ class PolicyTraining:
         """Make the optimizers."""
         self.num_skipped = 0
         self.first_scale = self.policy.scale.clone()
-        policy = self.policy.parameters()
-        trained = [p for p in policy if p.requires_grad]
+        others = {*self.policy.space.parameters(), *self.posterior.parameters()}
+        trained = [p for p in self.policy.parameters() if p not in others]
         adam = torch.optim.Adam
         self.optimizers = [
             adam(trained, self.learning_rate),
@@ -83,7 +85,8 @@ class PolicyTraining:
             with torch.no_grad():
                 x = torch.stack([experiment(theta, each) for each in design])
             rollouts = Rollouts(theta, design, x, design.new_zeros(design.shape[:2]))
-            self._learn_posterior(self.target_of(theta), rollouts)
+            values = self._posterior_values(self.target_of(theta), rollouts)
+            self._update(1, -values.mean(), _POSTERIOR_CLIP)
         with torch.no_grad():
             designs = space.spread(_NUM_STARTS).to(theta)  # type: ignore[operator]
             values = [self._information(experiment, each) for each in designs]
@@ -144,7 +147,8 @@ class PolicyTraining:
         rollouts = roll_out(self.policy, theta, experiment, **draws)
         target = self.target_of(theta)
         log_prior = self.log_prior(theta, target)
-        known = self._learn_posterior(target, rollouts) - log_prior
+        values = self._posterior_values(target, rollouts)
+        known = values.detach() - log_prior
         if isinstance(experiment, LearnedExperiment) and self.target is None:
             networks = experiment, self.posterior, self.prior
             terms = training_terms(*networks, rollouts)
@@ -158,6 +162,7 @@ class PolicyTraining:
         worth = terms - costs.sum(dim=0)
         loss = -worth.mean() + _score_loss(worth, known, costs, log_actions)
         self._update(0, loss, _POLICY_CLIP)
+        self._update(1, -values.mean(), _POSTERIOR_CLIP)
         self._record(terms, known, costs)
         self.step += 1
 
@@ -167,12 +172,10 @@ class PolicyTraining:
             return self.target.log_prior(target)
         return self.prior.log_prob(theta).to(theta).detach()
 
-    def _learn_posterior(self, target: Tensor, rollouts: Rollouts) -> Tensor:
-        """Let the posterior learn, and return its log-densities before, detached."""
-        detached = Rollouts(*(part.detach() for part in vars(rollouts).values()))
-        values = log_posterior(self.posterior, target, detached)
-        self._update(1, -values.mean(), _POSTERIOR_CLIP)
-        return values.detach()
+    def _posterior_values(self, target: Tensor, rollouts: Rollouts) -> Tensor:
+        """Return log-densities of rollouts that count as given, to learn from."""
+        given = Rollouts(*(part.detach() for part in vars(rollouts).values()))
+        return log_posterior(self.posterior, target, given)
 
     def _update(self, number: int, loss: Tensor, max_norm: float) -> None:
         optimizer = self.optimizers[number]

@@ -5,7 +5,6 @@ from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 from torch import Tensor
 from torch.distributions import Independent, Normal
-from torch.distributions.transforms import identity_transform
 from torch.nn.functional import logsigmoid
 
 from sbi_boed_plugin import HistoryPolicy, TruncatedNormalPolicy
@@ -13,7 +12,6 @@ from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.training import PolicyTraining
 from sbi_boed_plugin.search.utility import Utility
 
-UNIT = {"x_transform": identity_transform, "design_transform": identity_transform}
 BOX = TruncatedNormalPolicy(torch.zeros(1), torch.ones(1))
 FLAT = BoxUniform(torch.zeros(1), torch.ones(1))
 NORMAL = Independent(Normal(torch.zeros(1), 1.0), 1)
@@ -74,10 +72,8 @@ def make_training(
     small = {"hidden_features": 64, "num_features": 32}
     policy = HistoryPolicy(space, num_experiments, adapts=adapts, **small)
     known = prior if target is None else target.distribution
-    posterior = AmortizedPosterior(known, policy.dim_design, 1, num_experiments, **UNIT)
-    design, x = space.spread(500), torch.rand(500, 1).round()
-    for encoder in (policy.encoder, posterior.encoder):
-        encoder.standardize(design, x)
+    posterior = AmortizedPosterior(known, policy.encoder)
+    policy.encoder.standardize(space.spread(500), torch.rand(500, 1).round())
     return PolicyTraining(policy, posterior, prior, utility or Utility(), target)
 
 

@@ -199,6 +199,7 @@ def test_simulators_alone_train_a_policy_within_the_budget():
         trainer.build_posterior(history=(design, x))
 
 
+@pytest.mark.slow
 def test_what_is_set_aside_scores_the_policy():
     def raises(theta, design):
         if (theta > 1.5).any():

@@ -17,7 +17,7 @@ from sbi_boed_plugin import (
     TruncatedNormalMixturePolicy,
     TruncatedNormalPolicy,
 )
-from sbi_boed_plugin.adaptive.encoder import PairEncoder
+from sbi_boed_plugin.adaptive.encoder import HistoryEncoder
 
 LOW, HIGH = torch.tensor([-4.0, 10.0]), torch.tensor([4.0, 11.0])
 SQUARE = TruncatedNormalPolicy(LOW, HIGH)
@@ -67,11 +67,13 @@ def test_the_order_of_experiments_tells_nothing_but_their_number_does():
 def test_a_rollout_proposes_what_the_whole_history_does():
     policy = HistoryPolicy(SQUARE, num_experiments=6)
     design, x = history(policy, 4, (3,))
-    features = policy.start(3)
+    pairs, seen = policy.start(3), []
     for step in range(4):
-        features = policy.update(features, design[:, step], x[:, step])
-    stepwise, _ = policy(features, 4)
+        pairs = policy.update(pairs, design[:, step], x[:, step])
+        seen.append(policy.encoder.after_all(pairs))
+    stepwise, _ = policy(pairs)
     torch.testing.assert_close(stepwise, policy.propose(design, x))
+    torch.testing.assert_close(policy.encoder.after_each(pairs), torch.stack(seen))
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -102,16 +104,13 @@ def test_failures_are_seen_as_such():
     failed[1, 1] = 100.0
     assert torch.equal(policy.propose(design, failed), proposed)
     assert not torch.equal(policy.propose(design, x), proposed)
-    silent = {"hidden_features": 8, "num_features": 4, "tells_failures": False}
-    features = PairEncoder(2, 2, **silent)(design, failed)
-    assert (features[1] == 0.0).all() and (features[0] != 0.0).any()
 
 
 def test_choices_are_drawn_by_their_probabilities():
     policy = HistoryPolicy(LIST, num_experiments=2)
     torch.manual_seed(0)
-    features = policy.start(20_000)
-    design, log_prob = policy(features, 0, chooses=True)
+    pairs = policy.start(20_000)
+    design, log_prob = policy(pairs, chooses=True)
     for value in (1.0, 2.0, 5.0):
         chosen = design[:, 0] == value
         share, expected = (
@@ -119,7 +118,7 @@ def test_choices_are_drawn_by_their_probabilities():
             float(log_prob[chosen][0].detach().exp()),
         )
         assert abs(share - expected) < 4.0 * (expected / 20_000) ** 0.5
-    mode, _ = policy(features[:1], 0)
+    mode, _ = policy(pairs[:, :1])
     likeliest = design[log_prob.argmax()]
     assert torch.equal(mode[0], likeliest)
 
@@ -127,12 +126,12 @@ def test_choices_are_drawn_by_their_probabilities():
 def test_the_density_of_noise_is_that_of_what_was_drawn():
     policy = HistoryPolicy(NormalPolicy(torch.zeros(1), scale=1.0), 2)
     torch.manual_seed(0)
-    design, log_prob = policy(policy.start(5_000), 0, explores=True)
+    design, log_prob = policy(policy.start(5_000), explores=True)
     assert not design.requires_grad and log_prob.requires_grad
     centre, scale = policy.propose(), float(policy.scale)
     exact = torch.distributions.Normal(centre, scale).log_prob(design)[:, 0]
     torch.testing.assert_close(log_prob, exact)
-    design, log_prob = policy(policy.start(5), 0, explores=True, follows_noise=True)
+    design, log_prob = policy(policy.start(5), explores=True, follows_noise=True)
     assert design.requires_grad and not log_prob.requires_grad
 
 
@@ -231,15 +230,15 @@ def test_designs_do_not_move_with_the_policy_whose_space_they_are_of():
 
 
 def test_units_of_pairs_are_theirs():
-    small = {"hidden_features": 8, "num_features": 4, "tells_failures": True}
-    encoder, other = PairEncoder(1, 1, **small), PairEncoder(1, 1, **small)
+    small = {"hidden_features": 8, "num_features": 4}
+    encoder, other = (HistoryEncoder(1, 1, 3, **small) for _ in range(2))
     other.load_state_dict(encoder.state_dict())
     design, x = torch.rand(200, 1), torch.randn(200, 1).exp()
     x[::20] = torch.nan
     encoder.standardize(design, x)
     other.standardize(1e6 * design, 1e-6 * x)
-    expected = encoder(design, x)
-    torch.testing.assert_close(other(1e6 * design, 1e-6 * x), expected)
+    expected = encoder.pairs(design, x)
+    torch.testing.assert_close(other.pairs(1e6 * design, 1e-6 * x), expected)
     assert expected.isfinite().all()
     # Values that hardly vary, or are nearly all the same, keep a unit.
     encoder.standardize(torch.ones(200, 1), (torch.rand(200, 1) > 0.9).float())
@@ -250,8 +249,8 @@ def test_tensors_follow_the_device():
     """Torch's meta device stands for any that is not the CPU."""
     for space in (SQUARE, LIST, SPACES["product"], SPACES["ordered"]):
         policy = HistoryPolicy(space, num_experiments=3).to("meta")
-        features = policy.start(4)
-        design, log_prob = policy(features, 0, chooses=True, explores=True)
-        x = torch.empty(4, 1, device="meta")
-        features = policy.encoder.of_pair(torch.cat([design, x, x], dim=1))
+        pairs = policy.start(4)
+        design, log_prob = policy(pairs, chooses=True, explores=True)
+        given = [design, *[log_prob.unsqueeze(1)] * 2]
+        features = policy.encoder.of_pair(torch.cat(given, dim=1))
         assert {t.device.type for t in (design, log_prob, features)} == {"meta"}

@@ -211,6 +211,7 @@ def test_a_state_goes_on_where_it_was():
 
 def test_sampled_gradients_are_those_of_all_contrasts():
     training, experiment, _ = exact_rollouts(1)
+    training.find_start(experiment, 100, math.inf)
     design = torch.full((2, 6, 1), 1.5).requires_grad_()
     theta = torch.randn(6, 1)
     x = (theta * design + torch.randn(2, 6, 1)).detach()

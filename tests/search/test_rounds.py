@@ -145,6 +145,7 @@ def test_a_search_on_stored_simulations_needs_no_simulator():
     assert trainer.simulations[0].shape == (600, 1)
 
 
+@pytest.mark.slow
 def test_a_search_starts_from_stored_simulations():
     torch.manual_seed(3)
     theta, design = LinearGaussian.prior.sample((300,)), 0.1 + 3.9 * torch.rand(300, 1)
@@ -208,6 +209,7 @@ def fails_often(theta, design):
     return torch.where(theta > 0.5, torch.nan, x)
 
 
+@pytest.mark.slow
 def test_failed_simulations_cost_their_rows():
     torch.manual_seed(6)
     trainer, simulator = make_trainer(), Counted(fails_often)
@@ -420,6 +422,7 @@ def test_what_is_known_leaves_few_stored_simulations():
     assert not search._can_learn()
 
 
+@pytest.mark.slow
 def test_few_stored_simulations_wait_for_more():
     torch.manual_seed(10)
     trainer = make_trainer()
@@ -498,6 +501,7 @@ def test_each_call_of_a_vectorized_simulator_is_shown(capsys):
     assert sum(set(totals)) == result.num_simulations - SMALL["num_eig_samples"]
 
 
+@pytest.mark.slow
 def test_designs_that_are_as_good_are_a_doubt(monkeypatch):
     def differing(self, members, designs):
         slopes = torch.linspace(-1.0, 1.0, len(members)).unsqueeze(1)

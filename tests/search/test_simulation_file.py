@@ -47,7 +47,7 @@ def lines_of(path):
 
 
 @pytest.mark.parametrize(
-    "most", [20, 140, *(pytest.param(most, marks=pytest.mark.slow) for most in (1, 60))]
+    "most", [20, *(pytest.param(most, marks=pytest.mark.slow) for most in (1, 60, 140))]
 )
 def test_a_search_that_was_killed_has_every_finished_simulation(tmp_path, most):
     path, simulator = tmp_path / "simulations.csv", Simulator(most)

@@ -103,6 +103,7 @@ def test_the_best_possible_design_is_found(settings):
     assert isinstance(result.policy, ConstrainedPolicy)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The networks", "ignore:The policy")
 def test_ordered_times_stay_ordered():
     result = make_trainer(OrderedPolicy(0.0, 3.0, 2)).optimize_design(

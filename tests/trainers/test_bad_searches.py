@@ -166,6 +166,7 @@ def test_invalid_simulations_are_counted():
     assert result.num_invalid_simulations == 2 * steps + 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_designs_at_which_every_run_fails_count_as_telling_nothing():
     """The best designs are the highest ones, if they can be had."""

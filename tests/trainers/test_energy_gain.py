@@ -113,6 +113,7 @@ def test_simulations_that_choose_the_epoch_do_not_decide():
     assert history.gain > gains[200:].mean().item() + 0.1
 
 
+@pytest.mark.slow
 def test_an_energy_that_fits_noise_is_hardly_ever_kept():
     """At two standard errors of ten simulations chance keeps one in 26."""
     num_kept = 0

@@ -52,6 +52,7 @@ def exact(design, share=0.5):
     return float(sum(terms).sum() * (x[1] - x[0]))
 
 
+@pytest.mark.slow
 def test_policies_tell_models_apart():
     torch.manual_seed(0)
     settings = {"num_steps": 400, "training_batch_size": 64, "num_rounds": 2}
