@@ -13,7 +13,10 @@ by draws of the policy's posterior over histories. Methods are
 - `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
 
 `reported` is what the result says, a lower bound by the simulator's data and the
-learned likelihood. Simulators are black boxes: none is differentiated.
+learned likelihood. Simulators are black boxes: none is differentiated. `rank_error` is
+how far the ranks of true parameters among draws of the amortised posterior are from
+uniform: the largest Kolmogorov distance, of any parameter, after the first experiment,
+half of them and all; with 500 rollouts chance alone makes it 0.06 in one of twenty.
 """
 
 import math
@@ -29,21 +32,22 @@ from sbi_boed_plugin import tasks
 from sbi_boed_plugin.adaptive.config import PolicyResult
 from sbi_boed_plugin.adaptive.objective import contrastive_terms
 from sbi_boed_plugin.adaptive.policy import HistoryPolicy
+from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.rollout import Rollouts, roll_out
 from sbi_boed_plugin.experiment import make_trainer
 
 # Number of experiments, simulations, steps of training and contrasts of the bounds.
 CASES: dict[str, tuple[int, int, int, int]] = {
-    "death_process": (4, 20_000, 1_000, 100_000),
+    "death_process": (4, 20_000, 2_000, 100_000),
     "psychometric": (10, 20_000, 1_000, 100_000),
-    "hyperbolic_discounting": (20, 50_000, 2_000, 100_000),
-    "prey_population": (10, 50_000, 1_000, 100_000),
+    "hyperbolic_discounting": (20, 50_000, 4_000, 100_000),
+    "prey_population": (10, 50_000, 2_000, 100_000),
     "pharmacokinetic": (5, 50_000, 2_000, 100_000),
-    "location_finding": (10, 100_000, 4_000, 1_000_000),
+    "location_finding": (10, 100_000, 7_000, 1_000_000),
     "ces": (10, 100_000, 4_000, 1_000_000),
 }
 METHODS = ("random", "fixed", "policy", "simulator")
-NUM_ROLLOUTS, NUM_OF_POSTERIOR = 500, 1_023
+NUM_ROLLOUTS, NUM_OF_POSTERIOR, NUM_RANKED = 500, 1_023, 500
 _CHUNK = 5_000
 
 
@@ -98,6 +102,20 @@ def deployment(policy: HistoryPolicy, rollouts: Rollouts) -> float:
     return 10.0 * (time.perf_counter() - started)
 
 
+@torch.no_grad()
+def rank_error(posterior: AmortizedPosterior, rollouts: Rollouts) -> float:
+    """Return the largest distance of ranks in the posterior from a uniform law."""
+    conditions = posterior.conditions(rollouts.design, rollouts.x)
+    num, rows = len(conditions), len(rollouts.theta)
+    expected = (torch.arange(rows) + 0.5) / rows
+    errors = []
+    for step in {0, num // 2, num - 1}:
+        draws = posterior.net.sample(torch.Size((NUM_RANKED,)), conditions[step])
+        ranks = (draws < rollouts.theta).float().mean(dim=0).sort(dim=0).values
+        errors.append((ranks - expected.unsqueeze(1)).abs().max())
+    return float(torch.stack(errors).max())
+
+
 def jobs(num_seeds: int, quick: bool) -> list[Job]:
     """Return one job for each seed, task and method."""
     cases = list(CASES)[:1] if quick else list(CASES)
@@ -149,6 +167,7 @@ def run(job: Job, quick: bool) -> Row:
         "lace_upper": float(lace[1].mean()),
         "reported": result.eig.value,
         "reported_se": result.eig.standard_error,
+        "rank_error": rank_error(result.posterior, rollouts),
         "doubts": len(result.doubts),
         "calls": result.num_simulations,
         "cpu_seconds": seconds,
@@ -161,6 +180,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds, with the error of the rollouts of one seed."""
     rows = [{**row, "error": row["lower_se"]} for row in rows]
     bounds = ["lower", "error", "upper", "lace_lower", "lace_upper", "reported"]
+    bounds.append("rank_error")
     costs = ["calls", "cpu_seconds", "milliseconds"]
     return averages(rows, ["task", "experiments", "method"], [*bounds, *costs])
 

@@ -223,7 +223,7 @@ CHECKS = {
 
 
 # What the others show is in tests of its own, too.
-QUICK = ("00_first_experiment", "03_hybrid_posterior")
+QUICK = ("00_first_experiment",)
 
 
 @pytest.mark.parametrize(

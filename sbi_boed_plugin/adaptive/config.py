@@ -94,7 +94,7 @@ class PolicySearchConfig:
     num_steps: int | None = None
     training_batch_size: int = 128
     learning_rate: float = 1e-3
-    posterior_learning_rate: float = 2e-3
+    posterior_learning_rate: float = 3e-3
     max_seconds: float | None = None
     num_rounds: int = 3
     num_workers: int | None = 1

@@ -50,7 +50,7 @@ class PolicyTraining:
     utility: Utility
     target: Target | None = None
     learning_rate: float = 1e-3
-    posterior_learning_rate: float = 2e-3
+    posterior_learning_rate: float = 3e-3
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
 
@@ -118,6 +118,7 @@ class PolicyTraining:
             "posterior": dict(self.posterior.state_dict()),
             "optimizers": [each.state_dict() for each in self.optimizers],
             "step": self.step,
+            "num_skipped": self.num_skipped,
             "history": self.history,
         }
 
@@ -127,7 +128,8 @@ class PolicyTraining:
         self.posterior.load_state_dict(state["posterior"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(deepcopy(saved))
-        self.step, self.history = state["step"], deepcopy(state["history"])
+        self.step, self.num_skipped = state["step"], state["num_skipped"]
+        self.history = deepcopy(state["history"])
 
     def take_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int, share: float

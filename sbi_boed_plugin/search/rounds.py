@@ -77,7 +77,8 @@ class RoundsSearch:
         self.candidates: list[tuple[Tensor, EIGEstimate]] = []
         # Designs to simulate around, and what speaks against the best one.
         self._promising, self.unsettled = torch.zeros(0), list[str]()
-        self._models, self._device, self._stored = models, device, stored
+        self._models, self._device = models, device
+        self._stored, self._weights_of_stored = stored, None
         self.fit: CrossFit | None = None
         # Seconds of a simulation, and of learning from a row, in the last round.
         self.pace = 0.0, 0.0
@@ -86,7 +87,8 @@ class RoundsSearch:
 
     def start_from(self, stored: Batch | None, num_spent: int) -> None:
         """Start from these simulations, some of which count within the budget."""
-        self._stored, self.progress.num_simulations = stored, num_spent
+        self._stored, self._weights_of_stored = stored, None
+        self.progress.num_simulations = num_spent
 
     @property
     def num_learned_from(self) -> int:
@@ -258,13 +260,16 @@ class RoundsSearch:
         no few rows count for all (Ionides, *Truncated Importance Sampling*, 2008).
         """
         weights = rows.theta.new_ones(len(rows.theta))
-        if self._stored is not None and self._stored.log_proposal is not None:
-            theta, log_proposal = self._stored.theta, self._stored.log_proposal
-            log_known = self.prior.log_prob(theta).to(theta).detach()
-            log_ratio = (log_known - log_proposal).nan_to_num(nan=-torch.inf)
-            ratio = log_ratio.clamp(max=_MOST_LOG_RATIO).exp()
-            most = math.sqrt(len(theta)) * float(ratio.mean())
-            weights[: len(theta)] = ratio.clamp(max=most)
+        stored = self._stored
+        if stored is not None and stored.log_proposal is not None:
+            if self._weights_of_stored is None:  # Slow, where there were observations.
+                log_known = self.prior.log_prob(stored.theta).to(weights).detach()
+                log_ratio = log_known - stored.log_proposal
+                log_ratio = log_ratio.nan_to_num(nan=-torch.inf)
+                ratio = log_ratio.clamp(max=_MOST_LOG_RATIO).exp()
+                most = math.sqrt(len(ratio)) * float(ratio.mean())
+                self._weights_of_stored = ratio.clamp(max=most)
+            weights[: len(self._weights_of_stored)] = self._weights_of_stored
         return weights / weights.mean().clamp_min(torch.finfo(weights.dtype).tiny)
 
     def _rank(self, fit: CrossFit, is_last: bool) -> None:

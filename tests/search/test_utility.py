@@ -80,10 +80,11 @@ def test_a_cost_alone_is_told():
     "settings",
     [
         {"num_steps": 300},
-        pytest.param({"max_num_simulations": 1_000}, marks=pytest.mark.slow),
+        {"max_num_simulations": 1_000},
     ],
     ids=["multi_start", "rounds"],
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The networks")
 def test_the_best_possible_design_is_found(settings):
     """Two measurements that together may take six: all but one of it for one."""
