@@ -81,13 +81,14 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def number(name: str, decimals: int = 2) -> Cell:
+def number(name: str, decimals: int = 2, error_name: str | None = None) -> Cell:
     """A value, with its standard error where there is one."""
+    error_name = error_name or f"{name}_se"
 
     def cell(row: pd.Series) -> str:
         if pd.isna(row[name]):
             return "–"
-        error = row.get(f"{name}_se")
+        error = row.get(error_name)
         known = error is not None and not pd.isna(error)
         text = f"{row[name]:.{decimals}f}"
         return (f"{text} ± {error:.{decimals}f}" if known else text).replace("-", "−")
@@ -413,10 +414,11 @@ TABLES = {
         {"task": "task", "experiments": "experiments", "method": "method"},
         {
             "seeds": lambda row: _text(row["seeds"]),
-            "sPCE [nats]": lambda row: f"{row['lower']:.2f} ± {row['error']:.2f}",
+            "sPCE [nats]": number("lower", error_name="error"),
             "sNMC [nats]": number("upper"),
             "LACE [nats]": number("lace_lower"),
-            "reported [nats]": number("reported"),
+            "reported [nats]": number("reported", error_name="reported_error"),
+            "rank error": number("rank_error"),
             "calls": text("calls"),
             "CPU seconds": number("cpu_seconds", 0),
             "ms a design": number("milliseconds", 1),
