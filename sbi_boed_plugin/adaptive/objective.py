@@ -76,7 +76,7 @@ def _weighted_contrasts(
 ) -> tuple[Tensor, Tensor]:
     """Return parameters with their contrasts, and log-ratios of prior and proposal."""
     theta = rollouts.theta
-    condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
+    condition = posterior.condition(rollouts.design, rollouts.x)
     of_posterior = posterior.net.sample(torch.Size((_NUM_OF_POSTERIOR,)), condition)
     of_prior = draw_parameters(prior, _NUM_OF_PRIOR * len(theta)).to(theta)
     of_prior = of_prior.reshape(_NUM_OF_PRIOR, *theta.shape)
@@ -104,7 +104,7 @@ def contrastive_terms(
     All contrasts come from the posterior: lower terms are those of a bound, whatever
     the networks are.
     """
-    condition = posterior.conditions(rollouts.design, rollouts.x)[-1]
+    condition = posterior.condition(rollouts.design, rollouts.x)
     draws = posterior.net.sample(torch.Size((num_contrastive,)), condition)
 
     def log_likelihood(rows: Tensor) -> Tensor:

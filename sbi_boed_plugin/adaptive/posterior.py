@@ -55,6 +55,10 @@ class AmortizedPosterior(nn.Module):
         """
         return self.encoder.after_each(self.encoder.pairs(design, x))
 
+    def condition(self, design: Tensor, x: Tensor) -> Tensor:
+        """Return the condition after all of them, `(batch_dim, hidden_features)`."""
+        return self.encoder.after_all(self.encoder.pairs(design, x))
+
 
 class HistoryPosterior(EstimatorView):
     """The posterior given histories of one length, each a row `(designs, data)`."""
@@ -70,9 +74,8 @@ class HistoryPosterior(EstimatorView):
     def condition_of_net(self, condition: Tensor) -> Tensor:
         """Return what the network makes of histories."""
         design, x = pairs_of_rows(condition, self.num, self.dim_design)
-        encoder = self.posterior.encoder
-        pairs = encoder.pairs(design, x).flatten(0, -3).transpose(0, 1)
-        return encoder.after_all(pairs).unflatten(0, condition.shape[:-1])
+        design, x = (part.flatten(0, -3).transpose(0, 1) for part in (design, x))
+        return self.posterior.condition(design, x).unflatten(0, condition.shape[:-1])
 
 
 class HistoryLikelihood(EstimatorView):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
 from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
@@ -42,8 +43,15 @@ def policy_bounds(
     counts["num_invalid_simulations"] = num_failed if num_simulations else 0
     theta, prior = rollouts.theta, training.prior
     target = training.target_of(theta)
-    of_last = log_posterior(training.posterior, target, rollouts)[-1]
-    known = of_last - training.log_prior(theta, target)
+    parts = [
+        _some(rollouts, rows) for rows in torch.arange(len(theta)).split(_NUM_AT_ONCE)
+    ]
+    targets = target.split(_NUM_AT_ONCE)
+    of_last = [
+        log_posterior(training.posterior, of_part, part)[-1]
+        for of_part, part in zip(targets, parts, strict=True)
+    ]
+    known = torch.cat(of_last) - training.log_prior(theta, target)
     if training.target is not None:
         spread = float(known.double().std()) / math.sqrt(len(known))
         num_particles = getattr(prior, "num_particles", math.inf)
@@ -55,12 +63,11 @@ def policy_bounds(
     unknown = torch.full_like(known, torch.inf)
     terms = {"barber_agakov": torch.stack([known, known, unknown, unknown])}
     if experiment is not None:
-        lace = []
-        for rows in torch.arange(len(theta)).split(_NUM_AT_ONCE):
-            parts = rollouts.design, rollouts.x, rollouts.log_prob
-            some = Rollouts(theta[rows], *(part[:, rows] for part in parts))
-            networks = experiment, training.posterior, prior
-            lace.append(contrastive_terms(*networks, some, config.num_eig_contrastive))
+        networks, num = (
+            (experiment, training.posterior, prior),
+            config.num_eig_contrastive,
+        )
+        lace = [contrastive_terms(*networks, part, num) for part in parts]
         terms["lace"] = torch.cat(lace, dim=1)
     bounds, error = {}, None
     for name, values in terms.items():
@@ -76,6 +83,12 @@ def policy_bounds(
     if error is not None and not bounds:
         raise error
     return bounds
+
+
+def _some(rollouts: Rollouts, rows: Tensor) -> Rollouts:
+    """Return some of the rollouts."""
+    parts = rollouts.design, rollouts.x, rollouts.log_prob
+    return Rollouts(rollouts.theta[rows], *(part[:, rows] for part in parts))
 
 
 def policy_doubts(eig: EIGEstimate, inside: list[float], constant: float) -> list[str]:

@@ -91,6 +91,7 @@ class PolicyTraining:
             designs = space.spread(_NUM_STARTS).to(theta)  # type: ignore[operator]
             values = [self._information(experiment, each) for each in designs]
         self.policy.start_at(designs[torch.stack(values).argmax()])
+        self.num_skipped = 0  # Only steps of the policy count.
 
     def _information(self, experiment: LearnedExperiment, design: Tensor) -> Tensor:
         """Return what one experiment tells, less its cost, by the posterior alone."""
@@ -154,9 +155,11 @@ class PolicyTraining:
         if isinstance(experiment, LearnedExperiment) and self.target is None:
             networks = experiment, self.posterior, self.prior
             terms = training_terms(*networks, rollouts)
-        else:
+        elif in_model:
             of_last = log_posterior(self.posterior, target, rollouts)[-1]
             terms = of_last - log_prior
+        else:
+            terms = known[-1]
         costs, log_actions = self._costs(rollouts), rollouts.log_prob
         if isinstance(experiment, LearnedExperiment):
             log_drawn = experiment.log_drawn(rollouts)

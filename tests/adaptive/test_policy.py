@@ -93,17 +93,23 @@ def test_designs_start_where_they_are_told_to(name):
         assert space.support.check(started)
 
 
-def test_failures_are_seen_as_such():
+def test_failed_experiments_tell_nothing():
+    """Neither the policy nor the posterior, but that there is one less to come."""
     policy = HistoryPolicy(SQUARE, num_experiments=6, dim_x=2)
-    design, x = history(policy, 3)
-    failed = x.clone()
-    failed[1, 0] = torch.nan
-    proposed = policy.propose(design, failed)
+    design, x = history(policy, 3, (2,))
+    x[:, 1, 0] = torch.nan
+    encoder, kept = policy.encoder, [0, 2]
+    pairs = encoder.pairs(design, x).transpose(0, 1).detach()
+    features = encoder.after_each(pairs)
+    torch.testing.assert_close(features[1], features[0])
+    torch.testing.assert_close(features[2], encoder.after_all(pairs[kept]))
+    proposed = policy.propose(design, x)
     assert proposed.isfinite().all()
-    # Whatever the other value was, but not as if there had been no experiment.
-    failed[1, 1] = 100.0
-    assert torch.equal(policy.propose(design, failed), proposed)
-    assert not torch.equal(policy.propose(design, x), proposed)
+    assert not torch.equal(proposed, policy.propose(design[:, kept], x[:, kept]))
+    # Where all failed, there is nothing.
+    torch.testing.assert_close(
+        encoder.after_all(pairs[1:2]), encoder.after_all(pairs[:0])
+    )
 
 
 def test_choices_are_drawn_by_their_probabilities():
@@ -251,6 +257,13 @@ def test_tensors_follow_the_device():
         policy = HistoryPolicy(space, num_experiments=3).to("meta")
         pairs = policy.start(4)
         design, log_prob = policy(pairs, chooses=True, explores=True)
-        given = [design, *[log_prob.unsqueeze(1)] * 2]
-        features = policy.encoder.of_pair(torch.cat(given, dim=1))
+        given = torch.cat([design, log_prob.unsqueeze(1)], dim=1)
+        features = policy.encoder.of_pair(given)
         assert {t.device.type for t in (design, log_prob, features)} == {"meta"}
+
+
+def test_a_policy_for_one_experiment_is_saved(tmp_path):
+    policy = HistoryPolicy(SQUARE, num_experiments=1)
+    policy.save(tmp_path / "policy.pt")
+    loaded = HistoryPolicy.load(tmp_path / "policy.pt", SQUARE)
+    assert torch.equal(loaded.propose(), policy.propose())

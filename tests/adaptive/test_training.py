@@ -209,6 +209,21 @@ def test_a_state_goes_on_where_it_was():
     assert training.history == other.history and other.step == 6
 
 
+def test_the_encoder_learns_with_the_posterior_alone():
+    training = make_training(NORMAL, 2, WIDE)
+    of_policy, of_posterior = (
+        {id(p) for group in each.param_groups for p in group["params"]}
+        for each in training.optimizers
+    )
+    assert training.posterior.encoder is training.policy.encoder
+    assert not of_policy & of_posterior
+    assert {id(p) for p in training.policy.encoder.parameters()} <= of_posterior
+    kept = {id(p) for p in training.policy.space.parameters()}
+    assert {
+        id(p) for p in training.policy.parameters()
+    } - of_posterior - kept == of_policy
+
+
 def test_sampled_gradients_are_those_of_all_contrasts():
     training, experiment, _ = exact_rollouts(1)
     training.find_start(experiment, 100, math.inf)
