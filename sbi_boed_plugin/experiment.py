@@ -24,6 +24,7 @@ from sbi_boed_plugin.policies import (
 )
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.result import DesignResult
+from sbi_boed_plugin.tasks._discrete import DiscreteTask
 from sbi_boed_plugin.tasks.task import Task
 from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 
@@ -106,8 +107,8 @@ def make_trainer(
 def likelihood_builder(task: Task, density_estimator: str | None = None) -> Any:
     """Return what builds the likelihood of a task, in the coordinates that suit it."""
     if density_estimator is None:
-        if isinstance(num_values := getattr(task, "num_values", None), int):
-            return categorical_likelihood_nn(list(range(num_values)))
+        if isinstance(task, DiscreteTask) and not task.is_dequantised:
+            return categorical_likelihood_nn(list(range(task.num_values)))
         # Of one value, autoregressive flows are mere Gaussians, and splines are slow to
         # become as narrow as the noise.
         density_estimator = "mdn" if task.dim_x == 1 else "maf"

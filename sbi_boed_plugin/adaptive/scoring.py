@@ -91,11 +91,14 @@ def _some(rollouts: Rollouts, rows: Tensor) -> Rollouts:
     return Rollouts(rollouts.theta[rows], *(part[:, rows] for part in parts))
 
 
-def policy_doubts(eig: EIGEstimate, inside: list[float], constant: float) -> list[str]:
+def policy_doubts(
+    eig: EIGEstimate, inside: list[float], at_random: float | None, constant: float
+) -> list[str]:
     """Return what speaks against a result.
 
     `inside` is the information inside the learned model at each step, if there is one,
-    and `constant` what the log-density of the prior lacks.
+    `at_random` that of designs at random, where it is all that counts, and `constant`
+    what the log-density of the prior lacks.
     """
     doubts = []
     if constant:
@@ -117,6 +120,14 @@ def policy_doubts(eig: EIGEstimate, inside: list[float], constant: float) -> lis
             f"nats, and with simulations {eig.value:.2f} at least: the likelihood is "
             "not accurate where the policy measures. Allow for more simulations."
         )
+    if at_random is not None:
+        at_random += constant
+        if at_random > eig.value + _SLACK + 3.0 * eig.standard_error:
+            doubts.append(
+                f"Designs at random tell {at_random:.2f} nats inside the learned "
+                f"model, and those of the policy {eig.value:.2f}: it has not learned. "
+                "Allow for more steps, or lower learning_rate."
+            )
     if eig.value < 2.0 * eig.standard_error:
         doubts.append(
             f"No information was found ({eig.value:.3f} ± {eig.standard_error:.3f} "

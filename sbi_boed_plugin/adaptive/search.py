@@ -355,7 +355,8 @@ class PolicySearch:
         for name in ("eig", "barber_agakov"):
             history[name] = [value + constant[0] for value in history[name]]
         inside = history["eig"] if config.method == "model" else []
-        doubts = policy_doubts(eig, inside, constant[0])
+        at_random = training.at_random if config.maximize == "eig" else None
+        doubts = policy_doubts(eig, inside, at_random, constant[0])
         doubts += training_doubts(training, self.round, self._rounds)
         for doubt in doubts:
             warnings.warn(doubt, stacklevel=5)

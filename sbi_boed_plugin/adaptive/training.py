@@ -57,6 +57,8 @@ class PolicyTraining:
     def __post_init__(self) -> None:
         """Make the optimizers."""
         self.num_skipped = 0
+        # Information at designs all over the space, in nats.
+        self.at_random: float | None = None
         self.first_scale = self.policy.scale.clone()
         others = {*self.policy.space.parameters(), *self.posterior.parameters()}
         trained = [p for p in self.policy.parameters() if p not in others]
@@ -74,24 +76,48 @@ class PolicyTraining:
         That is the one that tells most by itself. A policy moves in small steps, and
         does not find another peak of the information.
         """
-        space, num = self.policy.space, self.policy.num_experiments
+        space: Any = self.policy.space
         started = time.perf_counter()
         for _ in range(num_steps):
             if time.perf_counter() > started + max_seconds:
                 break
-            theta = self._draw(_START_BATCH)
-            design = space.spread(num * _START_BATCH, at_random=True)  # type: ignore[operator]
-            design = design.to(theta).reshape(num, _START_BATCH, -1)
-            with torch.no_grad():
-                x = torch.stack([experiment(theta, each) for each in design])
-            rollouts = Rollouts(theta, design, x, design.new_zeros(design.shape[:2]))
-            values = self._posterior_values(self.target_of(theta), rollouts)
+            target, rollouts = self._at_random(experiment)
+            values = self._posterior_values(target, rollouts)
             self._update(1, -values.mean(), _POSTERIOR_CLIP)
         with torch.no_grad():
-            designs = space.spread(_NUM_STARTS).to(theta)  # type: ignore[operator]
+            target, rollouts = self._at_random(experiment)
+            log_prior = self.log_prior(rollouts.theta, target)
+            terms = self._terms(experiment, target, rollouts, log_prior)
+            self.at_random = float(terms.mean())
+            designs = space.spread(_NUM_STARTS).to(rollouts.theta)
             values = [self._information(experiment, each) for each in designs]
         self.policy.start_at(designs[torch.stack(values).argmax()])
         self.num_skipped = 0  # Only steps of the policy count.
+
+    @torch.no_grad()
+    def _at_random(self, experiment: LearnedExperiment) -> tuple[Tensor, Rollouts]:
+        """Return rollouts at designs all over the space, and their targets."""
+        space: Any = self.policy.space
+        shape = self.policy.num_experiments, _START_BATCH
+        theta = self._draw(_START_BATCH)
+        design = space.spread(shape[0] * shape[1], at_random=True).to(theta)
+        design = design.reshape(*shape, -1)
+        x = torch.stack([experiment(theta, each) for each in design])
+        rollouts = Rollouts(theta, design, x, design.new_zeros(shape))
+        return self.target_of(theta), rollouts
+
+    def _terms(
+        self,
+        experiment: LearnedExperiment,
+        target: Tensor,
+        rollouts: Rollouts,
+        log_prior: Tensor,
+    ) -> Tensor:
+        """Return what sequences inside the model tell, `(batch_dim,)`, in nats."""
+        if self.target is None:
+            networks = experiment, self.posterior, self.prior
+            return training_terms(*networks, rollouts)
+        return log_posterior(self.posterior, target, rollouts)[-1] - log_prior
 
     def _information(self, experiment: LearnedExperiment, design: Tensor) -> Tensor:
         """Return what one experiment tells, less its cost, by the posterior alone."""
@@ -120,6 +146,7 @@ class PolicyTraining:
             "optimizers": [each.state_dict() for each in self.optimizers],
             "step": self.step,
             "num_skipped": self.num_skipped,
+            "at_random": self.at_random,
             "history": self.history,
         }
 
@@ -129,7 +156,8 @@ class PolicyTraining:
         self.posterior.load_state_dict(state["posterior"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(deepcopy(saved))
-        self.step, self.num_skipped = state["step"], state["num_skipped"]
+        for name in ("step", "num_skipped", "at_random"):
+            setattr(self, name, state[name])
         self.history = deepcopy(state["history"])
 
     def take_step(
@@ -152,12 +180,8 @@ class PolicyTraining:
         log_prior = self.log_prior(theta, target)
         values = self._posterior_values(target, rollouts)
         known = values.detach() - log_prior
-        if isinstance(experiment, LearnedExperiment) and self.target is None:
-            networks = experiment, self.posterior, self.prior
-            terms = training_terms(*networks, rollouts)
-        elif in_model:
-            of_last = log_posterior(self.posterior, target, rollouts)[-1]
-            terms = of_last - log_prior
+        if isinstance(experiment, LearnedExperiment):
+            terms = self._terms(experiment, target, rollouts, log_prior)
         else:
             terms = known[-1]
         costs, log_actions = self._costs(rollouts), rollouts.log_prob

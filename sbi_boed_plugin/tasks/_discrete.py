@@ -26,10 +26,13 @@ __all__ = ["DiscreteTask", "PositiveNormal"]
 class DiscreteTask(GridTask):
     """A task whose datum is one of the numbers 0, 1, …, `num_values` - 1.
 
-    A subclass implements `_log_chance` and `_prior_quantiles`.
+    A subclass implements `_log_chance` and `_prior_quantiles`. With `is_dequantised` a
+    uniform number from [0, 1) is added to data, so that they have a density: they tell
+    as much, and `x.floor()` recovers the number.
     """
 
     num_values: int
+    is_dequantised = False
     dim_x = 1
 
     def _log_chance(self, number: Tensor, theta: Tensor, design: Tensor) -> Tensor:
@@ -47,11 +50,13 @@ class DiscreteTask(GridTask):
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         self._check_domain(design, theta)
         chance = Categorical(logits=self._log_probabilities(theta, design))
-        return chance.sample().unsqueeze(-1).to(theta)
+        x = chance.sample().unsqueeze(-1).to(theta)
+        # A little less than one, so that single precision does not round up.
+        return x + torch.rand_like(x) * (1.0 - 2.0**-14) if self.is_dequantised else x
 
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         """Return `log p(x | theta, design)` in nats, of probabilities."""
-        number = x.squeeze(-1)
+        number = (x.floor() if self.is_dequantised else x).squeeze(-1)
         is_value = (number == number.round()) & (number >= 0.0)
         is_value &= number < self.num_values
         log_chance = self._log_chance(number * is_value, theta, design)

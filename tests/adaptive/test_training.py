@@ -14,8 +14,10 @@ from sbi_boed_plugin.adaptive.objective import (
 )
 from sbi_boed_plugin.adaptive.posterior import HistoryLikelihood
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
+from sbi_boed_plugin.adaptive.scoring import policy_doubts
 from sbi_boed_plugin.adaptive.training import _score_loss
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate
 from sbi_boed_plugin.search.target import Target
 from sbi_boed_plugin.search.utility import Utility
 from tests.adaptive.models import (
@@ -253,3 +255,22 @@ def test_sampled_gradients_are_those_of_all_contrasts():
     assert ((found.mean(dim=0) - expected.flatten()).abs() < 4 * error + 0.1).all()
     bias = torch.stack(values).mean(dim=0) - information.detach()
     assert (bias.abs() < 0.15).all()
+
+
+@pytest.mark.parametrize("at_random", [None, 1.2, 1.6])
+def test_a_policy_that_is_worse_than_designs_at_random_is_told(at_random):
+    """By more than three errors and a tenth of a nat."""
+    eig = EIGEstimate(1.0, 0.1, "lace", num_simulations=100)
+    doubts = policy_doubts(eig, [1.0], at_random, 0.0)
+    told = ["Designs at random tell 1.60 nats" in doubt for doubt in doubts]
+    assert told == ([True] if at_random == 1.6 else [])
+
+
+def test_what_designs_at_random_tell_is_known_from_the_start():
+    torch.manual_seed(0)
+    training = make_training(NORMAL, 2, WIDE)
+    training.find_start(LearnedExperiment(Scaled()), 200, math.inf)
+    design = torch.rand(2, 100_000) * 4.0
+    exact = float(0.5 * (1.0 + design.square().sum(dim=0)).log().mean())
+    # Of 128 sequences, whose terms have a standard deviation of about one.
+    assert training.at_random == pytest.approx(exact, abs=0.35)
