@@ -42,7 +42,7 @@ demo: $(STAMP) ## Find the best time to measure an epidemic (writes results/sir)
 	$(BIN)/sbi-boed design sir --output results/sir $(ARGS)
 
 test: $(STAMP) ## Run the tests, without the slow ones
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/pytest -n 2 -m slow $(ARGS)

@@ -269,7 +269,7 @@ def test_a_policy_that_is_worse_than_designs_at_random_is_told(at_random):
 def test_what_designs_at_random_tell_is_known_from_the_start():
     torch.manual_seed(0)
     training = make_training(NORMAL, 2, WIDE)
-    training.find_start(LearnedExperiment(Scaled()), 200, math.inf)
+    training.find_start(LearnedExperiment(Scaled()), 50, math.inf)
     design = torch.rand(2, 100_000) * 4.0
     exact = float(0.5 * (1.0 + design.square().sum(dim=0)).log().mean())
     # Of 128 sequences, whose terms have a standard deviation of about one.
