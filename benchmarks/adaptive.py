@@ -184,11 +184,14 @@ def run(job: Job, quick: bool) -> Row:
 def summary(rows: Sequence[Row]) -> list[Row]:
     """Return means over seeds, with the error of the rollouts of one seed."""
     errors = {"error": "lower_se", "reported_error": "reported_se"}
-    rows = [{**row, **{k: row.get(v) for k, v in errors.items()}} for row in rows]
     bounds = ["lower", "error", "upper", "lace_lower", "lace_upper"]
     bounds += ["reported", "reported_error", "rank_error"]
-    costs = ["calls", "cpu_seconds", "milliseconds"]
-    return averages(rows, ["task", "experiments", "method"], [*bounds, *costs])
+    values = [*bounds, "calls", "cpu_seconds", "milliseconds"]
+    filled = [
+        {**dict.fromkeys(values), **row, **{k: row.get(v) for k, v in errors.items()}}
+        for row in rows
+    ]
+    return averages(filled, ["task", "experiments", "method"], values)
 
 
 STUDY = Study(
