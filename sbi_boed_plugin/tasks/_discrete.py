@@ -49,7 +49,9 @@ class DiscreteTask(GridTask):
 
     def _simulate(self, theta: Tensor, design: Tensor) -> Tensor:
         self._check_domain(design, theta)
-        chance = Categorical(logits=self._log_probabilities(theta, design))
+        # Torch cannot check no rows at all.
+        logits = self._log_probabilities(theta, design)
+        chance = Categorical(logits=logits, validate_args=False)
         x = chance.sample().unsqueeze(-1).to(theta)
         # A little less than one, so that single precision does not round up.
         return x + torch.rand_like(x) * (1.0 - 2.0**-14) if self.is_dequantised else x
