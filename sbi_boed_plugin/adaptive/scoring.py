@@ -92,13 +92,17 @@ def _some(rollouts: Rollouts, rows: Tensor) -> Rollouts:
 
 
 def policy_doubts(
-    eig: EIGEstimate, inside: list[float], at_random: float | None, constant: float
+    eig: EIGEstimate,
+    inside: list[float],
+    at_random: tuple[float, float] | None,
+    constant: float,
 ) -> list[str]:
     """Return what speaks against a result.
 
     `inside` is the information inside the learned model at each step, if there is one,
-    `at_random` that of designs at random, where it is all that counts, and `constant`
-    what the log-density of the prior lacks.
+    `at_random` that of designs at random there, with its standard error, where
+    information is all that counts, and `constant` what the log-density of the prior
+    lacks.
     """
     doubts = []
     if constant:
@@ -120,13 +124,14 @@ def policy_doubts(
             f"nats, and with simulations {eig.value:.2f} at least: the likelihood is "
             "not accurate where the policy measures. Allow for more simulations."
         )
-    if at_random is not None:
-        at_random += constant
-        if at_random > eig.value + _SLACK + 3.0 * eig.standard_error:
+    if at_random is not None and tail:
+        # Both inside the model: the errors of the likelihood are in both.
+        value, of_policy = at_random[0] + constant, sum(tail) / len(tail)
+        if value > of_policy + 3.0 * at_random[1]:
             doubts.append(
-                f"Designs at random tell {at_random:.2f} nats inside the learned "
-                f"model, and those of the policy {eig.value:.2f}: it has not learned. "
-                "Allow for more steps, or lower learning_rate."
+                f"Inside the learned model designs at random tell {value:.2f} nats, "
+                f"and those of the policy {of_policy:.2f}: it has not learned. Allow "
+                "for more steps, or lower learning_rate."
             )
     if eig.value < 2.0 * eig.standard_error:
         doubts.append(

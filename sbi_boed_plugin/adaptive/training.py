@@ -57,8 +57,8 @@ class PolicyTraining:
     def __post_init__(self) -> None:
         """Make the optimizers."""
         self.num_skipped = 0
-        # Information at designs all over the space, in nats.
-        self.at_random: float | None = None
+        # Information at designs all over the space, and its standard error, in nats.
+        self.at_random: tuple[float, float] | None = None
         self.first_scale = self.policy.scale.clone()
         others = {*self.policy.space.parameters(), *self.posterior.parameters()}
         trained = [p for p in self.policy.parameters() if p not in others]
@@ -88,7 +88,8 @@ class PolicyTraining:
             target, rollouts = self._at_random(experiment)
             log_prior = self.log_prior(rollouts.theta, target)
             terms = self._terms(experiment, target, rollouts, log_prior)
-            self.at_random = float(terms.mean())
+            error = float(terms.std()) / math.sqrt(len(terms))
+            self.at_random = float(terms.mean()), error
             designs = space.spread(_NUM_STARTS).to(rollouts.theta)
             values = [self._information(experiment, each) for each in designs]
         self.policy.start_at(designs[torch.stack(values).argmax()])

@@ -36,8 +36,8 @@ class PreyPopulation(DiscreteTask):
 
     with the attack rate :math:`\log a \sim N(-1.4, 1.35^2)` and the handling time
     :math:`\log T_h \sim N(-1.4, 1.35^2)`. The data are the number of prey eaten plus a
-    uniform number from [0, 1), as in :class:`SIR`: hundreds of numbers are learned far
-    better as a density. Designs between whole numbers are rounded.
+    uniform number from [0, 1), as in :class:`SIR`, so that they have a density.
+    Designs between whole numbers are rounded.
 
     Example:
         >>> value, standard_error = PreyPopulation().exact_eig(torch.tensor([50.0]))
