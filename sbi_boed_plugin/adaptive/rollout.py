@@ -34,6 +34,11 @@ class Rollouts:
     x: Tensor
     log_prob: Tensor
 
+    def rows(self, chosen: Tensor) -> "Rollouts":
+        """Return some of the histories, by their indices or a mask."""
+        parts = self.design, self.x, self.log_prob
+        return Rollouts(self.theta[chosen], *(part[:, chosen] for part in parts))
+
 
 class LearnedExperiment:
     """An experiment whose data come from a likelihood network.

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
 from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
@@ -43,9 +42,8 @@ def policy_bounds(
     counts["num_invalid_simulations"] = num_failed if num_simulations else 0
     theta, prior = rollouts.theta, training.prior
     target = training.target_of(theta)
-    parts = [
-        _some(rollouts, rows) for rows in torch.arange(len(theta)).split(_NUM_AT_ONCE)
-    ]
+    at_once = torch.arange(len(theta)).split(_NUM_AT_ONCE)
+    parts = [rollouts.rows(rows) for rows in at_once]
     targets = target.split(_NUM_AT_ONCE)
     of_last = [
         log_posterior(training.posterior, of_part, part)[-1]
@@ -83,12 +81,6 @@ def policy_bounds(
     if error is not None and not bounds:
         raise error
     return bounds
-
-
-def _some(rollouts: Rollouts, rows: Tensor) -> Rollouts:
-    """Return some of the rollouts."""
-    parts = rollouts.design, rollouts.x, rollouts.log_prob
-    return Rollouts(rollouts.theta[rows], *(part[:, rows] for part in parts))
 
 
 def policy_doubts(

@@ -269,12 +269,10 @@ class PolicySearch:
         rollouts = roll_out(policy, theta, measure, **draws)
         if not tried.all():
             # Simulations that raised were repeated, which the others paid for.
-            parts = rollouts.design, rollouts.x, rollouts.log_prob
-            theta = theta[tried]
-            rollouts = Rollouts(theta, *(part[:, tried] for part in parts))
+            rollouts = rollouts.rows(tried)
         if keep:
             # Designs followed data: these rows are none of the prior's.
-            rows = theta.repeat(len(rollouts.x), 1)
+            rows = rollouts.theta.repeat(len(rollouts.x), 1)
             designs, x = rollouts.design.flatten(0, 1), rollouts.x.flatten(0, 1)
             self.search.simulations.add(rows, x, designs, None, is_adaptive=True)
         return rollouts
