@@ -38,16 +38,18 @@ from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.rollout import Rollouts, roll_out
 from sbi_boed_plugin.experiment import make_trainer
 
-# Number of experiments, simulations, steps of training and contrasts of the bounds.
-CASES: dict[str, tuple[int, int, int, int]] = {
-    "death_process": (4, 20_000, 2_000, 100_000),
-    "psychometric": (10, 20_000, 1_000, 100_000),
-    "hyperbolic_discounting": (20, 50_000, 1_500, 100_000),
-    "prey_population": (10, 50_000, 2_000, 100_000),
-    "pharmacokinetic": (5, 50_000, 2_000, 100_000),
-    "location_finding": (10, 100_000, 7_000, 1_000_000),
-    "ces": (10, 100_000, 4_000, 1_000_000),
-    "sir": (5, 50_000, 2_000, 0),
+# For each task and number of experiments: simulations, steps of training and contrasts
+# of the bounds.
+CASES: dict[tuple[str, int], tuple[int, int, int]] = {
+    ("death_process", 4): (20_000, 2_000, 100_000),
+    ("psychometric", 10): (20_000, 1_000, 100_000),
+    ("hyperbolic_discounting", 20): (50_000, 1_500, 100_000),
+    ("prey_population", 10): (50_000, 2_000, 100_000),
+    ("pharmacokinetic", 5): (50_000, 2_000, 100_000),
+    ("location_finding", 10): (100_000, 7_000, 1_000_000),
+    ("location_finding", 30): (100_000, 3_000, 1_000_000),
+    ("ces", 10): (100_000, 4_000, 1_000_000),
+    ("sir", 5): (50_000, 2_000, 0),
 }
 METHODS = ("random", "fixed", "policy", "simulator")
 NUM_ROLLOUTS, NUM_OF_POSTERIOR, NUM_RANKED = 500, 1_023, 500
@@ -123,9 +125,9 @@ def jobs(num_seeds: int, quick: bool) -> list[Job]:
     """Return one job for each seed, task and method."""
     cases = list(CASES)[:1] if quick else list(CASES)
     return [
-        {"task": name, "method": method, "seed": seed}
+        {"task": name, "experiments": number, "method": method, "seed": seed}
         for seed in range(num_seeds)
-        for name in cases
+        for name, number in cases
         for method in METHODS
         # Without a likelihood there is what results report alone.
         if method != "random" or tasks.get_task(name).has_log_likelihood
@@ -136,14 +138,14 @@ def run(job: Job, quick: bool) -> Row:
     """Train a policy and evaluate it."""
     torch.manual_seed(job["seed"])
     task = tasks.get_task(job["task"])
-    num_experiments, budget, num_steps, num_contrastive = CASES[job["task"]]
+    num_experiments = job["experiments"]
+    budget, num_steps, num_contrastive = CASES[job["task"], num_experiments]
     num_rollouts = NUM_ROLLOUTS
     if quick:
         budget, num_steps, num_rollouts, num_contrastive = 3_000, 20, 50, 5_000
-    row: dict[str, Any] = {"experiments": num_experiments}
     if job["method"] == "random":
         rollouts = random_rollouts(task, num_rollouts, num_experiments)
-        return {**row, **true_bounds(task, rollouts, num_contrastive)}
+        return true_bounds(task, rollouts, num_contrastive)
     settings: dict[str, Any] = {"num_steps": num_steps}
     if job["method"] == "simulator":
         # Each simulation is used once: ten times as many.
@@ -163,6 +165,7 @@ def run(job: Job, quick: bool) -> Row:
     theta = task.prior.sample(torch.Size((num_rollouts,)))
     with torch.no_grad():
         rollouts = roll_out(result.policy, theta, task.simulator)
+    row: dict[str, Any] = {}
     if task.has_log_likelihood:
         networks: Any = TrueExperiment(task), result.posterior, task.prior
         lace = contrastive_terms(*networks, rollouts, NUM_OF_POSTERIOR)
