@@ -56,6 +56,7 @@ def undisturbed(folder, days=DAYS):
         return of(campaign)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [DAYS[:2], pytest.param(DAYS, marks=pytest.mark.slow)])
 def test_several_processes_are_as_good_as_one(tmp_path, days):
     expected = undisturbed(tmp_path / "one", days)
@@ -90,7 +91,9 @@ campaign.propose()
 """
 
 
-@pytest.mark.parametrize("name", ["learn", "save"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("learn", marks=pytest.mark.slow), "save"]
+)
 def test_a_killed_process_loses_no_step(tmp_path, name):
     expected = undisturbed(tmp_path / "one")
     folder = tmp_path / "killed"

@@ -31,6 +31,7 @@ run(sys.argv[1], observe=slow)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_the_next_one_needs(path):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(path)],

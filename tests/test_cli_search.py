@@ -56,6 +56,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(design_run, "infer_parameters", infer_parameters)
 
 
+@pytest.mark.slow
 def test_a_multi_start_search_reports_what_it_compared(tmp_path, capsys, quick):
     arguments = ["design", "pharmacokinetic", "--method", "multi_start", "--quiet"]
     arguments += ["--num-steps", "20", "--output", str(tmp_path)]
@@ -100,7 +101,9 @@ def test_results_are_complete_once_all_is_written(stage, tmp_path, monkeypatch, 
     assert ("posterior_mean" in kept) == has_samples == (stage == "_compare_designs")
 
 
-@pytest.mark.parametrize("given", ["Speed", "SPEED"])
+@pytest.mark.parametrize(
+    "given", ["Speed", pytest.param("SPEED", marks=pytest.mark.slow)]
+)
 def test_a_users_task_is_given_by_its_module(given, tmp_path, capsys, quick):
     name = f"{__name__}:{given}"
     code, out, _ = run(["design", name, "--num-steps", "3", "--quiet"], capsys)

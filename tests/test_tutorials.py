@@ -222,18 +222,8 @@ CHECKS = {
 }
 
 
-# What the others show is in tests of its own, too.
-QUICK = ("00_first_experiment",)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(
-            path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow
-        )
-        for path in TUTORIALS
-    ],
-)
+# What they show is in tests of its own, too.
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial(path):
     CHECKS[path.stem](runpy.run_path(str(path), run_name="__main__"))

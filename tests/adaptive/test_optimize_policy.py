@@ -156,6 +156,7 @@ def test_an_interrupted_training_goes_on():
         make_trainer().optimize_policy(simulator, **BUDGET, resume_training=True)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_from_its_checkpoint(tmp_path):
     path = tmp_path / "policy.pt"
     saving = {**SMALL, "checkpoint": path, "checkpoint_seconds": 0.0}

@@ -53,7 +53,16 @@ def test_questions_follow_the_answers_where_that_is_worth_it():
     assert values[False] < math.log(4.0) < 1.7 < values[True] < math.log(8.0)
 
 
-@pytest.mark.parametrize("way", ["model", "simulator", "list", "target"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "model",
+        *(
+            pytest.param(way, marks=pytest.mark.slow)
+            for way in ("simulator", "list", "target")
+        ),
+    ],
+)
 def test_every_gradient_finds_the_largest_designs(way):
     torch.manual_seed(0)
     experiment = LearnedExperiment(Scaled())
@@ -79,7 +88,9 @@ class FailsAbove(LikelihoodWithFailures):
         return torch.log1p(-0.249 * condition[..., 1].clamp(0.0, 4.0))
 
 
-@pytest.mark.parametrize("likelihood", [Scaled(), IsAbove(1.0)])
+@pytest.mark.parametrize(
+    "likelihood", [Scaled(), pytest.param(IsAbove(1.0), marks=pytest.mark.slow)]
+)
 def test_designs_that_fail_are_avoided(likelihood):
     """The chance of failing has a gradient, whether or not data have one."""
     torch.manual_seed(0)
@@ -100,6 +111,7 @@ def test_designs_that_fail_are_avoided(likelihood):
     assert float(at_found) > 0.93 * float(value.max())
 
 
+@pytest.mark.slow
 def test_what_costs_more_than_it_tells_is_not_bought():
     torch.manual_seed(0)
     utility = Utility(lambda design: 0.1 * design[:, 0].square(), "eig_minus_cost")

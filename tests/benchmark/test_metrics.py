@@ -70,6 +70,7 @@ def test_the_forest_sees_a_thousand_samples_at_most(task, reference, given):
     assert torch.histc(places(Y, reference).float(), 10, 0, 10_000).min() > 50
 
 
+@pytest.mark.slow
 def test_good_samples_are_told_from_bad_ones(task, reference):
     good, bad = reference[-100:], task.get_prior()(100)
     for name, metric in METRICS.items():

@@ -176,6 +176,7 @@ def test_nested_bounds_enclose_the_information(design, num_contrastive):
     assert num_contrastive > 8 or design < 3.0 or gap > 6 * upper.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("model", ["slope", "long line"])
 def test_lace_encloses_the_information_with_any_proposal(model, width):

@@ -98,6 +98,7 @@ def test_the_density_integrates_to_one_over_the_prior(x_o):
     assert posterior.potential(outside, x_o).item() == -torch.inf
 
 
+@pytest.mark.slow
 def test_rejection_resampling_and_mcmc_agree():
     rejection = hybrid_posterior()
     resampling = hybrid_posterior(min_acceptance_rate=1.0)

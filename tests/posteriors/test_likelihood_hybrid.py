@@ -282,6 +282,7 @@ def trained():
     return trainer
 
 
+@pytest.mark.slow
 def test_a_likelihood_trainer_samples_without_chains(trained):
     """Chains start from a posterior of four modes, and need not find them all."""
     x = torch.tensor([[1.5, 1.5]])
@@ -304,6 +305,7 @@ def test_a_likelihood_trainer_samples_without_chains(trained):
         assert torch.equal(through(posterior).sample((1_000,), x=x, **QUIET), samples)
 
 
+@pytest.mark.slow
 def test_a_proposal_is_trained_anew_once_there_are_more_simulations(trained):
     trainer = copy.deepcopy(trained)
     before = trainer._proposal.network(trainer, None)

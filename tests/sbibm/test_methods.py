@@ -23,7 +23,7 @@ def fast(name, **more):
     return FAST | network | chains | more
 
 
-@pytest.mark.parametrize("num_rounds", [1, 2])
+@pytest.mark.parametrize("num_rounds", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_answers_as_sbibm_expects(two_moons, name, num_rounds):
     torch.manual_seed(0)

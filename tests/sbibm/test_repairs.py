@@ -43,7 +43,10 @@ USE_SBIBM = """
     "first",
     [
         "import sbi_boed_plugin; import sbibm, sbibm.algorithms as a",
-        "import sbibm; import sbi_boed_plugin; import sbibm.algorithms as a",
+        pytest.param(
+            "import sbibm; import sbi_boed_plugin; import sbibm.algorithms as a",
+            marks=pytest.mark.slow,
+        ),
         # As the runner of sbibm does, which knows nothing of us.
         "import sbibm; from hydra.core.plugins import Plugins; "
         "from hydra._internal.utils import create_config_search_path as c; c(None); "

@@ -81,6 +81,7 @@ def test_networks_learn_again_from_what_is_there():
     assert values[1] > values[0] + 0.2
 
 
+@pytest.mark.slow
 def test_time_is_kept_where_a_step_is_slow():
     """A step takes half a second here, and the score as long as sixteen steps."""
 

@@ -43,7 +43,7 @@ def make(density_estimator):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "joint", "num_steps": 300},
+        pytest.param({"method": "joint", "num_steps": 300}, marks=pytest.mark.slow),
         pytest.param(
             {"method": "multi_start", "num_steps": 300}, marks=pytest.mark.slow
         ),
@@ -88,10 +88,9 @@ def test_a_density_of_answers_is_told():
     assert "categorical_likelihood_nn" in told
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "method", ["joint", pytest.param("multi_start", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["joint", "multi_start"])
 def test_choices_with_a_time_have_mixed_likelihoods(method):
     def choose(theta, design):
         time = torch.exp(0.3 * torch.randn(len(theta), 1)) + 0.1 * design

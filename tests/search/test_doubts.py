@@ -235,6 +235,7 @@ def test_a_search_that_went_wrong_says_so(told, settings):
     assert result.doubts[0] in str(result)
 
 
+@pytest.mark.slow
 def test_a_usual_search_is_quiet_and_says_no_more_than_it_knows():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

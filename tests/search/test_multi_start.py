@@ -188,6 +188,7 @@ def test_contrasts_keep_up_with_the_information():
     assert values.item() == pytest.approx(expected, abs=4 * 0.7 / 400**0.5 + 0.05)
 
 
+@pytest.mark.slow
 def test_a_climb_at_its_cap_says_so():
     with (
         pytest.warns(UserWarning, match="within a nat of its cap 8.32"),

@@ -14,6 +14,7 @@ def trainer(low=-2.0, high=2.0, **kwargs):
     return on_box(low, high, policy={"loc": torch.tensor([max(low, 0.3)])}, **kwargs)
 
 
+@pytest.mark.slow
 def test_it_finds_the_most_informative_design():
     result = trainer().optimize_design(Model.simulate, num_steps=250)
     best = Model.eig(torch.tensor([2.0])).item()

@@ -52,7 +52,9 @@ def found():
     trainer, simulator = make_trainer(), Counted()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = trainer.optimize_design(simulator, max_num_simulations=400)
+        result = trainer.optimize_design(
+            simulator, max_num_simulations=400, num_rounds=2
+        )
     return trainer, result, simulator
 
 
@@ -224,6 +226,7 @@ def test_failed_simulations_cost_their_rows():
     assert trainer.get_simulations()[1].isfinite().all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_keeps_its_simulations_and_goes_on():
     torch.manual_seed(7)
     trainer, simulator = make_trainer(), Counted()

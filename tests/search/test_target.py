@@ -43,7 +43,7 @@ def make_trainer(prior=None):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "joint", "num_steps": 300},
+        pytest.param({"method": "joint", "num_steps": 300}, marks=pytest.mark.slow),
         pytest.param(
             {"method": "multi_start", "num_steps": 300}, marks=pytest.mark.slow
         ),
@@ -145,7 +145,7 @@ def test_particles_do_not_count_as_values():
     assert target.values is None and not target.is_exact
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e4])
+@pytest.mark.parametrize("scale", [1e-6, pytest.param(1e4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
 def test_fitted_priors_know_small_and_skewed_targets(scale, exponent):
     """Entropies of a line and of exponentials of a Normal, in closed form."""

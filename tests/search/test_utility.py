@@ -46,7 +46,7 @@ UTILITIES = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method": "joint", "num_steps": 300},
+        pytest.param({"method": "joint", "num_steps": 300}, marks=pytest.mark.slow),
         pytest.param(
             {"method": "multi_start", "num_steps": 300}, marks=pytest.mark.slow
         ),
