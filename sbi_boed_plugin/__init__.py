@@ -14,6 +14,7 @@ from sbi_boed_plugin._vectorize import vectorize
 from sbi_boed_plugin.adaptive.config import PolicyResult, PolicySearchConfig
 from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.campaign import Campaign, CampaignStatus
+from sbi_boed_plugin.estimators.data_embedding import DataEmbedding
 from sbi_boed_plugin.estimators.design_conditioned import DesignConditionedEstimator
 from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
 from sbi_boed_plugin.estimators.energy import energy_nn
@@ -66,6 +67,7 @@ __all__ = [
     "CampaignStatus",
     "CategoricalPolicy",
     "ConstrainedPolicy",
+    "DataEmbedding",
     "DesignConditionedEstimator",
     "DesignPolicy",
     "DesignResult",

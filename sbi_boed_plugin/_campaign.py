@@ -281,9 +281,10 @@ class Rounds:
 
     def check_data(self, x: Any, remedy: str) -> Tensor:
         """Return data as one row of finite values, or raise."""
-        x = torch.as_tensor(x).reshape(-1)
-        likelihood = self.inference.search.likelihood
+        search = self.inference.search
+        x, likelihood = search.simulations.flat(torch.as_tensor(x)), search.likelihood
         assert likelihood is not None
+        x = x[0] if x.dim() == 2 and len(x) == 1 else x
         if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
             raise ValueError(
                 f"x={x.tolist()}, but there must be "
@@ -359,6 +360,11 @@ def check_settings(
         raise ValueError(
             "inference needs a prior and a design policy: NLE_INCE(prior, "
             "design_policy=TruncatedNormalPolicy(low, high))."
+        )
+    if not inference.search.models.has_likelihood:
+        raise ValueError(
+            "density_estimator=None: experiments one after another are learned from "
+            "with a likelihood. Make the trainer with one."
         )
     if policy is not None:
         _check_policy(inference.search, policy)

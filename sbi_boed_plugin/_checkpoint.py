@@ -30,7 +30,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-VERSION = 7
+VERSION = 8
 
 _REMEDY = (
     "It was left as it is. Pass another path, or move the file away to start anew."

@@ -27,7 +27,7 @@ __all__ = [
     "assemble",
     "call_simulator",
     "check_num_workers",
-    "common_width",
+    "common_shape",
     "describe_error",
     "map_chunks",
     "simulate_chunk",
@@ -151,10 +151,10 @@ def map_chunks(
 
 def _finished(chunk: Chunk, num_rows: int) -> tuple[Tensor, Tensor]:
     """Return the rows that a chunk has tried, and their data."""
-    width = common_width(x for _, x in chunk.parts) if chunk.parts else 0
+    width = common_shape(x for _, x in chunk.parts).numel() if chunk.parts else 0
     x = torch.full((num_rows, width), torch.nan)
     for rows, values in chunk.parts:
-        x[rows] = values.detach().cpu().float()
+        x[rows] = values.detach().cpu().float().flatten(1)
     is_tried = torch.ones(num_rows, dtype=torch.bool)
     for rows in chunk.left_out:
         is_tried[rows] = False
@@ -186,7 +186,7 @@ def _run_on_worker(*job: Any) -> Chunk:
 def call_simulator(
     simulator: Callable[[Tensor, Tensor], Any], theta: Tensor, design: Tensor
 ) -> tuple[Tensor | None, Exception | None]:
-    """Return data of shape `(batch_dim, dim_x)` like `theta`, or the simulator's error.
+    """Return data `(batch_dim, *x_shape)` like `theta`, or the simulator's error.
 
     It gets copies, which it may change, and what it returns is copied, too.
     """
@@ -201,24 +201,28 @@ def call_simulator(
             "simulator(theta, design) must return a tensor or an array of numbers of "
             f"shape (batch_dim, dim_x), got {type(x).__name__}."
         ) from error
-    if tensor.dim() != 2 or tensor.shape[0] != theta.shape[0]:
+    if tensor.dim() < 2 or tensor.shape[0] != theta.shape[0]:
         raise ValueError(
             f"simulator returned x of shape {tuple(tensor.shape)} for theta of shape "
-            f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), one "
-            f"row per row of theta. {CONTRACT}"
+            f"{tuple(theta.shape)}, but must return shape ({len(theta)}, dim_x), or "
+            f"({len(theta)}, *x_shape), one row per row of theta. {CONTRACT}"
         )
     return tensor, None
 
 
-def common_width(parts: Iterable[Tensor]) -> int:
-    """Return the number of columns that all parts of the data have."""
-    dims = sorted({x.shape[1] for x in parts}) or [1]
-    if len(dims) > 1:
-        raise ValueError(
-            f"simulator returned dim_x={dims[0]} values for some rows and "
-            f"dim_x={dims[-1]} for others. Pad with NaN what has not been measured."
+def common_shape(parts: Iterable[Tensor]) -> torch.Size:
+    """Return the shape of one row of data, which all parts have."""
+    shapes = sorted({x.shape[1:] for x in parts}) or [torch.Size((1,))]
+    if len(shapes) > 1:
+        first, last = (
+            f"dim_x={shape[0]} values" if len(shape) == 1 else f"shape {tuple(shape)}"
+            for shape in (shapes[0], shapes[-1])
         )
-    return dims[0]
+        raise ValueError(
+            f"simulator returned {first} for some rows and {last} for others. Pad with "
+            "NaN what has not been measured."
+        )
+    return shapes[0]
 
 
 def simulate_chunk(
@@ -267,8 +271,8 @@ def assemble(
 
     Warns of rows that raised; if there are no others, raises what they did.
     """
-    width = common_width(x for chunk in chunks for _, x in chunk.parts)
-    x = theta.new_full((len(theta), width), torch.nan)
+    shape = common_shape(x for chunk in chunks for _, x in chunk.parts)
+    x = theta.new_full((len(theta), *shape), torch.nan)
     tried = torch.arange(len(theta), device=theta.device) < num_rows
     num_done = 0
     for index, chunk in enumerate(chunks):

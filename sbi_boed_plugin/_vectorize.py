@@ -24,14 +24,15 @@ class vectorize:
 
     The counterpart of sbi's `process_simulator`: a function from `theta` of shape
     `(batch_dim, dim_theta)` and `design` of shape `(batch_dim, dim_design)` to `x` of
-    shape `(batch_dim, dim_x)`, which carries gradients if `simulator` does. Rows are
-    simulated one after another, or on several processes with `num_workers`; a row that
-    raises costs no other row.
+    shape `(batch_dim, dim_x)` or `(batch_dim, *x_shape)`, which carries gradients if
+    `simulator` does. Rows are simulated one after another, or on several processes with
+    `num_workers`; a row that raises costs no other row.
 
     Args:
         simulator: Function from `theta` of shape `(dim_theta,)` and `design` of shape
-            `(dim_design,)` to a number or a vector of shape `(dim_x,)`, a tensor, an
-            array or a list. To run on several processes it has to be picklable.
+            `(dim_design,)` to a number, a vector or an array of any shape `x_shape`, a
+            tensor, an array or a list; an array with one row is a vector. To run on
+            several processes it has to be picklable.
         max_seconds: Time after which a call is ended, whatever it does, with a
             `TimeoutError`, which makes its row NaN. Calls then run in a process of
             their own, which is started anew after one that was ended or has crashed;
@@ -71,7 +72,7 @@ class vectorize:
         """Simulate rows one after another."""
         simulate = self.simulator if self.max_seconds is None else self._in_time
         pairs = zip(theta, design, strict=True)
-        return torch.stack([_as_vector(simulate(*pair), theta) for pair in pairs])
+        return torch.stack([_as_data(simulate(*pair), theta) for pair in pairs])
 
     def _in_time(self, theta: Tensor, design: Tensor) -> Any:
         """Return what the simulator makes of one row, or raise when it takes too long.
@@ -153,14 +154,13 @@ def _call(seed: int, theta: Tensor, design: Tensor) -> Any:
             raise RuntimeError(f"simulator exits, with {error.code!r}.") from error
 
 
-def _as_vector(x: Any, theta: Tensor) -> Tensor:
-    """Return what a simulator made of one row as a vector of shape `(dim_x,)`."""
+def _as_data(x: Any, theta: Tensor) -> Tensor:
+    """Return what a simulator made of one row: a vector, or an array of `x_shape`.
+
+    Numbers and rows of one matrix are vectors.
+    """
     if isinstance(x, (list, tuple)) and any(isinstance(part, Tensor) for part in x):
         x = torch.stack([torch.as_tensor(part).to(theta) for part in x])
-    vector = torch.as_tensor(x).to(theta)
-    if vector.numel() != max([1, *vector.shape]):
-        raise ValueError(
-            f"simulator returned x of shape {tuple(vector.shape)} for one parameter "
-            "vector and one design, but must return a number or a vector."
-        )
-    return vector.reshape(-1)
+    data = torch.as_tensor(x).to(theta)
+    is_vector = data.numel() == max([1, *data.shape])
+    return data.reshape(-1) if is_vector else data

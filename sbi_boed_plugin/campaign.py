@@ -199,7 +199,7 @@ class Campaign:
         """Take the data of the proposed design into account.
 
         Args:
-            x: Data of shape `(dim_x,)` or `(1, dim_x)`.
+            x: Data of shape `x_shape` or `(1, *x_shape)`.
             design: Design at which they were really measured, of shape
                 `(dim_design,)`, if it was not quite the proposed one.
             accept_surprise: Whether to take data that nothing known predicts.

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.neural_nets.embedding_nets import CNNEmbedding, FCEmbedding
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._prior import to_real_numbers
+from sbi_boed_plugin.estimators.data_embedding import DataEmbedding
 from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
 from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
@@ -51,6 +53,10 @@ _MCMC = MCMCPosteriorParameters(
 )
 
 
+# Features of embedded data.
+_NUM_FEATURES = 20
+
+
 class NoOpTracker:
     """Satisfies `sbi.sbi_types.Tracker` and keeps nothing.
 
@@ -77,7 +83,8 @@ def make_trainer(
     """Return a trainer for a task, in the coordinates that suit it, without a tracker.
 
     The policy may be a family of `POLICIES`, over the design space of the task. The
-    posterior sees rows `(x, design)` through its embedding.
+    posterior sees rows `(x, design)` through its embedding. Where no likelihood is
+    named, tasks whose data are embedded have none.
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
@@ -86,6 +93,9 @@ def make_trainer(
             )
         policy = POLICIES[policy](task.design_low, task.design_high)
     options: dict[str, Any] = {}
+    is_embedded = density_estimator is None and task.x_shape is not None
+    if is_embedded and posterior_embedding is None:
+        posterior_embedding = _data_embedding(task)
     if posterior_embedding is not None:
         coordinates = _coordinates(task)
         if task.theta_transform is identity_transform:
@@ -96,12 +106,25 @@ def make_trainer(
         )
     return NLE_INCE(
         task.prior,
-        likelihood_builder(task, density_estimator),
+        None if is_embedded else likelihood_builder(task, density_estimator),
         tracker=NoOpTracker(),
         show_progress_bars=show_progress_bars,
         design_policy=policy,
         **options,
     )
+
+
+def _data_embedding(task: Task) -> DataEmbedding:
+    """Return an embedding of images or, otherwise, of long vectors."""
+    assert task.x_shape is not None
+    if len(task.x_shape) == 3:
+        num_channels, *size = task.x_shape
+        net: Any = CNNEmbedding(
+            tuple(size), in_channels=num_channels, output_dim=_NUM_FEATURES
+        )
+    else:
+        net = FCEmbedding(task.dim_x, output_dim=_NUM_FEATURES, num_hiddens=100)
+    return DataEmbedding(net, task.x_shape, task.dim_design)
 
 
 def likelihood_builder(task: Task, density_estimator: str | None = None) -> Any:
@@ -157,5 +180,5 @@ def simulate_predictions(task: Task, theta: Tensor, design: Tensor) -> Tensor:
 
     Simulations that failed are left out.
     """
-    x = task.simulator(theta, design.expand(len(theta), -1))
+    x = task.simulator(theta, design.expand(len(theta), -1)).flatten(1)
     return x[x.isfinite().all(dim=-1)]

@@ -28,7 +28,7 @@ class Problem:
 
     Attributes:
         simulator: Function from `theta` `(batch_dim, dim_theta)` and `design`
-            `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`.
+            `(batch_dim, dim_design)` to `x` `(batch_dim, *x_shape)`.
         prior: Distribution of the parameters.
         design_policy: Policy over the designs that can be done.
         density_estimator: Model of the likelihood.

@@ -51,7 +51,7 @@ def run_experiments(
         simulator: Function from `theta` and `design` to `x`, with one row for each
             simulation.
         observe: The real experiment: function from a design of shape
-            `(dim_design,)` to observed data of shape `(dim_x,)` or `(1, dim_x)`.
+            `(dim_design,)` to observed data of shape `x_shape` or `(1, *x_shape)`.
         num_rounds: Number of experiments. A larger number with the same checkpoint
             continues the sequence.
         checkpoint: File to save the state to, and to continue from if it exists.

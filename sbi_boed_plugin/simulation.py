@@ -19,7 +19,7 @@ from sbi_boed_plugin._parallel import (
     assemble,
     call_simulator,
     check_num_workers,
-    common_width,
+    common_shape,
     map_chunks,
     simulate_chunk,
 )
@@ -31,6 +31,7 @@ __all__ = [
     "CheckedSimulator",
     "Simulations",
     "Simulator",
+    "joint_shape",
     "run_simulator",
     "simulate_for_boed",
 ]
@@ -54,7 +55,8 @@ class CheckedSimulator:
 
     It may get `max_calls` more rows, one by one if it is made by `vectorize`, raised
     whenever it was checked, or has raised while there is a limit. `record` gets
-    parameters, designs and data of rows as they are finished.
+    parameters, designs and data of rows as they are finished. `x_shape` is the shape of
+    the data of one simulation, once there are any, which later ones share.
     """
 
     function: Callable[[Tensor, Tensor], Any]
@@ -62,6 +64,7 @@ class CheckedSimulator:
     is_checked: bool = False
     one_by_one: bool = False
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    x_shape: torch.Size | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.function, CheckedSimulator):
@@ -96,10 +99,11 @@ Simulator = Callable[[Tensor, Tensor], Any] | CheckedSimulator
 class Simulations(NamedTuple):
     """What came out of a simulator."""
 
-    x: Tensor  # Of shape (batch_dim, dim_x), NaN where it failed.
+    x: Tensor  # Rows of numbers, of shape (batch_dim, dim_x), NaN where it failed.
     valid: Tensor  # Rows free of NaN and infinite values, of shape (batch_dim,).
     num_calls: int  # Rows that it got, those of its check and repeated ones included.
     tried: Tensor  # Rows that the limit of calls left in, of shape (batch_dim,).
+    x_shape: torch.Size  # Shape of the data of one simulation.
 
 
 def run_simulator(
@@ -158,7 +162,27 @@ def run_simulator(
         )
     num_calls += simulator.count(chunks)
     x, tried = assemble(theta, chunks, chunk_size, num_rows, warn)
-    return Simulations(x, torch.isfinite(x).all(dim=1), num_calls, tried)
+    if any(chunk.parts for chunk in chunks):
+        simulator.x_shape = joint_shape(simulator.x_shape, x.shape[1:])
+    x = x.flatten(1)
+    valid, shape = torch.isfinite(x).all(dim=1), simulator.x_shape or x.shape[1:]
+    return Simulations(x, valid, num_calls, tried, shape)
+
+
+def joint_shape(known: torch.Size | None, shape: torch.Size) -> torch.Size:
+    """Return the shape of data of one simulation, or raise if earlier ones differ.
+
+    Rows of numbers may be data of any shape with as many.
+    """
+    flat = torch.Size((shape.numel(),))
+    if known is None or known in (shape, flat):
+        return shape
+    if shape == (known.numel(),):
+        return known
+    raise ValueError(
+        f"x of one simulation has shape {tuple(shape)}, but that of earlier ones "
+        f"{tuple(known)}. Bring them into one shape, or use a new trainer."
+    )
 
 
 def _check_once(
@@ -228,7 +252,7 @@ def _check_contract(
             f"({error!r}). {CONTRACT}"
         ) from error
     changed, end_of_changed, _ = simulate([1, 1, 1])
-    common_width(x for x in (alone, together, changed) if x is not None)
+    common_shape(x for x in (alone, together, changed) if x is not None)
     rows = torch.cat([theta, design], dim=1)
     has_one_row = torch.equal(rows[0], rows[1])
     if changed is None or end_of_changed != end or has_one_row:
@@ -260,6 +284,7 @@ def _second_row_differs(together: Tensor, changed: Tensor, has_two_rows: bool) -
 
     Columns of integers, or of which rows are equal, may repeat by chance.
     """
+    together, changed = together.flatten(1), changed.flatten(1)
     different = together[: 2 if has_two_rows else 3]
     tells = different.sort(dim=0).values.diff(dim=0).ne(0.0).all(dim=0)
     tells &= together.ne(together.round()).any(dim=0)
@@ -287,11 +312,11 @@ def simulate_for_boed(
 
     Args:
         simulator: Function from `theta` of shape `(batch_dim, dim_theta)` and `design`
-            of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`.
-            Workers get it pickled, and tensors on the CPU. Rows for which it raises an
-            `Exception` become NaN, found by calls with parts of the rows. The first
-            calls check that rows do not depend on each other. For a function of one
-            vector see :class:`vectorize`.
+            of shape `(batch_dim, dim_design)` to `x` of shape `(batch_dim, dim_x)`, or
+            of any shape `(batch_dim, *x_shape)`. Workers get it pickled, and tensors on
+            the CPU. Rows for which it raises an `Exception` become NaN, found by calls
+            with parts of the rows. The first calls check that rows do not depend on
+            each other. For a function of one vector see :class:`vectorize`.
         prior: Distribution of the parameters.
         design_policy: Distribution of the designs, a design policy or one of torch's,
             with an event dimension.
@@ -307,7 +332,8 @@ def simulate_for_boed(
 
     Returns:
         Parameters, designs and data in single precision, each of shape
-        `(num_simulations, dim)`. Data of failed simulations are NaN:
+        `(num_simulations, dim)`, or data of `(num_simulations, *x_shape)`. Those of
+        failed simulations are NaN:
         `append_simulations(..., exclude_invalid_x=True)` leaves them out.
 
     Raises:
@@ -355,4 +381,4 @@ def simulate_for_boed(
             simulation_batch_size=chunk_size,
             show_progress_bar=show_progress_bar,
         )
-    return theta, design, made.x
+    return theta, design, made.x.reshape(-1, *made.x_shape)

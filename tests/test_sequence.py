@@ -102,8 +102,18 @@ def test_a_record_of_every_experiment():
     assert_same(run(), result)
 
 
-@pytest.mark.parametrize("objective", ["barber_agakov", "gkl", "info_nce", "marginal"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize(
+    "objective, call",
+    [
+        ("barber_agakov", 2),
+        *(
+            pytest.param(objective, call, marks=pytest.mark.slow)
+            for objective in ("barber_agakov", "gkl", "info_nce", "marginal")
+            for call in (1, 2)
+            if (objective, call) != ("barber_agakov", 2)
+        ),
+    ],
+)
 def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(path, objective, call):
     expected = run(objective=objective)
     inference, fails = make(), FailsInRound(call, KeyboardInterrupt())
@@ -116,6 +126,7 @@ def test_an_interrupted_sequence_goes_on_as_if_it_had_not_been(path, objective, 
         assert_same(run(copied, inference=trainer, objective=objective), expected)
 
 
+@pytest.mark.slow
 def test_a_multi_start_sequence_trains_once_and_goes_on(path):
     kwargs = {"method": "multi_start", "multi_start": FEW, "num_warmup_steps": 2}
     num_scoring = 5 * 50 + 40 + CHECK
@@ -244,7 +255,7 @@ def test_other_networks_are_refused_and_change_nothing(path):
     run(path, num_rounds=1, inference=with_data_in(1.0))
     run(path, num_rounds=1, inference=with_data_in(1.0))
     others = [
-        (with_data_in(7.0), "works in other coordinates"),
+        (with_data_in(7.0), "work in other coordinates"),
         (make(model="maf"), "likelihood network.*is another"),
     ]
     for other, told in others:

@@ -435,8 +435,6 @@ def test_vectorized_functions_may_return_a_number_and_run_on_workers():
 
     results = [simulate(vectorize(number), num_workers)[2] for num_workers in (1, 2)]
     assert torch.equal(*results) and results[0].shape == (50, 1)
-    with pytest.raises(ValueError, match="shape .2, 2. for one parameter vector"):
-        simulate(vectorize(lambda t, d: t.expand(2, 2)))
     with pytest.raises(TypeError, match="simulator must be a function"):
         vectorize(3)
 
@@ -506,6 +504,7 @@ def test_calls_that_hang_or_end_their_process_cost_their_row():
     assert torch.equal(*x) and x[0][0, 0] - 1.5 != x[0][1, 0] - 1.6
 
 
+@pytest.mark.slow
 def test_a_call_has_an_end_and_says_so():
     simulator = vectorize(hangs_or_crashes, max_seconds=0.5)
     rows = torch.tensor([[-2.0, 0.0]]), torch.zeros(1, 1)
@@ -515,6 +514,7 @@ def test_a_call_has_an_end_and_says_so():
         vectorize(hangs_or_crashes, max_seconds=0.0)
 
 
+@pytest.mark.slow
 def test_a_process_that_has_died_is_replaced():
     simulator = vectorize(lambda t, d: t, max_seconds=60.0)
     theta = torch.ones(1, 2)
@@ -579,6 +579,7 @@ def test_a_dask_cluster_gives_the_same_unless_there_is_one_worker():
         assert not x[:, 2].eq(os.getpid()).any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     theta, design = rows(BAD)

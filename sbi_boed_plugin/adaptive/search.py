@@ -60,6 +60,11 @@ class PolicySearch:
                 "design_policy=None, or simulations without designs: policies over "
                 "histories need NLE_INCE(prior, design_policy=...) with designs."
             )
+        if not search.models.has_likelihood:
+            raise ValueError(
+                "density_estimator=None: policies learn inside a likelihood, or are "
+                "scored by one. Make the trainer with a likelihood."
+            )
         self.search, self.config, self.device = search, config, device
         self.prior = search.known()
         assert search.prior is not None

@@ -89,7 +89,7 @@ def run_design(
             trainer, result.design, x_o, show_progress_bars=show_progress
         )
         summary |= {
-            "x_o": x_o[0].tolist(),
+            "x_o": x_o.flatten().tolist(),
             "posterior_mean": samples.mean(dim=0).tolist(),
             "posterior_std": samples.std(dim=0).tolist(),
         }
@@ -144,11 +144,13 @@ def _save_search(
 ) -> None:
     """Write the training history as a table and as figures."""
     history, config = result.history, result.config
-    described = [name for name in history if name not in _TRACE_COLUMNS]
+    # Without a likelihood there is none of its columns.
+    columns = [name for name in _TRACE_COLUMNS if name in history]
+    columns += [name for name in history if name not in _TRACE_COLUMNS]
     header, rows = [], []
     for index in range(len(history["loss"])):
         row = [("step", index + 1)]
-        for name in (*_TRACE_COLUMNS, *described):
+        for name in columns:
             prefix = "design" if name == "mode" else name
             row += _flatten(prefix, history[name][index])
         header, values = zip(*row, strict=True)
@@ -235,7 +237,7 @@ def _save_posterior(
     )
     folder.save_figure("posterior.png", figure)
     figure = plotting.plot_predictive(
-        x_o,
+        x_o.flatten(1),
         [simulate_predictions(task, samples, design)],
         [simulate_predictions(task, prior_samples, design)],
         names=task.x_names,

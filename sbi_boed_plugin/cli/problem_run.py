@@ -64,7 +64,8 @@ def design_problem(
         for design, eig in result.candidates
     ]
     folder.save_table(CANDIDATES, [*names, "eig", "standard_error"], values)
-    parts = dict(zip(("theta", "design", "x"), trainer.simulations, strict=True))
+    theta, design, x = trainer.simulations
+    parts = {"theta": theta, "design": design, "x": x.flatten(1)}
     header = [f"{n}_{i + 1}" for n, p in parts.items() for i in range(p.shape[1])]
     of_rows = zip(*(part.tolist() for part in parts.values()), strict=True)
     table = [[value for part in row for value in part] for row in of_rows]

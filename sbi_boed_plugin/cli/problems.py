@@ -47,6 +47,11 @@ def load_problem(name: str) -> Problem:
     found = load_task(name)
     if isinstance(found, Problem):
         return found
+    if found.x_shape is not None:
+        raise ValueError(
+            f"{name} has data without a likelihood, which a campaign needs: it is for "
+            "sbi-boed design"
+        )
     return Problem(
         found.simulator,
         found.prior,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sbi_boed_plugin.estimators.noise import EstimatorView
 
 __all__ = [
+    "DataShapedEstimator",
     "DesignConditionedEstimator",
     "check_fixed_design",
     "join",
@@ -64,6 +65,7 @@ class DesignConditionedEstimator(EstimatorView):
         self,
         estimator: ConditionalDensityEstimator | Sequence[ConditionalDensityEstimator],
         design: Tensor,
+        values_shape: torch.Size | None = None,
     ) -> None:
         """Initialize the estimator at fixed designs.
 
@@ -71,6 +73,8 @@ class DesignConditionedEstimator(EstimatorView):
             estimator: Estimator conditioned on `(values, design)` in one row, or one
                 for each design.
             design: Designs of shape `(num_designs, dim_design)` or `(dim_design,)`.
+            values_shape: Shape in which the values of a condition come, if not in a
+                row.
 
         Raises:
             ValueError: If `design` has a wrong shape or is not finite.
@@ -83,7 +87,8 @@ class DesignConditionedEstimator(EstimatorView):
                 f"There are {len(estimators)} estimators for {len(design)} designs: "
                 "pass one estimator, or one for each design."
             )
-        values_shape = torch.Size((dim_condition - design.shape[-1],))
+        row_shape = torch.Size((dim_condition - design.shape[-1],))
+        values_shape = values_shape or row_shape
         super().__init__(estimators[0], estimators[0].input_shape, values_shape)
         of_design = estimators * (len(design) // len(estimators))
         # Each different estimator once, and the rows of designs that it is for.
@@ -98,7 +103,11 @@ class DesignConditionedEstimator(EstimatorView):
     def condition_of_net(self, condition: Tensor) -> Tensor:
         """Return `(values, design)` in one row each; there must be one design."""
         self._check_number(1)
-        return join(condition, self.design[0])
+        return join(self._as_rows(condition), self.design[0])
+
+    def _as_rows(self, values: Tensor) -> Tensor:
+        """Return values of the condition, `(..., *condition_shape)`, in rows."""
+        return values.flatten(values.dim() - len(self.condition_shape))
 
     def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
         r"""Return :math:`\log q(x_i \mid \theta_b, \xi_i)`, in nats.
@@ -113,7 +122,7 @@ class DesignConditionedEstimator(EstimatorView):
         self._check_condition_shape(condition)
         input, condition, batch_dim = self._broadcast_and_align(input, condition)
         self._check_number(len(input))
-        conditions = join(condition, self.design.unsqueeze(1))
+        conditions = join(self._as_rows(condition), self.design.unsqueeze(1))
         values = input.new_empty(len(input), batch_dim)
         for estimator, rows in zip(self.estimators, self._rows, strict=True):
             # Flat pairs: the one form of call that all of sbi's estimators share.
@@ -145,6 +154,7 @@ class DesignConditionedEstimator(EstimatorView):
                 "number of designs."
             )
         self._check_condition_shape(condition)
+        condition = self._as_rows(condition)
         rows = join(condition.expand(num_designs, -1, -1), self.design.unsqueeze(1))
         x = self.net.sample(sample_shape[:-1], rows.flatten(0, 1), **kwargs)
         return x.reshape(*sample_shape, len(condition), *self.input_shape)
@@ -160,9 +170,14 @@ class DesignConditionedEstimator(EstimatorView):
 
 
 def posterior_at_design(
-    estimator: ConditionalDensityEstimator, design: Tensor
+    estimator: ConditionalDensityEstimator,
+    design: Tensor,
+    x_shape: torch.Size | None = None,
 ) -> DesignConditionedEstimator:
-    """Return a posterior conditioned on `(x, design)` at one design, or raise."""
+    """Return a posterior conditioned on `(x, design)` at one design, or raise.
+
+    Data of the posterior have the shape `x_shape`, by default that of a row.
+    """
     design = check_fixed_design(design, estimator.condition_shape[0], "x")
     if len(design) != 1:
         raise ValueError(
@@ -170,4 +185,23 @@ def posterior_at_design(
             "one design, of shape (dim_design,). For several observations use a "
             "likelihood-based posterior, such as sample_with='mcmc'."
         )
-    return DesignConditionedEstimator(estimator, design)
+    return DesignConditionedEstimator(estimator, design, x_shape)
+
+
+class DataShapedEstimator(EstimatorView):
+    """A likelihood of data in rows, seen as one of data of another shape."""
+
+    def __init__(
+        self, estimator: ConditionalDensityEstimator, x_shape: torch.Size
+    ) -> None:
+        """Initialize the view, which shares the network."""
+        super().__init__(estimator, x_shape, estimator.condition_shape)
+
+    def input_of_net(self, input: Tensor, condition: Tensor) -> Tensor:
+        """Return the data in rows."""
+        return input.flatten(input.dim() - len(self.input_shape))
+
+    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
+        """Draw samples of shape `(*sample_shape, batch_dim, *input_event_shape)`."""
+        draws = super().sample(sample_shape, condition, **kwargs)
+        return draws.reshape(*draws.shape[:-1], *self.input_shape)

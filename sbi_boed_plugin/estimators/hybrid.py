@@ -143,9 +143,9 @@ class HybridEstimator(ConditionalDensityEstimator):
             self.net.eval()
         return self
 
-    def at_design(self, design: Tensor) -> "HybridEstimator":
+    def at_design(self, design: Tensor, x_shape: Any = None) -> "HybridEstimator":
         """Return the estimator of `x` at a design `(dim_design,)`, sharing networks."""
-        return self._view(posterior_at_design(self.net, design), self.prior)
+        return self._view(posterior_at_design(self.net, design, x_shape), self.prior)
 
     def with_prior(self, prior: Distribution) -> "HybridEstimator":
         """Return the estimator for another prior, sharing its networks."""

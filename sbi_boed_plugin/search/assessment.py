@@ -95,9 +95,10 @@ def assess_design(
         if policy.has_rsample:
             slope = find_slope(progress, _at_edge(policy, design))
     network = network_of(config.objective)
-    discrete = _discrete_data(estimators.likelihood, x[valid])
-    mismatch = 0.0
-    if discrete is None:
+    discrete, mismatch = None, 0.0
+    if estimators.likelihood is not None:
+        discrete = _discrete_data(estimators.likelihood, x[valid])
+    if estimators.likelihood is not None and discrete is None:
         observed = x[valid].float()
         mismatch = likelihood_mismatch(estimators.likelihood, finite, designs, observed)
     doubts = find_doubts(
@@ -172,7 +173,9 @@ def estimate_bounds(
     """
     own, posterior = POLICY_OBJECTIVES[objective].bound, estimators.posterior_base
     names = [own, "pce", "snmc"]
-    if posterior is not None:
+    if estimators.likelihood is None:
+        names = [own, "barber_agakov"]
+    elif posterior is not None:
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]
     if not torch.isfinite(x).all():
         # Upper bounds need every simulation.

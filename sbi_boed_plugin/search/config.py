@@ -277,6 +277,28 @@ class DesignSearchConfig:
             return replace(self, method="multi_start")
         return replace(self, method="rounds" if rounds else "joint")
 
+    def without_likelihood(self) -> "DesignSearchConfig":
+        """Return these settings for a search that trains posteriors alone, or raise."""
+        if self.simulations_file is not None:
+            raise ValueError(
+                f"simulations_file={str(self.simulations_file)!r} with "
+                "density_estimator=None: only a search in rounds has one, which needs "
+                "a likelihood."
+            )
+        config = replace(self, method="joint") if self.method == "auto" else self
+        for name, remedy, possible in (
+            ("method", "joint", ("joint",)),
+            ("objective", "barber_agakov", (None, "barber_agakov", "gkl", "target")),
+            ("gradient", "score", ("score", "pathwise")),
+        ):
+            if getattr(config, name) not in possible:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} with density_estimator=None, "
+                    f"but it asks a likelihood. Use {name}='{remedy}', or a trainer "
+                    "with a likelihood."
+                )
+        return config
+
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""
         for field in fields(self):

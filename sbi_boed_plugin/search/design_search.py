@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
@@ -119,6 +120,8 @@ class DesignSearch:
                 "There is no design optimization to resume. Call optimize_design "
                 "without resume_training first."
             )
+        if not (resume or self.models.has_likelihood):
+            asked = asked.without_likelihood()
         if not resume:
             # A policy does not go along the boundary of what is possible; climbs do.
             is_constrained = isinstance(self.policy, ConstrainedPolicy)
@@ -134,10 +137,15 @@ class DesignSearch:
         if config.method != "rounds":  # Rounds choose it by what was learned.
             objective = self._objective(config.method, objective)
         config = replace(config, objective=objective)
+        if not (self.models.has_likelihood or simulator):
+            raise ValueError(
+                "simulator=None with density_estimator=None: stored simulations alone "
+                "tell of other designs by a likelihood. Make the trainer with one."
+            )
         if simulator is None:
             return self._run_on_stored(config, tracker, show_progress_bar)
         over_all = config.method == "multi_start"
-        checked = CheckedSimulator(simulator)
+        checked = CheckedSimulator(simulator, x_shape=self.simulations.x_shape)
         config = with_all_numbers(
             config,
             has_networks=over_all and self.serves_all_designs(objective),
@@ -169,6 +177,7 @@ class DesignSearch:
             raise
         finally:
             self._keep_networks(optimizer)
+            self.simulations.x_shape = checked.x_shape
             self.simulations.take(optimizer.progress, optimizer.prior)
             if isinstance(optimizer, DesignOptimizer):
                 optimizer.progress.drop_old()
@@ -300,6 +309,8 @@ class DesignSearch:
 
         With the networks as they are, by the bound of an objective.
         """
+        if not self.models.has_likelihood and objective == "info_nce":
+            objective = "barber_agakov"
         if objective not in POLICY_OBJECTIVES or objective == "target":
             raise ValueError(
                 f"objective='{objective}' is unknown. Use one of "
@@ -328,13 +339,19 @@ class DesignSearch:
 
     def observe(self, design: Tensor, x: Tensor, num_particles: int) -> None:
         """Take experiments into account, or raise and change nothing."""
+        if not self.models.has_likelihood:
+            raise RuntimeError(
+                "density_estimator=None: a belief is made with a likelihood. The "
+                "posterior of one experiment is build_posterior(design=...); for "
+                "several make the trainer with a likelihood."
+            )
         if self.likelihood is None or not self.dim_design:
             raise RuntimeError(
                 "There is no likelihood with designs yet: call optimize_design() "
                 "before observe()."
             )
         self.known()
-        design = self.check(design)
+        design, x = self.check(design), self.simulations.flat(torch.as_tensor(x))
         self.measurements.observe(self.likelihood, design, x, num_particles)
         self._start_anew()
 

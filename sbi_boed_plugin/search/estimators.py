@@ -42,10 +42,11 @@ class DesignEstimators:
     The likelihood of `x` is conditioned on `(theta, design)` in one row, and is a
     `LikelihoodWithFailures` if simulations have failed; the posterior of `theta` on
     `(x, design)`, and is a `HybridEstimator` if it has an energy ratio; the marginal of
-    `x` on `design`; `target` a `TargetEstimator`. All but the likelihood may be `None`.
+    `x` on `design`; `target` a `TargetEstimator`. Any of them may be `None`; those that
+    ask for a likelihood know that there is one.
     """
 
-    likelihood: ConditionalDensityEstimator
+    likelihood: Any = None
     posterior: Any = None
     marginal: Any = None
     target: Any = None
@@ -66,6 +67,8 @@ class DesignEstimators:
     @property
     def trained(self) -> "DesignEstimators":
         """The networks that learn from finite outcomes."""
+        if self.likelihood is None:
+            return self
         return replace(self, likelihood=without_failures(self.likelihood))
 
     def has_networks_for(self, needs: str | None) -> bool:
@@ -102,21 +105,23 @@ class NetworkModels:
     of bounded support, over all real numbers, so that no mass lies outside. Those of a
     search describe what a linear regression leaves; `likelihood` itself, for `train` on
     stored simulations, is the network that sbi would build. For
-    parameters of finitely many values the posterior is a categorical network. The
-    likelihood is `None` if it was lost when the trainer was pickled.
+    parameters of finitely many values the posterior is a categorical network. Without
+    a likelihood (`has_likelihood`) there are posteriors alone; one that is `None` all
+    the same was lost when the trainer was pickled.
     """
 
     def __init__(
         self,
-        likelihood: str | Builder,
+        likelihood: str | Builder | None,
         posterior: str | Builder,
         marginal: str | Builder,
         x_transform: Transform | Literal["auto"] | None = "auto",
     ) -> None:
         self.likelihood_name = likelihood if isinstance(likelihood, str) else None
+        self.has_likelihood = likelihood is not None
         if isinstance(likelihood, str):
             likelihood = transformed_likelihood_nn(likelihood, x_transform=x_transform)
-        elif x_transform != "auto":
+        elif x_transform != "auto" and likelihood is not None:
             raise ValueError(
                 f"x_transform={x_transform!r} is for networks that are given by name, "
                 "but density_estimator is a function. Give it the transform: "
@@ -124,7 +129,7 @@ class NetworkModels:
             )
         self.likelihood: Builder | None = likelihood
         self.posterior, self.marginal = posterior, marginal
-        self.coordinates = coordinates_of(likelihood)
+        self.coordinates = coordinates_of(likelihood or "mdn")
         # What a search asks for, if not all parameters.
         self.target: Target | None = None
 
@@ -175,6 +180,8 @@ class NetworkModels:
         # sbi hands its builders data on the CPU, wherever it trains.
         theta, x, design = (part.detach().cpu() for part in rows)
         data = torch.cat([x, design], dim=-1)
+        if estimators is None and not self.has_likelihood:
+            estimators = DesignEstimators()
         if estimators is None:
             build = self._likelihood_builder(design.shape[1], linear_start)
             if build is None:
@@ -214,13 +221,13 @@ class NetworkModels:
 
         A `ValueError` says if these are other networks than those that were saved.
         """
-        networks = None
+        networks, of_likelihood = None, weights.get("likelihood", {})
         for name, values in weights.items():
             needs = None if name == "likelihood" else name
             if any(key.startswith("energy.") for key in values):
                 needs = "hybrid"
             # Not the likelihood that `train` built.
-            linear_start = any("regression." in key for key in weights["likelihood"])
+            linear_start = any("regression." in key for key in of_likelihood)
             networks = self.complete(
                 networks, needs, prior, rows, device, linear_start=linear_start
             )
@@ -231,7 +238,7 @@ class NetworkModels:
             for name, net in networks.named().items()
         }
         networks = DesignEstimators(**copies)
-        if any(key.startswith("success_net.") for key in weights["likelihood"]):
+        if any(key.startswith("success_net.") for key in of_likelihood):
             networks.likelihood = LikelihoodWithFailures(networks.likelihood)
         for name, network in networks.named().items():
             try:

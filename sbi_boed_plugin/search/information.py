@@ -115,12 +115,14 @@ def training_losses(
     simulations have failed: successes contrasted with the parameters of failures would
     teach it the chance of success.
     """
-    losses = {
-        "likelihood": info_nce_loss(densities.log_likelihoods, regularization_strength)
-        if contrastive
-        else -(1.0 + regularization_strength) * densities.log_likelihood
-    }
+    losses: dict[str, Tensor] = {}
     estimators = densities.estimators
+    if estimators.likelihood is not None and contrastive:
+        given = densities.log_likelihoods, regularization_strength
+        losses["likelihood"] = info_nce_loss(*given)
+    elif estimators.likelihood is not None:
+        weight = 1.0 + regularization_strength
+        losses["likelihood"] = -weight * densities.log_likelihood
     if isinstance(estimators.posterior, HybridEstimator):
         losses["posterior"] = hybrid_loss(
             densities.log_posterior, densities.log_ratio, densities.partition

@@ -176,6 +176,8 @@ class DesignOptimizer:
         """Learn when simulations fail, from those kept and what was known before."""
         if self.estimators is None or not self.progress.stored:
             return
+        if self.estimators.likelihood is None:
+            return
         rows = self.progress.recent()
         if self._known_failures is not None or not rows.valid.all():
             condition = torch.cat([rows.theta, rows.design], dim=-1)
@@ -261,11 +263,14 @@ class DesignOptimizer:
             seconds = time.perf_counter() - started
             progress.keep(batch, worth if moves_policy else None, seconds)
             error = information.std() / math.sqrt(len(information))
+            if networks.likelihood is not None:
+                mean = densities.log_likelihood.mean().item()
+                progress.record(log_likelihood=mean)
             progress.record(
-                loss=losses["likelihood"].item(),
+                # Of the likelihood, or else of the network that there is.
+                loss=next(iter(losses.values())).item(),
                 eig=information.mean().item(),
                 eig_standard_error=error.item(),
-                log_likelihood=densities.log_likelihood.mean().item(),
                 num_simulations=progress.num_simulations,
                 seconds=progress.seconds,
                 **{key: v.tolist() for key, v in self.policy.describe().items()},
@@ -360,6 +365,6 @@ class DesignOptimizer:
         bar.set_postfix_str(told, refresh=False)
         bar.update()
         if tracker is not None:
-            names = ("loss", "eig", "log_likelihood")
+            names = {"loss", "eig", "log_likelihood"} & set(last)
             metrics = {f"design_{name}": last[name] for name in names}
             tracker.log_metrics(metrics, step=self.progress.step)

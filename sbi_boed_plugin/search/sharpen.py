@@ -41,6 +41,8 @@ def sharper_design(optimizer: DesignOptimizer, mode: Tensor) -> Tensor | None:
         return None
     networks = optimizer.networks
     assert networks is not None
+    if networks.likelihood is None:
+        return None
     networks.train(False)
     model = LearnedModel(networks, optimizer.prior, config.objective, config.utility)
     with isolated_rng(_SEED):

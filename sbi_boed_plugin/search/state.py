@@ -4,26 +4,34 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators
 
 __all__ = ["load_state", "state_of"]
+
+_NUM_ROWS = 16
 
 
 def state_of(search: Any, device: str) -> dict[str, Any]:
     """Return what a `DesignSearch` keeps, as plain values."""
     networks, policy = search.networks, search.policy
     rows, log_prob = (), None
-    if networks is not None and policy is not None and search.dim_design:
-        shape = torch.Size((16,))
+    if networks is not None and networks.likelihood is None:
+        some = Batch.join(search.simulations.batches).finite()
+        rows = some.theta[:_NUM_ROWS], some.x[:_NUM_ROWS], some.design[:_NUM_ROWS]
+        log_prob = _log_density(networks, *rows)
+    elif networks is not None and policy is not None and search.dim_design:
+        shape = torch.Size((_NUM_ROWS,))
         with isolated_rng(0), torch.no_grad():
             theta, design = search.known().sample(shape), policy.sample(shape)
             theta, design = theta.to(device).float(), design.float()
             condition = torch.cat([theta, design], dim=-1)
             x = networks.likelihood.sample(torch.Size((1,)), condition)[0]
         rows = theta, x, design
-        log_prob = networks.log_likelihood(*rows)
+        log_prob = _log_density(networks, *rows)
     return {
         "networks": {} if networks is None else networks.weights(),
         # Networks are built from these rows, and are the same if they judge alike.
@@ -34,6 +42,7 @@ def state_of(search: Any, device: str) -> dict[str, Any]:
         "policy": None if policy is None else dict(policy.state_dict()),
         "measurements": search.measurements.state_dict(),
         "simulations": search.simulations.state_dict(),
+        "x_shape": search.simulations.x_shape,
     }
 
 
@@ -50,11 +59,11 @@ def load_state(search: Any, state: dict[str, Any], device: str) -> None:
     if state["networks"]:
         networks = built(state["networks"])
         rows_here = [part.to(device) for part in rows]
-        found = networks.log_likelihood(*rows_here).to(state["log_prob"])
+        found = _log_density(networks, *rows_here).to(state["log_prob"])
         if not torch.allclose(found, state["log_prob"], 1e-3, 1e-3, equal_nan=True):
             raise ValueError(
-                "The likelihood of the trainer works in other coordinates than the "
-                "one that was saved: make the trainer as it was."
+                "The networks of the trainer work in other coordinates than those "
+                "that were saved: make the trainer as it was."
             )
     measurements = search.measurements.restored(
         state["measurements"], lambda weights: built(weights).likelihood
@@ -66,4 +75,17 @@ def load_state(search: Any, state: dict[str, Any], device: str) -> None:
     search.covers_all_designs, search.trained_after = trained
     search.networks, search.measurements = networks, measurements
     search.simulations.load_state_dict(state["simulations"])
+    shape = state["x_shape"]
+    search.simulations.x_shape = None if shape is None else torch.Size(shape)
     search.optimizer = None
+
+
+@torch.no_grad()
+def _log_density(
+    networks: DesignEstimators, theta: Tensor, x: Tensor, design: Tensor
+) -> Tensor:
+    """Return what the likelihood says of rows, or without one the posterior."""
+    if networks.likelihood is not None:
+        return networks.log_likelihood(theta, x, design)
+    data = torch.cat([x, design], dim=-1)
+    return networks.posterior_base.eval().log_prob(theta.unsqueeze(0), data)[0]

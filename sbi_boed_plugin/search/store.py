@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin.search.batch import Batch, Progress
+from sbi_boed_plugin.simulation import joint_shape
 
 __all__ = ["SimulationStore"]
 
@@ -12,11 +13,25 @@ _KEPT = ("theta", "x", "design", "valid", "log_proposal")
 
 
 class SimulationStore:
-    """All simulations with designs, failed ones included, oldest first."""
+    """All simulations with designs, failed ones included, oldest first.
+
+    Data are kept as rows of numbers. `x_shape` is the shape of those of one simulation,
+    `None` before there are any.
+    """
 
     def __init__(self, device: str) -> None:
         self.batches: list[Batch] = []
+        self.x_shape: torch.Size | None = None
         self._device = device
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Return data `(num, *x_shape)`, or `x_shape` of one, as rows of numbers.
+
+        Data of another shape are left to those who know what is wrong with them.
+        """
+        shape = self.x_shape or x.shape[1:]
+        x = x.unsqueeze(0) if x.shape == shape else x
+        return x.flatten(1) if x.dim() > 2 and x.shape[1:] == shape else x
 
     def add(
         self,
@@ -32,6 +47,7 @@ class SimulationStore:
         A row outside of its support counts for no posterior, and no row does if designs
         followed earlier data, which makes them depend on parameters.
         """
+        self.x_shape = joint_shape(self.x_shape, x.shape[1:])
         theta, x, design = (p.to(self._device).float() for p in (theta, x, design))
         log_proposal = None
         if proposal is not None:
@@ -41,7 +57,8 @@ class SimulationStore:
             )
         if is_adaptive:
             log_proposal = torch.full_like(theta[:, 0], torch.inf)
-        valid = x.flatten(1).isfinite().all(dim=1)
+        x = x.flatten(1)
+        valid = x.isfinite().all(dim=1)
         self.batches.append(Batch(theta, x, design, valid, log_proposal=log_proposal))
 
     def take(self, progress: Progress, proposal: Distribution) -> None:
@@ -76,13 +93,8 @@ class SimulationStore:
                 "There are no simulations with designs yet: call optimize_design(), or "
                 "append_simulations(theta, x, design=design)."
             )
-        return (
-            rows.theta,
-            rows.design,
-            rows.x.masked_fill(
-                ~rows.valid.reshape(-1, *[1] * (rows.x.dim() - 1)), torch.nan
-            ),
-        )
+        x = rows.x.masked_fill(~rows.valid.unsqueeze(1), torch.nan)
+        return rows.theta, rows.design, x.reshape(-1, *(self.x_shape or x.shape[1:]))
 
     def since(self, number: int) -> list[tuple[Tensor, Tensor, int]]:
         """Return rows `(theta, design)`, data and `dim_design` of later batches.

@@ -14,6 +14,7 @@ from sbi_boed_plugin.tasks.pharmacokinetic import Pharmacokinetic
 from sbi_boed_plugin.tasks.prey import PreyPopulation
 from sbi_boed_plugin.tasks.psychometric import Psychometric
 from sbi_boed_plugin.tasks.sir import SIR, BruteForceEIG, brute_force_eig
+from sbi_boed_plugin.tasks.structured import Camera, Trace
 from sbi_boed_plugin.tasks.task import Task
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CES",
     "SIR",
     "BruteForceEIG",
+    "Camera",
     "DeathProcess",
     "GaussianLinear",
     "HyperbolicDiscounting",
@@ -30,6 +32,7 @@ __all__ = [
     "PreyPopulation",
     "Psychometric",
     "Task",
+    "Trace",
     "available_tasks",
     "brute_force_eig",
     "get_task",
@@ -37,7 +40,7 @@ __all__ = [
 ]
 
 _DISCRETE = (DeathProcess, HyperbolicDiscounting, PreyPopulation, Psychometric)
-_MORE = (LocationFinding, NoisyLinear, Pharmacokinetic, SIR, *_DISCRETE)
+_MORE = (LocationFinding, NoisyLinear, Pharmacokinetic, SIR, Camera, Trace, *_DISCRETE)
 _TASKS: dict[str, type[Task]] = {
     task.name: task for task in (BMP, CES, GaussianLinear, *_MORE)
 }

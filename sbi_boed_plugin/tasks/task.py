@@ -28,6 +28,8 @@ class Task:
         design_high: Largest design, of shape `(dim_design,)`.
         true_parameters: Parameters behind "observed" data, of shape `(1, dim_theta)`.
         dim_x: Number of values that one experiment yields.
+        x_shape: Shape of data that are for an embedding, and for no likelihood; `None`
+            where data are rows of `dim_x` values.
         parameter_names: Labels of the parameters, with units.
         design_names: Labels of the design's values, with units.
         x_names: Labels of the data, with units.
@@ -48,6 +50,7 @@ class Task:
     theta_transform: Transform = identity_transform
     x_transform: Transform = identity_transform
     design_transform: Transform = identity_transform
+    x_shape: tuple[int, ...] | None = None
 
     @property
     def dim_theta(self) -> int:
@@ -75,7 +78,7 @@ class Task:
         return type(self).exact_eig is not Task.exact_eig
 
     def simulator(self, theta: Tensor, design: Tensor) -> Tensor:
-        """Return data `(batch, dim_x)` of one experiment per row.
+        """Return data `(batch, dim_x)`, or `(batch, *x_shape)`, an experiment per row.
 
         Parameters `(batch, dim_theta)` and designs `(batch, dim_design)` are in natural
         units; device and dtype are those of `theta`. The noise comes from torch's
@@ -97,7 +100,7 @@ class Task:
     def log_likelihood(self, x: Tensor, theta: Tensor, design: Tensor) -> Tensor:
         """Return `log p(x | theta, design)` in nats.
 
-        Data `(..., dim_x)`, parameters `(..., dim_theta)` and designs
+        Data `(..., dim_x)`, in rows, parameters `(..., dim_theta)` and designs
         `(..., dim_design)` broadcast, and give log-densities `(...)`.
         """
         raise NotImplementedError(

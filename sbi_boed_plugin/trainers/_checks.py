@@ -22,8 +22,8 @@ def append_design(
 ) -> tuple[Tensor, int]:
     """Return `(values, design)` in one row each and the size of a design, or raise.
 
-    Without a design it is 0; `dim_design` is that of earlier simulations, if any, and
-    `num_rows` how many rows of `x` go with the values.
+    Data of any shape are flattened. Without a design it is 0; `dim_design` is that of
+    earlier simulations, if any, and `num_rows` how many rows of `x` go with the values.
     """
     check_designs_given(design, dim_design)
     if design is None:
@@ -32,13 +32,15 @@ def append_design(
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}.")
     design = check_design(design, dim_design, policy)
-    if values.dim() != 2 or len(design) != len(values):
+    is_array = name == "x" and values.dim() > 2
+    if not (values.dim() == 2 or is_array) or len(design) != len(values):
         raise ValueError(
             f"{name} has shape {tuple(values.shape)} and design "
             f"{tuple(design.shape)}: with designs both must have two dimensions and "
             "one row per simulation. One number per design is design.unsqueeze(1)."
         )
     _check_length(values, num_rows, name)
+    values = values.flatten(1)
     return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
 
 

@@ -71,7 +71,7 @@ class DesignMethods:
         these alone. A further joint search trains policy and networks on.
 
         `simulator` is a function from `theta` `(batch_dim, dim_theta)` and `design`
-        `(batch_dim, dim_design)` to `x` `(batch_dim, dim_x)`. With `resume_training`
+        `(batch_dim, dim_design)` to `x` `(batch_dim, *x_shape)`. With `resume_training`
         the previous call, which Ctrl-C, an error or a budget has ended, goes on from
         its last completed step, with the budgets, scoring and `multi_start` of this
         call. All other arguments are those of
@@ -134,19 +134,23 @@ class DesignMethods:
             )
         if resume_training:
             self._policy_search.check_resumed(config)
-        checked = None if simulator is None else CheckedSimulator(simulator)
+        stored, checked = self.search.simulations, None
+        if simulator is not None:
+            checked = CheckedSimulator(simulator, x_shape=stored.x_shape)
         try:
             return self._policy_search.run(
                 checked, self._tracker, self._show_progress_bars
             )
         finally:
-            self._store(self.search.simulations.since(num_stored))
+            if checked is not None:
+                stored.x_shape = checked.x_shape
+            self._store(stored.since(num_stored))
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
         """Take experiments into account, or raise and change nothing.
 
         The next search starts from what is known then, with the policy as it was at
-        first. With `design` and `x` of shapes `(dim_design,)` and `(dim_x,)`, or a row
+        first. With `design` and `x` of shapes `(dim_design,)` and `x_shape`, or a row
         for each of several experiments. There is a warning if `x` lies beyond all of
         1,000 draws of the learned predictive distribution; `predictive_p_value` of the
         observation says how surprising it was. `num_particles` of the belief are fixed

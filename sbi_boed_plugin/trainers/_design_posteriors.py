@@ -15,6 +15,7 @@ from sbi_boed_plugin.adaptive.policy import check_history
 from sbi_boed_plugin.adaptive.posterior import HistoryLikelihood, HistoryPosterior
 from sbi_boed_plugin.adaptive.search import PolicySearch
 from sbi_boed_plugin.estimators.design_conditioned import (
+    DataShapedEstimator,
     DesignConditionedEstimator,
     posterior_at_design,
 )
@@ -44,18 +45,43 @@ def likelihood_at(
     `None` stands for the trainer's own likelihood, and for no data.
     """
     if design is None and estimator is None and len(search.measurements):
-        return search.measurements.likelihood()
+        of_all, x = search.measurements.likelihood()
+        return _of_data(search, of_all), _as_data(search, x)
     if not isinstance(estimator, DesignConditionedEstimator):
         check_designs_given(design, search.dim_design)
     if design is None:
         return estimator, None
     estimator = estimator or search.likelihood
+    _check_likelihood(search, estimator)
     if estimator is None:
         raise RuntimeError(
             "There is no likelihood yet: call optimize_design() or train() before "
             "build_posterior()."
         )
-    return DesignConditionedEstimator(estimator, search.check(design)), None
+    at_design = DesignConditionedEstimator(estimator, search.check(design))
+    return _of_data(search, at_design), None
+
+
+def _check_likelihood(search: DesignSearch, estimator: Any) -> None:
+    if estimator is None and not search.models.has_likelihood:
+        raise ValueError(
+            "density_estimator=None: there is no likelihood for this sample_with. Use "
+            "sample_with='direct'."
+        )
+
+
+def _of_data(
+    search: DesignSearch, likelihood: ConditionalDensityEstimator
+) -> ConditionalDensityEstimator:
+    """Return a likelihood of data in the shape that the simulator gives them."""
+    shape = search.simulations.x_shape
+    is_row = shape is None or len(shape) < 2 or not search.dim_design
+    return likelihood if is_row else DataShapedEstimator(likelihood, shape)
+
+
+def _as_data(search: DesignSearch, x: Tensor) -> Tensor:
+    """Return rows of numbers in the shape that the simulator gives them."""
+    return x.reshape(-1, *(search.simulations.x_shape or x.shape[1:]))
 
 
 def direct_posterior(
@@ -95,17 +121,22 @@ def direct_posterior(
         last = search.measurements.observations[-1]
         design, x_o = last.design, last.x
     # A copy: later searches train the network on.
-    at_design = posterior_at_design(deepcopy(estimator).eval(), design)
+    shape = search.simulations.x_shape
+    at_design = posterior_at_design(deepcopy(estimator).eval(), design, shape)
     posterior = DirectPosterior(at_design, prior, device=device)
-    return posterior if x_o is None else posterior.set_default_x(x_o)
+    return posterior if x_o is None else posterior.set_default_x(_as_data(search, x_o))
 
 
 def default_sampler(search: DesignSearch, given: dict[str, Any]) -> str:
     """Return "hybrid" after a search that trained a network, and "mcmc" otherwise.
 
+    Without a likelihood it is "direct".
+
     Unless the arguments of `build_posterior` ask for another estimator, prior, several
     designs at once, or have settings of another sampler.
     """
+    if not search.models.has_likelihood:
+        return "direct"
     if isinstance(given["posterior_parameters"], HybridPosteriorParameters):
         return "hybrid"
     networks, design = search.networks, given["design"]
@@ -130,6 +161,7 @@ def hybrid_posterior(
     `build_posterior`.
     """
     likelihood, design = search.likelihood, given["design"]
+    _check_likelihood(search, likelihood)
     prior = search.prior or given["prior"]
     if given["density_estimator"] is not None or given["prior"] not in (None, prior):
         raise ValueError(
@@ -160,13 +192,13 @@ def hybrid_posterior(
         check_designs_given(design, search.dim_design)
         design = search.check(design)
         networks = (
-            posterior_at_design(networks[0], design),
-            DesignConditionedEstimator(networks[1], design),
+            posterior_at_design(networks[0], design, search.simulations.x_shape),
+            _of_data(search, DesignConditionedEstimator(networks[1], design)),
         )
     hybrid = LikelihoodHybrid(*networks, prior, earlier)
     result = HybridPosterior(hybrid, prior, device=device, **vars(parameters))
     if x_o is not None:
-        result.set_default_x(x_o)
+        result.set_default_x(_as_data(search, x_o))
     return result
 
 

@@ -103,7 +103,11 @@ def refuse_to_build(theta: Tensor, x: Tensor) -> ConditionalDensityEstimator:
 
 
 def at_design(
-    estimator: Any, prior: Prior, design: Tensor | None, dim_design: int | None
+    estimator: Any,
+    prior: Prior,
+    design: Tensor | None,
+    dim_design: int | None,
+    x_shape: torch.Size | None,
 ) -> Any:
     """Return an estimator as a hybrid, at a design if simulations have designs."""
     if not isinstance(estimator, ConditionalDensityEstimator):
@@ -123,7 +127,7 @@ def at_design(
             f"design has shape {tuple(design.shape)}, but an amortised posterior has "
             "one design, of shape (dim_design,). For several observations use NLE_INCE."
         )
-    return estimator.at_design(design[0])
+    return estimator.at_design(design[0], x_shape)
 
 
 def without_idle_energy(proposal: Any) -> Any:

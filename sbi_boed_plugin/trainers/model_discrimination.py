@@ -190,12 +190,13 @@ class _ModelSimulator:
                 continue
             x = torch.as_tensor(simulator(own[rows], own_design[rows])).to(theta)
             if result is None:
-                result = theta.new_full((len(theta), x.shape[1]), torch.nan)
-            if x.shape[1] != result.shape[1]:
+                result = theta.new_full((len(theta), *x.shape[1:]), torch.nan)
+            if x.shape[1:] != result.shape[1:]:
+                shapes = tuple(x.shape[1:]), tuple(result.shape[1:])
                 raise ValueError(
-                    f"models[{number}] returned {x.shape[1]} values for each "
-                    f"simulation and another model {result.shape[1]}: they must "
-                    "describe the same data."
+                    f"models[{number}] returned data of shape {shapes[0]} for each "
+                    f"simulation and another model {shapes[1]}: they must describe the "
+                    "same data."
                 )
             result[rows] = x
         assert result is not None

@@ -25,6 +25,7 @@ from sbi_boed_plugin.posteriors.target_posterior import TargetPosterior
 from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.target import TargetLike, probed_target
+from sbi_boed_plugin.simulation import joint_shape
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._design_methods import DesignMethods
 from sbi_boed_plugin.trainers._design_posteriors import (
@@ -68,7 +69,7 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
     def __init__(
         self,
         prior: Distribution | None = None,
-        density_estimator: str | Builder = "maf",
+        density_estimator: str | Builder | None = "maf",
         device: str = "cpu",
         logging_level: int | str = "WARNING",
         summary_writer: SummaryWriter | None = None,
@@ -82,21 +83,23 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
     ):
         """Initialize as `sbi.inference.NLE`, with designs.
 
-        A `density_estimator` gets `(theta, design)` in one row in the place of `theta`;
-        with one value of `x` a maf is but a Gaussian. `posterior_estimator`
-        and `marginal_estimator` are the networks that a search trains where its
-        objective needs one: models of `posterior_nn` and `likelihood_nn`, or functions
-        that build them from `theta` and `(x, design)` in one row, and from `design` and
-        `x`. `x_transform` is where networks that are given by name work, with designs:
-        a `Transform` of the data, `None` for natural units, or `"auto"` for (almost)
-        logarithms of data that spread over decades.
+        A `density_estimator` gets `(theta, design)` in one row in the place of `theta`,
+        and data of any shape flattened; with one value of `x` a maf is but a Gaussian.
+        With `None` there is no likelihood: searches train posteriors alone, as suits
+        images, which :class:`~sbi_boed_plugin.DataEmbedding` embeds.
+        `posterior_estimator` and `marginal_estimator` are the networks that a search
+        trains where its objective needs one: models of `posterior_nn` and
+        `likelihood_nn`, or functions that build them from `theta` and `(x, design)` in
+        one row, and from `design` and `x`. `x_transform` is where networks that are
+        given by name work, with designs: a `Transform` of the data, `None` for natural
+        units, or `"auto"` for (almost) logarithms of data that spread over decades.
         """
         networks = density_estimator, posterior_estimator, marginal_estimator
         models = NetworkModels(*networks, x_transform)
         device = process_device(device)
         self.search = DesignSearch(prior, design_policy, models, device)
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
-        super().__init__(prior, density_estimator, device, *of_sbi)
+        super().__init__(prior, density_estimator or "maf", device, *of_sbi)
         self._objective = InfoNCEObjective()
         self._proposal = Proposal()
         # What `train` was asked for, and whether it goes on.
@@ -138,11 +141,14 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         of_search = self.search.dim_design, self.search.policy
         parameters = theta
         theta, dim_design = append_design(theta, design, *of_search, "theta", len(x))
+        if dim_design:
+            joint_shape(self.search.simulations.x_shape, x.shape[1:])
+        rows = x.flatten(1) if dim_design and x.dim() > 2 else x
         super().append_simulations(
-            theta, x, exclude_invalid_x, from_round, algorithm, data_device
+            theta, rows, exclude_invalid_x, from_round, algorithm, data_device
         )
         self._use_designs(dim_design)
-        warn_of_scales(self._build_neural_net, theta, x)
+        warn_of_scales(self._build_neural_net, theta, rows)
         if dim_design:
             rows = parameters, x, theta[:, -dim_design:]
             self.search.simulations.add(*rows, proposal or self.search.prior)
@@ -153,6 +159,8 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
     def _store(self, batches: list[tuple[Tensor, Tensor, int]]) -> None:
         for theta, x, dim_design in batches:
             self._use_designs(dim_design)
+            if not self.search.models.has_likelihood:
+                continue
             super().append_simulations(theta, x, from_round=len(self.observations))
 
     def _use_designs(self, dim_design: int) -> None:
@@ -196,6 +204,11 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
             RuntimeError: If there are no simulations.
             ValueError: If an argument is out of range, or changed on resuming.
         """
+        if not self.search.models.has_likelihood:
+            raise RuntimeError(
+                "density_estimator=None: there is no likelihood to train. Make the "
+                "trainer with one, or use NPE_GKL for a posterior."
+            )
         given = del_entries(locals(), ("self", "__class__"))
         own = given.pop("num_contrastive"), given.pop("regularization_strength")
         objective = InfoNCEObjective(*own)

@@ -31,6 +31,7 @@ from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
+from sbi_boed_plugin.simulation import joint_shape
 from sbi_boed_plugin.trainers import _stage
 from sbi_boed_plugin.trainers._checks import append_design, check_training
 from sbi_boed_plugin.trainers._energy_training import EnergyConfig, train_energy
@@ -83,6 +84,8 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
     # The first round that the present training uses.
     _first_round: int = 0
     _dim_design: int | None = None
+    # Shape of the data, which are in rows where there are designs.
+    _x_shape: torch.Size | None = None
 
     def __init__(  # noqa: D417
         self,
@@ -189,16 +192,19 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
         """Store simulations as `NPE` does, and return the trainer.
 
         With `design` of shape `(num_simulations, dim_design)`, drawn independently of
-        `theta`, or `None` if the experiment has none; `(x, design)` is one row then.
+        `theta`, or `None` if the experiment has none; `(x, design)` is one row then,
+        with the data flattened.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
-        x, dim_design = append_design(x, design, self._dim_design)
+        rows, dim_design = append_design(x, design, self._dim_design)
         proposal = _stage.without_idle_energy(proposal)
-        super().append_simulations(theta, x, proposal, exclude_invalid_x, data_device)
-        self._dim_design = dim_design
-        warn_of_scales(self._build_neural_net, theta, x)
+        given = proposal, exclude_invalid_x, data_device
+        x_shape = joint_shape(self._x_shape, x.shape[1:]) if dim_design else None
+        super().append_simulations(theta, rows, *given)
+        self._dim_design, self._x_shape = dim_design, x_shape
+        warn_of_scales(self._build_neural_net, theta, rows)
         return self
 
     def train(  # noqa: D417
@@ -308,7 +314,9 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
                 stacklevel=2,
             )
         prior = self._prior if prior is None else prior
-        hybrid = _stage.at_design(estimator, prior, design, self._dim_design)
+        hybrid = _stage.at_design(
+            estimator, prior, design, self._dim_design, self._x_shape
+        )
         return super().build_posterior(**{**given, "density_estimator": hybrid})
 
     def _build_posterior_parameters(self, sample_with: Any, **kwargs: Any) -> Any:

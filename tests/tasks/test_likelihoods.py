@@ -11,6 +11,7 @@ from sbi_boed_plugin.tasks import (
     BMP,
     CES,
     SIR,
+    Camera,
     DeathProcess,
     GaussianLinear,
     HyperbolicDiscounting,
@@ -20,6 +21,7 @@ from sbi_boed_plugin.tasks import (
     PreyPopulation,
     Psychometric,
     Task,
+    Trace,
 )
 
 
@@ -113,6 +115,7 @@ CASES: list[tuple[Task, list[float], dict]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "design", "accuracy"), CASES)
 def test_exact_eig_agrees_with_nested_monte_carlo(task, design, accuracy):
     """Compare with an estimate that shares neither samples nor code with the task's."""
@@ -143,6 +146,7 @@ def test_exact_eig_agrees_with_nested_monte_carlo(task, design, accuracy):
     "task",
     [
         BMP(dim_design=2),
+        Camera(),
         CES(),
         DeathProcess(),
         HyperbolicDiscounting(),
@@ -150,6 +154,7 @@ def test_exact_eig_agrees_with_nested_monte_carlo(task, design, accuracy):
         Pharmacokinetic(),
         PreyPopulation(),
         Psychometric(),
+        Trace(),
     ],
     ids=repr,
 )

@@ -1,5 +1,6 @@
 """What every task promises."""
 
+import math
 import pickle
 
 import pytest
@@ -11,13 +12,16 @@ NAMES = available_tasks()
 # Tasks that measure once per value of the design, and the size of the other designs.
 REPEATED = ["bmp", "gaussian_linear", "noisy_linear", "pharmacokinetic", "sir"]
 FIXED = {
+    "camera": 1,
     "ces": 6,
     "death_process": 1,
     "hyperbolic_discounting": 2,
     "location_finding": 2,
     "prey_population": 1,
     "psychometric": 1,
+    "trace": 1,
 }
+SHAPES = {"camera": (1, 16, 16), "trace": (100,)}
 TRACTABLE = sorted(set(NAMES) - {"sir"})
 
 
@@ -36,17 +40,18 @@ def test_shapes_agree_with_the_dimensions(name, dim_design):
     theta, design = draw(task, 7)
     assert task.name == name
     assert task.dim_design == FIXED.get(name, dim_design)
-    assert task.dim_x == (1 if name in FIXED else dim_design)
+    x_shape = SHAPES.get(name, (1 if name in FIXED else dim_design,))
+    assert task.x_shape == SHAPES.get(name) and task.dim_x == math.prod(x_shape)
     assert theta.shape == (7, task.dim_theta)
     assert design.shape == (7, task.dim_design)
-    assert task.simulator(theta, design).shape == (7, task.dim_x)
+    assert task.simulator(theta, design).shape == (7, *x_shape)
     assert task.true_parameters.shape == (1, task.dim_theta)
     assert task.prior.log_prob(task.true_parameters).isfinite().all()
     assert len(task.parameter_names) == task.dim_theta
     assert len(task.design_names) == task.dim_design
     assert len(task.x_names) == task.dim_x
     assert (task.design_low < task.design_high).all()
-    assert task.simulator(theta[:0], design[:0]).shape == (0, task.dim_x)
+    assert task.simulator(theta[:0], design[:0]).shape == (0, *x_shape)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -185,6 +190,6 @@ def test_unknown_task_is_named_with_the_closest_one():
     with pytest.raises(ValueError, match="'noisy_liner'.* mean 'noisy_linear'.*sir"):
         get_task("noisy_liner")
     with pytest.raises(
-        ValueError, match="'zzz'. Available: bmp, ces, death_process, gaussian_linear"
+        ValueError, match="'zzz'. Available: bmp, camera, ces, death_process"
     ):
         get_task("zzz")

@@ -111,6 +111,7 @@ def test_probabilities_and_parameters_after_data(searched):
     assert inference.parameters_of(0).shape == (4_096, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_sequence_ends_with_the_question(tmp_path):
     """Two models that one datum tells apart."""

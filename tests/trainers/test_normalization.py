@@ -7,6 +7,7 @@ from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, tasks
 from tests.conftest import NoOpTracker
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:In one-dimensional output space")
 @pytest.mark.parametrize("model", ["nsf", "maf", "zuko_nsf"])
 @pytest.mark.parametrize("regularization_strength", [0.0, 0.1])

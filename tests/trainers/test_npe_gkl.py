@@ -143,6 +143,7 @@ def test_it_is_calibrated():
     assert (stats["ks_pvals"] > 0.005).all()
 
 
+@pytest.mark.slow
 def test_joint_training_improves_the_base_too():
     trainer = trained(1_000, training="joint", max_num_epochs=30)
     theta, x = simulations(seed=100)
@@ -271,6 +272,7 @@ def test_a_second_round_comes_closer():
         second.diagnostics()  # Z means nothing after an atomic loss.
 
 
+@pytest.mark.slow
 def test_truncated_proposals_are_simulations_of_the_prior():
     x_o = torch.tensor([[0.5, 0.5]])
     trainer = trained(600, seed=3, energy=BRIEF)
@@ -286,6 +288,7 @@ def test_truncated_proposals_are_simulations_of_the_prior():
     assert accept(samples).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_either_kind_of_training_follows_the_other():
     trainer = trained(200, max_num_epochs=2, energy=BRIEF)
     few = EnergyConfig(num_partition_samples=3)

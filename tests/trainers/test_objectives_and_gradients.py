@@ -57,9 +57,8 @@ def test_every_objective_goes_with_its_gradients(objective, gradient):
     assert (result.marginal_estimator is not None) == (objective == "marginal")
 
 
-@pytest.mark.parametrize(
-    "gradient", ["surrogate", pytest.param("implicit", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["surrogate", "implicit"])
 def test_a_point_follows_a_likelihood_that_knows_other_designs(gradient):
     """At a point alone nothing tells how data depend on the design."""
     trainer = make_trainer(Model.prior, PointPolicy(*BOX, loc=torch.tensor([0.6])))

@@ -41,6 +41,7 @@ def make(prior, low, high, *args, **kwargs):
     return on_box(low, high, prior, *args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, search",
     [
@@ -159,6 +160,7 @@ def exact_saturation(prior, design):
     return float(entropy) - 0.5 * math.log(2 * math.pi * math.e * 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prior",
     [HalfCauchy(1.0), Cauchy(0.0, 1.0), LogNormal(0.0, 3.0)],

@@ -100,6 +100,7 @@ def test_failures_do_not_bend_the_likelihood():
     assert spread.flatten().tolist() == pytest.approx([1.0, 1.0], abs=0.3)
 
 
+@pytest.mark.slow
 def test_a_multi_start_search_stays_inside_the_box():
     inference = on_box(0.1, 0.7)
     for num_steps in (5, 0, 0, 0, 0):

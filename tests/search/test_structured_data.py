@@ -1,0 +1,258 @@
+"""Data of any shape: images and sets, kept as rows of numbers."""
+
+import re
+
+import pytest
+import torch
+from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets.embedding_nets import (
+    CNNEmbedding,
+    FCEmbedding,
+    PermutationInvariantEmbedding,
+)
+from sbi.utils import BoxUniform
+
+from sbi_boed_plugin import (
+    NLE_INCE,
+    NPE_GKL,
+    DataEmbedding,
+    HybridPosterior,
+    TruncatedNormalPolicy,
+    run_experiments,
+    simulate_for_boed,
+    transformed_posterior_nn,
+    vectorize,
+)
+from tests.conftest import NoOpTracker
+
+pytestmark = pytest.mark.filterwarnings("ignore:The networks", "ignore:Designs")
+
+PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
+QUIET = {"show_progress_bars": False, "tracker": NoOpTracker()}
+SHAPE = (1, 8, 8)
+
+
+def policy():
+    return TruncatedNormalPolicy(torch.tensor([0.1]), torch.tensor([2.0]))
+
+
+def photograph(theta, design, size=8):
+    """A spot of light, whose brightness is the time of exposure."""
+    axis = torch.linspace(-1.0, 1.0, size)
+    rows, columns = (theta[:, j, None, None] for j in (0, 1))
+    squared = (axis[:, None] - rows).square() + (axis - columns).square()
+    rate = 10.0 * design[:, :, None] * torch.exp(-squared / 0.2) + 0.1
+    return torch.poisson(rate).unsqueeze(1)
+
+
+def repeat(theta, design):
+    """Three noisy measurements of both parameters, whose order tells nothing."""
+    noise = torch.randn(len(theta), 3, 2)
+    return theta.unsqueeze(1) * design.unsqueeze(1) + 0.3 * noise
+
+
+def cnn():
+    sizes = {"num_conv_layers": 1, "out_channels_per_layer": [4], "kernel_size": 3}
+    return DataEmbedding(CNNEmbedding((8, 8), output_dim=8, **sizes), SHAPE, 1)
+
+
+def searched(simulator=photograph, embedding=None, **settings):
+    network = transformed_posterior_nn("mdn", embedding_net=embedding or cnn())
+    given = {"design_policy": policy(), "posterior_estimator": network}
+    inference = NLE_INCE(PRIOR, None, **given, **QUIET)
+    settings = {"num_steps": 60, "training_batch_size": 64, **settings}
+    return inference, inference.optimize_design(
+        simulator, num_eig_samples=300, **settings
+    )
+
+
+def test_simulations_have_the_shape_of_the_data():
+    *_, x = simulate_for_boed(photograph, PRIOR, policy(), 20, show_progress_bar=False)
+    assert x.shape == (20, *SHAPE)
+
+
+def test_a_function_of_one_vector_may_return_an_array():
+    one = vectorize(lambda theta, design: photograph(theta[None], design[None])[0])
+    assert one(torch.zeros(3, 2), torch.ones(3, 1)).shape == (3, *SHAPE)
+    matrix = vectorize(lambda theta, design: theta.unsqueeze(0))
+    assert matrix(torch.zeros(3, 2), torch.ones(3, 1)).shape == (3, 2)
+
+
+def test_data_have_one_shape():
+    def grows(theta, design):
+        return torch.zeros(len(theta), 2, len(theta))
+
+    with pytest.raises(ValueError, match=re.escape("shape (2, 1) for some rows")):
+        simulate_for_boed(grows, PRIOR, policy(), 20, show_progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    "simulator, embedding",
+    [
+        (photograph, cnn()),
+        (
+            repeat,
+            DataEmbedding(
+                PermutationInvariantEmbedding(FCEmbedding(2, output_dim=8), 8),
+                (3, 2),
+                1,
+            ),
+        ),
+    ],
+    ids=["image", "set"],
+)
+def test_a_search_without_a_likelihood(simulator, embedding):
+    inference, result = searched(simulator, embedding)
+    # Light, and a larger slope, tell more.
+    assert float(result.design) > 1.2
+    assert result.likelihood_estimator is None
+    assert set(result.bounds) <= {"barber_agakov", "linear"}
+    assert result.eig.value > 0.5
+    theta, design, x = inference.simulations
+    assert x.shape[1:] == embedding.x_shape
+    posterior = inference.build_posterior(design=result.design)
+    assert isinstance(posterior, DirectPosterior)
+    true = torch.tensor([[0.5, -0.5]])
+    samples = posterior.sample((300,), simulator(true, result.design[None]), **BAR)
+    prior_error = (PRIOR.sample((300,)) - true).square().mean()
+    assert (samples - true).square().mean() < 0.5 * prior_error
+
+
+BAR = {"show_progress_bars": False}
+
+
+def test_what_needs_a_likelihood_is_refused():
+    network = transformed_posterior_nn("mdn", embedding_net=cnn())
+    given = {"design_policy": policy(), "posterior_estimator": network}
+    inference = NLE_INCE(PRIOR, None, **given, **QUIET)
+    for settings in (
+        {"method": "rounds", "max_num_simulations": 500},
+        {"method": "multi_start"},
+        {"objective": "info_nce"},
+        {"gradient": "surrogate"},
+        {"simulations_file": "some.csv"},
+    ):
+        ((name, value), *_) = settings.items()
+        with pytest.raises(ValueError, match=f"{name}='{value}' with density_est"):
+            inference.optimize_design(photograph, **settings)
+    with pytest.raises(ValueError, match="simulator=None with density_est"):
+        inference.optimize_design(None)
+    with pytest.raises(ValueError, match="density_estimator=None: experiments"):
+        run_experiments(inference, photograph, photograph, 1)
+    with pytest.raises(ValueError, match="density_estimator=None: policies"):
+        inference.optimize_policy(photograph, 2)
+    with pytest.raises(RuntimeError, match="density_estimator=None: a belief"):
+        inference.observe(torch.ones(1), torch.zeros(SHAPE))
+    with pytest.raises(RuntimeError, match="density_estimator=None: there is no"):
+        inference.train()
+
+
+def test_a_search_without_a_likelihood_is_saved():
+    inference, result = searched(num_steps=3)
+    state = inference.search.state_dict()
+    other, _ = searched(num_steps=3)
+    other.search.load_state_dict(state)
+    x = photograph(torch.zeros(1, 2), torch.ones(1, 1))
+    values = []
+    for one in (inference, other):
+        posterior = one.build_posterior(design=result.design).posterior_estimator
+        values.append(posterior.log_prob(torch.zeros(1, 1, 2), x))
+    assert torch.equal(*values)
+    assert other.simulations[2].shape[1:] == SHAPE
+
+
+def test_with_a_likelihood_of_their_values_nothing_changes():
+    def small(theta, design):
+        return photograph(theta, design, size=2)
+
+    inference = NLE_INCE(PRIOR, "mdn", design_policy=policy(), **QUIET)
+    settings = {"num_steps": 40, "training_batch_size": 64, "num_eig_samples": 100}
+    design = inference.optimize_design(small, **settings).design
+    x = small(torch.tensor([[0.8, -0.8]]), design.unsqueeze(0))
+    posterior = inference.build_posterior(design=design)
+    assert isinstance(posterior, HybridPosterior)
+    means = [posterior.sample((200,), x, **BAR).mean(dim=0)]
+    chains = inference.build_posterior(design=design, sample_with="mcmc")
+    assert chains.potential_fn.set_x(x) is None
+    assert chains.potential(torch.zeros(3, 2), x).shape == (3,)
+    inference.observe(design, x[0])
+    assert inference.observations[0].x.shape == (1, 4)
+    means += [
+        inference.belief.particles.mean(dim=0),
+        inference.build_posterior().sample((200,), **BAR).mean(dim=0),
+    ]
+    for mean in means[1:]:
+        torch.testing.assert_close(mean, means[0], atol=0.15, rtol=0.0)
+    stored = inference.simulations
+    other = NLE_INCE(PRIOR, "mdn", design_policy=policy(), **QUIET)
+    other.append_simulations(stored[0], stored[2], design=stored[1])
+    assert other.simulations[2].shape == stored[2].shape == (2560, 1, 2, 2)
+
+
+def test_a_correction_of_images_with_designs():
+    network = transformed_posterior_nn("mdn", embedding_net=cnn())
+    inference = NPE_GKL(PRIOR, network, **QUIET)
+    theta, design = PRIOR.sample((400,)), policy().spread(400)
+    inference.append_simulations(theta, photograph(theta, design), design=design)
+    inference.train(max_num_epochs=5)
+    x = photograph(torch.zeros(1, 2), torch.full((1, 1), 2.0))
+    posterior = inference.build_posterior(design=torch.tensor([2.0]))
+    samples = posterior.sample((50,), x, **BAR)
+    assert samples.shape == (50, 2)
+    assert posterior.log_prob(samples, x).isfinite().all()
+
+
+def test_an_embedding_sees_data_alone_in_one_unit():
+    seen = []
+
+    class Keep(torch.nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)
+
+    embedding = DataEmbedding(Keep(), (2, 3), 1)
+    x, design = 100.0 + 5.0 * torch.randn(1_000, 6), torch.rand(1_000, 1)
+    failed = torch.full((1, 7), torch.nan)
+    rows = torch.cat([x, design], dim=1)
+    embedding.standardize(torch.cat([rows, failed]))
+    features = embedding(rows)
+    assert seen[0].shape == (1_000, 2, 3) and features.shape == (1_000, 7)
+    torch.testing.assert_close(features.std(dim=0), torch.ones(7), atol=0.1, rtol=0.0)
+    with pytest.raises(ValueError, match=re.escape("x_shape=(2, 3) has 6 values")):
+        embedding(rows[:, :6])
+
+
+def test_data_of_another_shape_are_refused():
+    def of_shape(*shape):
+        return lambda theta, design: torch.rand(len(theta), *shape)
+
+    settings = {"num_steps": 2, "training_batch_size": 64, "num_eig_samples": 50}
+    theta, design = PRIOR.sample((100,)), policy().spread(100)
+    inference = NLE_INCE(PRIOR, "mdn", design_policy=policy(), **QUIET)
+    inference.append_simulations(theta, torch.rand(100, 4), design=design)
+    # Rows may be of any shape with as many numbers.
+    inference.append_simulations(theta, torch.rand(100, 2, 2), design=design)
+    assert inference.simulations[2].shape == (200, 2, 2)
+    message = re.escape("shape (1, 4), but that of earlier ones (2, 2)")
+    with pytest.raises(ValueError, match=message):
+        inference.append_simulations(theta, torch.rand(100, 1, 4), design=design)
+    assert len(inference.simulations[2]) == 200
+    with pytest.raises(ValueError, match=message):
+        inference.optimize_design(of_shape(1, 4), **settings)
+    with pytest.warns(UserWarning):
+        result = inference.optimize_design(of_shape(2, 2), **settings)
+    campaign_like = inference.search.simulations.flat(torch.rand(2, 2))
+    assert campaign_like.shape == (1, 4)
+    with pytest.raises(ValueError, match="yield"):
+        inference.observe(result.design, torch.rand(4, 1))
+
+
+def test_a_correction_of_images_without_designs():
+    sizes = {"num_conv_layers": 1, "out_channels_per_layer": [4], "kernel_size": 3}
+    embedding = DataEmbedding(CNNEmbedding((8, 8), output_dim=8, **sizes), SHAPE)
+    network = transformed_posterior_nn("mdn", embedding_net=embedding)
+    inference = NPE_GKL(PRIOR, network, **QUIET)
+    theta = PRIOR.sample((200,))
+    x = photograph(theta, torch.ones(200, 1))
+    inference.append_simulations(theta, x).train(max_num_epochs=3)
+    assert inference.build_posterior().sample((20,), x[:1], **BAR).shape == (20, 2)
