@@ -48,7 +48,7 @@ CASES = {
     ("location_finding", 0): 0.827,
     ("noisy_linear", 10): 5.133,
 }
-BUDGETS = (300, 1_000, 3_000, 10_000)
+BUDGETS = (300, 1_000, 3_000, 10_000, 30_000)
 METHODS = ("rounds", "joint", "multi_start", "npe_grid", "bayes_opt")
 _CURVE = Path(__file__).parents[1] / "docs" / "results" / "sir-ablation.csv"
 _GRID, _MOST_AT_ONE_DESIGN = 50, 200

@@ -155,6 +155,7 @@ def interrupt(monkeypatch):
     return lambda stage: monkeypatch.setattr(design_run, stage, refuse)
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_the_design(tmp_path, capsys, interrupt):
     interrupt("infer_parameters")
     (tmp_path / "posterior_samples.csv").write_text("of an earlier run")

@@ -112,7 +112,10 @@ def test_autoregister_follows_the_environment(monkeypatch, value, expected):
     assert is_registered() is expected
 
 
-@pytest.mark.parametrize("value, expected", [("1", "True True"), ("no", "False False")])
+@pytest.mark.parametrize(
+    "value, expected",
+    [("1", "True True"), pytest.param("no", "False False", marks=pytest.mark.slow)],
+)
 def test_importing_the_package_registers_it(value, expected):
     code = (
         "import sbi_boed_plugin; from sbi.inference import *; "

@@ -247,7 +247,10 @@ def test_rounds_add_simulations_from_the_posterior(case):
     assert draw(posterior, 5, x=case.observe()).isfinite().all()
 
 
-@pytest.mark.parametrize("model, num_rounds", [("mdn", 2), ("maf", 1), ("nsf", 2)])
+@pytest.mark.parametrize(
+    "model, num_rounds",
+    [("mdn", 2), ("maf", 1), pytest.param("nsf", 2, marks=pytest.mark.slow)],
+)
 @for_cases(lambda case: case.as_peer is not None)
 def test_it_is_its_peer_to_the_last_bit(case, model, num_rounds):
     rounds = [case.simulate(100) for _ in range(num_rounds)]

@@ -56,7 +56,7 @@ def trained():
     """A trainer whose policy learned for a while, and the result."""
     torch.manual_seed(0)
     trainer, simulator = make_trainer(), Counting()
-    settings = {**SMALL, "num_steps": 300, "training_batch_size": 64}
+    settings = {**SMALL, "num_steps": 200, "training_batch_size": 64}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = trainer.optimize_policy(
@@ -78,7 +78,7 @@ def test_the_result_is_what_the_simulator_says(trained):
         result.eig.value == max(b.value for b in result.bounds.values()) > 0.6 * exact
     )
     assert f"at least {result.eig.value:.2f} nats" in str(result)
-    assert len(result.history["eig"]) == 300 and result.stop_reason == "num_steps"
+    assert len(result.history["eig"]) == 200 and result.stop_reason == "num_steps"
     # All but those that checked the simulator and scored the policy are kept.
     assert len(trainer.simulations[0]) >= num_rows - 200 - 20
 

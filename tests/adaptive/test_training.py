@@ -88,9 +88,8 @@ class FailsAbove(LikelihoodWithFailures):
         return torch.log1p(-0.249 * condition[..., 1].clamp(0.0, 4.0))
 
 
-@pytest.mark.parametrize(
-    "likelihood", [Scaled(), pytest.param(IsAbove(1.0), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("likelihood", [Scaled(), IsAbove(1.0)])
 def test_designs_that_fail_are_avoided(likelihood):
     """The chance of failing has a gradient, whether or not data have one."""
     torch.manual_seed(0)

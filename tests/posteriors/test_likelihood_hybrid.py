@@ -331,7 +331,9 @@ def searched():
     return search
 
 
-@pytest.mark.parametrize("num_observations", [0, 1, 2])
+@pytest.mark.parametrize(
+    "num_observations", [0, 2, pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_after_a_search_the_posterior_is_a_hybrid(searched, num_observations):
     search, design = copy.deepcopy(searched), torch.tensor([0.9])
     x = torch.tensor([[0.6, -0.9], [0.5, -0.4]])

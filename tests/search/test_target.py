@@ -146,7 +146,9 @@ def test_particles_do_not_count_as_values():
 
 
 @pytest.mark.parametrize("scale", [1e-6, pytest.param(1e4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("exponent", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "exponent", [0.0, pytest.param(1.0, marks=pytest.mark.slow), 3.0]
+)
 def test_fitted_priors_know_small_and_skewed_targets(scale, exponent):
     """Entropies of a line and of exponentials of a Normal, in closed form."""
 
