@@ -224,8 +224,8 @@ class ModelDiscrimination(NLE_INCE):
         design_policy: As for `NLE_INCE`, likewise all further arguments.
 
     Raises:
-        ValueError: If there are fewer than two models, or probabilities are not
-            positive or do not sum to one.
+        ValueError: If there are fewer than two models, `density_estimator` is `None`,
+            or probabilities are not positive or do not sum to one.
 
     Example:
         >>> import torch
@@ -254,6 +254,11 @@ class ModelDiscrimination(NLE_INCE):
         models = list(models)
         if len(models) < 2:
             raise ValueError(f"models: {len(models)} given, but two are the least.")
+        if density_estimator is None:
+            raise ValueError(
+                "density_estimator=None: models are told apart by their likelihoods. "
+                "Use 'mdn', another name, or a function that builds one."
+            )
         weights = _check_probabilities(probabilities, len(models))
         priors, simulators = zip(*models, strict=True)
         prior = ModelPrior(priors, weights)

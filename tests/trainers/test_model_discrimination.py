@@ -183,6 +183,8 @@ def test_bad_probabilities_are_refused(settings, said):
 def test_bad_models_are_named():
     with pytest.raises(ValueError, match="two are the least"):
         ModelDiscrimination([(PRIOR, line)])
+    with pytest.raises(ValueError, match="density_estimator=None: models are"):
+        ModelDiscrimination([(PRIOR, line), (PRIOR, line)], None)
     inference = make()
     with pytest.raises(ValueError, match="model=2 must be from 0 to 1"):
         inference.parameters_of(2)
