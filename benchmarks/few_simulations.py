@@ -182,7 +182,8 @@ def figure(rows: Sequence[Row]) -> Figure:
         panel.set_title(f"{name}, {size} values" if size > 1 else name, fontsize=9)
         panel.set_xscale("log")
         budgets = sorted(table["budget"].unique())
-        panel.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+        labels = [f"{b // 1_000}k" if b >= 1_000 else str(b) for b in budgets]
+        panel.set_xticks(budgets, labels)
         panel.xaxis.set_minor_locator(NullLocator())
         panel.set_ylim(0.0, 1.05)
         despine(panel)
