@@ -282,8 +282,9 @@ class Rounds:
     def check_data(self, x: Any, remedy: str) -> Tensor:
         """Return data as one row of finite values, or raise."""
         search = self.inference.search
-        x, likelihood = search.simulations.flat(torch.as_tensor(x)), search.likelihood
+        likelihood = search.likelihood
         assert likelihood is not None
+        x = search.simulations.flat(torch.atleast_1d(torch.as_tensor(x)))
         x = x[0] if x.dim() == 2 and len(x) == 1 else x
         if x.shape != likelihood.input_shape or not torch.isfinite(x).all():
             raise ValueError(

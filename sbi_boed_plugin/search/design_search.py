@@ -302,15 +302,20 @@ class DesignSearch:
         self,
         simulator: Callable[[Tensor, Tensor], Tensor],
         design: Tensor,
-        objective: str,
+        objective: str | None,
         **kwargs: Any,
     ) -> EIGEstimate:
         """Estimate the information of a design beyond what is known, in nats.
 
         With the networks as they are, by the bound of an objective.
         """
-        if not self.models.has_likelihood and objective == "info_nce":
-            objective = "barber_agakov"
+        has_likelihood = self.models.has_likelihood
+        objective = objective or ("info_nce" if has_likelihood else "barber_agakov")
+        if not has_likelihood and objective not in ("barber_agakov", "gkl"):
+            raise ValueError(
+                f"objective='{objective}' with density_estimator=None, but it asks a "
+                "likelihood. Use objective='barber_agakov', or a trainer with one."
+            )
         if objective not in POLICY_OBJECTIVES or objective == "target":
             raise ValueError(
                 f"objective='{objective}' is unknown. Use one of "

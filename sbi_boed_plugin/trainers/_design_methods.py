@@ -178,12 +178,13 @@ class DesignMethods:
         simulator: Callable[[Tensor, Tensor], Tensor],
         design: Tensor,
         *,
-        objective: str = "info_nce",
+        objective: str | None = None,
         **kwargs: Any,
     ) -> EIGEstimate:
         """Return the information of a design beyond what is known, in nats.
 
-        By the networks as they are, which must be those of the objective; further
+        By the networks as they are, which must be those of the objective: if `None`,
+        `"info_nce"`, or without a likelihood `"barber_agakov"`. Further
         arguments are those of :func:`~sbi_boed_plugin.estimate_eig`.
         """
         return self.search.estimate_eig(simulator, design, objective, **kwargs)

@@ -63,6 +63,7 @@ def likelihood_at(
 
 
 def _check_likelihood(search: DesignSearch, estimator: Any) -> None:
+    """Raise if there is no likelihood, and never will be one."""
     if estimator is None and not search.models.has_likelihood:
         raise ValueError(
             "density_estimator=None: there is no likelihood for this sample_with. Use "
@@ -130,10 +131,9 @@ def direct_posterior(
 def default_sampler(search: DesignSearch, given: dict[str, Any]) -> str:
     """Return "hybrid" after a search that trained a network, and "mcmc" otherwise.
 
-    Without a likelihood it is "direct".
-
-    Unless the arguments of `build_posterior` ask for another estimator, prior, several
-    designs at once, or have settings of another sampler.
+    Without a likelihood it is "direct". It is "mcmc" also where the arguments of
+    `build_posterior` ask for another estimator or prior, for several designs at once,
+    or have settings of another sampler.
     """
     if not search.models.has_likelihood:
         return "direct"
