@@ -1,6 +1,8 @@
 """Data of any shape: images and sets, kept as rows of numbers."""
 
+import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +25,8 @@ from sbi_boed_plugin import (
     transformed_posterior_nn,
     vectorize,
 )
+from sbi_boed_plugin._campaign import Rounds
+from sbi_boed_plugin.search.store import SimulationStore
 from tests.conftest import NoOpTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The networks", "ignore:Designs")
@@ -256,3 +260,27 @@ def test_a_correction_of_images_without_designs():
     x = photograph(theta, torch.ones(200, 1))
     inference.append_simulations(theta, x).train(max_num_epochs=3)
     assert inference.build_posterior().sample((20,), x[:1], **BAR).shape == (20, 2)
+
+
+@pytest.mark.parametrize(
+    "x, x_shape, taken",
+    [
+        (1.1, (1,), True),
+        ([[1.0, 2.0]], (2,), True),
+        (torch.zeros(2, 3), (2, 3), True),
+        (torch.zeros(1, 2, 3), (2, 3), True),
+        (torch.zeros(6), (2, 3), True),
+        (torch.zeros(3, 2), (2, 3), False),
+    ],
+)
+def test_what_was_measured_has_the_shape_of_the_data(x, x_shape, taken):
+    stored = SimulationStore("cpu")
+    stored.x_shape = torch.Size(x_shape)
+    likelihood = SimpleNamespace(input_shape=torch.Size((math.prod(x_shape),)))
+    search = SimpleNamespace(simulations=stored, likelihood=likelihood)
+    rounds = SimpleNamespace(inference=SimpleNamespace(search=search))
+    if taken:
+        assert Rounds.check_data(rounds, x, "").shape == likelihood.input_shape
+        return
+    with pytest.raises(ValueError, match="6 finite value"):
+        Rounds.check_data(rounds, x, "")
