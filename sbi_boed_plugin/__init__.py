@@ -24,6 +24,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.estimators.vector_field import VectorFieldDensity
 from sbi_boed_plugin.fitted_prior import FittedPrior
 from sbi_boed_plugin.objectives.eig import EIGEstimate, estimate_eig
 from sbi_boed_plugin.policies import (
@@ -96,6 +97,7 @@ __all__ = [
     "TargetPosterior",
     "TruncatedNormalMixturePolicy",
     "TruncatedNormalPolicy",
+    "VectorFieldDensity",
     "categorical_likelihood_nn",
     "energy_nn",
     "estimate_eig",

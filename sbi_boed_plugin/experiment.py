@@ -77,14 +77,16 @@ def make_trainer(
     *,
     density_estimator: str | None = None,
     policy: str | DesignPolicy = "truncated_normal",
+    posterior_estimator: str = "mdn",
     posterior_embedding: torch.nn.Module | None = None,
     show_progress_bars: bool = True,
 ) -> NLE_INCE:
     """Return a trainer for a task, in the coordinates that suit it, without a tracker.
 
-    The policy may be a family of `POLICIES`, over the design space of the task. The
-    posterior sees rows `(x, design)` through its embedding. Where no likelihood is
-    named, tasks whose data are embedded have none.
+    The policy may be a family of `POLICIES`, over the design space of the task, and
+    `posterior_estimator` the name of a model. The posterior sees rows `(x, design)`
+    through its embedding. Where no likelihood is named, tasks whose data are embedded
+    have none.
     """
     if isinstance(policy, str):
         if policy not in POLICIES:
@@ -102,8 +104,10 @@ def make_trainer(
             # No mass of the posterior outside of the prior's support.
             coordinates["theta_transform"] = to_real_numbers(task.prior)
         options["posterior_estimator"] = transformed_posterior_nn(
-            "mdn", embedding_net=posterior_embedding, **coordinates
+            posterior_estimator, embedding_net=posterior_embedding, **coordinates
         )
+    else:
+        options["posterior_estimator"] = posterior_estimator
     return NLE_INCE(
         task.prior,
         None if is_embedded else likelihood_builder(task, density_estimator),

@@ -137,7 +137,7 @@ def _design(options: argparse.Namespace) -> int:
         if options.simulations is not None:
             raise ValueError("--simulations is for a Problem of your own")
         if task.x_shape is not None and options.density_estimator is None:
-            config = DesignSearchConfig(**search).without_likelihood()
+            config.check_without_likelihood()
         chosen = options.policy or _DEFAULT_POLICY
         if config.method == "joint":
             policy = POLICIES[chosen](task.design_low, task.design_high)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -18,6 +19,7 @@ from sbi_boed_plugin.estimators.coordinates import (
 )
 from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.estimators.residual import LinearRegression, ResidualEstimator
+from sbi_boed_plugin.estimators.vector_field import VECTOR_FIELDS, vector_field_nn
 
 __all__ = [
     "TransformedEstimator",
@@ -120,7 +122,11 @@ class _TransformedBuilder:
     ) -> None:
         """Raise if sbi does not know a model, or `x_transform` names no coordinates."""
         self.model, self.condition, self.kwargs = model, condition, kwargs
-        self.factory = likelihood_nn if condition == "theta" else posterior_nn
+        if model in VECTOR_FIELDS:
+            describes = "x" if condition == "theta" else "theta"
+            self.factory: Any = partial(vector_field_nn, describes=describes)
+        else:
+            self.factory = likelihood_nn if condition == "theta" else posterior_nn
         if isinstance(model, str):
             self.factory(model, **kwargs)  # Refuses what it does not know.
         x_transform = identity_transform if x_transform is None else x_transform
@@ -276,8 +282,9 @@ def transformed_likelihood_nn(
     """Return a builder of likelihoods that work in other coordinates.
 
     Args:
-        model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`, or a
-            builder function.
+        model: Name of an sbi model, as for `sbi.neural_nets.likelihood_nn`;
+            `"flow_matching"` or `"score"`, sbi's vector fields as densities
+            (:class:`VectorFieldDensity`); or a builder function.
         dim_design: Number of values of a design; 0 without designs.
         linear_start: Whether a named model describes what a linear regression of the
             first simulations leaves. The regression, whose features are also products
@@ -294,7 +301,8 @@ def transformed_likelihood_nn(
             the median distance, unless 5 % of the values are the largest.
         theta_transform: Transform of the parameters.
         design_transform: Transform of the designs.
-        **kwargs: Passed to `likelihood_nn` if `model` is a name. An `embedding_net` is
+        **kwargs: Passed to `likelihood_nn`, or to `posterior_flow_nn` and
+            `posterior_score_nn`, if `model` is a name. An `embedding_net` is
             copied; if it has a method `standardize`, this gets the rows of the first
             simulations, and sbi does not standardize them.
 

@@ -18,6 +18,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import discrete_columns, log_normalization, to_real_numbers
+from sbi_boed_plugin.estimators.vector_field import is_vector_field
 from sbi_boed_plugin.objectives.eig import (
     EIGEstimate,
     NoEstimateError,
@@ -172,8 +173,9 @@ def estimate_bounds(
     simulations failed.
     """
     own, posterior = POLICY_OBJECTIVES[objective].bound, estimators.posterior_base
-    names = [own, "pce", "snmc"]
-    if estimators.likelihood is None:
+    names, likelihood = [own, "pce", "snmc"], estimators.likelihood
+    # A vector field would solve an equation for each contrast.
+    if likelihood is None or is_vector_field(likelihood):
         names = [own, "barber_agakov"]
     elif posterior is not None:
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]

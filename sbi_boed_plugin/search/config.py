@@ -277,27 +277,34 @@ class DesignSearchConfig:
             return replace(self, method="multi_start")
         return replace(self, method="rounds" if rounds else "joint")
 
-    def without_likelihood(self) -> "DesignSearchConfig":
-        """Return these settings for a search that trains posteriors alone, or raise."""
-        if self.simulations_file is not None:
-            raise ValueError(
-                f"simulations_file={str(self.simulations_file)!r} with "
-                "density_estimator=None: only a search in rounds has one, which needs "
-                "a likelihood."
-            )
-        config = replace(self, method="joint") if self.method == "auto" else self
+    def check_without_likelihood(self) -> None:
+        """Raise if a search that trains posteriors alone cannot have these settings."""
+        posteriors = (None, "barber_agakov", "gkl", "target")
         for name, remedy, possible in (
-            ("method", "joint", ("joint",)),
-            ("objective", "barber_agakov", (None, "barber_agakov", "gkl", "target")),
+            ("method", "joint' or 'rounds", ("auto", "joint", "rounds")),
+            ("objective", "barber_agakov", posteriors),
             ("gradient", "score", ("score", "pathwise")),
         ):
-            if getattr(config, name) not in possible:
+            if getattr(self, name) not in possible:
                 raise ValueError(
-                    f"{name}={getattr(config, name)!r} with density_estimator=None, "
+                    f"{name}={getattr(self, name)!r} with density_estimator=None, "
                     f"but it asks a likelihood. Use {name}='{remedy}', or a trainer "
                     "with a likelihood."
                 )
-        return config
+
+    def with_vector_field(self) -> "DesignSearchConfig":
+        """Return the settings of a search whose densities take a solver, or raise."""
+        for name, possible in (
+            ("method", ("auto", "rounds")),
+            ("objective", (None, "barber_agakov", "target")),
+        ):
+            if getattr(self, name) not in possible:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} with a flow matching or score "
+                    "model, whose log-densities are too slow for it. Use "
+                    "method='rounds' and leave objective out, or another model."
+                )
+        return replace(self, method="rounds")
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":
         """Return these budgets with the schedule of a search that is to go on."""

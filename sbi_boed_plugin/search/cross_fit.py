@@ -5,18 +5,21 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.vector_field import is_vector_field
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.fitting import Fitted, fit_network, pairs_of
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, Densities
 from sbi_boed_plugin.search.learned_model import LearnedModel
+from sbi_boed_plugin.search.regressed_model import RegressedModel, regress
+from sbi_boed_plugin.search.utility import Utility
 
 __all__ = ["CrossFit", "cross_fit", "enough_rows"]
 
@@ -25,6 +28,8 @@ _SCHEDULE = AveragedSchedule()
 _LEAST_ROWS = 20
 # Simulations left out by which objectives are compared.
 _NUM_COMPARED = 1_000
+# Rows that are evaluated at once.
+_AT_ONCE = 1_024
 # Share by which the likelihood has to know more.
 _LEAST_GAIN = 0.1
 # Simulations nearest to a design that tell its information, and draws of the model at
@@ -49,6 +54,36 @@ class CrossFit:
     folds: Tensor
     weights: Tensor
     fitted: dict[str, Fitted] = field(default_factory=dict)
+    clip_max_norm: float | None = None
+    _regressions: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def regresses(self) -> bool:
+        """Whether information is a regression of what single simulations tell."""
+        networks = self.joined.all()
+        return self.joined.likelihood is None or any(map(is_vector_field, networks))
+
+    def models(
+        self, objective: str, utility: Utility | None = None
+    ) -> list[LearnedModel | RegressedModel]:
+        """Return the information of designs by each of the networks, and by all.
+
+        Without a likelihood that draws data with a gradient at once, what a network
+        knows of the rows that it left out is regressed on their designs.
+        """
+        utility = utility or Utility()
+        if not self.regresses:
+            networks = [*self.members, self.joined]
+            given = self.prior, objective, utility
+            return [LearnedModel(each, *given) for each in networks]
+        if not self._regressions:
+            for fold in range(len(self.members)):
+                rows = self._left_out_by(fold)
+                weights = self.weights[rows.to(self.weights.device)]
+                parts = self._terms(rows, objective), self.rows.design[rows], weights
+                self._regressions.append(regress(*parts, self.clip_max_norm))
+        groups = [[each] for each in self._regressions] + [self._regressions]
+        return [RegressedModel(each, objective, utility) for each in groups]
 
     @torch.no_grad()
     def better_objective(self) -> str:
@@ -57,6 +92,8 @@ class CrossFit:
         That of the posterior network, whose values vary less, unless the likelihood
         corrects it by a tenth and more than luck explains.
         """
+        if self.regresses:
+            return "barber_agakov"
         order = torch.randperm(len(self.folds))[:_NUM_COMPARED]
         posterior, likelihood = (
             self._terms(order, name) for name in ("barber_agakov", "lace")
@@ -78,7 +115,7 @@ class CrossFit:
         distances = ((designs - design) / width).square().sum(dim=1)
         num_near = max(_LEAST_NEAR, math.ceil(_NEAR_SHARE * len(distances)))
         near = distances.argsort()[: min(num_near, _MOST_NEAR)].cpu()
-        model = LearnedModel(self.joined, self.prior, objective)
+        model = self.models(objective)[-1]
         expected, of_model = [], []
         # The model's values are means over draws, too, and differ between repetitions.
         for _ in range(_NUM_REPETITIONS):
@@ -97,6 +134,10 @@ class CrossFit:
         """Number of simulations of equal weight that would tell as much."""
         return _effective(self.weights[self.rows.valid])
 
+    def _left_out_by(self, fold: int) -> Tensor:
+        """Return the numbers of the rows that a network left out."""
+        return (self.folds == fold).nonzero()[:, 0]
+
     def _mean(self, chosen: Tensor, values: Tensor) -> tuple[float, float]:
         """Return the weighted mean of values of some rows, and its standard error.
 
@@ -107,16 +148,23 @@ class CrossFit:
         mean = float((weights * values).sum())
         return mean, float((weights * (values - mean)).square().sum().sqrt())
 
+    @torch.no_grad()
     def _terms(self, chosen: Tensor, objective: str) -> Tensor:
         """Return the terms of a bound for some rows, by networks that left them out.
 
         A failed simulation tells nothing.
         """
+        parts = [self._some_terms(some, objective) for some in chosen.split(_AT_ONCE)]
+        return torch.cat(parts)
+
+    def _some_terms(self, chosen: Tensor, objective: str) -> Tensor:
         terms = torch.zeros(len(chosen)).double()
         valid = self.rows.valid.cpu()[chosen]
         for fold, member in enumerate(self.members):
             is_left_out = (self.folds[chosen] == fold) & valid
             some = chosen[is_left_out]
+            if not len(some):  # Embeddings and priors take no empty batch.
+                continue
             theta, x, design = (
                 part[some] for part in (self.rows.theta, self.rows.x, self.rows.design)
             )
@@ -194,6 +242,7 @@ def cross_fit(
         all_folds,
         weights,
         {name: Fitted(*mean.tolist()) for name, mean in means.items()},
+        clip_max_norm,
     )
 
 
@@ -201,7 +250,7 @@ def _with_failures(
     members: list[DesignEstimators], rows: Batch
 ) -> list[DesignEstimators]:
     """Return the networks, whose likelihoods know when simulations fail."""
-    if rows.valid.all():
+    if rows.valid.all() or members[0].likelihood is None:
         return members
     condition = torch.cat([rows.theta, rows.design], dim=-1)
     known = LikelihoodWithFailures(members[0].likelihood)

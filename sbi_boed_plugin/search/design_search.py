@@ -121,11 +121,14 @@ class DesignSearch:
                 "without resume_training first."
             )
         if not (resume or self.models.has_likelihood):
-            asked = asked.without_likelihood()
+            asked.check_without_likelihood()
         if not resume:
             # A policy does not go along the boundary of what is possible; climbs do.
             is_constrained = isinstance(self.policy, ConstrainedPolicy)
             is_constrained |= asked.feasible is not None
+            is_constrained &= self.models.has_likelihood
+            if self.models.has_vector_field:
+                asked = asked.with_vector_field()
             asked = asked.with_method(simulator is not None, is_constrained)
         if not resume and asked.multi_start is not None and asked.method == "joint":
             raise ValueError(
@@ -137,11 +140,6 @@ class DesignSearch:
         if config.method != "rounds":  # Rounds choose it by what was learned.
             objective = self._objective(config.method, objective)
         config = replace(config, objective=objective)
-        if not (self.models.has_likelihood or simulator):
-            raise ValueError(
-                "simulator=None with density_estimator=None: stored simulations alone "
-                "tell of other designs by a likelihood. Make the trainer with one."
-            )
         if simulator is None:
             return self._run_on_stored(config, tracker, show_progress_bar)
         over_all = config.method == "multi_start"

@@ -1,7 +1,7 @@
 """The networks that a design search trains, and how they are built."""
 
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from sbi_boed_plugin.estimators.transformed import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from sbi_boed_plugin.estimators.vector_field import VECTOR_FIELDS
 from sbi_boed_plugin.search.target import Target, TargetEstimator
 
 __all__ = ["Builder", "DesignEstimators", "NetworkModels", "check_posterior_describes"]
@@ -130,8 +131,17 @@ class NetworkModels:
         self.likelihood: Builder | None = likelihood
         self.posterior, self.marginal = posterior, marginal
         self.coordinates = coordinates_of(likelihood or "mdn")
+        # Whether log-densities of either are solutions of a differential equation.
+        self.likelihood_flows = _is_named_field(likelihood)
+        self.has_vector_field = self.likelihood_flows or _is_named_field(posterior)
         # What a search asks for, if not all parameters.
         self.target: Target | None = None
+
+    def without_likelihood(self) -> "NetworkModels":
+        """Return the models of the other networks alone."""
+        others = copy(self)
+        others.has_likelihood = False
+        return others
 
     def _likelihood_builder(
         self, dim_design: int, linear_start: bool
@@ -254,6 +264,12 @@ class NetworkModels:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out a builder of the likelihood that cannot be pickled."""
         return {**vars(self), "likelihood": if_it_pickles(self.likelihood)}
+
+
+def _is_named_field(model: Any) -> bool:
+    """Return whether a model, or what a builder builds, is a vector field."""
+    name = getattr(model, "model", model)
+    return isinstance(name, str) and name in VECTOR_FIELDS
 
 
 def _with_members(network: Any, weights: dict[str, Any]) -> Any:

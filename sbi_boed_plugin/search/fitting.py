@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,11 +12,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sbi_boed_plugin._fit import AveragedSchedule, Batches, Fit
+from sbi_boed_plugin._rng import isolated_rng
+from sbi_boed_plugin.estimators.vector_field import is_vector_field
 from sbi_boed_plugin.search.batch import Batch
 
 __all__ = ["Fitted", "fit_network", "pairs_of"]
 
 _VALIDATION_BATCH_SIZE = 1_024
+_VALIDATION_SEED = 20_261_130
+# Squared errors of a vector field that are a gain, and rows whose flow is solved.
+_LEAST_GAIN_OF_FIELD, _MOST_SOLVED = 2e-3, 1_000
 
 
 class Fitted(NamedTuple):
@@ -58,6 +64,8 @@ def fit_network(
     `time.perf_counter` is at the deadline. Returns by how many nats it knows more of
     the rows used than of those left out, and the standard error of that.
     """
+    if is_vector_field(network):
+        schedule = replace(schedule, min_gain=_LEAST_GAIN_OF_FIELD)
     fit = Fit(network, schedule, clip_max_norm)
     if weights is None:
         weights = torch.ones(len(pair[0])).to(pair[0])
@@ -65,7 +73,8 @@ def fit_network(
     batches = Batches(rows, used, schedule.batch_size(batch_size, len(used)))
 
     def validate() -> float:
-        return float(_losses(network, rows, left_out).mean())
+        with isolated_rng(_VALIDATION_SEED):  # Losses of vector fields are random.
+            return float(_losses(network, rows, left_out).mean())
 
     bar = tqdm(desc=description, unit=" epochs", disable=not show_progress_bar)
     with bar:
@@ -82,8 +91,11 @@ def fit_network(
             bar.update()
     # Of those used not many more, evenly.
     some = used[:: max(1, len(used) // (4 * len(left_out)))]
+    if is_vector_field(network):
+        left_out, some = left_out[:_MOST_SOLVED], some[:_MOST_SOLVED]
     parts = [
-        _losses(network, rows, chosen) / weights[chosen.to(weights.device)].mean().cpu()
+        _losses(network, rows, chosen, in_nats=True)
+        / weights[chosen.to(weights.device)].mean().cpu()
         for chosen in (left_out, some)
     ]
     gap = float(parts[0].mean() - parts[1].mean())
@@ -92,16 +104,32 @@ def fit_network(
     return Fitted(float(parts[0].mean()), gap, math.hypot(*errors))
 
 
-def _loss(network: ConditionalDensityEstimator, batch: Sequence[Tensor]) -> Tensor:
+def _loss(
+    network: ConditionalDensityEstimator,
+    batch: Sequence[Tensor],
+    *,
+    in_nats: bool = False,
+) -> Tensor:
+    """Return weighted losses, which are in nats unless they are of a vector field."""
     device = next(network.parameters()).device
-    *pair, weights = (values.to(device) for values in batch)
-    return weights * network.loss(*pair)
+    input, condition, weights = (values.to(device) for values in batch)
+    if in_nats and is_vector_field(network):
+        return -weights * network.log_prob(input.unsqueeze(0), condition)[0]
+    return weights * network.loss(input, condition)
 
 
 @torch.no_grad()
 def _losses(
-    network: ConditionalDensityEstimator, rows: Sequence[Tensor], chosen: Tensor
+    network: ConditionalDensityEstimator,
+    rows: Sequence[Tensor],
+    chosen: Tensor,
+    *,
+    in_nats: bool = False,
 ) -> Tensor:
-    """Return the weighted losses of chosen rows, in nats, on the CPU."""
+    """Return the weighted losses of chosen rows, on the CPU."""
     batches = Batches(rows, chosen, _VALIDATION_BATCH_SIZE, shuffle=False)
-    return torch.cat([_loss(network, batch) for batch in batches]).cpu().double()
+    return (
+        torch.cat([_loss(network, batch, in_nats=in_nats) for batch in batches])
+        .cpu()
+        .double()
+    )

@@ -32,6 +32,7 @@ from sbi_boed_plugin.search.config import MultiStartConfig as MultiStartConfig
 from sbi_boed_plugin.search.estimators import DesignEstimators
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
 from sbi_boed_plugin.search.learned_model import LearnedModel
+from sbi_boed_plugin.search.regressed_model import RegressedModel
 from sbi_boed_plugin.search.target import estimate_target
 from sbi_boed_plugin.search.utility import Utility
 
@@ -180,7 +181,7 @@ def _worth(utility: Utility, design: Tensor, eig: EIGEstimate) -> float:
 
 
 def climb_designs(
-    model: LearnedModel,
+    model: LearnedModel | RegressedModel,
     policy: DesignPolicy,
     config: MultiStartConfig,
     *,
@@ -248,7 +249,7 @@ def climb_designs(
 
 @torch.no_grad()
 def _wander(
-    model: LearnedModel,
+    model: LearnedModel | RegressedModel,
     policy: DesignPolicy,
     designs: Tensor,
     share: float,
@@ -273,7 +274,10 @@ def _wander(
 
 @torch.no_grad()
 def _judge(
-    model: LearnedModel, designs: Tensor, num_samples: int, num_contrastive: int
+    model: LearnedModel | RegressedModel,
+    designs: Tensor,
+    num_samples: int,
+    num_contrastive: int,
 ) -> tuple[Tensor, int]:
     """Return the information, and as many contrasts as keep it below its cap."""
     while True:

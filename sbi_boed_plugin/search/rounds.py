@@ -9,6 +9,7 @@ Several networks, each of which leaves out other rows, say where they disagree.
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,6 @@ from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit, enough_rows
 from sbi_boed_plugin.search.doubts import find_unsettled
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
 from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
-from sbi_boed_plugin.search.learned_model import LearnedModel
 from sbi_boed_plugin.search.multi_start import (
     climb_designs,
     spread_designs,
@@ -216,11 +216,6 @@ class RoundsSearch:
         rows = torch.randint(len(self._promising), (num_designs - num_spread,))
         return torch.cat([spread, _around(self.policy, self._promising[rows])])
 
-    def _model(self, estimators: DesignEstimators) -> LearnedModel:
-        """Return the information of designs by some of the networks."""
-        config = self.config
-        return LearnedModel(estimators, self.prior, config.objective, config.utility)
-
     def _learn(self, is_last: bool, show_progress_bar: bool) -> None:
         """Train networks on all simulations so far, and find the best designs."""
         config, progress = self.config, self.progress
@@ -230,8 +225,11 @@ class RoundsSearch:
         # As many for each network, whatever order the designs have.
         new = torch.arange(num_new) % config.num_networks
         folds = torch.cat([self._folds, new[torch.randperm(num_new)]])
+        models = self._models
+        if models.likelihood_flows and not is_last:
+            models = models.without_likelihood()  # It is slow, and drives nothing.
         fit = cross_fit(
-            self._models,
+            models,
             self.prior,
             rows,
             folds,
@@ -274,22 +272,22 @@ class RoundsSearch:
 
     def _rank(self, fit: CrossFit, is_last: bool) -> None:
         """Find the designs that each of the networks thinks best, or all together."""
+        *models, joined = fit.models(self.config.objective, self.config.utility)
         designs = torch.stack(
             [
                 design
-                for member in fit.members
-                for design in climb_designs(self._model(member), self.policy, _PROPOSAL)
+                for model in models
+                for design in climb_designs(model, self.policy, _PROPOSAL)
             ]
         )
         self._promising, compared = designs, designs[:0]
         if is_last:
-            joined = self._model(fit.joined)
             best = climb_designs(joined, self.policy, _LAST, starts=designs)
             designs = torch.cat([designs, torch.stack(best)])
             # What else there is, and how well the networks know it.
             compared = torch.unique(self.policy.spread(_NUM_COMPARED), dim=0)
             designs = torch.cat([designs, compared])
-        of_members = self._values(fit.members, designs)
+        of_members = self._values(models, designs)
         means = of_members.mean(dim=0)
         means = means.where(means.isfinite(), -torch.inf)
         errors = of_members.std(dim=0) / math.sqrt(len(of_members))
@@ -311,14 +309,13 @@ class RoundsSearch:
             )
 
     @torch.no_grad()
-    def _values(self, members: list[DesignEstimators], designs: Tensor) -> Tensor:
+    def _values(self, models: Sequence[Any], designs: Tensor) -> Tensor:
         """Return the information of designs by each of some networks.
 
         With the same random numbers for all networks and designs: the values of close
         designs are close, and differences are those of networks and designs.
         """
-        models, state = [self._model(member) for member in members], get_rng_state()
-        values = []
+        state, values = get_rng_state(), []
         for model, design in itertools.product(models, designs.split(1)):
             with isolated_rng(state):
                 values.append(model.information(design, _NUM_RANKING))
@@ -328,7 +325,8 @@ class RoundsSearch:
         """Record what a round has found, and show it."""
         design, eig = self.candidates[0]
         assert self.fit is not None
-        loss = self.fit.fitted["likelihood"].loss
+        # Without a likelihood that of the network that drives the search.
+        loss = next(iter(self.fit.fitted.values())).loss
         self.progress.record(
             loss=loss,
             log_likelihood=-loss,

@@ -1,5 +1,6 @@
 """The InfoNCE-λ loss of stored simulations, within sbi's training loop."""
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -32,19 +33,31 @@ class InfoNCEObjective:
     """The loss of one training of a likelihood, on its batches and for validation.
 
     `num_contrastive` is the number that was asked for and, once it is fitted, what the
-    batches allow for; `dim_design` is how many of the last values of a row of
-    parameters are the design, `parameters` are the rows that are trained on, and
-    `metrics` what the last epoch reports beside its losses, by summary key.
+    batches allow for; `in_nats` is whether the loss of the network is a log-density,
+    which that of a vector field is not; `dim_design` is how many of the last values of
+    a row of parameters are the design, `parameters` are the rows that are trained on,
+    and `metrics` what the last epoch reports beside its losses, by summary key.
     """
 
     def __init__(
-        self, num_contrastive: int | None = None, regularization_strength: float = 1.0
+        self,
+        num_contrastive: int | None = None,
+        regularization_strength: float = 1.0,
+        in_nats: bool = True,
     ) -> None:
         asked = check_integer("num_contrastive", num_contrastive, 0, or_none=True)
         self.num_contrastive: int | None = asked
         self.regularization_strength = check_real(
             "regularization_strength", regularization_strength, 0.0, MOST_WEIGHT
         )
+        self.in_nats = in_nats
+        if not in_nats and self.num_contrastive:
+            raise ValueError(
+                f"num_contrastive={num_contrastive} with a flow matching or score "
+                "model, whose loss is no log-density: leave it out."
+            )
+        if not in_nats:
+            self.num_contrastive = 0
         self.dim_design = 0
         self.parameters: Tensor | None = None
         self.metrics: dict[str, float] = {}
@@ -144,9 +157,13 @@ class InfoNCEObjective:
         Rows and their contrastive parameters are the same each time, so that epochs can
         be compared.
         """
+        if not self.in_nats:  # The loss is random; epochs are to be compared.
+            validate_epoch = _with_one_seed(validate_epoch)
         if self.num_contrastive == 0:
             loss = validate_epoch()
             values = -loss / self.regularization_strength, 0.0
+            if not self.in_nats:
+                values = math.nan, 0.0
         else:
             self._validated = []
             try:
@@ -157,3 +174,11 @@ class InfoNCEObjective:
                 self._validated = None
         self.metrics = dict(zip(EPOCH_KEYS, values, strict=True))
         return loss
+
+
+def _with_one_seed(evaluate: Callable[[], float]) -> Callable[[], float]:
+    def seeded() -> float:
+        with isolated_rng(_VALIDATION_SEED):
+            return evaluate()
+
+    return seeded

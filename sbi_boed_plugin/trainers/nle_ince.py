@@ -99,7 +99,9 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         device = process_device(device)
         self.search = DesignSearch(prior, design_policy, models, device)
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
-        super().__init__(prior, density_estimator or "maf", device, *of_sbi)
+        # Names that sbi does not know as those of likelihoods.
+        build = models.likelihood if models.likelihood_flows else density_estimator
+        super().__init__(prior, build or "maf", device, *of_sbi)
         self._objective = InfoNCEObjective()
         self._proposal = Proposal()
         # What `train` was asked for, and whether it goes on.
@@ -198,7 +200,9 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         Early stopping uses the same objective on the validation set, with contrastive
         parameters that stay the same. Summary and tracker also get, for each epoch, the
         `validation_log_likelihood` and the `eig_lower_bound`, in nats, at most
-        :math:`\log(L + 1)` and averaged over the designs of the simulations.
+        :math:`\log(L + 1)` and averaged over the designs of the simulations. A flow
+        matching or score model learns by its own loss, with :math:`L = 0`; its
+        log-likelihood there is NaN.
 
         Raises:
             RuntimeError: If there are no simulations.
@@ -211,7 +215,8 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
             )
         given = del_entries(locals(), ("self", "__class__"))
         own = given.pop("num_contrastive"), given.pop("regularization_strength")
-        objective = InfoNCEObjective(*own)
+        in_nats = not self.search.models.likelihood_flows
+        objective = InfoNCEObjective(*own, in_nats)
         of_steps = training_batch_size, learning_rate, validation_fraction
         of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
         given |= check_training(*of_steps, *of_ends)

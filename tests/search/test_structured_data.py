@@ -26,7 +26,11 @@ from sbi_boed_plugin import (
     vectorize,
 )
 from sbi_boed_plugin._campaign import Rounds
+from sbi_boed_plugin.search.config import MultiStartConfig
+from sbi_boed_plugin.search.multi_start import climb_designs
+from sbi_boed_plugin.search.regressed_model import RegressedModel, regress
 from sbi_boed_plugin.search.store import SimulationStore
+from sbi_boed_plugin.search.utility import Utility
 from tests.conftest import NoOpTracker
 
 pytestmark = pytest.mark.filterwarnings("ignore:The networks", "ignore:Designs")
@@ -130,17 +134,13 @@ def test_what_needs_a_likelihood_is_refused():
     given = {"design_policy": policy(), "posterior_estimator": network}
     inference = NLE_INCE(PRIOR, None, **given, **QUIET)
     for settings in (
-        {"method": "rounds", "max_num_simulations": 500},
         {"method": "multi_start"},
         {"objective": "info_nce"},
         {"gradient": "surrogate"},
-        {"simulations_file": "some.csv"},
     ):
         ((name, value), *_) = settings.items()
         with pytest.raises(ValueError, match=f"{name}='{value}' with density_est"):
             inference.optimize_design(photograph, **settings)
-    with pytest.raises(ValueError, match="simulator=None with density_est"):
-        inference.optimize_design(None)
     with pytest.raises(ValueError, match="density_estimator=None: experiments"):
         run_experiments(inference, photograph, photograph, 1)
     with pytest.raises(ValueError, match="density_estimator=None: policies"):
@@ -151,6 +151,42 @@ def test_what_needs_a_likelihood_is_refused():
         inference.train()
     with pytest.raises(ValueError, match="objective='info_nce' with density_est"):
         inference.estimate_eig(photograph, torch.ones(1), objective="info_nce")
+
+
+def test_rounds_without_a_likelihood(tmp_path):
+    torch.manual_seed(0)
+    network = transformed_posterior_nn("mdn", embedding_net=cnn())
+    given = {"design_policy": policy(), "posterior_estimator": network}
+    inference, other = (NLE_INCE(PRIOR, None, **given, **QUIET) for _ in range(2))
+    file = tmp_path / "rows.csv"
+    settings = {"num_rounds": 2, "num_networks": 2, "simulations_file": file}
+    result = inference.optimize_design(photograph, max_num_simulations=400, **settings)
+    assert result.config.method == "rounds"
+    assert result.config.objective == "barber_agakov"
+    assert float(result.design) > 1.2
+    assert len(file.read_text().splitlines()) > 300
+    theta, design, x = inference.simulations
+    other.append_simulations(theta, x, design=design)
+    of_stored = other.optimize_design(None)
+    assert float(of_stored.design) > 1.2
+    assert of_stored.num_simulations == 0
+    assert of_stored.eig.value == pytest.approx(result.eig.value, abs=0.6)
+
+
+@pytest.mark.parametrize("outlier", [0.0, -1e4])
+def test_terms_are_regressed_on_designs(outlier):
+    torch.manual_seed(0)
+    design = 100.0 * torch.rand(2_000, 2)
+    mean = 2.0 - ((design - 60.0) / 40.0).square().sum(dim=1)
+    terms = mean + torch.randn(2_000)
+    terms[7] += outlier
+    regression = regress(terms, design, torch.ones(2_000), 5.0)
+    model = RegressedModel([regression], "barber_agakov", Utility())
+    assert (model.information(design) - mean).abs().mean() < 0.25
+    space = TruncatedNormalPolicy(torch.zeros(2), torch.full((2,), 100.0))
+    config = MultiStartConfig(num_starts=16, num_climb_steps=30, num_candidates=1)
+    (best,) = climb_designs(model, space, config)
+    assert torch.allclose(best, torch.full((2,), 60.0), atol=15.0)
 
 
 def test_a_search_without_a_likelihood_is_saved():
