@@ -27,6 +27,7 @@ MODULES = {
     "bounds": "bounds_table",
     "design-recovery": "design_recovery",
     "adaptive": "adaptive",
+    "generative-models": "generative_models",
     "few-simulations": "few_simulations",
     "gradients": "gradient_table",
     "honest-bounds": "honest_bounds",

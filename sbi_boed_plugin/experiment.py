@@ -33,6 +33,7 @@ from sbi_boed_plugin.trainers.nle_ince import NLE_INCE
 __all__ = [
     "POLICIES",
     "NoOpTracker",
+    "data_embedding",
     "find_design",
     "infer_parameters",
     "likelihood_builder",
@@ -97,7 +98,7 @@ def make_trainer(
     options: dict[str, Any] = {}
     is_embedded = density_estimator is None and task.x_shape is not None
     if is_embedded and posterior_embedding is None:
-        posterior_embedding = _data_embedding(task)
+        posterior_embedding = data_embedding(task)
     if posterior_embedding is not None:
         coordinates = _coordinates(task)
         if task.theta_transform is identity_transform:
@@ -118,7 +119,7 @@ def make_trainer(
     )
 
 
-def _data_embedding(task: Task) -> DataEmbedding:
+def data_embedding(task: Task) -> DataEmbedding:
     """Return an embedding of images or, otherwise, of long vectors."""
     assert task.x_shape is not None
     if len(task.x_shape) == 3:
