@@ -26,14 +26,22 @@ class DesignConditionedRatio(RatioEstimator):
 
     design: Tensor
 
-    def __init__(self, estimator: RatioEstimator, design: Tensor) -> None:
-        """Initialize the ratio of parameters and `(x, design)` at these designs."""
+    def __init__(
+        self,
+        estimator: RatioEstimator,
+        design: Tensor,
+        x_shape: torch.Size | None = None,
+    ) -> None:
+        """Initialize the ratio of parameters and `(x, design)` at these designs.
+
+        Data come in the shape `x_shape`, by default in rows.
+        """
         (dim_data,) = estimator.x_shape
         design = check_fixed_design(design, dim_data, "x")
         super().__init__(
             net=estimator,
             theta_shape=estimator.theta_shape,
-            x_shape=torch.Size((dim_data - design.shape[-1],)),
+            x_shape=x_shape or torch.Size((dim_data - design.shape[-1],)),
         )
         reference = next(estimator.parameters())
         self.register_buffer("design", design.detach().to(reference))
@@ -41,7 +49,7 @@ class DesignConditionedRatio(RatioEstimator):
     def unnormalized_log_ratio(self, theta: Tensor, x: Tensor) -> Tensor:
         """Return log-ratios `(batch_dim,)` in nats, with the rows of `x` by design."""
         rows = self.design.repeat_interleave(len(x) // len(self.design), dim=0)
-        return self.net(theta, join(x, rows))
+        return self.net(theta, join(x.flatten(1), rows))
 
 
 class DesignRatioPotential(RatioBasedPotential):

@@ -26,6 +26,7 @@ from sbi_boed_plugin.estimators.ratio import (
 )
 from sbi_boed_plugin.objectives import generalized_kl
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
+from sbi_boed_plugin.simulation import joint_shape
 from sbi_boed_plugin.trainers import _checks
 from sbi_boed_plugin.trainers._scheduled import Schedule, ScheduledTrainer
 
@@ -68,6 +69,8 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
     """
 
     _dim_design: int | None = None
+    # Shape of the data, which are in rows where there are designs.
+    _x_shape: torch.Size | None = None
     # The first round that the present training uses.
     _first_round: int = 0
     # Atoms of validation, while it goes on.
@@ -87,16 +90,19 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
         """Store simulations as `NRE` does, and return the trainer.
 
         With `design` of shape `(num_simulations, dim_design)`, drawn independently of
-        `theta`, or `None` if the experiment has none; `(x, design)` is one row then.
+        `theta`, or `None` if the experiment has none; `(x, design)` is one row then,
+        of which :class:`~sbi_boed_plugin.DataEmbedding` embeds the data alone.
 
         Raises:
             ValueError: If designs are missing, superfluous, misshapen or not finite.
         """
+        event = x.shape[1:]
         x, dim_design = _checks.append_design(x, design, self._dim_design)
+        x_shape = joint_shape(self._x_shape, event) if dim_design else None
         super().append_simulations(
             theta, x, exclude_invalid_x, from_round, algorithm, data_device
         )
-        self._dim_design = dim_design
+        self._dim_design, self._x_shape = dim_design, x_shape
         warn_of_scales(self._build_neural_net, theta, x)
         return self
 
@@ -158,7 +164,9 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
             if ratio is None:
                 raise RuntimeError("There is no ratio yet: call train() first.")
             design = _checks.check_design(design, self._dim_design, None)
-            given["density_estimator"] = DesignConditionedRatio(ratio, design)
+            given["density_estimator"] = DesignConditionedRatio(
+                ratio, design, self._x_shape
+            )
         return super().build_posterior(**given)
 
     def _get_potential_function(self, prior: Distribution, estimator: Any) -> Any:
