@@ -9,9 +9,9 @@ Three parts, for the tasks `camera` and `trace`:
   the largest, `reported` what the result says;
 - `posterior`: networks that learn from 10,000 simulations at designs all over the
   space: `information` is the mean log-density of true parameters less that of the
-  prior, of 1,000 simulations at the best design, and `rank_error` how far the ranks of true parameters among 1,023
-  draws are from uniform: the largest Kolmogorov distance of any parameter, which chance
-  alone makes more than 0.06 once in twenty studies;
+  prior, of 1,000 simulations at the best design, and `rank_error` how far the ranks of
+  true parameters among 1,023 draws are from uniform: the largest Kolmogorov distance of
+  any parameter, which chance alone makes more than 0.06 once in twenty studies;
 - `likelihood`: networks that learn from the same simulations: `log_density` is that of
   data less the true one, which is at most zero, in nats of the whole image or trace,
   and `c2st` tells data of the network from those of the simulator, of which each has
