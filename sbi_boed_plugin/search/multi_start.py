@@ -219,7 +219,8 @@ def climb_designs(
                 for some, values in parts:
                     model.utility(values, some).sum().backward(inputs=[designs])
                 assert designs.grad is not None
-                unit.grad = -designs.grad * width
+                # Where one draw has no finite gradient, a design stays for a step.
+                unit.grad = -designs.grad.nan_to_num(0.0, 0.0, 0.0) * width
                 optimizer.step()
                 designs = policy.moved(designs.detach(), unit * width)
                 unit.copy_(designs / width)

@@ -189,6 +189,22 @@ def test_terms_are_regressed_on_designs(outlier):
     assert torch.allclose(best, torch.full((2,), 60.0), atol=15.0)
 
 
+def test_a_design_without_a_finite_gradient_stays():
+    class Cusp(torch.nn.Module):
+        def forward(self, design):
+            # Below 50 the gradient of what is not chosen is no number.
+            root = (design[:, 0] - 50.0).sqrt()
+            steeper = torch.where(design[:, 0] < 50.0, 0.0, 0.01 * root)
+            return steeper - (design[:, 0] / 100.0 - 0.7).square()
+
+    space = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 100.0))
+    config = MultiStartConfig(num_starts=8, num_climb_steps=90, num_candidates=2)
+    model = RegressedModel([Cusp()], "barber_agakov", Utility())
+    designs = torch.stack(climb_designs(model, space, config))
+    assert designs.isfinite().all()
+    assert 60.0 < float(designs[0]) < 90.0
+
+
 def test_a_search_without_a_likelihood_is_saved():
     inference, result = searched(num_steps=3)
     state = inference.search.state_dict()
