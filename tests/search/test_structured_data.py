@@ -192,6 +192,7 @@ def test_terms_are_regressed_on_designs(outlier):
 def test_a_design_without_a_finite_gradient_stays():
     class Cusp(torch.nn.Module):
         def forward(self, design):
+            assert design.isfinite().all()
             # Below 50 the gradient of what is not chosen is no number.
             root = (design[:, 0] - 50.0).sqrt()
             steeper = torch.where(design[:, 0] < 50.0, 0.0, 0.01 * root)
