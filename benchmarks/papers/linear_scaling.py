@@ -11,8 +11,8 @@ to the likelihood alone and do not move the design, hence one is enough.
 
 From 50 measurements on, the posterior of `barber_agakov` knows which value was measured
 at which place (`MeasurementSetEmbedding`), and the networks are refined at the design
-found; from 200 on there is no likelihood. `info_nce` takes half of the steps there and runs for fewer seeds: contrastive
-samples of so many values take long.
+found; from 200 on there is no likelihood. `info_nce` takes half of the steps there and
+runs for fewer seeds: contrastive samples of so many values take long.
 """
 
 import time

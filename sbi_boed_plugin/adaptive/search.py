@@ -60,10 +60,12 @@ class PolicySearch:
                 "design_policy=None, or simulations without designs: policies over "
                 "histories need NLE_INCE(prior, design_policy=...) with designs."
             )
-        if not search.models.has_likelihood:
+        models = search.models
+        if not models.has_likelihood or models.likelihood_flows:
             raise ValueError(
-                "density_estimator=None: policies learn inside a likelihood, or are "
-                "scored by one. Make the trainer with a likelihood."
+                f"density_estimator={models.likelihood_name!r}: policies learn inside "
+                "a likelihood that draws data at once, or are scored by one. Make the "
+                "trainer with a flow or a mixture, such as 'maf' or 'mdn'."
             )
         self.search, self.config, self.device = search, config, device
         self.prior = search.known()

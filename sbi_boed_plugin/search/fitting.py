@@ -20,8 +20,9 @@ __all__ = ["Fitted", "fit_network", "pairs_of"]
 
 _VALIDATION_BATCH_SIZE = 1_024
 _VALIDATION_SEED = 20_261_130
-# Squared errors of a vector field that are a gain, and rows whose flow is solved.
-_LEAST_GAIN_OF_FIELD, _MOST_SOLVED = 2e-3, 1_000
+# Squared errors of a vector field that are a gain, and values of rows whose flow is
+# solved, each of which takes a gradient.
+_LEAST_GAIN_OF_FIELD, _VALUES_SOLVED, _LEAST_SOLVED = 2e-3, 2_000, 20
 
 
 class Fitted(NamedTuple):
@@ -92,7 +93,8 @@ def fit_network(
     # Of those used not many more, evenly.
     some = used[:: max(1, len(used) // (4 * len(left_out)))]
     if is_vector_field(network):
-        left_out, some = left_out[:_MOST_SOLVED], some[:_MOST_SOLVED]
+        most = max(_LEAST_SOLVED, _VALUES_SOLVED // network.input_shape.numel())
+        left_out, some = left_out[:most], some[:most]
     parts = [
         _losses(network, rows, chosen, in_nats=True)
         / weights[chosen.to(weights.device)].mean().cpu()
