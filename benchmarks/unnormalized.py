@@ -2,7 +2,7 @@ r"""A critic in the place of the likelihood: what is lost without a normalizer.
 
     make reproduce NAME=unnormalized
 
-Networks of :math:`(x, \theta, \xi)` learn from 20,000 simulations at designs all over
+Networks of :math:`(x, \theta, \xi)` learn from 10,000 simulations at designs all over
 the space of `noisy_linear` (one measurement) and `sir`, by InfoNCE-λ with 15
 contrastive parameters or by NWJ, :math:`f_0 - e^{-1} \, \text{mean}_l \, e^{f_l}`. A
 `likelihood` is a mixture whose density integrates to one, a `critic` a network of the
@@ -43,7 +43,7 @@ from sbi_boed_plugin.objectives.info_nce import in_batch_contrast, info_nce_loss
 
 TASKS = {"noisy_linear": 1, "sir": 0}
 LOSSES = {"lambda=0": 0.0, "lambda=0.1": 0.1, "lambda=1": 1.0, "nwj": None}
-NUM_SIMULATIONS, NUM_CONTRASTIVE, BATCH_SIZE = 20_000, 15, 256
+NUM_SIMULATIONS, NUM_CONTRASTIVE, BATCH_SIZE = 10_000, 15, 128
 NUM_DESIGNS, NUM_SCORING, NUM_CONTRASTS_OF_SCORE = 20, 2_000, 255
 NUM_GRID, NUM_PAIRS, NUM_PRIOR, NUM_NULL = 2_000, 300, 2_000, 50
 
@@ -135,7 +135,7 @@ def train(net: Any, task: tasks.Task, strength: float | None, quick: bool) -> No
 
     used = Batches(rows, order[num // 10 :], BATCH_SIZE)
     schedule = AveragedSchedule(learning_rate=3e-3, min_gain=2e-3)
-    Fit(net, schedule).run(used, losses, validate, max_num_epochs=2 if quick else 200)
+    Fit(net, schedule).run(used, losses, validate, max_num_epochs=2 if quick else 60)
 
 
 @torch.no_grad()

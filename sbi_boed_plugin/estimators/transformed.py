@@ -1,5 +1,6 @@
 """Estimators that work in other coordinates than their users, and their builders."""
 
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -32,6 +33,8 @@ __all__ = [
 
 # Features of a condition that mixtures are given.
 _NUM_FEATURES = 100
+# Values of data of which a mixture is still as fast as a flow.
+_MOST_OF_MIXTURE = 128
 # A network that has diverged rounds all of its mass to the boundary.
 _MAX_ATTEMPTS = 20
 
@@ -183,6 +186,7 @@ class _TransformedBuilder:
             if isinstance(of_x, Units):
                 of_x.warn_if_skewed()
             warn_if_gaussian(self.model, x)
+            _warn_of_matrices(self.model, x.shape[-1])
         theta, x = cast(Tensor, of_theta(theta)), cast(Tensor, of_x(x))
         kwargs = dict(self.kwargs)
         embedding = kwargs.get("embedding_net")
@@ -222,6 +226,18 @@ class _TransformedBuilder:
             is_condition or name == "theta" or self.coordinates["x_transform"] == "auto"
         )
         return Units(values, may_skew=may_skew)
+
+
+def _warn_of_matrices(model: str, num_values: int) -> None:
+    """Warn where the matrices of a mixture are huge."""
+    if model == "mdn" and num_values > _MOST_OF_MIXTURE:
+        warnings.warn(
+            f"A mixture ('mdn') of {num_values} values has a matrix of {num_values} x "
+            f"{num_values} numbers for each row and component: a step takes seconds. "
+            "Use density_estimator='maf' or 'flow_matching', or None for posteriors "
+            "alone.",
+            stacklevel=5,
+        )
 
 
 def _features(num_values: int) -> nn.Module:

@@ -78,3 +78,15 @@ def test_no_sample_is_rounded_onto_the_edge_of_its_space():
 
 def likelihood_nn_mdn(theta, x):
     return likelihood_nn("mdn")(theta, x)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("num_values", [128, 129])
+def test_matrices_of_a_huge_mixture_are_told(num_values):
+    theta, x = torch.randn(20, 2), torch.randn(20, num_values)
+    build = transformed_likelihood_nn("mdn", num_components=1)
+    if num_values == 128:
+        build(theta, x)
+        return
+    with pytest.raises(UserWarning, match="129 x 129.*density_estimator='maf'"):
+        build(theta, x)
