@@ -60,11 +60,15 @@ class PolicySearch:
                 "design_policy=None, or simulations without designs: policies over "
                 "histories need NLE_INCE(prior, design_policy=...) with designs."
             )
-        models = search.models
-        if not models.has_likelihood or models.likelihood_flows:
+        if not search.models.has_likelihood:
             raise ValueError(
-                f"density_estimator={models.likelihood_name!r}: policies learn inside "
-                "a likelihood that draws data at once, or are scored by one. Make the "
+                "density_estimator=None: policies learn inside a likelihood, or are "
+                "scored by one. Make the trainer with a likelihood."
+            )
+        if search.models.likelihood_flows:
+            raise ValueError(
+                "density_estimator is a flow matching or score model, which is too "
+                "slow for policies: they draw data from it at each step. Make the "
                 "trainer with a flow or a mixture, such as 'maf' or 'mdn'."
             )
         self.search, self.config, self.device = search, config, device

@@ -125,7 +125,7 @@ class _TransformedBuilder:
     ) -> None:
         """Raise if sbi does not know a model, or `x_transform` names no coordinates."""
         self.model, self.condition, self.kwargs = model, condition, kwargs
-        if model in VECTOR_FIELDS:
+        if isinstance(model, str) and model in VECTOR_FIELDS:
             describes = "x" if condition == "theta" else "theta"
             self.factory: Any = partial(vector_field_nn, describes=describes)
         else:

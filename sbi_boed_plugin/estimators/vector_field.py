@@ -98,10 +98,10 @@ class VectorFieldDensity(ConditionalDensityEstimator):
         self._check_condition_shape(condition)
         each_its_own = condition.dim() > len(self.condition_shape) + 1
         rows = condition.flatten(0, 1) if each_its_own else condition
-        features = self._embedding(rows)
+        features, num = self._embedding(rows), len(condition)
         input, condition, batch_dim = self._broadcast_and_align(input, condition)
         if each_its_own:
-            features = features.reshape(len(condition), -1, features.shape[1])
+            features = features.reshape(num, -1, features.shape[1])
         features = features.expand(len(input), batch_dim, -1).flatten(0, 1)
         start = input.reshape(len(features), -1)
         values = self._in_parts(self._log_prob, start, features)
@@ -254,6 +254,14 @@ def vector_field_nn(
     of an embedding are standardized as they are at first. Further arguments are those
     of sbi's `posterior_flow_nn` and `posterior_score_nn`.
     """
+    if kwargs.get("compose_standardization"):
+        raise ValueError(
+            "compose_standardization=True: the densities here work in units of their "
+            "own, and leave out those of sbi. Leave it out."
+        )
+    check_integer("num_steps", num_steps, 1)
+    check_integer("num_probes", num_probes, 0)
+    VECTOR_FIELDS[model](**kwargs)  # Refuses what it does not know.
     scores = {"theta": z_score_theta, "x": z_score_x}
     of_input = scores.pop(describes)
     (of_condition,) = scores.values()

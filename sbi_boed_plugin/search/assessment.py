@@ -30,7 +30,7 @@ from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.belief import unseen
 from sbi_boed_plugin.search.doubts import find_doubts, find_slope
 from sbi_boed_plugin.search.estimators import DesignEstimators
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, network_of
 from sbi_boed_plugin.search.optimizer import DesignOptimizer
 from sbi_boed_plugin.search.target import estimate_target, target_of
 from sbi_boed_plugin.simulation import CheckedSimulator
@@ -40,7 +40,6 @@ __all__ = [
     "estimate_bounds",
     "likelihood_mismatch",
     "linear_bound",
-    "network_of",
 ]
 
 # Share of a box within which a design is at its edge.
@@ -134,13 +133,6 @@ def _discrete_data(likelihood: ConditionalDensityEstimator, x: Tensor) -> str | 
     return None
 
 
-def network_of(objective: str) -> str:
-    """Return the name of the network that drives a search."""
-    needs = POLICY_OBJECTIVES[objective].needs
-    names = {"posterior": "posterior", "hybrid": "posterior", "target": "target"}
-    return names.get(needs or "", "likelihood")
-
-
 def _bounds_of_target(
     estimators: DesignEstimators,
     theta: Tensor,
@@ -177,6 +169,8 @@ def estimate_bounds(
     # A vector field would solve an equation for each contrast.
     if likelihood is None or is_vector_field(likelihood):
         names = [own, "barber_agakov"]
+    elif posterior is not None and is_vector_field(posterior):
+        names = [own, "barber_agakov", "pce", "snmc"]
     elif posterior is not None:
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]
     if not torch.isfinite(x).all():

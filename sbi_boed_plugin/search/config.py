@@ -304,6 +304,12 @@ class DesignSearchConfig:
                     "model, whose log-densities are too slow for it. Use "
                     "method='rounds' and leave objective out, or another model."
                 )
+        for name in self._of_joint():
+            raise ValueError(
+                f"{name}={getattr(self, name)!r} with a flow matching or score model: "
+                "such a search is one in rounds, which has no such setting. Leave it "
+                "out, or use another model."
+            )
         return replace(self, method="rounds")
 
     def continuing(self, earlier: "DesignSearchConfig") -> "DesignSearchConfig":

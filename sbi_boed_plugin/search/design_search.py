@@ -307,8 +307,9 @@ class DesignSearch:
 
         With the networks as they are, by the bound of an objective.
         """
-        has_likelihood = self.models.has_likelihood
-        objective = objective or ("info_nce" if has_likelihood else "barber_agakov")
+        models, has_likelihood = self.models, self.models.has_likelihood
+        is_fast = has_likelihood and not models.likelihood_flows
+        objective = objective or ("info_nce" if is_fast else "barber_agakov")
         if not has_likelihood and objective not in ("barber_agakov", "gkl"):
             raise ValueError(
                 f"objective='{objective}' with density_estimator=None, but it asks a "

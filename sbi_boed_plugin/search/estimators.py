@@ -133,7 +133,8 @@ class NetworkModels:
         self.coordinates = coordinates_of(likelihood or "mdn")
         # Whether log-densities of either are solutions of a differential equation.
         self.likelihood_flows = _is_named_field(likelihood)
-        self.has_vector_field = self.likelihood_flows or _is_named_field(posterior)
+        others = map(_is_named_field, (posterior, marginal))
+        self.has_vector_field = self.likelihood_flows or any(others)
         # What a search asks for, if not all parameters.
         self.target: Target | None = None
 
@@ -232,13 +233,15 @@ class NetworkModels:
         A `ValueError` says if these are other networks than those that were saved.
         """
         networks, of_likelihood = None, weights.get("likelihood", {})
+        # A search may end before a likelihood has learned.
+        models = self if of_likelihood else self.without_likelihood()
         for name, values in weights.items():
             needs = None if name == "likelihood" else name
             if any(key.startswith("energy.") for key in values):
                 needs = "hybrid"
             # Not the likelihood that `train` built.
             linear_start = any("regression." in key for key in of_likelihood)
-            networks = self.complete(
+            networks = models.complete(
                 networks, needs, prior, rows, device, linear_start=linear_start
             )
         assert networks is not None

@@ -94,7 +94,7 @@ def fit_network(
     some = used[:: max(1, len(used) // (4 * len(left_out)))]
     if is_vector_field(network):
         most = max(_LEAST_SOLVED, _VALUES_SOLVED // network.input_shape.numel())
-        left_out, some = left_out[:most], some[:most]
+        left_out, some = (_evenly(rows, weights, most) for rows in (left_out, some))
     parts = [
         _losses(network, rows, chosen, in_nats=True)
         / weights[chosen.to(weights.device)].mean().cpu()
@@ -104,6 +104,13 @@ def fit_network(
     # The variance of a single row is unknown, and counts as zero.
     errors = [float(part.std() / len(part) ** 0.5) for part in parts if len(part) > 1]
     return Fitted(float(parts[0].mean()), gap, math.hypot(*errors))
+
+
+def _evenly(chosen: Tensor, weights: Tensor, most: int) -> Tensor:
+    """Return at most so many of the chosen rows that count, from all over."""
+    counts = weights[chosen.to(weights.device)].cpu() > 0
+    chosen = chosen[counts] if counts.any() else chosen
+    return chosen[:: math.ceil(len(chosen) / most)]
 
 
 def _loss(

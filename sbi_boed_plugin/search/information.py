@@ -25,7 +25,13 @@ from sbi_boed_plugin.objectives.info_nce import (
 )
 from sbi_boed_plugin.search.estimators import DesignEstimators
 
-__all__ = ["POLICY_OBJECTIVES", "Densities", "PolicyObjective", "training_losses"]
+__all__ = [
+    "POLICY_OBJECTIVES",
+    "Densities",
+    "PolicyObjective",
+    "network_of",
+    "training_losses",
+]
 
 # Draws of the posterior network for each simulation.
 _NUM_PROPOSED = 15
@@ -213,3 +219,10 @@ POLICY_OBJECTIVES = {
         "pce",
     ),
 }
+
+
+def network_of(objective: str) -> str:
+    """Return the name of the network that drives a search."""
+    needs = POLICY_OBJECTIVES[objective].needs
+    names = {"posterior": "posterior", "hybrid": "posterior", "target": "target"}
+    return names.get(needs or "", "likelihood")

@@ -1,5 +1,6 @@
 """The information of designs where there is no likelihood to draw data from."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,11 @@ _NUM_HIDDEN = 32
 _SCHEDULE = AveragedSchedule(learning_rate=3e-3, min_gain=2e-3)
 # One of so many rows is left out.
 _LEFT_OUT = 10
-# Terms below this quantile count as that: one parameter that a network thought
-# impossible would outweigh all others.
-_LOWEST = 0.005
+# So many of the lowest terms, a share but three at least, count as the lowest of the
+# rest: one parameter that a network thought impossible would outweigh all others.
+_LOWEST_SHARE, _LEAST_LOWEST = 0.005, 3
+# Spread of a value that varies, as a share of its largest.
+_LEAST_SPREAD = 1e-6
 
 
 class _Regression(nn.Module):
@@ -33,10 +36,11 @@ class _Regression(nn.Module):
 
     def __init__(self, design: Tensor, terms: Tensor) -> None:
         super().__init__()
-        tiny = torch.finfo(design.dtype).tiny
         for name, values in (("design", design), ("terms", terms.unsqueeze(1))):
             self.register_buffer(f"{name}_centre", values.mean(dim=0))
-            spread = values.std(dim=0).clamp_min(tiny)
+            # A value that never varied has a spread that is but rounding.
+            spread, largest = values.std(dim=0), values.abs().amax(dim=0)
+            spread = spread.where(spread > _LEAST_SPREAD * largest, 1.0)
             self.register_buffer(f"{name}_spread", spread)
         self.net = nn.Sequential(
             nn.Linear(design.shape[1], _NUM_HIDDEN),
@@ -67,7 +71,11 @@ def regress(
     `terms` are what each simulation tells, in nats, and `weights` how often it counts.
     """
     design, terms = design.float(), terms.to(design.device).float()
-    terms = terms.clamp_min(terms.quantile(_LOWEST))
+    ranked = terms.nan_to_num(nan=-torch.inf).sort().values
+    num_lowest = max(_LEAST_LOWEST, math.ceil(_LOWEST_SHARE * len(terms)))
+    floor = ranked[min(num_lowest, len(terms) - 1) :]
+    floor = floor[floor.isfinite()][:1].sum()  # Zero nats, if none is finite.
+    terms = terms.nan_to_num(nan=-torch.inf).maximum(floor)
     network: Any = _Regression(design, terms).to(design.device)
     is_left_out = torch.arange(len(terms)) % _LEFT_OUT == 0
     fit_network(

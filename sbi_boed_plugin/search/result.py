@@ -31,9 +31,11 @@ class DesignResult:
             in one row.
         config: Settings of the search, with all that was chosen for it.
         history: A list with an entry per step for each of: `"loss"` of the likelihood,
-            `"eig"` as the objective estimates it, its `"eig_standard_error"` and
-            `"log_likelihood"` (nats), `"num_simulations"` and `"seconds"` so far, and
-            what the policy describes, such as `"mode"` and `"scale"`.
+            or else of the network that drives the search, `"eig"` as the objective
+            estimates it, its `"eig_standard_error"` and, where there is a likelihood
+            that learns all along, `"log_likelihood"` (nats), `"num_simulations"` and
+            `"seconds"` so far, and what the policy describes, such as `"mode"` and
+            `"scale"`.
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed: NaN, infinite, or raised.
         seconds: Time of the steps or rounds, without scoring designs.

@@ -26,7 +26,7 @@ from sbi_boed_plugin.search.config import DesignSearchConfig, MultiStartConfig
 from sbi_boed_plugin.search.cross_fit import CrossFit, cross_fit, enough_rows
 from sbi_boed_plugin.search.doubts import find_unsettled
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
-from sbi_boed_plugin.search.information import POLICY_OBJECTIVES
+from sbi_boed_plugin.search.information import POLICY_OBJECTIVES, network_of
 from sbi_boed_plugin.search.multi_start import (
     climb_designs,
     spread_designs,
@@ -141,6 +141,7 @@ class RoundsSearch:
                 if self.fit is not None and self._is_late(num_new, num_after):
                     started = time.perf_counter()
                     self._rank(self.fit, is_last=True)
+                    self._doubt_missing_likelihood()
                     self.progress.seconds += time.perf_counter() - started
                     return "max_seconds"
                 self._simulate(simulator, num_new, num_left, show_progress_bar)
@@ -321,15 +322,29 @@ class RoundsSearch:
                 values.append(model.information(design, _NUM_RANKING))
         return torch.cat(values).reshape(len(models), len(designs))
 
+    def _doubt_missing_likelihood(self) -> None:
+        """Say so if time was up before the round in which a likelihood learns."""
+        assert self.networks is not None
+        if self._models.has_likelihood and self.networks.likelihood is None:
+            self.unsettled = [
+                *self.unsettled,
+                "Time was up before the last round, in which a flow matching or score "
+                "likelihood learns: there is none yet. train() learns it from the "
+                "simulations that there are.",
+            ]
+
     def _report(self, bar: Any, tracker: Any | None) -> None:
         """Record what a round has found, and show it."""
         design, eig = self.candidates[0]
         assert self.fit is not None
-        # Without a likelihood that of the network that drives the search.
-        loss = next(iter(self.fit.fitted.values())).loss
+        # Of the likelihood, or else of the network that drives the search.
+        drives = network_of(self.config.objective)
+        name = drives if self.fit.regresses else "likelihood"
+        loss = self.fit.fitted[name].loss
+        of_likelihood = {} if self.fit.regresses else {"log_likelihood": -loss}
         self.progress.record(
+            **of_likelihood,
             loss=loss,
-            log_likelihood=-loss,
             eig=eig.value,
             eig_standard_error=eig.standard_error,
             mode=design.tolist(),
@@ -340,7 +355,7 @@ class RoundsSearch:
         more = ", …" if len(design) > 4 else ""
         bar.set_postfix_str(f"design [{shown}{more}], EIG {eig.value:.2f} nats")
         if tracker is not None:
-            last = {"loss": loss, "eig": eig.value, "log_likelihood": -loss}
+            last = {"loss": loss, "eig": eig.value, **of_likelihood}
             metrics = {f"design_{name}": value for name, value in last.items()}
             tracker.log_metrics(metrics, step=self.progress.step)
 

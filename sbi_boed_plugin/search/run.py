@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from sbi_boed_plugin.objectives.eig import EIGEstimate
-from sbi_boed_plugin.search.assessment import assess_design, network_of
+from sbi_boed_plugin.search.assessment import assess_design
 from sbi_boed_plugin.search.budget import num_ranking
 from sbi_boed_plugin.search.doubts import find_doubts, tightest
+from sbi_boed_plugin.search.information import network_of
 from sbi_boed_plugin.search.learned_model import LearnedModel
 from sbi_boed_plugin.search.multi_start import multi_start_search
 from sbi_boed_plugin.search.optimizer import DesignOptimizer

@@ -131,11 +131,14 @@ def direct_posterior(
 def default_sampler(search: DesignSearch, given: dict[str, Any]) -> str:
     """Return "hybrid" after a search that trained a network, and "mcmc" otherwise.
 
-    Without a likelihood it is "direct". It is "mcmc" also where the arguments of
-    `build_posterior` ask for another estimator or prior, for several designs at once,
-    or have settings of another sampler.
+    Without a likelihood, or before it has learned, it is "direct". It is "mcmc" also
+    where the arguments of `build_posterior` ask for another estimator or prior, for
+    several designs at once, or have settings of another sampler.
     """
     if not search.models.has_likelihood:
+        return "direct"
+    missing = search.networks is not None and search.networks.likelihood is None
+    if missing and given["density_estimator"] is None:
         return "direct"
     if isinstance(given["posterior_parameters"], HybridPosteriorParameters):
         return "hybrid"

@@ -105,8 +105,14 @@ class ModelLikelihood(ConditionalDensityEstimator):
         return result
 
     def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
-        """Return losses of shape `(batch_dim,)`, in nats."""
-        return -self.log_prob(input.unsqueeze(0), condition, **kwargs)[0]
+        """Return the losses of each row's network, of shape `(batch_dim,)`."""
+        result = input.new_zeros(len(input))
+        for number, net in enumerate(self.net):
+            rows, given = self._of_model(number, condition)
+            if len(rows):
+                values = net.loss(input[rows], given, **kwargs)
+                result = result.index_copy(0, rows, values)
+        return result
 
     def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
         """Draw samples of shape `(*sample_shape, batch_dim, *input_event_shape)`."""

@@ -29,6 +29,7 @@ from sbi_boed_plugin._sbi_compat import (
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
+from sbi_boed_plugin.estimators.vector_field import is_vector_field
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.posteriors.parameters import HybridPosteriorParameters
 from sbi_boed_plugin.simulation import joint_shape
@@ -361,8 +362,9 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
         self._hybrid = None  # which was put on another base.
 
     def _validate_epoch(self, val_loader: Any, loss_args: Any) -> float:
-        """Validate with the same draws for the partition function each time."""
-        with isolated_rng(_VALIDATION_SEED if self._training == "joint" else None):
+        """Validate with the same draws each time, where a loss has any."""
+        is_random = self._training == "joint" or is_vector_field(self._neural_net)
+        with isolated_rng(_VALIDATION_SEED if is_random else None):
             return super()._validate_epoch(val_loader, loss_args)
 
     def _train_energy(self, config: EnergyConfig, atomic: bool) -> HybridEstimator:

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from sbi.inference.posteriors import DirectPosterior
 from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
@@ -66,6 +67,10 @@ def test_the_density_is_that_of_the_flow():
     each_its_own = condition.expand(5, 20, 2)
     assert torch.allclose(exact().log_prob(x, each_its_own), found)
     assert exact().log_prob(x[:, :1], condition).shape == (5, 20)
+    # As many samples as conditions, which come with a sample dimension of one.
+    few = condition[:5]
+    square = exact().log_prob(x[:, :5], few)
+    assert torch.allclose(exact().log_prob(x[:, :5], few.unsqueeze(0)), square)
 
 
 def test_samples_are_those_of_the_density():
@@ -111,6 +116,26 @@ def test_probes_estimate_the_divergence():
         exact().log_prob(x[None], condition),
         atol=1e-4,
     )
+
+
+def test_settings_are_checked_before_any_network_is_built():
+    for settings in ({"num_steps": 0}, {"num_probes": -1}):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            transformed_likelihood_nn("flow_matching", **settings)
+    with pytest.raises(ValueError, match="compose_standardization=True"):
+        transformed_posterior_nn("score", compose_standardization=True)
+
+
+def test_losses_are_those_of_rows_that_count():
+    torch.manual_seed(0)
+    build = transformed_likelihood_nn("flow_matching", hidden_features=8, num_layers=1)
+    theta, x = torch.randn(300, 2), torch.randn(300, 60)
+    weights, rows = torch.ones(300), torch.arange(300)
+    weights[:120] = 0.0
+    schedule = AveragedSchedule(max_num_rates=1)
+    given = (x, theta), rows[::2], rows[1::2], schedule
+    fitted = fit_network(build(theta, x), *given, weights=weights, max_num_passes=1)
+    assert all(map(math.isfinite, fitted))
 
 
 @pytest.mark.parametrize("value", [0, 2.5])
@@ -199,13 +224,28 @@ def test_a_search_with_vector_fields_is_one_in_rounds():
     build = transformed_likelihood_nn("flow_matching", dim_design=1, **small)
     given = {"design_policy": policy, **QUIET}
     trainer = NLE_INCE(prior, build, **given)
-    for settings in ({"method": "joint"}, {"objective": "info_nce"}):
+    for settings in ({"method": "joint"}, {"objective": "info_nce"}, {"num_steps": 9}):
         ((name, value),) = settings.items()
-        with pytest.raises(ValueError, match=f"{name}='{value}' with a flow match"):
+        with pytest.raises(ValueError, match=f"{name}={value!r} with a flow match"):
             trainer.optimize_design(simulator, max_num_simulations=300, **settings)
+    with pytest.raises(ValueError, match="too slow for policies"):
+        trainer.optimize_policy(simulator, 2)
     torch.manual_seed(0)
     result = trainer.optimize_design(simulator, max_num_simulations=200, num_rounds=2)
     assert result.config.method == "rounds"
     assert float(result.design) > 1.0
     assert is_vector_field(result.likelihood_estimator)
     assert set(result.bounds) <= {"barber_agakov", "linear"}
+    # Time that ends before the last round leaves no likelihood, and says so.
+    other = NLE_INCE(prior, build, **given)
+    with pytest.warns(UserWarning, match="before the last round.*there is none yet"):
+        early = other.optimize_design(
+            simulator, max_num_simulations=200, num_rounds=2, max_seconds=0.01
+        )
+    assert early.stop_reason == "max_seconds"
+    assert early.likelihood_estimator is None
+    posterior = other.build_posterior(design=early.design)
+    assert isinstance(posterior, DirectPosterior)
+    again = NLE_INCE(prior, build, **given)
+    again.search.load_state_dict(other.search.state_dict())
+    assert again.search.networks.posterior is not None

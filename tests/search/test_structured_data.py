@@ -173,6 +173,29 @@ def test_rounds_without_a_likelihood(tmp_path):
     assert of_stored.eig.value == pytest.approx(result.eig.value, abs=0.6)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 5.0])
+def test_a_value_of_the_design_that_never_varies_does_not_matter(value):
+    torch.manual_seed(0)
+    design = torch.rand(600, 2)
+    design[:, 1] = value
+    regression = regress(4.0 * design[:, 0], design, torch.ones(600), 5.0)
+    design[:, 1] += torch.rand(600)  # Of later designs it does.
+    found = torch.corrcoef(torch.stack([regression(design), design[:, 0]]))[0, 1]
+    assert found > 0.8
+
+
+@pytest.mark.parametrize("lowest", [-1e3, -1e4, -math.inf, math.nan])
+def test_impossible_parameters_do_not_turn_a_regression(lowest):
+    torch.manual_seed(0)
+    design = torch.rand(130, 1)
+    mean = 2.0 - 8.0 * (design[:, 0] - 0.6).square()
+    terms = mean + 0.5 * torch.randn(130)
+    terms[(design[:, 0] - 0.6).abs().argmin()] = lowest
+    regression = regress(terms, design, torch.ones(130), 5.0)
+    grid = torch.linspace(0.0, 1.0, 51).unsqueeze(1)
+    assert 0.4 < float(grid[regression(grid).argmax()]) < 0.8
+
+
 @pytest.mark.parametrize("outlier", [0.0, -1e4])
 def test_terms_are_regressed_on_designs(outlier):
     torch.manual_seed(0)
