@@ -173,6 +173,22 @@ def test_rounds_without_a_likelihood(tmp_path):
     assert of_stored.eig.value == pytest.approx(result.eig.value, abs=0.6)
 
 
+def test_designs_at_which_images_fail_tell_nothing():
+    def fragile(theta, design):
+        x = photograph(theta, design)
+        x[design[:, 0] > 1.1] = math.nan
+        return x
+
+    torch.manual_seed(0)
+    network = transformed_posterior_nn("mdn", embedding_net=cnn())
+    given = {"design_policy": policy(), "posterior_estimator": network}
+    inference = NLE_INCE(PRIOR, None, **given, **QUIET)
+    settings = {"num_rounds": 2, "num_networks": 2, "max_num_simulations": 600}
+    result = inference.optimize_design(fragile, **settings)
+    assert 0.5 < float(result.design) <= 1.2
+    assert result.num_invalid_simulations > 100
+
+
 @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 5.0])
 def test_a_value_of_the_design_that_never_varies_does_not_matter(value):
     torch.manual_seed(0)
