@@ -213,39 +213,48 @@ def test_a_hybrid_has_a_flow_matching_base():
     assert samples.shape == (20, 2)
 
 
-def test_a_search_with_vector_fields_is_one_in_rounds():
+def noisy_slope(theta, design):
+    return theta * design + 0.3 * torch.randn_like(theta)
+
+
+def searching():
     policy = TruncatedNormalPolicy(torch.tensor([0.1]), torch.tensor([2.0]))
     prior = BoxUniform(-torch.ones(1), torch.ones(1))
-
-    def simulator(theta, design):
-        return theta * design + 0.3 * torch.randn_like(theta)
-
     small = {"hidden_features": 16, "num_layers": 2}
     build = transformed_likelihood_nn("flow_matching", dim_design=1, **small)
-    given = {"design_policy": policy, **QUIET}
-    trainer = NLE_INCE(prior, build, **given)
+    return NLE_INCE(prior, build, design_policy=policy, **QUIET)
+
+
+def test_what_is_too_slow_is_refused():
+    trainer = searching()
     for settings in ({"method": "joint"}, {"objective": "info_nce"}, {"num_steps": 9}):
         ((name, value),) = settings.items()
         with pytest.raises(ValueError, match=f"{name}={value!r} with a flow match"):
-            trainer.optimize_design(simulator, max_num_simulations=300, **settings)
+            trainer.optimize_design(noisy_slope, max_num_simulations=300, **settings)
     with pytest.raises(ValueError, match="too slow for policies"):
-        trainer.optimize_policy(simulator, 2)
+        trainer.optimize_policy(noisy_slope, 2)
+
+
+@pytest.mark.slow
+def test_a_search_with_vector_fields_is_one_in_rounds():
     torch.manual_seed(0)
-    result = trainer.optimize_design(simulator, max_num_simulations=200, num_rounds=2)
+    budget = {"max_num_simulations": 200, "num_rounds": 2}
+    result = searching().optimize_design(noisy_slope, **budget)
     assert result.config.method == "rounds"
     assert float(result.design) > 1.0
     assert is_vector_field(result.likelihood_estimator)
     assert set(result.bounds) <= {"barber_agakov", "linear"}
-    # Time that ends before the last round leaves no likelihood, and says so.
-    other = NLE_INCE(prior, build, **given)
+
+
+def test_time_that_ends_before_the_last_round_leaves_no_likelihood():
+    torch.manual_seed(0)
+    trainer, again = searching(), searching()
+    budget = {"max_num_simulations": 200, "num_rounds": 2, "max_seconds": 0.01}
     with pytest.warns(UserWarning, match="before the last round.*there is none yet"):
-        early = other.optimize_design(
-            simulator, max_num_simulations=200, num_rounds=2, max_seconds=0.01
-        )
+        early = trainer.optimize_design(noisy_slope, **budget)
     assert early.stop_reason == "max_seconds"
     assert early.likelihood_estimator is None
-    posterior = other.build_posterior(design=early.design)
+    posterior = trainer.build_posterior(design=early.design)
     assert isinstance(posterior, DirectPosterior)
-    again = NLE_INCE(prior, build, **given)
-    again.search.load_state_dict(other.search.state_dict())
+    again.search.load_state_dict(trainer.search.state_dict())
     assert again.search.networks.posterior is not None

@@ -173,6 +173,7 @@ def test_rounds_without_a_likelihood(tmp_path):
     assert of_stored.eig.value == pytest.approx(result.eig.value, abs=0.6)
 
 
+@pytest.mark.slow
 def test_designs_at_which_images_fail_tell_nothing():
     def fragile(theta, design):
         x = photograph(theta, design)
