@@ -1,6 +1,7 @@
 """Designs in conditions: rows `(values, design)`, and estimators at fixed designs."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
@@ -97,7 +98,7 @@ class DesignConditionedEstimator(EstimatorView):
             [row for row, other in enumerate(of_design) if other is one]
             for one in self.estimators
         ]
-        reference = next(self.net.parameters())
+        reference = next(chain(self.net.parameters(), self.net.buffers()))
         self.register_buffer("design", design.detach().to(reference))
 
     def condition_of_net(self, condition: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
 
-__all__ = ["VECTOR_FIELDS", "VectorFieldDensity", "is_vector_field", "vector_field_nn"]
+__all__ = [
+    "VECTOR_FIELDS",
+    "VectorFieldDensity",
+    "is_slow",
+    "is_vector_field",
+    "takes_context",
+    "vector_field_nn",
+]
 
 _PROBE_SEED = 20_261_130
 # Rows of which the flow is solved at once where nothing needs a gradient.
@@ -235,6 +242,19 @@ class VectorFieldDensity(ConditionalDensityEstimator):
 def is_vector_field(estimator: nn.Module) -> bool:
     """Return whether an estimator, or what it is made of, is a vector field."""
     return any(isinstance(part, VectorFieldDensity) for part in estimator.modules())
+
+
+def takes_context(estimator: nn.Module) -> bool:
+    """Return whether an estimator is given simulations in the place of a training.
+
+    sbi's `TabPFNFlow` is one: its network has seen many problems, and reads this one.
+    """
+    return callable(getattr(estimator, "set_context", None))
+
+
+def is_slow(estimator: nn.Module) -> bool:
+    """Return whether densities are too slow for climbs and contrastive bounds."""
+    return is_vector_field(estimator) or any(map(takes_context, estimator.modules()))
 
 
 def vector_field_nn(

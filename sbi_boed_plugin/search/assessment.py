@@ -18,7 +18,7 @@ from torch.distributions import Distribution, MultivariateNormal
 
 from sbi_boed_plugin._memory import rows_at_once
 from sbi_boed_plugin._prior import discrete_columns, log_normalization, to_real_numbers
-from sbi_boed_plugin.estimators.vector_field import is_vector_field
+from sbi_boed_plugin.estimators.vector_field import is_slow
 from sbi_boed_plugin.objectives.eig import (
     EIGEstimate,
     NoEstimateError,
@@ -167,9 +167,9 @@ def estimate_bounds(
     own, posterior = POLICY_OBJECTIVES[objective].bound, estimators.posterior_base
     names, likelihood = [own, "pce", "snmc"], estimators.likelihood
     # A vector field would solve an equation for each contrast.
-    if likelihood is None or is_vector_field(likelihood):
+    if likelihood is None or is_slow(likelihood):
         names = [own, "barber_agakov"]
-    elif posterior is not None and is_vector_field(posterior):
+    elif posterior is not None and is_slow(posterior):
         names = [own, "barber_agakov", "pce", "snmc"]
     elif posterior is not None:
         names = [own, "barber_agakov", "lace", "lace_upper", "pce", "snmc"]

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from sbi_boed_plugin._fit import AveragedSchedule
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
-from sbi_boed_plugin.estimators.vector_field import is_vector_field
+from sbi_boed_plugin.estimators.vector_field import is_slow
 from sbi_boed_plugin.objectives.eig import EIGEstimate
 from sbi_boed_plugin.search.batch import Batch
 from sbi_boed_plugin.search.estimators import DesignEstimators, NetworkModels
@@ -61,7 +61,7 @@ class CrossFit:
     def regresses(self) -> bool:
         """Whether information is a regression of what single simulations tell."""
         networks = self.joined.all()
-        return self.joined.likelihood is None or any(map(is_vector_field, networks))
+        return self.joined.likelihood is None or any(map(is_slow, networks))
 
     def models(
         self, objective: str, utility: Utility | None = None

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from sbi_boed_plugin._atomic import defer_interrupts
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
+from sbi_boed_plugin.estimators.vector_field import takes_context
 from sbi_boed_plugin.objectives.info_nce import in_batch_contrast
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.batch import (
@@ -301,6 +302,12 @@ class DesignOptimizer:
         networks = self._models.complete(
             self.estimators, needs, self.prior, rows, self._device
         )
+        if any(map(takes_context, networks.all())):
+            raise ValueError(
+                f"method='{self.config.method}' with a network that learns in context: "
+                "it reads all simulations at once. Use method='rounds' with "
+                "max_num_simulations=..."
+            )
         groups = [{"params": net.parameters()} for net in networks.trained.all()]
         return networks, Adam(groups, lr=self.config.learning_rate)
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from sbi.inference.posteriors import DirectPosterior
+from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils import BoxUniform
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
@@ -258,3 +259,49 @@ def test_time_that_ends_before_the_last_round_leaves_no_likelihood():
     assert isinstance(posterior, DirectPosterior)
     again.search.load_state_dict(trainer.search.state_dict())
     assert again.search.networks.posterior is not None
+
+
+class InContext(ConditionalDensityEstimator):
+    """Has the interface of sbi's TabPFNFlow: a Normal around the nearest rows."""
+
+    def __init__(self, theta, x):
+        super().__init__(nn.Identity(), theta[0].shape, x[0].shape)
+        self.register_buffer("anchor", torch.zeros(1))
+        self.rows = None
+
+    def set_context(self, input, condition):
+        self.rows = input, condition, condition.std(dim=0)
+        return self
+
+    def law(self, condition):
+        theta, x, scale = self.rows
+        distances = torch.cdist(condition / scale, x / scale)
+        nearest = theta[distances.topk(25, largest=False).indices]
+        return Normal(nearest.mean(dim=1), nearest.std(dim=1) + 1e-2)
+
+    def log_prob(self, input, condition, **kwargs):
+        return self.law(condition).log_prob(input).sum(dim=-1)
+
+    def sample(self, sample_shape, condition, **kwargs):
+        return self.law(condition).sample(sample_shape)
+
+    def loss(self, input, condition, **kwargs):
+        raise NotImplementedError("There is nothing to train.")
+
+
+def test_a_posterior_learns_in_context():
+    policy = TruncatedNormalPolicy(torch.tensor([0.1]), torch.tensor([2.0]))
+    prior = BoxUniform(-torch.ones(1), torch.ones(1))
+    given = {"design_policy": policy, "posterior_estimator": InContext, **QUIET}
+    torch.manual_seed(0)
+    trainer = NLE_INCE(prior, None, **given)
+    with pytest.raises(ValueError, match="method='joint' with a network that learns"):
+        trainer.optimize_design(noisy_slope, num_steps=5)
+    result = trainer.optimize_design(noisy_slope, max_num_simulations=600)
+    assert float(result.design) > 1.2
+    assert 0.2 < result.eig.value < 1.5
+    posterior = trainer.build_posterior(design=result.design)
+    samples = posterior.sample(
+        (200,), x=torch.tensor([[1.0]]), show_progress_bars=False
+    )
+    assert float(samples.mean()) == pytest.approx(1.0 / float(result.design), abs=0.2)
