@@ -3,7 +3,7 @@ r"""Two moons: does a posterior that learns beside its likelihood forget a mode?
     make reproduce NAME=pretraining
 
 A likelihood :math:`q(x \mid \theta)` and a posterior :math:`r(\theta \mid x)`, both
-spline flows, learn together from 10,000 simulations in 3,000 steps of 128, after
+spline flows, learn together from 10,000 simulations in 1,000 steps of 128, after
 either, both or none of them have learned alone by maximum likelihood for half of these.
 The likelihood learns by LACE, an InfoNCE bound whose seven contrasts are draws of the
 posterior, plus 0.1 times its log-density. The posterior learns
@@ -34,7 +34,7 @@ from torch import Tensor
 from benchmarks.papers.two_moons import prior, simulate
 from benchmarks.study import Job, Row, Study, averages
 
-NUM_SIMULATIONS, NUM_STEPS, BATCH_SIZE, NUM_CONTRASTIVE = 10_000, 3_000, 128, 7
+NUM_SIMULATIONS, NUM_STEPS, BATCH_SIZE, NUM_CONTRASTIVE = 10_000, 1_000, 128, 7
 PRETRAINED = {
     "none": (),
     "likelihood": ("likelihood",),
