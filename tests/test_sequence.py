@@ -164,6 +164,7 @@ def test_data_that_are_not_finite_do_not_lose_the_search(path):
     assert torch.equal(result.designs, run(num_rounds=1).designs)
 
 
+@pytest.mark.slow
 def test_networks_trained_beforehand_are_kept_whatever_they_measure(path):
     """Two values per experiment, and an interruption in the first round."""
 

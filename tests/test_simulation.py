@@ -89,7 +89,13 @@ def assert_only_bad_rows_are_missing(made, theta, design):
 
 
 @pytest.mark.parametrize(
-    "backend, num_workers", [("loky", 1), ("loky", 2), ("loky", None), ("threading", 2)]
+    "backend, num_workers",
+    [
+        ("loky", 1),
+        ("loky", 2),
+        pytest.param("loky", None, marks=pytest.mark.slow),
+        ("threading", 2),
+    ],
 )
 def test_a_seed_gives_the_same_with_any_workers(backend, num_workers):
     reference = simulate()
@@ -591,6 +597,7 @@ def test_on_a_dask_cluster_errors_cost_rows_and_interrupts_are_raised():
     simulate(num_workers=2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_time_limit_on_daemons_is_refused_with_the_remedy():
     simulator = vectorize(echo, max_seconds=1.0)

@@ -128,6 +128,7 @@ def test_posteriors_of_other_histories_are_refused(trained, history, others, mes
         trained[0].build_posterior(history=history, **others)
 
 
+@pytest.mark.slow
 def test_a_policy_needs_no_simulator_where_there_are_simulations():
     torch.manual_seed(0)
     trainer = make_trainer()
@@ -139,6 +140,7 @@ def test_a_policy_needs_no_simulator_where_there_are_simulations():
     assert "inside the learned model" in str(result)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on():
     torch.manual_seed(0)
     trainer, simulator = make_trainer(), Counting(most=1_200)

@@ -126,6 +126,7 @@ def run(task, num_samples, num_simulations, num_observation):
 """
 
 
+@pytest.mark.slow
 def test_a_method_in_the_current_folder_is_found_retried_and_reported_on(capsys):
     Path("my_method.py").write_text(METHOD)
     arguments = "bench --tasks two_moons --methods my_method:run --observations 1-2 "

@@ -297,7 +297,7 @@ def test_a_posterior_learns_in_context():
     trainer = NLE_INCE(prior, None, **given)
     with pytest.raises(ValueError, match="method='joint' with a network that learns"):
         trainer.optimize_design(noisy_slope, num_steps=5)
-    result = trainer.optimize_design(noisy_slope, max_num_simulations=600)
+    result = trainer.optimize_design(noisy_slope, max_num_simulations=400, num_rounds=2)
     assert float(result.design) > 1.2
     assert 0.2 < result.eig.value < 1.5
     posterior = trainer.build_posterior(design=result.design)

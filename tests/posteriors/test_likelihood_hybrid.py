@@ -332,7 +332,8 @@ def searched():
 
 
 @pytest.mark.parametrize(
-    "num_observations", [0, 2, pytest.param(1, marks=pytest.mark.slow)]
+    "num_observations",
+    [0, *(pytest.param(num, marks=pytest.mark.slow) for num in (1, 2))],
 )
 def test_after_a_search_the_posterior_is_a_hybrid(searched, num_observations):
     search, design = copy.deepcopy(searched), torch.tensor([0.9])

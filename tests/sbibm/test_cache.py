@@ -100,6 +100,7 @@ def test_observations_and_versions_matter(two_moons, monkeypatch):
     assert key(two_moons) != usual
 
 
+@pytest.mark.slow
 def test_keys_are_the_same_in_another_process():
     code = """
         import torch

@@ -52,6 +52,7 @@ def configure(folder, *overrides):
         return compose("config", overrides=list(overrides))
 
 
+@pytest.mark.slow
 def test_a_process_of_a_launcher_finds_our_methods(application):
     """It gets the search path, and composes the configuration of its job anew."""
     import sbibm  # noqa: F401

@@ -90,6 +90,7 @@ def test_policy_ignores_lambda(objective):
     assert modes[0].item() != pytest.approx(0.3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_policy_rests_while_networks_learn_at_its_mode():
     modes = []
     for num_steps in (0, 4):

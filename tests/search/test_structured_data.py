@@ -153,6 +153,7 @@ def test_what_needs_a_likelihood_is_refused():
         inference.estimate_eig(photograph, torch.ones(1), objective="info_nce")
 
 
+@pytest.mark.slow
 def test_rounds_without_a_likelihood(tmp_path):
     torch.manual_seed(0)
     network = transformed_posterior_nn("mdn", embedding_net=cnn())
@@ -260,6 +261,7 @@ def test_a_search_without_a_likelihood_is_saved():
     assert other.simulations[2].shape[1:] == SHAPE
 
 
+@pytest.mark.slow
 def test_with_a_likelihood_of_their_values_nothing_changes():
     def small(theta, design):
         return photograph(theta, design, size=2)

@@ -73,6 +73,7 @@ def test_a_point_follows_a_likelihood_that_knows_other_designs(gradient):
     assert_ends_at_the_end(trainer, gradient)
 
 
+@pytest.mark.slow
 def test_a_point_follows_a_differentiable_simulator_from_the_start():
     trainer = make_trainer(Model.prior, PointPolicy(*BOX, loc=torch.tensor([0.6])))
     assert_ends_at_the_end(trainer, "pathwise")
