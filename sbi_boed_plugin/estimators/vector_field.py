@@ -7,6 +7,7 @@ import torch
 from sbi.neural_nets import posterior_flow_nn, posterior_score_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
@@ -26,8 +27,6 @@ _AT_ONCE = 10_000
 # The steps of the classical Runge-Kutta method: where each slope is taken, and how
 # often it counts.
 _STAGES, _WEIGHTS = (0.0, 0.5, 0.5, 1.0), (1 / 6, 1 / 3, 1 / 3, 1 / 6)
-
-_HALF_LOG_2PI = 0.918938533204672742
 
 
 def _score(**kwargs: Any) -> Callable:
@@ -154,7 +153,7 @@ class VectorFieldDensity(ConditionalDensityEstimator):
     def _in_parts(
         self, solve: Callable[[Tensor, Tensor], Tensor], start: Tensor, features: Tensor
     ) -> Tensor:
-        """Solve as many rows at once as memory allows, unless gradients need all."""
+        """Solve a part of the rows at a time, unless there may be a gradient."""
         if torch.is_grad_enabled():
             return solve(start, features)
         pairs = zip(start.split(_AT_ONCE), features.split(_AT_ONCE), strict=True)
@@ -168,9 +167,8 @@ class VectorFieldDensity(ConditionalDensityEstimator):
 
     def _log_prob(self, input: Tensor, features: Tensor) -> Tensor:
         ends, log_det = self._flow(input, features, to_data=False, with_log_det=True)
-        standard = (ends - self._mean) / self._std
-        log_density = -0.5 * standard.square() - _HALF_LOG_2PI - self._std.log()
-        return log_density.sum(dim=1) + log_det
+        noise = Normal(self._mean, self._std, validate_args=False)
+        return noise.log_prob(ends).sum(dim=1) + log_det
 
     def _flow(
         self,

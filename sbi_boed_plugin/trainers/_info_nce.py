@@ -157,13 +157,12 @@ class InfoNCEObjective:
         Rows and their contrastive parameters are the same each time, so that epochs can
         be compared.
         """
-        if not self.in_nats:  # The loss is random; epochs are to be compared.
-            validate_epoch = _with_one_seed(validate_epoch)
         if self.num_contrastive == 0:
-            loss = validate_epoch()
-            values = -loss / self.regularization_strength, 0.0
-            if not self.in_nats:
-                values = math.nan, 0.0
+            # The loss of a vector field is random.
+            with isolated_rng(None if self.in_nats else _VALIDATION_SEED):
+                loss = validate_epoch()
+            known = -loss / self.regularization_strength
+            values = known if self.in_nats else math.nan, 0.0
         else:
             self._validated = []
             try:
@@ -174,11 +173,3 @@ class InfoNCEObjective:
                 self._validated = None
         self.metrics = dict(zip(EPOCH_KEYS, values, strict=True))
         return loss
-
-
-def _with_one_seed(evaluate: Callable[[], float]) -> Callable[[], float]:
-    def seeded() -> float:
-        with isolated_rng(_VALIDATION_SEED):
-            return evaluate()
-
-    return seeded
