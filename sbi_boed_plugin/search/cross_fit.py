@@ -78,7 +78,7 @@ class CrossFit:
             return [LearnedModel(each, *given) for each in networks]
         if not self._regressions:
             for fold in range(len(self.members)):
-                rows = self._left_out_by(fold)
+                rows = (self.folds == fold).nonzero()[:, 0]
                 weights = self.weights[rows.to(self.weights.device)]
                 parts = self._terms(rows, objective), self.rows.design[rows], weights
                 self._regressions.append(regress(*parts, self.clip_max_norm))
@@ -133,10 +133,6 @@ class CrossFit:
     def effective_sample_size(self) -> float:
         """Number of simulations of equal weight that would tell as much."""
         return _effective(self.weights[self.rows.valid])
-
-    def _left_out_by(self, fold: int) -> Tensor:
-        """Return the numbers of the rows that a network left out."""
-        return (self.folds == fold).nonzero()[:, 0]
 
     def _mean(self, chosen: Tensor, values: Tensor) -> tuple[float, float]:
         """Return the weighted mean of values of some rows, and its standard error.
