@@ -237,6 +237,20 @@ def test_the_package_runs_as_a_module_and_imports_what_a_command_needs():
         assert f"sbi_boed_plugin.{other}'" not in loaded
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version", "no-command"])
+def test_help_waits_for_no_import(argument):
+    program = "import atexit, sys, sbi_boed_command; sys.argv[0] = 'sbi-boed'; "
+    program += "atexit.register(lambda: print(sorted(sys.modules))); "
+    program += "sbi_boed_command.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, argument], capture_output=True, text=True
+    )
+    assert done.returncode == (2 if argument == "no-command" else 0)
+    loaded = done.stdout.splitlines()[-1]
+    assert "'argparse'" in loaded and "'torch'" not in loaded
+    assert "'sbi_boed_plugin'" not in loaded
+
+
 def test_a_failed_write_keeps_the_earlier_file(tmp_path, monkeypatch):
     folder = ResultFolder(tmp_path)
     folder.save_json("summary.json", {"eig": {"value": float("nan")}, "x": [1e999]})

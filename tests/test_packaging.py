@@ -37,7 +37,7 @@ def test_the_wheel_ships_the_package_and_the_plugin_of_hydra_only(wheel):
     assert modules | configurations | {"sbi_boed_plugin/py.typed"} <= names
     folders = {name.split("/")[0] for name in names}
     installed = {f for f in folders if not f.endswith(".dist-info")}
-    assert installed == {"sbi_boed_plugin", "hydra_plugins"}
+    assert installed == {"sbi_boed_plugin", "hydra_plugins", "sbi_boed_command.py"}
     # A namespace of many packages: a file there would hide the plugins of all others.
     plugins = {name for name in names if name.startswith("hydra_plugins")}
     assert plugins == {"hydra_plugins/sbi_boed_plugin_search_path.py"}
@@ -51,4 +51,4 @@ def test_the_metadata_pin_sbi_leave_sbibm_out_and_declare_the_command(wheel):
     }
     assert "Requires-Dist: sbi<0.28,>=0.27\n" in text["METADATA"]
     assert "Requires-Dist: sbibm" not in text["METADATA"]
-    assert "sbi-boed = sbi_boed_plugin.cli:main" in text["entry_points.txt"]
+    assert "sbi-boed = sbi_boed_command:main" in text["entry_points.txt"]

@@ -10,31 +10,24 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
-from sbi_boed_plugin import __version__
+from sbi_boed_command import make_parser
 from sbi_boed_plugin.tasks import available_tasks, get_task
 
 __all__ = ["InputError", "integer_from", "main"]
 
 # The module with the function `add_NAME_options` is imported if NAME is asked for.
-_COMMANDS = {
-    "design": ("design", "find the best design of a task, measure there and infer"),
-    "campaign": ("campaign", "propose experiments and record their data, over days"),
-    "bench": ("bench", "run methods on the tasks of sbibm"),
-    "report": ("bench", "make tables, figures and a page of a benchmark"),
+_MODULES = {
+    "design": "design",
+    "campaign": "campaign",
+    "bench": "bench",
+    "report": "bench",
 }
 
 
 class InputError(Exception):
     """Wrong input, with a message of one line."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong arguments in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def integer_from(least: int) -> Callable[[str], int]:
@@ -78,22 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(asked: str) -> argparse.ArgumentParser:
     """Return a parser that knows the options of the command that is asked for."""
-    parser = _Parser(
-        prog="sbi-boed",
-        description="Bayesian optimal experimental design with sbi.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(
-        title="commands", metavar="COMMAND", required=True, dest="command"
-    )
-    commands.add_parser("tasks", help="list the tasks").set_defaults(run=_list_tasks)
-    for name, (module, purpose) in _COMMANDS.items():
-        command = commands.add_parser(
-            name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        if name == asked:
-            loaded = import_module(f"sbi_boed_plugin.cli.{module}")
-            getattr(loaded, f"add_{name}_options")(command)
+    parser, commands = make_parser()
+    commands["tasks"].set_defaults(run=_list_tasks)
+    if asked in _MODULES:
+        loaded = import_module(f"sbi_boed_plugin.cli.{_MODULES[asked]}")
+        getattr(loaded, f"add_{asked}_options")(commands[asked])
     return parser
 
 
