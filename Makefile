@@ -12,10 +12,11 @@ export OMP_NUM_THREADS = 1
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+STAMP_OF_DOCS := .venv/.installed-docs
 QUIET := -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench reproduce clean
+.PHONY: help install demo test test-slow check bench reproduce docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -61,6 +62,13 @@ bench: $(STAMP) ## Measure the speed of training and design
 reproduce: $(STAMP) ## Make a table of a paper: NAME=two-moons, ARGS=--list or --quick
 	$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
+$(STAMP_OF_DOCS): $(STAMP)
+	@$(BIN)/pip install $(QUIET) -c constraints.txt -e ".[docs]"
+	@touch $@
+
+docs: $(STAMP_OF_DOCS) ## Build the site into site/ (DOCS_EXECUTE=false leaves tutorials unexecuted)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 clean: ## Remove .venv, build artefacts and caches (results are kept)
-	rm -rf .venv build dist .pytest_cache .ruff_cache sbi-logs
+	rm -rf .venv build dist site .cache .pytest_cache .ruff_cache sbi-logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

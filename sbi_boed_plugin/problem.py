@@ -31,7 +31,8 @@ class Problem:
             `(batch_dim, dim_design)` to `x` `(batch_dim, *x_shape)`.
         prior: Distribution of the parameters.
         design_policy: Policy over the designs that can be done.
-        density_estimator: Model of the likelihood.
+        density_estimator: Model of the likelihood; `None` trains a posterior alone.
+        posterior_estimator: Model of the posterior that searches train.
         name: What results are called.
         parameter_names: Names of the parameters.
         design_names: Names of the values of a design, with units.
@@ -52,6 +53,7 @@ class Problem:
     prior: Distribution
     design_policy: DesignPolicy
     density_estimator: Any = "mdn"
+    posterior_estimator: Any = "mdn"
     name: str = "problem"
     parameter_names: Sequence[str] | None = None
     design_names: Sequence[str] | None = None
@@ -109,6 +111,7 @@ class Problem:
         return NLE_INCE(
             self.prior,
             self.density_estimator,
+            posterior_estimator=self.posterior_estimator,
             tracker=NoOpTracker(),
             show_progress_bars=show_progress_bars,
             # A copy: a search moves its policy.

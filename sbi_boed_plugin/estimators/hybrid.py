@@ -353,7 +353,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         mean = self.log_unnormalized(samples, condition).mean(dim=0)
         return weights.log_partition + mean - mean.detach()
 
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return log-densities, normalized with draws from the base.
 
         The draws are the same at each call, and leave the random state alone. The
@@ -376,7 +376,7 @@ class HybridEstimator(ConditionalDensityEstimator):
         log_prob = self.log_unnormalized(input, condition, **kwargs) - log_partition
         return log_prob.masked_fill(~self.inside(input), -torch.inf)
 
-    def loss(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+    def loss(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return the generalized Kullback-Leibler loss of each row, in nats.
 
         Parameters have shape `(batch_dim, dim_theta)`.
@@ -395,6 +395,6 @@ class UnnormalizedHybrid(EstimatorView):
         """Initialize the view, which shares the networks."""
         super().__init__(hybrid, hybrid.input_shape, hybrid.condition_shape)
 
-    def log_prob(self, input: Tensor, condition: Tensor, **kwargs) -> Tensor:
+    def log_prob(self, input: Tensor, condition: Tensor, **kwargs: Any) -> Tensor:
         """Return unnormalized log-densities `(sample_dim, batch_dim)`, in nats."""
         return self.net.log_unnormalized(input, condition, **kwargs)

@@ -82,7 +82,9 @@ class TransformedEstimator(EstimatorView):
             log_det = log_det.flatten(log_det.dim() - num_elementwise).sum(dim=-1)
         return log_det
 
-    def sample(self, sample_shape: torch.Size, condition: Tensor, **kwargs) -> Tensor:
+    def sample(
+        self, sample_shape: torch.Size, condition: Tensor, **kwargs: Any
+    ) -> Tensor:
         """Draw samples in natural units, of shape `(*sample_shape, batch_dim, ...)`.
 
         Samples that round to the boundary of their space, or to infinity, are redrawn,
@@ -293,7 +295,7 @@ def transformed_likelihood_nn(
     x_transform: Transform | Literal["auto"] | None = "auto",
     theta_transform: Transform = identity_transform,
     design_transform: Transform = identity_transform,
-    **kwargs,
+    **kwargs: Any,
 ) -> Callable[[Tensor, Tensor], ConditionalDensityEstimator]:
     """Return a builder of likelihoods that work in other coordinates.
 

@@ -9,7 +9,13 @@ from sbi_boed_plugin._numbers import MOST_LEARNING_RATE, check_integer, check_re
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.checks import check_design as check_design
 
-__all__ = ["append_design", "check_design", "check_designs_given", "check_training"]
+__all__ = [
+    "append_design",
+    "check_design",
+    "check_designs_given",
+    "check_is_tensor",
+    "check_training",
+]
 
 
 def append_design(
@@ -29,8 +35,7 @@ def append_design(
     if design is None:
         _check_length(values, num_rows, name)
         return values, 0
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}.")
+    check_is_tensor(values, name)
     design = check_design(design, dim_design, policy)
     is_array = name == "x" and values.dim() > 2
     if not (values.dim() == 2 or is_array) or len(design) != len(values):
@@ -42,6 +47,15 @@ def append_design(
     _check_length(values, num_rows, name)
     values = values.flatten(1)
     return torch.cat([values, design.to(values)], dim=-1), design.shape[-1]
+
+
+def check_is_tensor(values: Any, name: str) -> None:
+    """Raise if values are a list or an array."""
+    if not isinstance(values, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(values).__name__}. Use "
+            f"torch.as_tensor({name}, dtype=torch.float32)."
+        )
 
 
 def _check_length(values: Tensor, num_rows: int | None, name: str) -> None:

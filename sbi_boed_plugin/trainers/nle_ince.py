@@ -26,7 +26,11 @@ from sbi_boed_plugin.search.design_search import DesignSearch
 from sbi_boed_plugin.search.estimators import Builder, NetworkModels
 from sbi_boed_plugin.search.target import TargetLike, probed_target
 from sbi_boed_plugin.simulation import joint_shape
-from sbi_boed_plugin.trainers._checks import append_design, check_training
+from sbi_boed_plugin.trainers._checks import (
+    append_design,
+    check_is_tensor,
+    check_training,
+)
 from sbi_boed_plugin.trainers._design_methods import DesignMethods
 from sbi_boed_plugin.trainers._design_posteriors import (
     default_sampler,
@@ -144,6 +148,7 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         parameters = theta
         theta, dim_design = append_design(theta, design, *of_search, "theta", len(x))
         if dim_design:
+            check_is_tensor(x, "x")
             joint_shape(self.search.simulations.x_shape, x.shape[1:])
         rows = x.flatten(1) if dim_design and x.dim() > 2 else x
         super().append_simulations(

@@ -117,6 +117,13 @@ def test_a_superfluous_design_is_refused(stored):
         trainer.build_posterior(design=torch.ones(1))
 
 
+@pytest.mark.parametrize("name", ["theta", "x"])
+def test_a_list_is_refused_with_the_remedy(stored, name):
+    values = {**stored, name: stored[name].tolist()}
+    with pytest.raises(TypeError, match=message(name, "list", "torch.as_tensor")):
+        make().append_simulations(**values)
+
+
 def test_a_posterior_before_training_is_refused():
     with pytest.raises(RuntimeError, match=message("no likelihood yet", "train()")):
         make().build_posterior(design=torch.ones(1))
