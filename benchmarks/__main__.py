@@ -32,6 +32,7 @@ MODULES = {
     "pretraining": "pretraining",
     "few-simulations": "few_simulations",
     "gradients": "gradient_table",
+    "growth": "growth",
     "honest-bounds": "honest_bounds",
     "lace-objective": "lace_objective",
     "hybrid-calibration": "hybrid_calibration",

@@ -51,8 +51,8 @@ _MAX_PAIRS = 262_144
 _LACE_CONTRASTS, _LACE_ROWS, _LACE_PAIRS = (15, 63, 255), 512, 524_288
 # Data of so few values are told, if each comes often.
 _FEW_VALUES, _ROWS_PER_VALUE = 20, 10
-# Rows of the linear bound for each number that it fits.
-_ROWS_PER_FEATURE = 5
+# Rows of the linear bound for each number that it fits: of a parabola, and of a plane.
+_ROWS_OF_PARABOLA, _ROWS_OF_PLANE = 5, 2
 
 
 def assess_design(
@@ -233,19 +233,24 @@ def linear_bound(
 ) -> EIGEstimate | None:
     """Return the Barber-Agakov bound of a regression, scored on other simulations.
 
-    Parameters in coordinates without bounds are a Normal around a parabola of the data.
-    `None` where there are too few rows, or no density of the parameters.
+    Parameters in coordinates without bounds are a Normal around a parabola of the data,
+    or a plane where rows are few. `None` where they are too few for that, too, or
+    parameters have no density.
     """
     before = getattr(prior, "base_prior", prior)
     valid = torch.isfinite(x).all(dim=1)
     num_failed = int((~valid).sum())
     theta, (x, _) = theta[valid], _standardized(x[valid])
     x = x.clamp(-5.0, 5.0)
+    half = len(x) // 2
     features = torch.cat([torch.ones(len(x), 1).double(), x, x.square()], dim=1)
-    half = len(features) // 2
-    too_few = half < _ROWS_PER_FEATURE * (features.shape[1] + theta.shape[1])
+    if half < _ROWS_OF_PARABOLA * (features.shape[1] + theta.shape[1]):
+        features = features[:, : 1 + x.shape[1]]
+    too_few = half < _ROWS_OF_PLANE * (features.shape[1] + theta.shape[1])
     if too_few or bool(discrete_columns(before).any()):
         return None
+    # By which a fit is closer to its own rows than to others, in variance.
+    closer = (1.0 - features.shape[1] / half) ** 2
     to_real: Any = to_real_numbers(before)
     real = to_real(theta)
     log_det = to_real.log_abs_det_jacobian(theta, real)
@@ -258,7 +263,7 @@ def linear_bound(
         solution = torch.linalg.lstsq(features[fitted], real[fitted]).solution
         residual = real[fitted] - features[fitted] @ solution
         covariance = torch.atleast_2d(torch.cov(residual.T))
-        covariance = covariance + 1e-9 * torch.eye(len(covariance)).double()
+        covariance = covariance / closer + 1e-9 * torch.eye(len(covariance)).double()
         fit = MultivariateNormal(features[scored] @ solution, covariance)
         log_posterior = fit.log_prob(real[scored]) - unit.log().sum()
         terms.append(log_posterior - log_prior[scored] + constant)

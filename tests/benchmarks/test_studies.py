@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import growth
 from benchmarks.__main__ import MODULES, load_study, main
 from benchmarks.papers import (
     gkl_acceptance,
@@ -29,7 +30,7 @@ from sbi_boed_plugin.tasks import get_task
 
 HYBRIDS = [gkl_variance.STUDY, gkl_acceptance.STUDY, gkl_dimension.STUDY]
 SEQUENCES = [location.STUDY, pharmacokinetic.STUDY, table_bmp.STUDY, table_sir.STUDY]
-OTHERS = [linear_scaling.STUDY, sir_ablation.STUDY, two_moons.STUDY]
+OTHERS = [growth.STUDY, linear_scaling.STUDY, sir_ablation.STUDY, two_moons.STUDY]
 
 
 def named(study):

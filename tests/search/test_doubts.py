@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from sbi.neural_nets import likelihood_nn, posterior_nn
-from torch.distributions import Bernoulli, Independent, Normal, Uniform
+from torch.distributions import (
+    Bernoulli,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 
 from benchmarks.exact_estimators import (
     exact_estimators,
@@ -282,3 +288,20 @@ def test_a_misfit_is_seen(width, shift, expected):
     # 1,000 rows: 0.03 of the statistic are noise.
     mismatch = likelihood_mismatch(Misfit(width, shift), theta, design, x)
     assert mismatch == pytest.approx(expected, abs=0.09)
+
+
+@pytest.mark.parametrize("dim_x", [1, 20, 200, 500, 2_000])
+def test_a_regression_of_many_data_is_a_bound(dim_x):
+    torch.manual_seed(0)
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    weights = torch.randn(2, dim_x)
+    theta = prior.sample((4_000,))
+    x = theta @ weights + torch.randn(4_000, dim_x)
+    exact = 0.5 * torch.logdet(torch.eye(2) + weights @ weights.T).item()
+    bound = assessment.linear_bound(theta, x, prior, 0.0)
+    if dim_x == 2_000:  # As many weights as rows.
+        assert bound is None
+        return
+    assert bound.value < exact + 4 * bound.standard_error
+    # It costs half a nat for each parameter where rows are twice the weights.
+    assert bound.value > exact - 4 * bound.standard_error - 2 * 2 * dim_x / 4_000
