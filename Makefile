@@ -43,10 +43,10 @@ demo: $(STAMP) ## Find the best time to measure an epidemic (writes results/sir)
 	$(BIN)/sbi-boed design sir --output results/sir $(ARGS)
 
 test: $(STAMP) ## Run the tests, without the slow ones
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
-	$(BIN)/pytest -n 2 -m slow $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/ruff check .

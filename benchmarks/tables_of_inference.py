@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from benchmarks.cells import Table, as_text, in_brackets, number, percent
+from benchmarks.cells import Table, as_text, in_brackets, number, percent, text
 
 __all__ = ["TABLES_OF_INFERENCE"]
 
@@ -27,6 +27,22 @@ def _dimensions(table: pd.DataFrame) -> pd.DataFrame:
         for row in table.itertuples()
     ]
     return table.assign(dims=dims)
+
+
+def _growth(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each thing that grows, with all of its sizes in a cell."""
+
+    def sizes(group: pd.DataFrame) -> str:
+        ordered = group.sort_values("size")
+        time = "wall_s" if (group["grows"] == "workers").all() else "cpu_s"
+        return "; ".join(
+            f"{as_text(row['size'])}: {row[time]:.3g} s, {row['memory_mb']:.0f} MB"
+            for _, row in ordered.iterrows()
+        )
+
+    parts = table.groupby(["path", "grows"], sort=False)
+    rows = [{"path": p, "grows": g, "sizes": sizes(group)} for (p, g), group in parts]
+    return pd.DataFrame(rows)
 
 
 TABLES_OF_INFERENCE = {
@@ -195,6 +211,12 @@ TABLES_OF_INFERENCE = {
             )
         },
         ["L"],
+    ),
+    "growth": Table(
+        "growth",
+        {"path": "what", "grows": "against the number of"},
+        {"size: processor time, further memory": text("sizes")},
+        prepare=_growth,
     ),
     "speed-hybrid": Table(
         "speed_hybrid",
