@@ -264,7 +264,9 @@ class Sampler:
     ) -> list[Tensor]:
         """Return samples of each row, `(num_samples, dim_theta)`, by rejection.
 
-        Sizes of batches are those of sbi, and rows that have their samples draw none.
+        Rows that have their samples draw none. Sizes of batches are those of sbi where
+        there is no correction, so that samples are, too; else hardly more than is
+        missing, at the rate so far.
         """
         accepted: list[list[Tensor]] = [[] for _ in condition]
         counts = torch.zeros(len(condition))
@@ -303,7 +305,9 @@ class Sampler:
             bar.update(min(fewest, num_samples) - bar.n)
             lacking = (counts < num_samples).nonzero().flatten()
             rate = max(float(counts.min() / num_drawn), 1e-12)
-            size = max(int(1.5 * (num_samples - fewest) / rate), 100)
+            missing = max(num_samples - fewest, 0)
+            spare = 3.0 * math.sqrt(missing) if self.hybrid.corrects else 0.5 * missing
+            size = max(int((missing + spare) / rate), 100)
         bar.close()
         return [torch.cat(parts)[:num_samples] for parts in accepted]
 
