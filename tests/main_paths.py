@@ -72,11 +72,18 @@ def rows(device: str, num: int = 200) -> tuple[Tensor, Tensor, Tensor]:
     """Parameters, designs and data."""
     theta = normal(device).sample((num,))
     design = 0.1 + 1.9 * torch.rand(num, 1, device=device)
-    return theta, design, Model.simulate(theta, design)
+    return theta, design, simulate(theta, design)
 
 
 def data(device: str, num: int = 1) -> Tensor:
     return torch.full((num, 1), 0.5, device=device)
+
+
+def simulate(theta: Tensor, design: Tensor) -> Tensor:
+    """Simulate, if what is given is as a simulator for one device needs it."""
+    assert theta.device == design.device
+    assert theta.dtype == design.dtype == torch.float32
+    return Model.simulate(theta, design)
 
 
 def of_result(result) -> dict[str, Tensor]:
@@ -153,7 +160,7 @@ def npe_gkl_in_rounds(device):
     inference.append_simulations(theta, x).train(**EPOCHS, **BRIEF)
     proposal = inference.build_posterior().set_default_x(data(device))
     theta = proposal.sample((60,), **QUIET)
-    x = Model.simulate(theta, torch.ones_like(theta))
+    x = simulate(theta, torch.ones_like(theta))
     inference.append_simulations(theta, x, proposal=proposal)
     estimator = inference.train(**EPOCHS, **BRIEF)
     return {**estimator.state_dict(), **drawn(inference.build_posterior(), x[:1])}
@@ -163,7 +170,7 @@ def npe_gkl_in_rounds(device):
 def hybrid_posterior(device):
     """A likelihood that corrects a posterior network."""
     inference = trainer(device)
-    result = inference.optimize_design(Model.simulate, method="joint", **STEPS)
+    result = inference.optimize_design(simulate, method="joint", **STEPS)
     posterior = inference.build_posterior(design=result.design, sample_with="hybrid")
     told = posterior.diagnostics(data(device))
     values = {key: v for key, v in vars(told).items() if isinstance(v, Tensor)}
@@ -172,7 +179,7 @@ def hybrid_posterior(device):
 
 @path
 def joint_search(device):
-    return of_result(trainer(device).optimize_design(Model.simulate, **STEPS))
+    return of_result(trainer(device).optimize_design(simulate, **STEPS))
 
 
 @slow_path
@@ -180,11 +187,11 @@ def joint_search_by_all_gradients_and_bounds(device):
     made = {}
     for objective in ("gkl", "lace", "info_nce", "marginal"):
         settings = {**STEPS, "objective": objective, "method": "joint"}
-        result = trainer(device).optimize_design(Model.simulate, **settings)
+        result = trainer(device).optimize_design(simulate, **settings)
         made |= {f"{objective} {k}": v for k, v in of_result(result).items()}
     for gradient in ("score", "surrogate", "pathwise", "partial"):
         settings = {**STEPS, "gradient": gradient, "method": "joint"}
-        result = trainer(device).optimize_design(Model.simulate, **settings)
+        result = trainer(device).optimize_design(simulate, **settings)
         made |= {f"{gradient} {k}": v for k, v in of_result(result).items()}
     return made
 
@@ -192,20 +199,20 @@ def joint_search_by_all_gradients_and_bounds(device):
 @slow_path
 def search_for_a_target(device):
     settings = {**STEPS, "target": torch.sin, "cost": lambda d: d.sum(dim=-1)}
-    return of_result(trainer(device).optimize_design(Model.simulate, **settings))
+    return of_result(trainer(device).optimize_design(simulate, **settings))
 
 
 @slow_path
 def multi_start_search(device):
     settings = {**STEPS, "method": "multi_start"}
-    return of_result(trainer(device).optimize_design(Model.simulate, **settings))
+    return of_result(trainer(device).optimize_design(simulate, **settings))
 
 
 @slow_path
 def search_in_rounds(device):
     inference = trainer(device)
     given = {**ROUNDS, "num_eig_samples": 20}
-    made = of_result(inference.optimize_design(Model.simulate, **given))
+    made = of_result(inference.optimize_design(simulate, **given))
     return {**made, **dict(zip("tdx", inference.simulations, strict=True))}
 
 
@@ -213,13 +220,13 @@ def search_in_rounds(device):
 def observations(device):
     """A search, an observation and a search that knows of it."""
     inference = trainer(device)
-    result = inference.optimize_design(Model.simulate, **STEPS)
+    result = inference.optimize_design(simulate, **STEPS)
     inference.observe(result.design, data(device)[0], num_particles=64)
-    again = inference.optimize_design(Model.simulate, **STEPS)
+    again = inference.optimize_design(simulate, **STEPS)
     posterior = inference.build_posterior(sample_with="importance")
     inference.train(**EPOCHS)
     estimate = inference.estimate_eig(
-        Model.simulate, result.design, objective="info_nce", num_samples=20
+        simulate, result.design, objective="info_nce", num_samples=20
     )
     assert estimate.num_simulations > 0
     return {
@@ -235,14 +242,14 @@ def information(device):
     design = torch.ones(1, device=device)
     given = {"prior": normal(device), "design": design, "num_samples": 40}
     for bound in ("pce", "exact"):
-        eig = estimate_eig(Model.log_likelihood, Model.simulate, bound=bound, **given)
+        eig = estimate_eig(Model.log_likelihood, simulate, bound=bound, **given)
         assert eig.value > 0.0
     return {}
 
 
 @path
 def simulations(device):
-    given = Model.simulate, normal(device), box(device), 20
+    given = simulate, normal(device), box(device), 20
     made = simulate_for_boed(*given, show_progress_bar=False)
     return dict(zip(("theta", "design", "x"), made, strict=True))
 
@@ -281,9 +288,7 @@ def policies(device):
 def policies_of_histories(device):
     inference = trainer(device)
     steps = {"num_steps": 6, "training_batch_size": 16, "num_eig_samples": 20}
-    result = inference.optimize_policy(
-        Model.simulate, 2, max_num_simulations=400, **steps
-    )
+    result = inference.optimize_policy(simulate, 2, max_num_simulations=400, **steps)
     first = result.policy.propose()
     history = first.unsqueeze(0), data(device)
     second = result.policy.propose(*history)
@@ -294,9 +299,9 @@ def policies_of_histories(device):
 @slow_path
 def models(device):
     """Which of two models is right."""
-    square = lambda theta, design: 1.0 + Model.simulate(theta, design.square())
+    square = lambda theta, design: 1.0 + simulate(theta, design.square())
     inference = ModelDiscrimination(
-        [(normal(device), Model.simulate), (normal(device), square)],
+        [(normal(device), simulate), (normal(device), square)],
         design_policy=box(device),
         device=device,
         **QUIET,
@@ -316,7 +321,7 @@ def vector_fields(device):
         "flow_matching", dim_design=1, hidden_features=8, num_layers=1
     )
     inference = trainer(device, build)
-    result = inference.optimize_design(Model.simulate, **ROUNDS, num_eig_samples=10)
+    result = inference.optimize_design(simulate, **ROUNDS, num_eig_samples=10)
     return of_result(result)
 
 
@@ -345,8 +350,8 @@ def experiments(device):
     given = {"num_particles": 64, "seed": 1, **STEPS}
     result = run_experiments(
         trainer(device),
-        Model.simulate,
-        lambda design: Model.simulate(torch.ones_like(design), design),
+        simulate,
+        lambda design: simulate(torch.ones_like(design), design),
         2,
         show_progress_bar=False,
         **given,
@@ -358,7 +363,7 @@ def experiments(device):
 def campaign(device):
     inference = trainer(device)
     settings = {"num_particles": 64, "seed": 1, **STEPS}
-    with Campaign("campaign", inference, Model.simulate, **settings) as days:
+    with Campaign("campaign", inference, simulate, **settings) as days:
         design = days.propose()
         days.record(torch.tensor([0.5]), accept_surprise=True)
         days.undo()
