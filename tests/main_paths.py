@@ -4,8 +4,12 @@ Each function returns the tensors that it made. Tests run all of them, on other 
 or without output.
 """
 
+import contextlib
+import pickle
+
 import pytest
 import torch
+from sbi.inference import NPE
 from sbi.neural_nets.embedding_nets import CNNEmbedding
 from torch import Tensor
 from torch.distributions import Independent, Normal
@@ -19,6 +23,7 @@ from sbi_boed_plugin import (
     ConstrainedPolicy,
     DataEmbedding,
     EnergyConfig,
+    FittedPrior,
     ModelDiscrimination,
     NormalPolicy,
     OrderedPolicy,
@@ -33,6 +38,7 @@ from sbi_boed_plugin import (
     transformed_likelihood_nn,
     transformed_posterior_nn,
 )
+from tests.conftest import NoOpTracker
 from tests.oracles import LinearGaussian as Model
 
 PATHS = []
@@ -92,8 +98,9 @@ def of_result(result) -> dict[str, Tensor]:
     made |= {f"candidate {i}": one for i, (one, _) in enumerate(result.candidates)}
     for name in ("likelihood", "posterior", "marginal", "target"):
         network = getattr(result, f"{name}_estimator")
-        if network is not None:
-            made |= {f"{name} {key}": v for key, v in network.state_dict().items()}
+        weights = {} if network is None else network.state_dict()
+        # A count, which is read alone, may be anywhere.
+        made |= {f"{name} {key}": v for key, v in weights.items() if v.dim()}
     return made
 
 
@@ -178,6 +185,18 @@ def hybrid_posterior(device):
 
 
 @path
+def refined_posterior(device):
+    """A posterior of sbi's NPE, corrected."""
+    theta, _, x = rows(device)
+    npe = NPE(normal(device), "mdn", device=device, tracker=NoOpTracker(), **QUIET)
+    with contextlib.redirect_stdout(None):
+        npe.append_simulations(theta, x).train(**EPOCHS)
+    posterior = npe.build_posterior()
+    refined = NPE_GKL.refine(posterior, theta, x, **BRIEF, **QUIET)
+    return drawn(refined.build_posterior(), x[:1])
+
+
+@path
 def joint_search(device):
     return of_result(trainer(device).optimize_design(simulate, **STEPS))
 
@@ -214,6 +233,60 @@ def search_in_rounds(device):
     given = {**ROUNDS, "num_eig_samples": 20}
     made = of_result(inference.optimize_design(simulate, **given))
     return {**made, **dict(zip("tdx", inference.simulations, strict=True))}
+
+
+@slow_path
+def searches_over_other_designs(device):
+    """Lists, parts, order and conditions, with simulations that fail."""
+
+    def fails(theta, design):
+        x = simulate(theta, design.sum(dim=1, keepdim=True))
+        return x.masked_fill(torch.rand_like(x) < 0.1, torch.nan)
+
+    ordered, listed = OrderedPolicy(0.0, 2.0, 2), CategoricalPolicy(torch.eye(2))
+    kinds = {
+        "ordered": ordered,
+        "listed": listed,
+        "parts": ProductPolicy([ordered, listed]),
+        "constrained": ConstrainedPolicy(box("cpu", 2), lambda d: d.sum(dim=-1) < 3.0),
+    }
+    made = {}
+    for name, policy in kinds.items():
+        for method in ("joint", "multi_start"):
+            inference = trainer(device, design_policy=policy)
+            settings = {**STEPS, "method": method, "num_eig_samples": 100}
+            result = inference.optimize_design(fails, **settings)
+            made |= {f"{name} {method} {k}": v for k, v in of_result(result).items()}
+    return made
+
+
+@path
+def saved_search(device):
+    """What is known, taken up from a state and from a pickle."""
+    inference = trainer(device)
+    result = inference.optimize_design(simulate, **STEPS)
+    inference.observe(result.design, data(device)[0], num_particles=64)
+    other = trainer(device)
+    other.search.load_state_dict(inference.search.state_dict())
+    loaded = pickle.loads(pickle.dumps(inference))
+    made = {}
+    for name, each in {"state": other, "pickle": loaded}.items():
+        made[f"{name} particles"] = each.belief.particles
+        again = each.optimize_design(simulate, **STEPS)
+        made |= {f"{name} {key}": value for key, value in of_result(again).items()}
+    return made
+
+
+@path
+def posteriors_of_targets_and_as_priors(device):
+    inference = trainer(device)
+    result = inference.optimize_design(simulate, **STEPS)
+    posterior = inference.build_posterior(design=result.design, target=torch.sin)
+    samples = posterior.sample((300,), x=data(device), **QUIET)
+    prior = FittedPrior(samples)
+    given = {"design_policy": box(device), "device": device, **QUIET}
+    later = NLE_INCE(prior, "mdn", **given).optimize_design(simulate, **STEPS)
+    return {"samples": samples, **of_result(later)}
 
 
 @slow_path
