@@ -260,7 +260,7 @@ def searches_over_other_designs(device):
     return made
 
 
-@path
+@slow_path
 def saved_search(device):
     """What is known, taken up from a state and from a pickle."""
     inference = trainer(device)
@@ -277,7 +277,7 @@ def saved_search(device):
     return made
 
 
-@path
+@slow_path
 def posteriors_of_targets_and_as_priors(device):
     inference = trainer(device)
     result = inference.optimize_design(simulate, **STEPS)
