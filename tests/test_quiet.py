@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sbi_boed_plugin import NLE_INCE, NPE_GKL, NRE_GKL
-from tests.main_paths import BRIEF, QUIET, for_each_path, normal, rows
+from tests.main_paths import for_each_path
+from tests.path_parts import BRIEF, QUIET, normal, rows
 
 # Warnings are no output: pytest catches them.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -19,7 +19,8 @@ from sbi_boed_plugin import (
     run_experiments,
 )
 from tests.conftest import NoOpTracker
-from tests.main_paths import (
+from tests.oracles import LinearGaussian as Model
+from tests.path_parts import (
     BRIEF,
     EPOCHS,
     QUIET,
@@ -29,7 +30,6 @@ from tests.main_paths import (
     rows,
     trainer,
 )
-from tests.oracles import LinearGaussian as Model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
