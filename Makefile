@@ -16,7 +16,7 @@ STAMP_OF_DOCS := .venv/.installed-docs
 QUIET := -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench reproduce docs clean
+.PHONY: help install demo test test-slow test-gpu check bench reproduce docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ test: $(STAMP) ## Run the tests, without the slow ones
 
 test-slow: $(STAMP) ## Run the slow tests
 	$(BIN)/pytest -n 2 --dist worksteal -m slow $(ARGS)
+
+test-gpu: $(STAMP) ## Run the tests that need a GPU, in one process
+	$(BIN)/pytest -m gpu $(ARGS)
 
 check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/ruff check .

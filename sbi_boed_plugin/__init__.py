@@ -5,7 +5,7 @@ NLE_INCE` and `infer(..., method="nle_ince")` work afterwards. Set the environme
 variable `SBI_BOED_PLUGIN_AUTOREGISTER=0` to switch this off.
 """
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 from sbi_boed_plugin import tasks
 from sbi_boed_plugin._campaign import ExperimentRecord, ExperimentsResult

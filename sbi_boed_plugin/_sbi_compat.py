@@ -10,6 +10,7 @@ __all__ = [
     "ConditionalEstimatorBuilder",
     "KeepsTracker",
     "LikelihoodEstimatorTrainer",
+    "NoOpTracker",
     "check_default_dtype",
     "check_sbi_version",
     "if_it_pickles",
@@ -56,10 +57,28 @@ def check_default_dtype() -> None:
         )
 
 
+class NoOpTracker:
+    """Satisfies `sbi.sbi_types.Tracker` and keeps nothing."""
+
+    log_dir: str | None = None
+
+    def log_metric(self, *args: Any, **kwargs: Any) -> None:
+        """Ignore what is to be logged."""
+
+    log_metrics = log_params = add_figure = flush = log_metric
+
+
 class KeepsTracker:
-    """A trainer that is pickled with its tracker if that pickles, which sbi drops."""
+    """A trainer that logs only where it is asked to, also after it was pickled.
+
+    Without a tracker, sbi's trainers write a folder `sbi-logs/` to the working
+    directory, and again whenever a trainer is loaded or copied.
+    """
 
     _tracker: Any
+
+    def _default_tracker(self) -> NoOpTracker:
+        return NoOpTracker()
 
     def __getstate__(self) -> dict[str, Any]:
         trainer: Any = super()
@@ -68,5 +87,4 @@ class KeepsTracker:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         if self._tracker is None:
-            trainer: Any = self
-            self._tracker = trainer._default_tracker()
+            self._tracker = self._default_tracker()

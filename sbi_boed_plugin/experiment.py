@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
 from sbi_boed_plugin._prior import to_real_numbers
+from sbi_boed_plugin._sbi_compat import NoOpTracker
 from sbi_boed_plugin.estimators.data_embedding import DataEmbedding
 from sbi_boed_plugin.estimators.discrete import categorical_likelihood_nn
 from sbi_boed_plugin.estimators.transformed import (
@@ -53,24 +54,8 @@ _MCMC = MCMCPosteriorParameters(
     method="slice_np_vectorized", num_chains=20, warmup_steps=50, thin=1
 )
 
-
 # Features of embedded data.
 _NUM_FEATURES = 20
-
-
-class NoOpTracker:
-    """Satisfies `sbi.sbi_types.Tracker` and keeps nothing.
-
-    Without a tracker sbi's trainers write a folder `sbi-logs/` to the working
-    directory.
-    """
-
-    log_dir: str | None = None
-
-    def log_metric(self, *args: Any, **kwargs: Any) -> None:
-        """Ignore what is to be logged."""
-
-    log_metrics = log_params = add_figure = flush = log_metric
 
 
 def make_trainer(
@@ -82,7 +67,7 @@ def make_trainer(
     posterior_embedding: torch.nn.Module | None = None,
     show_progress_bars: bool = True,
 ) -> NLE_INCE:
-    """Return a trainer for a task, in the coordinates that suit it, without a tracker.
+    """Return a trainer for a task, in the coordinates that suit it.
 
     The policy may be a family of `POLICIES`, over the design space of the task, and
     `posterior_estimator` the name of a model. The posterior sees rows `(x, design)`
@@ -112,7 +97,6 @@ def make_trainer(
     return NLE_INCE(
         task.prior,
         None if is_embedded else likelihood_builder(task, density_estimator),
-        tracker=NoOpTracker(),
         show_progress_bars=show_progress_bars,
         design_policy=policy,
         **options,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.policies.policy import DesignPolicy
 from sbi_boed_plugin.search.target import TargetLike
 from sbi_boed_plugin.search.utility import Maximize
@@ -107,12 +106,11 @@ class Problem:
         }
 
     def make_trainer(self, *, show_progress_bars: bool = True) -> NLE_INCE:
-        """Return a new trainer, without a tracker."""
+        """Return a new trainer."""
         return NLE_INCE(
             self.prior,
             self.density_estimator,
             posterior_estimator=self.posterior_estimator,
-            tracker=NoOpTracker(),
             show_progress_bars=show_progress_bars,
             # A copy: a search moves its policy.
             design_policy=deepcopy(self.design_policy),

@@ -1,8 +1,19 @@
 """Shared by the test modules; fixtures that doctests need too are one folder up."""
 
+import os
 from typing import Any
 
 import pytest
+import torch
+
+# Where tests with the mark `gpu` run. "cpu" runs them where there is no GPU.
+TEST_DEVICE = os.environ.get("SBI_BOED_PLUGIN_TEST_DEVICE", "cuda")
+
+
+def pytest_runtest_setup(item):
+    needs_gpu = item.get_closest_marker("gpu") and TEST_DEVICE.startswith("cuda")
+    if needs_gpu and not torch.cuda.is_available():
+        pytest.skip("torch.cuda.is_available() is False: there is no GPU.")
 
 
 class NoOpTracker:
@@ -29,3 +40,8 @@ class NoOpTracker:
 @pytest.fixture
 def tracker() -> NoOpTracker:
     return NoOpTracker()
+
+
+@pytest.fixture
+def device() -> str:
+    return TEST_DEVICE

@@ -25,7 +25,7 @@ from sbi.utils import BoxUniform
 from torch import Tensor, nn
 
 from sbi_boed_plugin import NLE_INCE, NPE_GKL, NRE_GKL, EnergyConfig
-from tests.conftest import NoOpTracker
+from tests.conftest import TEST_DEVICE, NoOpTracker
 
 DIM_THETA, DIM_X = 2, 3
 
@@ -295,7 +295,7 @@ def for_each(name: str, values: Callable[[TrainerCase], Any]) -> Any:
 for_each_case = for_cases(lambda case: True)
 for_each_sampler = for_each("sampler", lambda case: case.samplers)
 on_each_device = pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+    "device", ["cpu", pytest.param(TEST_DEVICE, marks=pytest.mark.gpu, id="gpu")]
 )
 
 

@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbi_boed_plugin import (
+    HistoryPolicy,
     MeasurementSetEmbedding,
+    TruncatedNormalPolicy,
     estimate_eig,
     transformed_likelihood_nn,
     transformed_posterior_nn,
@@ -162,6 +164,15 @@ def test_transforms_follow_their_network(build):
     assert not SCALED.loc.is_meta
     again = builder(**{"theta": theta, "x": x, **{with_design: condition}})
     assert again.log_prob(value.unsqueeze(0), condition).shape == before.shape
+
+
+def test_designs_of_real_numbers_are_where_these_are():
+    policy = TruncatedNormalPolicy(torch.zeros(2), torch.ones(2)).to(META)
+    with OnDevice():
+        assert not policy.from_reals(torch.zeros(3, 2)).is_meta
+        assert policy.from_reals(on_device(3, 2)).is_meta
+        # Policies over histories are built on the CPU, whatever the design policy is.
+        HistoryPolicy(policy, num_experiments=2)
 
 
 @pytest.mark.filterwarnings("ignore:Only 0 of 16 particles")

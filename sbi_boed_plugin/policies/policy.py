@@ -266,10 +266,11 @@ def _constraint_of_values(support: Any) -> Any:
 
 
 def _rounded_up(values: Tensor, like: Tensor) -> Tensor:
-    """Return numbers in the precision of others, none less than before."""
+    """Return numbers in the precision of others, where those are; none is less."""
     rounded = values.to(like)
     higher = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
-    return torch.where(rounded.to(values) < values, higher, rounded)
+    is_less = (rounded.to(values) < values).to(like.device)
+    return torch.where(is_less, higher, rounded)
 
 
 def check_width(design: Tensor, dim_design: int) -> None:

@@ -20,7 +20,7 @@ from torch.distributions.transforms import IndependentTransform, identity_transf
 
 from sbi_boed_plugin._numbers import check_integer
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin.experiment import NoOpTracker
+from sbi_boed_plugin._sbi_compat import NoOpTracker
 from sbi_boed_plugin.posteriors.hybrid_posterior import HybridPosterior
 from sbi_boed_plugin.sbibm._cache import kept_or_made, training_key
 from sbi_boed_plugin.sbibm.settings import RECIPES, check_hyper, posterior_arguments
@@ -187,7 +187,7 @@ def _train(
     trainer = _make_trainer(name, settings, prior)
     posterior: Any = None
     estimator: Any = None
-    # sbi prints how each training ends.
+    # sbi's own trainers print how each training ends.
     with contextlib.redirect_stdout(io.StringIO()):
         for number in range(settings["num_rounds"]):
             # Rounds of the same size, the first ones taking what is left over.

@@ -77,6 +77,9 @@ class DesignMethods:
         call. All other arguments are those of
         :class:`~sbi_boed_plugin.DesignSearchConfig`, by name.
 
+        The tracker gets `design_loss` and `design_eig` of each step or round, and at
+        the number of the experiment `best_design_eig` and `best_design_1`, ….
+
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
                 the simulator returns wrong shapes or too few finite values.
@@ -85,7 +88,7 @@ class DesignMethods:
         settings["max_num_simulations"] = max_num_simulations
         num_stored = len(self.search.simulations.batches)
         try:
-            return self.search.run(
+            result = self.search.run(
                 simulator,
                 DesignSearchConfig(**settings),
                 resume=resume_training,
@@ -94,6 +97,8 @@ class DesignMethods:
             )
         finally:
             self._store(self.search.simulations.since(num_stored))
+        self._log_found("design", result.eig, result.design)
+        return result
 
     def optimize_policy(
         self,
@@ -116,6 +121,7 @@ class DesignMethods:
         `simulator` is that of `optimize_design`. With `resume_training` the previous
         call, which Ctrl-C or an error has ended, goes on from its last step. All other
         arguments are those of :class:`~sbi_boed_plugin.PolicySearchConfig`, by name.
+        The tracker gets `policy_eig` of each step, and `best_policy_eig`.
 
         Raises:
             ValueError: If there is no policy or prior, an argument is out of range, or
@@ -138,13 +144,30 @@ class DesignMethods:
         if simulator is not None:
             checked = CheckedSimulator(simulator, x_shape=stored.x_shape)
         try:
-            return self._policy_search.run(
+            result = self._policy_search.run(
                 checked, self._tracker, self._show_progress_bars
             )
         finally:
             if checked is not None:
                 stored.x_shape = checked.x_shape
             self._store(stored.since(num_stored))
+        self._log_found("policy", result.eig)
+        return result
+
+    def _log_found(
+        self, kind: str, eig: EIGEstimate, design: Tensor | None = None
+    ) -> None:
+        """Log what was found for the next experiment, as sbi logs each of its rounds.
+
+        Each value of a design has a name, from `best_design_1` on: trackers take
+        numbers alone.
+        """
+        found = {"eig": eig.value, "eig_standard_error": eig.standard_error}
+        values = [] if design is None else design.tolist()
+        found |= {str(i): value for i, value in enumerate(values, 1)}
+        metrics = {f"best_{kind}_{name}": value for name, value in found.items()}
+        self._tracker.log_metrics(metrics, step=len(self.observations) + 1)
+        self._tracker.flush()
 
     def observe(self, design: Tensor, x: Tensor, *, num_particles: int = 4_096) -> Self:
         """Take experiments into account, or raise and change nothing.

@@ -56,6 +56,12 @@ class ScheduledTrainer(KeepsTracker):
             )
         self._schedule = schedule
 
+    def _report_convergence_at_end(self, epoch: int, max_num_epochs: int) -> None:
+        """Say how a training ended: a warning always, all else beside progress."""
+        trainer: Any = self
+        if trainer._show_progress_bars or epoch > max_num_epochs:
+            super()._report_convergence_at_end(epoch, max_num_epochs)  # type: ignore
+
     def _batch_size(self, most: int) -> int:
         """Return the size of batches of the schedule."""
         assert self._schedule is not None

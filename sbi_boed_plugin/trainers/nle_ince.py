@@ -85,7 +85,7 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         marginal_estimator: str | Builder = "mdn",
         x_transform: Transform | Literal["auto"] | None = "auto",
     ):
-        """Initialize as `sbi.inference.NLE`, with designs.
+        """Initialize as `sbi.inference.NLE`, with designs, and log only to a `tracker`.
 
         A `density_estimator` gets `(theta, design)` in one row in the place of `theta`,
         and data of any shape flattened; with one value of `x` a maf is but a Gaussian.

@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from typing import Any, Literal
 
 import torch
@@ -22,10 +24,7 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._sbi_compat import (
-    ConditionalEstimatorBuilder,
-    check_default_dtype,
-)
+from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder, check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
@@ -270,10 +269,11 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
         self._choose_schedule(schedule, given)
         self._training, energy = training, energy or EnergyConfig()
         self._num_partition_samples = energy.num_partition_samples
-        trained = super().train(**given)
-        if training == "joint":
-            return trained
-        return self._train_energy(energy, atomic)
+        # sbi prints which loss a later round has, whatever it was asked for.
+        is_quiet = later_round and not (self._show_progress_bars or show_train_summary)
+        with redirect_stdout(StringIO()) if is_quiet else nullcontext():
+            trained = super().train(**given)
+        return trained if training == "joint" else self._train_energy(energy, atomic)
 
     def build_posterior(
         self,

@@ -81,10 +81,11 @@ def test_simulator_draws_new_noise_in_the_dtype_of_theta(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_simulator_follows_device_of_theta(name):
+def test_simulator_follows_device_of_theta(name, device):
     task = make(name, dim_design=2)
     theta, design = draw(task, 5)
-    assert task.simulator(theta.cuda(), design).device.type == "cuda"
+    x = task.simulator(theta.to(device), design)
+    assert x.device.type == torch.device(device).type
 
 
 @pytest.mark.parametrize("name", NAMES)
