@@ -49,6 +49,6 @@ def test_the_metadata_pin_sbi_leave_sbibm_out_and_declare_the_command(wheel):
         for name in wheel.namelist()
         if ".dist-info/" in name
     }
-    assert "Requires-Dist: sbi<0.28,>=0.27\n" in text["METADATA"]
+    assert "Requires-Dist: sbi<0.29,>=0.27\n" in text["METADATA"]
     assert "Requires-Dist: sbibm" not in text["METADATA"]
     assert "sbi-boed = sbi_boed_command:main" in text["entry_points.txt"]
