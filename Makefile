@@ -1,10 +1,12 @@
 # Every target sets up .venv by itself and leaves it alone when it is already right.
 # `make` alone lists the targets. PYTHON=python3.12 picks another interpreter;
 # ARGS="..." is handed on to pytest, the demo and the benchmark. `make test TEST_SEED=1`
-# draws other random numbers.
+# draws other random numbers. `make test-next SBI=../sbi` takes the sbi of a folder, or of
+# anything else that pip installs.
 
 PYTHON ?= python3
 ARGS ?=
+SBI ?= git+https://github.com/sbi-dev/sbi
 
 # Small torch operations are many times slower when OpenMP threads compete for the
 # cores; tests and benchmarks run in parallel over processes instead.
@@ -16,7 +18,8 @@ STAMP_OF_DOCS := .venv/.installed-docs
 QUIET := -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu check bench reproduce docs clean
+.PHONY: help install demo test test-slow test-gpu test-next check bench reproduce docs \
+	clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +54,12 @@ test-slow: $(STAMP) ## Run the slow tests
 test-gpu: $(STAMP) ## Run the tests that need a GPU, in one process
 	$(BIN)/pytest -m gpu $(ARGS)
 
+# That sbi lies in a folder of its own, in front of the one of .venv.
+test-next: $(STAMP) ## Run the tests with the main branch of sbi, or SBI=another
+	rm -rf .sbi-next
+	$(BIN)/pip install $(QUIET) --no-deps --target .sbi-next "$(SBI)"
+	PYTHONPATH=$(CURDIR)/.sbi-next $(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
 check: $(STAMP) ## Lint, check the format and the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,5 +82,5 @@ docs: $(STAMP_OF_DOCS) ## Build the site into site/ (DOCS_EXECUTE=false leaves t
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
-	rm -rf .venv build dist site .cache .pytest_cache .ruff_cache sbi-logs
+	rm -rf .venv .sbi-next build dist site .cache .pytest_cache .ruff_cache sbi-logs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from sbi.inference import NPE
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.neural_nets import posterior_nn
 
 from benchmarks.papers.two_moons import prior as make_prior
 from benchmarks.papers.two_moons import simulate
@@ -62,7 +63,7 @@ def measure(base: str, num_simulations: int) -> List[Dict[str, Any]]:
         print(rows[-1], flush=True)
 
     with contextlib.redirect_stdout(io.StringIO()):
-        npe = NPE(prior, base, **settings).append_simulations(theta, x)
+        npe = NPE(prior, posterior_nn(base), **settings).append_simulations(theta, x)
         started = time.process_time()
         npe.train()
         of_base = time.process_time() - started

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from sbi.inference import NLE_A, NPE_C, NRE_B
+from sbi.neural_nets import classifier_nn, likelihood_nn, posterior_nn
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
@@ -42,6 +43,11 @@ CLIMB = MultiStartConfig(
 )
 DESIGN_PATHS = ("optimize_design", "multi_start", "estimate_eig", "observe")
 NETWORKS = {"NPE_GKL": "mdn", "NLE_INCE": "maf", "NRE_GKL": "resnet"}
+BUILDERS = {
+    "NPE_GKL": posterior_nn,
+    "NLE_INCE": likelihood_nn,
+    "NRE_GKL": classifier_nn,
+}
 # Searches through all dimensions would take hours: a flow of 1,000 values draws them
 # one after another.
 SEARCH_DIMS = ((2, 2), (50, 100), (200, 1_000))
@@ -98,8 +104,8 @@ def run_path(path: str, dim_theta: int, dim_x: int, model: str, *, ours: bool) -
     names = ("NLE_INCE", "NPE_GKL") if path in DESIGN_PATHS else (path,)
     for name in names:
         trainer = (trainers if ours else peers)[name]
-        network = "resnet" if name == "NRE_GKL" else model
-        inference = trainer(prior, network, **settings)
+        build = BUILDERS[name]("resnet" if name == "NRE_GKL" else model)
+        inference = trainer(prior, build, **settings)
         inference.append_simulations(theta, x).train(**EPOCHS)
         if name == path == "NPE_GKL":
             posterior = inference.build_posterior()

@@ -14,6 +14,7 @@ import sbibm
 import torch
 from sbi.inference import NLE
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.neural_nets import likelihood_nn
 from sbi.utils.metrics import c2st
 
 from benchmarks.study import Job, Row, Study, averages
@@ -55,11 +56,12 @@ def run(job: Job, quick: bool) -> Row:
     torch.manual_seed(seed)
     started = time.perf_counter()
     model = MODELS[task_name]
+    build = likelihood_nn(model)
     if SETTINGS[setting] is None:
-        inference = NLE(prior, model, show_progress_bars=False)
+        inference = NLE(prior, build, show_progress_bars=False)
         train_kwargs = {}
     else:
-        inference = NLE_INCE(prior, model, show_progress_bars=False)
+        inference = NLE_INCE(prior, build, show_progress_bars=False)
         num_contrastive, strength = SETTINGS[setting]
         train_kwargs = {
             "num_contrastive": num_contrastive,

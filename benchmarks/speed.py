@@ -22,10 +22,11 @@ from typing import Any, Dict, Optional
 import pandas as pd
 import torch
 from sbi.inference import NLE, NRE_B
+from sbi.neural_nets import classifier_nn, likelihood_nn
 from sbi.utils import BoxUniform
 from torch import Tensor
 
-from benchmarks.training import TRAINERS
+from benchmarks.training import NETWORKS, TRAINERS
 from sbi_boed_plugin import NLE_INCE, NRE_GKL, tasks
 from sbi_boed_plugin.experiment import NoOpTracker, make_trainer
 from sbi_boed_plugin.search import information
@@ -48,7 +49,9 @@ def seconds_per_step(
     torch.manual_seed(0)
     cls = NLE if num_contrastive is None else NLE_INCE
     inference = cls(
-        density_estimator=model, tracker=NoOpTracker(), show_progress_bars=False
+        density_estimator=likelihood_nn(model),
+        tracker=NoOpTracker(),
+        show_progress_bars=False,
     )
     kwargs = {} if num_contrastive is None else {"num_contrastive": num_contrastive}
     inference.append_simulations(theta, x).train(
@@ -90,24 +93,30 @@ def epoch_ratios(num_epochs: int) -> pd.DataFrame:
     theta = prior.sample(torch.Size((NUM_SIMULATIONS,)))
     x = theta + 0.1 * torch.randn(NUM_SIMULATIONS, 2)
     pairs = [
-        (f"{name}, averaged", TRAINERS[name, "averaged"], TRAINERS[name, "sbi"], model)
+        (
+            f"{name}, averaged",
+            (TRAINERS[name, "averaged"], TRAINERS[name, "sbi"]),
+            NETWORKS[name],
+            model,
+        )
         for name in ("nle", "npe")
         for model in ("maf", "nsf", "mdn")
     ]
-    pairs += [("NRE_GKL", NRE_GKL, NRE_B, model) for model in ("mlp", "resnet")]
+    ratios = (NRE_GKL, NRE_B), classifier_nn
+    pairs += [("NRE_GKL", *ratios, model) for model in ("mlp", "resnet")]
 
-    def seconds(trainer: Any, model: str) -> float:
+    def seconds(trainer: Any, build: Any) -> float:
         torch.manual_seed(0)
         settings = {"tracker": NoOpTracker(), "show_progress_bars": False}
-        inference = trainer(prior, model, **settings).append_simulations(theta, x)
+        inference = trainer(prior, build, **settings).append_simulations(theta, x)
         started = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             inference.train(max_num_epochs=num_epochs)
         return (time.process_time() - started) / num_epochs
 
     rows = []
-    for what, trainer, peer, model in pairs:
-        ours, of_peer = seconds(trainer, model), seconds(peer, model)
+    for what, trainers, network, model in pairs:
+        ours, of_peer = (seconds(trainer, network(model)) for trainer in trainers)
         rows.append(
             {
                 "training": what,

@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from sbi.inference import NLE, NPE
 from sbi.inference.trainers.npe.npe_c import NPE_C
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from torch import Tensor
 
 from benchmarks.study import Job, Row, Study
@@ -61,6 +62,7 @@ TRAINERS: dict[tuple[str, str], Any] = {
     ("nle", "sbi"): NLE,
     ("nle", "averaged"): ScheduledNLE,
 }
+NETWORKS = {"npe": posterior_nn, "nle": likelihood_nn}
 
 
 def simulate(job: Job, seed: int, num: int) -> tuple[Tensor, Tensor]:
@@ -100,8 +102,9 @@ def run(job: Job, quick: bool) -> Row:
     """Train a network and evaluate it on new simulations."""
     theta, x = simulate(job, 1_000, job["num_simulations"])
     torch.manual_seed(job["seed"])
+    build = NETWORKS[job["method"]](job["model"])
     trainer = TRAINERS[job["method"], job["loop"]](
-        density_estimator=job["model"], show_progress_bars=False, tracker=NoOpTracker()
+        density_estimator=build, show_progress_bars=False, tracker=NoOpTracker()
     )
     trainer.append_simulations(theta, x)
     started = time.process_time()

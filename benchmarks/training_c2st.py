@@ -23,6 +23,7 @@ import torch
 from sbi.inference import NLE, NPE
 from sbi.inference.posteriors import DirectPosterior
 from sbi.inference.posteriors.posterior_parameters import MCMCPosteriorParameters
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.utils.sbiutils import within_support
 from sbibm.metrics.c2st import c2st
 from torch import Tensor
@@ -76,7 +77,10 @@ def posteriors(
     # sbi prints how each training ends.
     with contextlib.redirect_stdout(io.StringIO()):
         if name == "nle":
-            trainer = (NLE_INCE if is_ours else NLE)(prior, "maf", **settings)
+            if is_ours:
+                trainer: Any = NLE_INCE(prior, "maf", **settings)
+            else:
+                trainer = NLE(prior, likelihood_nn("maf"), **settings)
             trainer.append_simulations(theta, x)
             # Rows for validation are drawn first: all methods have the same.
             torch.manual_seed(job["seed"])
@@ -89,7 +93,8 @@ def posteriors(
             chains = trainer.build_posterior(posterior_parameters=CHAINS)
             hybrid = trainer.build_posterior(sample_with="hybrid")
             return {"nle": chains, "nle_hybrid": hybrid}, left_out
-        trainer = (NPE_GKL if is_ours else NPE)(prior, "maf", **settings)
+        build = posterior_nn("maf")
+        trainer = (NPE_GKL if is_ours else NPE)(prior, build, **settings)
         trainer.append_simulations(theta, x)
         torch.manual_seed(job["seed"])
         if not is_ours:

@@ -11,6 +11,7 @@ import resource
 import time
 
 import torch
+from sbi.neural_nets import likelihood_nn
 
 from benchmarks.study import Job, Row, Study
 from benchmarks.training import TRAINERS
@@ -38,14 +39,15 @@ def run(job: Job, quick: bool) -> Row:
     """Measure the epochs of a training, without its preparation."""
     torch.manual_seed(job["seed"])
     settings = {"tracker": NoOpTracker(), "show_progress_bars": False}
-    warm = TRAINERS["nle", job["loop"]](density_estimator="maf", **settings)
+    build = likelihood_nn("maf")
+    warm = TRAINERS["nle", job["loop"]](None, build, **settings)
     few = torch.randn(100, DIM_THETA), torch.randn(100, DIM_X)
     warm.append_simulations(*few).train(max_num_epochs=1)
     before = peak_mb()
     theta = torch.randn(job["num_simulations"], DIM_THETA)
     x = theta @ torch.randn(DIM_THETA, DIM_X)
     x += 0.1 * torch.randn_like(x)
-    trainer = TRAINERS["nle", job["loop"]](density_estimator="maf", **settings)
+    trainer = TRAINERS["nle", job["loop"]](None, build, **settings)
     trainer.append_simulations(theta, x)
     started = time.process_time()
     trainer.train(max_num_epochs=NUM_EPOCHS)

@@ -85,6 +85,7 @@ class TrainerCase:
     builder: Callable  # sbi's function for its networks.
     user_options: dict[str, Any] = {"num_components": 2}
     estimator_argument = "density_estimator"
+    default_model = "maf"
     models = ("mdn", "made", "maf", "nsf", "zuko_maf", "zuko_nsf")  # by name.
     fast_model = "mdn"
     samplers = tuple(name for name in SAMPLERS if name != "direct")
@@ -257,6 +258,7 @@ class NREGklCase(TrainerCase):
     trainer, peer = NRE_GKL, NRE
     builder = staticmethod(classifier_nn)
     estimator_argument = "classifier"
+    default_model = "resnet"
     models = ("linear", "mlp", "resnet")
     fast_model = "mlp"
     renamed_defaults = {"algorithm": "NRE_GKL"}

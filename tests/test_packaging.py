@@ -80,7 +80,7 @@ def test_the_sdist_has_what_a_wheel_is_built_from(tmp_path):
 
 def test_the_metadata_pin_sbi_leave_sbibm_out_and_declare_the_command(wheel, metadata):
     (entry_points,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
-    assert "Requires-Dist: sbi<0.28,>=0.27\n" in metadata
+    assert "Requires-Dist: sbi<0.29,>=0.27\n" in metadata
     assert "Requires-Dist: sbibm" not in metadata
     assert "sbi-boed = sbi_boed_command:main" in wheel.read(entry_points).decode()
 

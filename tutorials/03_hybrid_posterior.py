@@ -61,7 +61,7 @@ theta = prior.sample((2_000,))
 x = simulate(theta)
 
 start = time.perf_counter()
-inference = NPE(prior, density_estimator="maf", **quiet)
+inference = NPE(prior, density_estimator=posterior_nn("maf"), **quiet)
 inference.append_simulations(theta, x)
 inference.train(learning_rate=2e-3, stop_after_epochs=10)
 before = inference.build_posterior()

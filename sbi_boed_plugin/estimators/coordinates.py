@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform, Transform, identity_transform
 
+from sbi_boed_plugin._sbi_compat import is_built_by_sbi
+
 __all__ = [
     "Units",
     "move_transform",
@@ -138,7 +140,7 @@ class Units(Transform, nn.Module):
 
 def warn_of_scales(build: Callable | None, theta: Tensor, x: Tensor) -> None:
     """Warn of columns whose scale is out of reach for a network that sbi builds."""
-    if not getattr(build, "__module__", "").startswith("sbi."):
+    if not is_built_by_sbi(build):
         return
     for name, values in (("theta", theta), ("x", x)):
         rows = values[:1_000].detach().cpu().double().flatten(1)

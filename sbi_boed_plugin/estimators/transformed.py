@@ -13,6 +13,7 @@ from sbi.neural_nets.net_builders.categorial import build_categoricalmassestimat
 from torch import Tensor, nn
 from torch.distributions.transforms import CatTransform, Transform, identity_transform
 
+from sbi_boed_plugin._sbi_compat import unless_config
 from sbi_boed_plugin.estimators.coordinates import (
     Units,
     move_transform,
@@ -126,12 +127,13 @@ class _TransformedBuilder:
         **kwargs: Any,
     ) -> None:
         """Raise if sbi does not know a model, or `x_transform` names no coordinates."""
-        self.model, self.condition, self.kwargs = model, condition, kwargs
+        network = likelihood_nn if condition == "theta" else posterior_nn
+        self.model, self.condition = unless_config(model, network), condition
+        self.factory: Any = network
+        self.kwargs = kwargs
         if isinstance(model, str) and model in VECTOR_FIELDS:
             describes = "x" if condition == "theta" else "theta"
-            self.factory: Any = partial(vector_field_nn, describes=describes)
-        else:
-            self.factory = likelihood_nn if condition == "theta" else posterior_nn
+            self.factory = partial(vector_field_nn, describes=describes)
         if isinstance(model, str):
             self.factory(model, **kwargs)  # Refuses what it does not know.
         x_transform = identity_transform if x_transform is None else x_transform

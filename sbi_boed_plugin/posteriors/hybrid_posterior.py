@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from sbi_boed_plugin._numbers import check_integer, check_real
+from sbi_boed_plugin._sbi_compat import finite_check_of
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
 from sbi_boed_plugin.estimators.likelihood_hybrid import LikelihoodHybrid
 from sbi_boed_plugin.estimators.rejection import (
@@ -74,6 +75,7 @@ class HybridPosterior(DirectPosterior):
         *,
         ceiling_quantile: float = DEFAULT_QUANTILE,
         min_acceptance_rate: float = MIN_ACCEPTANCE_RATE,
+        **of_sbi: Any,
     ):
         r"""Initialize the posterior. The rest is as for `DirectPosterior`.
 
@@ -110,6 +112,7 @@ class HybridPosterior(DirectPosterior):
             device,
             x_shape,
             enable_transform,
+            **of_sbi,
         )
         self._use_unnormalized_potential()
         self._purpose = """It samples a base and accepts draws by their energy ratio,
@@ -317,6 +320,7 @@ class HybridPosterior(DirectPosterior):
                 self.max_sampling_batch_size,
                 ceiling_quantile=self.ceiling_quantile,
                 min_acceptance_rate=self.min_acceptance_rate,
+                **finite_check_of(self),
             )
         return known["joint"], rows.unsqueeze(0)
 

@@ -7,6 +7,7 @@ from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from torch import Tensor
 from torch.distributions import Distribution
 
+from sbi_boed_plugin._sbi_compat import finite_check_of
 from sbi_boed_plugin.search.target import TargetLike, probed_target
 
 __all__ = ["TargetPosterior"]
@@ -37,9 +38,10 @@ class TargetPosterior(NeuralPosterior):
                 f"posterior must be a NeuralPosterior, got {type(posterior).__name__}."
             )
         of_all: Any = posterior
+        checks = finite_check_of(of_all)
         self._target = probed_target(target, prior)
         self.posterior = posterior
-        super().__init__(of_all.potential_fn, device=of_all._device)
+        super().__init__(of_all.potential_fn, device=of_all._device, **checks)
         self._x = posterior.default_x
 
     def sample(

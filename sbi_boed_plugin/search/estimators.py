@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import Transform, identity_transform
 
 from sbi_boed_plugin._prior import finite_values, to_real_numbers, why_no_density
-from sbi_boed_plugin._sbi_compat import if_it_pickles
+from sbi_boed_plugin._sbi_compat import if_it_pickles, unless_config
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyRatio
 from sbi_boed_plugin.estimators.ensemble import EnsembleEstimator
@@ -128,8 +129,9 @@ class NetworkModels:
                 "but density_estimator is a function. Give it the transform: "
                 "transformed_likelihood_nn(..., x_transform=...)."
             )
-        self.likelihood: Builder | None = likelihood
-        self.posterior, self.marginal = posterior, marginal
+        self.likelihood: Builder | None = unless_config(likelihood, likelihood_nn)
+        self.posterior = unless_config(posterior, posterior_nn)
+        self.marginal = unless_config(marginal, likelihood_nn)
         self.coordinates = coordinates_of(likelihood or "mdn")
         # Whether log-densities of either are solutions of a differential equation.
         self.likelihood_flows = _is_named_field(likelihood)

@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from sbi.neural_nets import likelihood_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.utils.sbiutils import within_support
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, constraints
 
+from sbi_boed_plugin._sbi_compat import unless_config
 from sbi_boed_plugin.adaptive.config import PolicyResult
 from sbi_boed_plugin.estimators.noise import reparameterize
 from sbi_boed_plugin.estimators.transformed import transformed_likelihood_nn
@@ -147,7 +149,7 @@ class _LikelihoodBuilder:
     """Builds a network for each model; a class, so that it pickles."""
 
     def __init__(self, model: str | Callable, sizes: Sequence[int]) -> None:
-        self.model, self.sizes = model, list(sizes)
+        self.model, self.sizes = unless_config(model, likelihood_nn), list(sizes)
 
     def __call__(self, conditions: Tensor, x: Tensor) -> ModelLikelihood:
         nets, dim_design = [], conditions.shape[1] - 1 - sum(self.sizes)

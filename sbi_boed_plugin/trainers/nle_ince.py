@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
+from sbi.neural_nets import likelihood_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from sbi.utils.sbiutils import del_entries
@@ -17,6 +18,7 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._sbi_compat import (
     LikelihoodEstimatorTrainer,
+    as_builder,
     check_default_dtype,
 )
 from sbi_boed_plugin.estimators.coordinates import warn_if_gaussian, warn_of_scales
@@ -105,7 +107,8 @@ class NLE_INCE(DesignMethods, ScheduledTrainer, LikelihoodEstimatorTrainer):
         of_sbi = (logging_level, summary_writer, tracker, show_progress_bars)
         # Names that sbi does not know as those of likelihoods.
         build = models.likelihood if models.likelihood_flows else density_estimator
-        super().__init__(prior, build or "maf", device, *of_sbi)
+        build = as_builder(build or "maf", likelihood_nn)
+        super().__init__(prior, build, device, *of_sbi)
         self._objective = InfoNCEObjective()
         self._proposal = Proposal()
         # What `train` was asked for, and whether it goes on.

@@ -14,6 +14,7 @@ from sbi.inference.posteriors.posterior_parameters import (
     DirectPosteriorParameters,
     PosteriorParameters,
 )
+from sbi.neural_nets import posterior_nn
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
 from sbi.sbi_types import Tracker
 from sbi.utils import del_entries
@@ -24,7 +25,7 @@ from typing_extensions import Self
 
 from sbi_boed_plugin._numbers import check_integer, check_real
 from sbi_boed_plugin._rng import get_rng_state, isolated_rng
-from sbi_boed_plugin._sbi_compat import ConditionalEstimatorBuilder, check_default_dtype
+from sbi_boed_plugin._sbi_compat import as_builder, check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.energy import EnergyBuilder
 from sbi_boed_plugin.estimators.hybrid import HybridEstimator, UnnormalizedHybrid
@@ -90,7 +91,7 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
     def __init__(  # noqa: D417
         self,
         prior: Distribution | None = None,
-        density_estimator: str | ConditionalEstimatorBuilder = "maf",
+        density_estimator: str | Callable | None = "maf",
         device: str = "cpu",
         logging_level: int | str = "WARNING",
         summary_writer: SummaryWriter | None = None,
@@ -117,7 +118,8 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
         Raises:
             TypeError: If `energy_net` or `latent_features` is of another type.
         """
-        given = (prior, density_estimator, device, logging_level, summary_writer)
+        build = as_builder(density_estimator, posterior_nn)
+        given = (prior, build, device, logging_level, summary_writer)
         super().__init__(*given, tracker, show_progress_bars)
         self._energy_model = _stage.EnergyModel(energy_net, latent_features)
         self._summary.update({key: [] for key in _stage.SUMMARY_KEYS})

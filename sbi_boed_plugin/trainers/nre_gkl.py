@@ -1,22 +1,26 @@
 """NRE_GKL: neural ratio estimation with the generalized Kullback-Leibler divergence."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sbi.inference import NRE_B
 from sbi.inference.posteriors.base_posterior import NeuralPosterior
 from sbi.inference.posteriors.posterior_parameters import PosteriorParameters
+from sbi.neural_nets import classifier_nn
 from sbi.neural_nets.ratio_estimators import RatioEstimator
+from sbi.sbi_types import Tracker
 from sbi.utils import del_entries, mcmc_transform
 from sbi.utils.torchutils import assert_all_finite
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard.writer import SummaryWriter
 from typing_extensions import Self
 
 from sbi_boed_plugin._rng import isolated_rng
-from sbi_boed_plugin._sbi_compat import check_default_dtype
+from sbi_boed_plugin._sbi_compat import as_builder, check_default_dtype
 from sbi_boed_plugin.estimators.coordinates import warn_of_scales
 from sbi_boed_plugin.estimators.ratio import (
     DesignConditionedRatio,
@@ -75,6 +79,21 @@ class NRE_GKL(ScheduledTrainer, NRE_B):
     _first_round: int = 0
     # Atoms of validation, while it goes on.
     _validation_atoms: Tensor | None = None
+
+    def __init__(
+        self,
+        prior: Distribution | None = None,
+        classifier: str | Callable | None = "resnet",
+        device: str = "cpu",
+        logging_level: int | str = "warning",
+        summary_writer: SummaryWriter | None = None,
+        tracker: Tracker | None = None,
+        show_progress_bars: bool = True,
+    ):
+        """Initialize as `sbi.inference.NRE`."""
+        build = as_builder(classifier, classifier_nn)
+        given = (prior, build, device, logging_level, summary_writer)
+        super().__init__(*given, tracker, show_progress_bars)
 
     def append_simulations(
         self,

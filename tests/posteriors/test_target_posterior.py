@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from sbi.inference import NPE
+from sbi.neural_nets import posterior_nn
 from torch.distributions import MultivariateNormal
 
 from sbi_boed_plugin import NLE_INCE, TargetPosterior
@@ -17,7 +18,7 @@ X = torch.tensor([[0.5, -0.3]])
 def posterior():
     torch.manual_seed(0)
     theta = PRIOR.sample((500,))
-    trainer = NPE(PRIOR, "mdn", show_progress_bars=False)
+    trainer = NPE(PRIOR, posterior_nn("mdn"), show_progress_bars=False)
     trainer.append_simulations(theta, theta + 0.3 * torch.randn(500, 2))
     trainer.train(max_num_epochs=2)
     return trainer.build_posterior()

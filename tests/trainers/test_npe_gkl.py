@@ -326,7 +326,7 @@ def test_the_energy_learns_from_the_simulations_of_its_base():
 
     prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
     theta = prior.sample((200,))
-    npe = NPE(prior, "mdn", tracker=NoOpTracker(), **QUIET)
+    npe = NPE(prior, posterior_nn("mdn"), tracker=NoOpTracker(), **QUIET)
     npe.append_simulations(theta, theta + 0.5).train(max_num_epochs=1)
     proposal = npe.build_posterior().set_default_x(X_O)
     trainer = make("mdn", prior, energy_net=build)
@@ -341,7 +341,7 @@ def test_the_energy_learns_from_the_simulations_of_its_base():
 
 def two_rounds(cls, corrects=False, **kwargs):
     """Train twice; the proposal is what was built after the first time."""
-    trainer = cls(PRIOR, "mdn", tracker=NoOpTracker(), **QUIET)
+    trainer = cls(PRIOR, posterior_nn("mdn"), tracker=NoOpTracker(), **QUIET)
     proposal = None
     for width in (1.0, 0.5):
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sbi.inference import NLE
 from sbi.inference.posteriors import DirectPosterior
-from sbi.neural_nets import posterior_nn
+from sbi.neural_nets import likelihood_nn, posterior_nn
 from sbi.neural_nets.embedding_nets import FCEmbedding
 from sbi.utils import BoxUniform
 from torch import nn
@@ -18,7 +18,8 @@ from sbi_boed_plugin._fit import Batches, Fit
 from tests.conftest import NoOpTracker
 
 PRIOR = BoxUniform(-torch.ones(2), torch.ones(2))
-MODELS = {NLE_INCE: "maf", NPE_GKL: "maf", NRE_GKL: "mlp"}
+MODELS = {NLE_INCE: "maf", NPE_GKL: "maf", NRE_GKL: "mlp", NLE: likelihood_nn("maf")}
+OURS = (NLE_INCE, NPE_GKL, NRE_GKL)
 BRIEF = {NPE_GKL: {"energy": EnergyConfig(max_num_epochs=2)}}
 
 
@@ -30,9 +31,7 @@ def simulations(num=400):
 
 def make(cls, rows=None, **kwargs):
     quiet = {"show_progress_bars": False, "tracker": NoOpTracker(), **kwargs}
-    return cls(PRIOR, MODELS.get(cls, "maf"), **quiet).append_simulations(
-        *(rows or simulations())
-    )
+    return cls(PRIOR, MODELS[cls], **quiet).append_simulations(*(rows or simulations()))
 
 
 def train(trainer, **kwargs):
@@ -42,7 +41,7 @@ def train(trainer, **kwargs):
         return trainer.train(**given)
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", OURS)
 def test_a_schedule_has_the_summary_and_the_posteriors_of_sbi(cls):
     trainer = make(cls)
     train(trainer, max_num_epochs=8)
@@ -80,7 +79,7 @@ def test_training_goes_on_as_if_it_had_not_ended(through):
     assert whole.summary["validation_loss"] == parts.summary["validation_loss"]
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", OURS)
 def test_rounds_have_schedules_of_their_own(cls):
     trainer = make(cls)
     train(trainer, max_num_epochs=4)
