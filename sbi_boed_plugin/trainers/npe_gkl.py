@@ -256,9 +256,8 @@ class NPE_GKL(ScheduledTrainer, NPE_C):
             RuntimeError: If there are no simulations, or nothing to resume.
             ValueError: If arguments do not go together, or with the base.
         """
-        given = del_entries(
-            locals(), ("self", "__class__", "training", "energy", "schedule")
-        )
+        ours = ("self", "__class__", "training", "energy", "schedule")
+        given = del_entries(locals(), (*ours, "ours"))
         check_default_dtype()
         of_steps = training_batch_size, learning_rate, validation_fraction
         of_ends = stop_after_epochs, max_num_epochs, clip_max_norm
