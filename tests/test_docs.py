@@ -4,10 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from sbi_boed_plugin.search import rounds
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -26,7 +29,17 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
+@pytest.fixture
+def quick_climbs(monkeypatch):
+    """Let designs climb a little only: what runs is tested, not what is found."""
+    short = {"num_starts": 8, "num_climb_steps": 6, "num_samples": 8}
+    for name in ("_PROPOSAL", "_LAST"):
+        monkeypatch.setattr(rounds, name, replace(getattr(rounds, name), **short))
+    monkeypatch.setattr(rounds, "_NUM_RANKING", 32)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_climbs")
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 def test_all_blocks_of_a_page_run_in_turn(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
