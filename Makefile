@@ -78,8 +78,9 @@ $(STAMP_OF_DOCS): $(STAMP)
 	@$(BIN)/pip install $(QUIET) -c constraints.txt -e ".[docs]"
 	@touch $@
 
-docs: $(STAMP_OF_DOCS) ## Build the site into site/ (DOCS_EXECUTE=false leaves tutorials unexecuted)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(STAMP_OF_DOCS) ## Build the site (DOCS_EXECUTE=false does not run tutorials)
+	$(BIN)/python -m mkdocs build $(ARGS)
 
 clean: ## Remove .venv, build artefacts and caches (results are kept)
 	rm -rf .venv .sbi-next build dist site .cache .pytest_cache .ruff_cache sbi-logs

@@ -34,7 +34,7 @@ from sbi_boed_plugin.plotting import (
     plot_trace,
 )
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## A simulator with a design

@@ -47,7 +47,7 @@ from sbi_boed_plugin.plotting import (
     plot_predictive,
 )
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 np.random.seed(0)
 
 # %% [markdown]

@@ -39,7 +39,7 @@ from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.plotting import plot_policy, plot_trace
 from sbi_boed_plugin.tasks import get_task
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 
 # %% [markdown]
 # ## Why the partial gradient vanishes

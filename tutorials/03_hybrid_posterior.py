@@ -40,7 +40,7 @@ from benchmarks.papers.two_moons import log_likelihood, simulate
 from sbi_boed_plugin import NPE_GKL, EnergyConfig, HybridPosteriorParameters
 from sbi_boed_plugin.experiment import NoOpTracker
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}
 
 # %% [markdown]

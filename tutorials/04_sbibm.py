@@ -42,7 +42,7 @@ from sbi_boed_plugin.sbibm import TASKS, get_task, npe_gkl, run_method
 # says what to install if sbibm is missing.
 
 # %%
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 task = get_task("lotka_volterra")
 theta = task.get_prior()(num_samples=3)
 x = task.get_simulator(max_calls=1_000)(theta)

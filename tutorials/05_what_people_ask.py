@@ -36,7 +36,7 @@ from sbi_boed_plugin import (
 )
 from sbi_boed_plugin.experiment import NoOpTracker
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 # Few simulations are told, each time; here that is known.
 warnings.filterwarnings("ignore", "The networks learned from")
 quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}

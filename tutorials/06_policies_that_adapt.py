@@ -30,7 +30,7 @@ from torch.nn.functional import logsigmoid
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, categorical_likelihood_nn
 from sbi_boed_plugin.experiment import NoOpTracker
 
-torch.manual_seed(0)
+_ = torch.manual_seed(0)
 NUM_TONES, WIDTH = 5, 1.0
 prior = BoxUniform(torch.zeros(1), torch.full((1,), 40.0))  # decibels
 levels = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 40.0))
