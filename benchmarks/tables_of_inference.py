@@ -221,7 +221,7 @@ TABLES_OF_INFERENCE = {
     "speed-hybrid": Table(
         "speed_hybrid",
         {"what": "what", "peer": "peer"},
-        {"{}": number("ratio")},
-        ["base"],
+        {"{}, {}": number("ratio")},
+        ["base", "simulations"],
     ),
 }
