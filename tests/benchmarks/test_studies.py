@@ -257,7 +257,7 @@ def test_the_quick_version_runs_through(study, capsys):
     assert len(rows) == len(study.jobs(1, True))
     assert all(float(row["seconds"]) > 0 for row in rows)
     assert Path(f"out/{study.name}_quick.png").stat().st_size > 10_000
-    assert study.title in capsys.readouterr().out
+    assert study.summary is None or study.title in capsys.readouterr().out
     if study is linear_scaling.STUDY:
         assert all(0.5 < float(row["share"]) <= 1.0 for row in rows)
     if study is sir_ablation.STUDY:
