@@ -5,10 +5,9 @@
 One thing grows at a time. The simulator is linear with Normal noise: `dim_theta`
 coefficients, one datum for each of `dim_design` measurements, whose design is the first
 coefficient's factor. Memory is what the process needed beyond what it had after a
-training of ten simulations.
+training of ten simulations; time and memory of workers are not in it.
 """
 
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -70,26 +69,26 @@ def _searched(sizes: dict[str, int], **settings: Any) -> tuple[NLE_INCE, Any, An
     return trainer, trainer.optimize_design(simulator, **settings), simulator
 
 
-def _rounds(sizes: dict[str, int]) -> Callable[[], None]:
-    return lambda: _forget(_searched(sizes, max_num_simulations=sizes["simulations"]))
+def _rounds(sizes: dict[str, int]) -> Callable[[], Any]:
+    return lambda: _searched(sizes, max_num_simulations=sizes["simulations"])
 
 
-def _joint(sizes: dict[str, int]) -> Callable[[], None]:
+def _joint(sizes: dict[str, int]) -> Callable[[], Any]:
     settings = {"objective": "info_nce", "num_contrastive": sizes["contrasts"]}
     settings |= {"training_batch_size": 256, "num_eig_samples": 256, "num_steps": 20}
-    return lambda: _forget(_searched(sizes, **settings))
+    return lambda: _searched(sizes, **settings)
 
 
-def _posterior(sizes: dict[str, int]) -> Callable[[], None]:
+def _posterior(sizes: dict[str, int]) -> Callable[[], Any]:
     trainer, result, simulator = _searched(_BASIS, **_SHORT)
     theta = torch.randn(sizes["observations"], 2)
     x = simulator(theta, result.design.expand(len(theta), -1))
     posterior = trainer.build_posterior(design=result.design)
     bars = {"show_progress_bars": False}
-    return lambda: _forget(posterior.sample_batched((1_000,), x=x, **bars))
+    return lambda: posterior.sample_batched((1_000,), x=x, **bars)
 
 
-def _campaign(sizes: dict[str, int]) -> Callable[[], None]:
+def _campaign(sizes: dict[str, int]) -> Callable[[], Any]:
     trainer, result, simulator = _searched(_BASIS, **_SHORT)
 
     def experiments() -> None:
@@ -100,19 +99,15 @@ def _campaign(sizes: dict[str, int]) -> Callable[[], None]:
     return experiments
 
 
-def _workers(sizes: dict[str, int]) -> Callable[[], None]:
+def _workers(sizes: dict[str, int]) -> Callable[[], Any]:
     prior, policy, _ = _problem(2, 1)
     settings = {"num_workers": sizes["workers"], "show_progress_bar": False}
 
     def simulate(num: int) -> None:
-        _forget(simulate_for_boed(_slow, prior, policy, num, **settings))
+        simulate_for_boed(_slow, prior, policy, num, **settings)
 
     simulate(64)  # Workers start once, in some seconds.
     return lambda: simulate(4_000)
-
-
-def _forget(_: Any) -> None:
-    """Forget a value."""
 
 
 _PATHS = {
@@ -145,20 +140,13 @@ def run(job: Job, quick: bool) -> Row:
     warm.train(max_num_epochs=1)
     sizes = {**_BASIS, job["grows"]: job["size"]}
     walk = _PATHS[job["path"]](sizes)
-    before, cpu, wall = peak_mb(), _cpu_seconds(), time.perf_counter()
+    before, cpu, wall = peak_mb(), time.process_time(), time.perf_counter()
     walk()
     return {
-        "cpu_s": round(_cpu_seconds() - cpu, 2),
+        "cpu_s": round(time.process_time() - cpu, 2),
         "wall_s": round(time.perf_counter() - wall, 2),
         "memory_mb": round(peak_mb() - before, 1),
     }
-
-
-def _cpu_seconds() -> float:
-    """Return the processor time of this process and those that it has started."""
-    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    used = [resource.getrusage(each) for each in who]
-    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def figure(rows: list[Row]) -> Figure:
