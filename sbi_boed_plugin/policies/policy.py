@@ -266,7 +266,7 @@ def _constraint_of_values(support: Any) -> Any:
 
 
 def _rounded_up(values: Tensor, like: Tensor) -> Tensor:
-    """Return numbers in the precision of others, where those are; none is less."""
+    """Return numbers as those of another tensor are, each rounded up."""
     rounded = values.to(like)
     higher = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
     is_less = (rounded.to(values) < values).to(like.device)
