@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from sbi.neural_nets.estimators import ConditionalDensityEstimator
+from sbi.neural_nets.estimators.mixture_density_estimator import MixtureDensityEstimator
 from torch import Tensor
 
 from sbi_boed_plugin._memory import rows_at_once
@@ -14,6 +15,7 @@ from sbi_boed_plugin.estimators.likelihood_with_failures import (
     LikelihoodWithFailures,
     without_failures,
 )
+from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.search.gradients import draw_data
 
 __all__ = ["LearnedExperiment", "Rollouts", "roll_out"]
@@ -97,6 +99,30 @@ class LearnedExperiment:
         columns = torch.arange(rows, device=theta.device).repeat(num)
         each = self.log_likelihoods_of(theta.flatten(0, 1), columns, rollouts)
         return each.reshape(-1, num, rows)
+
+    @property
+    def is_quick_with_many_data(self) -> bool:
+        """Whether many data at one condition cost little more than one."""
+        net: Any = self.likelihood
+        while isinstance(net, EstimatorView):
+            net = net.net
+        return isinstance(net, MixtureDensityEstimator)
+
+    def log_likelihoods_of_many(
+        self, theta: Tensor, design: Tensor, x: Tensor
+    ) -> Tensor:
+        """Return those of data `(num_data, batch_dim, dim_x)` of one experiment each.
+
+        For parameters `(num, batch_dim, dim)` and a design for each of the histories;
+        of shape `(num_data, num, batch_dim)`, zero where the experiment failed.
+        """
+        num, rows = theta.shape[:2]
+        designs = design.expand(num, rows, -1)
+        condition = torch.cat([theta, designs], dim=-1).flatten(0, 1)
+        valid = x.isfinite().all(dim=-1, keepdim=True)
+        data = torch.where(valid, x, 0.0).unsqueeze(1).expand(-1, num, -1, -1)
+        values = self.likelihood.log_prob(data.flatten(1, 2), condition)
+        return values.unflatten(1, (num, rows)).where(valid.transpose(1, 2), 0.0)
 
     def log_likelihoods_of(
         self, theta: Tensor, columns: Tensor, rollouts: Rollouts

@@ -206,6 +206,8 @@ class PolicySearch:
                 fit_likelihood(*given, show_progress_bar)
             rows = self.search.simulations.rows()
             assert rows is not None
+            if self.training is not None:
+                self.training.beliefs = None  # They were those of the model before.
             if self.training is None:
                 self.make_networks(rows)
                 assert self.training is not None

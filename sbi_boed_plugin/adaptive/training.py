@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn.utils.clip_grad import clip_grad_norm_
 
-from sbi_boed_plugin._prior import draw_parameters
+from sbi_boed_plugin._prior import draw_parameters, finite_values
+from sbi_boed_plugin.adaptive.beliefs import (
+    Beliefs,
+    expected_gains,
+    num_outcomes,
+    roll_out_beliefs,
+)
 from sbi_boed_plugin.adaptive.objective import log_posterior, training_terms
 from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
@@ -29,6 +35,11 @@ __all__ = ["PolicyTraining"]
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
 # Rollouts of a step and designs before the start, and simulations that judge each.
 _START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
+# Share of a training that looks at each experiment by itself; histories whose beliefs
+# are kept, how many of them are new, and after how many steps.
+_GREEDY_SHARE, _NUM_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 0.7, 512, 64, 16
+# Draws of each history that the posterior learns from.
+_NUM_LEARNED = 8
 # Last scale of the exploring noise: with a gradient that follows it, and without. Where
 # answers are yes or no, a policy needs noise for long to learn to bisect.
 _LAST_SCALE = {True: 0.01, False: 0.1}
@@ -60,6 +71,13 @@ class PolicyTraining:
         # Information at designs all over the space, and its standard error, in nats.
         self.at_random: tuple[float, float] | None = None
         self.first_scale = self.policy.scale.clone()
+        # Particles move between real numbers, and tell of all parameters.
+        self.has_beliefs = (
+            self.policy.adapts
+            and self.target is None
+            and finite_values(self.prior) is None
+        )
+        self.beliefs: Beliefs | None = None
         others = {*self.policy.space.parameters(), *self.posterior.parameters()}
         trained = [p for p in self.policy.parameters() if p not in others]
         adam = torch.optim.Adam
@@ -148,6 +166,7 @@ class PolicyTraining:
             "step": self.step,
             "num_skipped": self.num_skipped,
             "at_random": self.at_random,
+            "beliefs": None if self.beliefs is None else dict(vars(self.beliefs)),
             "history": self.history,
         }
 
@@ -160,11 +179,17 @@ class PolicyTraining:
         for name in ("step", "num_skipped", "at_random"):
             setattr(self, name, state[name])
         self.history = deepcopy(state["history"])
+        saved = state["beliefs"]
+        self.beliefs = None if saved is None else Beliefs(**saved)
 
     def take_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int, share: float
     ) -> None:
-        """Take a step, at the share of the training that is done by then."""
+        """Take a step, at the share of the training that is done by then.
+
+        Where it can know what is known during a sequence, a policy first learns to
+        choose each experiment by itself, and then by all that follow.
+        """
         decay = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
         rates = self.learning_rate, self.posterior_learning_rate
         for optimizer, rate in zip(self.optimizers, rates, strict=True):
@@ -173,6 +198,18 @@ class PolicyTraining:
         in_model = isinstance(experiment, LearnedExperiment)
         ratio = _LAST_SCALE[in_model] / float(self.first_scale)
         self.policy.scale.copy_(self.first_scale * ratio**share)
+        self.step += 1
+        if isinstance(experiment, LearnedExperiment) and self.has_beliefs:
+            if share < _GREEDY_SHARE:
+                return self._take_greedy_step(experiment, batch_size)
+            self.beliefs = None
+        return self._take_total_step(experiment, batch_size)
+
+    def _take_total_step(
+        self, experiment: LearnedExperiment | Measure, batch_size: int
+    ) -> None:
+        """Take a step towards more information of all experiments together."""
+        in_model = isinstance(experiment, LearnedExperiment)
         theta = self._draw(batch_size)
         # Without noise, a design in a region that tells nothing would never leave it.
         draws = {"chooses": True, "explores": True, "follows_noise": in_model}
@@ -194,7 +231,53 @@ class PolicyTraining:
         self._update(0, loss, _POLICY_CLIP)
         self._update(1, -values.mean(), _POSTERIOR_CLIP)
         self._record(terms, known, costs)
-        self.step += 1
+
+    def _take_greedy_step(self, experiment: LearnedExperiment, num: int) -> None:
+        """Take a step towards more information of each experiment by itself.
+
+        What is known before it comes from particles. Their histories are of the policy
+        as it has been of late, and some are new now and then.
+        """
+        made = self.policy, experiment, self.prior
+        if self.beliefs is None:
+            self.beliefs = roll_out_beliefs(*made, self._draw(_NUM_BELIEFS))
+        elif self.step % _RENEWED_EVERY == 0:
+            new = roll_out_beliefs(*made, self._draw(_NUM_RENEWED))
+            self.beliefs = self.beliefs.renewed(new)
+        length = self.policy.num_experiments
+        num_rows = max(2, num * num_outcomes(experiment) // (8 * length))
+        chosen = torch.randperm(_NUM_BELIEFS)[:num_rows]
+        beliefs = self.beliefs.rows(chosen)
+        with torch.no_grad():
+            pairs = self.policy.encoder.pairs(beliefs.design, beliefs.x)
+        draws = {"chooses": True, "explores": True, "follows_noise": True}
+        proposed = [self.policy(pairs[:step], **draws) for step in range(length)]
+        design, log_prob = (torch.stack(part) for part in zip(*proposed, strict=True))
+        before = beliefs.draws[:-1].transpose(0, 1).flatten(1, 2)
+        found = expected_gains(experiment, before, design.flatten(0, 1))
+        gains, gradients = (part.unflatten(0, log_prob.shape) for part in found)
+        costs = self._costs(Rollouts(beliefs.theta, design, beliefs.x, log_prob))
+        # Its gradient by what the policy proposed is that of the gains.
+        surrogate = (gradients * design).sum(dim=-1)
+        if log_prob.requires_grad:
+            worth = gains - costs.detach()
+            others = (worth.sum(dim=1, keepdim=True) - worth) / (num_rows - 1)
+            surrogate = surrogate + (worth - others) * log_prob
+        self._update(0, (costs - surrogate).mean(dim=1).sum(), _POLICY_CLIP)
+        theta = self._draw(num)
+        with torch.no_grad():
+            seen = roll_out(self.policy, theta, experiment, chooses=True, explores=True)
+        values = self._posterior_values(theta, seen)
+        of_draws = self._posterior_values_of(beliefs)
+        self._update(1, -0.5 * (values.mean() + of_draws.mean()), _POSTERIOR_CLIP)
+        known = values.detach() - self.log_prior(theta, theta)
+        self._record(gains.sum(dim=0), known, costs)
+
+    def _posterior_values_of(self, beliefs: Beliefs) -> Tensor:
+        """Return log-densities of draws after each experiment, to learn from."""
+        draws = beliefs.draws[1:, :_NUM_LEARNED].transpose(0, 1).flatten(1, 2)
+        conditions = self.posterior.conditions(beliefs.design, beliefs.x)
+        return self.posterior.net.log_prob(draws, conditions.flatten(0, 1))
 
     def log_prior(self, theta: Tensor, target: Tensor) -> Tensor:
         """Return the log-densities of targets before any experiment, in nats."""
