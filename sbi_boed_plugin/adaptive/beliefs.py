@@ -24,16 +24,17 @@ from sbi_boed_plugin.adaptive.policy import HistoryPolicy
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
 from sbi_boed_plugin.objectives._eig_terms import contrasted
 
-__all__ = ["Beliefs", "expected_gains", "num_outcomes", "roll_out_beliefs"]
+__all__ = ["Beliefs", "expected_gains", "roll_out_beliefs", "sizes_for"]
 
 # Particles of a history, how many of them are kept, and their moves.
 _NUM_PARTICLES, _NUM_KEPT, _NUM_MOVES = 128, 32, 2
 # Least share of effective particles, shares of a distance that they move by, and noise
 # of a move in units of the spread of the prior.
 _LEAST_EFFECTIVE, _SHARES, _JITTER = 0.5, (1.0, 0.6, 0.3, 0.1), 0.01
-# Data that stand for all that an experiment may yield, where many cost little and where
-# each costs as much as the first, and pairs of data and parameters at once.
-_MANY_OUTCOMES, _FEW_OUTCOMES, _MOST_PAIRS = 32, 8, 2**16
+# Data that stand for all that an experiment may yield, and histories of a step for each
+# rollout of one that looks ahead: where many data cost little, and where each costs as
+# much as the first. Pairs of data and parameters at once.
+_MANY, _FEW, _MOST_PAIRS = (16, 4), (8, 1), 2**16
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def expected_gains(
     in nats, and gradients `(batch_dim, dim_design)`. Data are drawn; where they take a
     few values only, those are all that there are.
     """
-    size = max(1, _MOST_PAIRS // (len(draws) * num_outcomes(experiment)))
+    size = max(1, _MOST_PAIRS // (len(draws) * sizes_for(experiment)[0]))
     parts = [
         _gains_and_gradients(experiment, *part)
         for part in zip(draws.split(size, dim=1), design.split(size), strict=True)
@@ -203,9 +204,9 @@ def expected_gains(
     return gains, gradients
 
 
-def num_outcomes(experiment: LearnedExperiment) -> int:
-    """Return the number of data that stand for all that an experiment may yield."""
-    return _MANY_OUTCOMES if experiment.is_quick_with_many_data else _FEW_OUTCOMES
+def sizes_for(experiment: LearnedExperiment) -> tuple[int, int]:
+    """Return how many data, and histories for each rollout, a step looks at."""
+    return _MANY if experiment.is_quick_with_many_data else _FEW
 
 
 @torch.enable_grad()
@@ -214,13 +215,13 @@ def _gains_and_gradients(
 ) -> tuple[Tensor, Tensor]:
     design = design.detach().requires_grad_()
     rows = draws.shape[1]
-    theta = draws[: num_outcomes(experiment)]
+    theta = draws[: sizes_for(experiment)[0]]
     shape = len(theta), rows
     designs = design.repeat(len(theta), 1)
     x = experiment(theta.flatten(0, 1), designs)
     if not experiment.moves_data:
         values = x[x.isfinite().all(dim=1)].unique(dim=0)
-        if 0 < len(values) <= _FEW_OUTCOMES:
+        if 0 < len(values) <= _FEW[0]:
             given = draws, design, values.unsqueeze(1).expand(-1, rows, -1)
             log_likelihoods = experiment.log_likelihoods_of_many(*given)
             gains = _information(log_likelihoods)

@@ -62,6 +62,12 @@ class PolicySearchConfig:
             alone, each used once, by the score gradient.
         adapts: Whether designs depend on data. If not, the result is the best list of
             designs to measure at.
+        looks_ahead: Whether a policy learns from the information of all experiments
+            together. If not, each design is the one that tells most by itself, which
+            has a gradient of much less noise and learns several times faster; the
+            information that is reported is that of all experiments. Lists of designs
+            (`adapts=False`), a `target`, parameters of a few values and
+            `method="simulator"` always look ahead.
         num_steps: Number of steps. If `None`, 4,000 inside the model, and as many as
             the budget allows for with `method="simulator"`.
         training_batch_size: Number of rollouts, sequences of experiments, of a step.
@@ -91,6 +97,7 @@ class PolicySearchConfig:
     max_num_simulations: int | None = None
     method: Literal["model", "simulator"] = "model"
     adapts: bool = True
+    looks_ahead: bool = False
     num_steps: int | None = None
     training_batch_size: int = 128
     learning_rate: float = 1e-3

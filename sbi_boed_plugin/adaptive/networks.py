@@ -103,4 +103,5 @@ def make_training(
         target,
         config.learning_rate,
         config.posterior_learning_rate,
+        config.looks_ahead,
     )

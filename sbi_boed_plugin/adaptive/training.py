@@ -15,8 +15,8 @@ from sbi_boed_plugin._prior import draw_parameters, finite_values
 from sbi_boed_plugin.adaptive.beliefs import (
     Beliefs,
     expected_gains,
-    num_outcomes,
     roll_out_beliefs,
+    sizes_for,
 )
 from sbi_boed_plugin.adaptive.objective import log_posterior, training_terms
 from sbi_boed_plugin.adaptive.policy import HistoryPolicy
@@ -35,9 +35,8 @@ __all__ = ["PolicyTraining"]
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
 # Rollouts of a step and designs before the start, and simulations that judge each.
 _START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
-# Share of a training that looks at each experiment by itself; histories whose beliefs
-# are kept, how many of them are new, and after how many steps.
-_GREEDY_SHARE, _NUM_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 0.7, 512, 64, 16
+# Histories whose beliefs are kept, how many of them are new, and after how many steps.
+_NUM_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 512, 64, 16
 # Draws of each history that the posterior learns from.
 _NUM_LEARNED = 8
 # Last scale of the exploring noise: with a gradient that follows it, and without. Where
@@ -62,6 +61,7 @@ class PolicyTraining:
     target: Target | None = None
     learning_rate: float = 1e-3
     posterior_learning_rate: float = 3e-3
+    looks_ahead: bool = False
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
 
@@ -72,8 +72,9 @@ class PolicyTraining:
         self.at_random: tuple[float, float] | None = None
         self.first_scale = self.policy.scale.clone()
         # Particles move between real numbers, and tell of all parameters.
-        self.has_beliefs = (
-            self.policy.adapts
+        self.is_greedy = (
+            not self.looks_ahead
+            and self.policy.adapts
             and self.target is None
             and finite_values(self.prior) is None
         )
@@ -185,11 +186,7 @@ class PolicyTraining:
     def take_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int, share: float
     ) -> None:
-        """Take a step, at the share of the training that is done by then.
-
-        Where it can know what is known during a sequence, a policy first learns to
-        choose each experiment by itself, and then by all that follow.
-        """
+        """Take a step, at the share of the training that is done by then."""
         decay = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
         rates = self.learning_rate, self.posterior_learning_rate
         for optimizer, rate in zip(self.optimizers, rates, strict=True):
@@ -199,11 +196,10 @@ class PolicyTraining:
         ratio = _LAST_SCALE[in_model] / float(self.first_scale)
         self.policy.scale.copy_(self.first_scale * ratio**share)
         self.step += 1
-        if isinstance(experiment, LearnedExperiment) and self.has_beliefs:
-            if share < _GREEDY_SHARE:
-                return self._take_greedy_step(experiment, batch_size)
-            self.beliefs = None
-        return self._take_total_step(experiment, batch_size)
+        if isinstance(experiment, LearnedExperiment) and self.is_greedy:
+            self._take_greedy_step(experiment, batch_size)
+        else:
+            self._take_total_step(experiment, batch_size)
 
     def _take_total_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int
@@ -245,7 +241,7 @@ class PolicyTraining:
             new = roll_out_beliefs(*made, self._draw(_NUM_RENEWED))
             self.beliefs = self.beliefs.renewed(new)
         length = self.policy.num_experiments
-        num_rows = max(2, num * num_outcomes(experiment) // (8 * length))
+        num_rows = max(2, num * sizes_for(experiment)[1] // length)
         chosen = torch.randperm(_NUM_BELIEFS)[:num_rows]
         beliefs = self.beliefs.rows(chosen)
         with torch.no_grad():
