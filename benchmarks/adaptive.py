@@ -11,6 +11,7 @@ known, there is only what results report. Methods are
 - `random`: designs drawn uniformly;
 - `fixed`: the best list of designs, `optimize_policy(adapts=False)`;
 - `policy`: `optimize_policy`, trained inside the learned likelihood;
+- `look_ahead`: `optimize_policy(looks_ahead=True)`, with steps that were chosen for it;
 - `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
 
 `reported` is what the result says, a lower bound by the simulator's data and the
@@ -24,7 +25,7 @@ twenty studies.
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,21 +39,30 @@ from sbi_boed_plugin.adaptive.posterior import AmortizedPosterior
 from sbi_boed_plugin.adaptive.rollout import Rollouts, roll_out
 from sbi_boed_plugin.experiment import make_trainer
 
-# For each task and number of experiments: simulations, steps of training and contrasts
-# of the bounds.
-CASES: dict[tuple[str, int], tuple[int, int, int]] = {
-    ("death_process", 4): (20_000, 2_000, 100_000),
-    ("psychometric", 10): (20_000, 1_000, 100_000),
-    ("hyperbolic_discounting", 20): (50_000, 1_500, 100_000),
-    ("prey_population", 10): (50_000, 2_000, 100_000),
-    ("pharmacokinetic", 5): (50_000, 2_000, 100_000),
-    ("location_finding", 10): (100_000, 7_000, 1_000_000),
-    ("location_finding", 30): (100_000, 3_000, 1_000_000),
-    ("ces", 10): (100_000, 4_000, 1_000_000),
-    ("sir", 5): (50_000, 2_000, 0),
+
+class Case(NamedTuple):
+    """Simulations, steps of a policy and of one that looks ahead, and what scores."""
+
+    budget: int
+    num_steps: int
+    num_steps_ahead: int
+    num_contrastive: int
+    num_rollouts: int = 500
+
+
+CASES: dict[tuple[str, int], Case] = {
+    ("death_process", 4): Case(20_000, 1_000, 2_000, 100_000),
+    ("psychometric", 10): Case(20_000, 1_000, 1_000, 100_000),
+    ("hyperbolic_discounting", 20): Case(50_000, 1_500, 1_500, 100_000),
+    ("prey_population", 10): Case(50_000, 1_500, 2_000, 100_000),
+    ("pharmacokinetic", 5): Case(50_000, 1_000, 2_000, 100_000),
+    ("location_finding", 10): Case(100_000, 4_000, 7_000, 1_000_000),
+    ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200),
+    ("ces", 10): Case(100_000, 2_000, 4_000, 1_000_000),
+    ("sir", 5): Case(50_000, 1_000, 2_000, 0),
 }
-METHODS = ("random", "fixed", "policy", "simulator")
-NUM_ROLLOUTS, NUM_OF_POSTERIOR, NUM_RANKED = 500, 1_023, 500
+METHODS = ("random", "fixed", "policy", "look_ahead", "simulator")
+NUM_OF_POSTERIOR, NUM_RANKED = 1_023, 500
 _CHUNK = 5_000
 
 
@@ -139,8 +149,11 @@ def run(job: Job, quick: bool) -> Row:
     torch.manual_seed(job["seed"])
     task = tasks.get_task(job["task"])
     num_experiments = job["experiments"]
-    budget, num_steps, num_contrastive = CASES[job["task"], num_experiments]
-    num_rollouts = NUM_ROLLOUTS
+    case = CASES[job["task"], num_experiments]
+    budget, num_steps, num_ahead, num_contrastive, num_rollouts = case
+    looks_ahead = job["method"] == "look_ahead"
+    if job["method"] != "policy":
+        num_steps = num_ahead
     if quick:
         budget, num_steps, num_rollouts, num_contrastive = 3_000, 20, 50, 5_000
     if job["method"] == "random":
@@ -158,6 +171,7 @@ def run(job: Job, quick: bool) -> Row:
         num_experiments,
         max_num_simulations=budget,
         adapts=job["method"] != "fixed",
+        looks_ahead=looks_ahead,
         training_batch_size=32 if quick else 128,
         **settings,
     )
