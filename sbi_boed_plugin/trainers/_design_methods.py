@@ -115,9 +115,10 @@ class DesignMethods:
         along the policy; inside it rollouts cost no simulation. There the policy learns
         to propose the experiment that tells most, given what is known by then, or with
         `looks_ahead=True` from the information of all experiments together. That is
-        what is reported, :math:`I(\theta; h_T)`. With `simulator=None` it is the likelihood that there is, or learned
-        from the stored simulations. After `observe` the policy is for the experiments
-        that follow. `build_posterior(history=...)` then takes milliseconds, too.
+        what is reported, :math:`I(\theta; h_T)`. With `simulator=None` it is the
+        likelihood that there is, or learned from the stored simulations. After
+        `observe` the policy is for the experiments that follow.
+        `build_posterior(history=...)` then takes milliseconds, too.
 
         `simulator` is that of `optimize_design`. With `resume_training` the previous
         call, which Ctrl-C or an error has ended, goes on from its last step. All other

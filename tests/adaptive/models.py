@@ -66,7 +66,14 @@ def scaled_simulator(theta: Tensor, design: Tensor) -> Tensor:
 
 
 def make_training(
-    prior, num_experiments, space=BOX, *, adapts=True, utility=None, target=None
+    prior,
+    num_experiments,
+    space=BOX,
+    *,
+    adapts=True,
+    looks_ahead=False,
+    utility=None,
+    target=None,
 ) -> PolicyTraining:
     """Return a training of small networks in units around one."""
     small = {"hidden_features": 64, "num_features": 32}
@@ -74,7 +81,8 @@ def make_training(
     known = prior if target is None else target.distribution
     posterior = AmortizedPosterior(known, policy.encoder)
     policy.encoder.standardize(space.spread(500), torch.rand(500, 1).round())
-    return PolicyTraining(policy, posterior, prior, utility or Utility(), target)
+    utility, ahead = utility or Utility(), {"looks_ahead": looks_ahead}
+    return PolicyTraining(policy, posterior, prior, utility, target, **ahead)
 
 
 def mean_of_last(training: PolicyTraining, name: str, num: int = 50) -> float:

@@ -59,7 +59,7 @@ def test_questions_follow_the_answers_where_that_is_worth_it():
         "model",
         *(
             pytest.param(way, marks=pytest.mark.slow)
-            for way in ("simulator", "list", "target")
+            for way in ("ahead", "simulator", "list", "target")
         ),
     ],
 )
@@ -73,7 +73,8 @@ def test_every_gradient_finds_the_largest_designs(way):
         space = CategoricalPolicy(torch.tensor([[0.5], [4.0], [1.0]]))
     elif way == "target":
         target = Target([0], NORMAL)
-    training = make_training(NORMAL, 2, space, target=target)
+    ahead = way == "ahead"
+    training = make_training(NORMAL, 2, space, target=target, looks_ahead=ahead)
     train(training, experiment, num_steps)
     assert float(training.policy.propose()) > 3.5
     # An estimate of a lower bound, by batches of 64.
