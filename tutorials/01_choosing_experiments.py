@@ -40,7 +40,6 @@ from sbi_boed_plugin import (
     run_experiments,
     simulate_for_boed,
 )
-from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.plotting import (
     plot_eig_over_design,
     plot_posterior_sequence,
@@ -110,7 +109,6 @@ def make_trainer():
         prior,
         density_estimator="mdn",
         design_policy=policy,
-        tracker=NoOpTracker(),
         show_progress_bars=False,
     )
 

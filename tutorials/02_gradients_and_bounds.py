@@ -35,7 +35,6 @@ from sbi_boed_plugin import (
     TruncatedNormalPolicy,
     estimate_eig,
 )
-from sbi_boed_plugin.experiment import NoOpTracker
 from sbi_boed_plugin.plotting import plot_policy, plot_trace
 from sbi_boed_plugin.tasks import get_task
 
@@ -178,7 +177,6 @@ def new_trainer(prior, policy):
         prior,
         density_estimator="mdn",
         design_policy=policy,
-        tracker=NoOpTracker(),
         show_progress_bars=False,
     )
 

@@ -34,12 +34,11 @@ from sbi_boed_plugin import (
     TruncatedNormalPolicy,
     categorical_likelihood_nn,
 )
-from sbi_boed_plugin.experiment import NoOpTracker
 
 _ = torch.manual_seed(0)
 # Few simulations are told, each time; here that is known.
 warnings.filterwarnings("ignore", "The networks learned from")
-quiet = {"tracker": NoOpTracker(), "show_progress_bars": False}
+quiet = {"show_progress_bars": False}
 
 # %% [markdown]
 # ## Five samples in order

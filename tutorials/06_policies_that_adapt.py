@@ -28,7 +28,6 @@ from sbi.utils import BoxUniform
 from torch.nn.functional import logsigmoid
 
 from sbi_boed_plugin import NLE_INCE, TruncatedNormalPolicy, categorical_likelihood_nn
-from sbi_boed_plugin.experiment import NoOpTracker
 
 _ = torch.manual_seed(0)
 NUM_TONES, WIDTH = 5, 1.0
@@ -44,7 +43,6 @@ inference = NLE_INCE(
     prior,
     categorical_likelihood_nn([0, 1]),
     design_policy=levels,
-    tracker=NoOpTracker(),
     show_progress_bars=False,
 )
 
