@@ -105,7 +105,9 @@ class _Particles:
         num = _NUM_PARTICLES * len(theta)
         flat = draw_parameters(prior, num).to(theta)
         self.theta = flat.reshape(_NUM_PARTICLES, *theta.shape)
-        self.jitter = _JITTER * self.to_real(self.theta).std(dim=(0, 1))
+        # Draws next to the bound of a support are far out, and tell no spread.
+        ordered = self.to_real(self.theta).flatten(0, 1).sort(dim=0).values
+        self.jitter = _JITTER * (ordered[3 * num // 4] - ordered[num // 4])
         self.log_likelihood = theta.new_zeros(self.theta.shape[:2])
         self.log_weights = torch.zeros_like(self.log_likelihood)
 
