@@ -1,5 +1,6 @@
 """Whole sequences of experiments by a policy, in the learned model or for real."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from sbi_boed_plugin.estimators.noise import EstimatorView
 from sbi_boed_plugin.search.gradients import draw_data
 
 __all__ = ["LearnedExperiment", "Rollouts", "roll_out"]
+
+# Values of data up to which a mixture is quick with many of them.
+_MOST_QUICK = 3
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -104,9 +108,22 @@ class LearnedExperiment:
     def is_quick_with_many_data(self) -> bool:
         """Whether many data at one condition cost little more than one."""
         net: Any = self.likelihood
+        if net.input_shape.numel() > _MOST_QUICK:
+            return False
         while isinstance(net, EstimatorView):
             net = net.net
         return isinstance(net, MixtureDensityEstimator)
+
+    def possible_data(self, most: int) -> Tensor | None:
+        """Return all data that there can be, `(num, dim_x)`, if they are so few."""
+        for module in self.likelihood.modules():
+            lists: Any = getattr(module, "categorical_values_per_var", None)
+            if lists is None or len(lists) != self.likelihood.input_shape.numel():
+                continue
+            if math.prod(map(len, lists)) <= most:
+                values = torch.cartesian_prod(*lists).reshape(-1, len(lists))
+                return values.to(next(self.likelihood.parameters()))
+        return None
 
     def log_likelihoods_of_many(
         self, theta: Tensor, design: Tensor, x: Tensor
@@ -119,10 +136,10 @@ class LearnedExperiment:
         num, rows = theta.shape[:2]
         designs = design.expand(num, rows, -1)
         condition = torch.cat([theta, designs], dim=-1).flatten(0, 1)
-        valid = x.isfinite().all(dim=-1, keepdim=True)
-        data = torch.where(valid, x, 0.0).unsqueeze(1).expand(-1, num, -1, -1)
+        x, valid = _filled(x)
+        data = x.unsqueeze(1).expand(-1, num, -1, -1)
         values = self.likelihood.log_prob(data.flatten(1, 2), condition)
-        return values.unflatten(1, (num, rows)).where(valid.transpose(1, 2), 0.0)
+        return values.unflatten(1, (num, rows)).where(valid.unsqueeze(1), 0.0)
 
     def log_likelihoods_of(
         self, theta: Tensor, columns: Tensor, rollouts: Rollouts
@@ -151,11 +168,17 @@ class LearnedExperiment:
 
 def _log_likelihood(net: Any, theta: Tensor, design: Tensor, x: Tensor) -> Tensor:
     """Return the log-likelihood of each row, zero where an experiment failed."""
-    valid = x.isfinite().all(dim=-1)
-    if not valid.all():
-        x = torch.where(valid.unsqueeze(1), x, 0.0)
+    x, valid = _filled(x)
     condition = torch.cat([theta, design], dim=-1)
     return net.log_prob(x.unsqueeze(0), condition)[0].where(valid, 0.0)
+
+
+def _filled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return data, others in the place of those that failed, and which did not."""
+    valid = x.isfinite().all(dim=-1)
+    if valid.all() or not valid.any():
+        return torch.where(valid.unsqueeze(-1), x, 0.0), valid
+    return torch.where(valid.unsqueeze(-1), x, x.detach()[valid][0]), valid
 
 
 def roll_out(

@@ -35,8 +35,9 @@ __all__ = ["PolicyTraining"]
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
 # Rollouts of a step and designs before the start, and simulations that judge each.
 _START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
-# Histories whose beliefs are kept, how many of them are new, and after how many steps.
-_NUM_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 512, 64, 16
+# Histories whose beliefs are kept at the most, and how many new ones there are, and
+# after how many steps.
+_MOST_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 512, 64, 16
 # Draws of each history that the posterior learns from.
 _NUM_LEARNED = 8
 # Last scale of the exploring noise: with a gradient that follows it, and without. Where
@@ -71,7 +72,8 @@ class PolicyTraining:
         # Information at designs all over the space, and its standard error, in nats.
         self.at_random: tuple[float, float] | None = None
         self.first_scale = self.policy.scale.clone()
-        # Particles move between real numbers, and tell of all parameters.
+        # Particles are of parameters that are not discrete, and do not give the
+        # information about a target.
         self.is_greedy = (
             not self.looks_ahead
             and self.policy.adapts
@@ -181,7 +183,7 @@ class PolicyTraining:
             setattr(self, name, state[name])
         self.history = deepcopy(state["history"])
         saved = state["beliefs"]
-        self.beliefs = None if saved is None else Beliefs(**saved)
+        self.beliefs = None if saved is None else Beliefs(**saved).to(self.policy.scale)
 
     def take_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int, share: float
@@ -195,11 +197,11 @@ class PolicyTraining:
         in_model = isinstance(experiment, LearnedExperiment)
         ratio = _LAST_SCALE[in_model] / float(self.first_scale)
         self.policy.scale.copy_(self.first_scale * ratio**share)
-        self.step += 1
         if isinstance(experiment, LearnedExperiment) and self.is_greedy:
             self._take_greedy_step(experiment, batch_size)
         else:
             self._take_total_step(experiment, batch_size)
+        self.step += 1
 
     def _take_total_step(
         self, experiment: LearnedExperiment | Measure, batch_size: int
@@ -235,14 +237,13 @@ class PolicyTraining:
         as it has been of late, and some are new now and then.
         """
         made = self.policy, experiment, self.prior
-        if self.beliefs is None:
-            self.beliefs = roll_out_beliefs(*made, self._draw(_NUM_BELIEFS))
-        elif self.step % _RENEWED_EVERY == 0:
+        if self.beliefs is None or self.step % _RENEWED_EVERY == 0:
             new = roll_out_beliefs(*made, self._draw(_NUM_RENEWED))
-            self.beliefs = self.beliefs.renewed(new)
+            kept = self.beliefs
+            self.beliefs = new if kept is None else kept.renewed(new, _MOST_BELIEFS)
         length = self.policy.num_experiments
         num_rows = max(2, num * sizes_for(experiment)[1] // length)
-        chosen = torch.randperm(_NUM_BELIEFS)[:num_rows]
+        chosen = torch.randperm(len(self.beliefs.theta))[:num_rows]
         beliefs = self.beliefs.rows(chosen)
         with torch.no_grad():
             pairs = self.policy.encoder.pairs(beliefs.design, beliefs.x)
@@ -257,15 +258,17 @@ class PolicyTraining:
         surrogate = (gradients * design).sum(dim=-1)
         if log_prob.requires_grad:
             worth = gains - costs.detach()
-            others = (worth.sum(dim=1, keepdim=True) - worth) / (num_rows - 1)
+            others = (worth.sum(dim=1, keepdim=True) - worth) / (len(chosen) - 1)
             surrogate = surrogate + (worth - others) * log_prob
         self._update(0, (costs - surrogate).mean(dim=1).sum(), _POLICY_CLIP)
         theta = self._draw(num)
         with torch.no_grad():
             seen = roll_out(self.policy, theta, experiment, chooses=True, explores=True)
         values = self._posterior_values(theta, seen)
-        of_draws = self._posterior_values_of(beliefs)
-        self._update(1, -0.5 * (values.mean() + of_draws.mean()), _POSTERIOR_CLIP)
+        loss = values.mean()
+        if _NUM_LEARNED:
+            loss = 0.5 * (loss + self._posterior_values_of(beliefs).mean())
+        self._update(1, -loss, _POSTERIOR_CLIP)
         known = values.detach() - self.log_prior(theta, theta)
         self._record(gains.sum(dim=0), known, costs)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Beta, Independent
 
+from sbi_boed_plugin import TruncatedNormalPolicy
 from sbi_boed_plugin.adaptive.beliefs import expected_gains, roll_out_beliefs
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment
 from tests.adaptive.models import FLAT, NORMAL, IsAbove, Scaled, make_training
@@ -53,6 +54,20 @@ def test_particles_of_a_bounded_prior_and_of_answers(prior):
             log_density = log_density + torch.nn.functional.logsigmoid(sign * gap)
 
 
+def test_one_experiment_that_tells_nearly_all():
+    """Measured to a thousandth of the prior's spread: no particle is near at first."""
+    space = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 2_000.0))
+    beliefs = beliefs_of(NORMAL, Scaled(), 2, space=space)
+    precision = 1.0 + beliefs.design[0].square()
+    told = beliefs.design[0, :, 0] > 500.0
+    mean = beliefs.design[0] * beliefs.x[0] / precision
+    z = ((beliefs.draws[1] - mean) * precision.sqrt())[:, told]
+    assert told.sum() > 100
+    assert float(z.square().mean()) == pytest.approx(1.0, abs=0.25)
+    different = [len(each.unique()) for each in beliefs.draws[1, :, told, 0].T]
+    assert min(different) > 5 and sum(different) / len(different) > 16
+
+
 def test_an_experiment_that_failed_leaves_the_particles():
     beliefs = beliefs_of(NORMAL, FailsAbove(Scaled()), 2)
     failed = ~beliefs.x[0].isfinite().all(dim=-1)
@@ -65,7 +80,8 @@ def test_an_experiment_that_failed_leaves_the_particles():
 
 def test_the_oldest_histories_are_renewed():
     old, new = (beliefs_of(NORMAL, Scaled(), 2, num) for num in (6, 2))
-    renewed = old.renewed(new)
+    renewed = old.renewed(new, 6)
+    assert old.renewed(new, 9).design.shape == (2, 8, 1)
     torch.testing.assert_close(renewed.theta, torch.cat([old.theta[2:], new.theta]))
     expected = torch.cat([old.draws[:, :, 2:], new.draws], dim=2)
     torch.testing.assert_close(renewed.draws, expected)
