@@ -70,7 +70,9 @@ class PolicySearchConfig:
             `method="simulator"` always look ahead.
         num_steps: Number of steps. If `None`, 4,000 inside the model, and as many as
             the budget allows for with `method="simulator"`.
-        training_batch_size: Number of rollouts, sequences of experiments, of a step.
+        training_batch_size: Number of rollouts, sequences of experiments, of a step. A
+            policy that does not look ahead sees as many histories of any length, or
+            four times as many where the likelihood is a mixture.
         learning_rate: First learning rate of the policy, which falls to zero.
         posterior_learning_rate: The same of the amortised posterior.
         max_seconds: Time after which training ends; rates fall accordingly.
@@ -205,7 +207,9 @@ class PolicyResult:
             row; `None` with `method="simulator"`.
         config: The settings.
         history: A list with an entry per step for each of `"eig"`, `"barber_agakov"`
-            (nats) and `"cost"` of rollouts inside the model, or of simulations.
+            (nats) and `"cost"` of rollouts inside the model, or of simulations. Where
+            the policy does not look ahead, `"eig"` is the sum of what 32 draws of what
+            is known tell of each experiment, at most log 32 of one.
         cost: Mean cost of all experiments, if there are costs.
         num_simulations: Number of simulations run, all included.
         num_invalid_simulations: How many of them failed.

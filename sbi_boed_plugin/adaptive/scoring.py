@@ -85,13 +85,13 @@ def policy_bounds(
 
 def policy_doubts(
     eig: EIGEstimate,
-    inside: list[float],
+    inside: float | None,
     at_random: tuple[float, float] | None,
     constant: float,
 ) -> list[str]:
     """Return what speaks against a result.
 
-    `inside` is the information inside the learned model at each step, if there is one,
+    `inside` is the information inside the learned model, if there is one,
     `at_random` that of designs at random there, with its standard error, where
     information is all that counts, and `constant` what the log-density of the prior
     lacks.
@@ -104,25 +104,24 @@ def policy_doubts(
             f"{constant:.2f} from prior.log_prob."
         )
     least = max(_SLACK, _SHARE * eig.value) + 3.0 * eig.standard_error
-    tail = inside[-max(1, len(inside) // 20) :]
     if not eig.num_simulations:
         doubts.append(
             "No simulation has scored the policy: its information is that inside the "
             "learned model. Pass a simulator to make sure."
         )
-    elif tail and sum(tail) / len(tail) > eig.value + least:
+    elif inside is not None and inside > eig.value + least:
         doubts.append(
-            f"Inside the learned model the policy tells {sum(tail) / len(tail):.2f} "
-            f"nats, and with simulations {eig.value:.2f} at least: the likelihood is "
-            "not accurate where the policy measures. Allow for more simulations."
+            f"Inside the learned model the policy tells {inside:.2f} nats, and with "
+            f"simulations {eig.value:.2f} at least: the likelihood is not accurate "
+            "where the policy measures. Allow for more simulations."
         )
-    if at_random is not None and tail:
+    if at_random is not None and inside is not None:
         # Both inside the model: the errors of the likelihood are in both.
-        value, of_policy = at_random[0] + constant, sum(tail) / len(tail)
-        if value > of_policy + 3.0 * at_random[1]:
+        value = at_random[0] + constant
+        if value > inside + 3.0 * at_random[1]:
             doubts.append(
                 f"Inside the learned model designs at random tell {value:.2f} nats, "
-                f"and those of the policy {of_policy:.2f}: it has not learned. Allow "
+                f"and those of the policy {inside:.2f}: it has not learned. Allow "
                 "for more steps, or lower learning_rate."
             )
     if eig.value < 2.0 * eig.standard_error:

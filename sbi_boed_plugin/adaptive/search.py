@@ -363,9 +363,13 @@ class PolicySearch:
             costs = config.utility.costs(rollouts.design.flatten(0, 1))
             cost = float(costs.sum()) / len(rollouts.theta)
         history = deepcopy(training.history)
-        for name in ("eig", "barber_agakov"):
+        inside, lacking = None, ["eig", "barber_agakov"]
+        if experiment is not None:
+            inside = training.information_inside(experiment) + constant[0]
+            # Sums of what particles tell need no density of the prior.
+            lacking = lacking[1:] if training.is_greedy else lacking
+        for name in lacking:
             history[name] = [value + constant[0] for value in history[name]]
-        inside = history["eig"] if config.method == "model" else []
         at_random = training.at_random if config.maximize == "eig" else None
         doubts = policy_doubts(eig, inside, at_random, constant[0])
         doubts += training_doubts(training, self.round, self._rounds)

@@ -33,8 +33,9 @@ from sbi_boed_plugin.search.utility import Utility
 __all__ = ["PolicyTraining"]
 
 _POLICY_CLIP, _POSTERIOR_CLIP = 1.0, 5.0
-# Rollouts of a step and designs before the start, and simulations that judge each.
-_START_BATCH, _NUM_STARTS, _NUM_FOR_START = 128, 256, 256
+# Rollouts of a step and designs before the start, simulations that judge each, and
+# rollouts that judge the policy at the end.
+_START_BATCH, _NUM_STARTS, _NUM_FOR_START, _NUM_INSIDE = 128, 256, 256, 512
 # Histories whose beliefs are kept at the most, and how many new ones there are, and
 # after how many steps.
 _MOST_BELIEFS, _NUM_RENEWED, _RENEWED_EVERY = 512, 64, 16
@@ -127,6 +128,17 @@ class PolicyTraining:
         x = torch.stack([experiment(theta, each) for each in design])
         rollouts = Rollouts(theta, design, x, design.new_zeros(shape))
         return self.target_of(theta), rollouts
+
+    @torch.no_grad()
+    def information_inside(self, experiment: LearnedExperiment) -> float:
+        """Return what the policy tells inside the model, in nats."""
+        theta = self._draw(_NUM_INSIDE)
+        rollouts, target = (
+            roll_out(self.policy, theta, experiment),
+            self.target_of(theta),
+        )
+        log_prior = self.log_prior(theta, target)
+        return float(self._terms(experiment, target, rollouts, log_prior).mean())
 
     def _terms(
         self,

@@ -273,12 +273,12 @@ def test_sampled_gradients_are_those_of_all_contrasts():
 def test_a_policy_that_is_worse_than_designs_at_random_is_told(at_random):
     """By more than three errors, both inside the model, whatever simulations say."""
     eig = EIGEstimate(0.9, 0.1, "lace", num_simulations=100)
-    doubts = policy_doubts(eig, [0.5] * 39 + [1.0] * 2, at_random, 0.0)
+    doubts = policy_doubts(eig, 1.0, at_random, 0.0)
     told = ["designs at random tell 1.40 nats" in doubt for doubt in doubts]
     assert told == ([True] if at_random == (1.4, 0.1) else [])
     # What the density of the prior lacks is in the values inside already.
-    assert not policy_doubts(eig, [1.0], (1.1, 0.1), 0.0)
-    assert "1.60 nats" in policy_doubts(eig, [1.0], (1.1, 0.1), 0.5)[-1]
+    assert not policy_doubts(eig, 1.0, (1.1, 0.1), 0.0)
+    assert "1.60 nats" in policy_doubts(eig, 1.0, (1.1, 0.1), 0.5)[-1]
 
 
 def test_what_designs_at_random_tell_is_known_from_the_start():
