@@ -277,9 +277,8 @@ class PolicyTraining:
         with torch.no_grad():
             seen = roll_out(self.policy, theta, experiment, chooses=True, explores=True)
         values = self._posterior_values(theta, seen)
-        loss = values.mean()
-        if _NUM_LEARNED:
-            loss = 0.5 * (loss + self._posterior_values_of(beliefs).mean())
+        of_draws = self._posterior_values_of(beliefs)
+        loss = 0.5 * (values.mean() + of_draws.mean())
         self._update(1, -loss, _POSTERIOR_CLIP)
         known = values.detach() - self.log_prior(theta, theta)
         self._record(gains.sum(dim=0), known, costs)
