@@ -53,10 +53,10 @@ class Case(NamedTuple):
 CASES: dict[tuple[str, int], Case] = {
     ("death_process", 4): Case(20_000, 1_000, 2_000, 100_000),
     ("psychometric", 10): Case(20_000, 1_000, 1_000, 100_000),
-    ("hyperbolic_discounting", 20): Case(50_000, 1_500, 1_500, 100_000),
-    ("prey_population", 10): Case(50_000, 1_500, 2_000, 100_000),
+    ("hyperbolic_discounting", 20): Case(50_000, 1_000, 1_500, 100_000),
+    ("prey_population", 10): Case(50_000, 1_000, 2_000, 100_000),
     ("pharmacokinetic", 5): Case(50_000, 1_000, 2_000, 100_000),
-    ("location_finding", 10): Case(100_000, 4_000, 7_000, 1_000_000),
+    ("location_finding", 10): Case(100_000, 2_500, 7_000, 1_000_000),
     ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200),
     ("ces", 10): Case(100_000, 2_000, 4_000, 1_000_000),
     ("sir", 5): Case(50_000, 1_000, 2_000, 0),
