@@ -35,7 +35,7 @@ __all__ = [
 _BUDGET, _SCORING_SHARE, _SCORING = 50_000, 0.1, (100, 1_000)
 # Simulations of a round, at least.
 _LEAST_OF_ROUND = 100
-_STEPS_OF_MODEL = 4_000
+_STEPS_OF_MODEL = 2_000
 # Simulations that tell the units of designs and data, where no likelihood learns.
 NUM_FOR_UNITS = 256
 # Settings that a call that goes on with a training may change.
@@ -68,7 +68,7 @@ class PolicySearchConfig:
             information that is reported is that of all experiments. Lists of designs
             (`adapts=False`), a `target`, parameters of a few values and
             `method="simulator"` always look ahead.
-        num_steps: Number of steps. If `None`, 4,000 inside the model, and as many as
+        num_steps: Number of steps. If `None`, 2,000 inside the model, and as many as
             the budget allows for with `method="simulator"`.
         training_batch_size: Number of rollouts, sequences of experiments, of a step. A
             policy that does not look ahead sees as many histories of any length, or
