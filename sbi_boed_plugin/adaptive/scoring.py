@@ -5,7 +5,9 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from scipy.stats import kstest
 
+from sbi_boed_plugin._prior import finite_values
 from sbi_boed_plugin.adaptive.config import PolicySearchConfig
 from sbi_boed_plugin.adaptive.objective import contrastive_terms, log_posterior
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts
@@ -13,12 +15,15 @@ from sbi_boed_plugin.adaptive.training import PolicyTraining
 from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate, NoEstimateError
 from sbi_boed_plugin.objectives.eig import Problem, summarize
 
-__all__ = ["policy_bounds", "policy_doubts", "training_doubts"]
+__all__ = ["policy_bounds", "policy_doubts", "posterior_doubts", "training_doubts"]
 
 # Rollouts that are scored at once.
 _NUM_AT_ONCE = 64
 # Nats, and share of the information, by which the model may promise more.
 _SLACK, _SHARE = 0.1, 0.2
+# Draws of the posterior among which a true parameter has its rank, the probability of a
+# doubt by chance, and how far from uniform ranks have to be for one.
+_NUM_RANKED, _CHANCE, _FAR = 200, 1e-3, 0.1
 # Share of the steps that may have no finite gradient.
 _MOST_SKIPPED = 0.05
 
@@ -131,6 +136,37 @@ def policy_doubts(
             "learn. Allow for more steps."
         )
     return doubts
+
+
+@torch.no_grad()
+def posterior_doubts(training: PolicyTraining, rollouts: Rollouts) -> list[str]:
+    """Return whether ranks of true parameters in the posterior are far from uniform.
+
+    After the first, half and all of the experiments of simulations.
+    """
+    if training.target is not None or finite_values(training.prior) is not None:
+        return []
+    theta, net = rollouts.theta, training.posterior.net
+    conditions = training.posterior.conditions(rollouts.design, rollouts.x)
+    steps = sorted({0, (len(conditions) - 1) // 2, len(conditions) - 1})
+    worst = 0.0
+    for step in steps:
+        draws = net.sample(torch.Size((_NUM_RANKED,)), conditions[step])
+        below = (draws < theta).sum(dim=0)
+        # Where in the gap between two draws it lies, no rank tells.
+        ranks = (below + torch.rand(theta.shape).to(theta)) / (_NUM_RANKED + 1)
+        for column in ranks.T.cpu().double():
+            test = kstest(column.numpy(), "uniform")
+            is_sure = test.pvalue < _CHANCE / (len(steps) * theta.shape[1])
+            worst = max(worst, test.statistic if is_sure else 0.0)
+    if worst < _FAR:
+        return []
+    return [
+        f"The amortised posterior of histories is off: shares of simulations with a "
+        f"true parameter below a quantile differ from it by up to {worst:.0%}. The "
+        "likelihood, which corrects it, was learned from the same simulations. Allow "
+        "for more of them, or for more steps."
+    ]
 
 
 def training_doubts(

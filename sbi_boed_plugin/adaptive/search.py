@@ -26,6 +26,7 @@ from sbi_boed_plugin.adaptive.saving import load_training, save_training
 from sbi_boed_plugin.adaptive.scoring import (
     policy_bounds,
     policy_doubts,
+    posterior_doubts,
     training_doubts,
 )
 from sbi_boed_plugin.adaptive.training import PolicyTraining
@@ -372,6 +373,7 @@ class PolicySearch:
             history[name] = [value + constant[0] for value in history[name]]
         at_random = training.at_random if config.maximize == "eig" else None
         doubts = policy_doubts(eig, inside, at_random, constant[0])
+        doubts += posterior_doubts(training, rollouts) if num_simulations else []
         doubts += training_doubts(training, self.round, self._rounds)
         for doubt in doubts:
             warnings.warn(doubt, stacklevel=5)

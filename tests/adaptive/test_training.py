@@ -14,7 +14,7 @@ from sbi_boed_plugin.adaptive.objective import (
 )
 from sbi_boed_plugin.adaptive.posterior import HistoryLikelihood
 from sbi_boed_plugin.adaptive.rollout import LearnedExperiment, Rollouts, roll_out
-from sbi_boed_plugin.adaptive.scoring import policy_doubts
+from sbi_boed_plugin.adaptive.scoring import policy_doubts, posterior_doubts
 from sbi_boed_plugin.adaptive.training import _score_loss
 from sbi_boed_plugin.estimators.likelihood_with_failures import LikelihoodWithFailures
 from sbi_boed_plugin.objectives._eig_estimate import EIGEstimate
@@ -279,6 +279,22 @@ def test_a_policy_that_is_worse_than_designs_at_random_is_told(at_random):
     # What the density of the prior lacks is in the values inside already.
     assert not policy_doubts(eig, 1.0, (1.1, 0.1), 0.0)
     assert "1.60 nats" in policy_doubts(eig, 1.0, (1.1, 0.1), 0.5)[-1]
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_posterior_that_is_off_is_told(shift):
+    """Parameters that are higher than the posterior has ever seen, by a spread."""
+    torch.manual_seed(0)
+    training = make_training(NORMAL, 1, WIDE)
+    experiment = LearnedExperiment(Scaled())
+    training.find_start(experiment, 300, math.inf)
+    with torch.no_grad():
+        _, rollouts = training._at_random(experiment)
+    others = rollouts.design, rollouts.x, rollouts.log_prob
+    moved = Rollouts(rollouts.theta + shift, *others)
+    doubts = posterior_doubts(training, moved)
+    assert len(doubts) == (shift > 0.0)
+    assert not doubts or "posterior of histories is off" in doubts[0]
 
 
 def test_what_designs_at_random_tell_is_known_from_the_start():
