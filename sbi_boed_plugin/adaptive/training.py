@@ -103,11 +103,11 @@ class PolicyTraining:
         for _ in range(num_steps):
             if time.perf_counter() > started + max_seconds:
                 break
-            target, rollouts = self._at_random(experiment)
+            target, rollouts = self._at_random(experiment, _START_BATCH)
             values = self._posterior_values(target, rollouts)
             self._update(1, -values.mean(), _POSTERIOR_CLIP)
         with torch.no_grad():
-            target, rollouts = self._at_random(experiment)
+            target, rollouts = self._at_random(experiment, _NUM_INSIDE)
             log_prior = self.log_prior(rollouts.theta, target)
             terms = self._terms(experiment, target, rollouts, log_prior)
             error = float(terms.std()) / math.sqrt(len(terms))
@@ -118,11 +118,13 @@ class PolicyTraining:
         self.num_skipped = 0  # Only steps of the policy count.
 
     @torch.no_grad()
-    def _at_random(self, experiment: LearnedExperiment) -> tuple[Tensor, Rollouts]:
+    def _at_random(
+        self, experiment: LearnedExperiment, num: int
+    ) -> tuple[Tensor, Rollouts]:
         """Return rollouts at designs all over the space, and their targets."""
         space: Any = self.policy.space
-        shape = self.policy.num_experiments, _START_BATCH
-        theta = self._draw(_START_BATCH)
+        shape = self.policy.num_experiments, num
+        theta = self._draw(num)
         design = space.spread(shape[0] * shape[1], at_random=True).to(theta)
         design = design.reshape(*shape, -1)
         x = torch.stack([experiment(theta, each) for each in design])

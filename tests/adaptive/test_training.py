@@ -289,7 +289,7 @@ def test_a_posterior_that_is_off_is_told(shift):
     experiment = LearnedExperiment(Scaled())
     training.find_start(experiment, 300, math.inf)
     with torch.no_grad():
-        _, rollouts = training._at_random(experiment)
+        _, rollouts = training._at_random(experiment, 128)
     others = rollouts.design, rollouts.x, rollouts.log_prob
     moved = Rollouts(rollouts.theta + shift, *others)
     doubts = posterior_doubts(training, moved)
