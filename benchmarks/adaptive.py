@@ -10,8 +10,8 @@ known, there is only what results report. Methods are
 
 - `random`: designs drawn uniformly;
 - `fixed`: the best list of designs, `optimize_policy(adapts=False)`;
-- `policy`: `optimize_policy`, trained inside the learned likelihood;
-- `look_ahead`: `optimize_policy(looks_ahead=True)`, with steps that were chosen for it;
+- `policy`: `optimize_policy(looks_ahead=False)`, inside the learned likelihood;
+- `look_ahead`: `optimize_policy()`, with steps that were chosen for it;
 - `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
 
 `reported` is what the result says, a lower bound by the simulator's data and the

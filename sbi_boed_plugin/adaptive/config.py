@@ -35,7 +35,7 @@ __all__ = [
 _BUDGET, _SCORING_SHARE, _SCORING = 50_000, 0.1, (100, 1_000)
 # Simulations of a round, at least.
 _LEAST_OF_ROUND = 100
-_STEPS_OF_MODEL = 2_000
+_STEPS_OF_MODEL = 4_000
 # Simulations that tell the units of designs and data, where no likelihood learns.
 NUM_FOR_UNITS = 256
 # Settings that a call that goes on with a training may change.
@@ -64,11 +64,11 @@ class PolicySearchConfig:
             designs to measure at.
         looks_ahead: Whether a policy learns from the information of all experiments
             together. If not, each design is the one that tells most by itself, which
-            has a gradient of much less noise and learns several times faster; the
-            information that is reported is that of all experiments. Lists of designs
-            (`adapts=False`), a `target`, parameters of a few values and
-            `method="simulator"` always look ahead.
-        num_steps: Number of steps. If `None`, 2,000 inside the model, and as many as
+            has a gradient of much less noise, but goes where an inaccurate likelihood
+            promises too much; the information that is reported is that of all
+            experiments. Lists of designs (`adapts=False`), a `target`, parameters of a
+            few values and `method="simulator"` always look ahead.
+        num_steps: Number of steps. If `None`, 4,000 inside the model, and as many as
             the budget allows for with `method="simulator"`.
         training_batch_size: Number of rollouts, sequences of experiments, of a step. A
             policy that does not look ahead sees as many histories of any length, or
@@ -99,7 +99,7 @@ class PolicySearchConfig:
     max_num_simulations: int | None = None
     method: Literal["model", "simulator"] = "model"
     adapts: bool = True
-    looks_ahead: bool = False
+    looks_ahead: bool = True
     num_steps: int | None = None
     training_batch_size: int = 128
     learning_rate: float = 1e-3

@@ -126,8 +126,8 @@ def policy_doubts(
         if value > inside + 3.0 * at_random[1]:
             doubts.append(
                 f"Inside the learned model designs at random tell {value:.2f} nats, "
-                f"and those of the policy {inside:.2f}: it has not learned. Use "
-                "looks_ahead=True, allow for more steps, or lower learning_rate."
+                f"and those of the policy {inside:.2f}: it has not learned. Allow "
+                "for more steps, lower learning_rate, or look ahead."
             )
     if eig.value < 2.0 * eig.standard_error:
         doubts.append(

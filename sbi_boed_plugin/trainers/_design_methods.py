@@ -113,9 +113,9 @@ class DesignMethods:
 
         The likelihood is learned from simulations at designs all over the space and
         along the policy; inside it rollouts cost no simulation. There the policy learns
-        to propose the experiment that tells most, given what is known by then, or with
-        `looks_ahead=True` from the information of all experiments together. That is
-        what is reported, :math:`I(\theta; h_T)`. With `simulator=None` it is the
+        from the information of all experiments together, or with `looks_ahead=False` to
+        propose the experiment that tells most, given what is known by then. The former
+        is what is reported, :math:`I(\theta; h_T)`. With `simulator=None` it is the
         likelihood that there is, or learned from the stored simulations. After
         `observe` the policy is for the experiments that follow.
         `build_posterior(history=...)` then takes milliseconds, too.
