@@ -209,7 +209,7 @@ class PolicySearch:
             assert rows is not None
             if self.training is not None:
                 self.training.beliefs = None  # They were those of the model before.
-            if self.training is None:
+            else:
                 self.make_networks(rows)
                 assert self.training is not None
                 self.training.find_start(

@@ -63,7 +63,7 @@ class PolicyTraining:
     target: Target | None = None
     learning_rate: float = 1e-3
     posterior_learning_rate: float = 3e-3
-    looks_ahead: bool = False
+    looks_ahead: bool = True
     step: int = 0
     history: dict[str, list[float]] = field(default_factory=dict)
 
@@ -135,10 +135,8 @@ class PolicyTraining:
     def information_inside(self, experiment: LearnedExperiment) -> float:
         """Return what the policy tells inside the model, in nats."""
         theta = self._draw(_NUM_INSIDE)
-        rollouts, target = (
-            roll_out(self.policy, theta, experiment),
-            self.target_of(theta),
-        )
+        target = self.target_of(theta)
+        rollouts = roll_out(self.policy, theta, experiment)
         log_prior = self.log_prior(theta, target)
         return float(self._terms(experiment, target, rollouts, log_prior).mean())
 
@@ -247,8 +245,8 @@ class PolicyTraining:
     def _take_greedy_step(self, experiment: LearnedExperiment, num: int) -> None:
         """Take a step towards more information of each experiment by itself.
 
-        What is known before it comes from particles. Their histories are of the policy
-        as it has been of late, and some are new now and then.
+        Particles tell what is known before it. Their histories are those of the policy
+        as it was of late, and new ones join them every few steps.
         """
         made = self.policy, experiment, self.prior
         if self.beliefs is None or self.step % _RENEWED_EVERY == 0:
