@@ -20,8 +20,13 @@ from sbi_boed_plugin.experiment import NoOpTracker
 from tests.adaptive.models import NORMAL, scaled_simulator
 
 WIDE = TruncatedNormalPolicy(torch.zeros(1), torch.full((1,), 4.0))
-SMALL = {"num_steps": 20, "training_batch_size": 16, "num_eig_samples": 100}
-SMALL |= {"looks_ahead": False}
+# The quicker way of training; the other is that of lists, targets and simulators.
+SMALL = {
+    "num_steps": 20,
+    "training_batch_size": 16,
+    "num_eig_samples": 100,
+    "looks_ahead": False,
+}
 BUDGET = {"max_num_simulations": 2_000, "num_experiments": 2}
 # A search that takes no time, whatever simulations are stored.
 JOINT = {
