@@ -10,7 +10,8 @@ known, there is only what results report. Methods are
 
 - `random`: designs drawn uniformly;
 - `fixed`: the best list of designs, `optimize_policy(adapts=False)`;
-- `policy`: `optimize_policy(looks_ahead=False)`, inside the learned likelihood;
+- `policy`: `optimize_policy(looks_ahead=False, num_rounds=5)`, inside the learned
+  likelihood, with more simulations where designs go very near to hidden sources;
 - `look_ahead`: `optimize_policy()`, with steps that were chosen for it;
 - `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
 
@@ -48,6 +49,7 @@ class Case(NamedTuple):
     num_steps_ahead: int
     num_contrastive: int
     num_rollouts: int = 500
+    budget_of_policy: int | None = None
 
 
 CASES: dict[tuple[str, int], Case] = {
@@ -56,13 +58,14 @@ CASES: dict[tuple[str, int], Case] = {
     ("hyperbolic_discounting", 20): Case(50_000, 1_000, 1_500, 100_000),
     ("prey_population", 10): Case(50_000, 1_000, 2_000, 100_000),
     ("pharmacokinetic", 5): Case(50_000, 1_000, 2_000, 100_000),
-    ("location_finding", 10): Case(100_000, 2_500, 7_000, 1_000_000),
-    ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200),
+    ("location_finding", 10): Case(100_000, 2_500, 7_000, 1_000_000, 500, 300_000),
+    ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200, 300_000),
     ("ces", 10): Case(100_000, 2_000, 4_000, 1_000_000),
     ("sir", 5): Case(50_000, 1_000, 2_000, 0),
 }
 METHODS = ("random", "fixed", "policy", "look_ahead", "simulator")
 NUM_OF_POSTERIOR, NUM_RANKED = 1_023, 500
+_NUM_ROUNDS = 5
 _CHUNK = 5_000
 
 
@@ -150,9 +153,11 @@ def run(job: Job, quick: bool) -> Row:
     task = tasks.get_task(job["task"])
     num_experiments = job["experiments"]
     case = CASES[job["task"], num_experiments]
-    budget, num_steps, num_ahead, num_contrastive, num_rollouts = case
-    looks_ahead = job["method"] == "look_ahead"
-    if job["method"] != "policy":
+    budget, num_steps, num_ahead, num_contrastive, num_rollouts, of_policy = case
+    is_greedy = job["method"] == "policy"
+    if is_greedy:
+        budget = of_policy or budget
+    else:
         num_steps = num_ahead
     if quick:
         budget, num_steps, num_rollouts, num_contrastive = 3_000, 20, 50, 5_000
@@ -160,6 +165,8 @@ def run(job: Job, quick: bool) -> Row:
         rollouts = random_rollouts(task, num_rollouts, num_experiments)
         return true_bounds(task, rollouts, num_contrastive)
     settings: dict[str, Any] = {"num_steps": num_steps}
+    if is_greedy:
+        settings |= {"looks_ahead": False, "num_rounds": _NUM_ROUNDS}
     if job["method"] == "simulator":
         # Each simulation is used once: ten times as many.
         settings = {"method": "simulator"}
@@ -171,7 +178,6 @@ def run(job: Job, quick: bool) -> Row:
         num_experiments,
         max_num_simulations=budget,
         adapts=job["method"] != "fixed",
-        looks_ahead=looks_ahead,
         training_batch_size=32 if quick else 128,
         **settings,
     )

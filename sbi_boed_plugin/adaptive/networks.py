@@ -25,6 +25,9 @@ __all__ = ["fit_likelihood", "make_training"]
 # Share of the simulations that is left out, to judge by, and sizes of batches.
 _LEFT_OUT = 0.1
 _BATCH_SIZES = (128, 1_024)
+# Gain of the likelihood, in nats of one experiment, that is worth more steps: its error
+# adds up over the experiments of a sequence.
+_LEAST_GAIN = 1e-3
 
 
 def fit_likelihood(
@@ -56,7 +59,7 @@ def fit_likelihood(
         pairs_of(finite)["likelihood"],
         order[num_left_out:],
         order[:num_left_out],
-        AveragedSchedule(),
+        AveragedSchedule(min_gain=_LEAST_GAIN),
         batch_size=min(max(num // 200, least), most),
         description="Training likelihood",
         show_progress_bar=show_progress_bar,

@@ -52,6 +52,7 @@ class PreyPopulation(DiscreteTask):
     design_names = ("number of prey ξ",)
     x_names = ("number of prey eaten x",)
     theta_transform = ExpTransform().inv
+    design_transform = ExpTransform().inv
     x_transform = ComposeTransform([AffineTransform(1.0, 1.0), ExpTransform().inv])
 
     def __init__(self) -> None:
