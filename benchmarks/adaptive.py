@@ -10,8 +10,8 @@ known, there is only what results report. Methods are
 
 - `random`: designs drawn uniformly;
 - `fixed`: the best list of designs, `optimize_policy(adapts=False)`;
-- `policy`: `optimize_policy(looks_ahead=False, num_rounds=5)`, inside the learned
-  likelihood, with more simulations where designs go very near to hidden sources;
+- `policy`: `optimize_policy(looks_ahead=False)`, inside the learned likelihood, with
+  more simulations and rounds where designs go very near to hidden sources;
 - `look_ahead`: `optimize_policy()`, with steps that were chosen for it;
 - `simulator`: `optimize_policy(method="simulator")`, by the score gradient.
 
@@ -42,7 +42,10 @@ from sbi_boed_plugin.experiment import make_trainer
 
 
 class Case(NamedTuple):
-    """Simulations, steps of a policy and of one that looks ahead, and what scores."""
+    """Simulations, steps of a policy and of one that looks ahead, and what scores.
+
+    Then simulations and rounds of the policy, if others.
+    """
 
     budget: int
     num_steps: int
@@ -50,6 +53,7 @@ class Case(NamedTuple):
     num_contrastive: int
     num_rollouts: int = 500
     budget_of_policy: int | None = None
+    num_rounds: int = 3
 
 
 CASES: dict[tuple[str, int], Case] = {
@@ -58,14 +62,13 @@ CASES: dict[tuple[str, int], Case] = {
     ("hyperbolic_discounting", 20): Case(50_000, 1_000, 1_500, 100_000),
     ("prey_population", 10): Case(50_000, 1_000, 2_000, 100_000),
     ("pharmacokinetic", 5): Case(50_000, 1_000, 2_000, 100_000),
-    ("location_finding", 10): Case(100_000, 2_500, 7_000, 1_000_000, 500, 300_000),
-    ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200, 300_000),
+    ("location_finding", 10): Case(100_000, 2_500, 7_000, 1_000_000, 500, 300_000, 5),
+    ("location_finding", 30): Case(100_000, 2_500, 3_000, 1_000_000, 200, 300_000, 5),
     ("ces", 10): Case(100_000, 2_000, 4_000, 1_000_000),
     ("sir", 5): Case(50_000, 1_000, 2_000, 0),
 }
 METHODS = ("random", "fixed", "policy", "look_ahead", "simulator")
 NUM_OF_POSTERIOR, NUM_RANKED = 1_023, 500
-_NUM_ROUNDS = 5
 _CHUNK = 5_000
 
 
@@ -153,10 +156,10 @@ def run(job: Job, quick: bool) -> Row:
     task = tasks.get_task(job["task"])
     num_experiments = job["experiments"]
     case = CASES[job["task"], num_experiments]
-    budget, num_steps, num_ahead, num_contrastive, num_rollouts, of_policy = case
+    budget, num_steps, num_ahead, num_contrastive, num_rollouts = case[:5]
     is_greedy = job["method"] == "policy"
     if is_greedy:
-        budget = of_policy or budget
+        budget = case.budget_of_policy or budget
     else:
         num_steps = num_ahead
     if quick:
@@ -166,7 +169,7 @@ def run(job: Job, quick: bool) -> Row:
         return true_bounds(task, rollouts, num_contrastive)
     settings: dict[str, Any] = {"num_steps": num_steps}
     if is_greedy:
-        settings |= {"looks_ahead": False, "num_rounds": _NUM_ROUNDS}
+        settings |= {"looks_ahead": False, "num_rounds": case.num_rounds}
     if job["method"] == "simulator":
         # Each simulation is used once: ten times as many.
         settings = {"method": "simulator"}
