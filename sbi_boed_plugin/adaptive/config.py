@@ -64,10 +64,9 @@ class PolicySearchConfig:
             designs to measure at.
         looks_ahead: Whether a policy learns from the information of all experiments
             together. If not, each design is the one that tells most by itself, which
-            has a gradient of much less noise, but goes where an inaccurate likelihood
-            promises too much; the information that is reported is that of all
-            experiments. Lists of designs (`adapts=False`), a `target`, parameters of a
-            few values and `method="simulator"` always look ahead.
+            has a gradient of much less noise; the information that is reported is that
+            of all experiments. Lists of designs (`adapts=False`), a `target`,
+            parameters of a few values and `method="simulator"` always look ahead.
         num_steps: Number of steps. If `None`, 4,000 inside the model, and as many as
             the budget allows for with `method="simulator"`.
         training_batch_size: Number of rollouts, sequences of experiments, of a step. A

@@ -31,7 +31,7 @@ def test_errors_of_a_likelihood_do_not_add_up_to_much_over_twenty_questions():
     torch.manual_seed(0)
     task = tasks.get_task("hyperbolic_discounting")
 
-    # One training may be unlucky. Trainings that end once they gain less than 0.02 nats
-    # are 0.16 to 0.19 nats off.
+    # One training may be unlucky. Those that end once they gain less than 0.02 nats are
+    # 0.16 to 0.19 nats off.
     values = [20.0 * divergence(task, 40_000) for _ in range(5)]
     assert sum(values) / 5.0 < 0.145
