@@ -44,7 +44,8 @@ from sbi_boed_plugin.experiment import make_trainer
 class Case(NamedTuple):
     """Simulations, steps of a policy and of one that looks ahead, and what scores.
 
-    Then simulations and rounds of the policy, if others.
+    `budget_of_policy` are the simulations of a policy that does not look ahead, where
+    they are others, and `num_rounds` are its rounds.
     """
 
     budget: int

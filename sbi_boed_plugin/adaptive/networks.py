@@ -25,8 +25,8 @@ __all__ = ["fit_likelihood", "make_training"]
 # Share of the simulations that is left out, to judge by, and sizes of batches.
 _LEFT_OUT = 0.1
 _BATCH_SIZES = (128, 1_024)
-# Gain of the likelihood, in nats of one experiment, that is worth more steps: its error
-# adds up over the experiments of a sequence.
+# Gain of the likelihood, in nats of one experiment, that is worth more steps. Its errors
+# add up over a sequence.
 _LEAST_GAIN = 1e-3
 
 
