@@ -25,7 +25,7 @@ __all__ = ["fit_likelihood", "make_training"]
 # Share of the simulations that is left out, to judge by, and sizes of batches.
 _LEFT_OUT = 0.1
 _BATCH_SIZES = (128, 1_024)
-# Gain of the likelihood, in nats of one experiment, that is worth more steps. Its errors
+# Gain of the likelihood that is worth more steps, in nats of one experiment. Errors
 # add up over a sequence.
 _LEAST_GAIN = 1e-3
 
